@@ -1,0 +1,346 @@
+"""One record's data: a tf.train.Example with exactly the features of an activation record.
+
+The protobuf wire format is written and read by hand, so that neither TensorFlow nor protobuf is
+needed. Sources: tensorflow/core/example/{example,feature}.proto for the messages,
+https://protobuf.dev/programming-guides/encoding/ for the format. Encoded bytes equal those of
+TensorFlow's SerializeToString(deterministic=True), which sorts the features by name:
+
+    activation  bytes, raw little-endian elements      shape      int64 list
+    num_tokens  int64                                  task_id    bytes, UTF-8
+    sample_id   bytes, UTF-8                           token_ids  int64 list
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from activation_dataset.format import Sample
+
+# Tags: field number << 3 | wire type.
+_VARINT, _FIXED64, _BYTES, _START_GROUP, _END_GROUP, _FIXED32 = range(6)
+_FIELD_1, _FIELD_2, _FIELD_3 = b"\x0a", b"\x12", b"\x1a"  # length-delimited
+_BYTES_LIST, _FLOAT_LIST, _INT64_LIST = 1, 2, 3  # fields of Feature
+_KINDS = {_BYTES_LIST: "a bytes list", _FLOAT_LIST: "a float list", _INT64_LIST: "an int64 list"}
+_MAX_GROUP_DEPTH = 100
+
+
+class ExampleError(ValueError):
+    """Bytes that are not an activation record; says which part is wrong."""
+
+
+@dataclass(frozen=True, eq=False)
+class DecodedExample:
+    """What a record holds.
+
+    Attributes:
+        sample: sample_id, task_id, token_ids and num_tokens.
+        shape: (hidden,) or (num_tokens, hidden).
+        activation: the raw bytes, a view of the data that was decoded.
+    """
+
+    sample: Sample
+    shape: tuple[int, ...]
+    activation: memoryview
+
+
+def encode_example(
+    sample: Sample, shape: Sequence[int], activation: NDArray[Any]
+) -> tuple[bytes, memoryview, bytes]:
+    """The record's data in three pieces to be written one after the other.
+
+    Args:
+        sample: the sample.
+        shape: the feature `shape`.
+        activation: C-contiguous, little-endian storage dtype; not copied.
+
+    Returns:
+        (prefix, the activation's bytes, suffix).
+    """
+    payload = activation.reshape(-1).view(np.uint8).data
+    suffix = encode_suffix(sample, shape)
+    return encode_prefix(len(payload), len(suffix)), payload, suffix
+
+
+def encode_prefix(payload_bytes: int, suffix_bytes: int) -> bytes:
+    """What comes before the activation's bytes: lengths and its name, which sorts first."""
+    lengths = []
+    length = payload_bytes
+    # From the inside: BytesList.value, Feature.bytes_list, the map entry's value.
+    for _ in range(3):
+        lengths.append(_varint(length))
+        length += 1 + len(lengths[-1])
+    value, bytes_list, feature = lengths
+    entry = _FIELD_1 + b"\x0aactivation" + _FIELD_2 + feature
+    entry += _FIELD_1 + bytes_list + _FIELD_1 + value
+    entry_bytes = len(entry) + payload_bytes
+    opening = _FIELD_1 + _varint(entry_bytes)
+    return _FIELD_1 + _varint(len(opening) + entry_bytes + suffix_bytes) + opening + entry
+
+
+def encode_suffix(sample: Sample, shape: Sequence[int]) -> bytes:
+    """What comes after the activation's bytes: the other features. The same in every layer."""
+    return b"".join(
+        (
+            _entry(b"num_tokens", _int64_feature(_varints((sample.num_tokens,)))),
+            _entry(b"sample_id", _bytes_feature(sample.sample_id.encode("utf-8"))),
+            _entry(b"shape", _int64_feature(_varints(shape))),
+            _entry(b"task_id", _bytes_feature(sample.task_id.encode("utf-8"))),
+            _entry(b"token_ids", _int64_feature(_varint_array(sample.token_ids))),
+        )
+    )
+
+
+def decode_example(data: bytes | memoryview) -> DecodedExample:
+    """Reads a record's data; copies all but the activation.
+
+    Any order of fields and features, packed or unpacked lists, unknown fields and features are
+    accepted, as protobuf demands. Missing features and wrong types are not.
+
+    Raises:
+        ExampleError: the bytes are not protobuf, or not an activation record.
+    """
+    view = memoryview(data)
+    features: dict[bytes, list[memoryview]] = {}
+    for message in _messages(view, 1):
+        for entry in _messages(message, 1):
+            name, value = _map_entry(entry)
+            features[name] = value  # a name that comes again replaces the first
+    num_tokens = _integers(features, b"num_tokens")
+    if len(num_tokens) != 1 or num_tokens[0] < 0:
+        raise ExampleError(f"num_tokens is {num_tokens.tolist()[:4]}, expected one integer >= 0")
+    token_ids = _integers(features, b"token_ids")
+    if len(token_ids) and (token_ids.min() < 0 or token_ids.max() > 0x7FFFFFFF):
+        raise ExampleError("token_ids has a value outside 0..2147483647")
+    shape = _integers(features, b"shape")
+    if len(shape) not in (1, 2) or shape.min() < 0:
+        raise ExampleError(f"shape is {shape.tolist()[:4]}, expected one or two integers >= 0")
+    return DecodedExample(
+        Sample(
+            sample_id=_text(features, b"sample_id"),
+            task_id=_text(features, b"task_id"),
+            token_ids=token_ids.astype(np.int32),
+            num_tokens=int(num_tokens[0]),
+        ),
+        tuple(shape.tolist()),
+        _single_bytes(features, b"activation"),
+    )
+
+
+# Encoding
+
+
+def _varint(value: int) -> bytes:
+    """Base 128, least significant group first; negative numbers as 64-bit two's complement."""
+    if 0 <= value < 0x80:
+        return _ONE_BYTE[value]
+    value &= 0xFFFFFFFFFFFFFFFF
+    result = bytearray()
+    while value >= 0x80:
+        result.append(value & 0x7F | 0x80)
+        value >>= 7
+    result.append(value)
+    return bytes(result)
+
+
+_ONE_BYTE = [bytes([value]) for value in range(0x80)]
+
+
+def _varints(values: Sequence[int]) -> bytes:
+    return b"".join([_varint(value) for value in values])
+
+
+def _varint_array(values: NDArray[np.int32]) -> bytes:
+    """Varints of [n] integers, each in 0..2^31 - 1."""
+    if len(values) <= 8:
+        numbers = values.tolist()
+        if numbers and min(numbers) < 0:
+            raise ValueError(f"token_ids has the negative value {min(numbers)}")
+        return _varints(numbers)
+    if values.min() < 0:
+        raise ValueError(f"token_ids has the negative value {values.min()}")
+    groups = values.astype(np.uint32)[:, None] >> np.arange(0, 35, 7, dtype=np.uint32)
+    used = groups != 0
+    used[:, 0] = True
+    encoded = (groups & 0x7F).astype(np.uint8)
+    encoded[:, :-1][used[:, 1:]] |= 0x80
+    return bytes(encoded[used])
+
+
+def _field(tag: bytes, content: bytes) -> bytes:
+    return tag + _varint(len(content)) + content
+
+
+def _entry(name: bytes, feature: bytes) -> bytes:
+    """One entry of the map Features.feature."""
+    return _field(_FIELD_1, _field(_FIELD_1, name) + _field(_FIELD_2, feature))
+
+
+def _bytes_feature(value: bytes) -> bytes:
+    return _field(_FIELD_1, _field(_FIELD_1, value))
+
+
+def _int64_feature(packed: bytes) -> bytes:
+    return _field(_FIELD_3, _field(_FIELD_1, packed) if packed else b"")
+
+
+# Decoding
+
+
+def _read_varint(view: memoryview, position: int) -> tuple[int, int]:
+    """(value, position after it), the value unsigned."""
+    result = shift = 0
+    while True:
+        if position >= len(view):
+            raise ExampleError("the message ends inside a varint")
+        byte = view[position]
+        position += 1
+        result |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return result & 0xFFFFFFFFFFFFFFFF, position
+        shift += 7
+        if shift == 70:
+            raise ExampleError("a varint is longer than 10 bytes")
+
+
+def _fields(view: memoryview) -> Iterator[tuple[int, int, memoryview]]:
+    """(field number, wire type, content) of each field of a message; groups are skipped.
+
+    The content of a varint is its bytes.
+    """
+    position = 0
+    while position < len(view):
+        number, wire_type, position = _read_tag(view, position)
+        start, position = _content(view, position, number, wire_type, 0)
+        yield number, wire_type, view[start:position]
+
+
+def _read_tag(view: memoryview, position: int) -> tuple[int, int, int]:
+    """(field number, wire type, position after it)."""
+    start = position
+    tag, position = _read_varint(view, position)
+    if tag > 0xFFFFFFFF or position - start > 5 or tag < 8:
+        raise ExampleError(f"{tag} is not the tag of a field")
+    return tag >> 3, tag & 7, position
+
+
+def _content(
+    view: memoryview, position: int, number: int, wire_type: int, depth: int
+) -> tuple[int, int]:
+    """(start, end) of the content of a field whose tag ends at `position`."""
+    start = position
+    if wire_type == _VARINT:
+        _, position = _read_varint(view, position)
+    elif wire_type == _FIXED64:
+        position += 8
+    elif wire_type == _FIXED32:
+        position += 4
+    elif wire_type == _BYTES:
+        length, start = _read_varint(view, position)
+        position = start + length
+    elif wire_type == _START_GROUP and depth < _MAX_GROUP_DEPTH:
+        while True:
+            inner, inner_type, position = _read_tag(view, position)
+            if inner_type == _END_GROUP and inner == number:
+                break
+            _, position = _content(view, position, inner, inner_type, depth + 1)
+    else:
+        raise ExampleError(f"field {number} has wire type {wire_type}, which is not allowed here")
+    if position > len(view):
+        raise ExampleError(f"field {number} reaches past the end of its message")
+    return start, position
+
+
+def _messages(view: memoryview, number: int) -> Iterator[memoryview]:
+    """Contents of the length-delimited fields of that number; others are unknown and skipped."""
+    for found, wire_type, content in _fields(view):
+        if found == number and wire_type == _BYTES:
+            yield content
+
+
+def _map_entry(entry: memoryview) -> tuple[bytes, list[memoryview]]:
+    """(name, pieces of its Feature); pieces of a message that comes again are merged."""
+    name = b""
+    feature = []
+    for number, wire_type, content in _fields(entry):
+        if wire_type == _BYTES and number == 1:
+            name = bytes(content)
+        elif wire_type == _BYTES and number == 2:
+            feature.append(content)
+    return name, feature
+
+
+def _list_of(features: dict[bytes, list[memoryview]], name: bytes, kind: int) -> list[memoryview]:
+    """Pieces of the feature's list message, which must be of that kind."""
+    if name not in features:
+        raise ExampleError(f"the feature {name.decode()} is missing")
+    found = 0
+    pieces: list[memoryview] = []
+    for feature in features[name]:
+        for number, wire_type, content in _fields(feature):
+            if wire_type != _BYTES or number not in _KINDS:
+                continue
+            if number != found:  # the last kind of a oneof wins
+                found, pieces = number, []
+            pieces.append(content)
+    if found != kind:
+        raise ExampleError(
+            f"the feature {name.decode()} is {_KINDS.get(found, 'empty')}, expected {_KINDS[kind]}"
+        )
+    return pieces
+
+
+def _single_bytes(features: dict[bytes, list[memoryview]], name: bytes) -> memoryview:
+    values = [
+        value for piece in _list_of(features, name, _BYTES_LIST) for value in _messages(piece, 1)
+    ]
+    if len(values) != 1:
+        raise ExampleError(f"the feature {name.decode()} has {len(values)} values, expected 1")
+    return values[0]
+
+
+def _text(features: dict[bytes, list[memoryview]], name: bytes) -> str:
+    try:
+        return str(_single_bytes(features, name), "utf-8")
+    except UnicodeDecodeError as error:
+        raise ExampleError(f"the feature {name.decode()} is not UTF-8: {error}") from None
+
+
+def _integers(features: dict[bytes, list[memoryview]], name: bytes) -> NDArray[np.int64]:
+    """[n] int64, from packed and unpacked values."""
+    pieces = [
+        _varints_of(content)
+        for piece in _list_of(features, name, _INT64_LIST)
+        for number, wire_type, content in _fields(piece)
+        if number == 1 and wire_type in (_BYTES, _VARINT)
+    ]
+    return pieces[0] if len(pieces) == 1 else np.concatenate([_NO_INTEGERS, *pieces])
+
+
+_NO_INTEGERS = np.empty(0, np.int64)
+
+
+def _varints_of(packed: memoryview) -> NDArray[np.int64]:
+    """[n] int64 of varints end to end."""
+    if len(packed) <= 16:
+        values = []
+        position = 0
+        while position < len(packed):
+            value, position = _read_varint(packed, position)
+            values.append(value)
+        return np.array(values, np.uint64).view(np.int64)
+    encoded = np.frombuffer(packed, np.uint8)
+    ends = np.flatnonzero(encoded < 0x80)
+    if not len(ends) or ends[-1] != len(encoded) - 1:
+        raise ExampleError("the message ends inside a varint")
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    lengths = ends - starts + 1
+    if lengths.max() > 10:
+        raise ExampleError("a varint is longer than 10 bytes")
+    places = np.arange(len(encoded)) - np.repeat(starts, lengths)
+    groups = (encoded & 0x7F).astype(np.uint64) << (7 * places).astype(np.uint64)
+    return np.add.reduceat(groups, starts).view(np.int64)

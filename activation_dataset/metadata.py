@@ -1,0 +1,433 @@
+"""metadata.json: what a dataset holds, how it was made, and the commit of the whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from activation_dataset.fields import FieldError, Fields
+from activation_dataset.format import (
+    POOLINGS,
+    SCHEMA_VERSION,
+    STORAGE_DTYPES,
+    Pooling,
+    StorageDtype,
+    shard_file,
+)
+from activation_dataset.statistics import LayerStatistics
+
+Json = Any
+"""A value that json can hold."""
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One layer file, as metadata.json lists it.
+
+    Attributes:
+        path: below the dataset's folder, with "/".
+        bytes: size of the file.
+        crc32c: of the whole file, in base64 as Cloud Storage shows it.
+    """
+
+    path: str
+    bytes: int
+    crc32c: str
+
+    def to_json(self) -> dict[str, Json]:
+        return {"path": self.path, "bytes": self.bytes, "crc32c": self.crc32c}
+
+    @classmethod
+    def from_json(cls, value: object, where: str) -> FileEntry:
+        fields = Fields(value, where)
+        result = cls(fields.text("path"), fields.integer("bytes"), fields.text("crc32c"))
+        fields.done()
+        return result
+
+
+@dataclass(frozen=True)
+class LayerFile:
+    """One layer file that was written or verified: its entry and the statistics of its vectors."""
+
+    layer: int
+    path: str
+    bytes: int
+    crc32c: str
+    statistics: LayerStatistics
+
+    @property
+    def entry(self) -> FileEntry:
+        return FileEntry(self.path, self.bytes, self.crc32c)
+
+
+@dataclass(frozen=True)
+class ShardManifest:
+    """One layer of one shard, written.
+
+    Attributes:
+        shard: number of the shard.
+        samples: records in the file.
+        tokens: tokens of all its prompts.
+        vectors: activation vectors in the file: one for each sample, or for each token.
+        file: the file.
+    """
+
+    shard: int
+    samples: int
+    tokens: int
+    vectors: int
+    file: LayerFile
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One shard in all its layers.
+
+    Attributes:
+        shard, samples, tokens: as in ShardManifest, the same in every layer.
+        files: layer to file.
+    """
+
+    shard: int
+    samples: int
+    tokens: int
+    files: Mapping[int, FileEntry]
+
+    def to_json(self) -> dict[str, Json]:
+        return {
+            "shard": self.shard,
+            "samples": self.samples,
+            "tokens": self.tokens,
+            "files": {str(layer): entry.to_json() for layer, entry in self.files.items()},
+        }
+
+    @classmethod
+    def from_json(cls, value: object, where: str) -> Batch:
+        fields = Fields(value, where)
+        result = cls(
+            fields.integer("shard"),
+            fields.integer("samples"),
+            fields.integer("tokens"),
+            {
+                layer: FileEntry.from_json(entry, f"{where}.files.{layer}")
+                for layer, entry in _by_layer(fields, "files").items()
+            },
+        )
+        fields.done()
+        return result
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """One file that tasks were read from: path as sample ids give it, bytes, SHA-256 in hex."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+    def to_json(self) -> dict[str, Json]:
+        return {"path": self.path, "bytes": self.bytes, "sha256": self.sha256}
+
+    @classmethod
+    def from_json(cls, value: object, where: str) -> InputFile:
+        fields = Fields(value, where)
+        result = cls(fields.text("path"), fields.integer("bytes"), fields.text("sha256"))
+        fields.done()
+        return result
+
+
+@dataclass(frozen=True)
+class RunDescription:
+    """How the dataset was made: known before the first vector is computed.
+
+    Attributes:
+        model_name: as the user gave it, a hub id or the name of a folder.
+        layers_extracted: ascending.
+        hidden_dim: elements of a vector.
+        pooling: "last", "mean" or "none".
+        hook_point: what was captured, such as "residual_after_layer".
+        storage_dtype: of the stored elements.
+        compute_dtype: in which the model ran.
+        prompt_template: the template, whole.
+        tokenizer: at least {"fingerprint": str}.
+        weights: at least {"fingerprint": str}; says so where the weights are random.
+        inputs: the files that tasks were read from, sorted by path.
+        settings: every other setting that decides about bytes, such as max_length.
+        versions: package to version.
+    """
+
+    model_name: str
+    layers_extracted: tuple[int, ...]
+    hidden_dim: int
+    pooling: Pooling
+    hook_point: str
+    storage_dtype: StorageDtype
+    compute_dtype: str
+    prompt_template: Mapping[str, Json]
+    tokenizer: Mapping[str, Json]
+    weights: Mapping[str, Json]
+    inputs: tuple[InputFile, ...]
+    settings: Mapping[str, Json]
+    versions: Mapping[str, str]
+
+    def to_json(self) -> dict[str, Json]:
+        return {
+            "model_name": self.model_name,
+            "layers_extracted": list(self.layers_extracted),
+            "num_layers_extracted": len(self.layers_extracted),
+            "hidden_dim": self.hidden_dim,
+            "pooling": self.pooling,
+            "hook_point": self.hook_point,
+            "storage_dtype": self.storage_dtype,
+            "byte_order": "little",
+            "compute_dtype": self.compute_dtype,
+            "prompt_template": dict(self.prompt_template),
+            "tokenizer": dict(self.tokenizer),
+            "weights": dict(self.weights),
+            "inputs": [each.to_json() for each in self.inputs],
+            "settings": dict(self.settings),
+            "versions": dict(self.versions),
+        }
+
+    @classmethod
+    def take(cls, fields: Fields) -> RunDescription:
+        """Takes its fields from a larger object."""
+        result = cls(
+            model_name=fields.text("model_name"),
+            layers_extracted=fields.integers("layers_extracted"),
+            hidden_dim=fields.integer("hidden_dim", minimum=1),
+            pooling=fields.text("pooling", POOLINGS),  # type: ignore[arg-type]
+            hook_point=fields.text("hook_point"),
+            storage_dtype=fields.text("storage_dtype", STORAGE_DTYPES),  # type: ignore[arg-type]
+            compute_dtype=fields.text("compute_dtype"),
+            prompt_template=fields.mapping("prompt_template"),
+            tokenizer=_with_fingerprint(fields, "tokenizer"),
+            weights=_with_fingerprint(fields, "weights"),
+            inputs=tuple(
+                InputFile.from_json(each, f"{fields.path('inputs')}[{index}]")
+                for index, each in enumerate(fields.items("inputs"))
+            ),
+            settings=fields.mapping("settings"),
+            versions=fields.mapping("versions"),
+        )
+        fields.text("byte_order", ["little"])
+        layers = result.layers_extracted
+        if not layers or list(layers) != sorted(set(layers)):
+            raise FieldError(f"layers_extracted is {list(layers)}, expected ascending layers")
+        if fields.integer("num_layers_extracted") != len(layers):
+            raise FieldError(f"num_layers_extracted is not {len(layers)}, as layers_extracted says")
+        return result
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """All that metadata.json says.
+
+    Attributes:
+        run: how the dataset was made.
+        batches: the shards, 0 to the last.
+        rejected: reason to number of rejected tasks.
+        statistics: layer to the statistics of all its vectors.
+    """
+
+    run: RunDescription
+    batches: tuple[Batch, ...]
+    rejected: Mapping[str, int]
+    statistics: Mapping[int, LayerStatistics]
+
+    @property
+    def total_samples(self) -> int:
+        return sum(batch.samples for batch in self.batches)
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens of all prompts."""
+        return sum(batch.tokens for batch in self.batches)
+
+    @property
+    def total_vectors(self) -> int:
+        """Vectors of one layer."""
+        return self.total_tokens if self.run.pooling == "none" else self.total_samples
+
+    def to_json(self) -> str:
+        """The text of metadata.json: the same values give the same text, byte for byte.
+
+        Sorted keys, one line for each field, shard and layer, shortest floats that read back to the
+        same bits, and the SHA-256 of all the rest in `metadata_sha256`.
+        """
+        value = self._value()
+        return _canonical(value | {"metadata_sha256": _digest(value)})
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Metadata:
+        """Reads and checks what `to_json` made.
+
+        Raises:
+            FieldError: the text is not JSON, was changed, has another schema version, or a field is
+                missing, unknown, wrong, or contradicts another; says which.
+        """
+        try:
+            value = json.loads(text, parse_constant=_refuse_constant)
+        except (ValueError, RecursionError) as error:
+            raise FieldError(f"not JSON: {error}") from None
+        fields = Fields(value, "")
+        version = fields.integer("schema_version")
+        if version != SCHEMA_VERSION:
+            raise FieldError(
+                f"schema_version is {version}, but this reader knows {SCHEMA_VERSION}: "
+                + ("install a newer version of it" if version > SCHEMA_VERSION else "extract again")
+            )
+        result = cls(
+            run=RunDescription.take(fields),
+            batches=tuple(
+                Batch.from_json(each, f"batches[{index}]")
+                for index, each in enumerate(fields.items("batches"))
+            ),
+            rejected=_counts(fields, "rejected"),
+            statistics={
+                layer: LayerStatistics.from_json(each, f"statistics.{layer}")
+                for layer, each in _by_layer(fields, "statistics").items()
+            },
+        )
+        for name in ("total_samples", "total_tokens", "total_vectors"):
+            total, said = getattr(result, name), fields.integer(name)
+            if said != total:
+                raise FieldError(f"{name} is {said}, but the batches add up to {total}")
+        digest = fields.text("metadata_sha256")
+        fields.done()
+        result._check_consistency()
+        if digest != _digest(result._value()):
+            raise FieldError("metadata_sha256 does not match: the file was changed after the run")
+        return result
+
+    def _value(self) -> dict[str, Json]:
+        return {
+            "schema_version": SCHEMA_VERSION,
+            **self.run.to_json(),
+            "total_samples": self.total_samples,
+            "total_tokens": self.total_tokens,
+            "total_vectors": self.total_vectors,
+            "batches": [batch.to_json() for batch in self.batches],
+            "rejected": dict(self.rejected),
+            "statistics": {str(layer): each.to_json() for layer, each in self.statistics.items()},
+        }
+
+    def _check_consistency(self) -> None:
+        layers = list(self.run.layers_extracted)
+        for index, batch in enumerate(self.batches):
+            if batch.shard != index:
+                raise FieldError(f"batches[{index}].shard is {batch.shard}, expected {index}")
+            if sorted(batch.files) != layers:
+                raise FieldError(
+                    f"batches[{index}].files has layers {sorted(batch.files)}, expected {layers}"
+                )
+            for layer, entry in batch.files.items():
+                expected = shard_file(layer, index, len(self.batches))
+                if entry.path != expected:
+                    raise FieldError(
+                        f"batches[{index}].files.{layer}.path is {entry.path!r}, "
+                        f"expected {expected!r}"
+                    )
+        if sorted(self.statistics) != layers:
+            raise FieldError(f"statistics has layers {sorted(self.statistics)}, expected {layers}")
+        for layer, each in self.statistics.items():
+            if each.hidden != self.run.hidden_dim:
+                raise FieldError(
+                    f"statistics.{layer}.mean has {each.hidden} elements, "
+                    f"expected hidden_dim = {self.run.hidden_dim}"
+                )
+            if each.count + each.nonfinite_count != self.total_vectors:
+                raise FieldError(
+                    f"statistics.{layer} counts {each.count + each.nonfinite_count} vectors, "
+                    f"expected {self.total_vectors}"
+                )
+
+
+def batches_of(
+    manifests: Iterable[ShardManifest], layers: tuple[int, ...], num_shards: int
+) -> tuple[Batch, ...]:
+    """Puts the manifests of all layers of all shards together, in whatever order they come.
+
+    Raises:
+        ValueError: a layer of a shard is missing or comes twice, or the layers of a shard disagree
+            on samples or tokens; says which.
+    """
+    shards: list[dict[int, ShardManifest]] = [{} for _ in range(num_shards)]
+    for manifest in manifests:
+        layer = manifest.file.layer
+        if not 0 <= manifest.shard < num_shards or layer not in layers:
+            raise ValueError(
+                f"{manifest.file.path} is of shard {manifest.shard}, layer {layer}; expected "
+                f"shards 0..{num_shards - 1} and layers {list(layers)}"
+            )
+        if layer in shards[manifest.shard]:
+            raise ValueError(f"{manifest.file.path} was written twice")
+        shards[manifest.shard][layer] = manifest
+    batches = []
+    for shard, by_layer in enumerate(shards):
+        missing = [layer for layer in layers if layer not in by_layer]
+        if missing:
+            raise ValueError(f"{shard_file(missing[0], shard, num_shards)} was not written")
+        first = by_layer[layers[0]]
+        for each in by_layer.values():
+            if (each.samples, each.tokens) != (first.samples, first.tokens):
+                raise ValueError(
+                    f"{each.file.path} has {each.samples} samples and {each.tokens} tokens, "
+                    f"{first.file.path} {first.samples} and {first.tokens}"
+                )
+        files = {layer: by_layer[layer].file.entry for layer in layers}
+        batches.append(Batch(shard, first.samples, first.tokens, files))
+    return tuple(batches)
+
+
+def _by_layer(fields: Fields, name: str) -> dict[int, Json]:
+    """An object whose keys are layers."""
+    value = fields.mapping(name)
+    for key in value:
+        if not re.fullmatch(r"0|[1-9][0-9]{0,8}", key):
+            raise FieldError(f"{fields.path(name)} has the key {key!r}, expected a layer's number")
+    return {layer: value[str(layer)] for layer in sorted(map(int, value))}
+
+
+def _counts(fields: Fields, name: str) -> dict[str, int]:
+    """An object whose values are counts."""
+    inner = Fields(value := fields.mapping(name), fields.path(name))
+    return {key: inner.integer(key) for key in value}
+
+
+def _with_fingerprint(fields: Fields, name: str) -> dict[str, Json]:
+    value = fields.mapping(name)
+    Fields(value, fields.path(name)).text("fingerprint")
+    return value
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _line(value: Json) -> str:
+    return json.dumps(value, sort_keys=True, allow_nan=False)
+
+
+def _digest(value: Mapping[str, Json]) -> str:
+    return hashlib.sha256(_line(value).encode("utf-8")).hexdigest()
+
+
+def _canonical(value: Mapping[str, Json]) -> str:
+    """JSON that a person can read: a line for each field, and for each element of the long ones."""
+    lines = []
+    for key in sorted(value):
+        field = value[key]
+        if key == "batches" and field:
+            text = "[\n    " + ",\n    ".join(map(_line, field)) + "\n  ]"
+        elif key == "statistics" and field:
+            parts = [f"{_line(layer)}: {_line(field[layer])}" for layer in sorted(field)]
+            text = "{\n    " + ",\n    ".join(parts) + "\n  }"
+        else:
+            text = _line(field)
+        lines.append(f"  {_line(key)}: {text}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
