@@ -1,0 +1,165 @@
+"""Writing one layer of one shard."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from activation_dataset.checksum import Buffer, combine, crc32c, extend, to_text
+from activation_dataset.example import encode_prefix, encode_suffix
+from activation_dataset.format import (
+    POOLINGS,
+    Pooling,
+    Sample,
+    StorageDtype,
+    numpy_dtype,
+    shard_file,
+    to_storage,
+)
+from activation_dataset.metadata import LayerFile, ShardManifest
+from activation_dataset.statistics import StatisticsBuilder
+from activation_dataset.tfrecord import frame_footer, frame_header
+
+# Payloads up to here are gathered into one write; larger ones are written where they lie.
+_GATHERED_PAYLOAD = 1 << 16
+_GATHERED_BLOCK = 1 << 20
+
+
+class LayerFileWriter:
+    """Writes the records of one layer file and keeps its checksum and statistics.
+
+    The bytes depend on the samples and rows alone, not on how they are split into `append` calls.
+
+    Args:
+        stream: where the bytes go, from its position on; neither flushed nor closed.
+        layer: number of the layer.
+        pooling: decides how many rows a sample has, and the feature `shape`.
+        storage_dtype: of the stored elements.
+        hidden: elements of a vector.
+    """
+
+    def __init__(
+        self,
+        stream: BinaryIO,
+        layer: int,
+        pooling: Pooling,
+        storage_dtype: StorageDtype,
+        hidden: int,
+    ) -> None:
+        if pooling not in POOLINGS:
+            raise ValueError(f"pooling {pooling!r} is not one of {', '.join(POOLINGS)}")
+        self._stream = stream
+        self._layer = layer
+        self._pooling = pooling
+        self._storage_dtype = storage_dtype
+        self._hidden = hidden
+        self._vector_bytes = hidden * numpy_dtype(storage_dtype).itemsize
+        self._statistics = StatisticsBuilder(hidden)
+        self._samples = self._tokens = self._vectors = self._bytes = self._crc = 0
+        self._gathered: list[Buffer] = []
+        self._gathered_bytes = 0
+
+    def append(
+        self, samples: Sequence[Sample], rows: NDArray[Any], row_counts: Sequence[int]
+    ) -> None:
+        """Writes one record for each sample.
+
+        Args:
+            samples: the samples, in the order of the file.
+            rows: [sum(row_counts), hidden] float32 or bfloat16 (see `to_storage`): the samples'
+                vectors end to end. Free to be reused after the call.
+            row_counts: rows of each sample: 1 if pooled, else its tokens.
+
+        Raises:
+            ValueError: the arguments contradict each other; nothing has been written.
+            OSError: the stream did not take all bytes.
+        """
+        self._check(samples, rows, row_counts)
+        stored = to_storage(rows, self._storage_dtype)
+        self._statistics.update(stored)
+        elements = stored.reshape(-1).view(np.uint8).data
+        start = 0
+        for sample, count in zip(samples, row_counts, strict=True):
+            end = start + count * self._vector_bytes
+            self._write_record(sample, count, elements[start:end])
+            self._tokens += sample.num_tokens
+            start = end
+        self._flush()
+        self._samples += len(samples)
+        self._vectors += len(rows)
+
+    def finish(self, shard: int, num_shards: int) -> ShardManifest:
+        """What was written, as a shard of the dataset. Closing the stream is up to the caller."""
+        return ShardManifest(
+            shard=shard,
+            samples=self._samples,
+            tokens=self._tokens,
+            vectors=self._vectors,
+            file=LayerFile(
+                layer=self._layer,
+                path=shard_file(self._layer, shard, num_shards),
+                bytes=self._bytes,
+                crc32c=to_text(self._crc),
+                statistics=self._statistics.result(),
+            ),
+        )
+
+    def _check(
+        self, samples: Sequence[Sample], rows: NDArray[Any], row_counts: Sequence[int]
+    ) -> None:
+        if len(samples) != len(row_counts):
+            raise ValueError(f"{len(samples)} samples, but {len(row_counts)} row counts")
+        if rows.shape != (sum(row_counts), self._hidden):
+            raise ValueError(
+                f"rows have shape {rows.shape}, expected [{sum(row_counts)}, {self._hidden}]"
+            )
+        for sample, count in zip(samples, row_counts, strict=True):
+            tokens = 1 if self._pooling == "last" else sample.num_tokens
+            vectors = sample.num_tokens if self._pooling == "none" else 1
+            if (len(sample.token_ids), count) != (tokens, vectors):
+                raise ValueError(
+                    f"{sample.sample_id}: {count} rows and {len(sample.token_ids)} token_ids for "
+                    f"{sample.num_tokens} tokens; pooling {self._pooling!r} needs {vectors} rows "
+                    f"and {tokens} token_ids"
+                )
+
+    def _write_record(self, sample: Sample, count: int, payload: memoryview) -> None:
+        shape = (count, self._hidden) if self._pooling == "none" else (self._hidden,)
+        suffix = encode_suffix(sample, shape)
+        prefix = encode_prefix(len(payload), len(suffix))
+        length = len(prefix) + len(payload) + len(suffix)
+        crc = crc32c(prefix, payload, suffix)
+        header, footer = frame_header(length), frame_footer(crc)
+        if len(payload) <= _GATHERED_PAYLOAD:
+            self._gathered += (header, prefix, payload, suffix, footer)
+            self._gathered_bytes += len(header) + length + len(footer)
+            if self._gathered_bytes >= _GATHERED_BLOCK:
+                self._flush()
+            return
+        self._flush()
+        self._write(header)
+        for piece in (prefix, payload, suffix):
+            _write_whole(self._stream, piece)
+        self._crc = combine(self._crc, crc, length)
+        self._bytes += length
+        self._write(footer)
+
+    def _flush(self) -> None:
+        if self._gathered:
+            self._write(b"".join(self._gathered))
+            self._gathered.clear()
+            self._gathered_bytes = 0
+
+    def _write(self, block: bytes) -> None:
+        _write_whole(self._stream, block)
+        self._crc = extend(self._crc, block)
+        self._bytes += len(block)
+
+
+def _write_whole(stream: BinaryIO, block: Buffer) -> None:
+    written = stream.write(block)
+    if written is not None and written != len(block):
+        raise OSError(f"only {written} of {len(block)} bytes were written")
