@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,26 +47,13 @@ class DecodedExample:
     activation: memoryview
 
 
-def encode_example(
-    sample: Sample, shape: Sequence[int], activation: NDArray[Any]
-) -> tuple[bytes, memoryview, bytes]:
-    """The record's data in three pieces to be written one after the other.
+def encode_prefix(payload_bytes: int, suffix_bytes: int) -> bytes:
+    """What comes before the activation's bytes: lengths and its name, which sorts first.
 
     Args:
-        sample: the sample.
-        shape: the feature `shape`.
-        activation: C-contiguous, little-endian storage dtype; not copied.
-
-    Returns:
-        (prefix, the activation's bytes, suffix).
+        payload_bytes: bytes of the activation.
+        suffix_bytes: bytes of what `encode_suffix` returns.
     """
-    payload = activation.reshape(-1).view(np.uint8).data
-    suffix = encode_suffix(sample, shape)
-    return encode_prefix(len(payload), len(suffix)), payload, suffix
-
-
-def encode_prefix(payload_bytes: int, suffix_bytes: int) -> bytes:
-    """What comes before the activation's bytes: lengths and its name, which sorts first."""
     lengths = []
     length = payload_bytes
     # From the inside: BytesList.value, Feature.bytes_list, the map entry's value.
@@ -83,7 +69,12 @@ def encode_prefix(payload_bytes: int, suffix_bytes: int) -> bytes:
 
 
 def encode_suffix(sample: Sample, shape: Sequence[int]) -> bytes:
-    """What comes after the activation's bytes: the other features. The same in every layer."""
+    """What comes after the activation's bytes: the other features. The same in every layer.
+
+    Args:
+        sample: the sample.
+        shape: the feature `shape`.
+    """
     return b"".join(
         (
             _entry(b"num_tokens", _int64_feature(_varints((sample.num_tokens,)))),

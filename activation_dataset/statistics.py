@@ -242,19 +242,18 @@ def _roots(num_shards: int) -> Iterator[tuple[int, int]]:
 
 def _block_statistics(block: NDArray[np.float32], scratch: NDArray[np.float32]) -> LayerStatistics:
     """Statistics of one block [n, hidden], 1 <= n <= BLOCK_ROWS; `scratch` is at least as large."""
+    count = len(block)
+    work = scratch[:count]
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-        work = np.multiply(block, block, out=scratch[: len(block)])
-        squares = _fold_columns(work).astype(np.float64)
+        squares = _fold_columns(np.multiply(block, block, out=work)).astype(np.float64)
         low, high = _SAFE_SQUARES
         if not ((squares > low) & (squares < high)).all():
             return _wide_block_statistics(block)
-        count = len(block)
-        work[...] = block
-        center = _fold_rows(work) / np.float32(count)
+        center = _sum_rows(block, work) / np.float32(count)
         deviations = np.subtract(block, center, out=work)
-        squared = deviations * deviations
-        offset = _fold_rows(deviations).astype(np.float64) / count
+        offset = _sum_rows(deviations, np.empty_like(work)).astype(np.float64) / count
         mean = center.astype(np.float64) + offset
+        squared = np.multiply(deviations, deviations, out=work)
         variance = _fold_rows(squared).astype(np.float64) / count - offset * offset
     return _finite_statistics(0, mean, np.maximum(variance, 0.0), squares)
 
@@ -267,7 +266,7 @@ def _wide_block_statistics(block: NDArray[np.float32]) -> LayerStatistics:
     if not len(rows):
         return replace(LayerStatistics.empty(block.shape[1]), nonfinite_count=nonfinite_count)
     squares = _fold_columns(rows * rows).copy()
-    center = _fold_rows(rows.copy()) / len(rows)
+    center = _sum_rows(rows, np.empty_like(rows)) / len(rows)
     deviations = rows - center
     variance = _fold_rows(deviations * deviations) / len(rows)
     return _finite_statistics(nonfinite_count, center, variance, squares)
@@ -281,10 +280,20 @@ def _finite_statistics(
     norms = np.sqrt(squares)
     max_norm = float(norms.max())
     mean_norm = float(_fold_rows(norms) / count)
-    mean_squared_norm = float(_fold_rows(squares.copy()) / count)
+    mean_squared_norm = float(_sum_rows(squares, np.empty_like(squares)) / count)
     return LayerStatistics(
         count, nonfinite_count, mean, variance, mean_norm, mean_squared_norm, max_norm
     )
+
+
+def _sum_rows(values: NDArray[Any], scratch: NDArray[Any]) -> Any:
+    """As `_fold_rows`, but leaves `values` alone; `scratch` has the same shape."""
+    count = len(values)
+    half = (count + 1) // 2
+    sums = scratch[:half]
+    np.add(values[: count - half], values[half:], out=sums[: count - half])
+    sums[count - half :] = values[count - half : half]
+    return _fold_rows(sums)
 
 
 def _fold_rows(values: NDArray[Any]) -> Any:

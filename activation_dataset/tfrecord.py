@@ -69,11 +69,26 @@ def read_records(stream: BinaryIO, name: str) -> Iterator[memoryview]:
         CorruptRecordError: a CRC does not match, or the file ends inside a record. A length that
             reaches past the end of the file is refused before memory is allocated for it.
     """
+    for data in scan_records(stream, name):
+        if isinstance(data, CorruptRecordError):
+            raise data
+        yield data
+
+
+def scan_records(stream: BinaryIO, name: str) -> Iterator[memoryview | CorruptRecordError]:
+    """As `read_records`, but yields errors, and goes on after one where the length is sound."""
     offset, end = _extent(stream)
     record = 0
     while offset < end:
-        length = _read_header(stream, name, record, offset, end)
-        yield _read_data(stream, name, record, offset, length)
+        try:
+            length = _read_header(stream, name, record, offset, end)
+        except CorruptRecordError as error:
+            yield error
+            return
+        try:
+            yield _read_data(stream, name, record, offset, length)
+        except CorruptRecordError as error:
+            yield error
         offset += HEADER_BYTES + length + FOOTER_BYTES
         record += 1
 

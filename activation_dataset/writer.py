@@ -9,19 +9,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from activation_dataset.checksum import Buffer, combine, crc32c, extend, to_text
-from activation_dataset.example import encode_prefix, encode_suffix
 from activation_dataset.format import (
     POOLINGS,
     Pooling,
     Sample,
     StorageDtype,
-    numpy_dtype,
     shard_file,
     to_storage,
 )
 from activation_dataset.metadata import LayerFile, ShardManifest
+from activation_dataset.record import RecordKind, frame_record
 from activation_dataset.statistics import StatisticsBuilder
-from activation_dataset.tfrecord import frame_footer, frame_header
+from activation_dataset.tfrecord import FOOTER_BYTES, HEADER_BYTES, frame_footer
 
 # Payloads up to here are gathered into one write; larger ones are written where they lie.
 _GATHERED_PAYLOAD = 1 << 16
@@ -29,7 +28,7 @@ _GATHERED_BLOCK = 1 << 20
 
 
 class LayerFileWriter:
-    """Writes the records of one layer file and keeps its checksum and statistics.
+    """Writes the records of one layer file, keeping its checksum and statistics.
 
     The bytes depend on the samples and rows alone, not on how they are split into `append` calls.
 
@@ -53,10 +52,7 @@ class LayerFileWriter:
             raise ValueError(f"pooling {pooling!r} is not one of {', '.join(POOLINGS)}")
         self._stream = stream
         self._layer = layer
-        self._pooling = pooling
-        self._storage_dtype = storage_dtype
-        self._hidden = hidden
-        self._vector_bytes = hidden * numpy_dtype(storage_dtype).itemsize
+        self._kind = RecordKind(pooling, storage_dtype, hidden)
         self._statistics = StatisticsBuilder(hidden)
         self._samples = self._tokens = self._vectors = self._bytes = self._crc = 0
         self._gathered: list[Buffer] = []
@@ -78,13 +74,13 @@ class LayerFileWriter:
             OSError: the stream did not take all bytes.
         """
         self._check(samples, rows, row_counts)
-        stored = to_storage(rows, self._storage_dtype)
+        stored = to_storage(rows, self._kind.storage_dtype)
         self._statistics.update(stored)
         elements = stored.reshape(-1).view(np.uint8).data
         start = 0
         for sample, count in zip(samples, row_counts, strict=True):
-            end = start + count * self._vector_bytes
-            self._write_record(sample, count, elements[start:end])
+            end = start + count * self._kind.vector_bytes
+            self._write_record(sample, elements[start:end])
             self._tokens += sample.num_tokens
             start = end
         self._flush()
@@ -112,51 +108,46 @@ class LayerFileWriter:
     ) -> None:
         if len(samples) != len(row_counts):
             raise ValueError(f"{len(samples)} samples, but {len(row_counts)} row counts")
-        if rows.shape != (sum(row_counts), self._hidden):
-            raise ValueError(
-                f"rows have shape {rows.shape}, expected [{sum(row_counts)}, {self._hidden}]"
-            )
         for sample, count in zip(samples, row_counts, strict=True):
-            tokens = 1 if self._pooling == "last" else sample.num_tokens
-            vectors = sample.num_tokens if self._pooling == "none" else 1
-            if (len(sample.token_ids), count) != (tokens, vectors):
+            self._kind.check(sample)
+            if count != self._kind.vectors(sample):
                 raise ValueError(
-                    f"{sample.sample_id}: {count} rows and {len(sample.token_ids)} token_ids for "
-                    f"{sample.num_tokens} tokens; pooling {self._pooling!r} needs {vectors} rows "
-                    f"and {tokens} token_ids"
+                    f"sample {sample.sample_id!r} has {count} rows; with pooling "
+                    f"{self._kind.pooling!r} a prompt of {sample.num_tokens} tokens needs "
+                    f"{self._kind.vectors(sample)}"
                 )
+        if rows.shape != (sum(row_counts), self._kind.hidden):
+            raise ValueError(
+                f"rows have shape {rows.shape}, expected [{sum(row_counts)}, {self._kind.hidden}]"
+            )
 
-    def _write_record(self, sample: Sample, count: int, payload: memoryview) -> None:
-        shape = (count, self._hidden) if self._pooling == "none" else (self._hidden,)
-        suffix = encode_suffix(sample, shape)
-        prefix = encode_prefix(len(payload), len(suffix))
-        length = len(prefix) + len(payload) + len(suffix)
-        crc = crc32c(prefix, payload, suffix)
-        header, footer = frame_header(length), frame_footer(crc)
+    def _write_record(self, sample: Sample, payload: memoryview) -> None:
+        frame = frame_record(sample, self._kind)
+        crc = crc32c(frame.prefix, payload, frame.suffix)
+        footer = frame_footer(crc)
         if len(payload) <= _GATHERED_PAYLOAD:
-            self._gathered += (header, prefix, payload, suffix, footer)
-            self._gathered_bytes += len(header) + length + len(footer)
+            self._gathered += (frame.head, payload, frame.suffix, footer)
+            self._gathered_bytes += frame.size
             if self._gathered_bytes >= _GATHERED_BLOCK:
                 self._flush()
             return
         self._flush()
-        self._write(header)
-        for piece in (prefix, payload, suffix):
+        for piece in (frame.head, payload, frame.suffix, footer):
             _write_whole(self._stream, piece)
-        self._crc = combine(self._crc, crc, length)
-        self._bytes += length
-        self._write(footer)
+        # The file's CRC from the record's: a large payload is summed once.
+        self._crc = extend(self._crc, frame.head[:HEADER_BYTES])
+        self._crc = combine(self._crc, crc, frame.size - HEADER_BYTES - FOOTER_BYTES)
+        self._crc = extend(self._crc, footer)
+        self._bytes += frame.size
 
     def _flush(self) -> None:
         if self._gathered:
-            self._write(b"".join(self._gathered))
+            block = b"".join(self._gathered)
+            _write_whole(self._stream, block)
+            self._crc = extend(self._crc, block)
+            self._bytes += len(block)
             self._gathered.clear()
             self._gathered_bytes = 0
-
-    def _write(self, block: bytes) -> None:
-        _write_whole(self._stream, block)
-        self._crc = extend(self._crc, block)
-        self._bytes += len(block)
 
 
 def _write_whole(stream: BinaryIO, block: Buffer) -> None:
