@@ -12,7 +12,7 @@ TensorFlow's SerializeToString(deterministic=True), which sorts the features by 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +26,12 @@ _FIELD_1, _FIELD_2, _FIELD_3 = b"\x0a", b"\x12", b"\x1a"  # length-delimited
 _BYTES_LIST, _FLOAT_LIST, _INT64_LIST = 1, 2, 3  # fields of Feature
 _KINDS = {_BYTES_LIST: "a bytes list", _FLOAT_LIST: "a float list", _INT64_LIST: "an int64 list"}
 _MAX_GROUP_DEPTH = 100
+
+Span = tuple[int, int]
+Field = tuple[int, int, int, int]
+"""Field number, wire type, start and end of the content."""
+Features = dict[bytes, list[Span]]
+"""Name of a feature to the pieces of its Feature message."""
 
 
 class ExampleError(ValueError):
@@ -96,29 +102,34 @@ def decode_example(data: bytes | memoryview) -> DecodedExample:
         ExampleError: the bytes are not protobuf, or not an activation record.
     """
     view = memoryview(data)
-    features: dict[bytes, list[memoryview]] = {}
-    for message in _messages(view, 1):
-        for entry in _messages(message, 1):
-            name, value = _map_entry(entry)
-            features[name] = value  # a name that comes again replaces the first
-    num_tokens = _integers(features, b"num_tokens")
+    features: Features = {}
+    for message in _messages(view, (0, len(view)), 1):
+        for entry in _messages(view, message, 1):
+            name, feature = b"", []
+            for number, wire_type, start, end in _fields(view, *entry):
+                if wire_type == _BYTES and number == 1:
+                    name = bytes(view[start:end])
+                elif wire_type == _BYTES and number == 2:
+                    feature.append((start, end))  # a message that comes again is merged
+            features[name] = feature  # a name that comes again replaces the first
+    num_tokens = _integers(view, features, b"num_tokens").tolist()
     if len(num_tokens) != 1 or num_tokens[0] < 0:
-        raise ExampleError(f"num_tokens is {num_tokens.tolist()[:4]}, expected one integer >= 0")
-    token_ids = _integers(features, b"token_ids")
+        raise ExampleError(f"num_tokens is {num_tokens[:4]}, expected one integer of at least 0")
+    shape = _integers(view, features, b"shape").tolist()
+    if len(shape) not in (1, 2) or min(shape) < 0:
+        raise ExampleError(f"shape is {shape[:4]}, expected one or two integers of at least 0")
+    token_ids = _integers(view, features, b"token_ids")
     if len(token_ids) and (token_ids.min() < 0 or token_ids.max() > 0x7FFFFFFF):
         raise ExampleError("token_ids has a value outside 0..2147483647")
-    shape = _integers(features, b"shape")
-    if len(shape) not in (1, 2) or shape.min() < 0:
-        raise ExampleError(f"shape is {shape.tolist()[:4]}, expected one or two integers >= 0")
     return DecodedExample(
         Sample(
-            sample_id=_text(features, b"sample_id"),
-            task_id=_text(features, b"task_id"),
+            sample_id=_text(view, features, b"sample_id"),
+            task_id=_text(view, features, b"task_id"),
             token_ids=token_ids.astype(np.int32),
-            num_tokens=int(num_tokens[0]),
+            num_tokens=num_tokens[0],
         ),
-        tuple(shape.tolist()),
-        _single_bytes(features, b"activation"),
+        tuple(shape),
+        _single_bytes(view, features, b"activation"),
     )
 
 
@@ -179,15 +190,13 @@ def _int64_feature(packed: bytes) -> bytes:
     return _field(_FIELD_3, _field(_FIELD_1, packed) if packed else b"")
 
 
-# Decoding
+# Decoding: messages are spans (start, end) of the one view, never copied.
 
 
-def _read_varint(view: memoryview, position: int) -> tuple[int, int]:
+def _read_varint(view: memoryview, position: int, end: int) -> tuple[int, int]:
     """(value, position after it), the value unsigned."""
     result = shift = 0
-    while True:
-        if position >= len(view):
-            raise ExampleError("the message ends inside a varint")
+    while position < end:
         byte = view[position]
         position += 1
         result |= (byte & 0x7F) << shift
@@ -196,88 +205,80 @@ def _read_varint(view: memoryview, position: int) -> tuple[int, int]:
         shift += 7
         if shift == 70:
             raise ExampleError("a varint is longer than 10 bytes")
+    raise ExampleError("a message ends inside a varint")
 
 
-def _fields(view: memoryview) -> Iterator[tuple[int, int, memoryview]]:
-    """(field number, wire type, content) of each field of a message; groups are skipped.
+def _fields(view: memoryview, start: int, end: int) -> list[Field]:
+    """The fields of the message at start..end. The content of a varint is its bytes."""
+    fields = []
+    position = start
+    while position < end:
+        tag = view[position]
+        if 8 <= tag < 0x80:
+            position += 1
+        else:
+            tag, position = _read_tag(view, position, end)
+        content, position = _content(view, position, end, tag, 0)
+        fields.append((tag >> 3, tag & 7, content, position))
+    return fields
 
-    The content of a varint is its bytes.
-    """
-    position = 0
-    while position < len(view):
-        number, wire_type, position = _read_tag(view, position)
-        start, position = _content(view, position, number, wire_type, 0)
-        yield number, wire_type, view[start:position]
 
-
-def _read_tag(view: memoryview, position: int) -> tuple[int, int, int]:
-    """(field number, wire type, position after it)."""
-    start = position
-    tag, position = _read_varint(view, position)
-    if tag > 0xFFFFFFFF or position - start > 5 or tag < 8:
+def _read_tag(view: memoryview, position: int, end: int) -> tuple[int, int]:
+    """(tag, position after it)."""
+    tag, after = _read_varint(view, position, end)
+    if not 8 <= tag <= 0xFFFFFFFF or after - position > 5:
         raise ExampleError(f"{tag} is not the tag of a field")
-    return tag >> 3, tag & 7, position
+    return tag, after
 
 
-def _content(
-    view: memoryview, position: int, number: int, wire_type: int, depth: int
-) -> tuple[int, int]:
-    """(start, end) of the content of a field whose tag ends at `position`."""
+def _content(view: memoryview, position: int, end: int, tag: int, depth: int) -> Span:
+    """Span of the content of the field whose tag ends at `position`."""
     start = position
-    if wire_type == _VARINT:
-        _, position = _read_varint(view, position)
+    wire_type = tag & 7
+    if wire_type == _BYTES:
+        length, start = _read_varint(view, position, end)
+        position = start + length
+    elif wire_type == _VARINT:
+        _, position = _read_varint(view, position, end)
     elif wire_type == _FIXED64:
         position += 8
     elif wire_type == _FIXED32:
         position += 4
-    elif wire_type == _BYTES:
-        length, start = _read_varint(view, position)
-        position = start + length
     elif wire_type == _START_GROUP and depth < _MAX_GROUP_DEPTH:
         while True:
-            inner, inner_type, position = _read_tag(view, position)
-            if inner_type == _END_GROUP and inner == number:
+            inner, position = _read_tag(view, position, end)
+            if inner == tag + 1:  # the end of the group of that number
                 break
-            _, position = _content(view, position, inner, inner_type, depth + 1)
+            _, position = _content(view, position, end, inner, depth + 1)
     else:
-        raise ExampleError(f"field {number} has wire type {wire_type}, which is not allowed here")
-    if position > len(view):
-        raise ExampleError(f"field {number} reaches past the end of its message")
+        raise ExampleError(f"field {tag >> 3} has wire type {wire_type}, which is not allowed here")
+    if position > end:
+        raise ExampleError(f"field {tag >> 3} reaches past the end of its message")
     return start, position
 
 
-def _messages(view: memoryview, number: int) -> Iterator[memoryview]:
-    """Contents of the length-delimited fields of that number; others are unknown and skipped."""
-    for found, wire_type, content in _fields(view):
-        if found == number and wire_type == _BYTES:
-            yield content
+def _messages(view: memoryview, message: Span, number: int) -> list[Span]:
+    """Spans of the message's length-delimited fields of that number; others are skipped."""
+    return [
+        (start, end)
+        for found, wire_type, start, end in _fields(view, *message)
+        if found == number and wire_type == _BYTES
+    ]
 
 
-def _map_entry(entry: memoryview) -> tuple[bytes, list[memoryview]]:
-    """(name, pieces of its Feature); pieces of a message that comes again are merged."""
-    name = b""
-    feature = []
-    for number, wire_type, content in _fields(entry):
-        if wire_type == _BYTES and number == 1:
-            name = bytes(content)
-        elif wire_type == _BYTES and number == 2:
-            feature.append(content)
-    return name, feature
-
-
-def _list_of(features: dict[bytes, list[memoryview]], name: bytes, kind: int) -> list[memoryview]:
+def _list_of(view: memoryview, features: Features, name: bytes, kind: int) -> list[Span]:
     """Pieces of the feature's list message, which must be of that kind."""
     if name not in features:
         raise ExampleError(f"the feature {name.decode()} is missing")
     found = 0
-    pieces: list[memoryview] = []
+    pieces: list[Span] = []
     for feature in features[name]:
-        for number, wire_type, content in _fields(feature):
+        for number, wire_type, start, end in _fields(view, *feature):
             if wire_type != _BYTES or number not in _KINDS:
                 continue
             if number != found:  # the last kind of a oneof wins
                 found, pieces = number, []
-            pieces.append(content)
+            pieces.append((start, end))
     if found != kind:
         raise ExampleError(
             f"the feature {name.decode()} is {_KINDS.get(found, 'empty')}, expected {_KINDS[kind]}"
@@ -285,28 +286,31 @@ def _list_of(features: dict[bytes, list[memoryview]], name: bytes, kind: int) ->
     return pieces
 
 
-def _single_bytes(features: dict[bytes, list[memoryview]], name: bytes) -> memoryview:
+def _single_bytes(view: memoryview, features: Features, name: bytes) -> memoryview:
     values = [
-        value for piece in _list_of(features, name, _BYTES_LIST) for value in _messages(piece, 1)
+        value
+        for piece in _list_of(view, features, name, _BYTES_LIST)
+        for value in _messages(view, piece, 1)
     ]
     if len(values) != 1:
         raise ExampleError(f"the feature {name.decode()} has {len(values)} values, expected 1")
-    return values[0]
+    start, end = values[0]
+    return view[start:end]
 
 
-def _text(features: dict[bytes, list[memoryview]], name: bytes) -> str:
+def _text(view: memoryview, features: Features, name: bytes) -> str:
     try:
-        return str(_single_bytes(features, name), "utf-8")
+        return str(_single_bytes(view, features, name), "utf-8")
     except UnicodeDecodeError as error:
         raise ExampleError(f"the feature {name.decode()} is not UTF-8: {error}") from None
 
 
-def _integers(features: dict[bytes, list[memoryview]], name: bytes) -> NDArray[np.int64]:
+def _integers(view: memoryview, features: Features, name: bytes) -> NDArray[np.int64]:
     """[n] int64, from packed and unpacked values."""
     pieces = [
-        _varints_of(content)
-        for piece in _list_of(features, name, _INT64_LIST)
-        for number, wire_type, content in _fields(piece)
+        _unpack_varints(view[start:end])
+        for piece in _list_of(view, features, name, _INT64_LIST)
+        for number, wire_type, start, end in _fields(view, *piece)
         if number == 1 and wire_type in (_BYTES, _VARINT)
     ]
     return pieces[0] if len(pieces) == 1 else np.concatenate([_NO_INTEGERS, *pieces])
@@ -315,19 +319,19 @@ def _integers(features: dict[bytes, list[memoryview]], name: bytes) -> NDArray[n
 _NO_INTEGERS = np.empty(0, np.int64)
 
 
-def _varints_of(packed: memoryview) -> NDArray[np.int64]:
+def _unpack_varints(packed: memoryview) -> NDArray[np.int64]:
     """[n] int64 of varints end to end."""
     if len(packed) <= 16:
         values = []
         position = 0
         while position < len(packed):
-            value, position = _read_varint(packed, position)
+            value, position = _read_varint(packed, position, len(packed))
             values.append(value)
         return np.array(values, np.uint64).view(np.int64)
     encoded = np.frombuffer(packed, np.uint8)
     ends = np.flatnonzero(encoded < 0x80)
     if not len(ends) or ends[-1] != len(encoded) - 1:
-        raise ExampleError("the message ends inside a varint")
+        raise ExampleError("a message ends inside a varint")
     starts = np.concatenate([[0], ends[:-1] + 1])
     lengths = ends - starts + 1
     if lengths.max() > 10:
