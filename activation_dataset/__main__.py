@@ -1,0 +1,69 @@
+"""python -m activation_dataset: commands on a dataset."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+
+from activation_dataset.verify import verify
+
+# Below this size, starting workers takes longer than reading.
+_SMALL_BYTES = 256 << 20
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit code: 0 sound, 1 problems found, 2 could not look."""
+    parser = argparse.ArgumentParser(prog="python -m activation_dataset")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    command = commands.add_parser(
+        "verify",
+        help="check every byte of a dataset",
+        description="Checks every byte of a dataset and prints all that is wrong, a line each: "
+        "file, what is wrong, what to do. Exits with 1 if anything is.",
+    )
+    command.add_argument("folder", metavar="DIR", help="the dataset: a folder, or a gs:// URL")
+    command.add_argument(
+        "--repair-list",
+        action="store_true",
+        help="print only the layer files that running the job again would write again",
+    )
+    options = parser.parse_args(arguments)
+    try:
+        return _verify(options.folder, options.repair_list)
+    except (OSError, ImportError) as error:
+        print(f"{options.folder} cannot be verified: {error}", file=sys.stderr)
+        return 2
+
+
+def _verify(folder: str, repair_list: bool) -> int:
+    started = time.monotonic()
+    report = verify(folder, _workers(folder))
+    seconds = time.monotonic() - started
+    lines = report.repair_list if repair_list else report.problems
+    for line in lines:
+        print(line)
+    read = f"{report.files} layer files, {report.bytes / 1e6:.1f} MB in {seconds:.1f} s"
+    if report.problems:
+        print(f"{len(report.problems)} problems in {read}", file=sys.stderr)
+        return 1
+    if not repair_list:
+        print(f"sound: {read}")
+    return 0
+
+
+def _workers(folder: str) -> int:
+    """One process for a small dataset or a remote one of unknown size, else one for each core."""
+    size = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            size += os.stat(os.path.join(parent, name), follow_symlinks=False).st_size
+    if size < _SMALL_BYTES:
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

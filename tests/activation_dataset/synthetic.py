@@ -1,0 +1,99 @@
+"""Small datasets, written as the pipeline writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from activation_dataset.format import Pooling, Sample, StorageDtype, shard_file
+from activation_dataset.metadata import InputFile, Metadata, RunDescription, batches_of
+from activation_dataset.statistics import OrderedMerge
+from activation_dataset.writer import LayerFileWriter
+
+LAYERS = (10, 11, 12)
+
+
+def make_samples(lengths: list[int], pooling: Pooling, seed: int = 0) -> list[Sample]:
+    """One sample for each prompt length, its token ids random over Qwen's vocabulary."""
+    rng = np.random.default_rng(seed)
+    samples = []
+    for index, length in enumerate(lengths):
+        tokens = rng.integers(0, 151_936, length, dtype=np.int32)
+        samples.append(
+            Sample(
+                sample_id=f"training/é{seed}.json#{index:08x}/0",
+                task_id=f"{index:08x}",
+                token_ids=tokens[-1:] if pooling == "last" else tokens,
+                num_tokens=length,
+            )
+        )
+    return samples
+
+
+def make_rows(samples: list[Sample], pooling: Pooling, hidden: int, seed: int) -> NDArray[np.float32]:
+    """[vectors, hidden] float32 with one dimension of massive activations, as Qwen has."""
+    count = sum(sample.num_tokens for sample in samples) if pooling == "none" else len(samples)
+    rows = np.random.default_rng(seed).standard_normal((count, hidden), dtype=np.float32)
+    rows[:, -1] *= 300
+    return rows
+
+
+def row_counts(samples: list[Sample], pooling: Pooling) -> list[int]:
+    return [sample.num_tokens if pooling == "none" else 1 for sample in samples]
+
+
+def describe(
+    pooling: Pooling, storage_dtype: StorageDtype, hidden: int, layers: tuple[int, ...] = LAYERS
+) -> RunDescription:
+    return RunDescription(
+        model_name="random:tiny",
+        layers_extracted=layers,
+        hidden_dim=hidden,
+        pooling=pooling,
+        hook_point="residual_after_layer",
+        storage_dtype=storage_dtype,
+        compute_dtype="bfloat16",
+        prompt_template={"name": "grid", "user": "digits"},
+        tokenizer={"fingerprint": "sha256:00"},
+        weights={"fingerprint": "sha256:01", "source": "random", "seed": 0},
+        inputs=(InputFile("training.json", 3, "02"),),
+        settings={"max_length": None, "samples_per_shard": 4},
+        versions={"numpy": "2"},
+    )
+
+
+def write_dataset(
+    folder: Path,
+    shards: list[list[int]],
+    pooling: Pooling = "last",
+    storage_dtype: StorageDtype = "float32",
+    hidden: int = 8,
+    layers: tuple[int, ...] = LAYERS,
+    rejected: Mapping[str, int] | None = None,
+) -> Metadata:
+    """Writes a dataset with the given prompt lengths in each shard, and returns its metadata."""
+    merges = {layer: OrderedMerge() for layer in layers}
+    manifests = []
+    for shard, lengths in enumerate(shards):
+        samples = make_samples(lengths, pooling, seed=shard)
+        for layer in layers:
+            path = folder / shard_file(layer, shard, len(shards))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(path, "wb") as stream:
+                writer = LayerFileWriter(stream, layer, pooling, storage_dtype, hidden)
+                rows = make_rows(samples, pooling, hidden, seed=100 * layer + shard)
+                writer.append(samples, rows, row_counts(samples, pooling))
+            manifest = writer.finish(shard, len(shards))
+            manifests.append(manifest)
+            merges[layer].add(shard, manifest.file.statistics)
+    metadata = Metadata(
+        run=describe(pooling, storage_dtype, hidden, layers),
+        batches=batches_of(manifests, layers, len(shards)),
+        rejected=rejected or {},
+        statistics={layer: merge.result(len(shards)) for layer, merge in merges.items()},
+    )
+    (folder / "metadata.json").write_text(metadata.to_json(), "utf-8")
+    return metadata
