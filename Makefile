@@ -8,17 +8,24 @@ PACKAGES := activation_dataset beam_pipeline corpus qwen2 transforms
 # A stamp is newer than the lock that it was installed from, so unchanged locks cost nothing.
 RUNTIME := $(VENV)/.installed-base
 DEVELOP := $(VENV)/.installed-dev
+COMPOSER_VENV := .venv-composer
+COMPOSER := $(COMPOSER_VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint format demo lock clean
+.PHONY: help setup test composer-test lint format demo lock clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(DEVELOP) ## create .venv and install everything that tests need, pinned
 
 test: $(DEVELOP) lint ## lint, check types and run the tests; sets up first if needed
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+composer-test: $(COMPOSER) ## run the Composer DAG's tests in a real Airflow, in its own environment
+	AIRFLOW_HOME=$(abspath $(COMPOSER_VENV))/airflow AIRFLOW__CORE__LOAD_EXAMPLES=False \
+	    $(COMPOSER_VENV)/bin/python -m pytest --config-file=/dev/null --rootdir=. \
+	    -p no:cacheprovider --disable-warnings tests/composer
 
 lint: $(DEVELOP) ## ruff and mypy, changing nothing
 	$(BIN)/ruff check .
@@ -33,11 +40,11 @@ demo: $(RUNTIME) ## extract activations for the shipped tasks with a tiny random
 	$(BIN)/python -m beam_pipeline --model_path random:tiny \
 	    --tasks_file 'examples/tasks/*.json' --output_dir demo-output --overwrite
 
-lock: $(DEVELOP) ## resolve setup.py again into the pinned files of requirements/
-	requirements/lock.sh $(BIN)/uv
+lock: $(DEVELOP) ## resolve setup.py into requirements/; LOCK_ARGS=--upgrade renews all
+	requirements/lock.sh $(BIN)/uv $(LOCK_ARGS)
 
 clean: ## remove what make and the tools made, .venv included
-	rm -rf $(VENV) build demo-output *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(COMPOSER_VENV) build demo-output *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # uv installs in a tenth of pip's time; pip stands in where only pip knows the way to an index.
 install = $(BIN)/uv pip install --quiet --python $(BIN)/python $(1) || $(PIP) install $(1)
@@ -58,4 +65,13 @@ $(DEVELOP): requirements/dev.txt requirements/torch.txt $(RUNTIME)
 	@echo "setup: what the tests need (requirements/dev.txt, torch.txt)"
 	@$(call install,--require-hashes --requirement requirements/dev.txt)
 	@$(PIP) install --requirement requirements/torch.txt
+	@touch $@
+
+$(COMPOSER): requirements/composer.txt $(BIN)/uv
+	@echo "setup: Airflow (requirements/composer.txt)"
+	@test -x $(COMPOSER_VENV)/bin/python || $(PYTHON) -m venv $(COMPOSER_VENV)
+	@$(BIN)/uv pip install --quiet --python $(COMPOSER_VENV)/bin/python \
+	    --require-hashes --requirement $<
+	@AIRFLOW_HOME=$(abspath $(COMPOSER_VENV))/airflow $(COMPOSER_VENV)/bin/airflow db migrate \
+	    >$(COMPOSER_VENV)/migrate.log 2>&1
 	@touch $@

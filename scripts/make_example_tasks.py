@@ -1,0 +1,264 @@
+"""Make the example tasks: puzzles in ARC's format, of the project's own making.
+
+    python scripts/make_example_tasks.py examples/tasks
+
+Each rule is a function from an input grid to its output grid; the inputs are drawn at random from
+the seed that the rule's name gives, so that the same files come out every time. Eight tasks get a
+file each, with their answers; six go into one combined file in Kaggle's layout, without.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+
+Grid = list[list[int]]
+Draw = Callable[[Random], Grid]
+Rule = Callable[[Grid], Grid]
+
+TRAINING_PAIRS = 3
+
+
+def blank(height: int, width: int) -> Grid:
+    return [[0] * width for _ in range(height)]
+
+
+def put(grid: Grid, top: int, left: int, height: int, width: int, colour: int) -> None:
+    for row in grid[top : top + height]:
+        row[left : left + width] = [colour] * width
+
+
+# Inputs.
+
+
+def speckled(low: int, high: int, density: float = 0.5, square: bool = True) -> Draw:
+    """A grid of `low` to `high` cells a side, each coloured with the probability `density`."""
+
+    def draw(random: Random) -> Grid:
+        height = random.randint(low, high)
+        width = height if square else random.randint(low, high)
+        colours = random.sample(range(1, 10), 3)
+        return [
+            [random.choice(colours) if random.random() < density else 0 for _ in range(width)]
+            for _ in range(height)
+        ]
+
+    return draw
+
+
+def boxes(side: int, count: int, hollow: bool = False) -> Draw:
+    """A square grid with rectangles that do not touch each other, each in a band of its own."""
+
+    def draw(random: Random) -> Grid:
+        grid = blank(side, side)
+        band = side // count
+        for index, colour in enumerate(random.sample(range(1, 9), count)):
+            height = random.randint(min(3, band - 2), band - 2)
+            width = random.randint(3, side - 3)
+            top, left = index * band + 1, random.randint(1, side - 1 - width)
+            put(grid, top, left, height, width, colour)
+            if hollow:
+                put(grid, top + 1, left + 1, height - 2, width - 2, 0)
+        return grid
+
+    return draw
+
+
+def beginning_of_stripes(random: Random) -> Grid:
+    """A wide grid whose first columns show a pattern of stripes."""
+    grid = blank(random.randint(3, 6), 18)
+    for column, colour in enumerate(random.sample(range(1, 10), random.randint(2, 4))):
+        for row in grid:
+            row[column] = colour
+    return grid
+
+
+def two_points(random: Random) -> Grid:
+    """A grid with two cells of one colour in the same row, or in the same column."""
+    grid = blank(12, 12)
+    line, colour = random.randrange(12), random.randint(1, 9)
+    for position in random.sample(range(12), 2):
+        grid[line][position] = colour
+    return transpose(grid) if random.random() < 0.5 else grid
+
+
+# Rules.
+
+
+def mirror(grid: Grid) -> Grid:
+    return [row[::-1] for row in grid]
+
+
+def transpose(grid: Grid) -> Grid:
+    return [list(column) for column in zip(*grid, strict=True)]
+
+
+def turn(grid: Grid) -> Grid:
+    """A quarter turn clockwise."""
+    return transpose(grid[::-1])
+
+
+def fall(grid: Grid) -> Grid:
+    """Coloured cells fall to the bottom of their column."""
+    columns = [sorted(column, key=bool) for column in zip(*grid, strict=True)]
+    return transpose(columns)
+
+
+def tile(grid: Grid) -> Grid:
+    """The grid four times, two by two."""
+    return [row * 2 for row in grid * 2]
+
+
+def double(grid: Grid) -> Grid:
+    """Every cell becomes a square of four."""
+    return [wide for row in grid for wide in [[cell for cell in row for _ in range(2)]] * 2]
+
+
+def connect(grid: Grid) -> Grid:
+    """Draw the line between two points."""
+    points = [(y, x) for y, row in enumerate(grid) for x, cell in enumerate(row) if cell]
+    (top, left), (bottom, right) = points
+    result = [row[:] for row in grid]
+    put(result, top, left, bottom - top + 1, right - left + 1, grid[top][left])
+    return result
+
+
+def fill_frames(grid: Grid) -> Grid:
+    """Colour 9 fills every background cell from which no way leads to the edge."""
+    height, width = len(grid), len(grid[0])
+    edge = [(y, x) for y in range(height) for x in range(width)]
+    reached = {p for p in edge if p[0] in (0, height - 1) or p[1] in (0, width - 1)}
+    reached = {(y, x) for y, x in reached if grid[y][x] == 0}
+    ways = list(reached)
+    while ways:
+        y, x = ways.pop()
+        for step in ((y + 1, x), (y - 1, x), (y, x + 1), (y, x - 1)):
+            inside = 0 <= step[0] < height and 0 <= step[1] < width
+            if inside and step not in reached and grid[step[0]][step[1]] == 0:
+                reached.add(step)
+                ways.append(step)
+    return [
+        [9 if cell == 0 and (y, x) not in reached else cell for x, cell in enumerate(row)]
+        for y, row in enumerate(grid)
+    ]
+
+
+def outline(grid: Grid) -> Grid:
+    """Colour 9 surrounds every object."""
+
+    def beside(y: int, x: int) -> bool:
+        return any(any(row[max(x - 1, 0) : x + 2]) for row in grid[max(y - 1, 0) : y + 2])
+
+    return [
+        [cell or (9 if beside(y, x) else 0) for x, cell in enumerate(row)]
+        for y, row in enumerate(grid)
+    ]
+
+
+def keep_largest(grid: Grid) -> Grid:
+    """Only the colour with the most cells stays; the first of two that have as many."""
+    cells = [cell for row in grid for cell in row if cell]
+    largest = max(cells, key=cells.count)
+    return [[cell if cell == largest else 0 for cell in row] for row in grid]
+
+
+def crop(grid: Grid) -> Grid:
+    """The smallest part of the grid that holds everything coloured."""
+    rows = [y for y, row in enumerate(grid) if any(row)]
+    columns = [x for x, column in enumerate(zip(*grid, strict=True)) if any(column)]
+    return [row[columns[0] : columns[-1] + 1] for row in grid[rows[0] : rows[-1] + 1]]
+
+
+def count_colours(grid: Grid) -> Grid:
+    """A bar for each colour, as long as it has cells, from the lowest colour down."""
+    cells = sorted(cell for row in grid for cell in row if cell)
+    colours = sorted(set(cells))
+    longest = max(cells.count(colour) for colour in colours)
+    bars = [[colour] * cells.count(colour) for colour in colours]
+    return [bar + [0] * (longest - len(bar)) for bar in bars]
+
+
+def continue_stripes(grid: Grid) -> Grid:
+    """The stripes go on to the right."""
+    period = sum(1 for cell in grid[0] if cell)
+    return [[row[x % period] for x in range(len(row))] for row in grid]
+
+
+def remove_noise(grid: Grid) -> Grid:
+    """Cells without a neighbour of their colour, beside, above or below, disappear."""
+
+    def has_neighbour(y: int, x: int) -> bool:
+        steps = ((y + 1, x), (y - 1, x), (y, x + 1), (y, x - 1))
+        return any(
+            0 <= v < len(grid) and 0 <= u < len(grid[0]) and grid[v][u] == grid[y][x]
+            for v, u in steps
+        )
+
+    return [
+        [cell if has_neighbour(y, x) else 0 for x, cell in enumerate(row)]
+        for y, row in enumerate(grid)
+    ]
+
+
+def noisy_boxes(random: Random) -> Grid:
+    grid = boxes(20, 3)(random)
+    for _ in range(25):
+        y, x = random.randrange(20), random.randrange(20)
+        grid[y][x] = grid[y][x] or random.randint(1, 9)
+    return grid
+
+
+# name: (inputs, rule, number of test inputs)
+OWN_FILE: dict[str, tuple[Draw, Rule, int]] = {
+    "mirror": (speckled(3, 3), mirror, 1),
+    "turn": (speckled(3, 6, square=False), turn, 2),
+    "fall": (speckled(6, 9, 0.3), fall, 1),
+    "tile": (speckled(3, 4, 0.7), tile, 1),
+    "connect": (two_points, connect, 1),
+    "fill_frames": (boxes(12, 2, hollow=True), fill_frames, 1),
+    "keep_largest": (boxes(15, 3), keep_largest, 1),
+    "outline": (boxes(16, 2), outline, 1),
+}
+COMBINED: dict[str, tuple[Draw, Rule, int]] = {
+    "crop": (boxes(20, 1), crop, 1),
+    "count_colours": (speckled(4, 6, 0.6), count_colours, 1),
+    "continue_stripes": (beginning_of_stripes, continue_stripes, 2),
+    "double": (speckled(3, 10, 0.6), double, 1),
+    "remove_noise": (noisy_boxes, remove_noise, 1),
+    "stand_up": (speckled(3, 20, 0.4, square=False), transpose, 1),
+}
+
+
+def make_task(name: str, draw: Draw, rule: Rule, tests: int, answers: bool) -> dict[str, object]:
+    """A task `{"train": [pair, ...], "test": [pair, ...]}`; its tests may lack their outputs."""
+    random = Random(name)
+    inputs: list[Grid] = []
+    while len(inputs) < TRAINING_PAIRS + tests:
+        grid = draw(random)
+        if rule(grid) != grid and grid not in inputs:
+            inputs.append(grid)
+    pairs: list[dict[str, Grid]] = [{"input": grid, "output": rule(grid)} for grid in inputs]
+    train, test = pairs[:TRAINING_PAIRS], pairs[TRAINING_PAIRS:]
+    return {
+        "train": train,
+        "test": test if answers else [{"input": pair["input"]} for pair in test],
+    }
+
+
+def write(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, separators=(",", ":")) + "\n", encoding="utf-8")
+
+
+def main(folder: Path) -> None:
+    for name, (draw, rule, tests) in OWN_FILE.items():
+        write(folder / f"{name}.json", make_task(name, draw, rule, tests, answers=True))
+    combined = {
+        name: make_task(name, draw, rule, tests, answers=False)
+        for name, (draw, rule, tests) in COMBINED.items()
+    }
+    write(folder / "combined_challenges.json", combined)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,117 @@
+"""Cloud Composer: launch the Flex Template, then check that the dataset is complete.
+
+Every value comes from the run's configuration (`airflow dags trigger --conf`), with the defaults
+below; the form in the Airflow UI shows them all. A failed try is repeated with the same output
+folder: the job finishes what is missing there instead of starting over.
+"""
+
+import datetime
+import json
+from typing import Any
+
+from airflow.decorators import dag, task
+from airflow.models.param import Param
+from airflow.providers.google.cloud.hooks.gcs import GCSHook
+from airflow.providers.google.cloud.operators.dataflow import DataflowStartFlexTemplateOperator
+
+GCS_PATH = r"^gs://[^/]+/.+"
+
+PARAMS = {
+    "project": Param(type="string", description="Project that the job runs in and is billed to."),
+    "region": Param(
+        "us-west4", type="string", description="Region with quota for the accelerator."
+    ),
+    "template": Param(type="string", pattern=GCS_PATH, description="The Flex Template's file."),
+    "image": Param(type="string", description="The image that the template was built with."),
+    "service_account": Param(type="string", description="Account that the workers run as."),
+    "temp_location": Param(type="string", pattern=GCS_PATH, description="Folder for staging."),
+    "model_path": Param(type="string", description="gs:// folder, hub id or random:PRESET."),
+    "tasks_file": Param(type="string", description="Files, globs or folders of tasks."),
+    "output_dir": Param(type="string", pattern=GCS_PATH, description="Folder of the dataset."),
+    "accelerator": Param("tpu-v5e-1", type="string", description="What each worker has."),
+    "num_workers": Param(1, type="integer", minimum=1, description="Workers, from start to end."),
+    "parameters": Param(
+        {}, type="object", description="Further template parameters: names and texts."
+    ),
+}
+
+
+def launch_body(params: dict[str, Any]) -> dict[str, Any]:
+    """The request of `projects.locations.flexTemplates.launch` for one run's parameters."""
+    return {
+        "launchParameter": {
+            "jobName": "extract-activations",
+            "containerSpecGcsPath": params["template"],
+            "parameters": {
+                "model_path": params["model_path"],
+                "tasks_file": params["tasks_file"],
+                "output_dir": params["output_dir"],
+                "accelerator": params["accelerator"],
+                "sdk_container_image": params["image"],
+                **{name: str(value) for name, value in params["parameters"].items()},
+            },
+            "environment": {
+                "numWorkers": params["num_workers"],
+                "serviceAccountEmail": params["service_account"],
+                "tempLocation": params["temp_location"],
+                "stagingLocation": params["temp_location"],
+                # The launcher imports the whole job; the smallest machine takes minutes to do it.
+                "launcherMachineType": "e2-standard-4",
+            },
+        }
+    }
+
+
+def check_metadata(metadata: dict[str, Any]) -> str:
+    """One line on a complete dataset; ValueError for one that does not add up."""
+    samples = sum(batch["samples"] for batch in metadata["batches"])
+    if samples != metadata["total_samples"]:
+        raise ValueError(
+            f"metadata.json counts {metadata['total_samples']} samples, its batches {samples}"
+        )
+    if not samples:
+        raise ValueError("the dataset is empty: errors/ in the output folder says why")
+    return (
+        f"{samples} samples, {len(metadata['batches'])} shards, "
+        f"layers {metadata['layers_extracted']} of {metadata['model_name']}"
+    )
+
+
+@dag(
+    dag_id="extract_activations",
+    schedule=None,
+    start_date=datetime.datetime(2026, 1, 1),
+    catchup=False,
+    # Two jobs that write to one folder would be in each other's way.
+    max_active_runs=1,
+    params=PARAMS,
+    tags=["dataflow"],
+    doc_md=__doc__,
+)
+def extract_activations() -> None:
+    @task
+    def request(params: dict[str, Any]) -> dict[str, Any]:
+        return launch_body(params)
+
+    @task
+    def check(params: dict[str, Any]) -> str:
+        bucket, _, folder = params["output_dir"].removeprefix("gs://").partition("/")
+        stored = GCSHook().download(bucket, f"{folder.rstrip('/')}/metadata.json")
+        return check_metadata(json.loads(stored))
+
+    extract = DataflowStartFlexTemplateOperator(
+        task_id="extract",
+        body=request(),
+        project_id="{{ params.project }}",
+        location="{{ params.region }}",
+        deferrable=True,
+        poll_sleep=60,
+        retries=2,
+        retry_delay=datetime.timedelta(minutes=5),
+        # A job that someone cancels never ends for the trigger; this does.
+        execution_timeout=datetime.timedelta(days=2),
+    )
+    extract >> check()
+
+
+extract_activations()

@@ -1,0 +1,209 @@
+"""The DAG in a real Airflow, with Dataflow and Cloud Storage answered on this machine.
+
+Needs Airflow, so it runs in an environment of its own: `make composer-test`.
+"""
+
+import datetime
+import json
+import threading
+from collections.abc import Iterator
+from concurrent import futures
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from airflow.models import DagBag
+from airflow.providers.google.cloud.hooks import dataflow as dataflow_hooks
+from google.cloud import dataflow_v1beta3 as dataflow
+from google.cloud.dataflow_v1beta3.services.jobs_v1_beta3.transports import (
+    JobsV1Beta3GrpcAsyncIOTransport,
+)
+from google.protobuf import json_format
+
+DAGS = Path(__file__).parents[2] / "templates" / "composer"
+
+CONFIGURATION = {
+    "project": "research",
+    "region": "us-west4",
+    "template": "gs://bucket/templates/qwen2-activations.json",
+    "image": "us-west4-docker.pkg.dev/research/jobs/qwen2-activations:1",
+    "service_account": "worker@research.iam.gserviceaccount.com",
+    "temp_location": "gs://bucket/temp",
+    "model_path": "gs://bucket/models/Qwen2.5-0.5B",
+    "tasks_file": "gs://bucket/tasks/*.json",
+    "output_dir": "gs://bucket/datasets/first",
+    "accelerator": "tpu-v5e-8",
+    "num_workers": 8,
+    "parameters": {"pooling": "mean", "samples_per_shard": 256},
+}
+METADATA = {
+    "model_name": "Qwen/Qwen2.5-0.5B",
+    "layers_extracted": [10, 11],
+    "total_samples": 3,
+    "batches": [{"samples": 2}, {"samples": 1}],
+}
+
+
+class Cloud:
+    """Dataflow's launch (REST) and job state (gRPC), and the objects of one bucket."""
+
+    def __init__(self, states: list[str]) -> None:
+        self.states = states
+        self.launches: list[dict[str, Any]] = []
+        self.objects: dict[str, Any] = {}
+
+    def launch(self, body: dict[str, Any]) -> dict[str, Any]:
+        json_format.ParseDict(body, dataflow.LaunchFlexTemplateRequest.pb()())
+        self.launches.append(body)
+        if self.states[len(self.launches) - 1] == "JOB_STATE_DONE":
+            self.objects["datasets/first/metadata.json"] = METADATA
+        return {"job": self.job(f"job-{len(self.launches)}")}
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        state = self.states[int(job_id.removeprefix("job-")) - 1]
+        return {"id": job_id, "projectId": "research", "currentState": state}
+
+
+@pytest.fixture
+def cloud(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
+    cloud = Cloud(request.param)
+
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self, code: int, value: Any) -> None:
+            content = json.dumps(value).encode()
+            self.send_response(code)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def do_POST(self) -> None:
+            assert self.path.startswith(
+                "/v1b3/projects/research/locations/us-west4/flexTemplates:launch"
+            )
+            length = int(self.headers["Content-Length"])
+            self.answer(200, cloud.launch(json.loads(self.rfile.read(length))))
+
+        def do_GET(self) -> None:
+            path = self.path.partition("?")[0]
+            if "/jobs/" in path:
+                self.answer(200, cloud.job(path.rpartition("/")[2]))
+                return
+            name = path.partition("/b/bucket/o/")[2].replace("%2F", "/")
+            if name in cloud.objects:
+                self.answer(200, cloud.objects[name])
+            else:
+                self.answer(404, {"error": {"code": 404, "message": f"no object {name}"}})
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    http = ThreadingHTTPServer(("localhost", 0), Handler)
+    threading.Thread(target=http.serve_forever, daemon=True).start()
+    address = f"http://localhost:{http.server_port}"
+
+    def get_job(job_request: dataflow.GetJobRequest, _: grpc.ServicerContext) -> dataflow.Job:
+        return dataflow.Job(
+            json_format.ParseDict(cloud.job(job_request.job_id), dataflow.Job.pb()())
+        )
+
+    rpc = grpc.server(futures.ThreadPoolExecutor(1))
+    rpc.add_generic_rpc_handlers(
+        [
+            grpc.method_handlers_generic_handler(
+                "google.dataflow.v1beta3.JobsV1Beta3",
+                {
+                    "GetJob": grpc.unary_unary_rpc_method_handler(
+                        get_job, dataflow.GetJobRequest.deserialize, dataflow.Job.serialize
+                    )
+                },
+            )
+        ]
+    )
+    rpc_port = rpc.add_insecure_port("localhost:0")
+    rpc.start()
+
+    async def initialize_client(_: Any, client_class: Any) -> Any:
+        channel = grpc.aio.insecure_channel(f"localhost:{rpc_port}")
+        return client_class(transport=JobsV1Beta3GrpcAsyncIOTransport(channel=channel))
+
+    build = dataflow_hooks.build
+    monkeypatch.setattr(
+        dataflow_hooks,
+        "build",
+        lambda *names, **options: build(
+            *names, **options, client_options={"api_endpoint": address}
+        ),
+    )
+    monkeypatch.setattr(dataflow_hooks.AsyncDataflowHook, "initialize_client", initialize_client)
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)
+    monkeypatch.setenv(
+        "AIRFLOW_CONN_GOOGLE_CLOUD_DEFAULT",
+        json.dumps({"conn_type": "google_cloud_platform", "extra": {"is_anonymous": True}}),
+    )
+    yield cloud
+    http.shutdown()
+    rpc.stop(None)
+
+
+@pytest.fixture
+def dag() -> Any:
+    bag = DagBag(str(DAGS), include_examples=False)
+    assert not bag.import_errors
+    dag = bag.dags["extract_activations"]
+    for task in dag.tasks:
+        task.retry_delay = datetime.timedelta(0)
+    dag.task_dict["extract"].poll_sleep = 0
+    return dag
+
+
+def states_of(run: Any) -> dict[str, str]:
+    return {instance.task_id: instance.state for instance in run.get_task_instances()}
+
+
+@pytest.mark.parametrize("cloud", [["JOB_STATE_DONE"]], indirect=True)
+def test_a_run_launches_the_template_and_checks_the_dataset(cloud: Cloud, dag: Any):
+    run = dag.test(run_conf=CONFIGURATION)
+    assert run.state == "success", states_of(run)
+    (body,) = cloud.launches
+    launch = body["launchParameter"]
+    assert launch["containerSpecGcsPath"] == CONFIGURATION["template"]
+    assert launch["parameters"] == {
+        "model_path": "gs://bucket/models/Qwen2.5-0.5B",
+        "tasks_file": "gs://bucket/tasks/*.json",
+        "output_dir": "gs://bucket/datasets/first",
+        "accelerator": "tpu-v5e-8",
+        "sdk_container_image": CONFIGURATION["image"],
+        "pooling": "mean",
+        "samples_per_shard": "256",
+    }
+    assert launch["environment"]["numWorkers"] == 8
+
+
+@pytest.mark.parametrize("cloud", [["JOB_STATE_FAILED", "JOB_STATE_DONE"]], indirect=True)
+def test_a_failed_job_is_repeated_into_the_same_folder(cloud: Cloud, dag: Any):
+    run = dag.test(run_conf=CONFIGURATION)
+    assert run.state == "success", states_of(run)
+    first, second = (body["launchParameter"] for body in cloud.launches)
+    assert first["parameters"] == second["parameters"]
+    assert first["jobName"] != second["jobName"]
+
+
+@pytest.mark.parametrize("cloud", [["JOB_STATE_FAILED"] * 3], indirect=True)
+def test_a_job_that_keeps_failing_fails_the_run(cloud: Cloud, dag: Any):
+    run = dag.test(run_conf=CONFIGURATION)
+    assert states_of(run) == {"request": "success", "extract": "failed", "check": "upstream_failed"}
+    assert len(cloud.launches) == 3
+
+
+@pytest.mark.parametrize("cloud", [["JOB_STATE_DONE"]], indirect=True)
+@pytest.mark.parametrize("damage", [{"total_samples": 4}, {"total_samples": 0, "batches": []}])
+def test_a_dataset_that_does_not_add_up_fails_the_run(
+    cloud: Cloud, dag: Any, monkeypatch: pytest.MonkeyPatch, damage: dict[str, Any]
+):
+    for key, value in damage.items():
+        monkeypatch.setitem(METADATA, key, value)
+    run = dag.test(run_conf=CONFIGURATION)
+    assert states_of(run)["check"] == "failed"
