@@ -22,6 +22,9 @@ Float64Array = NDArray[np.float64]
 BLOCK_ROWS = 128
 """Rows that are summed together; part of the format, since the last bits depend on it."""
 
+_STRIP_COLUMNS = 128
+# Where the squared mean is this many times the variance, float32 sums of squares lose too much.
+_MAX_CANCELLATION = 16.0
 # Squares of norms within these bounds neither overflow nor vanish in float32.
 _SAFE_SQUARES = (1e-30, 1e30)
 
@@ -140,9 +143,9 @@ class LayerStatistics:
 class StatisticsBuilder:
     """Statistics of vectors that arrive in pieces, whatever the pieces.
 
-    Sums run in float32 over blocks of `BLOCK_ROWS` rows, around the block's own mean, as balanced
-    trees; blocks are merged in float64. The relative error of mean and variance stays near 1e-7
-    even where the mean is far larger than the deviation.
+    Sums run in float32 over blocks of `BLOCK_ROWS` rows, as balanced trees, and in float64 for
+    columns and blocks where that would lose precision; blocks are merged in float64. The relative
+    error of a variance stays below some 1e-6 even where the mean is far larger than the deviation.
     """
 
     def __init__(self, hidden: int) -> None:
@@ -243,19 +246,18 @@ def _roots(num_shards: int) -> Iterator[tuple[int, int]]:
 def _block_statistics(block: NDArray[np.float32], scratch: NDArray[np.float32]) -> LayerStatistics:
     """Statistics of one block [n, hidden], 1 <= n <= BLOCK_ROWS; `scratch` is at least as large."""
     count = len(block)
-    work = scratch[:count]
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-        squares = _fold_columns(np.multiply(block, block, out=work)).astype(np.float64)
+        squared = np.multiply(block, block, out=scratch[:count])
+        squares = _sum_columns(squared).astype(np.float64)
         low, high = _SAFE_SQUARES
         if not ((squares > low) & (squares < high)).all():
             return _wide_block_statistics(block)
-        center = _sum_rows(block, work) / np.float32(count)
-        deviations = np.subtract(block, center, out=work)
-        offset = _sum_rows(deviations, np.empty_like(work)).astype(np.float64) / count
-        mean = center.astype(np.float64) + offset
-        squared = np.multiply(deviations, deviations, out=work)
-        variance = _fold_rows(squared).astype(np.float64) / count - offset * offset
-    return _finite_statistics(0, mean, np.maximum(variance, 0.0), squares)
+        mean = _sum_rows(block).astype(np.float64) / count
+        variance = _fold_rows(squared).astype(np.float64) / count - mean * mean
+    narrow = np.flatnonzero(mean * mean > _MAX_CANCELLATION * variance)
+    if len(narrow):
+        mean[narrow], variance[narrow] = _mean_and_variance(block[:, narrow].astype(np.float64))
+    return _finite_statistics(0, mean, variance, squares)
 
 
 def _wide_block_statistics(block: NDArray[np.float32]) -> LayerStatistics:
@@ -265,11 +267,14 @@ def _wide_block_statistics(block: NDArray[np.float32]) -> LayerStatistics:
     rows = block[finite].astype(np.float64)
     if not len(rows):
         return replace(LayerStatistics.empty(block.shape[1]), nonfinite_count=nonfinite_count)
-    squares = _fold_columns(rows * rows).copy()
-    center = _sum_rows(rows, np.empty_like(rows)) / len(rows)
-    deviations = rows - center
-    variance = _fold_rows(deviations * deviations) / len(rows)
-    return _finite_statistics(nonfinite_count, center, variance, squares)
+    return _finite_statistics(nonfinite_count, *_mean_and_variance(rows), _sum_columns(rows * rows))
+
+
+def _mean_and_variance(rows: Float64Array) -> tuple[Float64Array, Float64Array]:
+    """Of each column of [n, columns]; around the mean, so that nothing cancels."""
+    mean = _sum_rows(rows) / len(rows)
+    deviations = rows - mean
+    return mean, _fold_rows(deviations * deviations) / len(rows)
 
 
 def _finite_statistics(
@@ -278,26 +283,28 @@ def _finite_statistics(
     """From mean and variance [hidden] and the squared norms [n] of the same vectors."""
     count = len(squares)
     norms = np.sqrt(squares)
-    max_norm = float(norms.max())
-    mean_norm = float(_fold_rows(norms) / count)
-    mean_squared_norm = float(_sum_rows(squares, np.empty_like(squares)) / count)
     return LayerStatistics(
-        count, nonfinite_count, mean, variance, mean_norm, mean_squared_norm, max_norm
+        count=count,
+        nonfinite_count=nonfinite_count,
+        mean=mean,
+        variance=variance,
+        mean_norm=float(_sum_rows(norms) / count),
+        mean_squared_norm=float(_sum_rows(squares) / count),
+        max_norm=float(norms.max()),
     )
 
 
-def _sum_rows(values: NDArray[Any], scratch: NDArray[Any]) -> Any:
-    """As `_fold_rows`, but leaves `values` alone; `scratch` has the same shape."""
+def _sum_rows(values: NDArray[Any]) -> Any:
+    """Sum over the first axis, as a balanced tree."""
     count = len(values)
     half = (count + 1) // 2
-    sums = scratch[:half]
-    np.add(values[: count - half], values[half:], out=sums[: count - half])
-    sums[count - half :] = values[count - half : half]
+    sums = values[:half].copy()
+    sums[: count - half] += values[half:]
     return _fold_rows(sums)
 
 
 def _fold_rows(values: NDArray[Any]) -> Any:
-    """Sum over the first axis as a balanced tree, in place: returns element 0 of that axis."""
+    """As `_sum_rows`, but overwrites `values`."""
     count = len(values)
     while count > 1:
         half = (count + 1) // 2
@@ -306,11 +313,11 @@ def _fold_rows(values: NDArray[Any]) -> Any:
     return values[0]
 
 
-def _fold_columns(values: NDArray[Any]) -> NDArray[Any]:
-    """Sum over the second axis as a balanced tree, in place: returns a view of column 0."""
-    count = values.shape[1]
-    while count > 1:
-        half = (count + 1) // 2
-        values[:, : count - half] += values[:, half:count]
-        count = half
-    return values[:, 0]
+def _sum_columns(values: NDArray[Any]) -> NDArray[Any]:
+    """Sum over the second axis: strips of columns one after the other, then a balanced tree."""
+    width = min(_STRIP_COLUMNS, values.shape[1])
+    sums = values[:, :width].copy()
+    for start in range(width, values.shape[1], width):
+        strip = values[:, start : start + width]
+        sums[:, : strip.shape[1]] += strip
+    return np.array(_fold_rows(np.ascontiguousarray(sums.T)))

@@ -10,7 +10,10 @@ from __future__ import annotations
 import io
 import struct
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from activation_dataset.checksum import Buffer, crc32c, extend
 
@@ -20,6 +23,8 @@ FOOTER_BYTES = 4
 _HEADER = struct.Struct("<QI")
 _LENGTH = struct.Struct("<Q")
 _CRC = struct.Struct("<I")
+
+Crc = TypeVar("Crc", int, NDArray[np.int64])
 
 
 class CorruptRecordError(ValueError):
@@ -37,8 +42,8 @@ class CorruptRecordError(ValueError):
         return CorruptRecordError, (self.file, self.record, self.offset, self.detail)
 
 
-def mask(crc: int) -> int:
-    """The masked form in which TFRecord stores a CRC32C."""
+def mask(crc: Crc) -> Crc:
+    """The masked form in which TFRecord stores a CRC32C; of an int, or of int64s elementwise."""
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 

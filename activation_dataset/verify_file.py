@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from activation_dataset.checksum import combine, crc32c, extend, to_text
 from activation_dataset.example import ExampleError, decode_example
@@ -22,7 +23,8 @@ from activation_dataset.tfrecord import (
     scan_records,
 )
 
-_FOOTER = struct.Struct("<I")
+Bytes = np.ndarray[tuple[int], np.dtype[np.uint8]]
+
 # Records are read in groups of about this size, a larger record by itself.
 _GROUP_BYTES = 1 << 20
 _MAX_PROBLEMS = 5
@@ -39,6 +41,70 @@ class LayerFileError(ValueError):
         self.file, self.problems = file, tuple(problems)
 
 
+@dataclass(frozen=True, eq=False)
+class _Group:
+    """Some records that are read together, and all that is known of their bytes beforehand.
+
+    Attributes:
+        size: bytes of all.
+        data: where each record's data lies.
+        payloads: where each activation lies.
+        gaps: what lies before, between and behind the activations.
+        gap_bytes: [n] uint8, the gaps end to end, with zeros for the CRCs of the data.
+        crcs: [4 * records], where those CRCs lie in gap_bytes.
+    """
+
+    size: int
+    data: list[slice]
+    payloads: list[slice]
+    gaps: list[slice]
+    gap_bytes: Bytes
+    crcs: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, frames: Sequence[RecordFrame]) -> _Group:
+        data, payloads, gaps, known = [], [], [], []
+        crcs: list[int] = []
+        position = gap = gap_bytes = 0
+        for frame in frames:
+            payload = position + len(frame.head)
+            suffix = payload + frame.payload_bytes
+            footer = suffix + len(frame.suffix)
+            data.append(slice(position + HEADER_BYTES, footer))
+            payloads.append(slice(payload, suffix))
+            gaps.append(slice(gap, payload))
+            gap = suffix
+            known += [frame.head, frame.suffix, bytes(FOOTER_BYTES)]
+            gap_bytes += len(frame.head) + len(frame.suffix) + FOOTER_BYTES
+            crcs += range(gap_bytes - FOOTER_BYTES, gap_bytes)
+            position += frame.size
+        gaps.append(slice(gap, position))
+        return cls(
+            position,
+            data,
+            payloads,
+            gaps,
+            np.frombuffer(b"".join(known), np.uint8),
+            np.array(crcs, np.int64),
+        )
+
+    def check(self, block: Bytes) -> list[int] | None:
+        """CRC32C of each record's data in the bytes of the group; None if they are not right."""
+        crcs = [crc32c(block[span]) for span in self.data]
+        found = np.concatenate([block[span] for span in self.gaps])
+        stored = found[self.crcs]
+        found[self.crcs] = 0
+        if not np.array_equal(found, self.gap_bytes):
+            return None
+        return crcs if np.array_equal(stored.view("<u4"), mask(np.array(crcs))) else None
+
+    def rows(self, block: Bytes) -> Bytes:
+        """The activations' bytes end to end; a view if there is only one."""
+        if len(self.payloads) == 1:
+            return block[self.payloads[0]]
+        return np.concatenate([block[span] for span in self.payloads])
+
+
 class ExpectedRecords:
     """What the layer files of a shard must hold; made once, used for all its layers.
 
@@ -50,9 +116,9 @@ class ExpectedRecords:
     def __init__(self, kind: RecordKind, samples: Sequence[Sample]) -> None:
         self.kind = kind
         self.samples = tuple(samples)
-        self.frames = tuple(frame_record(sample, kind) for sample in samples)
         self.tokens = sum(sample.num_tokens for sample in samples)
         self.vectors = sum(kind.vectors(sample) for sample in samples)
+        self._groups = [_Group.of(frames) for frames in _grouped(samples, kind)]
 
 
 def verify_file(
@@ -77,24 +143,23 @@ def verify_file(
     stream.seek(0)
     buffer = np.empty(0, np.uint8)
     crc = size = 0
-    for group in _groups(expected.frames):
-        group_bytes = sum(frame.size for frame in group)
-        # A record read by itself is put where its payload is aligned.
-        shift = -len(group[0].head) % 64
-        if len(buffer) < shift + group_bytes:
-            buffer = np.empty(shift + group_bytes, np.uint8)
-        data = buffer[shift : shift + group_bytes]
-        crcs = _check_group(data, group) if _fill(stream, data) else None
+    for group in expected._groups:
+        # A record that is read by itself is put where its activation is aligned.
+        shift = -group.payloads[0].start % 64
+        if len(buffer) < shift + group.size:
+            buffer = np.empty(shift + group.size, np.uint8)
+        block = buffer[shift : shift + group.size]
+        crcs = group.check(block) if _fill(stream, block) else None
         if crcs is None:
             raise _diagnosis(stream, path, expected)
-        if len(group) == 1:
-            crc = extend(crc, data[:HEADER_BYTES])
-            crc = combine(crc, crcs[0], group_bytes - HEADER_BYTES - FOOTER_BYTES)
-            crc = extend(crc, data[-FOOTER_BYTES:])
+        if len(crcs) == 1:  # then it may be large: the bytes are summed once
+            crc = extend(crc, block[:HEADER_BYTES])
+            crc = combine(crc, crcs[0], group.size - HEADER_BYTES - FOOTER_BYTES)
+            crc = extend(crc, block[-FOOTER_BYTES:])
         else:
-            crc = extend(crc, data)
-        size += group_bytes
-        rows = _payloads(data, group).view(numpy_dtype(expected.kind.storage_dtype))
+            crc = extend(crc, block)
+        size += group.size
+        rows = group.rows(block).view(numpy_dtype(expected.kind.storage_dtype))
         statistics.update(rows.reshape(-1, expected.kind.hidden))
     if stream.read(1):
         raise _diagnosis(stream, path, expected)
@@ -188,7 +253,7 @@ def _diagnosis(stream: BinaryIO, path: str, expected: ExpectedRecords) -> LayerF
             continue
         if number < len(expected.samples):
             difference = _difference(example.sample, expected.samples[number])
-            frame = expected.frames[number]
+            frame = frame_record(expected.samples[number], expected.kind)
             canonical = record[: len(frame.prefix)] == frame.prefix and (
                 record[len(record) - len(frame.suffix) :] == frame.suffix
             )
@@ -219,60 +284,27 @@ def _scan(stream: BinaryIO, file: str) -> Iterator[memoryview | CorruptRecordErr
     return scan_records(stream, file)
 
 
-def _groups(frames: Sequence[RecordFrame]) -> Iterator[Sequence[RecordFrame]]:
-    """Runs of frames of about `_GROUP_BYTES` in the file."""
-    start = size = 0
-    for index, frame in enumerate(frames):
-        if index > start and size + frame.size > _GROUP_BYTES:
-            yield frames[start:index]
-            start, size = index, 0
+def _grouped(samples: Sequence[Sample], kind: RecordKind) -> Iterator[list[RecordFrame]]:
+    """The samples' frames, in runs of about `_GROUP_BYTES` in the file."""
+    group: list[RecordFrame] = []
+    size = 0
+    for sample in samples:
+        frame = frame_record(sample, kind)
+        if group and size + frame.size > _GROUP_BYTES:
+            yield group
+            group, size = [], 0
+        group.append(frame)
         size += frame.size
-    if start < len(frames):
-        yield frames[start:]
+    if group:
+        yield group
 
 
-def _fill(stream: BinaryIO, data: np.ndarray[tuple[int], np.dtype[np.uint8]]) -> bool:
-    """Reads until `data` [n] is full; False if the stream ends before."""
-    view = data.data
+def _fill(stream: BinaryIO, block: Bytes) -> bool:
+    """Reads until the block is full; False if the stream ends before."""
+    view = block.data
     while len(view):
         count = stream.readinto(view)  # type: ignore[attr-defined]
         if not count:
             return False
         view = view[count:]
     return True
-
-
-def _check_group(
-    data: np.ndarray[tuple[int], np.dtype[np.uint8]], group: Sequence[RecordFrame]
-) -> list[int] | None:
-    """CRC32C of the data of each record of a group, or None if one is not as its frame says."""
-    view = data.data
-    crcs = []
-    start = 0
-    for frame in group:
-        payload = start + len(frame.head)
-        suffix = payload + frame.payload_bytes
-        footer = suffix + len(frame.suffix)
-        crc = crc32c(data[start + HEADER_BYTES : footer])
-        if (
-            _FOOTER.unpack_from(view, footer)[0] != mask(crc)
-            or bytes(view[start:payload]) != frame.head
-            or bytes(view[suffix:footer]) != frame.suffix
-        ):
-            return None
-        crcs.append(crc)
-        start += frame.size
-    return crcs
-
-
-def _payloads(
-    data: np.ndarray[tuple[int], np.dtype[np.uint8]], group: Sequence[RecordFrame]
-) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
-    """The activations' bytes of a group, end to end; a view if there is only one."""
-    pieces = []
-    start = 0
-    for frame in group:
-        payload = start + len(frame.head)
-        pieces.append(data[payload : payload + frame.payload_bytes])
-        start += frame.size
-    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
