@@ -41,6 +41,13 @@ class Sample:
     token_ids: NDArray[np.int32]
     num_tokens: int
 
+    def __post_init__(self) -> None:
+        if self.token_ids.dtype != np.int32 or self.token_ids.ndim != 1:
+            raise TypeError(
+                f"sample {self.sample_id!r}: token_ids is {self.token_ids.dtype} of shape "
+                f"{self.token_ids.shape}, expected int32 of shape [n]"
+            )
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Sample):
             return NotImplemented

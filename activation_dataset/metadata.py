@@ -300,7 +300,11 @@ class Metadata:
         digest = fields.text("metadata_sha256")
         fields.done()
         result._check_consistency()
-        if digest != _digest(result._value()):
+        try:
+            unchanged = digest == _digest(result._value())
+        except (ValueError, RecursionError) as error:
+            raise FieldError(f"a value that cannot be written: {error}") from None
+        if not unchanged:
             raise FieldError("metadata_sha256 does not match: the file was changed after the run")
         return result
 
