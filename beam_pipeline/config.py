@@ -1,0 +1,141 @@
+"""The settings of a run, validated as far as possible before anything starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import metadata as packages
+
+from activation_dataset.format import Pooling, StorageDtype
+from activation_dataset.metadata import RunDescription
+from corpus.template import PromptTemplate
+from qwen2.source import ModelSource
+from transforms.extract_activations import ExtractorSettings
+from transforms.tokenize_tasks import LengthLimit, Overlength
+
+HOOK_POINT = "residual_after_layer"
+
+PACKAGES_THAT_DECIDE_BYTES = ("flax", "jax", "jaxlib", "numpy", "tokenizers", "transformers")
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be; the message names the flag and what is allowed."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """What the flags say. Attributes are named after the flags; units are those of ``--help``."""
+
+    model_path: str
+    tasks_file: tuple[str, ...]
+    output_dir: str
+    layers: tuple[int, ...] | None
+    pooling: Pooling
+    prompt_template: str
+    max_length: int | None
+    overlength: Overlength
+    compute_dtype: StorageDtype
+    storage_dtype: StorageDtype
+    batch_size: int
+    mesh_shape: tuple[int, int] | None
+    samples_per_shard: int
+    max_rejected: int | None
+    allow_nonfinite: bool
+    overwrite: bool
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that can be started: the settings, resolved against the model and the inputs.
+
+    Attributes:
+      patterns: where tasks are read from.
+      layers: ascending.
+      description: what ``metadata.json`` says of the run; the inputs are added at its end.
+    """
+
+    config: Config
+    patterns: tuple[str, ...]
+    template: PromptTemplate
+    limit: LengthLimit
+    layers: tuple[int, ...]
+    description: RunDescription
+
+    @property
+    def extractor(self) -> ExtractorSettings:
+        return ExtractorSettings(
+            model_path=self.config.model_path,
+            weights_fingerprint=str(self.description.weights["fingerprint"]),
+            layers=self.layers,
+            pooling=self.config.pooling,
+            compute_dtype=self.config.compute_dtype,
+            storage_dtype=self.config.storage_dtype,
+            batch_size=self.config.batch_size,
+            mesh_shape=self.config.mesh_shape,
+        )
+
+
+DEFAULT_LAYERS = tuple(range(10, 24))
+
+
+def resolve_layers(layers: tuple[int, ...] | None, num_layers: int) -> tuple[int, ...]:
+    """The layers to extract, ascending.
+
+    Args:
+      layers: as asked for; empty for all, None for 10 to 23.
+
+    Raises:
+      ConfigError: if the model does not have them.
+    """
+    chosen = tuple(range(num_layers)) if layers == () else layers or DEFAULT_LAYERS
+    if outside := [layer for layer in chosen if not 0 <= layer < num_layers]:
+        asked = "" if layers else "the default is 10-23; "
+        raise ConfigError(
+            f"--layers_to_extract: layers {', '.join(map(str, outside))} do not exist ({asked}"
+            f"this model has {num_layers} layers, 0 to {num_layers - 1})"
+        )
+    return tuple(sorted(set(chosen)))
+
+
+def resolve(
+    config: Config, source: ModelSource, template: PromptTemplate, patterns: tuple[str, ...]
+) -> Run:
+    """Brings settings, model and inputs together.
+
+    Raises:
+      ConfigError: if a setting does not fit the model.
+    """
+    model = source.config
+    limit = config.max_length or model.max_position_embeddings
+    if limit > model.max_position_embeddings:
+        raise ConfigError(
+            f"--max_length={limit} is more than the {model.max_position_embeddings} positions "
+            "that this model was made for (max_position_embeddings)"
+        )
+    layers = resolve_layers(config.layers, model.num_hidden_layers)
+    description = RunDescription(
+        model_name=config.model_path,
+        layers_extracted=layers,
+        hidden_dim=model.hidden_size,
+        pooling=config.pooling,
+        hook_point=HOOK_POINT,
+        storage_dtype=config.storage_dtype,
+        compute_dtype=config.compute_dtype,
+        prompt_template=template.to_json(),
+        tokenizer={"fingerprint": source.tokenizer_fingerprint()},
+        weights={
+            "fingerprint": source.weights_fingerprint(),
+            "random": source.is_random,
+        },
+        inputs=(),
+        settings={
+            "batch_size": config.batch_size,
+            "max_length": limit,
+            "mesh_shape": list(config.mesh_shape) if config.mesh_shape else None,
+            "overlength": config.overlength,
+            "samples_per_shard": config.samples_per_shard,
+        },
+        versions={name: packages.version(name) for name in PACKAGES_THAT_DECIDE_BYTES},
+    )
+    return Run(
+        config, patterns, template, LengthLimit(limit, config.overlength), layers, description
+    )

@@ -1,0 +1,230 @@
+"""Flags, grouped, to a ``Config``; what is not a flag of ours is left to Beam."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+from collections.abc import Sequence
+
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from activation_dataset.format import POOLINGS, STORAGE_DTYPES
+from beam_pipeline.config import Config, ConfigError
+from corpus.template import shipped_templates
+
+LOCAL_RUNNER = "FnApiRunner"
+"""Beam's in-process portable runner. ``DirectRunner`` would try to download another one first."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of our own flags; ``--help`` shows them by group with defaults and units."""
+    parser = argparse.ArgumentParser(
+        prog="python -m beam_pipeline",
+        description="Extract the residual stream of Qwen2, layer by layer, as a dataset.",
+        epilog="All other flags are Beam's, such as --runner, --direct_num_workers, "
+        "--direct_running_mode, --project and --region. Without --runner the job runs here.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--model_path",
+        required=True,
+        help="Qwen2 or Qwen2.5 checkpoint: a folder, a gs:// folder, a hub id, or "
+        "random:Qwen2.5-0.5B or random:tiny for seeded random weights",
+    )
+    model.add_argument(
+        "--compute_dtype", choices=STORAGE_DTYPES, default="bfloat16", help="dtype of the model"
+    )
+    model.add_argument(
+        "--batch_size",
+        type=_positive,
+        default=8,
+        help="samples per device and step, counted as rows of 512 token slots: a longer sample "
+        "takes several, short ones share one",
+    )
+    model.add_argument(
+        "--mesh_shape",
+        type=_mesh_shape,
+        metavar="DATA,MODEL",
+        help="devices of one worker along data and along model (default: all local devices, 1)",
+    )
+
+    tasks = parser.add_argument_group("tasks and prompts")
+    tasks.add_argument(
+        "--tasks_file",
+        required=True,
+        nargs="+",
+        metavar="PATH",
+        help="tasks in JSON or JSON Lines: files, folders, quoted globs, local or gs://",
+    )
+    tasks.add_argument(
+        "--prompt_template",
+        default="digits",
+        help=f"one of {', '.join(shipped_templates())}, or the path of your own .toml",
+    )
+    tasks.add_argument(
+        "--max_length",
+        type=_positive,
+        help="tokens that a prompt may have (default: the model's max_position_embeddings)",
+    )
+    tasks.add_argument(
+        "--overlength",
+        choices=("reject", "truncate"),
+        default="reject",
+        help="what becomes of longer prompts: a dead letter, or only their beginning is used",
+    )
+    tasks.add_argument(
+        "--max_rejected",
+        type=_natural,
+        help="fail before the model runs if more tasks than this are rejected (default: no limit)",
+    )
+
+    capture = parser.add_argument_group("activations")
+    capture.add_argument(
+        "--layers_to_extract",
+        nargs="+",
+        metavar="LAYER",
+        help="layers, counted from 0: numbers, ranges such as 10-23, or all (default: 10-23)",
+    )
+    capture.add_argument(
+        "--pooling",
+        choices=POOLINGS,
+        default="last",
+        help="one vector a sample, from its last token or their mean, or none: one for every token",
+    )
+    capture.add_argument(
+        "--allow_nonfinite",
+        action="store_true",
+        help="keep NaN and infinite activations, counted in the metadata, instead of failing",
+    )
+
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--output_dir", help="folder of the dataset, local or gs:// (default: activations)"
+    )
+    output.add_argument(
+        "--storage_dtype", choices=STORAGE_DTYPES, default="float32", help="dtype in the files"
+    )
+    output.add_argument(
+        "--samples_per_shard", type=_positive, default=512, help="samples in a file"
+    )
+    output.add_argument(
+        "--overwrite", action="store_true", help="replace what another run left in the folder"
+    )
+    output.add_argument(
+        "--gcs_bucket", help="with --upload_to_cloud True: another spelling of a gs:// --output_dir"
+    )
+    output.add_argument("--upload_to_cloud", type=_boolean, default=False, help="see --gcs_bucket")
+    return parser
+
+
+def parse_flags(argv: Sequence[str]) -> tuple[Config, PipelineOptions]:
+    """Our flags as a ``Config``, Beam's as its options.
+
+    Raises:
+      ConfigError: for flags that contradict each other, or that neither knows.
+      SystemExit: after argparse has printed help, or a message on a malformed flag.
+    """
+    ours, rest = build_parser().parse_known_args(argv)
+    options = PipelineOptions(_with_runner(rest))
+    _refuse_unknown(rest)
+    config = Config(
+        model_path=ours.model_path,
+        tasks_file=tuple(ours.tasks_file),
+        output_dir=_output_dir(ours.output_dir, ours.gcs_bucket, ours.upload_to_cloud),
+        layers=parse_layers(ours.layers_to_extract) if ours.layers_to_extract else None,
+        pooling=ours.pooling,
+        prompt_template=ours.prompt_template,
+        max_length=ours.max_length,
+        overlength=ours.overlength,
+        compute_dtype=ours.compute_dtype,
+        storage_dtype=ours.storage_dtype,
+        batch_size=ours.batch_size,
+        mesh_shape=ours.mesh_shape,
+        samples_per_shard=ours.samples_per_shard,
+        max_rejected=ours.max_rejected,
+        allow_nonfinite=ours.allow_nonfinite,
+        overwrite=ours.overwrite,
+    )
+    return config, options
+
+
+def parse_layers(words: Sequence[str]) -> tuple[int, ...]:
+    """``10 11``, ``10,11``, ``10-23`` or ``all`` to layer numbers; empty for all.
+
+    Raises:
+      ConfigError: naming the word that is none of these.
+    """
+    layers: list[int] = []
+    for word in re.split(r"[\s,]+", " ".join(words).strip()):
+        if word == "all":
+            return ()
+        match = re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", word)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if last < first:
+            raise ConfigError(
+                f"--layers_to_extract: {word!r} is not a layer; give numbers (10 11 12), a range "
+                "(10-23), or all"
+            )
+        layers += range(first, last + 1)
+    return tuple(layers)
+
+
+def _output_dir(output_dir: str | None, gcs_bucket: str | None, upload: bool) -> str:
+    if upload or gcs_bucket:
+        if not (upload and gcs_bucket):
+            raise ConfigError(
+                "--gcs_bucket and --upload_to_cloud True go together; the new spelling of both is "
+                "--output_dir gs://BUCKET/FOLDER"
+            )
+        if output_dir is not None:
+            raise ConfigError("give either --output_dir or --gcs_bucket, not both")
+        output_dir = gcs_bucket if gcs_bucket.startswith("gs://") else f"gs://{gcs_bucket}"
+    return (output_dir or "activations").rstrip("/") or "/"
+
+
+def _with_runner(flags: Sequence[str]) -> list[str]:
+    named = any(flag == "--runner" or flag.startswith("--runner=") for flag in flags)
+    return [*flags] if named else [*flags, f"--runner={LOCAL_RUNNER}"]
+
+
+def _refuse_unknown(flags: Sequence[str]) -> None:
+    """A mistyped flag must not be ignored, as Beam would."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, conflict_handler="resolve")
+    for options in PipelineOptions.__subclasses__():
+        if hasattr(options, "_add_argparse_args"):
+            options._add_argparse_args(parser)
+    unknown = parser.parse_known_args(list(flags))[1]
+    if not unknown:
+        return
+    known = [*build_parser()._option_string_actions, *parser._option_string_actions]
+    close = difflib.get_close_matches(unknown[0].partition("=")[0], known, 1)
+    hint = f" Did you mean {close[0]}?" if close else ""
+    raise ConfigError(f"unknown flag {unknown[0]}.{hint} --help lists the flags of this job.")
+
+
+def _positive(text: str) -> int:
+    if not re.fullmatch(r"\d{1,12}", text) or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def _natural(text: str) -> int:
+    return 0 if text == "0" else _positive(text)
+
+
+def _mesh_shape(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d{1,4}),(\d{1,4})", text.replace(" ", ""))
+    if not match or "0" in match.groups():
+        raise argparse.ArgumentTypeError(
+            f"expected two positive numbers, data,model, such as 8,1; got {text!r}"
+        )
+    return int(match[1]), int(match[2])
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"expected True or False, got {text!r}")
+    return text.lower() == "true"

@@ -1,0 +1,91 @@
+"""The graph of the job, and how it is started."""
+
+from __future__ import annotations
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from beam_pipeline.config import Config, Run, resolve
+from corpus.template import load_template
+from qwen2.source import open_model
+from transforms.assign_shards import AssignShards, PlanShards
+from transforms.combine_metadata import CombineMetadata, write_rejected
+from transforms.commit_run import CommitRun, check_output_dir, remove_output
+from transforms.extract_activations import ExtractActivations
+from transforms.read_tasks import INPUTS, REJECTED, ReadTasks, resolve_patterns
+from transforms.tokenize_tasks import TokenizeTasks
+from transforms.write_layer import WriteLayer
+
+
+def prepare(config: Config) -> Run:
+    """Opens the model and finds the inputs, so that what is wrong is said before a job starts.
+
+    Raises:
+      ValueError: of several kinds, each naming the flag or file and what to do.
+    """
+    patterns = resolve_patterns(config.tasks_file)
+    template = load_template(config.prompt_template)
+    source = open_model(config.model_path)
+    source.tokenizer()
+    return resolve(config, source, template, patterns)
+
+
+def build(pipeline: beam.Pipeline, run: Run) -> beam.PCollection:
+    """Adds the whole job to a pipeline; gives the ``Metadata`` that it ends with."""
+    config = run.config
+    read = pipeline | "ReadTasks" >> ReadTasks(run.patterns)
+    tokenized = read.items | "Tokenize" >> TokenizeTasks(config.model_path, run.template, run.limit)
+    rejected = (
+        (read[REJECTED], tokenized[REJECTED])
+        | "Rejected" >> beam.Flatten()
+        | "GatherRejected" >> beam.CombineGlobally(beam.combiners.ToListCombineFn())
+        | "WriteRejected" >> beam.Map(write_rejected, config.output_dir)
+    )
+    plan = (
+        tokenized.prompts
+        | "PlanShards" >> beam.CombineGlobally(PlanShards(config.samples_per_shard))
+        | "CommitRun"
+        >> CommitRun(config.output_dir, run.description, config.max_rejected, rejected)
+    )
+    layers = (
+        tokenized.prompts
+        | "AssignShards" >> AssignShards(plan)
+        | "Extract" >> ExtractActivations(run.extractor)
+    )
+    manifests = [
+        blocks
+        | f"layer_{layer}"
+        >> WriteLayer(
+            config.output_dir,
+            layer,
+            run.description.hidden_dim,
+            config.pooling,
+            config.storage_dtype,
+            plan,
+        )
+        for layer, blocks in layers.items()
+    ]
+    return (
+        manifests
+        | "Manifests" >> beam.Flatten()
+        | "CombineMetadata"
+        >> CombineMetadata(
+            config.output_dir,
+            run.description,
+            config.allow_nonfinite,
+            plan,
+            read[INPUTS],
+            rejected,
+        )
+    )
+
+
+def run_pipeline(config: Config, options: PipelineOptions) -> Run:
+    """Runs the job to its end, or submits it where the runner does not wait."""
+    run = prepare(config)
+    if config.overwrite:
+        remove_output(config.output_dir)
+    check_output_dir(config.output_dir, run.description)
+    with beam.Pipeline(options=options) as pipeline:
+        build(pipeline, run)
+    return run

@@ -1,0 +1,212 @@
+"""The residual stream of Qwen2, layer by layer, for token ids or text. No Beam.
+
+In a notebook::
+
+    from qwen2 import ActivationExtractor
+    extractor = ActivationExtractor.load("Qwen/Qwen2.5-0.5B", layers=range(10, 24))
+    activations = extractor(["The residual stream"])   # {layer: [texts, hidden]}
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+
+from qwen2.attention import AttentionForm, form_for_platform
+from qwen2.batching import Packing, Step, plan_steps, step_inputs
+from qwen2.checkpoint import check_weights
+from qwen2.params import load_model
+from qwen2.programs import POOLINGS, Pooling, Programs, check_mesh_fits_model, make_mesh
+from qwen2.source import ModelSource, open_model
+
+FloatName = Literal["float32", "bfloat16"]
+FLOAT_DTYPES: dict[str, np.dtype] = {
+    "float32": np.dtype(np.float32),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+}
+
+TOKENS_PER_BATCH_ROW = 512
+"""What one unit of batch size means in token slots."""
+
+STEPS_IN_FLIGHT = 2
+"""Steps that may be on the device, or on their way to the host, at the same time."""
+
+
+@dataclass(frozen=True)
+class CapturedSamples:
+    """The captured vectors of a few samples, in every layer.
+
+    Attributes:
+      samples: which samples, as indices into what was given to ``extract``.
+      vector_counts: for each of them the number of its vectors: 1 if pooled, else its tokens.
+      layers: for each layer [sum(vector_counts), hidden] in the storage dtype, in sample order.
+    """
+
+    samples: tuple[int, ...]
+    vector_counts: tuple[int, ...]
+    layers: Mapping[int, np.ndarray]
+
+
+class ActivationExtractor:
+    """Qwen2 with its weights resident on the devices, capturing chosen layers.
+
+    The captured value is the residual stream after a layer, before the final norm for the last
+    one too. Layers above the highest captured one are not even loaded.
+    """
+
+    def __init__(
+        self,
+        source: ModelSource,
+        layers: Sequence[int],
+        pooling: Pooling = "last",
+        compute_dtype: FloatName = "bfloat16",
+        storage_dtype: FloatName = "float32",
+        batch_size: int = 8,
+        mesh_shape: tuple[int, int] | None = None,
+        attention: AttentionForm | None = None,
+    ) -> None:
+        """
+        Args:
+          source: the model, from ``open_model``.
+          layers: which layers to capture, counted from 0.
+          pooling: ``last`` or ``mean`` token of a sample, or ``none`` for every token.
+          batch_size: token slots per device and step, in units of 512.
+          mesh_shape: devices along (data, model); all local devices along data by default.
+          attention: the form of attention; the fastest of the platform by default.
+
+        Raises:
+          ValueError: for layers, pooling, dtypes, mesh or weights that do not fit.
+        """
+        config = source.config
+        self.layers = tuple(sorted(check_layers(layers, config.num_hidden_layers)))
+        if pooling not in POOLINGS:
+            raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, got {pooling!r}")
+        for name, value in (("compute_dtype", compute_dtype), ("storage_dtype", storage_dtype)):
+            if value not in FLOAT_DTYPES:
+                raise ValueError(f"{name} must be float32 or bfloat16, got {value!r}")
+        mesh = make_mesh(mesh_shape, jax.local_devices())
+        check_mesh_fits_model(mesh, config)
+        weights = source.weights()
+        check_weights(weights, config, source.name)
+
+        self.source, self.pooling = source, pooling
+        self.hidden_size = config.hidden_size
+        self._storage = FLOAT_DTYPES[storage_dtype]
+        compute = jnp.dtype(FLOAT_DTYPES[compute_dtype])
+        narrow = storage_dtype == "bfloat16" or (compute_dtype == "bfloat16" and pooling != "mean")
+        self._programs = Programs(
+            load_model(weights, config, self.layers[-1] + 1, compute, mesh),
+            config,
+            mesh,
+            self.layers,
+            pooling,
+            attention or form_for_platform(mesh.devices.flat[0].platform),
+            jnp.dtype(FLOAT_DTYPES["bfloat16" if narrow else "float32"]),
+        )
+        slots = batch_size * TOKENS_PER_BATCH_ROW
+        self._packing = Packing(rows=mesh.shape["data"], slots=slots, row_length=slots)
+        self._compilers = ThreadPoolExecutor(os.cpu_count(), "compile")
+
+    @classmethod
+    def load(cls, model_path: str, layers: Sequence[int], **options: object) -> ActivationExtractor:
+        """Opens a model by folder, ``gs://`` folder, hub id or ``random:`` preset.
+
+        The options are those of the constructor.
+        """
+        return cls(open_model(model_path), layers, **options)  # type: ignore[arg-type]
+
+    def __call__(self, texts: Sequence[str]) -> dict[int, np.ndarray] | list[dict[int, np.ndarray]]:
+        """Tokenises texts and captures them.
+
+        Returns:
+          Pooled: for each layer [texts, hidden]. Every token: for each text, by layer,
+          [tokens, hidden].
+        """
+        tokenizer = self.source.tokenizer()
+        token_ids = [
+            np.asarray(tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
+            for text in texts
+        ]
+        found: list[dict[int, np.ndarray]] = [{} for _ in texts]
+        for captured in self.extract(token_ids):
+            ends = np.cumsum(captured.vector_counts)
+            for layer, vectors in captured.layers.items():
+                parts = np.split(vectors, ends[:-1])
+                for sample, part in zip(captured.samples, parts, strict=True):
+                    found[sample][layer] = part
+        if self.pooling == "none":
+            return found
+        return {layer: np.concatenate([f[layer] for f in found]) for layer in self.layers}
+
+    def extract(self, token_ids: Sequence[np.ndarray]) -> Iterator[CapturedSamples]:
+        """Captures samples of [tokens] int32 ids each, all of them exactly once.
+
+        While a step computes, the previous one is copied to the host; at most two are in flight,
+        so host memory does not grow with the number of samples. The order of the samples is that
+        of the plan: a function of their lengths and the batch size alone.
+
+        Raises:
+          ValueError: if a sample is empty or holds an id outside the vocabulary.
+        """
+        vocabulary = self.source.config.vocab_size
+        for index, ids in enumerate(token_ids):
+            if not len(ids) or ids.min() < 0 or ids.max() >= vocabulary:
+                raise ValueError(
+                    f"sample {index}: expected at least one token id, all in 0..{vocabulary - 1}"
+                )
+        steps = plan_steps([len(ids) for ids in token_ids], self._packing)
+        self._programs.compile_ahead(list(dict.fromkeys(s.shape for s in steps)), self._compilers)
+        in_flight: deque[tuple[Step, dict[int, jax.Array]]] = deque()
+        for step in steps:
+            captured = self._programs.run(step_inputs(step, token_ids), step.shape)
+            for array in captured.values():
+                array.copy_to_host_async()
+            in_flight.append((step, captured))
+            if len(in_flight) >= STEPS_IN_FLIGHT:
+                yield self._on_host(*in_flight.popleft())
+        while in_flight:
+            yield self._on_host(*in_flight.popleft())
+
+    def _on_host(self, step: Step, captured: Mapping[int, jax.Array]) -> CapturedSamples:
+        if self.pooling == "none":
+            counts = tuple(p.length for p in step.placements)
+            rows = [(p.row, slice(p.start, p.start + p.length)) for p in step.placements]
+        else:
+            counts = (1,) * len(step.placements)
+            rows = [
+                (p.row, slice(segment, segment + 1))
+                for p, segment in zip(step.placements, step.segment_of, strict=True)
+            ]
+        layers = {}
+        for layer in self.layers:
+            array = np.asarray(captured[layer])
+            vectors = np.empty((sum(counts), self.hidden_size), self._storage)
+            np.concatenate([array[place] for place in rows], out=vectors, casting="unsafe")
+            layers[layer] = vectors
+        return CapturedSamples(tuple(p.sample for p in step.placements), counts, layers)
+
+
+def check_layers(layers: Sequence[int], num_layers: int) -> Sequence[int]:
+    """
+    Raises:
+      ValueError: if there is no layer, one twice, or one that the model does not have.
+    """
+    if not layers:
+        raise ValueError("no layer to capture")
+    if len(set(layers)) != len(layers):
+        raise ValueError(f"a layer is named twice: {', '.join(map(str, layers))}")
+    if outside := [layer for layer in layers if not 0 <= layer < num_layers]:
+        raise ValueError(
+            f"layers {', '.join(map(str, outside))} do not exist: this model has {num_layers} "
+            f"layers, 0 to {num_layers - 1}"
+        )
+    return layers

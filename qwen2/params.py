@@ -1,0 +1,115 @@
+"""Which checkpoint tensors make which parameter, how they are laid out and how they are sharded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from qwen2.checkpoint import Weights
+from qwen2.config import Qwen2Config
+from qwen2.model import MODEL_AXIS, DecoderLayer, Qwen2
+
+Layout = Callable[[list[np.ndarray], Qwen2Config], np.ndarray]
+
+
+def _as_is(tensors: list[np.ndarray], config: Qwen2Config) -> np.ndarray:
+    return tensors[0]
+
+
+def _transposed(tensors: list[np.ndarray], config: Qwen2Config) -> np.ndarray:
+    """[out, in] to [in, out]"""
+    return tensors[0].T
+
+
+def _joined_qkv(tensors: list[np.ndarray], config: Qwen2Config) -> np.ndarray:
+    """q, k, v as [heads * D, ...] to [..., K, G + 2, D], each key-value head with its queries."""
+    heads, head_dim = config.num_key_value_heads, config.head_dim
+    parts = [t.reshape(heads, -1, head_dim, *t.shape[1:]) for t in tensors]
+    joined = np.concatenate(parts, axis=1)
+    return joined if joined.ndim == 3 else np.moveaxis(joined, -1, 0)
+
+
+def _out_kernel(tensors: list[np.ndarray], config: Qwen2Config) -> np.ndarray:
+    """[H, heads * D] to [K, G, D, H]"""
+    return tensors[0].T.reshape(
+        config.num_key_value_heads, config.query_groups, config.head_dim, config.hidden_size
+    )
+
+
+@dataclass(frozen=True)
+class ParameterSource:
+    """One parameter: the checkpoint tensors it is made of, their layout and its sharding."""
+
+    tensors: tuple[str, ...]
+    layout: Layout
+    spec: P
+
+
+_QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+
+EMBEDDING = ParameterSource(("model.embed_tokens.weight",), _as_is, P())
+
+LAYER_PARAMETERS: dict[tuple[str, ...], ParameterSource] = {
+    ("attention_norm", "scale"): ParameterSource(("input_layernorm.weight",), _as_is, P()),
+    ("attention", "qkv_kernel"): ParameterSource(
+        tuple(f"{name}.weight" for name in _QKV), _joined_qkv, P(None, MODEL_AXIS)
+    ),
+    ("attention", "qkv_bias"): ParameterSource(
+        tuple(f"{name}.bias" for name in _QKV), _joined_qkv, P(MODEL_AXIS)
+    ),
+    ("attention", "out_kernel"): ParameterSource(
+        ("self_attn.o_proj.weight",), _out_kernel, P(MODEL_AXIS)
+    ),
+    ("mlp_norm", "scale"): ParameterSource(("post_attention_layernorm.weight",), _as_is, P()),
+    ("mlp", "gate_kernel"): ParameterSource(
+        ("mlp.gate_proj.weight",), _transposed, P(None, MODEL_AXIS)
+    ),
+    ("mlp", "up_kernel"): ParameterSource(
+        ("mlp.up_proj.weight",), _transposed, P(None, MODEL_AXIS)
+    ),
+    ("mlp", "down_kernel"): ParameterSource(("mlp.down_proj.weight",), _transposed, P(MODEL_AXIS)),
+}
+"""Every parameter of a layer, by its path; tensors are named without ``model.layers.N.``"""
+
+
+def layer_specs(config: Qwen2Config, dtype: jnp.dtype) -> Any:
+    """The partition specs of one layer's state, as a pytree of the state's structure."""
+    state = nnx.state(nnx.eval_shape(lambda: DecoderLayer(config, dtype)))
+    return nnx.map_state(lambda path, _: LAYER_PARAMETERS[path].spec, state)
+
+
+def load_model(
+    weights: Weights, config: Qwen2Config, num_layers: int, dtype: jnp.dtype, mesh: Mesh
+) -> Qwen2:
+    """A model of the first ``num_layers`` layers, its parameters on the mesh's devices.
+
+    Tensors are read, laid out and cast one parameter at a time, and of a sharded parameter only
+    the part that a device holds is copied, so that host memory stays near one parameter.
+    """
+
+    def place(source: ParameterSource, prefix: str) -> jax.Array:
+        tensors = [weights.read(prefix + name) for name in source.tensors]
+        array = source.layout(tensors, config)
+        return jax.make_array_from_callback(
+            array.shape,
+            NamedSharding(mesh, source.spec),
+            lambda index: np.ascontiguousarray(array[index], dtype),
+        )
+
+    def loaded(path: tuple[Any, ...], variable: nnx.Variable[Any]) -> nnx.Variable[Any]:
+        if path == ("embedding",):
+            return variable.replace(place(EMBEDDING, ""))
+        layer, rest = path[1], path[2:]
+        return variable.replace(place(LAYER_PARAMETERS[rest], f"model.layers.{layer}."))
+
+    model = nnx.eval_shape(lambda: Qwen2(config, num_layers, dtype))
+    graphdef, state = nnx.split(model)
+    return nnx.merge(graphdef, nnx.map_state(loaded, state))

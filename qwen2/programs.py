@@ -1,0 +1,223 @@
+"""The compiled programs that take a step through the model, on a (data, model) mesh.
+
+One program serves all layers of the same kind, so a new shape costs four small compilations
+whatever the depth of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from qwen2.attention import AttentionForm
+from qwen2.batching import StepInputs, StepShape
+from qwen2.config import Qwen2Config
+from qwen2.model import (
+    DATA_AXIS,
+    MODEL_AXIS,
+    DecoderLayer,
+    Qwen2,
+    gather_slots,
+    mean_of_segments,
+    rotary_embedding,
+)
+from qwen2.params import layer_specs
+
+Pooling = Literal["last", "mean", "none"]
+POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
+
+
+class MeshError(ValueError):
+    """A mesh that does not fit the devices or the model."""
+
+
+def make_mesh(shape: tuple[int, int] | None, devices: Sequence[jax.Device]) -> Mesh:
+    """A (data, model) mesh over the first devices; all of them along data by default.
+
+    Raises:
+      MeshError: if there are too few devices.
+    """
+    data, model = shape or (len(devices), 1)
+    if data < 1 or model < 1 or data * model > len(devices):
+        raise MeshError(
+            f"mesh_shape {data},{model} needs {data * model} devices, this worker has "
+            f"{len(devices)} ({devices[0].platform}). Choose data x model at most {len(devices)}."
+        )
+    grid = np.asarray(devices[: data * model]).reshape(data, model)
+    return Mesh(grid, (DATA_AXIS, MODEL_AXIS), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def check_mesh_fits_model(mesh: Mesh, config: Qwen2Config) -> None:
+    """
+    Raises:
+      MeshError: if the model axis does not divide the heads and the intermediate dimension.
+    """
+    parts = mesh.shape[MODEL_AXIS]
+    for name in ("num_key_value_heads", "intermediate_size"):
+        size = getattr(config, name)
+        if size % parts:
+            fitting = [n for n in range(1, config.num_key_value_heads + 1) if size % n == 0]
+            raise MeshError(
+                f"the mesh's model axis of {parts} does not divide {name}={size} of this model; "
+                f"possible: {', '.join(map(str, fitting))}"
+            )
+
+
+Inputs = Mapping[str, jax.Array]
+"""The arrays of ``StepInputs`` by name, on the devices."""
+
+Rotary = tuple[jax.Array, jax.Array]
+"""Cosines and sines, [R, L, D] float32 each, the same for all layers of a step."""
+
+
+@dataclass(frozen=True)
+class StepPrograms:
+    """Compiled for one step shape; x is the residual stream, [R, L, H].
+
+    Attributes:
+      embed: (embedding, inputs) to (x, rotary).
+      layer: (layer state, x, rotary, inputs) to x.
+      capture: the same, and what is captured of x.
+      top: the same as capture, without x.
+    """
+
+    embed: Callable[..., tuple[jax.Array, Rotary]]
+    layer: Callable[..., jax.Array]
+    capture: Callable[..., tuple[jax.Array, jax.Array]]
+    top: Callable[..., jax.Array]
+
+
+class Programs:
+    """Compiles and runs the steps of one model. Thread-safe; compiles each shape once."""
+
+    def __init__(
+        self,
+        model: Qwen2,
+        config: Qwen2Config,
+        mesh: Mesh,
+        layers: Sequence[int],
+        pooling: Pooling,
+        form: AttentionForm,
+        capture_dtype: jnp.dtype,
+    ) -> None:
+        self.mesh = mesh
+        self._config, self._pooling, self._form = config, pooling, form
+        self._captured = frozenset(layers)
+        self._capture_dtype = capture_dtype
+        self._embedding = model.embedding[...]
+        self._graph = nnx.graphdef(model.layers[0])
+        self._layer_states = [nnx.state(layer) for layer in model.layers]
+        self._compiled: dict[StepShape, Future[StepPrograms]] = {}
+
+    def compile_ahead(self, shapes: Sequence[StepShape], executor: Executor) -> None:
+        """Starts to compile these shapes in the background, each once."""
+        for shape in shapes:
+            if shape not in self._compiled:
+                self._compiled[shape] = executor.submit(self._compile, shape)
+
+    def run(self, inputs: StepInputs, shape: StepShape) -> dict[int, jax.Array]:
+        """Dispatches a step; the arrays are futures until something reads them.
+
+        Returns:
+          For each captured layer [rows, segments, hidden] (pooled) or [rows, length, hidden].
+        """
+        programs = self._compiled[shape].result()
+        placed = self._place(inputs)
+        x, rotary = programs.embed(self._embedding, placed)
+        captured = {}
+        top = len(self._layer_states) - 1
+        for index, state in enumerate(self._layer_states[:top]):
+            if index in self._captured:
+                x, captured[index] = programs.capture(state, x, rotary, placed)
+            else:
+                x = programs.layer(state, x, rotary, placed)
+        captured[top] = programs.top(self._layer_states[top], x, rotary, placed)
+        return captured
+
+    def _place(self, inputs: StepInputs) -> dict[str, jax.Array]:
+        rows = NamedSharding(self.mesh, P(DATA_AXIS))
+        return jax.device_put(vars(inputs), rows)
+
+    def _compile(self, shape: StepShape) -> StepPrograms:
+        inputs = self._abstract_inputs(shape)
+        state = jax.tree.map(_abstract, self._layer_states[0])
+        functions = self._functions()
+        embed = functions.embed.lower(_abstract(self._embedding), inputs)
+        rows = NamedSharding(self.mesh, P(DATA_AXIS))
+        x, rotary = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows),
+            embed.out_info,
+        )
+        return StepPrograms(
+            embed=embed.compile(),
+            layer=functions.layer.lower(state, x, rotary, inputs).compile(),
+            capture=functions.capture.lower(state, x, rotary, inputs).compile(),
+            top=functions.top.lower(state, x, rotary, inputs).compile(),
+        )
+
+    def _abstract_inputs(self, shape: StepShape) -> dict[str, jax.ShapeDtypeStruct]:
+        rows = NamedSharding(self.mesh, P(DATA_AXIS))
+        slots, segments = (shape.rows, shape.length), (shape.rows, shape.segments)
+        shapes = {
+            "token_ids": slots,
+            "positions": slots,
+            "segment_ids": slots,
+            "last_slots": segments,
+        }
+        return {
+            name: jax.ShapeDtypeStruct(size, jnp.int32, sharding=rows)
+            for name, size in shapes.items()
+        }
+
+    def _functions(self) -> Any:
+        specs = layer_specs(self._config, self._embedding.dtype)
+        rows = P(DATA_AXIS)
+        sharded = partial(jax.shard_map, mesh=self.mesh, check_vma=False)
+        over_layer = partial(sharded, in_specs=(specs, rows, rows, rows), out_specs=rows)
+        return StepPrograms(
+            embed=jax.jit(sharded(self._embed, in_specs=(P(), rows), out_specs=rows)),
+            layer=jax.jit(over_layer(self._layer), donate_argnums=1),
+            capture=jax.jit(over_layer(self._capture), donate_argnums=1),
+            top=jax.jit(over_layer(self._top)),
+        )
+
+    def _embed(self, embedding: jax.Array, inputs: Inputs) -> tuple[jax.Array, Rotary]:
+        return embedding[inputs["token_ids"]], rotary_embedding(inputs["positions"], self._config)
+
+    def _layer(self, state: nnx.State, x: jax.Array, rotary: Rotary, inputs: Inputs) -> jax.Array:
+        layer: DecoderLayer = nnx.merge(self._graph, state)
+        return layer(x, rotary, inputs["segment_ids"], inputs["positions"], self._form)
+
+    def _capture(
+        self, state: nnx.State, x: jax.Array, rotary: Rotary, inputs: Inputs
+    ) -> tuple[jax.Array, jax.Array]:
+        x = self._layer(state, x, rotary, inputs)
+        return x, self._pooled(x, inputs)
+
+    def _top(self, state: nnx.State, x: jax.Array, rotary: Rotary, inputs: Inputs) -> jax.Array:
+        if self._pooling != "last":
+            return self._capture(state, x, rotary, inputs)[1]
+        layer: DecoderLayer = nnx.merge(self._graph, state)
+        at_last = layer.at_slots(x, rotary, inputs["segment_ids"], inputs["last_slots"])
+        return at_last.astype(self._capture_dtype)
+
+    def _pooled(self, x: jax.Array, inputs: Inputs) -> jax.Array:
+        if self._pooling == "last":
+            x = gather_slots(x, inputs["last_slots"])
+        elif self._pooling == "mean":
+            x = mean_of_segments(x, inputs["segment_ids"], inputs["last_slots"].shape[1])
+        return x.astype(self._capture_dtype)
+
+
+def _abstract(array: jax.Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)

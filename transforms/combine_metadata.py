@@ -1,0 +1,172 @@
+"""The manifests of all layer files to ``metadata.json``, the commit of the dataset."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+
+import apache_beam as beam
+
+from activation_dataset.format import ERRORS_FOLDER, METADATA_FILE
+from activation_dataset.metadata import (
+    InputFile,
+    Metadata,
+    RunDescription,
+    ShardManifest,
+    batches_of,
+)
+from activation_dataset.statistics import LayerStatistics, OrderedMerge
+from corpus.task import RejectedTask
+from transforms.assign_shards import ShardPlan
+from transforms.whole_file import join, write_whole
+
+
+class NonFiniteError(ValueError):
+    """Activations that are not finite, where they are not allowed."""
+
+
+class IncompleteError(RuntimeError):
+    """Layer files or samples that should have been written and were not."""
+
+
+@dataclass
+class _Gathered:
+    """Manifests without their statistics, and each layer's statistics merged as far as possible."""
+
+    manifests: list[ShardManifest] = field(default_factory=list)
+    statistics: dict[int, OrderedMerge] = field(default_factory=dict)
+
+    def of_layer(self, layer: int) -> OrderedMerge:
+        return self.statistics.setdefault(layer, OrderedMerge())
+
+
+class GatherManifests(beam.CombineFn):
+    """Combines ``ShardManifest`` in any order; the result does not depend on it."""
+
+    def create_accumulator(self) -> _Gathered:
+        return _Gathered()
+
+    def add_input(self, gathered: _Gathered, manifest: ShardManifest) -> _Gathered:
+        file = manifest.file
+        gathered.of_layer(file.layer).add(manifest.shard, file.statistics)
+        nothing = LayerStatistics.empty(0)
+        gathered.manifests.append(replace(manifest, file=replace(file, statistics=nothing)))
+        return gathered
+
+    def merge_accumulators(self, accumulators: Iterable[_Gathered]) -> _Gathered:
+        merged = _Gathered()
+        for gathered in accumulators:
+            merged.manifests += gathered.manifests
+            for layer, statistics in gathered.statistics.items():
+                merged.of_layer(layer).merge(statistics)
+        return merged
+
+    def extract_output(self, gathered: _Gathered) -> _Gathered:
+        return gathered
+
+
+def build_metadata(
+    gathered: _Gathered,
+    run: RunDescription,
+    plan: ShardPlan,
+    inputs: Sequence[InputFile],
+    rejected: Mapping[str, int],
+    allow_nonfinite: bool,
+) -> Metadata:
+    """Puts the dataset's description together and checks that nothing is missing.
+
+    Raises:
+      IncompleteError: if a layer file is missing, or samples are.
+      NonFiniteError: if an activation is not finite and that is not allowed.
+    """
+    layers = run.layers_extracted
+    try:
+        batches = batches_of(gathered.manifests, layers, plan.num_shards)
+        statistics = {layer: gathered.of_layer(layer).result(plan.num_shards) for layer in layers}
+    except ValueError as error:
+        raise IncompleteError(f"the dataset is not complete: {error}") from error
+    metadata = Metadata(
+        run=replace(run, inputs=tuple(sorted(inputs, key=lambda file: file.path))),
+        batches=batches,
+        rejected=dict(sorted(rejected.items())),
+        statistics=statistics,
+    )
+    if (metadata.total_samples, metadata.total_tokens) != (plan.samples, plan.tokens):
+        raise IncompleteError(
+            f"{plan.samples} samples of {plan.tokens} tokens were planned, "
+            f"{metadata.total_samples} of {metadata.total_tokens} were written"
+        )
+    broken = {layer: s.nonfinite_count for layer, s in statistics.items() if s.nonfinite_count}
+    if broken and not allow_nonfinite:
+        counts = ", ".join(f"{count} in layer {layer}" for layer, count in broken.items())
+        raise NonFiniteError(
+            f"activation vectors with NaN or infinite values: {counts}. The layer files are "
+            "written; run again with --compute_dtype=float32 and --overwrite to avoid them, or "
+            "with --allow_nonfinite to keep them counted in metadata.json."
+        )
+    return metadata
+
+
+def errors_file(output_dir: str) -> str:
+    return join(output_dir, ERRORS_FOLDER, "rejected.jsonl")
+
+
+def write_rejected(rejected: Sequence[RejectedTask], output_dir: str) -> dict[str, int]:
+    """Writes the dead letters, a JSON object a line, sorted; gives the count of each reason."""
+    counts: dict[str, int] = {}
+    lines = []
+    for item in sorted(rejected, key=lambda r: (r.source, r.task_id, r.reason, r.detail)):
+        counts[item.reason] = counts.get(item.reason, 0) + 1
+        lines.append(json.dumps(asdict(item)) + "\n")
+    if lines:
+        write_whole(errors_file(output_dir), "".join(lines).encode())
+    return counts
+
+
+@dataclass(eq=False)
+class CombineMetadata(beam.PTransform):
+    """``ShardManifest`` of all layers to ``metadata.json``, written last; gives the ``Metadata``.
+
+    Attributes:
+      plan: a singleton PCollection of the ``ShardPlan``.
+      inputs: a PCollection of ``InputFile``.
+      rejected: a singleton PCollection of reason to count.
+    """
+
+    output_dir: str
+    run: RunDescription
+    allow_nonfinite: bool
+    plan: beam.PCollection
+    inputs: beam.PCollection
+    rejected: beam.PCollection
+
+    def expand(self, manifests: beam.PCollection) -> beam.PCollection:
+        return (
+            manifests
+            | "Gather" >> beam.CombineGlobally(GatherManifests())
+            | "WriteMetadata"
+            >> beam.Map(
+                _write_metadata,
+                self.output_dir,
+                self.run,
+                self.allow_nonfinite,
+                plan=beam.pvalue.AsSingleton(self.plan),
+                inputs=beam.pvalue.AsList(self.inputs),
+                rejected=beam.pvalue.AsSingleton(self.rejected),
+            )
+        )
+
+
+def _write_metadata(
+    gathered: _Gathered,
+    output_dir: str,
+    run: RunDescription,
+    allow_nonfinite: bool,
+    plan: ShardPlan,
+    inputs: Sequence[InputFile],
+    rejected: Mapping[str, int],
+) -> Metadata:
+    metadata = build_metadata(gathered, run, plan, inputs, rejected, allow_nonfinite)
+    write_whole(join(output_dir, METADATA_FILE), metadata.to_json().encode())
+    return metadata

@@ -1,0 +1,176 @@
+"""``run.json``, written before the first activation: what a later run must agree with to resume."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.io.filesystems import FileSystems
+
+from activation_dataset.format import (
+    METADATA_FILE,
+    RUN_FILE,
+    is_partial_file,
+    parse_shard_file,
+)
+from activation_dataset.metadata import RunDescription
+from transforms.assign_shards import ShardPlan
+from transforms.combine_metadata import errors_file
+from transforms.whole_file import join, read_if_exists, write_whole
+
+
+class OtherRunError(ValueError):
+    """The output folder holds the output of a run that differs from this one."""
+
+
+class TooManyRejectedError(ValueError):
+    """More tasks were rejected than the user allows."""
+
+
+class NoSamplesError(ValueError):
+    """There is nothing to extract."""
+
+
+def configuration(run: RunDescription) -> dict[str, Any]:
+    """All that decides about bytes, as ``run.json`` keeps it. Inputs are covered by the plan."""
+    fields = run.to_json()
+    del fields["inputs"]
+    return fields
+
+
+def differences(there: Any, now: Any, name: str = "") -> Iterator[str]:
+    """A line for each field in which two configurations differ."""
+    if isinstance(there, Mapping) and isinstance(now, Mapping):
+        for key in sorted(there.keys() | now.keys()):
+            path = f"{name}.{key}" if name else key
+            yield from differences(there.get(key), now.get(key), path)
+    elif there != now:
+        yield f"{name} is {json.dumps(there)} there, {json.dumps(now)} now"
+
+
+def check_output_dir(output_dir: str, run: RunDescription) -> None:
+    """Whether a run may write here: the folder is fresh, or an equal run began it.
+
+    Raises:
+      OtherRunError: naming what is there, or each setting that differs.
+    """
+    recorded = read_if_exists(join(output_dir, RUN_FILE))
+    if recorded is not None:
+        _refuse_difference(output_dir, _parse(output_dir, recorded)["configuration"], run)
+    elif found := output_files(output_dir):
+        raise OtherRunError(
+            f"{output_dir} already holds output without {RUN_FILE}, such as {found[0]}. "
+            "Choose another --output_dir, or replace it with --overwrite."
+        )
+
+
+def output_files(output_dir: str) -> list[str]:
+    """Paths of all files in a folder that a run may have written, those of a commit first."""
+    found = []
+    root = output_dir.rstrip("/") + "/"
+    for pattern in (METADATA_FILE + "*", RUN_FILE + "*", "errors/*", "layer_*/*"):
+        for match in FileSystems.match([join(output_dir, pattern)])[0].metadata_list:
+            below = match.path.removeprefix(root)
+            known = below in (METADATA_FILE, RUN_FILE) or below.startswith("errors/rejected.jsonl")
+            if known or parse_shard_file(below) or is_partial_file(below):
+                found.append(match.path)
+    return found
+
+
+def remove_output(output_dir: str) -> None:
+    """Deletes what ``output_files`` finds, the commit of the dataset first."""
+    for path in output_files(output_dir):
+        FileSystems.delete([path])
+
+
+def commit_run(
+    plan: ShardPlan,
+    output_dir: str,
+    run: RunDescription,
+    rejected: Mapping[str, int],
+    max_rejected: int | None,
+) -> ShardPlan:
+    """Lets the expensive part begin: checks the plan and writes or compares ``run.json``.
+
+    Raises:
+      NoSamplesError: if no sample is left.
+      TooManyRejectedError: if more than ``max_rejected`` tasks were rejected.
+      OtherRunError: if the folder's run had other samples or settings.
+    """
+    dead = sum(rejected.values())
+    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(rejected.items()))
+    if max_rejected is not None and dead > max_rejected:
+        raise TooManyRejectedError(
+            f"{dead} tasks were rejected ({reasons}), --max_rejected allows {max_rejected}; "
+            f"{errors_file(output_dir)} says why each was"
+        )
+    if not plan.samples:
+        raise NoSamplesError(
+            f"no sample is left to extract: {dead} tasks were rejected ({reasons or 'none'})"
+            + (f"; {errors_file(output_dir)} says why each was" if dead else "")
+        )
+    planned = {
+        "num_shards": plan.num_shards,
+        "samples": plan.samples,
+        "tokens": plan.tokens,
+        "digest": plan.digest,
+    }
+    path = join(output_dir, RUN_FILE)
+    recorded = read_if_exists(path)
+    if recorded is None:
+        content = {"configuration": configuration(run), "plan": planned}
+        write_whole(path, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
+        return plan
+    there = _parse(output_dir, recorded)
+    _refuse_difference(output_dir, there["configuration"], run)
+    if changed := list(differences(there["plan"], planned, "samples")):
+        raise OtherRunError(
+            f"{output_dir} was begun with other samples: " + "; ".join(changed) + ". The tasks or "
+            "the tokenizer have changed since; choose another --output_dir, or --overwrite."
+        )
+    return plan
+
+
+def _parse(output_dir: str, recorded: bytes) -> dict[str, Any]:
+    try:
+        content = json.loads(recorded)
+        return {"configuration": content["configuration"], "plan": content["plan"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise OtherRunError(
+            f"{join(output_dir, RUN_FILE)} cannot be read ({error}); if nothing there is needed, "
+            "replace it with --overwrite"
+        ) from error
+
+
+def _refuse_difference(output_dir: str, there: Any, run: RunDescription) -> None:
+    if changed := list(differences(there, json.loads(json.dumps(configuration(run))))):
+        raise OtherRunError(
+            f"{output_dir} holds the output of another run: " + "; ".join(changed) + ". Choose "
+            "another --output_dir, use the same settings to resume, or replace it with --overwrite."
+        )
+
+
+@dataclass(eq=False)
+class CommitRun(beam.PTransform):
+    """The plan, once it may be carried out: what takes its output waits for ``run.json``.
+
+    Attributes:
+      rejected: a singleton PCollection of reason to count.
+    """
+
+    output_dir: str
+    run: RunDescription
+    max_rejected: int | None
+    rejected: beam.PCollection
+
+    def expand(self, plan: beam.PCollection) -> beam.PCollection:
+        return plan | "Commit" >> beam.Map(
+            commit_run,
+            self.output_dir,
+            self.run,
+            rejected=beam.pvalue.AsSingleton(self.rejected),
+            max_rejected=self.max_rejected,
+        )

@@ -1,0 +1,124 @@
+"""Tasks to prompts of token ids: one for every test input, one for every document."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import apache_beam as beam
+import numpy as np
+from apache_beam.pvalue import TaggedOutput
+
+from corpus.prompt import RenderedPrompt, render
+from corpus.task import Document, RejectedTask, Task
+from corpus.template import PromptTemplate
+from qwen2.source import open_model
+from transforms.read_tasks import REJECTED
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Overlength = Literal["reject", "truncate"]
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """One sample.
+
+    Attributes:
+      sample_id: unique in the corpus.
+      task_id: as its file gives it.
+      token_ids: [num_tokens] int32, at least one.
+    """
+
+    sample_id: str
+    task_id: str
+    token_ids: np.ndarray
+
+
+@dataclass(frozen=True)
+class LengthLimit:
+    """What to do with prompts of more than ``max_length`` tokens: a dead letter, or cut the end."""
+
+    max_length: int
+    overlength: Overlength
+
+
+def prompts_of(
+    item: Task | Document,
+    template: PromptTemplate,
+    tokenizer: PreTrainedTokenizerBase,
+    limit: LengthLimit,
+) -> Iterator[Prompt | RejectedTask]:
+    """The prompts of a task or document, or why there is none."""
+    if isinstance(item, Task):
+        task_id = item.task_id
+        sample_ids = [item.sample_id(index) for index in range(len(item.test))]
+    else:
+        task_id, sample_ids = item.document_id, [item.sample_id]
+    for index, sample_id in enumerate(sample_ids):
+        token_ids = tokenize(render(template, item, index), tokenizer)
+        if not len(token_ids):
+            detail = f"{sample_id}: the prompt has no tokens"
+            yield RejectedTask(item.source, task_id, "no_tokens", detail)
+        elif len(token_ids) > limit.max_length and limit.overlength == "reject":
+            yield RejectedTask(
+                item.source,
+                task_id,
+                "too_long",
+                f"{sample_id}: the prompt has {len(token_ids)} tokens, --max_length allows "
+                f"{limit.max_length}; raise it, or keep the beginning with --overlength=truncate",
+            )
+        else:
+            yield Prompt(sample_id, task_id, token_ids[: limit.max_length])
+
+
+def tokenize(prompt: RenderedPrompt, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+    """[num_tokens] int32. Special tokens come from the chat template alone, and only there."""
+    text = prompt.text
+    if prompt.messages:
+        text = str(
+            tokenizer.apply_chat_template(
+                [{"role": m.role, "content": m.content} for m in prompt.messages],
+                tokenize=False,
+                add_generation_prompt=prompt.add_generation_prompt,
+            )
+        )
+    return np.asarray(tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
+
+
+@dataclass(eq=False)
+class TokenizeTasks(beam.PTransform):
+    """Tasks and documents to ``Prompt``; rejected ones under a tag.
+
+    Attributes:
+      model_path: whose tokenizer to use.
+    """
+
+    model_path: str
+    template: PromptTemplate
+    limit: LengthLimit
+
+    def expand(self, items: beam.PCollection) -> beam.pvalue.DoOutputsTuple:
+        return (
+            items
+            # Files are few and samples many: spread them before the work begins.
+            | "Spread" >> beam.Reshuffle()
+            | "Tokenize"
+            >> beam.ParDo(_Tokenize(self.model_path, self.template, self.limit)).with_outputs(
+                REJECTED, main="prompts"
+            )
+        )
+
+
+class _Tokenize(beam.DoFn):
+    def __init__(self, model_path: str, template: PromptTemplate, limit: LengthLimit) -> None:
+        self._model_path, self._template, self._limit = model_path, template, limit
+
+    def setup(self) -> None:
+        self._tokenizer = open_model(self._model_path).tokenizer()
+
+    def process(self, item: Task | Document) -> Iterator[Prompt | TaggedOutput]:
+        for prompt in prompts_of(item, self._template, self._tokenizer, self._limit):
+            yield prompt if isinstance(prompt, Prompt) else TaggedOutput(REJECTED, prompt)
