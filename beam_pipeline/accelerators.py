@@ -8,6 +8,7 @@ GPUs", peaks and memory as in the makers' data sheets.
 A worker is one machine with one slice: 64 v5e chips are 8 workers of `tpu-v5e-8`.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,6 +28,10 @@ ONE_PROCESS = "no_use_multiple_sdk_containers"
 
 ACCELERATOR_DISK_GB = 100
 """Disk of a worker with an accelerator, gigabytes: an image of several, and a model on top."""
+
+
+class AcceleratorError(ValueError):
+    """An accelerator that is unknown, or that does not go with the other flags."""
 
 
 @dataclass(frozen=True)
@@ -144,9 +149,13 @@ ACCELERATORS: dict[str, AcceleratorSettings] = {
 
 
 def expand_accelerator(name: str) -> AcceleratorSettings:
-    """The settings of one of the names in the table; ValueError, with the names, for another."""
+    """The settings of one of the names in the table.
+
+    Raises:
+      AcceleratorError: for another name; it lists those there are.
+    """
     if name not in ACCELERATORS:
-        raise ValueError(
+        raise AcceleratorError(
             f"--accelerator={name} is not known; choose one of {', '.join(ACCELERATORS)}"
         )
     return ACCELERATORS[name]
@@ -156,8 +165,11 @@ def worker_flags(settings: AcceleratorSettings, options: PipelineOptions) -> lis
     """The Beam flags that `settings` adds to what the user gave; nothing but on Dataflow.
 
     A choice that leaves the worker valid is the user's (threads, disk, number of workers,
-    autoscaling, a machine type that fits). ValueError for one that Dataflow would reject, or that
-    would leave the accelerator unused.
+    autoscaling, a machine type that fits).
+
+    Raises:
+      AcceleratorError: for a choice that Dataflow would reject, or that would leave the accelerator
+        unused.
     """
     if not _runs_on_dataflow(options):
         return []
@@ -183,13 +195,28 @@ def worker_flags(settings: AcceleratorSettings, options: PipelineOptions) -> lis
     return flags
 
 
+def check_mesh(settings: AcceleratorSettings, mesh_shape: tuple[int, int] | None) -> None:
+    """Whether one worker has the devices of a mesh: a mesh does not reach beyond a worker.
+
+    Raises:
+      AcceleratorError: if it has fewer.
+    """
+    if mesh_shape and settings.family != "cpu" and math.prod(mesh_shape) > settings.devices:
+        data, model = mesh_shape
+        raise AcceleratorError(
+            f"--mesh_shape={data},{model} needs {data * model} devices in one worker, "
+            f"{settings.name} has {settings.devices}; for more devices in all, take more workers "
+            "(--num_workers)"
+        )
+
+
 def _check_options(settings: AcceleratorSettings, options: PipelineOptions) -> None:
     worker = options.view_as(WorkerOptions)
     experiments = _experiments(options)
     service_options = options.view_as(GoogleCloudOptions).dataflow_service_options or []
 
     def refuse(given: str, why: str) -> None:
-        raise ValueError(f"{given} does not go with --accelerator={settings.name}: {why}")
+        raise AcceleratorError(f"{given} does not go with --accelerator={settings.name}: {why}")
 
     if "enable_prime" in [*experiments, *service_options]:
         refuse("enable_prime", "Dataflow Prime chooses the machines itself; drop one of the two")
@@ -224,7 +251,7 @@ def _check_options(settings: AcceleratorSettings, options: PipelineOptions) -> N
     if options.view_as(GoogleCloudOptions).flexrs_goal:
         refuse("--flexrs_goal", "flexible resource scheduling has no accelerators")
     if not worker.sdk_container_image:
-        raise ValueError(
+        raise AcceleratorError(
             f"--accelerator={settings.name} needs --sdk_container_image: the worker's image must "
             f"hold JAX for its {settings.family.upper()} (docs/dataflow.md says how to build it)"
         )

@@ -7,6 +7,7 @@ from importlib import metadata as packages
 
 from activation_dataset.format import Pooling, StorageDtype
 from activation_dataset.metadata import RunDescription
+from beam_pipeline.accelerators import expand_accelerator
 from corpus.template import PromptTemplate
 from qwen2.source import ModelSource
 from transforms.extract_activations import ExtractorSettings
@@ -41,6 +42,7 @@ class Config:
     max_rejected: int | None
     allow_nonfinite: bool
     overwrite: bool
+    accelerator: str | None
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class Run:
 
     @property
     def extractor(self) -> ExtractorSettings:
+        name = self.config.accelerator
         return ExtractorSettings(
             model_path=self.config.model_path,
             weights_fingerprint=str(self.description.weights["fingerprint"]),
@@ -71,6 +74,7 @@ class Run:
             storage_dtype=self.config.storage_dtype,
             batch_size=self.config.batch_size,
             mesh_shape=self.config.mesh_shape,
+            environment=expand_accelerator(name).environment if name else (),
         )
 
 

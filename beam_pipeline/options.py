@@ -5,16 +5,34 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
+import sys
 from collections.abc import Sequence
+from typing import Any
 
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from activation_dataset.format import POOLINGS, STORAGE_DTYPES
+from beam_pipeline.accelerators import (
+    ACCELERATORS,
+    check_mesh,
+    expand_accelerator,
+    worker_flags,
+)
 from beam_pipeline.config import Config, ConfigError
 from corpus.template import shipped_templates
 
 LOCAL_RUNNER = "FnApiRunner"
 """Beam's in-process portable runner. ``DirectRunner`` would try to download another one first."""
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"expected True or False, got {text!r}")
+    return text.lower() == "true"
+
+
+SWITCH: dict[str, Any] = {"type": _boolean, "nargs": "?", "const": True, "default": False}
+"""A flag that is true when it is there; a template's launcher can only write it as --flag=true."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -96,7 +114,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     capture.add_argument(
         "--allow_nonfinite",
-        action="store_true",
+        **SWITCH,
         help="keep NaN and infinite activations, counted in the metadata, instead of failing",
     )
 
@@ -110,13 +128,19 @@ def build_parser() -> argparse.ArgumentParser:
     output.add_argument(
         "--samples_per_shard", type=_positive, default=512, help="samples in a file"
     )
-    output.add_argument(
-        "--overwrite", action="store_true", help="replace what another run left in the folder"
-    )
+    output.add_argument("--overwrite", **SWITCH, help="replace what another run left in the folder")
     output.add_argument(
         "--gcs_bucket", help="with --upload_to_cloud True: another spelling of a gs:// --output_dir"
     )
     output.add_argument("--upload_to_cloud", type=_boolean, default=False, help="see --gcs_bucket")
+
+    workers = parser.add_argument_group("Dataflow workers")
+    workers.add_argument(
+        "--accelerator",
+        choices=ACCELERATORS,
+        help="what each worker has; sets machine type, worker_accelerator, processes, threads, "
+        "disk and autoscaling, and refuses Beam flags that contradict it (default: Beam's flags)",
+    )
     return parser
 
 
@@ -128,8 +152,15 @@ def parse_flags(argv: Sequence[str]) -> tuple[Config, PipelineOptions]:
       SystemExit: after argparse has printed help, or a message on a malformed flag.
     """
     ours, rest = build_parser().parse_known_args(argv)
-    options = PipelineOptions(_with_runner(rest))
+    rest = _with_runner(rest)
     _refuse_unknown(rest)
+    options = PipelineOptions(rest)
+    if ours.accelerator:
+        settings = expand_accelerator(ours.accelerator)
+        check_mesh(settings, ours.mesh_shape)
+        if added := worker_flags(settings, options):
+            print(f"--accelerator={ours.accelerator} sets", *added, file=sys.stderr)
+        options = PipelineOptions([*rest, *added])
     config = Config(
         model_path=ours.model_path,
         tasks_file=tuple(ours.tasks_file),
@@ -147,6 +178,7 @@ def parse_flags(argv: Sequence[str]) -> tuple[Config, PipelineOptions]:
         max_rejected=ours.max_rejected,
         allow_nonfinite=ours.allow_nonfinite,
         overwrite=ours.overwrite,
+        accelerator=ours.accelerator,
     )
     return config, options
 
@@ -191,7 +223,13 @@ def _with_runner(flags: Sequence[str]) -> list[str]:
 
 
 def _refuse_unknown(flags: Sequence[str]) -> None:
-    """A mistyped flag must not be ignored, as Beam would."""
+    """A mistyped flag must not be ignored, as Beam would.
+
+    A template's launcher has had its parameters checked against the metadata, and may add flags
+    that this Beam does not know.
+    """
+    if any(flag.startswith("--template_location") for flag in flags):
+        return
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, conflict_handler="resolve")
     for options in PipelineOptions.__subclasses__():
         if hasattr(options, "_add_argparse_args"):
@@ -222,9 +260,3 @@ def _mesh_shape(text: str) -> tuple[int, int]:
             f"expected two positive numbers, data,model, such as 8,1; got {text!r}"
         )
     return int(match[1]), int(match[2])
-
-
-def _boolean(text: str) -> bool:
-    if text.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"expected True or False, got {text!r}")
-    return text.lower() == "true"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ class ExtractorSettings:
     Attributes:
       weights_fingerprint: of the weights that the run was planned with; a worker that finds other
         ones refuses to start.
+      environment: variables that JAX needs to find this worker's devices; one that is set stays.
     """
 
     model_path: str
@@ -38,6 +40,7 @@ class ExtractorSettings:
     storage_dtype: str
     batch_size: int
     mesh_shape: tuple[int, int] | None
+    environment: tuple[tuple[str, str], ...] = ()
 
     def build(self) -> ActivationExtractor:
         """Loads the model onto this worker's devices. Imports JAX.
@@ -45,6 +48,8 @@ class ExtractorSettings:
         Raises:
           ValueError: if the weights are not those of the plan, or anything does not fit.
         """
+        for name, value in self.environment:
+            os.environ.setdefault(name, value)
         from qwen2.extractor import ActivationExtractor
 
         source = open_model(self.model_path)

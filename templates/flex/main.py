@@ -1,6 +1,8 @@
-"""What the Flex Template's launcher runs: the job's command line, with the template's parameters."""
+"""What the Flex Template launches: the job's command line, with the template's parameters."""
 
-from beam_pipeline.__main__ import main
+import sys
+
+from beam_pipeline.command import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

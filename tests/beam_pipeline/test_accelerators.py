@@ -1,10 +1,19 @@
 import os
 
 import pytest
-from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.options.pipeline_options import PipelineOptions, WorkerOptions
 from apache_beam.runners.dataflow.internal import apiclient
 
-from beam_pipeline.accelerators import ACCELERATORS, expand_accelerator, worker_flags
+from beam_pipeline.accelerators import (
+    ACCELERATORS,
+    AcceleratorError,
+    check_mesh,
+    expand_accelerator,
+    worker_flags,
+)
+from beam_pipeline.command import main
+from beam_pipeline.config import ConfigError
+from beam_pipeline.options import parse_flags
 
 IMAGE = "--sdk_container_image=region-docker.pkg.dev/project/repository/image:tag"
 WITH_DEVICE = [name for name, settings in ACCELERATORS.items() if settings.family != "cpu"]
@@ -93,7 +102,7 @@ def test_a_tpu_worker_is_told_its_own_shape(name: str):
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"tpu-v5e-64 is not known.*tpu-v5e-8.*gpu-l4-1"):
+    with pytest.raises(AcceleratorError, match=r"tpu-v5e-64 is not known.*tpu-v5e-8.*gpu-l4-1"):
         expand_accelerator("tpu-v5e-64")
 
 
@@ -141,7 +150,7 @@ def test_what_the_user_chose_stands():
     ],
 )
 def test_what_dataflow_would_reject_is_refused_before(name: str, flag: str, message: str):
-    with pytest.raises(ValueError, match=message) as error:
+    with pytest.raises(AcceleratorError, match=message) as error:
         merged(name, flag)
     assert f"--accelerator={name}" in str(error.value)
 
@@ -149,5 +158,42 @@ def test_what_dataflow_would_reject_is_refused_before(name: str, flag: str, mess
 @pytest.mark.parametrize("name", WITH_DEVICE)
 def test_an_image_without_the_accelerators_libraries_is_refused(name: str):
     options = PipelineOptions([flag for flag in dataflow_flags() if flag != IMAGE])
-    with pytest.raises(ValueError, match="--sdk_container_image"):
+    with pytest.raises(AcceleratorError, match="--sdk_container_image"):
         worker_flags(expand_accelerator(name), options)
+
+
+def test_a_mesh_stays_within_a_worker():
+    check_mesh(expand_accelerator("tpu-v5e-8"), (4, 2))
+    check_mesh(expand_accelerator("tpu-v5e-8"), None)
+    with pytest.raises(AcceleratorError, match=r"needs 64 devices in one worker, tpu-v5e-8 has 8"):
+        check_mesh(expand_accelerator("tpu-v5e-8"), (8, 8))
+
+
+FLAGS = ["--model_path=random:tiny", "--tasks_file=tasks", "--output_dir=gs://bucket/out"]
+
+
+def test_the_flag_brings_its_options_and_says_so(capsys: pytest.CaptureFixture[str]):
+    config, options = parse_flags([*FLAGS, *dataflow_flags(), "--accelerator=tpu-v5e-8"])
+    assert config.accelerator == "tpu-v5e-8"
+    assert options.view_as(WorkerOptions).machine_type == "ct5lp-hightpu-8t"
+    assert "--worker_machine_type=ct5lp-hightpu-8t" in capsys.readouterr().err
+
+
+def test_a_contradiction_is_one_line_for_the_user(capsys: pytest.CaptureFixture[str]):
+    flags = [*FLAGS, *dataflow_flags("--flexrs_goal=COST_OPTIMIZED"), "--accelerator=tpu-v5e-8"]
+    assert main(flags) == 2
+    assert capsys.readouterr().err.startswith("error: --flexrs_goal does not go with")
+
+
+def test_switches_can_be_written_as_a_launcher_writes_them():
+    for spelling, value in (("--overwrite", True), ("--overwrite=true", True)):
+        assert parse_flags([*FLAGS, spelling])[0].overwrite is value
+    assert parse_flags([*FLAGS, "--overwrite=False"])[0].overwrite is False
+    assert parse_flags(FLAGS)[0].allow_nonfinite is False
+
+
+def test_a_launcher_may_add_flags_that_this_beam_does_not_know():
+    flags = [*FLAGS, *dataflow_flags("--some_new_flag=1"), "--template_location=gs://bucket/job"]
+    assert parse_flags(flags)[0].output_dir == "gs://bucket/out"
+    with pytest.raises(ConfigError, match="some_new_flag"):
+        parse_flags([*FLAGS, "--some_new_flag=1"])
