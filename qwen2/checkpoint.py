@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import ml_dtypes
 import numpy as np
@@ -117,9 +117,6 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _tensor_entry(
     path: Path, name: str, fields: Any, data_start: int, bad: Callable[[str], CheckpointError]
 ) -> TensorEntry:
-    def naturals(value: Any) -> bool:
-        return isinstance(value, list) and all(type(v) is int and v >= 0 for v in value)
-
     if not isinstance(fields, dict):
         raise bad(f"the entry of tensor {name!r} is not an object")
     dtype, shape, offsets = (fields.get(k) for k in ("dtype", "shape", "data_offsets"))
@@ -128,7 +125,7 @@ def _tensor_entry(
             f"{path}: tensor {name!r} has dtype {dtype!r}; supported are float32 (F32) and "
             "bfloat16 (BF16). Convert the checkpoint to one of them."
         )
-    if not naturals(shape) or not naturals(offsets) or len(offsets) != 2:
+    if not _are_naturals(shape) or not _are_naturals(offsets) or len(offsets) != 2:
         raise bad(f"tensor {name!r} has shape {shape!r} and data_offsets {offsets!r}")
     expected = math.prod(shape) * DTYPES[dtype].itemsize
     if offsets[1] - offsets[0] != expected:
@@ -136,6 +133,10 @@ def _tensor_entry(
     return TensorEntry(
         path, DTYPES[dtype], tuple(shape), data_start + offsets[0], data_start + offsets[1]
     )
+
+
+def _are_naturals(value: Any) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(type(v) is int and v >= 0 for v in value)
 
 
 class CheckpointFolder:

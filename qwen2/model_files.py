@@ -1,0 +1,161 @@
+"""Where a checkpoint's files lie: a local folder, a ``gs://`` folder, or the Hugging Face hub.
+
+Remote files are copied to local disk, so that weights can be memory-mapped; small text files and
+weights apart, since most processes need only the former. Files that could hold code or pickles
+are never fetched.
+"""
+
+from __future__ import annotations
+
+import base64
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import google_crc32c
+
+from qwen2.checkpoint import checkpoint_files
+
+TEXT_FILES = ("*.json", "merges.txt", "*.jinja")
+WEIGHT_FILES = ("*.safetensors",)
+
+
+class ModelNotFoundError(ValueError):
+    """A model path that leads to no model."""
+
+
+class ModelFiles(Protocol):
+    """Access to a checkpoint's files. Both folders may be the same."""
+
+    def text_folder(self) -> Path:
+        """A local folder with the configuration and the tokenizer."""
+        ...
+
+    def weights_folder(self) -> Path:
+        """A local folder with the safetensors files too."""
+        ...
+
+    def weights_crc32c(self) -> dict[str, str]:
+        """File name to CRC32C, in base64 as Cloud Storage shows it."""
+        ...
+
+
+@dataclass(frozen=True)
+class LocalFiles:
+    """A checkpoint on this machine."""
+
+    folder: Path
+
+    def text_folder(self) -> Path:
+        return self.folder
+
+    def weights_folder(self) -> Path:
+        return self.folder
+
+    def weights_crc32c(self) -> dict[str, str]:
+        return {file.name: _crc32c(file) for file in checkpoint_files(self.folder)}
+
+
+@dataclass(frozen=True)
+class HubFiles:
+    """A repository of the Hugging Face hub, in the hub's own cache."""
+
+    repository: str
+
+    def text_folder(self) -> Path:
+        return self._download(TEXT_FILES)
+
+    def weights_folder(self) -> Path:
+        return self._download((*TEXT_FILES, *WEIGHT_FILES))
+
+    def weights_crc32c(self) -> dict[str, str]:
+        return LocalFiles(self.weights_folder()).weights_crc32c()
+
+    def _download(self, patterns: tuple[str, ...]) -> Path:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+        try:
+            return Path(snapshot_download(self.repository, allow_patterns=list(patterns)))
+        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+            raise ModelNotFoundError(
+                f"--model_path {self.repository!r} is neither a local folder nor could it be "
+                f"fetched from the Hugging Face hub ({type(error).__name__}: {error})"
+            ) from error
+
+
+@dataclass(frozen=True)
+class GcsFiles:
+    """A folder of a Cloud Storage bucket; each file is downloaded at most once per process."""
+
+    url: str
+
+    def text_folder(self) -> Path:
+        self._download(TEXT_FILES)
+        return self._folder
+
+    def weights_folder(self) -> Path:
+        self._download((*TEXT_FILES, *WEIGHT_FILES))
+        return self._folder
+
+    def weights_crc32c(self) -> dict[str, str]:
+        return {name: blob.crc32c for name, blob in self._matching(WEIGHT_FILES)}
+
+    @cached_property
+    def _folder(self) -> Path:
+        return Path(tempfile.mkdtemp(prefix="model-"))
+
+    @cached_property
+    def _blobs(self) -> dict[str, Any]:
+        """Name to blob, of the folder itself and not of what lies below."""
+        from google.cloud import storage
+
+        bucket, _, prefix = self.url.removeprefix("gs://").rstrip("/").partition("/")
+        prefix = prefix and prefix + "/"
+        listed = storage.Client().list_blobs(bucket, prefix=prefix, delimiter="/")
+        blobs = {blob.name.removeprefix(prefix): blob for blob in listed}
+        if not blobs:
+            raise ModelNotFoundError(f"--model_path {self.url!r}: there are no files at that path")
+        return blobs
+
+    def _matching(self, patterns: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+        for name, blob in sorted(self._blobs.items()):
+            if any(fnmatch(name, pattern) for pattern in patterns):
+                yield name, blob
+
+    def _download(self, patterns: tuple[str, ...]) -> None:
+        for name, blob in self._matching(patterns):
+            if not (self._folder / name).exists():
+                blob.download_to_filename(self._folder / name, checksum="crc32c")
+
+
+@cache
+def find_files(model_path: str) -> ModelFiles:
+    """Decides what kind of place a model path names.
+
+    Raises:
+      ModelNotFoundError: if it looks like a local folder and there is none.
+    """
+    if model_path.startswith("gs://"):
+        return GcsFiles(model_path)
+    folder = Path(model_path).expanduser()
+    if folder.is_dir():
+        return LocalFiles(folder)
+    if folder.is_absolute() or model_path.startswith((".", "~")) or model_path.count("/") != 1:
+        raise ModelNotFoundError(
+            f"--model_path {model_path!r}: there is no such folder. Give a local folder, a gs:// "
+            "folder, a hub id such as Qwen/Qwen2.5-0.5B, or random:tiny."
+        )
+    return HubFiles(model_path)
+
+
+def _crc32c(path: Path) -> str:
+    checksum = google_crc32c.Checksum()
+    with path.open("rb") as stream:
+        while chunk := stream.read(1 << 22):
+            checksum.update(chunk)
+    return base64.b64encode(checksum.digest()).decode()
