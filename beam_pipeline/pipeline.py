@@ -5,13 +5,14 @@ from __future__ import annotations
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
+from activation_dataset.format import layer_folder
 from beam_pipeline.config import Config, Run, resolve
 from corpus.template import load_template
 from qwen2.source import open_model
 from transforms.assign_shards import AssignShards, PlanShards
 from transforms.combine_metadata import CombineMetadata, write_rejected
-from transforms.commit_run import CommitRun, check_output_dir, remove_output
-from transforms.extract_activations import ExtractActivations
+from transforms.commit_run import CommitRun, check_output_dir, remove_output, remove_partial_files
+from transforms.extract_activations import FINISHED, ExtractActivations
 from transforms.read_tasks import INPUTS, REJECTED, ReadTasks, resolve_patterns
 from transforms.tokenize_tasks import TokenizeTasks
 from transforms.write_layer import WriteLayer
@@ -47,14 +48,15 @@ def build(pipeline: beam.Pipeline, run: Run) -> beam.PCollection:
         | "CommitRun"
         >> CommitRun(config.output_dir, run.description, config.max_rejected, rejected)
     )
-    layers = (
+    extracted = (
         tokenized.prompts
         | "AssignShards" >> AssignShards(plan)
-        | "Extract" >> ExtractActivations(run.extractor)
+        | "Extract"
+        >> ExtractActivations(run.extractor, config.output_dir, run.description.hidden_dim, plan)
     )
-    manifests = [
-        blocks
-        | f"layer_{layer}"
+    written = [
+        extracted[layer_folder(layer)]
+        | layer_folder(layer)
         >> WriteLayer(
             config.output_dir,
             layer,
@@ -63,10 +65,10 @@ def build(pipeline: beam.Pipeline, run: Run) -> beam.PCollection:
             config.storage_dtype,
             plan,
         )
-        for layer, blocks in layers.items()
+        for layer in run.layers
     ]
     return (
-        manifests
+        [*written, extracted[FINISHED]]
         | "Manifests" >> beam.Flatten()
         | "CombineMetadata"
         >> CombineMetadata(
@@ -86,6 +88,7 @@ def run_pipeline(config: Config, options: PipelineOptions) -> Run:
     if config.overwrite:
         remove_output(config.output_dir)
     check_output_dir(config.output_dir, run.description)
+    remove_partial_files(config.output_dir)
     with beam.Pipeline(options=options) as pipeline:
         build(pipeline, run)
     return run

@@ -163,7 +163,7 @@ class ActivationExtractor:
                 raise ValueError(
                     f"sample {index}: expected at least one token id, all in 0..{vocabulary - 1}"
                 )
-        steps = plan_steps([len(ids) for ids in token_ids], self._packing)
+        steps = self._plan([len(ids) for ids in token_ids])
         self._programs.compile_ahead(list(dict.fromkeys(s.shape for s in steps)), self._compilers)
         in_flight: deque[tuple[Step, dict[int, jax.Array]]] = deque()
         for step in steps:
@@ -175,6 +175,13 @@ class ActivationExtractor:
                 yield self._on_host(*in_flight.popleft())
         while in_flight:
             yield self._on_host(*in_flight.popleft())
+
+    def order(self, lengths: Sequence[int]) -> list[int]:
+        """The order in which ``extract`` gives samples of these lengths, as their indices."""
+        return [placed.sample for step in self._plan(lengths) for placed in step.placements]
+
+    def _plan(self, lengths: Sequence[int]) -> list[Step]:
+        return plan_steps(lengths, self._packing)
 
     def _on_host(self, step: Step, captured: Mapping[int, jax.Array]) -> CapturedSamples:
         if self.pooling == "none":

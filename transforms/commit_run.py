@@ -86,6 +86,13 @@ def remove_output(output_dir: str) -> None:
         FileSystems.delete([path])
 
 
+def remove_partial_files(output_dir: str) -> None:
+    """Deletes what writers that were interrupted left behind."""
+    for path in output_files(output_dir):
+        if is_partial_file(path):
+            FileSystems.delete([path])
+
+
 def commit_run(
     plan: ShardPlan,
     output_dir: str,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import apache_beam as beam
 import numpy as np
@@ -13,13 +13,19 @@ from apache_beam.metrics import Metrics
 from apache_beam.pvalue import TaggedOutput
 from apache_beam.utils.shared import Shared
 
-from activation_dataset.format import Sample, layer_folder
+from activation_dataset.format import Pooling, Sample, StorageDtype, layer_folder
+from activation_dataset.metadata import ShardManifest
+from activation_dataset.record import RecordKind
 from qwen2.source import open_model
-from transforms.assign_shards import rank
+from transforms.assign_shards import ShardPlan, rank
+from transforms.resume import FinishedLayers, finished_layers
 from transforms.tokenize_tasks import Prompt
 
 if TYPE_CHECKING:
     from qwen2.extractor import ActivationExtractor, CapturedSamples
+
+
+FINISHED = "finished"
 
 
 @dataclass(frozen=True)
@@ -35,9 +41,9 @@ class ExtractorSettings:
     model_path: str
     weights_fingerprint: str
     layers: tuple[int, ...]
-    pooling: str
-    compute_dtype: str
-    storage_dtype: str
+    pooling: Pooling
+    compute_dtype: StorageDtype
+    storage_dtype: StorageDtype
     batch_size: int
     mesh_shape: tuple[int, int] | None
     environment: tuple[tuple[str, str], ...] = ()
@@ -61,9 +67,9 @@ class ExtractorSettings:
         return ActivationExtractor(
             source,
             self.layers,
-            pooling=self.pooling,  # type: ignore[arg-type]
-            compute_dtype=self.compute_dtype,  # type: ignore[arg-type]
-            storage_dtype=self.storage_dtype,  # type: ignore[arg-type]
+            pooling=self.pooling,
+            compute_dtype=self.compute_dtype,
+            storage_dtype=self.storage_dtype,
             batch_size=self.batch_size,
             mesh_shape=self.mesh_shape,
         )
@@ -88,22 +94,38 @@ class LayerBlock:
     is_last: bool
 
 
-def extract_shard(
-    shard: int, prompts: Iterable[Prompt], extractor: ActivationExtractor
-) -> Iterator[LayerBlock]:
-    """The blocks of a shard, layer by layer for every few samples; holds only what is in flight.
+def ordered_prompts(prompts: Iterable[Prompt]) -> list[Prompt]:
+    """The prompts of a shard in an order that does not depend on how they arrived."""
+    return sorted(prompts, key=lambda p: (rank(p.sample_id), p.sample_id))
 
-    The order in which the prompts arrive does not matter.
-    """
-    ordered = sorted(prompts, key=lambda p: (rank(p.sample_id), p.sample_id))
-    samples = [_sample(prompt, extractor.pooling) for prompt in ordered]
+
+def extract_shard(
+    shard: int, prompts: Sequence[Prompt], extractor: ActivationExtractor
+) -> Iterator[LayerBlock]:
+    """The blocks of a shard, layer by layer for every few samples; holds only what is in flight."""
+    samples = [_sample(prompt, extractor.pooling) for prompt in prompts]
     previous: CapturedSamples | None = None
-    for captured in extractor.extract([prompt.token_ids for prompt in ordered]):
+    for captured in extractor.extract([prompt.token_ids for prompt in prompts]):
         if previous is not None:
             yield from _blocks(shard, samples, previous, is_last=False)
         previous = captured
     if previous is not None:
         yield from _blocks(shard, samples, previous, is_last=True)
+
+
+def still_valid(
+    finished: FinishedLayers, prompts: Sequence[Prompt], extractor: ActivationExtractor
+) -> Mapping[int, ShardManifest]:
+    """The finished layers, if this worker would write the samples in the same order.
+
+    It would not if it has another number of devices than the worker that wrote them.
+    """
+    order = extractor.order([len(prompt.token_ids) for prompt in prompts])
+    return finished.manifests if _ids(prompts, order) == finished.order else {}
+
+
+def _ids(prompts: Sequence[Prompt], order: Sequence[int]) -> tuple[str, ...]:
+    return tuple(prompts[index].sample_id for index in order)
 
 
 def _sample(prompt: Prompt, pooling: str) -> Sample:
@@ -124,35 +146,54 @@ class ExtractActivations(beam.PTransform):
     """(shard, prompts) to ``LayerBlock``, one output ``layer_N`` for each layer.
 
     The blocks of a shard leave in order, within one bundle, and are large: consume them in the same
-    stage, never through a shuffle.
+    stage, never through a shuffle. Layer files that are already there and sound are not computed
+    again: their ``ShardManifest`` is in the output ``finished``.
+
+    Attributes:
+      plan: a singleton PCollection of the ``ShardPlan``.
     """
 
     settings: ExtractorSettings
+    output_dir: str
+    hidden: int
+    plan: beam.PCollection
 
-    def expand(self, shards: beam.PCollection) -> Mapping[int, beam.PCollection]:
-        tags = {layer: layer_folder(layer) for layer in self.settings.layers}
-        outputs = shards | "Extract" >> beam.ParDo(_Extract(self.settings)).with_outputs(
-            *tags.values()
-        )
-        return {layer: outputs[tag] for layer, tag in tags.items()}
+    def expand(self, shards: beam.PCollection) -> beam.pvalue.DoOutputsTuple:
+        tags = [layer_folder(layer) for layer in self.settings.layers]
+        return shards | "Extract" >> beam.ParDo(
+            _Extract(self.settings, self.output_dir, self.hidden),
+            plan=beam.pvalue.AsSingleton(self.plan),
+        ).with_outputs(*tags, FINISHED)
 
 
 class _Extract(beam.DoFn):
-    def __init__(self, settings: ExtractorSettings) -> None:
-        self._settings = settings
+    def __init__(self, settings: ExtractorSettings, output_dir: str, hidden: int) -> None:
+        self._settings, self._output_dir = settings, output_dir
+        self._kind = RecordKind(settings.pooling, settings.storage_dtype, hidden)
         self._shared = Shared()
         self._samples = Metrics.counter("extract", "samples")
         self._tokens = Metrics.counter("extract", "tokens")
+        self._resumed = Metrics.counter("extract", "layer_files_resumed")
 
-    def setup(self) -> None:
-        # Once in a process, however many threads: a device has room for one model.
-        self._extractor: Any = self._shared.acquire(self._settings.build)
-
-    def process(self, element: tuple[int, Iterable[Prompt]]) -> Iterator[TaggedOutput]:
-        shard, prompts = element
-        first_layer = self._settings.layers[0]
-        for block in extract_shard(shard, prompts, self._extractor):
-            if block.layer == first_layer:
-                self._samples.inc(len(block.samples))
-                self._tokens.inc(sum(sample.num_tokens for sample in block.samples))
-            yield TaggedOutput(layer_folder(block.layer), block)
+    def process(
+        self, element: tuple[int, Iterable[Prompt]], plan: ShardPlan
+    ) -> Iterator[TaggedOutput]:
+        shard, prompts = element[0], ordered_prompts(element[1])
+        samples = [_sample(prompt, self._settings.pooling) for prompt in prompts]
+        layers = self._settings.layers
+        finished = finished_layers(
+            self._output_dir, shard, plan.num_shards, layers, samples, self._kind
+        )
+        manifests = finished.manifests
+        if len(manifests) < len(layers):
+            # Once in a process, however many threads: a device has room for one model.
+            self._extractor = self._shared.acquire(self._settings.build)
+            manifests = still_valid(finished, prompts, self._extractor) if manifests else {}
+            for block in extract_shard(shard, prompts, self._extractor):
+                if block.layer not in manifests:
+                    yield TaggedOutput(layer_folder(block.layer), block)
+            self._samples.inc(len(prompts))
+            self._tokens.inc(sum(sample.num_tokens for sample in samples))
+        self._resumed.inc(len(manifests))
+        for manifest in manifests.values():
+            yield TaggedOutput(FINISHED, manifest)
