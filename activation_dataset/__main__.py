@@ -36,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, ImportError) as error:
         print(f"{options.folder} cannot be verified: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
 
 
 def _verify(folder: str, repair_list: bool) -> int:

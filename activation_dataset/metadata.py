@@ -185,12 +185,12 @@ class RunDescription:
             "storage_dtype": self.storage_dtype,
             "byte_order": "little",
             "compute_dtype": self.compute_dtype,
-            "prompt_template": dict(self.prompt_template),
-            "tokenizer": dict(self.tokenizer),
-            "weights": dict(self.weights),
+            "prompt_template": _plain(self.prompt_template),
+            "tokenizer": _plain(self.tokenizer),
+            "weights": _plain(self.weights),
             "inputs": [each.to_json() for each in self.inputs],
-            "settings": dict(self.settings),
-            "versions": dict(self.versions),
+            "settings": _plain(self.settings),
+            "versions": _plain(self.versions),
         }
 
     @classmethod
@@ -407,6 +407,11 @@ def _with_fingerprint(fields: Fields, name: str) -> dict[str, Json]:
     value = fields.mapping(name)
     Fields(value, fields.path(name)).text("fingerprint")
     return value
+
+
+def _plain(value: Mapping[str, Json]) -> Json:
+    """As json gives it back: keys are strings, tuples are lists."""
+    return json.loads(json.dumps(value, allow_nan=False))
 
 
 def _refuse_constant(name: str) -> None:

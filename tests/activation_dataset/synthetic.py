@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +33,9 @@ def make_samples(lengths: list[int], pooling: Pooling, seed: int = 0) -> list[Sa
     return samples
 
 
-def make_rows(samples: list[Sample], pooling: Pooling, hidden: int, seed: int) -> NDArray[np.float32]:
+def make_rows(
+    samples: list[Sample], pooling: Pooling, hidden: int, seed: int
+) -> NDArray[np.float32]:
     """[vectors, hidden] float32 with one dimension of massive activations, as Qwen has."""
     count = sum(sample.num_tokens for sample in samples) if pooling == "none" else len(samples)
     rows = np.random.default_rng(seed).standard_normal((count, hidden), dtype=np.float32)
@@ -73,12 +75,16 @@ def write_dataset(
     hidden: int = 8,
     layers: tuple[int, ...] = LAYERS,
     rejected: Mapping[str, int] | None = None,
+    seeds: Sequence[int] | None = None,
 ) -> Metadata:
-    """Writes a dataset with the given prompt lengths in each shard, and returns its metadata."""
+    """Writes a dataset with the given prompt lengths in each shard, and returns its metadata.
+
+    The samples of a shard are those of `make_samples` with its seed, by default its number.
+    """
     merges = {layer: OrderedMerge() for layer in layers}
     manifests = []
     for shard, lengths in enumerate(shards):
-        samples = make_samples(lengths, pooling, seed=shard)
+        samples = make_samples(lengths, pooling, seed=seeds[shard] if seeds else shard)
         for layer in layers:
             path = folder / shard_file(layer, shard, len(shards))
             path.parent.mkdir(parents=True, exist_ok=True)

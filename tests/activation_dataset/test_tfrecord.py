@@ -1,0 +1,126 @@
+import io
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from activation_dataset.checksum import crc32c
+from activation_dataset.tfrecord import (
+    CorruptRecordError,
+    frame_footer,
+    frame_header,
+    mask,
+    masked_crc,
+    read_record_at,
+    read_records,
+    record_offsets,
+    scan_records,
+)
+
+RECORDS = [b"first", b"", b"third record", bytes(40)]
+
+
+def framed(records):
+    return b"".join(frame_header(len(data)) + data + frame_footer(crc32c(data)) for data in records)
+
+
+def read(content):
+    return [bytes(data) for data in read_records(io.BytesIO(content), "name")]
+
+
+def test_mask_is_a_rotation_by_15_bits_and_a_sum():
+    assert mask(0) == 0xA282EAD8
+    assert mask(1 << 15) == 0xA282EAD9
+    assert mask(1) == 0xA284EAD8
+    assert mask(0xFFFFFFFF) == 0xA282EAD7
+    assert masked_crc(b"fo", b"o") == mask(crc32c(b"foo"))
+
+
+@given(st.lists(st.binary(max_size=100), max_size=6))
+def test_what_was_framed_is_read(records):
+    content = framed(records)
+    assert read(content) == records
+    offsets = record_offsets(io.BytesIO(content), "name")
+    assert offsets[-1] == len(content)
+    stream = io.BytesIO(content)
+    for number in reversed(range(len(records))):
+        assert bytes(read_record_at(stream, "name", number, offsets[number])) == records[number]
+
+
+def test_every_flipped_bit_is_caught():
+    content = framed(RECORDS)
+    for bit in range(8 * len(content)):
+        broken = bytearray(content)
+        broken[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(CorruptRecordError, match=r"^name: record \d at byte \d+: "):
+            read(bytes(broken))
+
+
+def test_every_truncation_is_caught():
+    content = framed(RECORDS)
+    whole = set(record_offsets(io.BytesIO(content), "name"))
+    for length in range(len(content)):
+        cut = content[:length]
+        if length in whole:
+            assert read(cut) == RECORDS[: len(read(cut))]
+            continue
+        with pytest.raises(CorruptRecordError, match=r"the file (ends|has room)"):
+            read(cut)
+        with pytest.raises(CorruptRecordError, match=r"the file (ends|has room)"):
+            record_offsets(io.BytesIO(cut), "name")
+
+
+def test_the_error_says_where():
+    content = bytearray(framed(RECORDS))
+    offset = len(framed(RECORDS[:2]))
+    content[offset + 14] ^= 1
+    with pytest.raises(CorruptRecordError) as caught:
+        read(bytes(content))
+    assert (caught.value.file, caught.value.record, caught.value.offset) == ("name", 2, offset)
+    assert caught.value.detail == "the CRC of the data does not match"
+
+
+@pytest.mark.parametrize("length", [100, 2**40, 2**64 - 1])
+def test_a_length_past_the_end_is_refused_before_it_is_believed(length):
+    """Its own CRC is right: only the file's size gives it away, and no such memory exists."""
+    content = framed([b"sound"]) + frame_header(length) + bytes(50)
+    with pytest.raises(CorruptRecordError, match=f"record 1 .* {length} bytes of data"):
+        read(content)
+
+
+def test_scanning_goes_on_behind_broken_data_but_not_behind_a_broken_length():
+    content = bytearray(framed(RECORDS))
+    content[12] ^= 1
+    found = list(scan_records(io.BytesIO(bytes(content)), "name"))
+    assert isinstance(found[0], CorruptRecordError)
+    assert [bytes(each) for each in found[1:] if isinstance(each, memoryview)] == RECORDS[1:]
+    content[0] ^= 1
+    found = list(scan_records(io.BytesIO(bytes(content)), "name"))
+    assert [type(each) for each in found] == [CorruptRecordError]
+
+
+def test_a_stream_that_returns_less_than_asked_is_read_on():
+    class Reluctant(io.BytesIO):
+        def read(self, size=-1):
+            return super().read(min(size, 3))
+
+    assert [bytes(data) for data in read_records(Reluctant(framed(RECORDS)), "name")] == RECORDS
+
+
+def test_reading_starts_at_the_streams_position():
+    stream = io.BytesIO(b"skipped" + framed(RECORDS))
+    stream.seek(7)
+    assert [bytes(data) for data in read_records(stream, "name")] == RECORDS
+
+
+@given(st.binary(max_size=200))
+def test_nonsense_is_an_error_and_nothing_else(content):
+    if content:
+        with pytest.raises(CorruptRecordError):
+            read(content)
+
+
+def test_header_layout():
+    length, crc = struct.unpack("<QI", frame_header(5))
+    assert (length, crc) == (5, masked_crc(struct.pack("<Q", 5)))
