@@ -1,0 +1,89 @@
+"""The template's metadata.json, made from the job's own flags so that the two agree.
+
+python templates/flex/metadata.py > templates/flex/metadata.json
+"""
+
+import argparse
+import json
+import re
+from typing import Any
+
+from beam_pipeline.options import build_parser
+
+REQUIRED = {"model_path", "tasks_file", "output_dir", "accelerator", "sdk_container_image"}
+
+INTERNAL = {"help", "gcs_bucket", "upload_to_cloud"}
+"""Flags that are no parameters: the last two are another spelling of an output_dir."""
+
+PATTERNS = {
+    "batch_size": r"^[1-9][0-9]*$",
+    "layers_to_extract": r"^(all|[0-9]+(-[0-9]+)?([ ,]+[0-9]+(-[0-9]+)?)*)$",
+    "max_length": r"^[1-9][0-9]*$",
+    "max_rejected": r"^[0-9]+$",
+    "mesh_shape": r"^[1-9][0-9]*,[1-9][0-9]*$",
+    "output_dir": r"^gs://[^/]+/.+$",
+    "samples_per_shard": r"^[1-9][0-9]*$",
+    "tasks_file": r"^gs://[^/]+/.+$",
+}
+TYPES = {"output_dir": "GCS_WRITE_FOLDER"}
+
+IMAGE = {
+    "name": "sdk_container_image",
+    "label": "Worker image",
+    "helpText": "The image that this template was built with; workers run it too.",
+    "isOptional": False,
+    "regexes": [r"^[^ ]+/[^ ]+(:|@)[^ ]+$"],
+    "paramType": "TEXT",
+    "groupName": "Dataflow workers",
+}
+
+
+def template_metadata(parser: argparse.ArgumentParser) -> dict[str, Any]:
+    """What `google.dataflow.v1beta3.TemplateMetadata` reads, as JSON."""
+    parameters = [
+        _parameter(action, str(group.title))
+        for group in parser._action_groups
+        for action in group._group_actions
+        if action.dest not in INTERNAL
+    ]
+    return {
+        "name": "Activations of Qwen2",
+        "description": parser.description,
+        "parameters": [*parameters, IMAGE],
+    }
+
+
+def _parameter(action: argparse.Action, group: str) -> dict[str, Any]:
+    name = action.dest
+    parameter: dict[str, Any] = {
+        "name": name,
+        "label": name.replace("_", " ").capitalize(),
+        "helpText": _sentence(action.help or ""),
+        "isOptional": name not in REQUIRED,
+        "paramType": TYPES.get(name, "TEXT"),
+        "groupName": group.capitalize() if group.islower() else group,
+    }
+    if action.choices:
+        parameter["paramType"] = "ENUM"
+        parameter["enumOptions"] = [{"value": choice, "label": choice} for choice in action.choices]
+    elif action.nargs == "?":
+        parameter["paramType"] = "BOOLEAN"
+    elif isinstance(action.default, int):
+        parameter["paramType"] = "NUMBER"
+    if name in PATTERNS:
+        parameter["regexes"] = [PATTERNS[name]]
+    if action.default is not None:
+        default = action.default
+        parameter["defaultValue"] = (
+            str(default).lower() if isinstance(default, bool) else str(default)
+        )
+    return parameter
+
+
+def _sentence(text: str) -> str:
+    text = re.sub(r"\s+", " ", text).strip()
+    return text[:1].upper() + text[1:].rstrip(".") + "."
+
+
+if __name__ == "__main__":
+    print(json.dumps(template_metadata(build_parser()), indent=2))

@@ -1,0 +1,77 @@
+"""The request that DataflowRunner makes of the service, for every accelerator."""
+
+from typing import Any
+
+import pytest
+from apache_beam.portability.api import beam_runner_api_pb2
+from google.cloud import dataflow_v1beta3
+from google.protobuf import json_format
+
+from beam_pipeline.accelerators import ACCELERATORS
+from beam_pipeline.command import main
+from tests.templates.conftest import Cloud
+
+IMAGE = "us-west4-docker.pkg.dev/research-project/qwen2-activations/job:1"
+
+
+def submit(cloud: Cloud, *flags: str) -> Any:
+    """The `google.dataflow.v1beta3.Job` that a submission asks for."""
+    status = main(
+        [
+            "--model_path=random:tiny",
+            "--tasks_file=examples/tasks/*.json",
+            "--output_dir=gs://bucket/datasets/first",
+            "--layers_to_extract=10-11",
+            "--no_auth",
+            f"--dataflow_endpoint={cloud.dataflow_address}",
+            f"--sdk_container_image={IMAGE}",
+            *cloud.flags(),
+            *flags,
+        ]
+    )
+    assert status == 0
+    (request,) = cloud.requests
+    return request
+
+
+@pytest.mark.parametrize("name", ACCELERATORS)
+def test_the_request_asks_for_one_process_on_the_right_machine(cloud: Cloud, name: str):
+    settings = ACCELERATORS[name]
+    environment = submit(cloud, f"--accelerator={name}", "--num_workers=8").environment
+    (pool,) = environment.worker_pools
+    assert pool.machine_type == settings.machine_types[0]
+    assert pool.num_workers == 8
+    assert pool.num_threads_per_worker == settings.harness_threads
+    (container,) = pool.sdk_harness_container_images
+    assert container.container_image == IMAGE
+    assert "no_use_multiple_sdk_containers" in environment.experiments
+    assert "use_multiple_sdk_containers" not in environment.experiments
+    asked = [f"worker_accelerator={settings.worker_accelerator}"]
+    assert list(environment.service_options) == (asked if settings.worker_accelerator else [])
+    fixed = dataflow_v1beta3.AutoscalingAlgorithm.AUTOSCALING_ALGORITHM_NONE
+    assert (pool.autoscaling_settings.algorithm == fixed) == (name != "cpu")
+
+
+def test_the_request_is_small_and_holds_no_secret(cloud: Cloud, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_a-secret-token")
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(cloud.credentials))
+    text = json_format.MessageToJson(submit(cloud, "--accelerator=tpu-v5e-8"))
+    assert len(text) < 100_000
+    staged = b"".join(cloud.read(name) for name in cloud.names("staging/"))
+    for secret in ("hf_a-secret-token", "PRIVATE KEY", "access_token"):
+        assert secret not in text
+        assert secret.encode() not in staged
+
+
+def test_the_graph_reads_well_and_hints_at_no_resource(cloud: Cloud):
+    submit(cloud, "--accelerator=tpu-v5e-8")
+    (name,) = [name for name in cloud.names("staging/") if name.endswith("/pipeline.pb")][-1:]
+    content = cloud.read(name)
+    assert len(content) < 1_000_000
+    pipeline = beam_runner_api_pb2.Pipeline.FromString(content)
+    steps = {transform.unique_name for transform in pipeline.components.transforms.values()}
+    for step in ("ReadTasks", "Tokenize", "AssignShards", "Extract", "CombineMetadata"):
+        assert step in steps
+    assert {"layer_10", "layer_11"} <= steps
+    for environment in pipeline.components.environments.values():
+        assert not environment.resource_hints
