@@ -1,4 +1,24 @@
 """Per-layer activation datasets on disk: the format, and those who write, read and verify it.
 
-Needs numpy and google-crc32c only.
+Needs numpy and google-crc32c only. docs/format.md describes the files.
 """
+
+from activation_dataset.metadata import Metadata
+from activation_dataset.reader import (
+    ActivationDataset,
+    ActivationRecord,
+    DatasetError,
+    LayerRecords,
+)
+from activation_dataset.statistics import LayerStatistics
+from activation_dataset.tfrecord import CorruptRecordError
+
+__all__ = [
+    "ActivationDataset",
+    "ActivationRecord",
+    "CorruptRecordError",
+    "DatasetError",
+    "LayerRecords",
+    "LayerStatistics",
+    "Metadata",
+]
