@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from activation_dataset.canonical_json import Json, canonical_text, digest_of, parse, plain
 from activation_dataset.fields import FieldError, Fields
 from activation_dataset.format import (
     POOLINGS,
@@ -19,9 +17,6 @@ from activation_dataset.format import (
     shard_file,
 )
 from activation_dataset.statistics import LayerStatistics
-
-Json = Any
-"""A value that json can hold."""
 
 
 @dataclass(frozen=True)
@@ -185,12 +180,12 @@ class RunDescription:
             "storage_dtype": self.storage_dtype,
             "byte_order": "little",
             "compute_dtype": self.compute_dtype,
-            "prompt_template": _plain(self.prompt_template),
-            "tokenizer": _plain(self.tokenizer),
-            "weights": _plain(self.weights),
+            "prompt_template": plain(self.prompt_template),
+            "tokenizer": plain(self.tokenizer),
+            "weights": plain(self.weights),
             "inputs": [each.to_json() for each in self.inputs],
-            "settings": _plain(self.settings),
-            "versions": _plain(self.versions),
+            "settings": plain(self.settings),
+            "versions": plain(self.versions),
         }
 
     @classmethod
@@ -260,7 +255,7 @@ class Metadata:
         same bits, and the SHA-256 of all the rest in `metadata_sha256`.
         """
         value = self._value()
-        return _canonical(value | {"metadata_sha256": _digest(value)})
+        return canonical_text(value | {"metadata_sha256": digest_of(value)})
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Metadata:
@@ -271,8 +266,8 @@ class Metadata:
                 missing, unknown, wrong, or contradicts another; says which.
         """
         try:
-            value = json.loads(text, parse_constant=_refuse_constant)
-        except (ValueError, RecursionError) as error:
+            value = parse(text)
+        except ValueError as error:
             raise FieldError(f"not JSON: {error}") from None
         fields = Fields(value, "")
         version = fields.integer("schema_version")
@@ -301,7 +296,7 @@ class Metadata:
         fields.done()
         result._check_consistency()
         try:
-            unchanged = digest == _digest(result._value())
+            unchanged = digest == digest_of(result._value())
         except (ValueError, RecursionError) as error:
             raise FieldError(f"a value that cannot be written: {error}") from None
         if not unchanged:
@@ -407,36 +402,3 @@ def _with_fingerprint(fields: Fields, name: str) -> dict[str, Json]:
     value = fields.mapping(name)
     Fields(value, fields.path(name)).text("fingerprint")
     return value
-
-
-def _plain(value: Mapping[str, Json]) -> Json:
-    """As json gives it back: keys are strings, tuples are lists."""
-    return json.loads(json.dumps(value, allow_nan=False))
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON number")
-
-
-def _line(value: Json) -> str:
-    return json.dumps(value, sort_keys=True, allow_nan=False)
-
-
-def _digest(value: Mapping[str, Json]) -> str:
-    return hashlib.sha256(_line(value).encode("utf-8")).hexdigest()
-
-
-def _canonical(value: Mapping[str, Json]) -> str:
-    """JSON that a person can read: a line for each field, and for each element of the long ones."""
-    lines = []
-    for key in sorted(value):
-        field = value[key]
-        if key == "batches" and field:
-            text = "[\n    " + ",\n    ".join(map(_line, field)) + "\n  ]"
-        elif key == "statistics" and field:
-            parts = [f"{_line(layer)}: {_line(field[layer])}" for layer in sorted(field)]
-            text = "{\n    " + ",\n    ".join(parts) + "\n  }"
-        else:
-            text = _line(field)
-        lines.append(f"  {_line(key)}: {text}")
-    return "{\n" + ",\n".join(lines) + "\n}\n"
