@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import hashlib
+import lzma
 import os
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import BinaryIO
+from typing import IO, Any
 
 import apache_beam as beam
-from apache_beam.io.filesystem import BeamIOError, FileMetadata
+from apache_beam.io.filesystem import BeamIOError, CompressionTypes, FileMetadata
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.pvalue import TaggedOutput
 
@@ -22,7 +26,14 @@ REJECTED = "rejected"
 INPUTS = "inputs"
 
 TASK_SUFFIXES = (".json", ".jsonl")
-"""What is read of a folder; .gz and .bz2 behind them too."""
+"""What is read of a folder; with a suffix of ``DECOMPRESSORS`` behind it too."""
+
+# Beam's own decompression takes the end of a file that was cut short for the end of its content.
+DECOMPRESSORS: Mapping[str, Callable[..., IO[bytes]]] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+}
 
 WILDCARDS = "*?["
 
@@ -41,17 +52,22 @@ def resolve_patterns(tasks_files: Sequence[str]) -> tuple[str, ...]:
 
 
 def _resolve(path: str) -> str:
-    if "://" not in path:
-        path = os.path.expanduser(path)
-    folder = path.rstrip("/") + "/*"
-    candidates = [folder] if path.endswith("/") or os.path.isdir(path) else [path, folder]
+    if "://" in path:
+        if not path.startswith("gs://"):
+            raise TasksNotFoundError(f"--tasks_file {path!r}: must be local or gs://")
+        place = path
+    else:
+        # Absolute, so that one file is one file however it is spelled.
+        place = os.path.abspath(os.path.expanduser(path)) + "/" * path.endswith("/")
+    folder = place.rstrip("/") + "/*"
+    candidates = [folder] if place.endswith("/") or os.path.isdir(place) else [place, folder]
     try:
-        for pattern in candidates:
+        for pattern in candidates if path else []:
             if match_files(pattern):
                 return pattern
     except BeamIOError as error:
         raise TasksNotFoundError(f"--tasks_file {path!r} cannot be listed: {error}") from error
-    if os.path.isdir(path):
+    if path and os.path.isdir(place):
         raise TasksNotFoundError(
             f"--tasks_file {path!r}: the folder holds no {' or '.join(TASK_SUFFIXES)} file"
         )
@@ -70,7 +86,7 @@ def match_files(pattern: str) -> list[FileMetadata]:
 
 
 def _holds_json(path: str) -> bool:
-    for suffix in (".gz", ".bz2"):
+    for suffix in DECOMPRESSORS:
         path = path.removesuffix(suffix)
     return path.endswith(TASK_SUFFIXES)
 
@@ -120,19 +136,40 @@ class _ParseFile(beam.DoFn):
         self._root = root
 
     def process(self, path: str) -> Iterator[Task | Document | TaggedOutput]:
-        source = path.removeprefix(self._root)
-        with FileSystems.open(path) as stream:
-            digesting = _DigestingStream(stream)
-            for item in parse_tasks(digesting, source):  # type: ignore[arg-type]
-                yield TaggedOutput(REJECTED, item) if isinstance(item, RejectedTask) else item
-            digesting.read_rest()
-        yield TaggedOutput(INPUTS, InputFile(source, digesting.bytes, digesting.sha256.hexdigest()))
+        for item in read_file(path, path.removeprefix(self._root)):
+            if isinstance(item, RejectedTask):
+                yield TaggedOutput(REJECTED, item)
+            elif isinstance(item, InputFile):
+                yield TaggedOutput(INPUTS, item)
+            else:
+                yield item
+
+
+def read_file(path: str, source: str) -> Iterator[Task | Document | RejectedTask | InputFile]:
+    """All that a file holds, then the file itself: its size and digest, as it lies there.
+
+    Args:
+      source: what the file is called in sample ids.
+    """
+    with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as raw:
+        digesting = _DigestingStream(raw)
+        decompress = DECOMPRESSORS.get(os.path.splitext(path)[1])
+        try:
+            content: Any = decompress(digesting) if decompress else digesting
+            yield from parse_tasks(content, source)
+        except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
+            if getattr(error, "errno", None) is not None:
+                raise  # Not the content is damaged: the file could not be read.
+            detail = f"{source}: cannot be decompressed ({error}); copy or compress the file again"
+            yield RejectedTask(source, "", "damaged_archive", detail)
+        digesting.read_rest()
+    yield InputFile(source, digesting.bytes, digesting.sha256.hexdigest())
 
 
 class _DigestingStream:
     """Counts and digests the bytes that are read through it."""
 
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
         self.bytes = 0
         self.sha256 = hashlib.sha256()

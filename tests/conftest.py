@@ -1,0 +1,44 @@
+"""What all tests share. It is imported before JAX, so that what it sets counts."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Many tests start a job of their own; a program that one has compiled serves all. Each session has
+# a new folder, so that no result depends on an earlier session.
+COMPILED = tempfile.TemporaryDirectory(prefix="compiled-")
+os.environ |= {
+    "JAX_COMPILATION_CACHE_DIR": COMPILED.name,
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Else a look for credentials of a cloud costs half a minute, and TensorFlow talks on stderr.
+os.environ.setdefault("NO_GCE_CHECK", "true")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compiled() -> Iterator[None]:
+    yield
+    COMPILED.cleanup()
+
+
+@pytest.fixture(scope="session")
+def example_tasks() -> Path:
+    """The tasks that the project ships."""
+    return ROOT / "examples" / "tasks"
+
+
+@pytest.fixture(scope="session")
+def arc_tasks() -> Path:
+    """The public ARC-AGI-1 tasks, beside the repository where a person put them."""
+    folder = ROOT.parent / "shared" / "data" / "arc_agi_1"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not there: the tasks of ARC-AGI-1, which the project cannot ship")
+    return folder

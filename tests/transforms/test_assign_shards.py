@@ -1,0 +1,124 @@
+import apache_beam as beam
+import numpy as np
+import pytest
+from apache_beam.testing.util import assert_that
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from transforms.assign_shards import (
+    FINGERPRINT,
+    AssignShards,
+    PlanShards,
+    ShardPlan,
+    fingerprint,
+    plan_shards,
+    rank,
+)
+from transforms.tokenize_tasks import Prompt
+
+
+def prompt(number: int, *tokens: int) -> Prompt:
+    return Prompt(f"a.json#{number}/0", str(number), np.array(tokens or (number,), np.int32))
+
+
+def plan_of(prompts: list[Prompt], samples_per_shard: int) -> ShardPlan:
+    return plan_shards(np.concatenate([fingerprint(each) for each in prompts]), samples_per_shard)
+
+
+def same(plan: ShardPlan, other: ShardPlan) -> bool:
+    return plan.digest == other.digest and np.array_equal(plan.first_ranks, other.first_ranks)
+
+
+@given(st.integers(1, 200), st.integers(1, 60))
+def test_every_shard_but_the_last_is_full(samples: int, samples_per_shard: int):
+    prompts = [prompt(number) for number in range(samples)]
+    plan = plan_of(prompts, samples_per_shard)
+    sizes = [0] * plan.num_shards
+    for each in prompts:
+        sizes[plan.shard_of(each)] += 1
+    full, rest = divmod(samples, samples_per_shard)
+    assert sizes == [samples_per_shard] * full + [rest] * (rest > 0)
+    assert (plan.samples, plan.tokens) == (samples, samples)
+
+
+def test_nothing_to_plan_is_no_shard():
+    plan = plan_shards(np.empty(0, FINGERPRINT), 512)
+    assert (plan.num_shards, plan.samples, plan.tokens) == (0, 0, 0)
+
+
+def test_tokens_are_those_of_the_prompts():
+    assert plan_of([prompt(0, 1, 2, 3), prompt(1, 4)], 8).tokens == 4
+
+
+def test_the_plan_does_not_change_from_version_to_version():
+    """Resuming a run, and comparing two datasets, both rest on it."""
+    assert hex(rank("a.json#0/0")) == "0xfa3c19e779514a3d"  # printf 'a.json#0/0' | b2sum -l 64
+    plan = plan_of([prompt(number, number, 7) for number in range(5)], 2)
+    assert [plan.shard_of(prompt(number)) for number in range(5)] == [2, 0, 1, 1, 0]
+    assert plan.digest == "a8b4ed85945b7cd50b1c3bb06c450c83ace59b064f7f5592b6356401a2bc7dbf"
+
+
+@st.composite
+def merge_trees(draw, prompts: list[Prompt]):
+    """The accumulators that a runner might make of the prompts: any order, any grouping."""
+    combine = PlanShards(3)
+    accumulators = [combine.create_accumulator()]
+    for each in draw(st.permutations(prompts)):
+        accumulators[-1] = combine.add_input(accumulators[-1], each)
+        match draw(st.sampled_from(["go on", "begin", "compact"])):
+            case "begin":
+                accumulators.append(combine.create_accumulator())
+            case "compact":
+                accumulators[-1] = combine.compact(accumulators[-1])
+    while len(accumulators) > 1:
+        accumulators = draw(st.permutations(accumulators))
+        taken = draw(st.integers(2, len(accumulators)))
+        accumulators = [
+            combine.merge_accumulators(accumulators[:taken]),
+            *accumulators[taken:],
+        ]
+    return combine.extract_output(combine.compact(accumulators[0]))
+
+
+@settings(max_examples=50)
+@given(st.data(), st.integers(0, 20))
+def test_the_plan_is_independent_of_arrival_and_of_merging(data, samples: int):
+    prompts = [prompt(number, *range(number + 1)) for number in range(samples)]
+    combine = PlanShards(3)
+    in_order = combine.create_accumulator()
+    for each in prompts:
+        in_order = combine.add_input(in_order, each)
+    assert same(data.draw(merge_trees(prompts)), combine.extract_output(in_order))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        [prompt(0, 1, 2), prompt(1, 3)],
+        [prompt(0, 1, 2), prompt(1, 3, 4), prompt(2, 5)],
+        [prompt(0, 1, 2), prompt(1, 3, 5)],
+        [prompt(0, 1, 2), prompt(2, 3, 4)],
+        [prompt(0, 3, 4), prompt(1, 1, 2)],
+    ],
+    ids=["fewer tokens", "one more sample", "another token", "another key", "tokens exchanged"],
+)
+def test_the_digest_tells_other_samples(changed: list[Prompt]):
+    before = plan_of([prompt(0, 1, 2), prompt(1, 3, 4)], 8)
+    assert plan_of(changed, 8).digest != before.digest
+
+
+def test_each_shard_gathers_its_prompts():
+    prompts = [prompt(number) for number in range(10)]
+
+    def check(gathered):
+        assert sorted(shard for shard, _ in gathered) == [0, 1, 2, 3]
+        sizes = [len(list(ours)) for _, ours in sorted(gathered, key=lambda pair: pair[0])]
+        assert sizes == [3, 3, 3, 1]
+        assert {each.sample_id for _, ours in gathered for each in ours} == {
+            each.sample_id for each in prompts
+        }
+
+    with beam.Pipeline("FnApiRunner") as pipeline:
+        found = pipeline | beam.Create(prompts)
+        plan = found | beam.CombineGlobally(PlanShards(3))
+        assert_that(found | AssignShards(plan), check)

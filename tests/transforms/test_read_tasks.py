@@ -1,0 +1,185 @@
+import bz2
+import errno
+import gzip
+import hashlib
+import json
+import lzma
+from pathlib import Path
+
+import apache_beam as beam
+import pytest
+from apache_beam.testing.util import assert_that, equal_to
+
+from activation_dataset.metadata import InputFile
+from transforms.read_tasks import (
+    INPUTS,
+    REJECTED,
+    ReadTasks,
+    TasksNotFoundError,
+    common_root,
+    match_files,
+    read_file,
+    resolve_patterns,
+)
+
+TASK = {
+    "train": [{"input": [[1]], "output": [[2]]}],
+    "test": [{"input": [[3]], "output": [[4]]}],
+}
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with two tasks and other things."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("tasks/a.json", "tasks/b.jsonl", "tasks/notes.txt", "tasks/deeper/c.json"):
+        write(tmp_path / name, json.dumps(TASK).encode())
+    return tmp_path
+
+
+def write(path: Path, content: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def found(*inputs: str) -> list[str]:
+    patterns = resolve_patterns(inputs)
+    root = common_root(patterns)
+    paths = {file.path for pattern in patterns for file in match_files(pattern)}
+    return sorted(path.removeprefix(root) for path in paths)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "expected"),
+    [
+        (["tasks/a.json"], ["a.json"]),
+        (["tasks"], ["a.json", "b.jsonl"]),
+        (["tasks/"], ["a.json", "b.jsonl"]),
+        (["tasks//"], ["a.json", "b.jsonl"]),
+        (["./tasks"], ["a.json", "b.jsonl"]),
+        (["tasks/*.json"], ["a.json"]),
+        (["tasks/?.json*"], ["a.json", "b.jsonl"]),
+        (["tasks/*"], ["a.json", "b.jsonl"]),
+        (["tasks/**.json"], ["a.json", "deeper/c.json"]),
+        (["tasks/*.txt"], ["notes.txt"]),
+        (["tasks/a.json", "tasks/deeper"], ["a.json", "deeper/c.json"]),
+        (["tasks", "tasks/a.json"], ["a.json", "b.jsonl"]),
+        (["tasks/a.json", "./tasks/../tasks/a.json"], ["a.json"]),
+    ],
+)
+def test_files_are_found_and_named_below_their_common_folder(
+    here: Path, inputs: list[str], expected: list[str]
+):
+    assert found(*inputs) == expected
+
+
+def test_the_names_are_the_same_from_wherever_the_command_is_given(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+):
+    absolute = str(here / "tasks" / "deeper")
+    expected = ["a.json", "deeper/c.json"]
+    assert found("tasks/a.json", absolute) == expected
+    monkeypatch.chdir(here / "tasks")
+    assert found("a.json", "deeper") == expected
+    assert found("../tasks/a.json", "deeper/*") == expected
+
+
+def test_the_home_folder_is_known(here: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(here))
+    assert found("~/tasks/a.json") == ["a.json"]
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("absent.json", r"--tasks_file 'absent.json': no such file. Give a file, a folder, a glob"),
+        ("tasks/*.csv", r"--tasks_file 'tasks/\*.csv': no such file"),
+        ("empty", r"--tasks_file 'empty': the folder holds no .json or .jsonl file"),
+        ("empty/", r"--tasks_file 'empty/': the folder holds no .json or .jsonl file"),
+        ("s3://bucket/a.json", r"--tasks_file 's3://bucket/a.json': must be local or gs://"),
+        ("nowhere://a.json", r"--tasks_file 'nowhere://a.json': must be local or gs://"),
+        ("", r"--tasks_file '': no such file"),
+    ],
+)
+def test_an_input_that_matches_nothing_is_named(here: Path, path: str, message: str):
+    (here / "empty" / "folder.json").mkdir(parents=True)
+    with pytest.raises(TasksNotFoundError, match=message):
+        resolve_patterns(["tasks/a.json", path])
+
+
+@pytest.mark.parametrize(
+    ("patterns", "root"),
+    [
+        (["/data/a.json"], "/data/"),
+        (["/data/*.json"], "/data/"),
+        (["/data/a.json", "/data/deep/b.json"], "/data/"),
+        (["/data/dee*/b.json", "/data/deep/c.json"], "/data/"),
+        (["/data/x/*/b[12].json"], "/data/x/"),
+        (["/data/a.json", "/date/a.json"], "/"),
+        (["gs://bucket/a/*.json", "gs://bucket/b.json"], "gs://bucket/"),
+        (["gs://one/a.json", "gs://two/a.json"], "gs://"),
+    ],
+)
+def test_the_common_root_holds_all_that_the_patterns_can_match(patterns: list[str], root: str):
+    assert common_root(patterns) == root
+
+
+def test_a_file_ends_with_its_size_and_digest(here: Path):
+    content = json.dumps(TASK).encode() + b"\n" * 100_000
+    *items, file = read_file(str(write(here / "a.json", content)), "a.json")
+    assert [item.sample_id(0) for item in items] == ["a.json#a/0"]
+    assert file == InputFile("a.json", len(content), hashlib.sha256(content).hexdigest())
+
+
+PACKED = {"gz": gzip, "bz2": bz2, "xz": lzma}
+
+
+@pytest.mark.parametrize("suffix", PACKED)
+def test_compressed_files_are_read_and_digested_as_they_lie_there(here: Path, suffix: str):
+    packed = PACKED[suffix].compress(json.dumps(TASK).encode())
+    path = write(here / "packed" / f"a.json.{suffix}", packed)
+    assert found("packed") == [path.name]
+    item, file = read_file(str(path), path.name)
+    assert item.sample_id(0) == f"a.json.{suffix}#a/0"
+    assert file == InputFile(path.name, len(packed), hashlib.sha256(packed).hexdigest())
+
+
+@pytest.mark.parametrize("suffix", PACKED)
+@pytest.mark.parametrize("damage", ["not compressed", "cut short", "last byte", "changed"])
+def test_a_damaged_archive_is_a_dead_letter(here: Path, suffix: str, damage: str):
+    tasks = b"".join(json.dumps(TASK | {"id": f"{i}"}).encode() + b"\n" for i in range(3000))
+    packed = PACKED[suffix].compress(tasks)
+    damaged = {
+        "not compressed": tasks,
+        "cut short": packed[: len(packed) // 2],
+        "last byte": packed[:-1],
+        "changed": packed[:60] + bytes(20) + packed[80:],
+    }[damage]
+    path = write(here / f"a.jsonl.{suffix}", damaged)
+    *_, last, file = read_file(str(path), path.name)
+    assert (last.source, last.task_id, last.reason) == (path.name, "", "damaged_archive")
+    assert last.detail.startswith(f"{path.name}: cannot be decompressed (")
+    assert file.sha256 == hashlib.sha256(damaged).hexdigest()
+
+
+def test_a_read_that_fails_is_no_dead_letter(here: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(self, size=-1):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("transforms.read_tasks._DigestingStream.read", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        list(read_file(str(here / "tasks" / "a.json"), "a.json"))
+
+
+def test_the_pipeline_reads_every_file_once(here: Path):
+    write(here / "tasks" / "broken.json", b'{"train": [')
+    with beam.Pipeline("FnApiRunner") as pipeline:
+        patterns = resolve_patterns(["tasks", "tasks/*.json", str(here / "tasks")])
+        result = pipeline | ReadTasks(patterns)
+        ids = result.items | "Id" >> beam.Map(lambda item: item.sample_id(0))
+        assert_that(ids, equal_to(["a.json#a/0", "b.jsonl#line-000001/0"]), "items")
+        rejected = result[REJECTED] | "Why" >> beam.Map(lambda item: (item.source, item.reason))
+        assert_that(rejected, equal_to([("broken.json", "truncated_json")]), "rejected")
+        inputs = result[INPUTS] | "Path" >> beam.Map(lambda file: file.path)
+        assert_that(inputs, equal_to(["a.json", "b.jsonl", "broken.json"]), "inputs")
