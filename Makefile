@@ -12,7 +12,7 @@ COMPOSER_VENV := .venv-composer
 COMPOSER := $(COMPOSER_VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test composer-test lint format demo lock clean
+.PHONY: help setup test composer-test image-check lint format demo lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ composer-test: $(COMPOSER) ## run the Composer DAG's tests in a real Airflow, in
 	AIRFLOW_HOME=$(abspath $(COMPOSER_VENV))/airflow AIRFLOW__CORE__LOAD_EXAMPLES=False \
 	    $(COMPOSER_VENV)/bin/python -m pytest --config-file=/dev/null --rootdir=. \
 	    -p no:cacheprovider --disable-warnings tests/composer
+
+image-check: $(DEVELOP) ## carry out the container image's build steps here, and run the job with them
+	$(BIN)/python -m pytest -m image tests/templates
 
 lint: $(DEVELOP) ## ruff and mypy, changing nothing
 	$(BIN)/ruff check .
