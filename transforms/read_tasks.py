@@ -29,7 +29,7 @@ TASK_SUFFIXES = (".json", ".jsonl")
 """What is read of a folder; with a suffix of ``DECOMPRESSORS`` behind it too."""
 
 # Beam's own decompression takes the end of a file that was cut short for the end of its content.
-DECOMPRESSORS: Mapping[str, Callable[..., IO[bytes]]] = {
+DECOMPRESSORS: Mapping[str, Callable[..., Any]] = {
     ".gz": gzip.open,
     ".bz2": bz2.open,
     ".xz": lzma.open,

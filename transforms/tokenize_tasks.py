@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import apache_beam as beam
+import jinja2
 import numpy as np
 from apache_beam.pvalue import TaggedOutput
 
@@ -45,6 +46,10 @@ class LengthLimit:
     overlength: Overlength
 
 
+class ChatTemplateError(ValueError):
+    """Messages that the tokenizer's chat template does not take, or no such template."""
+
+
 def prompts_of(
     item: Task | Document,
     template: PromptTemplate,
@@ -58,7 +63,11 @@ def prompts_of(
     else:
         task_id, sample_ids = item.document_id, [item.sample_id]
     for index, sample_id in enumerate(sample_ids):
-        token_ids = tokenize(render(template, item, index), tokenizer)
+        try:
+            token_ids = tokenize(render(template, item, index), tokenizer)
+        except ChatTemplateError as error:
+            yield RejectedTask(item.source, task_id, "chat_template", f"{sample_id}: {error}")
+            continue
         if not len(token_ids):
             detail = f"{sample_id}: the prompt has no tokens"
             yield RejectedTask(item.source, task_id, "no_tokens", detail)
@@ -75,17 +84,39 @@ def prompts_of(
 
 
 def tokenize(prompt: RenderedPrompt, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
-    """[num_tokens] int32. Special tokens come from the chat template alone, and only there."""
-    text = prompt.text
-    if prompt.messages:
-        text = str(
+    """[num_tokens] int32. No token is added but those of the chat template.
+
+    Raises:
+      ChatTemplateError: if the prompt is a chat that cannot be put through the chat template.
+    """
+    text = chat_text(prompt, tokenizer) if prompt.messages else prompt.text
+    return np.asarray(tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
+
+
+def chat_text(prompt: RenderedPrompt, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The messages of a prompt as the tokenizer's chat template writes them.
+
+    Raises:
+      ChatTemplateError: if there is no chat template, or it refuses the messages.
+    """
+    if not tokenizer.chat_template:
+        raise ChatTemplateError(
+            "the model's tokenizer has no chat template; use a prompt template with chat = false "
+            "and documents of text, or put a chat_template.jinja beside the tokenizer"
+        )
+    try:
+        return str(
             tokenizer.apply_chat_template(
                 [{"role": m.role, "content": m.content} for m in prompt.messages],
                 tokenize=False,
                 add_generation_prompt=prompt.add_generation_prompt,
             )
         )
-    return np.asarray(tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
+    except (jinja2.TemplateError, TypeError, ValueError) as error:
+        roles = ", ".join(message.role for message in prompt.messages)
+        raise ChatTemplateError(
+            f"the tokenizer's chat template refuses the messages ({roles}): {error}"
+        ) from error
 
 
 @dataclass(eq=False)

@@ -5,6 +5,7 @@ import hashlib
 import json
 import lzma
 from pathlib import Path
+from typing import Any
 
 import apache_beam as beam
 import pytest
@@ -125,9 +126,13 @@ def test_the_common_root_holds_all_that_the_patterns_can_match(patterns: list[st
     assert common_root(patterns) == root
 
 
+def read(path: Path) -> list[Any]:
+    return list(read_file(str(path), path.name))
+
+
 def test_a_file_ends_with_its_size_and_digest(here: Path):
     content = json.dumps(TASK).encode() + b"\n" * 100_000
-    *items, file = read_file(str(write(here / "a.json", content)), "a.json")
+    *items, file = read(write(here / "a.json", content))
     assert [item.sample_id(0) for item in items] == ["a.json#a/0"]
     assert file == InputFile("a.json", len(content), hashlib.sha256(content).hexdigest())
 
@@ -140,7 +145,7 @@ def test_compressed_files_are_read_and_digested_as_they_lie_there(here: Path, su
     packed = PACKED[suffix].compress(json.dumps(TASK).encode())
     path = write(here / "packed" / f"a.json.{suffix}", packed)
     assert found("packed") == [path.name]
-    item, file = read_file(str(path), path.name)
+    item, file = read(path)
     assert item.sample_id(0) == f"a.json.{suffix}#a/0"
     assert file == InputFile(path.name, len(packed), hashlib.sha256(packed).hexdigest())
 
@@ -157,7 +162,7 @@ def test_a_damaged_archive_is_a_dead_letter(here: Path, suffix: str, damage: str
         "changed": packed[:60] + bytes(20) + packed[80:],
     }[damage]
     path = write(here / f"a.jsonl.{suffix}", damaged)
-    *_, last, file = read_file(str(path), path.name)
+    *_, last, file = read(path)
     assert (last.source, last.task_id, last.reason) == (path.name, "", "damaged_archive")
     assert last.detail.startswith(f"{path.name}: cannot be decompressed (")
     assert file.sha256 == hashlib.sha256(damaged).hexdigest()
@@ -169,7 +174,7 @@ def test_a_read_that_fails_is_no_dead_letter(here: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr("transforms.read_tasks._DigestingStream.read", fail)
     with pytest.raises(OSError, match="Input/output error"):
-        list(read_file(str(here / "tasks" / "a.json"), "a.json"))
+        read(here / "tasks" / "a.json")
 
 
 def test_the_pipeline_reads_every_file_once(here: Path):
