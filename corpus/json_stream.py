@@ -19,7 +19,7 @@ MAX_RECORD_BYTES = 16 * 2**20
 CHUNK_BYTES = 2**20
 
 _AT_TOP = re.compile(rb'["\[\]{},]')
-_NESTED = re.compile(rb'["\[\]{}]')
+_NESTED = re.compile(rb'(?:[\[{][^"\[\]{}]*+[\]}][\s,]*+)++|["\[\]{}]')  # a grid's rows as one
 _IN_STRING = re.compile(rb'["\\]')
 
 
@@ -90,7 +90,9 @@ def split_members(chunks: Iterable[bytes]) -> Iterator[RawRecord]:
             if (match := pattern.search(chunk, position)) is None:
                 break
             token, position = match.group(), match.end()
-            if token == b"\\":
+            if len(token) > 1:
+                pass  # what opens and closes leaves the depth as it is
+            elif token == b"\\":
                 position += 1  # whatever it escapes, even in the next chunk
             elif token == b'"':
                 in_string = not in_string

@@ -36,6 +36,7 @@ Item = Task | Document | RejectedTask
 PAIRS_PER_TASK = 6
 """How many of re-arc's pairs make a task, the test included."""
 
+_MAX_HELD = 1000
 _KEY = re.compile(rb'"(?:[^"\\]|\\.)*"')
 
 
@@ -89,18 +90,21 @@ def parse_object(chunks: Iterable[bytes], source: str) -> Iterator[Item]:
     for member in members:
         held.append(member)
         held_bytes += len(member.text or b"")
-        kinds.add(kind := _kind_of_object(member))
-        if kind in ("record", "combined") or held_bytes > MAX_RECORD_BYTES:
+        kinds.add(_kind_of_object(member))
+        if not kinds.isdisjoint(("record", "combined")):
+            break
+        if held_bytes > MAX_RECORD_BYTES or len(held) > _MAX_HELD:
+            kinds.add("undecided")
             break
     everything = itertools.chain(held, members)
     if "record" in kinds:
         yield _parse_record(everything, source)
-    elif kinds == {"solutions"}:
+    elif kinds in ({"solutions"}, {"solutions", "undecided"}):
         raise Rejection(
             "solutions_file",
             "Kaggle's solutions hold only answers; give the challenges file of the same name",
         )
-    elif kinds <= {"solutions", "other"} and held_bytes <= MAX_RECORD_BYTES:
+    elif kinds <= {"solutions", "other"}:
         raise not_a_task(dict.fromkeys(_key_of(member) for member in held))
     else:
         yield from _parse_combined(everything, source)

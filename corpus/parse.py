@@ -16,6 +16,7 @@ size that solvers trained on re-arc cut it to. The last group may have two to se
 """
 
 import hashlib
+import io
 import itertools
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -127,7 +128,8 @@ def _has_record_lines(head: bytes, source: str) -> bool:
     In one value, `{` only ever follows `[`, `,` or `:`. A lone object is both; there its name
     decides, because a record takes its id from its key and a file from its name.
     """
-    lines = [line for line in map(bytes.strip, head.split(b"\n")) if line][:_HEAD_LINES]
+    stripped = map(bytes.strip, io.BytesIO(head))
+    lines = list(itertools.islice(filter(None, stripped), _HEAD_LINES))
     if len(lines) == 1 and decompressed_name(source).endswith((".jsonl", ".ndjson")):
         return _is_object(lines[0])
     return any(

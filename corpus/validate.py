@@ -25,7 +25,10 @@ _DIGITS = frozenset(range(10))
 
 def is_record(value: object) -> bool:
     """Whether a JSON value has the outline of a task or of a document."""
-    return isinstance(value, dict) and any(key in value for key in CONTENT_KEYS)
+    return isinstance(value, dict) and (
+        any(isinstance(value.get(key), list) for key in ("train", "test", "messages"))
+        or isinstance(value.get("text"), str)
+    )
 
 
 def is_task(record: Mapping[str, object]) -> bool:

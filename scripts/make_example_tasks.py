@@ -127,9 +127,12 @@ def connect(grid: Grid) -> Grid:
 def fill_frames(grid: Grid) -> Grid:
     """Colour 9 fills every background cell from which no way leads to the edge."""
     height, width = len(grid), len(grid[0])
-    edge = [(y, x) for y in range(height) for x in range(width)]
-    reached = {p for p in edge if p[0] in (0, height - 1) or p[1] in (0, width - 1)}
-    reached = {(y, x) for y, x in reached if grid[y][x] == 0}
+    reached = {
+        (y, x)
+        for y in range(height)
+        for x in range(width)
+        if grid[y][x] == 0 and (y in (0, height - 1) or x in (0, width - 1))
+    }
     ways = list(reached)
     while ways:
         y, x = ways.pop()
@@ -221,7 +224,7 @@ OWN_FILE: dict[str, tuple[Draw, Rule, int]] = {
     "outline": (boxes(16, 2), outline, 1),
 }
 COMBINED: dict[str, tuple[Draw, Rule, int]] = {
-    "crop": (boxes(20, 1), crop, 1),
+    "crop": (boxes(20, 2), crop, 1),
     "count_colours": (speckled(4, 6, 0.6), count_colours, 1),
     "continue_stripes": (beginning_of_stripes, continue_stripes, 2),
     "double": (speckled(3, 10, 0.6), double, 1),

@@ -1,0 +1,32 @@
+from pathlib import Path
+
+from corpus import Task, parse_tasks
+from scripts import make_example_tasks
+
+FOLDER = Path(__file__).resolve().parents[2] / "examples" / "tasks"
+
+
+def example_tasks() -> list[Task]:
+    tasks = []
+    for path in sorted(FOLDER.glob("*.json")):
+        with path.open("rb") as file:
+            for item in parse_tasks(file, path.name):
+                assert isinstance(item, Task), item
+                tasks.append(item)
+    return tasks
+
+
+def test_the_script_makes_the_example_tasks(tmp_path: Path):
+    make_example_tasks.main(tmp_path)
+    made = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert made == {path.name: path.read_bytes() for path in FOLDER.iterdir()}
+
+
+def test_the_example_tasks_come_in_many_sizes_and_two_layouts():
+    tasks = example_tasks()
+    assert len(tasks) == len({task.task_id for task in tasks}) == 14
+    sides = [max(len(p.input), len(p.input[0])) for task in tasks for p in task.train]
+    assert (min(sides), max(sides)) == (3, 20)
+    assert {task.source for task in tasks} >= {"mirror.json", "combined_challenges.json"}
+    assert {task.test[0].output is None for task in tasks} == {True, False}
+    assert sum(len(task.test) for task in tasks) == 16
