@@ -10,12 +10,13 @@ from beam_pipeline.config import Config, Run, resolve
 from corpus.template import load_template
 from qwen2.source import open_model
 from transforms.assign_shards import AssignShards, PlanShards
-from transforms.combine_metadata import CombineMetadata, write_rejected
+from transforms.combine_metadata import CombineMetadata
 from transforms.commit_run import CommitRun, check_output_dir, remove_output, remove_partial_files
 from transforms.extract_activations import FINISHED, ExtractActivations
 from transforms.read_tasks import INPUTS, REJECTED, ReadTasks, resolve_patterns
 from transforms.tokenize_tasks import TokenizeTasks
 from transforms.write_layer import WriteLayer
+from transforms.write_rejected import count_reasons
 
 
 def prepare(config: Config) -> Run:
@@ -40,7 +41,6 @@ def build(pipeline: beam.Pipeline, run: Run) -> beam.PCollection:
         (read[REJECTED], tokenized[REJECTED])
         | "Rejected" >> beam.Flatten()
         | "GatherRejected" >> beam.CombineGlobally(beam.combiners.ToListCombineFn())
-        | "WriteRejected" >> beam.Map(write_rejected, config.output_dir)
     )
     plan = (
         tokenized.prompts
@@ -77,7 +77,7 @@ def build(pipeline: beam.Pipeline, run: Run) -> beam.PCollection:
             config.allow_nonfinite,
             plan,
             read[INPUTS],
-            rejected,
+            rejected | "CountReasons" >> beam.Map(count_reasons),
         )
     )
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 
 import apache_beam as beam
 
-from activation_dataset.format import ERRORS_FOLDER, METADATA_FILE
+from activation_dataset.format import METADATA_FILE
 from activation_dataset.metadata import (
     InputFile,
     Metadata,
@@ -17,7 +16,6 @@ from activation_dataset.metadata import (
     batches_of,
 )
 from activation_dataset.statistics import LayerStatistics, OrderedMerge
-from corpus.task import RejectedTask
 from transforms.assign_shards import ShardPlan
 from transforms.whole_file import join, write_whole
 
@@ -89,7 +87,7 @@ def build_metadata(
     metadata = Metadata(
         run=replace(run, inputs=tuple(sorted(inputs, key=lambda file: file.path))),
         batches=batches,
-        rejected=dict(sorted(rejected.items())),
+        rejected=rejected,
         statistics=statistics,
     )
     if (metadata.total_samples, metadata.total_tokens) != (plan.samples, plan.tokens):
@@ -106,22 +104,6 @@ def build_metadata(
             "with --allow_nonfinite to keep them counted in metadata.json."
         )
     return metadata
-
-
-def errors_file(output_dir: str) -> str:
-    return join(output_dir, ERRORS_FOLDER, "rejected.jsonl")
-
-
-def write_rejected(rejected: Sequence[RejectedTask], output_dir: str) -> dict[str, int]:
-    """Writes the dead letters, a JSON object a line, sorted; gives the count of each reason."""
-    counts: dict[str, int] = {}
-    lines = []
-    for item in sorted(rejected, key=lambda r: (r.source, r.task_id, r.reason, r.detail)):
-        counts[item.reason] = counts.get(item.reason, 0) + 1
-        lines.append(json.dumps(asdict(item)) + "\n")
-    if lines:
-        write_whole(errors_file(output_dir), "".join(lines).encode())
-    return counts
 
 
 @dataclass(eq=False)

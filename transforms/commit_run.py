@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,15 +11,17 @@ import apache_beam as beam
 from apache_beam.io.filesystems import FileSystems
 
 from activation_dataset.format import (
+    ERRORS_FOLDER,
     METADATA_FILE,
     RUN_FILE,
     is_partial_file,
     parse_shard_file,
 )
 from activation_dataset.metadata import RunDescription
+from corpus.task import RejectedTask
 from transforms.assign_shards import ShardPlan
-from transforms.combine_metadata import errors_file
-from transforms.whole_file import join, read_if_exists, write_whole
+from transforms.whole_file import join, read_if_exists, store_errors, write_whole
+from transforms.write_rejected import count_reasons, errors_file, write_rejected
 
 
 class OtherRunError(ValueError):
@@ -54,13 +56,18 @@ def differences(there: Any, now: Any, name: str = "") -> Iterator[str]:
 def check_output_dir(output_dir: str, run: RunDescription) -> None:
     """Whether a run may write here: the folder is fresh, or an equal run began it.
 
+    A run that rejected too much leaves its dead letters only; they are in nobody's way.
+
     Raises:
       OtherRunError: naming what is there, or each setting that differs.
+      OutputError: if the folder cannot be looked at.
     """
     recorded = read_if_exists(join(output_dir, RUN_FILE))
     if recorded is not None:
         _refuse_difference(output_dir, _parse(output_dir, recorded)["configuration"], run)
-    elif found := output_files(output_dir):
+        return
+    dead_letters = join(output_dir, ERRORS_FOLDER, "")
+    if found := [f for f in output_files(output_dir) if not f.startswith(dead_letters)]:
         raise OtherRunError(
             f"{output_dir} already holds output without {RUN_FILE}, such as {found[0]}. "
             "Choose another --output_dir, or replace it with --overwrite."
@@ -72,7 +79,9 @@ def output_files(output_dir: str) -> list[str]:
     found = []
     root = output_dir.rstrip("/") + "/"
     for pattern in (METADATA_FILE + "*", RUN_FILE + "*", "errors/*", "layer_*/*"):
-        for match in FileSystems.match([join(output_dir, pattern)])[0].metadata_list:
+        with store_errors(output_dir):
+            matches = FileSystems.match([join(output_dir, pattern)])[0].metadata_list
+        for match in matches:
             below = match.path.removeprefix(root)
             known = below in (METADATA_FILE, RUN_FILE) or below.startswith("errors/rejected.jsonl")
             if known or parse_shard_file(below) or is_partial_file(below):
@@ -83,62 +92,74 @@ def output_files(output_dir: str) -> list[str]:
 def remove_output(output_dir: str) -> None:
     """Deletes what ``output_files`` finds, the commit of the dataset first."""
     for path in output_files(output_dir):
-        FileSystems.delete([path])
+        _delete(path)
 
 
 def remove_partial_files(output_dir: str) -> None:
     """Deletes what writers that were interrupted left behind."""
     for path in output_files(output_dir):
         if is_partial_file(path):
-            FileSystems.delete([path])
+            _delete(path)
+
+
+def _delete(path: str) -> None:
+    with store_errors(path):
+        FileSystems.delete([path])
 
 
 def commit_run(
     plan: ShardPlan,
     output_dir: str,
     run: RunDescription,
-    rejected: Mapping[str, int],
+    rejected: Sequence[RejectedTask],
     max_rejected: int | None,
 ) -> ShardPlan:
-    """Lets the expensive part begin: checks the plan and writes or compares ``run.json``.
+    """Lets the expensive part begin: writes or compares ``run.json``, and writes the dead letters.
 
     Raises:
-      NoSamplesError: if no sample is left.
+      OtherRunError: if the folder's run had other samples or settings; nothing is written then.
       TooManyRejectedError: if more than ``max_rejected`` tasks were rejected.
-      OtherRunError: if the folder's run had other samples or settings.
+      NoSamplesError: if no sample is left.
+      OutputError: if the folder cannot be written.
     """
-    dead = sum(rejected.values())
-    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(rejected.items()))
-    if max_rejected is not None and dead > max_rejected:
-        raise TooManyRejectedError(
-            f"{dead} tasks were rejected ({reasons}), --max_rejected allows {max_rejected}; "
-            f"{errors_file(output_dir)} says why each was"
-        )
-    if not plan.samples:
-        raise NoSamplesError(
-            f"no sample is left to extract: {dead} tasks were rejected ({reasons or 'none'})"
-            + (f"; {errors_file(output_dir)} says why each was" if dead else "")
-        )
+    path = join(output_dir, RUN_FILE)
     planned = {
         "num_shards": plan.num_shards,
         "samples": plan.samples,
         "tokens": plan.tokens,
         "digest": plan.digest,
     }
-    path = join(output_dir, RUN_FILE)
     recorded = read_if_exists(path)
+    if recorded is not None:
+        there = _parse(output_dir, recorded)
+        _refuse_difference(output_dir, there["configuration"], run)
+        if changed := list(differences(there["plan"], planned)):
+            raise OtherRunError(
+                f"{output_dir} was begun with other samples: " + "; ".join(changed) + ". The tasks "
+                "or the tokenizer have changed since; choose another --output_dir, or --overwrite."
+            )
+    write_rejected(rejected, output_dir)
+    _check_rejected(plan, output_dir, count_reasons(rejected), max_rejected)
     if recorded is None:
         content = {"configuration": configuration(run), "plan": planned}
         write_whole(path, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
-        return plan
-    there = _parse(output_dir, recorded)
-    _refuse_difference(output_dir, there["configuration"], run)
-    if changed := list(differences(there["plan"], planned, "samples")):
-        raise OtherRunError(
-            f"{output_dir} was begun with other samples: " + "; ".join(changed) + ". The tasks or "
-            "the tokenizer have changed since; choose another --output_dir, or --overwrite."
-        )
     return plan
+
+
+def _check_rejected(
+    plan: ShardPlan, output_dir: str, reasons: Mapping[str, int], max_rejected: int | None
+) -> None:
+    dead = sum(reasons.values())
+    why = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+    details = f"; {errors_file(output_dir)} says why each was" if dead else ""
+    if max_rejected is not None and dead > max_rejected:
+        raise TooManyRejectedError(
+            f"{dead} tasks were rejected ({why}), --max_rejected allows {max_rejected}{details}"
+        )
+    if not plan.samples:
+        raise NoSamplesError(
+            f"no sample is left to extract: {dead} tasks were rejected ({why or 'none'}){details}"
+        )
 
 
 def _parse(output_dir: str, recorded: bytes) -> dict[str, Any]:
@@ -165,7 +186,7 @@ class CommitRun(beam.PTransform):
     """The plan, once it may be carried out: what takes its output waits for ``run.json``.
 
     Attributes:
-      rejected: a singleton PCollection of reason to count.
+      rejected: a singleton PCollection of the list of all ``RejectedTask``.
     """
 
     output_dir: str

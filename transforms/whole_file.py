@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import BinaryIO
 
-from apache_beam.io.filesystem import BeamIOError, CompressionTypes
+from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 from activation_dataset.format import partial_file
@@ -16,28 +18,45 @@ class OutputError(OSError):
     """Output that could not be written; the message says where and what to check."""
 
 
+@contextmanager
+def store_errors(path: str) -> Iterator[None]:
+    """Makes an ``OutputError`` of what disks and Google's libraries raise; the rest is left alone.
+
+    Args:
+      path: what is being read or written.
+    """
+    try:
+        yield
+    except Exception as error:
+        of_store = isinstance(error, OSError) or type(error).__module__.startswith("google.")
+        if isinstance(error, OutputError) or not of_store:
+            raise
+        raise OutputError(
+            f"{path}: cannot be read or written ({error}); check that --output_dir is a folder or "
+            "bucket that this user may write to, and that it has room"
+        ) from error
+
+
 class WholeFile:
     """A file being written under a partial name; ``commit`` moves it to its own in one step.
 
     Nothing reads a partial name, and a name is drawn for each attempt, so that attempts at the same
     file do not meet. What is written must be a function of the file's name.
+
+    Raises:
+      OutputError: if it cannot be created.
     """
 
     def __init__(self, path: str) -> None:
         self.path = path
         self._partial = partial_file(path, secrets.token_hex(8))
-        try:
+        with store_errors(path):
             folder = FileSystems.split(path)[0]
             if "://" not in folder:
                 os.makedirs(folder, exist_ok=True)
             self.stream: BinaryIO = FileSystems.create(
                 self._partial, compression_type=CompressionTypes.UNCOMPRESSED
             )
-        except (OSError, BeamIOError) as error:
-            raise OutputError(
-                f"{path} cannot be written ({error}); check that --output_dir is a folder or "
-                "bucket that this user may write to"
-            ) from error
 
     def commit(self, crc32c: str | None = None) -> None:
         """Closes the file and gives it its name, replacing what had it.
@@ -50,26 +69,26 @@ class WholeFile:
           OutputError: if it could not be closed, compared or moved; the name is as it was before.
         """
         try:
-            if "://" not in self.path:
-                self.stream.flush()
-                os.fsync(self.stream.fileno())
-            self.stream.close()
-            if crc32c is not None and self.path.startswith("gs://"):
-                stored = FileSystems.checksum(self._partial)
-                if stored != crc32c:
-                    raise OutputError(f"{self.path}: stored CRC32C {stored}, sent {crc32c}")
-            FileSystems.rename([self._partial], [self.path])
-        except (OSError, BeamIOError) as error:
+            with store_errors(self.path):
+                if "://" not in self.path:
+                    self.stream.flush()
+                    os.fsync(self.stream.fileno())
+                self.stream.close()
+                if crc32c is not None and self.path.startswith("gs://"):
+                    stored = FileSystems.checksum(self._partial)
+                    if stored != crc32c:
+                        raise OutputError(f"{self.path}: stored CRC32C {stored}, sent {crc32c}")
+                FileSystems.rename([self._partial], [self.path])
+        except OutputError:
             self.discard()
-            raise OutputError(f"{self.path} could not be completed ({error})") from error
+            raise
 
     def discard(self) -> None:
         """Gives up; removes what was written as far as possible."""
-        try:
-            self.stream.close()
-            FileSystems.delete([self._partial])
-        except (OSError, BeamIOError):
-            pass  # A partial file that stays is recognised by its name.
+        # A partial file that stays is recognised by its name.
+        for give_up in (self.stream.close, lambda: FileSystems.delete([self._partial])):
+            with suppress(OutputError), store_errors(self.path):
+                give_up()
 
 
 def write_whole(path: str, content: bytes) -> None:
@@ -80,10 +99,11 @@ def write_whole(path: str, content: bytes) -> None:
     """
     file = WholeFile(path)
     try:
-        file.stream.write(content)
-    except OSError as error:
+        with store_errors(path):
+            file.stream.write(content)
+    except OutputError:
         file.discard()
-        raise OutputError(f"{path} cannot be written ({error})") from error
+        raise
     file.commit()
 
 
@@ -93,9 +113,14 @@ def join(folder: str, *parts: str) -> str:
 
 
 def read_if_exists(path: str) -> bytes | None:
-    """The content of a small file, or None if there is none."""
-    if not FileSystems.exists(path):
-        return None
-    with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as stream:
-        content: bytes = stream.read()
-        return content
+    """The content of a small file, or None if there is none.
+
+    Raises:
+      OutputError: if it cannot be read.
+    """
+    with store_errors(path):
+        if not FileSystems.exists(path):
+            return None
+        with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as stream:
+            content: bytes = stream.read()
+            return content

@@ -13,7 +13,7 @@ from activation_dataset.metadata import ShardManifest
 from activation_dataset.writer import LayerFileWriter
 from transforms.assign_shards import ShardPlan
 from transforms.extract_activations import LayerBlock
-from transforms.whole_file import WholeFile, join
+from transforms.whole_file import WholeFile, join, store_errors
 
 
 @dataclass(eq=False)
@@ -70,7 +70,8 @@ class _WriteLayer(beam.DoFn):
                 f"layer {self._layer}: a block of shard {block.shard} came before shard {shard} "
                 "was complete; the runner must keep extraction and writing in one stage"
             )
-        writer.append(block.samples, block.vectors, block.vector_counts)
+        with store_errors(file.path):
+            writer.append(block.samples, block.vectors, block.vector_counts)
         if block.is_last:
             manifest = writer.finish(shard, plan.num_shards)
             file.commit(manifest.file.crc32c)

@@ -1,0 +1,236 @@
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from activation_dataset.format import partial_file, shard_file
+from activation_dataset.metadata import InputFile, RunDescription
+from corpus.task import RejectedTask
+from tests.activation_dataset.synthetic import describe
+from transforms.assign_shards import FINGERPRINT, ShardPlan, fingerprint, plan_shards
+from transforms.commit_run import (
+    NoSamplesError,
+    OtherRunError,
+    TooManyRejectedError,
+    check_output_dir,
+    commit_run,
+    configuration,
+    differences,
+    output_files,
+    remove_output,
+    remove_partial_files,
+)
+from transforms.tokenize_tasks import Prompt
+from transforms.write_rejected import errors_file
+
+RUN = describe("last", "float32", 8)
+DEAD = [RejectedTask("a.json", "1", "bad_cell", "cell 10"), RejectedTask("b", "", "not_json", "?")]
+
+
+def plan(*tokens: int) -> ShardPlan:
+    prompts = [Prompt(f"a#{n}/0", f"{n}", np.arange(n, dtype=np.int32)) for n in tokens]
+    return plan_shards(np.concatenate([np.empty(0, FINGERPRINT), *map(fingerprint, prompts)]), 2)
+
+
+def commit(
+    folder: Path,
+    plan_: ShardPlan | None = None,
+    run: RunDescription = RUN,
+    rejected: list[RejectedTask] | None = None,
+    max_rejected: int | None = None,
+) -> None:
+    commit_run(plan_ or plan(1, 2, 3), str(folder), run, rejected or [], max_rejected)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.mark.parametrize(
+    ("there", "now", "lines"),
+    [
+        ({"a": 1}, {"a": 1}, []),
+        ({"a": 1}, {"a": 2}, ["a is 1 there, 2 now"]),
+        ({"a": "x"}, {}, ['a is "x" there, null now']),
+        ({}, {"a": [1, 2]}, ["a is null there, [1, 2] now"]),
+        ({"s": {"b": 1, "a": 2}}, {"s": {"b": 3, "a": 4}}, ["s.a is 2 there, 4", "s.b is 1 there"]),
+        ({"s": {"a": 1}}, {"s": 1}, ['s is {"a": 1} there, 1 now']),
+        ({"s": {"t": {"a": True}}}, {"s": {"t": {"a": False}}}, ["s.t.a is true there, false now"]),
+    ],
+)
+def test_differences_are_named_field_by_field(there: Any, now: Any, lines: list[str]):
+    found = list(differences(there, now))
+    assert len(found) == len(lines)
+    for line, start in zip(found, lines, strict=True):
+        assert line.startswith(start)
+
+
+def test_the_inputs_are_no_part_of_the_configuration():
+    """The plan has their samples, and a comment in a file does not make another run."""
+    other = dataclasses.replace(RUN, inputs=(InputFile("b.json", 4, "05"),))
+    assert configuration(other) == configuration(RUN)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"layers_extracted": (10,)},
+        {"pooling": "mean"},
+        {"storage_dtype": "bfloat16"},
+        {"compute_dtype": "float32"},
+        {"prompt_template": {"name": "grid", "user": "other"}},
+        {"tokenizer": {"fingerprint": "sha256:05"}},
+        {"weights": {"fingerprint": "sha256:05"}},
+        {"settings": {"max_length": 5, "samples_per_shard": 4}},
+        {"versions": {"numpy": "3"}},
+    ],
+    ids=lambda fields: next(iter(fields)),
+)
+def test_another_setting_is_refused_and_named(tmp_path: Path, changed: dict[str, Any]):
+    commit(tmp_path)
+    before = contents(tmp_path)
+    other = dataclasses.replace(RUN, **changed)
+    with pytest.raises(OtherRunError, match=next(iter(changed))) as error:
+        check_output_dir(str(tmp_path), other)
+    assert str(tmp_path) in str(error.value)
+    assert "--overwrite" in str(error.value)
+    with pytest.raises(OtherRunError, match=next(iter(changed))):
+        commit(tmp_path, run=other, rejected=DEAD)
+    assert contents(tmp_path) == before
+
+
+def test_the_same_run_may_go_on(tmp_path: Path):
+    check_output_dir(str(tmp_path), RUN)
+    commit(tmp_path, rejected=DEAD)
+    before = contents(tmp_path)
+    assert sorted(before) == ["errors/rejected.jsonl", "run.json"]
+    check_output_dir(str(tmp_path), RUN)
+    commit(tmp_path, rejected=DEAD)
+    assert contents(tmp_path) == before
+
+
+def test_other_samples_are_refused_and_nothing_is_touched(tmp_path: Path):
+    commit(tmp_path, plan(1, 2, 3), rejected=DEAD)
+    before = contents(tmp_path)
+    with pytest.raises(OtherRunError, match=r"samples is 3 there, 4 now; tokens is 6 there, 10 no"):
+        commit(tmp_path, plan(1, 2, 3, 4), rejected=DEAD[:1])
+    assert contents(tmp_path) == before
+
+
+def test_the_plan_is_passed_on(tmp_path: Path):
+    ours = plan(1, 2, 3)
+    assert commit_run(ours, str(tmp_path), RUN, [], None) is ours
+
+
+def test_too_many_dead_letters_stop_the_run_and_are_kept(tmp_path: Path):
+    message = r"2 tasks were rejected \(1 bad_cell, 1 not_json\), --max_rejected allows 1; .*jsonl"
+    with pytest.raises(TooManyRejectedError, match=message):
+        commit(tmp_path, rejected=DEAD, max_rejected=1)
+    assert len(Path(errors_file(str(tmp_path))).read_text().splitlines()) == 2
+    # With the tasks mended, the same command goes through.
+    check_output_dir(str(tmp_path), RUN)
+    commit(tmp_path, max_rejected=1)
+    assert sorted(contents(tmp_path)) == ["run.json"]
+
+
+def test_as_many_as_allowed_may_be_rejected(tmp_path: Path):
+    commit(tmp_path, rejected=DEAD, max_rejected=2)
+    assert sorted(contents(tmp_path)) == ["errors/rejected.jsonl", "run.json"]
+
+
+@pytest.mark.parametrize(
+    ("rejected", "message"),
+    [
+        ([], r"no sample is left to extract: 0 tasks were rejected \(none\)$"),
+        (DEAD, r"no sample is left to extract: 2 tasks .*1 bad_cell, 1 not_json\); .*jsonl says"),
+    ],
+    ids=["empty", "all rejected"],
+)
+def test_a_run_without_samples_is_an_error(tmp_path: Path, rejected: list, message: str):
+    with pytest.raises(NoSamplesError, match=message):
+        commit(tmp_path, plan(), rejected=rejected)
+    assert not (tmp_path / "run.json").exists()
+
+
+@pytest.mark.parametrize(
+    "content", [b"{", b"[]", b'{"plan": {}}', b"\xff", b'{"configuration": 1}']
+)
+def test_a_damaged_run_file_is_named(tmp_path: Path, content: bytes):
+    (tmp_path / "run.json").write_bytes(content)
+    with pytest.raises(OtherRunError, match=r"run\.json cannot be read .*--overwrite"):
+        check_output_dir(str(tmp_path), RUN)
+
+
+@pytest.fixture
+def occupied(tmp_path: Path) -> Path:
+    """A folder with every kind of output, and files that are someone else's."""
+    ours = [
+        "metadata.json",
+        "run.json",
+        "errors/rejected.jsonl",
+        shard_file(10, 0, 2),
+        shard_file(3, 1, 7),
+        partial_file(shard_file(10, 1, 2), "0123456789abcdef"),
+        partial_file("metadata.json", "0123456789abcdef"),
+    ]
+    theirs = ["notes.md", "layer_10/plot.png", "errors/mine.txt", "layer_x/a", "metadata.json.bak"]
+    for name in [*ours, *theirs]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    (tmp_path / "ours").write_text("\n".join(sorted(ours)))
+    return tmp_path
+
+
+def test_only_what_a_run_writes_is_found_and_removed(occupied: Path):
+    ours = (occupied / "ours").read_text().splitlines()
+    found = output_files(str(occupied))
+    assert sorted(path.removeprefix(f"{occupied}/") for path in found) == ours
+    everything = set(contents(occupied))
+    remove_output(str(occupied))
+    assert set(contents(occupied)) == everything - set(ours)
+    remove_output(str(occupied))
+
+
+def test_the_commit_of_a_dataset_is_removed_before_its_layers(occupied: Path):
+    names = [Path(path).name for path in output_files(str(occupied))]
+    assert names[0].startswith("metadata.json")
+    assert names[1].startswith("metadata.json")
+    assert all("activations" in name for name in names[-3:])
+
+
+def test_partial_files_are_removed_and_no_others(occupied: Path):
+    everything = set(contents(occupied))
+    remove_partial_files(str(occupied))
+    gone = everything - set(contents(occupied))
+    assert len(gone) == 2
+    assert all(".partial-" in name for name in gone)
+
+
+@pytest.mark.parametrize("spelling", ["out", "./out", "deeper/../out", "errors/out"])
+def test_output_is_found_however_the_folder_is_spelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spelling: str
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "deeper").mkdir()
+    layer_file = tmp_path / spelling / shard_file(10, 0, 1)
+    layer_file.parent.mkdir(parents=True)
+    layer_file.write_bytes(b"")
+    with pytest.raises(OtherRunError, match=r"already holds output without run\.json.*activations"):
+        check_output_dir(spelling, RUN)
+    remove_output(spelling)
+    check_output_dir(spelling, RUN)
+
+
+def test_run_json_holds_the_configuration_and_the_plan(tmp_path: Path):
+    commit(tmp_path)
+    recorded = json.loads((tmp_path / "run.json").read_text())
+    assert recorded["configuration"]["layers_extracted"] == [10, 11, 12]
+    assert recorded["plan"]["num_shards"] == 2
+    assert recorded["plan"]["samples"] == 3
