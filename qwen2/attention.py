@@ -15,10 +15,13 @@ Scores and their softmax are float32. What a padding slot gets is finite and oth
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+
+from qwen2.rounding import round_to
 
 AttentionForm = Literal["reference", "blocked", "splash", "cudnn"]
 
@@ -75,15 +78,14 @@ def attention_of_slots(
       [rows, queries, K, G, D]
     """
     scale = 1.0 / math.sqrt(query.shape[-1])
-    scores = jnp.einsum("rqkgd,rskd->rkgqs", query, key, preferred_element_type=jnp.float32)
+    scores = _product("rqkgd,rskd->rkgqs", query, key)
     query_segments = jnp.take_along_axis(segment_ids, slots, axis=1)
     visible = (query_segments[:, :, None] == segment_ids[:, None, :]) & (
         slots[:, :, None] >= jnp.arange(key.shape[1])
     )
     scores = jnp.where(visible[:, None, None], scores * scale, MASKED)
-    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    out = jnp.einsum("rkgqs,rskd->rqkgd", weights, value, preferred_element_type=jnp.float32)
-    return out.astype(query.dtype)
+    weights = round_to(jax.nn.softmax(scores, axis=-1), value.dtype)
+    return round_to(_product("rkgqs,rskd->rqkgd", weights, value), query.dtype)
 
 
 def blocked_attention(
@@ -92,7 +94,7 @@ def blocked_attention(
     value: jax.Array,
     segment_ids: jax.Array,
     positions: jax.Array,
-    block: int = 256,
+    block: int = 128,
 ) -> jax.Array:
     """Attention by blocks with a running softmax, for CPUs.
 
@@ -102,60 +104,69 @@ def blocked_attention(
     """
     length = query.shape[1]
     block = math.gcd(length, block)
-    scale = 1.0 / math.sqrt(query.shape[-1])
-    groups, head_dim = query.shape[3:]
+    attend = partial(_attend_row, block=block, blocks=length // block)
+    return jax.lax.map(lambda row: attend(*row), (query, key, value, segment_ids, positions))
 
-    def attend_row(row: tuple[jax.Array, ...]) -> jax.Array:
-        q, k, v, segments, place = row  # [length, K, G, D], [length, K, D] x 2, [length] x 2
-        heads = k.shape[1]
-        q = q.reshape(length // block, block, heads, groups, head_dim).transpose(0, 2, 3, 1, 4)
-        q = q.reshape(length // block, heads, groups * block, head_dim)
-        k = k.reshape(length // block, block, heads, head_dim).transpose(0, 2, 1, 3)
-        v = v.reshape(length // block, block, heads, head_dim).transpose(0, 2, 1, 3)
-        segment_blocks = segments.reshape(length // block, block)
-        offsets = jnp.arange(block)
 
-        def attend_block(index: jax.Array) -> jax.Array:
-            q_block = q[index]  # [K, G * block, D]
-            first_slot = index * block
-            first_visible = (first_slot - place[first_slot]) // block
+TOTAL_COLUMNS = 16
+"""Columns of ones beside the values, so that the product that sums them sums the weights too."""
 
-            def accumulate(
-                j: jax.Array, carry: tuple[jax.Array, jax.Array, jax.Array]
-            ) -> tuple[jax.Array, jax.Array, jax.Array]:
-                top, total, weighted = carry
-                scores = jnp.einsum(
-                    "kqd,ksd->kqs", q_block, k[j], preferred_element_type=jnp.float32
-                )
-                visible = segment_blocks[index][:, None] == segment_blocks[j][None, :]
-                visible &= first_slot + offsets[:, None] >= j * block + offsets[None, :]
-                scores = scores.reshape(heads, groups, block, block) * scale
-                scores = jnp.where(visible, scores, MASKED).reshape(heads, groups * block, block)
-                new_top = jnp.maximum(top, scores.max(-1))
-                weights = jnp.exp(scores - new_top[..., None])
-                decay = jnp.exp(top - new_top)
-                total = total * decay + weights.sum(-1)
-                update = jnp.einsum(
-                    "kqs,ksd->kqd",
-                    weights.astype(v.dtype),
-                    v[j],
-                    preferred_element_type=jnp.float32,
-                )
-                return new_top, total, weighted * decay[..., None] + update
 
-            start = (
-                jnp.full((heads, groups * block), MASKED, jnp.float32),
-                jnp.zeros((heads, groups * block), jnp.float32),
-                jnp.zeros((heads, groups * block, head_dim), jnp.float32),
-            )
-            _, total, weighted = jax.lax.fori_loop(first_visible, index + 1, accumulate, start)
-            return (weighted / total[..., None]).astype(query.dtype)
+def _attend_row(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    segments: jax.Array,
+    positions: jax.Array,
+    block: int,
+    blocks: int,
+) -> jax.Array:
+    """One row of ``blocked_attention``: shapes as there, without the first axis."""
+    _, heads, groups, head_dim = query.shape
+    dtype = query.dtype
+    q = round_to(query.astype(jnp.float32) / math.sqrt(head_dim), dtype)
+    q = q.reshape(blocks, block, heads, groups, head_dim).transpose(0, 2, 3, 1, 4)
+    q = q.reshape(blocks, heads, groups * block, head_dim)
+    k = key.reshape(blocks, block, heads, head_dim).transpose(0, 2, 3, 1)
+    v = value.reshape(blocks, block, heads, head_dim).transpose(0, 2, 1, 3)
+    v = jnp.concatenate([v, jnp.ones((*v.shape[:-1], TOTAL_COLUMNS), dtype)], axis=-1)
+    segments = segments.reshape(blocks, block)
+    offsets = jnp.arange(block)
 
-        out = jax.lax.map(attend_block, jnp.arange(length // block))
-        out = out.reshape(length // block, heads, groups, block, head_dim)
-        return out.transpose(0, 3, 1, 2, 4).reshape(length, heads, groups, head_dim)
+    def attend_block(index: jax.Array) -> jax.Array:
+        first = index * block
+        first_visible = (first - positions[first]) // block
 
-    return jax.lax.map(attend_row, (query, key, value, segment_ids, positions))
+        def accumulate(
+            other: jax.Array, carry: tuple[jax.Array, jax.Array]
+        ) -> tuple[jax.Array, jax.Array]:
+            top, weighted = carry  # [K, G * block], [K, G * block, D + TOTAL_COLUMNS]
+            scores = _product("kqd,kds->kqs", q[index], k[other])
+            visible = segments[index][:, None] == segments[other][None, :]
+            visible &= first + offsets[:, None] >= other * block + offsets[None, :]
+            scores = scores.reshape(heads, groups, block, block)
+            scores = jnp.where(visible, scores, MASKED).reshape(heads, groups * block, block)
+            new_top = jnp.maximum(top, scores.max(-1))
+            weights = round_to(jnp.exp(scores - new_top[..., None]), dtype)
+            decay = jnp.exp(top - new_top)[..., None]
+            return new_top, weighted * decay + _product("kqs,ksd->kqd", weights, v[other])
+
+        start = (
+            jnp.full((heads, groups * block), MASKED, jnp.float32),
+            jnp.zeros((heads, groups * block, head_dim + TOTAL_COLUMNS), jnp.float32),
+        )
+        _, weighted = jax.lax.fori_loop(first_visible, index + 1, accumulate, start)
+        return round_to(weighted[..., :head_dim] / weighted[..., head_dim:][..., :1], dtype)
+
+    out = jax.lax.map(attend_block, jnp.arange(blocks))
+    out = out.reshape(blocks, heads, groups, block, head_dim)
+    return out.transpose(0, 3, 1, 2, 4).reshape(blocks * block, heads, groups, head_dim)
+
+
+def _product(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    """An einsum of two operands, accumulated in float32."""
+    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
+    return jnp.einsum(subscripts, a, b, precision=precision, preferred_element_type=jnp.float32)
 
 
 def splash_attention(

@@ -2,8 +2,9 @@
 
 Array shapes use: R rows, L slots of a row, H hidden, K key-value heads, G query heads for each,
 D head dimensions, I intermediate, S samples that a row may hold. Semantics follow
-``transformers/models/qwen2/modeling_qwen2.py``: RMSNorm normalises in float32, RoPE rotates halves
-with float32 angles, attention scores are float32.
+``transformers/models/qwen2/modeling_qwen2.py``. In bfloat16, what goes into a matrix product and
+the residual stream itself are rounded; what lies between is float32, so that rounding happens
+less often than there.
 
 The layers run inside ``jax.shard_map``: rows are split over the mesh's data axis, heads and the
 MLP's intermediate dimension over its model axis (Megatron-LM, https://arxiv.org/abs/1909.08053).
@@ -18,6 +19,7 @@ from flax import nnx
 
 from qwen2.attention import AttentionForm, attention_of_slots, causal_attention
 from qwen2.config import Qwen2Config
+from qwen2.rounding import round_to
 
 DATA_AXIS, MODEL_AXIS = "data", "model"
 
@@ -26,18 +28,17 @@ MLP_CHUNK_ON_CPU = 512
 
 
 def project(x: jax.Array, kernel: jax.Array, reduce_over: str | None = None) -> jax.Array:
-    """``x @ kernel`` over the last axis, accumulated in float32, in the dtype of ``x``.
+    """``x @ kernel`` over the last axis of x and the first of the kernel, in float32.
 
-    Asking for a float32 product and casting it is what XLA runs fast for bfloat16 on CPUs.
+    The float32 result is what XLA runs fast for bfloat16 on CPUs, and what follows is computed on
+    it before it is rounded once.
 
     Args:
       reduce_over: the mesh axis over which the contracted dimension is split, if it is.
     """
     precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
     out = jnp.tensordot(x, kernel, 1, precision=precision, preferred_element_type=jnp.float32)
-    if reduce_over is not None:
-        out = jax.lax.psum(out, reduce_over)
-    return out.astype(x.dtype)
+    return out if reduce_over is None else jax.lax.psum(out, reduce_over)
 
 
 class RMSNorm(nnx.Module):
@@ -47,8 +48,8 @@ class RMSNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x32 = x.astype(jnp.float32)
-        normal = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.epsilon)
-        return self.scale[...] * normal.astype(x.dtype)
+        inverse = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.epsilon)
+        return round_to(x32 * inverse * self.scale[...].astype(jnp.float32), x.dtype)
 
 
 def rotary_embedding(positions: jax.Array, config: Qwen2Config) -> tuple[jax.Array, jax.Array]:
@@ -60,9 +61,9 @@ def rotary_embedding(positions: jax.Array, config: Qwen2Config) -> tuple[jax.Arr
 
 
 def rotate(x: jax.Array, rotary: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Applies RoPE to x [R, L, heads..., D] with cosines and sines [R, L, D]."""
+    """Applies RoPE to x [R, L, heads..., D] float32 with cosines and sines [R, L, D]."""
     between = tuple(range(2, x.ndim - 1))
-    cosines, sines = (jnp.expand_dims(a.astype(x.dtype), between) for a in rotary)
+    cosines, sines = (jnp.expand_dims(a, between) for a in rotary)
     first, second = jnp.split(x, 2, axis=-1)
     return x * cosines + jnp.concatenate([-second, first], axis=-1) * sines
 
@@ -86,12 +87,12 @@ class Attention(nnx.Module):
         self, x: jax.Array, rotary: tuple[jax.Array, jax.Array]
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """[R, L, K, G, D], [R, L, K, D], [R, L, K, D]"""
-        qkv = project(x, self.qkv_kernel[...]) + self.qkv_bias[...]
-        rotated = rotate(qkv[..., :-1, :], rotary)
-        return rotated[..., :-1, :], rotated[..., -1, :], qkv[..., -1, :]
+        qkv = project(x, self.qkv_kernel[...]) + self.qkv_bias[...].astype(jnp.float32)
+        rotated = round_to(rotate(qkv[..., :-1, :], rotary), x.dtype)
+        return rotated[..., :-1, :], rotated[..., -1, :], round_to(qkv[..., -1, :], x.dtype)
 
     def output(self, attended: jax.Array) -> jax.Array:
-        """[R, L, K, G, D] to [R, L, H]"""
+        """[R, L, K, G, D] to [R, L, H] float32"""
         kernel = self.out_kernel[...]
         width, hidden = kernel.size // kernel.shape[-1], kernel.shape[-1]
         flat = attended.reshape(*attended.shape[:2], width)
@@ -106,9 +107,9 @@ class MLP(nnx.Module):
         self.down_kernel = nnx.Param(jnp.zeros((intermediate, hidden), dtype))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        gate = jax.nn.silu(project(x, self.gate_kernel[...]))
-        up = project(x, self.up_kernel[...])
-        return project(gate * up, self.down_kernel[...], reduce_over=MODEL_AXIS)
+        """[..., H] to [..., H] float32"""
+        gated = jax.nn.silu(project(x, self.gate_kernel[...])) * project(x, self.up_kernel[...])
+        return project(round_to(gated, x.dtype), self.down_kernel[...], reduce_over=MODEL_AXIS)
 
 
 class DecoderLayer(nnx.Module):
@@ -129,7 +130,7 @@ class DecoderLayer(nnx.Module):
         """The residual stream after this layer, [R, L, H]."""
         q, k, v = self.attention.queries_keys_values(self.attention_norm(x), rotary)
         attended = causal_attention(q, k, v, segment_ids, positions, form)
-        return self._with_mlp(x + self.attention.output(attended), form)
+        return self._with_mlp(_add(x, self.attention.output(attended)), form)
 
     def at_slots(
         self,
@@ -144,17 +145,23 @@ class DecoderLayer(nnx.Module):
         """
         q, k, v = self.attention.queries_keys_values(self.attention_norm(x), rotary)
         attended = attention_of_slots(gather_slots(q, slots), slots, k, v, segment_ids)
-        return self._with_mlp(gather_slots(x, slots) + self.attention.output(attended), "reference")
+        at_slots = _add(gather_slots(x, slots), self.attention.output(attended))
+        return self._with_mlp(at_slots, "reference")
 
     def _with_mlp(self, x: jax.Array, form: AttentionForm) -> jax.Array:
         def block(part: jax.Array) -> jax.Array:
-            return part + self.mlp(self.mlp_norm(part))
+            return _add(part, self.mlp(self.mlp_norm(part)))
 
         rows, length, hidden = x.shape
         slots = rows * length
         if form != "blocked" or slots <= MLP_CHUNK_ON_CPU or slots % MLP_CHUNK_ON_CPU:
             return block(x)
         return jax.lax.map(block, x.reshape(-1, MLP_CHUNK_ON_CPU, hidden)).reshape(x.shape)
+
+
+def _add(x: jax.Array, update: jax.Array) -> jax.Array:
+    """The residual stream plus a float32 update, in its own dtype."""
+    return round_to(x.astype(jnp.float32) + update, x.dtype)
 
 
 def gather_slots(x: jax.Array, slots: jax.Array) -> jax.Array:
