@@ -38,5 +38,5 @@ def test_the_launch_names_parameters_that_the_template_has():
 
 
 def test_the_files_it_names_exist():
-    for path in re.findall(r"\b((?:templates|scripts|examples)/[\w./-]+\w)", PAGE):
+    for path in re.findall(r"(?<!/)\b((?:templates|scripts|examples)/[\w./-]+\w)", PAGE):
         assert (ROOT / path).exists(), path
