@@ -74,6 +74,6 @@ def _records(
     """The samples of a file in its order, if they are just those."""
     found = read_samples(stream, path, kind)
     by_id = {sample.sample_id: sample for sample in samples}
-    if len(found) != len(by_id) or any(by_id.get(s.sample_id) != s for s in found):
+    if len(found) != len(by_id) or {sample.sample_id: sample for sample in found} != by_id:
         raise LayerFileError(path, ["its samples are not those of the shard"])
     return ExpectedRecords(kind, found)
