@@ -1,5 +1,3 @@
-import os
-
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions, WorkerOptions
 from apache_beam.runners.dataflow.internal import apiclient
@@ -98,7 +96,6 @@ def test_a_tpu_worker_is_told_its_own_shape(name: str):
     generation, size = environment["TPU_ACCELERATOR_TYPE"].rsplit("-", 1)
     assert int(size) == chips * (2 if generation == "v5p" else 1)
     assert environment["TPU_SKIP_MDS_QUERY"] == "1"
-    assert not set(environment) & set(os.environ), "expanding must not touch this process"
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones():
