@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import re
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from apache_beam.options.pipeline_options import PipelineOptions
 
@@ -31,24 +32,44 @@ def _boolean(text: str) -> bool:
     return text.lower() == "true"
 
 
-SWITCH: dict[str, Any] = {"type": _boolean, "nargs": "?", "const": True, "default": False}
+BOOLEAN: dict[str, Any] = {"type": _boolean, "default": False, "metavar": "True|False"}
+SWITCH: dict[str, Any] = BOOLEAN | {"nargs": "?", "const": True}
 """A flag that is true when it is there; a template's launcher can only write it as --flag=true."""
 
 
+class _Parser(argparse.ArgumentParser):
+    """Raises where argparse would print its usage, a screenful, and leave."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message} (see --help)")
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Adds defaults; where there is none, the help says itself what happens."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return super()._get_help_string(action) if action.default is not None else action.help
+
+
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of our own flags; ``--help`` shows them by group with defaults and units."""
-    parser = argparse.ArgumentParser(
+    """The parser of our own flags; ``--help`` shows them by group with defaults and units.
+
+    It raises ``ConfigError`` for a malformed flag.
+    """
+    parser = _Parser(
         prog="python -m beam_pipeline",
+        usage="%(prog)s --model_path MODEL --tasks_file PATH [PATH ...] [flags]",
         description="Extract the residual stream of Qwen2, layer by layer, as a dataset.",
         epilog="All other flags are Beam's, such as --runner, --direct_num_workers, "
         "--direct_running_mode, --project and --region. Without --runner the job runs here.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_Help,
         allow_abbrev=False,
     )
     model = parser.add_argument_group("model")
     model.add_argument(
         "--model_path",
         required=True,
+        metavar="MODEL",
         help="Qwen2 or Qwen2.5 checkpoint: a folder, a gs:// folder, a hub id, or "
         "random:Qwen2.5-0.5B or random:tiny for seeded random weights",
     )
@@ -59,6 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--batch_size",
         type=_positive,
         default=8,
+        metavar="SAMPLES",
         help="samples per device and step, counted as rows of 512 token slots: a longer sample "
         "takes several, short ones share one",
     )
@@ -74,17 +96,20 @@ def build_parser() -> argparse.ArgumentParser:
         "--tasks_file",
         required=True,
         nargs="+",
+        action="extend",
         metavar="PATH",
         help="tasks in JSON or JSON Lines: files, folders, quoted globs, local or gs://",
     )
     tasks.add_argument(
         "--prompt_template",
         default="digits",
+        metavar="TEMPLATE",
         help=f"one of {', '.join(shipped_templates())}, or the path of your own .toml",
     )
     tasks.add_argument(
         "--max_length",
         type=_positive,
+        metavar="TOKENS",
         help="tokens that a prompt may have (default: the model's max_position_embeddings)",
     )
     tasks.add_argument(
@@ -96,6 +121,7 @@ def build_parser() -> argparse.ArgumentParser:
     tasks.add_argument(
         "--max_rejected",
         type=_natural,
+        metavar="TASKS",
         help="fail before the model runs if more tasks than this are rejected (default: no limit)",
     )
 
@@ -103,6 +129,7 @@ def build_parser() -> argparse.ArgumentParser:
     capture.add_argument(
         "--layers_to_extract",
         nargs="+",
+        action="extend",
         metavar="LAYER",
         help="layers, counted from 0: numbers, ranges such as 10-23, or all (default: 10-23)",
     )
@@ -120,26 +147,36 @@ def build_parser() -> argparse.ArgumentParser:
 
     output = parser.add_argument_group("output")
     output.add_argument(
-        "--output_dir", help="folder of the dataset, local or gs:// (default: activations)"
+        "--output_dir",
+        metavar="FOLDER",
+        help="folder of the dataset, local or gs:// (default: activations)",
     )
     output.add_argument(
         "--storage_dtype", choices=STORAGE_DTYPES, default="float32", help="dtype in the files"
     )
     output.add_argument(
-        "--samples_per_shard", type=_positive, default=512, help="samples in a file"
+        "--samples_per_shard",
+        type=_positive,
+        default=512,
+        metavar="SAMPLES",
+        help="samples in a file",
     )
     output.add_argument("--overwrite", **SWITCH, help="replace what another run left in the folder")
     output.add_argument(
-        "--gcs_bucket", help="with --upload_to_cloud True: another spelling of a gs:// --output_dir"
+        "--gcs_bucket",
+        metavar="GS_PATH",
+        help="with --upload_to_cloud True: another spelling of a gs:// --output_dir",
     )
-    output.add_argument("--upload_to_cloud", type=_boolean, default=False, help="see --gcs_bucket")
+    output.add_argument("--upload_to_cloud", **BOOLEAN, help="see --gcs_bucket")
 
     workers = parser.add_argument_group("Dataflow workers")
     workers.add_argument(
         "--accelerator",
         choices=ACCELERATORS,
+        metavar="NAME",
         help="what each worker has; sets machine type, worker_accelerator, processes, threads, "
-        "disk and autoscaling, and refuses Beam flags that contradict it (default: Beam's flags)",
+        "disk and autoscaling, and refuses Beam flags that contradict it; one of "
+        f"{', '.join(ACCELERATORS)} (default: Beam's flags)",
     )
     return parser
 
@@ -148,8 +185,8 @@ def parse_flags(argv: Sequence[str]) -> tuple[Config, PipelineOptions]:
     """Our flags as a ``Config``, Beam's as its options.
 
     Raises:
-      ConfigError: for flags that contradict each other, or that neither knows.
-      SystemExit: after argparse has printed help, or a message on a malformed flag.
+      ConfigError: for flags that are missing, malformed, unknown, or contradict each other.
+      SystemExit: after argparse has printed help.
     """
     ours, rest = build_parser().parse_known_args(argv)
     rest = _with_runner(rest)
@@ -190,7 +227,7 @@ def parse_layers(words: Sequence[str]) -> tuple[int, ...]:
       ConfigError: naming the word that is none of these.
     """
     layers: list[int] = []
-    for word in re.split(r"[\s,]+", " ".join(words).strip()):
+    for word in re.findall(r"[^\s,]+", " ".join(words)) or [""]:
         if word == "all":
             return ()
         match = re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", word)
@@ -213,8 +250,16 @@ def _output_dir(output_dir: str | None, gcs_bucket: str | None, upload: bool) ->
             )
         if output_dir is not None:
             raise ConfigError("give either --output_dir or --gcs_bucket, not both")
-        output_dir = gcs_bucket if gcs_bucket.startswith("gs://") else f"gs://{gcs_bucket}"
-    return (output_dir or "activations").rstrip("/") or "/"
+        output_dir = "gs://" + gcs_bucket.removeprefix("gs://")
+    elif output_dir is None:
+        output_dir = "activations"
+    if "://" not in output_dir:
+        output_dir = os.path.expanduser(output_dir)
+    if not re.fullmatch(r"gs://[^/]+(/.*)?|(?!.*://).+", output_dir, re.DOTALL):
+        raise ConfigError(
+            f"--output_dir {output_dir!r}: must be a local folder or gs://BUCKET/FOLDER"
+        )
+    return output_dir.rstrip("/") or "/"
 
 
 def _with_runner(flags: Sequence[str]) -> list[str]:
@@ -230,7 +275,7 @@ def _refuse_unknown(flags: Sequence[str]) -> None:
     """
     if any(flag.startswith("--template_location") for flag in flags):
         return
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, conflict_handler="resolve")
+    parser = _Parser(add_help=False, allow_abbrev=False, conflict_handler="resolve")
     for options in PipelineOptions.__subclasses__():
         if hasattr(options, "_add_argparse_args"):
             options._add_argparse_args(parser)
