@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata as packages
 
 from activation_dataset.format import Pooling, StorageDtype
 from activation_dataset.metadata import RunDescription
 from beam_pipeline.accelerators import expand_accelerator
+from corpus.augment import AugmentationPlan
 from corpus.template import PromptTemplate
 from qwen2.source import ModelSource
 from transforms.extract_activations import ExtractorSettings
@@ -39,6 +40,9 @@ class Config:
     batch_size: int
     mesh_shape: tuple[int, int] | None
     samples_per_shard: int
+    augment: int
+    augment_seed: int
+    augment_keep_background: bool
     max_rejected: int | None
     allow_nonfinite: bool
     overwrite: bool
@@ -63,6 +67,10 @@ class Run:
     description: RunDescription
 
     @property
+    def augmentation(self) -> AugmentationPlan | None:
+        return augmentation_plan(self.config)
+
+    @property
     def extractor(self) -> ExtractorSettings:
         name = self.config.accelerator
         return ExtractorSettings(
@@ -76,6 +84,13 @@ class Run:
             mesh_shape=self.config.mesh_shape,
             environment=expand_accelerator(name).environment if name else (),
         )
+
+
+def augmentation_plan(config: Config) -> AugmentationPlan | None:
+    """Which variants of the tasks to use; None if only the tasks as they are."""
+    if config.augment == 1:
+        return None
+    return AugmentationPlan(config.augment, config.augment_seed, config.augment_keep_background)
 
 
 DEFAULT_LAYERS = tuple(range(10, 24))
@@ -115,6 +130,7 @@ def resolve(
             f"--max_length={limit} is more than the {model.max_position_embeddings} positions "
             "that this model was made for (max_position_embeddings)"
         )
+    augmentation = augmentation_plan(config)
     layers = resolve_layers(config.layers, model.num_hidden_layers)
     description = RunDescription(
         model_name=config.model_path,
@@ -132,6 +148,7 @@ def resolve(
         },
         inputs=(),
         settings={
+            "augmentation": asdict(augmentation) if augmentation else None,
             "batch_size": config.batch_size,
             "max_length": limit,
             "mesh_shape": list(config.mesh_shape) if config.mesh_shape else None,

@@ -119,6 +119,24 @@ def build_parser() -> argparse.ArgumentParser:
         help="what becomes of longer prompts: a dead letter, or only their beginning is used",
     )
     tasks.add_argument(
+        "--augment",
+        type=_positive,
+        default=1,
+        metavar="VARIANTS",
+        help="samples of each test input: the task as it is, and variants by symmetry, colours and "
+        "order of its examples; their keys are in the sample ids",
+    )
+    tasks.add_argument(
+        "--augment_seed",
+        type=_natural,
+        default=0,
+        metavar="SEED",
+        help="another seed gives other variants",
+    )
+    tasks.add_argument(
+        "--augment_keep_background", **SWITCH, help="keep colour 0 as it is in all variants"
+    )
+    tasks.add_argument(
         "--max_rejected",
         type=_natural,
         metavar="TASKS",
@@ -212,6 +230,9 @@ def parse_flags(argv: Sequence[str]) -> tuple[Config, PipelineOptions]:
         batch_size=ours.batch_size,
         mesh_shape=ours.mesh_shape,
         samples_per_shard=ours.samples_per_shard,
+        augment=ours.augment,
+        augment_seed=ours.augment_seed,
+        augment_keep_background=ours.augment_keep_background,
         max_rejected=ours.max_rejected,
         allow_nonfinite=ours.allow_nonfinite,
         overwrite=ours.overwrite,

@@ -36,7 +36,9 @@ def build(pipeline: beam.Pipeline, run: Run) -> beam.PCollection:
     """Adds the whole job to a pipeline; gives the ``Metadata`` that it ends with."""
     config = run.config
     read = pipeline | "ReadTasks" >> ReadTasks(run.patterns)
-    tokenized = read.items | "Tokenize" >> TokenizeTasks(config.model_path, run.template, run.limit)
+    tokenized = read.items | "Tokenize" >> TokenizeTasks(
+        config.model_path, run.template, run.limit, run.augmentation
+    )
     rejected = (
         (read[REJECTED], tokenized[REJECTED])
         | "Rejected" >> beam.Flatten()

@@ -25,16 +25,22 @@ class Task:
 
     `source` is the path of its file relative to the common root of all inputs. Ids recur across
     files, so only `source` and `task_id` together name a task; `test_index` completes a sample.
+    `augmentation` is the key of a variant (see `corpus.augment`), "" for the task as it is.
     """
 
     task_id: str
     source: str
     train: tuple[Pair, ...]
     test: tuple[Pair, ...]
+    augmentation: str = ""
 
     def sample_id(self, test_index: int) -> str:
-        """The key of one test input, unique in a corpus: `source#task_id/test_index`."""
-        return f"{self.source}#{self.task_id}/{test_index}"
+        """The key of one test input, unique in a corpus: `source#task_id/test_index`.
+
+        That of a variant has `?` and the augmentation's key behind it.
+        """
+        variant = f"?{self.augmentation}" if self.augmentation else ""
+        return f"{self.source}#{self.task_id}/{test_index}{variant}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import jinja2
 import numpy as np
 from apache_beam.pvalue import TaggedOutput
 
+from corpus.augment import AugmentationPlan, augment
 from corpus.prompt import RenderedPrompt, render
 from corpus.task import Document, RejectedTask, Task
 from corpus.template import PromptTemplate
@@ -48,6 +49,16 @@ class LengthLimit:
 
 class ChatTemplateError(ValueError):
     """Messages that the tokenizer's chat template does not take, or no such template."""
+
+
+def variants_of(
+    item: Task | Document, plan: AugmentationPlan | None
+) -> Iterator[Task | Document | RejectedTask]:
+    """A task's variants, the task itself among them; a document has none but itself."""
+    if plan is None or isinstance(item, Document):
+        yield item
+    else:
+        yield from augment(item, plan)
 
 
 def prompts_of(
@@ -125,31 +136,45 @@ class TokenizeTasks(beam.PTransform):
 
     Attributes:
       model_path: whose tokenizer to use.
+      augmentation: which variants of a task to use too; None for none.
     """
 
     model_path: str
     template: PromptTemplate
     limit: LengthLimit
+    augmentation: AugmentationPlan | None = None
 
     def expand(self, items: beam.PCollection) -> beam.pvalue.DoOutputsTuple:
         return (
             items
-            # Files are few and samples many: spread them before the work begins.
+            # Files are few and samples many: spread them before the work begins. Variants are made
+            # where they are tokenized, so that what is spread is what was read.
             | "Spread" >> beam.Reshuffle()
             | "Tokenize"
-            >> beam.ParDo(_Tokenize(self.model_path, self.template, self.limit)).with_outputs(
-                REJECTED, main="prompts"
-            )
+            >> beam.ParDo(
+                _Tokenize(self.model_path, self.template, self.limit, self.augmentation)
+            ).with_outputs(REJECTED, main="prompts")
         )
 
 
 class _Tokenize(beam.DoFn):
-    def __init__(self, model_path: str, template: PromptTemplate, limit: LengthLimit) -> None:
+    def __init__(
+        self,
+        model_path: str,
+        template: PromptTemplate,
+        limit: LengthLimit,
+        augmentation: AugmentationPlan | None,
+    ) -> None:
         self._model_path, self._template, self._limit = model_path, template, limit
+        self._augmentation = augmentation
 
     def setup(self) -> None:
         self._tokenizer = open_model(self._model_path).tokenizer()
 
     def process(self, item: Task | Document) -> Iterator[Prompt | TaggedOutput]:
-        for prompt in prompts_of(item, self._template, self._tokenizer, self._limit):
-            yield prompt if isinstance(prompt, Prompt) else TaggedOutput(REJECTED, prompt)
+        for variant in variants_of(item, self._augmentation):
+            if isinstance(variant, RejectedTask):
+                yield TaggedOutput(REJECTED, variant)
+                continue
+            for prompt in prompts_of(variant, self._template, self._tokenizer, self._limit):
+                yield prompt if isinstance(prompt, Prompt) else TaggedOutput(REJECTED, prompt)

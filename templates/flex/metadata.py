@@ -16,6 +16,8 @@ INTERNAL = {"help", "gcs_bucket", "upload_to_cloud"}
 """Flags that are no parameters: the last two are another spelling of an output_dir."""
 
 PATTERNS = {
+    "augment": r"^[1-9][0-9]*$",
+    "augment_seed": r"^[0-9]+$",
     "batch_size": r"^[1-9][0-9]*$",
     "layers_to_extract": r"^(all|[0-9]+(-[0-9]+)?([ ,]+[0-9]+(-[0-9]+)?)*)$",
     "max_length": r"^[1-9][0-9]*$",

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from apache_beam.testing.util import assert_that, equal_to
 
+from corpus.augment import AugmentationPlan, augment
 from corpus.prompt import render
 from corpus.task import Document, Message, Pair, RejectedTask, Task
 from corpus.template import load_template
@@ -166,3 +167,31 @@ def test_the_pipeline_parts_prompts_from_rejected_tasks(tokenizer):
         assert_that(ids, equal_to(["folder/a.json#t/0", "b.jsonl#d"]), "prompts")
         rejected = result[REJECTED] | "Why" >> beam.Map(lambda item: (item.task_id, item.reason))
         assert_that(rejected, equal_to([("t", "too_long"), ("m", "too_long")]), "rejected")
+
+
+def test_variants_of_tasks_are_samples_and_documents_have_none(tokenizer):
+    plan = AugmentationPlan(3, seed=0, keep_background=False)
+    expected = [variant.sample_id(index) for variant in augment(TASK, plan) for index in range(2)]
+    assert len({*expected}) == 6
+    with beam.Pipeline("FnApiRunner") as pipeline:
+        result = (
+            pipeline
+            | beam.Create([TASK, TEXT])
+            | TokenizeTasks("random:tiny", DIGITS, NO_LIMIT, plan)
+        )
+        ids = result.prompts | "Id" >> beam.Map(lambda prompt: prompt.sample_id)
+        assert_that(ids, equal_to([*expected, "b.jsonl#d"]), "prompts")
+
+
+def test_a_task_with_too_few_variants_keeps_those_it_has_and_is_reported(tokenizer):
+    dot = Pair(((1,),), ((1,),))
+    task = Task("dot", "a.json", (dot,), (dot,))
+    plan = AugmentationPlan(100, seed=0, keep_background=True)
+    with beam.Pipeline("FnApiRunner") as pipeline:
+        result = (
+            pipeline | beam.Create([task]) | TokenizeTasks("random:tiny", DIGITS, NO_LIMIT, plan)
+        )
+        tasks = result.prompts | "Id" >> beam.Map(lambda prompt: prompt.task_id)
+        assert_that(tasks, equal_to(["dot"] * 9), "prompts")
+        rejected = result[REJECTED] | "Why" >> beam.Map(lambda item: (item.task_id, item.reason))
+        assert_that(rejected, equal_to([("dot", "too_few_variants")]), "rejected")

@@ -1,0 +1,247 @@
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from corpus.augment import (
+    Augmentation,
+    AugmentationError,
+    AugmentationPlan,
+    apply,
+    apply_grid,
+    augment,
+    identity,
+    invert,
+    parse_key,
+    split_sample_id,
+)
+from corpus.prompt import render
+from corpus.task import Grid, Pair, RejectedTask, Task
+from corpus.template import load_template
+
+DIGITS = load_template("digits")
+
+
+def grids(colors: int = 10) -> st.SearchStrategy[Grid]:
+    def of_shape(shape: tuple[int, int]) -> st.SearchStrategy[Grid]:
+        row = st.tuples(*[st.integers(0, colors - 1)] * shape[1])
+        return st.tuples(*[row] * shape[0])
+
+    return st.tuples(st.integers(1, 4), st.integers(1, 4)).flatmap(of_shape)
+
+
+def tasks(colors: int = 10) -> st.SearchStrategy[Task]:
+    pairs = st.builds(Pair, grids(colors), grids(colors))
+    tests = st.builds(Pair, grids(colors), st.none() | grids(colors))
+    return st.builds(
+        Task,
+        st.just("id"),
+        st.just("folder/file.json"),
+        st.lists(pairs, min_size=1, max_size=12).map(tuple),
+        st.lists(tests, min_size=1, max_size=2).map(tuple),
+    )
+
+
+@st.composite
+def tasks_and_augmentations(draw: Any) -> tuple[Task, Augmentation]:
+    task = draw(tasks())
+    return task, Augmentation(
+        draw(st.integers(0, 7)),
+        tuple(draw(st.permutations(range(10)))),
+        tuple(draw(st.permutations(range(len(task.train))))),
+    )
+
+
+def small_task(*train: tuple[Grid, Grid], test: Sequence[Grid] = (((1, 2), (3, 4)),)) -> Task:
+    pairs = tuple(Pair(*grids) for grids in train) or (Pair(((1, 2, 0),), ((2,), (1,))),) * 2
+    return Task("t", "a.json", pairs, tuple(Pair(grid, None) for grid in test))
+
+
+def variants(task: Task, count: int, seed: int = 0, keep_background: bool = False) -> list[Task]:
+    found = list(augment(task, AugmentationPlan(count, seed, keep_background)))
+    accepted = [item for item in found if isinstance(item, Task)]
+    assert accepted == found
+    return accepted
+
+
+def prompts(task: Task, found: list[Task], test_index: int = 0) -> list[str]:
+    return [render(DIGITS, variant, test_index).text for variant in found]
+
+
+# One augmentation.
+
+
+@given(tasks_and_augmentations())
+def test_a_variant_leads_back_to_its_task(given_both: tuple[Task, Augmentation]):
+    task, augmentation = given_both
+    variant = apply(task, augmentation)
+    assert invert(variant) == task
+    assert augmentation.inverse.inverse == augmentation
+    for before, after in zip(task.test, variant.test, strict=True):
+        assert apply_grid(after.input, augmentation.inverse) == before.input
+
+
+@given(tasks_and_augmentations())
+def test_a_key_gives_its_augmentation_back_from_a_sample_id(
+    given_both: tuple[Task, Augmentation],
+):
+    task, augmentation = given_both
+    assert parse_key(augmentation.key) == augmentation
+    for index in range(len(task.test)):
+        sample_id = apply(task, augmentation).sample_id(index)
+        assert split_sample_id(sample_id) == (task.sample_id(index), augmentation)
+
+
+def test_the_sample_of_a_task_as_it_is_has_no_key():
+    assert split_sample_id("a.json#t/0") == ("a.json#t/0", None)
+    assert split_sample_id("what?/a.json#which?/12") == ("what?/a.json#which?/12", None)
+    assert invert(small_task()) == small_task()
+
+
+def test_grids_are_transposed_then_turned_anticlockwise_then_coloured():
+    grid = ((1, 2, 3), (4, 5, 6))
+    shift = (*range(1, 10), 0)
+    for d4 in range(8):
+        array = np.array(grid)
+        expected = np.rot90(array.T if d4 >= 4 else array, d4 % 4)
+        unchanged = Augmentation(d4, tuple(range(10)), (0,))
+        assert apply_grid(grid, unchanged) == tuple(map(tuple, expected.tolist()))
+        assert apply_grid(grid, Augmentation(d4, shift, (0,))) == tuple(
+            map(tuple, (expected + 1).tolist())
+        )
+
+
+def test_all_grids_of_a_task_change_alike_and_its_pairs_are_reordered():
+    task = small_task((((1, 2),), ((3,),)), (((4, 5),), ((6,),)), (((7, 8),), ((9,),)))
+    variant = apply(task, Augmentation(1, (0, 2, 1, 3, 4, 5, 6, 7, 8, 9), (2, 0, 1)))
+    assert variant.train == (
+        Pair(((8,), (7,)), ((9,),)),
+        Pair(((1,), (2,)), ((3,),)),
+        Pair(((5,), (4,)), ((6,),)),
+    )
+    assert variant.test == (Pair(((1, 4), (2, 3)), None),)
+    assert (variant.task_id, variant.source) == (task.task_id, task.source)
+    assert variant.sample_id(0) == "a.json#t/0?d4=1&colors=0213456789&order=2-0-1"
+
+
+def test_the_identity_changes_nothing_but_the_key():
+    task = small_task()
+    assert apply(task, identity(2)).train == task.train
+    assert identity(2).inverse == identity(2)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "",
+        "d4=8&colors=0123456789&order=0",
+        "d4=0&colors=0123456788&order=0",
+        "d4=0&colors=012345678&order=0",
+        "d4=0&colors=0123456789&order=",
+        "d4=0&colors=0123456789&order=1-2",
+        "d4=0&colors=0123456789&order=0-0",
+        "d4=0&colors=0123456789&order=0&more=1",
+    ],
+)
+def test_a_key_that_is_none_is_refused(key: str):
+    with pytest.raises(AugmentationError):
+        parse_key(key)
+    with pytest.raises(AugmentationError):
+        split_sample_id(f"a.json#t/0?{key}")
+
+
+def test_an_augmentation_of_another_task_is_refused():
+    with pytest.raises(AugmentationError, match=r"a\.json, task t: 2 training pairs.* of 3"):
+        apply(small_task(), identity(3))
+    with pytest.raises(AugmentationError, match="document"):
+        split_sample_id("a.jsonl#document")
+
+
+# Many.
+
+
+@settings(deadline=None, max_examples=25)
+@given(tasks(colors=3), st.integers(1, 60), st.integers(0, 3), st.booleans())
+def test_no_two_variants_show_the_same_prompt(
+    task: Task, count: int, seed: int, keep_background: bool
+):
+    plan = AugmentationPlan(count, seed, keep_background)
+    found = [item for item in augment(task, plan) if isinstance(item, Task)]
+    assert found[0] == task
+    assert 1 <= len(found) <= count
+    for index in range(len(task.test)):
+        assert len(set(prompts(task, found, index))) == len(found)
+        assert len({variant.sample_id(index) for variant in found}) == len(found)
+    for variant in found:
+        assert invert(variant) == task
+        if keep_background and variant.augmentation:
+            assert parse_key(variant.augmentation).colors[0] == 0
+
+
+def test_variants_follow_from_seed_and_task_alone_and_more_go_on_after_fewer():
+    task = small_task()
+    assert variants(task, 40) == variants(task, 40)
+    assert variants(task, 10) == variants(task, 40)[:10]
+    assert variants(task, 40)[1:] != variants(task, 40, seed=1)[1:]
+    other = Task("u", "a.json", task.train, task.test)
+    keys = [[v.augmentation for v in variants(each, 40)] for each in (task, other)]
+    assert keys[0] != keys[1]
+
+
+def test_all_symmetries_colours_and_orders_come():
+    found = [parse_key(v.augmentation) for v in variants(small_task(), 400)[1:]]
+    assert {each.d4 for each in found} == set(range(8))
+    assert {each.order for each in found} == {(0, 1), (1, 0)}
+    assert {each.colors[1] for each in found} == set(range(10))
+    assert {each.colors[0] for each in found} == set(range(10))
+
+
+def test_a_task_gives_all_its_variants_where_more_are_asked_for():
+    # A square of one colour has one look for each colour.
+    square = ((3, 3), (3, 3))
+    task = small_task((square, square), test=[square])
+    *found, rejected = augment(task, AugmentationPlan(50, 0, keep_background=False))
+    assert {v.test[0].input[0][0] for v in found if isinstance(v, Task)} == set(range(10))
+    assert len(found) == 10
+    assert isinstance(rejected, RejectedTask)
+    assert (rejected.source, rejected.task_id) == ("a.json", "t")
+    assert rejected.reason == "too_few_variants"
+    assert rejected.detail.startswith("a.json, task t: 50 variants are asked for and 10 are used")
+
+
+def test_a_task_of_few_looks_gives_them_all():
+    # Two colours, one of them kept: 9 renamings, 2 orders, 4 looks of the one grid by symmetry.
+    grid = ((0, 1), (0, 0))
+    pairs = [(grid, ((0,),)), (grid, ((1,),))]
+    task = small_task(*pairs, test=[grid])
+    assert len(variants(task, 72, keep_background=True)) == 72
+    *_, last = augment(task, AugmentationPlan(73, 0, keep_background=True))
+    assert isinstance(last, RejectedTask)
+    looks = {
+        render(DIGITS, apply(task, Augmentation(d4, (0, *colors), order)), 0).text
+        for d4 in range(8)
+        for order in itertools.permutations(range(2))
+        for colors in [(c, *(x for x in range(1, 10) if x != c)) for c in range(1, 10)]
+    }
+    assert set(prompts(task, variants(task, 72, keep_background=True))) == looks
+
+
+def test_variants_are_made_one_at_a_time():
+    plan = AugmentationPlan(10**12, 0, keep_background=False)
+    assert len(list(itertools.islice(augment(small_task(), plan), 5))) == 5
+
+
+def test_four_hundred_tasks_make_fifty_thousand_samples(arc_tasks):
+    from corpus.parse import parse_tasks
+
+    with open(arc_tasks / "training.json", "rb") as stream:
+        published = [
+            item for item in parse_tasks(stream, "training.json") if isinstance(item, Task)
+        ]
+    assert 121 * sum(len(task.test) for task in published) > 50_000
+    for task in published[::40]:
+        assert len(variants(task, 121)) == 121
