@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 
 from activation_dataset.format import METADATA_FILE
@@ -15,6 +17,14 @@ from transforms.whole_file import join, read_if_exists
 
 USER_ERROR = 2
 
+# As a trace prints it, with line breaks that may be escaped where it came through a log.
+OUR_ERROR = re.compile(
+    r"(?:^|\\n)(?:activation_dataset|beam_pipeline|corpus|qwen2|transforms)\.[\w.]+: "
+    r"(.+?)(?=\n\n|\\n|\Z)",
+    re.MULTILINE | re.DOTALL,
+)
+WHERE_IT_RAN = re.compile(r" \[while running '[^']*'\]")
+
 
 def main(argv: Sequence[str]) -> int:
     """Runs the job.
@@ -23,6 +33,8 @@ def main(argv: Sequence[str]) -> int:
       The exit status: 0, or 2 for an error that the message explains.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(is_news)
     started = time.monotonic()
     try:
         config, options = parse_flags(argv)
@@ -39,19 +51,26 @@ def main(argv: Sequence[str]) -> int:
 
 
 def explained_by(error: BaseException) -> str | None:
-    """The message of the first error of ours in a chain; Beam wraps those of its workers.
+    """What an error of ours says, in one line; None for any other, which is a fault of ours.
 
-    Ours are the subclasses of ValueError, RuntimeError and OSError that these packages define.
+    It may have been raised in another process: then a runner's error holds its trace as text.
     """
-    packages = ("activation_dataset", "beam_pipeline", "corpus", "qwen2", "transforms")
-    seen: set[int] = set()
-    current: BaseException | None = error
-    while current is not None and id(current) not in seen:
-        if type(current).__module__.partition(".")[0] in packages:
-            return str(current)
-        seen.add(id(current))
-        current = current.__cause__ or current.__context__
-    return None
+    return explanation_in("".join(traceback.format_exception(error)))
+
+
+def explanation_in(trace: str) -> str | None:
+    """The message, in one line, of the outermost error in a trace that these packages define."""
+    found = OUR_ERROR.findall(trace)
+    return " ".join(WHERE_IT_RAN.sub("", found[-1]).split()) if found else None
+
+
+def is_news(record: logging.LogRecord) -> bool:
+    """Whether a log record says anything that ``main`` does not say in its one line."""
+    message = record.getMessage()
+    if record.exc_info:
+        message += "\n" + logging.Formatter().formatException(record.exc_info)
+    # Beam's local worker processes say at their start that they lack what nothing here needs.
+    return explanation_in(message) is None and "semi_persistent_directory" not in message
 
 
 def summary(metadata: Metadata, output_dir: str, seconds: float) -> str:
@@ -62,7 +81,7 @@ def summary(metadata: Metadata, output_dir: str, seconds: float) -> str:
     layers = f"{run.layers_extracted[0]} to {run.layers_extracted[-1]}"
     lines = [
         f"{output_dir}: {metadata.total_samples:,} samples, {metadata.total_tokens:,} tokens",
-        f"  model    {run.model_name}" + (" (random weights)" if run.weights["random"] else ""),
+        f"  model    {run.model_name}" + (" (random weights)" if run.weights.get("random") else ""),
         f"  layers   {len(run.layers_extracted)} ({layers}), {run.hidden_dim} wide, "
         f"pooling {run.pooling}, {run.storage_dtype}",
         f"  files    {files:,} in {len(metadata.batches):,} shards, {size / 1e6:,.1f} MB",

@@ -6,7 +6,7 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from activation_dataset.format import layer_folder
-from beam_pipeline.config import Config, Run, resolve
+from beam_pipeline.config import Config, ConfigError, Run, resolve
 from corpus.template import load_template
 from qwen2.source import open_model
 from transforms.assign_shards import AssignShards, PlanShards
@@ -85,12 +85,20 @@ def build(pipeline: beam.Pipeline, run: Run) -> beam.PCollection:
 
 
 def run_pipeline(config: Config, options: PipelineOptions) -> Run:
-    """Runs the job to its end, or submits it where the runner does not wait."""
+    """Runs the job to its end, or submits it where the runner does not wait.
+
+    Raises:
+      ConfigError: if Beam's flags do not go together.
+    """
+    try:
+        pipeline = beam.Pipeline(options=options)
+    except ValueError as error:
+        raise ConfigError(f"Beam refuses its flags: {error}") from error
     run = prepare(config)
     if config.overwrite:
         remove_output(config.output_dir)
     check_output_dir(config.output_dir, run.description)
     remove_partial_files(config.output_dir)
-    with beam.Pipeline(options=options) as pipeline:
+    with pipeline:
         build(pipeline, run)
     return run
