@@ -1,0 +1,248 @@
+"""Tokens per second of the model alone, side by side with what people use today.
+
+Each contender keeps its model in a process of its own and runs when it is told to, in turn with
+the others, so that what else the machine does hits all of them alike; ratios of paired runs are
+the result, absolute figures are context. The work: last-token residual stream of layers 10 to 23,
+Qwen2.5-0.5B shape, random weights, the same prompts for all.
+
+    python -m benchmarks.trunk --tasks 16 --rounds 5
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.prompts import arc_prompts
+
+LAYERS = tuple(range(10, 24))
+Prompts = Sequence[np.ndarray]
+Runner = Callable[[Prompts], None]
+
+
+def ours(dtype: str, devices: int) -> Runner:
+    """The extractor of this project."""
+    import jax
+
+    jax.config.update("jax_num_cpu_devices", devices)
+    from qwen2 import ActivationExtractor
+
+    extractor = ActivationExtractor.load(
+        "random:Qwen2.5-0.5B", LAYERS, pooling="last", compute_dtype=dtype
+    )
+
+    def run(prompts: Prompts) -> None:
+        for _ in extractor.extract(prompts):
+            pass
+
+    return run
+
+
+def hugging_face(dtype: str, batch: int, by_length: bool) -> Runner:
+    """A loop over padded batches with a forward hook on each layer, as people write it."""
+    import torch
+
+    model = torch_model(dtype)
+    captured: dict[int, Any] = {}
+    last = torch.zeros(0, dtype=torch.long)
+
+    def hook(layer: int) -> Callable[..., None]:
+        def keep(module: Any, inputs: Any, output: Any) -> None:
+            hidden = output[0] if isinstance(output, tuple) else output
+            captured[layer] = hidden[torch.arange(len(last)), last].float().numpy()
+
+        return keep
+
+    for layer in LAYERS:
+        model.layers[layer].register_forward_hook(hook(layer))
+
+    def run(prompts: Prompts) -> None:
+        nonlocal last
+        ordered = sorted(prompts, key=len) if by_length else list(prompts)
+        for start in range(0, len(ordered), batch):
+            group = ordered[start : start + batch]
+            longest = max(map(len, group))
+            ids = torch.zeros(len(group), longest, dtype=torch.long)
+            mask = torch.zeros(len(group), longest, dtype=torch.long)
+            for row, prompt in enumerate(group):
+                ids[row, : len(prompt)] = torch.from_numpy(prompt)
+                mask[row, : len(prompt)] = 1
+            last = mask.sum(1) - 1
+            padded = longest != min(map(len, group))
+            with torch.inference_mode():
+                model(ids, attention_mask=mask if padded else None, use_cache=False)
+
+    return run
+
+
+def nnsight(dtype: str) -> Runner:
+    """nnsight's tracing of the same Hugging Face model, one prompt at a time."""
+    import torch
+    from nnsight import NNsight
+
+    model = NNsight(torch_model(dtype))
+
+    def run(prompts: Prompts) -> None:
+        for prompt in prompts:
+            ids = torch.from_numpy(prompt).long()[None]
+            with torch.inference_mode(), model.trace(ids, use_cache=False):
+                for layer in LAYERS:
+                    model.layers[layer].output[0][..., -1, :].save()
+
+    return run
+
+
+def transformer_lens(dtype: str) -> Runner:
+    """TransformerLens' bridge over the same Hugging Face model, one prompt at a time."""
+    import torch
+    from transformer_lens.model_bridge import TransformerBridge
+
+    bridge = TransformerBridge.boot_transformers(
+        "Qwen/Qwen2.5-0.5B", hf_model=torch_model(dtype, with_head=True), device="cpu"
+    )
+    names = [f"blocks.{layer}.hook_out" for layer in LAYERS]
+
+    def run(prompts: Prompts) -> None:
+        for prompt in prompts:
+            ids = torch.from_numpy(prompt).long()[None]
+            with torch.inference_mode():
+                bridge.run_with_cache(ids, names_filter=names, return_type=None)
+
+    return run
+
+
+def torch_model(dtype: str, with_head: bool = False) -> Any:
+    """Qwen2.5-0.5B's shape with random weights, in PyTorch."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Model
+
+    from qwen2.config import PRESETS
+
+    shape = PRESETS["Qwen2.5-0.5B"]
+    config = Qwen2Config(
+        vocab_size=shape.vocab_size,
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        num_hidden_layers=shape.num_hidden_layers,
+        num_attention_heads=shape.num_attention_heads,
+        num_key_value_heads=shape.num_key_value_heads,
+        max_position_embeddings=shape.max_position_embeddings,
+        rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
+        tie_word_embeddings=True,
+    )
+    kind = Qwen2ForCausalLM if with_head else Qwen2Model
+    with torch.device("cpu"):
+        model = kind(config)
+    return model.to(getattr(torch, dtype)).eval()
+
+
+CONTENDERS: dict[str, tuple[Callable[..., Runner], tuple[Any, ...]]] = {
+    "ours bf16": (ours, ("bfloat16", multiprocessing.cpu_count())),
+    "ours bf16, one device": (ours, ("bfloat16", 1)),
+    "ours f32": (ours, ("float32", multiprocessing.cpu_count())),
+    "HF bf16, one at a time": (hugging_face, ("bfloat16", 1, False)),
+    "HF bf16, batches of 8": (hugging_face, ("bfloat16", 8, False)),
+    "HF bf16, by length": (hugging_face, ("bfloat16", 8, True)),
+    "HF f32, one at a time": (hugging_face, ("float32", 1, False)),
+    "nnsight bf16": (nnsight, ("bfloat16",)),
+    "TransformerLens bf16": (transformer_lens, ("bfloat16",)),
+}
+NEEDS = {"nnsight bf16": "nnsight", "TransformerLens bf16": "transformer_lens"}
+
+TARGETS = (
+    ("ours bf16", "HF bf16, one at a time", 1.0),
+    ("ours bf16", "HF bf16, batches of 8", 5.0),
+    ("ours f32", "HF f32, one at a time", 1.2),
+    ("ours bf16", "nnsight bf16", 2.0),
+    ("ours bf16", "TransformerLens bf16", 6.0),
+)
+
+
+def serve(connection: Connection, name: str) -> None:
+    """One contender's process: runs the prompts that it is sent, answers with the seconds."""
+    build, arguments = CONTENDERS[name]
+    run = build(*arguments)
+    while (prompts := connection.recv()) is not None:
+        started = time.perf_counter()
+        run(prompts)
+        connection.send(time.perf_counter() - started)
+
+
+def measure(names: Sequence[str], prompts: Prompts, rounds: int) -> dict[str, list[float]]:
+    """Seconds of each contender in each round; the first round, uncounted, compiles and warms."""
+    context = multiprocessing.get_context("spawn")
+    connections = {}
+    for name in names:
+        here, there = context.Pipe()
+        context.Process(target=serve, args=(there, name), daemon=True).start()
+        connections[name] = here
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(rounds + 1):
+        for name, connection in connections.items():
+            connection.send(prompts)
+            took = connection.recv()
+            if number:
+                seconds[name].append(took)
+    for connection in connections.values():
+        connection.send(None)
+    return seconds
+
+
+def report(seconds: dict[str, list[float]], tokens: int) -> dict[str, Any]:
+    """Medians of tokens/s, and of the ratios of paired runs."""
+    medians = {name: tokens / statistics.median(times) for name, times in seconds.items()}
+    ratios = [
+        {
+            "of": one,
+            "to": other,
+            "ratio": statistics.median(
+                b / a for a, b in zip(seconds[one], seconds[other], strict=True)
+            ),
+            "target": target,
+        }
+        for one, other, target in TARGETS
+        if one in seconds and other in seconds
+    ]
+    return {"tokens": tokens, "tokens_per_second": medians, "ratios": ratios, "seconds": seconds}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--tasks", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", nargs="+", choices=tuple(CONTENDERS), default=None)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    names = [
+        name
+        for name in arguments.only or CONTENDERS
+        if name not in NEEDS or find_spec(NEEDS[name]) is not None
+    ]
+    prompts = arc_prompts(arguments.tasks)
+    tokens = sum(map(len, prompts))
+    print(f"{len(prompts)} prompts, {tokens} tokens, {arguments.rounds} rounds")
+    result = report(measure(names, prompts, arguments.rounds), tokens)
+    for name, speed in result["tokens_per_second"].items():
+        print(f"  {name:28} {speed:8.0f} tokens/s")
+    for ratio in result["ratios"]:
+        met = "met" if ratio["ratio"] >= ratio["target"] else "not met"
+        print(
+            f"  {ratio['of']} / {ratio['to']}: {ratio['ratio']:.2f} "
+            f"(target {ratio['target']}, {met})"
+        )
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
