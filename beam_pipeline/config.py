@@ -108,11 +108,17 @@ def resolve_layers(layers: tuple[int, ...] | None, num_layers: int) -> tuple[int
     chosen = tuple(range(num_layers)) if layers == () else layers or DEFAULT_LAYERS
     if outside := [layer for layer in chosen if not 0 <= layer < num_layers]:
         asked = "" if layers else "the default is 10-23; "
+        which = f"layer {outside[0]} does" if len(outside) == 1 else f"{_listed(outside)} do"
         raise ConfigError(
-            f"--layers_to_extract: layers {', '.join(map(str, outside))} do not exist ({asked}"
-            f"this model has {num_layers} layers, 0 to {num_layers - 1})"
+            f"--layers_to_extract: {which} not exist ({asked}this model has {num_layers} layers, "
+            f"0 to {num_layers - 1})"
         )
     return tuple(sorted(set(chosen)))
+
+
+def _listed(layers: list[int]) -> str:
+    first = ", ".join(map(str, layers[:8]))
+    return f"layers {first}" + (f" and {len(layers) - 8} more" if len(layers) > 8 else "")
 
 
 def resolve(
@@ -124,6 +130,11 @@ def resolve(
       ConfigError: if a setting does not fit the model.
     """
     model = source.config
+    if template.chat and not source.tokenizer().chat_template:
+        raise ConfigError(
+            f"--prompt_template {config.prompt_template}: the tokenizer of {config.model_path} has "
+            "no chat template; use a prompt template with chat = false, such as digits"
+        )
     limit = config.max_length or model.max_position_embeddings
     if limit > model.max_position_embeddings:
         raise ConfigError(

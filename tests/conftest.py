@@ -1,11 +1,16 @@
 """What all tests share. It is imported before JAX, so that what it sets counts."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+from qwen2.source import PRESET_FILES
+from tests.qwen2.checkpoints import SMALL, write_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -27,6 +32,16 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 def _compiled() -> Iterator[None]:
     yield
     COMPILED.cleanup()
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of three layers, 32 wide, with the shipped tokenizer. Copy it to change it."""
+    config = replace(SMALL, vocab_size=1024)
+    folder = write_checkpoint(tmp_path_factory.mktemp("models") / "small", config)
+    for file in PRESET_FILES.folder.iterdir():
+        shutil.copy(file, folder)
+    return folder
 
 
 @pytest.fixture(scope="session")
