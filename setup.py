@@ -30,8 +30,6 @@ setup(
         "jinja2>=3.1,<4",
         "ml_dtypes>=0.6,<1",
         "numpy>=2.4,<3",
-        "safetensors>=0.8,<1",
-        "tokenizers>=0.23,<1",
         "transformers>=5.23,<6",
     ],
     extras_require={
