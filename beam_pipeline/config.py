@@ -39,6 +39,7 @@ class Config:
     storage_dtype: StorageDtype
     batch_size: int
     mesh_shape: tuple[int, int] | None
+    compile_cache: str
     samples_per_shard: int
     augment: int
     augment_seed: int
@@ -82,6 +83,7 @@ class Run:
             storage_dtype=self.config.storage_dtype,
             batch_size=self.config.batch_size,
             mesh_shape=self.config.mesh_shape,
+            compile_cache=self.config.compile_cache,
             environment=expand_accelerator(name).environment if name else (),
         )
 

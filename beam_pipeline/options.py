@@ -26,6 +26,9 @@ LOCAL_RUNNER = "FnApiRunner"
 """Beam's in-process portable runner. ``DirectRunner`` would try to download another one first."""
 
 
+DEFAULT_COMPILE_CACHE = "~/.cache/qwen2-activations"
+
+
 def _boolean(text: str) -> bool:
     if text.lower() not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"expected True or False, got {text!r}")
@@ -187,6 +190,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     output.add_argument("--upload_to_cloud", **BOOLEAN, help="see --gcs_bucket")
 
+    model.add_argument(
+        "--compile_cache",
+        default=DEFAULT_COMPILE_CACHE,
+        metavar="FOLDER",
+        help="where compiled programs are kept between runs, local or gs://",
+    )
+
     workers = parser.add_argument_group("Dataflow workers")
     workers.add_argument(
         "--accelerator",
@@ -229,6 +239,7 @@ def parse_flags(argv: Sequence[str]) -> tuple[Config, PipelineOptions]:
         storage_dtype=ours.storage_dtype,
         batch_size=ours.batch_size,
         mesh_shape=ours.mesh_shape,
+        compile_cache=ours.compile_cache,
         samples_per_shard=ours.samples_per_shard,
         augment=ours.augment,
         augment_seed=ours.augment_seed,

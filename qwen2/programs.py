@@ -1,6 +1,6 @@
 """The compiled programs that take a step through the model, on a (data, model) mesh.
 
-One program serves all layers of the same kind, so a new shape costs four small compilations
+One program serves all layers but the top one, so a new shape costs three small compilations
 whatever the depth of the model.
 """
 
@@ -86,14 +86,12 @@ class StepPrograms:
 
     Attributes:
       embed: (embedding, inputs) to (x, rotary).
-      layer: (layer state, x, rotary, inputs) to x.
-      capture: the same, and what is captured of x.
-      top: the same as capture, without x.
+      layer: (layer state, x, rotary, inputs) to x after the layer, and what is captured of it.
+      top: the same for the highest layer, what is captured alone.
     """
 
     embed: Callable[..., tuple[jax.Array, Rotary]]
-    layer: Callable[..., jax.Array]
-    capture: Callable[..., tuple[jax.Array, jax.Array]]
+    layer: Callable[..., tuple[jax.Array, jax.Array]]
     top: Callable[..., jax.Array]
 
 
@@ -114,7 +112,7 @@ class Programs:
         self._config, self._pooling, self._form = config, pooling, form
         self._captured = frozenset(layers)
         self._capture_dtype = capture_dtype
-        self._embedding = model.embedding[...]
+        self._embedding = model.embedding.get_value()
         self._graph = nnx.graphdef(model.layers[0])
         self._layer_states = [nnx.state(layer) for layer in model.layers]
         self._compiled: dict[StepShape, Future[StepPrograms]] = {}
@@ -137,10 +135,9 @@ class Programs:
         captured = {}
         top = len(self._layer_states) - 1
         for index, state in enumerate(self._layer_states[:top]):
+            x, vectors = programs.layer(state, x, rotary, placed)
             if index in self._captured:
-                x, captured[index] = programs.capture(state, x, rotary, placed)
-            else:
-                x = programs.layer(state, x, rotary, placed)
+                captured[index] = vectors
         captured[top] = programs.top(self._layer_states[top], x, rotary, placed)
         return captured
 
@@ -161,7 +158,6 @@ class Programs:
         return StepPrograms(
             embed=embed.compile(),
             layer=functions.layer.lower(state, x, rotary, inputs).compile(),
-            capture=functions.capture.lower(state, x, rotary, inputs).compile(),
             top=functions.top.lower(state, x, rotary, inputs).compile(),
         )
 
@@ -187,26 +183,22 @@ class Programs:
         return StepPrograms(
             embed=jax.jit(sharded(self._embed, in_specs=(P(), rows), out_specs=rows)),
             layer=jax.jit(over_layer(self._layer), donate_argnums=1),
-            capture=jax.jit(over_layer(self._capture), donate_argnums=1),
             top=jax.jit(over_layer(self._top)),
         )
 
     def _embed(self, embedding: jax.Array, inputs: Inputs) -> tuple[jax.Array, Rotary]:
         return embedding[inputs["token_ids"]], rotary_embedding(inputs["positions"], self._config)
 
-    def _layer(self, state: nnx.State, x: jax.Array, rotary: Rotary, inputs: Inputs) -> jax.Array:
-        layer: DecoderLayer = nnx.merge(self._graph, state)
-        return layer(x, rotary, inputs["segment_ids"], inputs["positions"], self._form)
-
-    def _capture(
+    def _layer(
         self, state: nnx.State, x: jax.Array, rotary: Rotary, inputs: Inputs
     ) -> tuple[jax.Array, jax.Array]:
-        x = self._layer(state, x, rotary, inputs)
+        layer: DecoderLayer = nnx.merge(self._graph, state)
+        x = layer(x, rotary, inputs["segment_ids"], inputs["positions"], self._form)
         return x, self._pooled(x, inputs)
 
     def _top(self, state: nnx.State, x: jax.Array, rotary: Rotary, inputs: Inputs) -> jax.Array:
         if self._pooling != "last":
-            return self._capture(state, x, rotary, inputs)[1]
+            return self._layer(state, x, rotary, inputs)[1]
         layer: DecoderLayer = nnx.merge(self._graph, state)
         at_last = layer.at_slots(x, rotary, inputs["segment_ids"], inputs["last_slots"])
         return at_last.astype(self._capture_dtype)
