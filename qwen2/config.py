@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -31,19 +33,8 @@ class Qwen2Config:
     tie_word_embeddings: bool = True
 
     def __post_init__(self) -> None:
-        for name in (
-            "vocab_size",
-            "hidden_size",
-            "intermediate_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "num_key_value_heads",
-            "head_dim",
-            "max_position_embeddings",
-        ):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ModelConfigError(f"{name} must be a positive integer, got {value!r}")
+        for field in dataclasses.fields(self):
+            _check_value(field.name, getattr(self, field.name))
         if self.num_attention_heads % self.num_key_value_heads:
             raise ModelConfigError(
                 f"num_attention_heads ({self.num_attention_heads}) must be a multiple of "
@@ -79,48 +70,68 @@ class Qwen2Config:
           ModelConfigError: naming ``source`` and the field that is missing or unsupported.
         """
 
-        def required(name: str) -> Any:
-            if name not in fields:
-                raise ModelConfigError(f"{source}: the field {name!r} is missing")
-            return fields[name]
-
-        def supported(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
-            if value not in allowed:
-                raise ModelConfigError(
-                    f"{source}: {name}={value!r} is not supported; supported: "
-                    + ", ".join(repr(a) for a in allowed)
-                )
-
-        supported("model_type", required("model_type"), ("qwen2",))
-        supported("hidden_act", fields.get("hidden_act", "silu"), ("silu",))
-        supported("use_sliding_window", fields.get("use_sliding_window", False), (False, None))
-        rope = fields.get("rope_parameters") or {}
-        scaling = fields.get("rope_scaling") or {}
-        for name, settings in (("rope_parameters", rope), ("rope_scaling", scaling)):
-            if not isinstance(settings, Mapping):
-                raise ModelConfigError(f"{source}: {name} must be an object, got {settings!r}")
-            rope_type = settings.get("rope_type", settings.get("type", "default"))
-            supported(f"{name}.rope_type", rope_type, ("default",))
-        heads, hidden = required("num_attention_heads"), required("hidden_size")
         try:
+            _check_supported(fields)
+            for name in ("hidden_size", "num_attention_heads"):
+                _check_value(name, _required(fields, name))
+            hidden, heads = fields["hidden_size"], fields["num_attention_heads"]
+            rope = fields.get("rope_scaling") or fields.get("rope_parameters") or {}
             return cls(
-                vocab_size=required("vocab_size"),
+                vocab_size=_required(fields, "vocab_size"),
                 hidden_size=hidden,
-                intermediate_size=required("intermediate_size"),
-                num_hidden_layers=required("num_hidden_layers"),
+                intermediate_size=_required(fields, "intermediate_size"),
+                num_hidden_layers=_required(fields, "num_hidden_layers"),
                 num_attention_heads=heads,
                 num_key_value_heads=fields.get("num_key_value_heads") or heads,
                 head_dim=fields.get("head_dim") or hidden // heads,
                 max_position_embeddings=fields.get("max_position_embeddings", 32_768),
-                rms_norm_eps=float(fields.get("rms_norm_eps", 1e-6)),
-                rope_theta=float(rope.get("rope_theta", fields.get("rope_theta", 10_000.0))),
-                tie_word_embeddings=bool(fields.get("tie_word_embeddings", False)),
+                rms_norm_eps=fields.get("rms_norm_eps", 1e-6),
+                rope_theta=rope.get("rope_theta", fields.get("rope_theta", 10_000.0)),
+                tie_word_embeddings=fields.get("tie_word_embeddings", False),
             )
-        except (ModelConfigError, TypeError, ValueError, ZeroDivisionError) as error:
-            message = str(error)
+        except ModelConfigError as error:
+            raise ModelConfigError(f"{source}: {error}") from error
+
+
+def _required(fields: Mapping[str, Any], name: str) -> Any:
+    if name not in fields:
+        raise ModelConfigError(f"the field {name!r} is missing")
+    return fields[name]
+
+
+def _check_value(name: str, value: Any) -> None:
+    if name in ("rms_norm_eps", "rope_theta"):
+        expected, fits = "a positive number", type(value) in (int, float) and 0 < value < math.inf
+    elif name == "tie_word_embeddings":
+        expected, fits = "true or false", isinstance(value, bool)
+    else:
+        expected, fits = "a positive integer", type(value) is int and value > 0
+    if not fits:
+        raise ModelConfigError(f"{name} must be {expected}, got {value!r}")
+
+
+def _check_supported(fields: Mapping[str, Any]) -> None:
+    """Checks what would change the computation, were it not what this model code does."""
+
+    def supported(name: str, value: Any, *allowed: Any) -> None:
+        if value not in allowed:
             raise ModelConfigError(
-                message if message.startswith(source) else f"{source}: {message}"
-            ) from error
+                f"{name}={value!r} is not supported; supported: " + ", ".join(map(repr, allowed))
+            )
+
+    supported("model_type", _required(fields, "model_type"), "qwen2")
+    supported("hidden_act", fields.get("hidden_act", "silu"), "silu")
+    supported("use_sliding_window", fields.get("use_sliding_window", False), False, None)
+    for layer_type in fields.get("layer_types") or ():
+        supported("layer_types", layer_type, "full_attention")
+    for name in ("rope_parameters", "rope_scaling"):
+        settings = fields.get(name) or {}
+        if not isinstance(settings, Mapping):
+            raise ModelConfigError(f"{name} must be an object, got {settings!r}")
+        rope_type = settings.get("rope_type", settings.get("type", "default"))
+        supported(f"{name}.rope_type", rope_type, "default")
+        for key in settings:
+            supported(f"a key of {name}", key, "rope_theta", "rope_type", "type")
 
 
 PRESETS: dict[str, Qwen2Config] = {
