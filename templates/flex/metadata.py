@@ -68,7 +68,7 @@ def _parameter(action: argparse.Action, group: str) -> dict[str, Any]:
     if action.choices:
         parameter["paramType"] = "ENUM"
         parameter["enumOptions"] = [{"value": choice, "label": choice} for choice in action.choices]
-    elif action.nargs == "?":
+    elif isinstance(action.default, bool):
         parameter["paramType"] = "BOOLEAN"
     elif isinstance(action.default, int):
         parameter["paramType"] = "NUMBER"

@@ -69,4 +69,5 @@ def test_a_wrong_parameter_is_one_line_in_the_launchers_log(cloud: Cloud):
     result = launch(cloud, {**PARAMETERS, "layers_to_extract": "30"})
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
-    assert "layers 30 do not exist" in result.stderr.splitlines()[-1]
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("error: --layers_to_extract: layer 30 does not exist")
