@@ -9,8 +9,9 @@ masked by segment; a row's unused tail is a segment of its own.
 from __future__ import annotations
 
 import bisect
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -177,6 +178,36 @@ def _fill(shape: StepShape, waiting: list[tuple[int, int]]) -> tuple[Step, list[
             placements.append(Placement(-negative_index, row, start, length))
             start += length
     return Step(shape, tuple(placements)), left
+
+
+def split_step(step: Step, rows: int) -> tuple[Step, Step] | None:
+    """Two steps of about half the slots, for the same samples in the same order.
+
+    For a device that has no memory for the whole step. None if the step has one sample only.
+
+    Args:
+      rows: of each new step, the devices along the mesh's data axis.
+    """
+    if len(step.placements) < 2:
+        return None
+    middle, tokens = 1, step.placements[0].length
+    while middle < len(step.placements) - 1 and 2 * tokens < step.tokens:
+        tokens += step.placements[middle].length
+        middle += 1
+    return _balanced(step.placements[:middle], rows), _balanced(step.placements[middle:], rows)
+
+
+def _balanced(placements: Sequence[Placement], rows: int) -> Step:
+    """The samples in their order, each in the row that is shortest so far."""
+    ends = [0] * rows
+    moved = []
+    for placement in placements:
+        row = ends.index(min(ends))
+        moved.append(replace(placement, row=row, start=ends[row]))
+        ends[row] += placement.length
+    most = max(Counter(placement.row for placement in moved).values())
+    needed = max(*ends, SLOTS_PER_SEGMENT * most)
+    return Step(StepShape(rows, -(-needed // ROW_ALIGNMENT) * ROW_ALIGNMENT), tuple(moved))
 
 
 @dataclass(frozen=True)

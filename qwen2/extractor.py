@@ -9,6 +9,7 @@ In a notebook::
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,11 +23,13 @@ import ml_dtypes
 import numpy as np
 
 from qwen2.attention import AttentionForm, form_for_platform
-from qwen2.batching import Packing, Step, plan_steps, step_inputs
+from qwen2.batching import Packing, Step, plan_steps, split_step, step_inputs
 from qwen2.checkpoint import check_weights
 from qwen2.params import load_model
 from qwen2.programs import POOLINGS, Pooling, Programs, check_mesh_fits_model, make_mesh
 from qwen2.source import ModelSource, open_model
+
+LOGGER = logging.getLogger(__name__)
 
 FloatName = Literal["float32", "bfloat16"]
 FLOAT_DTYPES: dict[str, np.dtype] = {
@@ -54,6 +57,10 @@ class CapturedSamples:
     samples: tuple[int, ...]
     vector_counts: tuple[int, ...]
     layers: Mapping[int, np.ndarray]
+
+
+class DeviceMemoryError(RuntimeError):
+    """A sample that is too long for the memory of the device."""
 
 
 class ActivationExtractor:
@@ -165,16 +172,57 @@ class ActivationExtractor:
                 )
         steps = self._plan([len(ids) for ids in token_ids])
         self._programs.compile_ahead(list(dict.fromkeys(s.shape for s in steps)), self._compilers)
-        in_flight: deque[tuple[Step, dict[int, jax.Array]]] = deque()
+        in_flight: deque[tuple[Step, dict[int, jax.Array] | None]] = deque()
         for step in steps:
-            captured = self._programs.run(step_inputs(step, token_ids), step.shape)
-            for array in captured.values():
-                array.copy_to_host_async()
-            in_flight.append((step, captured))
+            in_flight.append((step, self._dispatch(step, token_ids)))
             if len(in_flight) >= STEPS_IN_FLIGHT:
-                yield self._on_host(*in_flight.popleft())
+                yield from self._collect(*in_flight.popleft(), token_ids)
         while in_flight:
-            yield self._on_host(*in_flight.popleft())
+            yield from self._collect(*in_flight.popleft(), token_ids)
+
+    def _dispatch(self, step: Step, token_ids: Sequence[np.ndarray]) -> dict[int, jax.Array] | None:
+        """Starts a step; None if the device has no memory for it."""
+        try:
+            captured = self._programs.run(step_inputs(step, token_ids), step.shape)
+        except jax.errors.JaxRuntimeError as error:
+            _reraise_unless_out_of_memory(error)
+            return None
+        for array in captured.values():
+            array.copy_to_host_async()
+        return captured
+
+    def _collect(
+        self,
+        step: Step,
+        captured: dict[int, jax.Array] | None,
+        token_ids: Sequence[np.ndarray],
+    ) -> Iterator[CapturedSamples]:
+        """Waits for a step; runs it as two smaller ones if the device had no memory for it.
+
+        Raises:
+          DeviceMemoryError: if a single sample is too long for the device.
+        """
+        if captured is not None:
+            try:
+                yield self._on_host(step, captured)
+                return
+            except jax.errors.JaxRuntimeError as error:
+                _reraise_unless_out_of_memory(error)
+        halves = split_step(step, self._packing.rows)
+        if halves is None:
+            raise DeviceMemoryError(
+                f"the device has no memory for one sample of {step.tokens} tokens; lower "
+                "--max_length, or split the model over more devices with --mesh_shape"
+            )
+        LOGGER.warning(
+            "the device has no memory for %d x %d token slots: running them in two steps; a lower "
+            "--batch_size avoids this",
+            step.shape.rows,
+            step.shape.length,
+        )
+        self._programs.compile_ahead([half.shape for half in halves], self._compilers)
+        for half in halves:
+            yield from self._collect(half, self._dispatch(half, token_ids), token_ids)
 
     def order(self, lengths: Sequence[int]) -> list[int]:
         """The order in which ``extract`` gives samples of these lengths, as their indices."""
@@ -200,6 +248,11 @@ class ActivationExtractor:
             np.concatenate([array[place] for place in rows], out=vectors, casting="unsafe")
             layers[layer] = vectors
         return CapturedSamples(tuple(p.sample for p in step.placements), counts, layers)
+
+
+def _reraise_unless_out_of_memory(error: jax.errors.JaxRuntimeError) -> None:
+    if "RESOURCE_EXHAUSTED" not in str(error):
+        raise error
 
 
 def check_layers(layers: Sequence[int], num_layers: int) -> Sequence[int]:
