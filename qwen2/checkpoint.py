@@ -161,25 +161,25 @@ class CheckpointFolder:
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, by its index if it has one.
+    """The safetensors files of a checkpoint: one, or else those that its index names.
 
     Raises:
       CheckpointError: if there are none, or the index names one that is absent.
     """
     index = folder / INDEX_FILE
-    if index.exists():
+    if (folder / SINGLE_FILE).exists():
+        files = [folder / SINGLE_FILE]
+    elif index.exists():
         try:
             names = set(json.loads(index.read_bytes())["weight_map"].values())
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             raise CheckpointError(
                 f"{index}: expected a JSON object with a 'weight_map' of tensor to file ({error})"
             ) from error
         for name in names:
-            if not isinstance(name, str) or name != os.path.basename(name):
+            if not isinstance(name, str) or name in ("", ".", "..") or "/" in name:
                 raise CheckpointError(f"{index}: {name!r} is not the name of a file beside it")
         files = sorted(folder / name for name in names)
-    elif (folder / SINGLE_FILE).exists():
-        files = [folder / SINGLE_FILE]
     else:
         files = []
     if not files:
