@@ -23,6 +23,7 @@ setup(
     install_requires=[
         "apache-beam[gcp]>=2.77,<3",
         "flax>=0.12.8,<0.13",
+        "gcsfs>=2026.9",
         "google-cloud-storage>=3.17,<4",
         "google-crc32c>=1.9,<2",
         "huggingface_hub>=2.4,<3",
