@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument(
         "--repair-list",
         action="store_true",
-        help="print only the layer files that running the job again would write again",
+        help="print only the files that running the job again would write again",
     )
     options = parser.parse_args(arguments)
     try:
@@ -47,7 +47,7 @@ def _verify(folder: str, repair_list: bool) -> int:
     lines = report.repair_list if repair_list else report.problems
     for line in lines:
         print(line)
-    read = f"{report.files} layer files, {report.bytes / 1e6:.1f} MB in {seconds:.1f} s"
+    read = f"{report.files} files, {report.bytes / 1e6:.1f} MB in {seconds:.1f} s"
     if report.problems:
         print(f"{len(report.problems)} problems in {read}", file=sys.stderr)
         return 1

@@ -34,6 +34,8 @@ from activation_dataset.protobuf import (
     varints,
 )
 
+ACTIVATION = b"activation"
+
 # Tags of length-delimited fields.
 _FIELD_1, _FIELD_2, _FIELD_3 = b"\x0a", b"\x12", b"\x1a"
 _BYTES_LIST, _FLOAT_LIST, _INT64_LIST = 1, 2, 3  # fields of Feature
@@ -59,7 +61,7 @@ class DecodedExample:
     Attributes:
         sample: sample_id, task_id, token_ids and num_tokens.
         shape: (hidden,) or (num_tokens, hidden).
-        activation: the raw bytes, a view of the data that was decoded.
+        activation: the raw bytes of the payload, a view of the data that was decoded.
     """
 
     sample: Sample
@@ -67,12 +69,13 @@ class DecodedExample:
     activation: memoryview
 
 
-def encode_prefix(payload_bytes: int, suffix_bytes: int) -> bytes:
-    """What comes before the activation's bytes: lengths and its name, which sorts first.
+def encode_prefix(payload_bytes: int, suffix_bytes: int, payload: bytes = ACTIVATION) -> bytes:
+    """What comes before the payload's bytes: lengths and its name, which sorts first.
 
     Args:
-        payload_bytes: bytes of the activation.
+        payload_bytes: bytes of the payload.
         suffix_bytes: bytes of what `encode_suffix` returns.
+        payload: name of its feature.
     """
     lengths = []
     length = payload_bytes
@@ -81,7 +84,7 @@ def encode_prefix(payload_bytes: int, suffix_bytes: int) -> bytes:
         lengths.append(varint(length))
         length += 1 + len(lengths[-1])
     value, bytes_list, feature = lengths
-    entry = _FIELD_1 + b"\x0aactivation" + _FIELD_2 + feature
+    entry = field(_FIELD_1, payload) + _FIELD_2 + feature
     entry += _FIELD_1 + bytes_list + _FIELD_1 + value
     entry_bytes = len(entry) + payload_bytes
     opening = _FIELD_1 + varint(entry_bytes)
@@ -89,7 +92,7 @@ def encode_prefix(payload_bytes: int, suffix_bytes: int) -> bytes:
 
 
 def encode_suffix(sample: Sample, shape: Sequence[int]) -> bytes:
-    """What comes after the activation's bytes: the other features. The same in every layer.
+    """What comes after the payload's bytes: the other features. The same in every layer.
 
     Args:
         sample: the sample.
@@ -111,8 +114,8 @@ def encode_suffix(sample: Sample, shape: Sequence[int]) -> bytes:
     )
 
 
-def decode_example(data: bytes | memoryview) -> DecodedExample:
-    """Reads a record's data; copies all but the activation.
+def decode_example(data: bytes | memoryview, payload: bytes = ACTIVATION) -> DecodedExample:
+    """Reads a record's data; copies all but the payload, whose feature has that name.
 
     Any order of fields and features, packed or unpacked lists, unknown fields and features are
     accepted, as protobuf demands. Missing features and wrong types are not.
@@ -121,7 +124,7 @@ def decode_example(data: bytes | memoryview) -> DecodedExample:
         ExampleError: the bytes are not protobuf, or not an activation record.
     """
     try:
-        return _decode(memoryview(data))
+        return _decode(memoryview(data), payload)
     except WireError as error:
         raise ExampleError(str(error)) from None
 
@@ -145,7 +148,7 @@ def _int64_feature(packed: bytes) -> bytes:
 # Decoding
 
 
-def _decode(view: memoryview) -> DecodedExample:
+def _decode(view: memoryview, payload: bytes) -> DecodedExample:
     features: Features = {}
     for message in messages(view, (0, len(view)), 1):
         for entry in messages(view, message, 1):
@@ -168,7 +171,7 @@ def _decode(view: memoryview) -> DecodedExample:
             num_tokens=num_tokens[0],
         ),
         tuple(shape),
-        _single_bytes(view, features, b"activation"),
+        _single_bytes(view, features, payload),
     )
 
 

@@ -14,6 +14,7 @@ SCHEMA_VERSION = 1
 METADATA_FILE = "metadata.json"
 RUN_FILE = "run.json"
 ERRORS_FOLDER = "errors"
+PROMPTS_FOLDER = "prompts"
 
 Pooling = Literal["last", "mean", "none"]
 StorageDtype = Literal["float32", "bfloat16"]
@@ -21,6 +22,7 @@ POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 STORAGE_DTYPES: tuple[StorageDtype, ...] = get_args(StorageDtype)
 
 _SHARD_PATH = re.compile(r"layer_(0|[1-9]\d*)/activations-(\d{5,})-of-(\d{5,})\.tfrecord")
+_PROMPTS_PATH = re.compile(r"prompts/prompts-(\d{5,})-of-(\d{5,})\.tfrecord")
 _PARTIAL = re.compile(r".+\.partial-[0-9a-f]{8,32}")
 
 
@@ -80,6 +82,24 @@ def parse_shard_file(path: str) -> tuple[int, int, int] | None:
     if shard >= num_shards or path != shard_file(layer, shard, num_shards):
         return None
     return layer, shard, num_shards
+
+
+def prompts_file(shard: int, num_shards: int) -> str:
+    """Path of the file of a shard's prompts below the dataset's folder, always with "/"."""
+    if not 0 <= shard < num_shards:
+        raise ValueError(f"shard {shard} is not in 0..{num_shards - 1}")
+    return f"{PROMPTS_FOLDER}/prompts-{shard:05d}-of-{num_shards:05d}.tfrecord"
+
+
+def parse_prompts_file(path: str) -> tuple[int, int] | None:
+    """(shard, num_shards) of a path that `prompts_file` made, else None."""
+    match = _PROMPTS_PATH.fullmatch(path)
+    if match is None:
+        return None
+    shard, num_shards = (int(group) for group in match.groups())
+    if shard >= num_shards or path != prompts_file(shard, num_shards):
+        return None
+    return shard, num_shards
 
 
 def partial_file(path: str, unique: str) -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from activation_dataset.canonical_json import Json, canonical_text, digest_of, parse, plain
@@ -14,106 +13,11 @@ from activation_dataset.format import (
     STORAGE_DTYPES,
     Pooling,
     StorageDtype,
+    prompts_file,
     shard_file,
 )
+from activation_dataset.manifest import Batch, by_layer
 from activation_dataset.statistics import LayerStatistics
-
-
-@dataclass(frozen=True)
-class FileEntry:
-    """One layer file, as metadata.json lists it.
-
-    Attributes:
-        path: below the dataset's folder, with "/".
-        bytes: size of the file.
-        crc32c: of the whole file, in base64 as Cloud Storage shows it.
-    """
-
-    path: str
-    bytes: int
-    crc32c: str
-
-    def to_json(self) -> dict[str, Json]:
-        return {"path": self.path, "bytes": self.bytes, "crc32c": self.crc32c}
-
-    @classmethod
-    def from_json(cls, value: object, where: str) -> FileEntry:
-        fields = Fields(value, where)
-        result = cls(fields.text("path"), fields.integer("bytes"), fields.text("crc32c"))
-        fields.done()
-        return result
-
-
-@dataclass(frozen=True)
-class LayerFile:
-    """One layer file that was written or verified: its entry and the statistics of its vectors."""
-
-    layer: int
-    path: str
-    bytes: int
-    crc32c: str
-    statistics: LayerStatistics
-
-    @property
-    def entry(self) -> FileEntry:
-        return FileEntry(self.path, self.bytes, self.crc32c)
-
-
-@dataclass(frozen=True)
-class ShardManifest:
-    """One layer of one shard, written.
-
-    Attributes:
-        shard: number of the shard.
-        samples: records in the file.
-        tokens: tokens of all its prompts.
-        vectors: activation vectors in the file: one for each sample, or for each token.
-        file: the file.
-    """
-
-    shard: int
-    samples: int
-    tokens: int
-    vectors: int
-    file: LayerFile
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One shard in all its layers.
-
-    Attributes:
-        shard, samples, tokens: as in ShardManifest, the same in every layer.
-        files: layer to file.
-    """
-
-    shard: int
-    samples: int
-    tokens: int
-    files: Mapping[int, FileEntry]
-
-    def to_json(self) -> dict[str, Json]:
-        return {
-            "shard": self.shard,
-            "samples": self.samples,
-            "tokens": self.tokens,
-            "files": {str(layer): entry.to_json() for layer, entry in self.files.items()},
-        }
-
-    @classmethod
-    def from_json(cls, value: object, where: str) -> Batch:
-        fields = Fields(value, where)
-        result = cls(
-            fields.integer("shard"),
-            fields.integer("samples"),
-            fields.integer("tokens"),
-            {
-                layer: FileEntry.from_json(entry, f"{where}.files.{layer}")
-                for layer, entry in _by_layer(fields, "files").items()
-            },
-        )
-        fields.done()
-        return result
 
 
 @dataclass(frozen=True)
@@ -285,7 +189,7 @@ class Metadata:
             rejected=_counts(fields, "rejected"),
             statistics={
                 layer: LayerStatistics.from_json(each, f"statistics.{layer}")
-                for layer, each in _by_layer(fields, "statistics").items()
+                for layer, each in by_layer(fields, "statistics").items()
             },
         )
         for name in ("total_samples", "total_tokens", "total_vectors"):
@@ -320,6 +224,11 @@ class Metadata:
         for index, batch in enumerate(self.batches):
             if batch.shard != index:
                 raise FieldError(f"batches[{index}].shard is {batch.shard}, expected {index}")
+            if batch.prompts.path != (expected := prompts_file(index, len(self.batches))):
+                raise FieldError(
+                    f"batches[{index}].prompts.path is {batch.prompts.path!r}, "
+                    f"expected {expected!r}"
+                )
             if sorted(batch.files) != layers:
                 raise FieldError(
                     f"batches[{index}].files has layers {sorted(batch.files)}, expected {layers}"
@@ -344,52 +253,6 @@ class Metadata:
                     f"statistics.{layer} counts {each.count + each.nonfinite_count} vectors, "
                     f"expected {self.total_vectors}"
                 )
-
-
-def batches_of(
-    manifests: Iterable[ShardManifest], layers: tuple[int, ...], num_shards: int
-) -> tuple[Batch, ...]:
-    """Puts the manifests of all layers of all shards together, in whatever order they come.
-
-    Raises:
-        ValueError: a layer of a shard is missing or comes twice, or the layers of a shard disagree
-            on samples or tokens; says which.
-    """
-    shards: list[dict[int, ShardManifest]] = [{} for _ in range(num_shards)]
-    for manifest in manifests:
-        layer = manifest.file.layer
-        if not 0 <= manifest.shard < num_shards or layer not in layers:
-            raise ValueError(
-                f"{manifest.file.path} is of shard {manifest.shard}, layer {layer}; expected "
-                f"shards 0..{num_shards - 1} and layers {list(layers)}"
-            )
-        if layer in shards[manifest.shard]:
-            raise ValueError(f"{manifest.file.path} was written twice")
-        shards[manifest.shard][layer] = manifest
-    batches = []
-    for shard, by_layer in enumerate(shards):
-        missing = [layer for layer in layers if layer not in by_layer]
-        if missing:
-            raise ValueError(f"{shard_file(missing[0], shard, num_shards)} was not written")
-        first = by_layer[layers[0]]
-        for each in by_layer.values():
-            if (each.samples, each.tokens) != (first.samples, first.tokens):
-                raise ValueError(
-                    f"{each.file.path} has {each.samples} samples and {each.tokens} tokens, "
-                    f"{first.file.path} {first.samples} and {first.tokens}"
-                )
-        files = {layer: by_layer[layer].file.entry for layer in layers}
-        batches.append(Batch(shard, first.samples, first.tokens, files))
-    return tuple(batches)
-
-
-def _by_layer(fields: Fields, name: str) -> dict[int, Json]:
-    """An object whose keys are layers."""
-    value = fields.mapping(name)
-    for key in value:
-        if not re.fullmatch(r"0|[1-9][0-9]{0,8}", key):
-            raise FieldError(f"{fields.path(name)} has the key {key!r}, expected a layer's number")
-    return {layer: value[str(layer)] for layer in sorted(map(int, value))}
 
 
 def _counts(fields: Fields, name: str) -> dict[str, int]:

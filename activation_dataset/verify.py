@@ -1,4 +1,4 @@
-"""Verifying a dataset: every byte of every layer file against what it must be."""
+"""Verifying a dataset: every byte of every file against what it must be."""
 
 from __future__ import annotations
 
@@ -16,11 +16,16 @@ from activation_dataset.folder import Folder, open_folder
 from activation_dataset.format import (
     ERRORS_FOLDER,
     METADATA_FILE,
+    PROMPTS_FOLDER,
+    Sample,
     is_partial_file,
+    parse_prompts_file,
     parse_shard_file,
+    prompts_file,
     shard_file,
 )
-from activation_dataset.metadata import Batch, Metadata
+from activation_dataset.manifest import Batch, FileEntry, Manifest
+from activation_dataset.metadata import Metadata
 from activation_dataset.record import RecordKind
 from activation_dataset.statistics import LayerStatistics, OrderedMerge
 from activation_dataset.verify_file import (
@@ -30,6 +35,7 @@ from activation_dataset.verify_file import (
     read_samples,
     verify_file,
 )
+from activation_dataset.verify_prompts import check_prompts, differences, verify_prompts
 
 RERUN = "run the same command again, which redoes it"
 DELETE = "delete it"
@@ -43,7 +49,7 @@ class Problem:
         file: path below the dataset's folder.
         what: what is wrong with it.
         remedy: what to do about it.
-        redo: whether it is a layer file that must be written again.
+        redo: whether it is a layer file, or one of prompts, that must be written again.
     """
 
     file: str
@@ -61,7 +67,7 @@ class Report:
 
     Attributes:
         problems: all that is wrong, sorted by file; empty for a sound dataset.
-        files: layer files that were read.
+        files: layer files and files of prompts that were read.
         bytes: bytes of them.
     """
 
@@ -71,7 +77,7 @@ class Report:
 
     @property
     def repair_list(self) -> tuple[str, ...]:
-        """Paths of the layer files that a resume would write again."""
+        """Paths of the files that a resume would write again."""
         return tuple(sorted({problem.file for problem in self.problems if problem.redo}))
 
 
@@ -96,9 +102,9 @@ def verify(path: str | os.PathLike[str], workers: int = 1) -> Report:
     """Checks a dataset against its metadata, byte by byte, and reports all that is wrong.
 
     Checked are the metadata itself, each file's presence, size and CRC32C; each record's framing,
-    CRCs and encoding; the samples, their order and token_ids across layers, that none comes twice;
-    shapes, counts and totals; the statistics, recomputed to the last bit; the rejected tasks; and
-    that no other or partial file lies between the layer files.
+    CRCs and encoding; the samples, their order and token_ids across layers and in the prompts, that
+    none comes twice; shapes, counts and totals; the statistics, recomputed to the last bit; the
+    rejected tasks; and that no other or partial file lies between those of the dataset.
 
     Args:
         path: local folder, or a URL that fsspec can open.
@@ -127,7 +133,7 @@ def verify(path: str | os.PathLike[str], workers: int = 1) -> Report:
     problems += _check_statistics(metadata, shards)
     problems += _repeated_samples(metadata, shards)
     problems += _check_rejected(folder, metadata, present)
-    files = sum(len(batch.files) for batch in metadata.batches)
+    files = sum(1 + len(batch.files) for batch in metadata.batches)
     return Report(tuple(sorted(set(problems))), files, sum(shard.bytes for shard in shards))
 
 
@@ -155,24 +161,55 @@ def verify_shard(folder: Folder, metadata: Metadata, batch: Batch) -> ShardRepor
             problems += [Problem(entry.path, what, RERUN, redo=True) for what in error.problems]
             continue
         total += manifest.file.bytes
-        found = {
-            "bytes": (manifest.file.bytes, entry.bytes),
-            "crc32c": (manifest.file.crc32c, entry.crc32c),
-            "samples": (manifest.samples, batch.samples),
-            "tokens": (manifest.tokens, batch.tokens),
-        }
-        wrong = [
-            f"{name} is {seen}, the metadata says {said}"
-            for name, (seen, said) in found.items()
-            if seen != said
-        ]
+        wrong = _contradictions(manifest, entry, batch)
         if wrong:
-            problems.append(Problem(entry.path, "; ".join(wrong), RERUN, redo=True))
+            problems.append(Problem(entry.path, wrong, RERUN, redo=True))
             continue
         statistics[layer] = manifest.file.statistics
         expected = records
-    sample_ids = [sample.sample_id for sample in expected.samples] if expected else []
-    return ShardReport(problems, total, statistics, sample_ids)
+    samples = expected.samples if expected else None
+    prompts_problems, prompts_bytes = _verify_prompts(folder, metadata, batch, samples)
+    sample_ids = [sample.sample_id for sample in samples or ()]
+    return ShardReport(problems + prompts_problems, total + prompts_bytes, statistics, sample_ids)
+
+
+def _verify_prompts(
+    folder: Folder, metadata: Metadata, batch: Batch, samples: Sequence[Sample] | None
+) -> tuple[list[Problem], int]:
+    """Checks the file of a shard's prompts, also against the samples of its layer files if known.
+
+    Returns what is wrong, and the bytes read.
+    """
+    path = batch.prompts.path
+    try:
+        with folder.open(path) as stream:
+            manifest, prompts = verify_prompts(stream, batch.shard, len(metadata.batches))
+    except FileNotFoundError:
+        return [Problem(path, "missing", RERUN, redo=True)], 0
+    except OSError as error:
+        return [Problem(path, f"cannot be read: {error}", RERUN, redo=True)], 0
+    except LayerFileError as error:
+        return [Problem(path, what, RERUN, redo=True) for what in error.problems], 0
+    wrong = [_contradictions(manifest, batch.prompts, batch)]
+    if samples is not None:
+        wrong += differences(prompts, samples, metadata.run.pooling)
+    problems = [Problem(path, what, RERUN, redo=True) for what in wrong if what]
+    return problems, manifest.file.bytes
+
+
+def _contradictions(manifest: Manifest, entry: FileEntry, batch: Batch) -> str:
+    """In what a file is not as the metadata says, or nothing."""
+    found = {
+        "bytes": (manifest.file.bytes, entry.bytes),
+        "crc32c": (manifest.file.crc32c, entry.crc32c),
+        "samples": (manifest.samples, batch.samples),
+        "tokens": (manifest.tokens, batch.tokens),
+    }
+    return "; ".join(
+        f"{name} is {seen}, the metadata says {said}"
+        for name, (seen, said) in found.items()
+        if seen != said
+    )
 
 
 def _verify_shards(location: str, metadata: Metadata, workers: int) -> Iterator[ShardReport]:
@@ -224,12 +261,15 @@ def _read_metadata(folder: Folder, present: set[str]) -> tuple[Metadata | None, 
 
 
 def _unlisted_files(metadata: Metadata, present: set[str]) -> list[Problem]:
-    """Files in layer folders that the metadata does not list: of another run, or no one's."""
+    """Files in folders of layers and prompts that are not listed: of another run, or no one's."""
     listed = {entry.path for batch in metadata.batches for entry in batch.files.values()}
+    listed |= {batch.prompts.path for batch in metadata.batches}
     return [
         Problem(file, "not listed in metadata.json", DELETE)
         for file in present - listed
-        if file.startswith("layer_") and "/" in file and not is_partial_file(file)
+        if file.startswith(("layer_", f"{PROMPTS_FOLDER}/"))
+        and "/" in file
+        and not is_partial_file(file)
     ]
 
 
@@ -288,21 +328,25 @@ def _check_rejected(folder: Folder, metadata: Metadata, present: set[str]) -> li
 
 
 def _verify_without_metadata(folder: Folder, present: set[str], problems: list[Problem]) -> Report:
-    """Checks what can be checked: that no layer file is missing and that all records are whole."""
-    found = {file: place for file in present if (place := parse_shard_file(file))}
-    counts = sorted({num_shards for _, _, num_shards in found.values()})
+    """Checks what can be checked: that no file is missing and that all records are whole."""
+    found = {file: place[1:] for file in present if (place := parse_shard_file(file))}
+    found |= {file: shard for file in present if (shard := parse_prompts_file(file))}
+    counts = sorted({num_shards for _, num_shards in found.values()})
     if len(counts) > 1:
-        what = f"layer files of runs with {' and '.join(map(str, counts))} shards"
+        what = f"files of runs with {' and '.join(map(str, counts))} shards"
         problems.append(Problem(".", what, "delete those of the other run"))
     elif found:
-        layers = {layer for layer, _, _ in found.values()}
-        expected = {shard_file(layer, n, counts[0]) for layer in layers for n in range(counts[0])}
+        shards = range(counts[0])
+        layers = {layer for layer, _, _ in filter(None, map(parse_shard_file, found))}
+        expected = {shard_file(layer, n, counts[0]) for layer in layers for n in shards}
+        expected |= {prompts_file(n, counts[0]) for n in shards}
         problems += [Problem(file, "missing", RERUN, redo=True) for file in expected - found.keys()]
     total = 0
     for file in found:
+        check = check_prompts if parse_prompts_file(file) else check_records
         try:
             with folder.open(file) as stream:
-                wrong = check_records(stream, file)
+                wrong = check(stream, file)
                 total += stream.seek(0, os.SEEK_END)
         except OSError as error:
             wrong = [f"cannot be read: {error}"]

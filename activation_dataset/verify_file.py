@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from activation_dataset.checksum import combine, crc32c, extend, to_text
 from activation_dataset.example import ExampleError, decode_example
 from activation_dataset.format import Sample, numpy_dtype, shard_file
-from activation_dataset.metadata import LayerFile, ShardManifest
+from activation_dataset.manifest import LayerFile, ShardManifest
 from activation_dataset.record import RecordFrame, RecordKind, frame_record
 from activation_dataset.statistics import StatisticsBuilder
 from activation_dataset.tfrecord import (
@@ -184,7 +184,7 @@ def read_samples(stream: BinaryIO, file: str, kind: RecordKind) -> list[Sample]:
         LayerFileError: a record is corrupt or not of that kind; says all that is wrong.
     """
     samples: list[Sample] = []
-    problems = _Problems()
+    problems = Problems()
     for number, record in enumerate(_scan(stream, file)):
         try:
             if isinstance(record, CorruptRecordError):
@@ -206,7 +206,7 @@ def check_records(stream: BinaryIO, file: str) -> list[str]:
         stream: seekable binary stream, read from its beginning.
         file: what errors call it.
     """
-    problems = _Problems()
+    problems = Problems()
     for number, record in enumerate(_scan(stream, file)):
         try:
             if isinstance(record, CorruptRecordError):
@@ -217,7 +217,7 @@ def check_records(stream: BinaryIO, file: str) -> list[str]:
     return problems.phrases
 
 
-class _Problems:
+class Problems:
     """Phrases about records, the first few in full and the rest as a number."""
 
     def __init__(self) -> None:
@@ -240,7 +240,7 @@ class _Problems:
 
 def _diagnosis(stream: BinaryIO, path: str, expected: ExpectedRecords) -> LayerFileError:
     """Reads a file again that did not compare equal, slowly, to say what is wrong with it."""
-    problems = _Problems()
+    problems = Problems()
     number = -1
     for number, record in enumerate(_scan(stream, path)):
         try:

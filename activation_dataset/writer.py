@@ -17,7 +17,7 @@ from activation_dataset.format import (
     shard_file,
     to_storage,
 )
-from activation_dataset.metadata import LayerFile, ShardManifest
+from activation_dataset.manifest import LayerFile, ShardManifest
 from activation_dataset.record import RecordKind, frame_record
 from activation_dataset.statistics import StatisticsBuilder
 from activation_dataset.tfrecord import FOOTER_BYTES, HEADER_BYTES, frame_footer

@@ -12,10 +12,11 @@ from qwen2.source import open_model
 from transforms.assign_shards import AssignShards, PlanShards
 from transforms.combine_metadata import CombineMetadata
 from transforms.commit_run import CommitRun, check_output_dir, remove_output, remove_partial_files
-from transforms.extract_activations import FINISHED, ExtractActivations
+from transforms.extract_activations import FINISHED, PROMPTS, ExtractActivations
 from transforms.read_tasks import INPUTS, REJECTED, ReadTasks, resolve_patterns
 from transforms.tokenize_tasks import TokenizeTasks
 from transforms.write_layer import WriteLayer
+from transforms.write_prompts import WritePrompts
 from transforms.write_rejected import count_reasons
 
 
@@ -69,8 +70,9 @@ def build(pipeline: beam.Pipeline, run: Run) -> beam.PCollection:
         )
         for layer in run.layers
     ]
+    prompts = extracted[PROMPTS] | "prompts" >> WritePrompts(config.output_dir, plan)
     return (
-        [*written, extracted[FINISHED]]
+        [*written, prompts, extracted[FINISHED]]
         | "Manifests" >> beam.Flatten()
         | "CombineMetadata"
         >> CombineMetadata(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import apache_beam as beam
 import numpy as np
 
-from transforms.tokenize_tasks import Prompt
+from activation_dataset.prompts import Prompt
 
 FINGERPRINT = np.dtype([("rank", "<u8"), ("content", "<u8"), ("tokens", "<u8")])
 """What planning needs of a prompt: 24 bytes, so that ten million fit in a worker."""

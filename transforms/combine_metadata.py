@@ -1,4 +1,4 @@
-"""The manifests of all layer files to ``metadata.json``, the commit of the dataset."""
+"""The manifests of all files to ``metadata.json``, the commit of the dataset."""
 
 from __future__ import annotations
 
@@ -8,13 +8,8 @@ from dataclasses import dataclass, field, replace
 import apache_beam as beam
 
 from activation_dataset.format import METADATA_FILE
-from activation_dataset.metadata import (
-    InputFile,
-    Metadata,
-    RunDescription,
-    ShardManifest,
-    batches_of,
-)
+from activation_dataset.manifest import Manifest, PromptsManifest, batches_of
+from activation_dataset.metadata import InputFile, Metadata, RunDescription
 from activation_dataset.statistics import LayerStatistics, OrderedMerge
 from transforms.assign_shards import ShardPlan
 from transforms.whole_file import join, write_whole
@@ -25,14 +20,14 @@ class NonFiniteError(ValueError):
 
 
 class IncompleteError(RuntimeError):
-    """Layer files or samples that should have been written and were not."""
+    """Files or samples that should have been written and were not."""
 
 
 @dataclass
 class _Gathered:
     """Manifests without their statistics, and each layer's statistics merged as far as possible."""
 
-    manifests: list[ShardManifest] = field(default_factory=list)
+    manifests: list[Manifest] = field(default_factory=list)
     statistics: dict[int, OrderedMerge] = field(default_factory=dict)
 
     def of_layer(self, layer: int) -> OrderedMerge:
@@ -40,12 +35,15 @@ class _Gathered:
 
 
 class GatherManifests(beam.CombineFn):
-    """Combines ``ShardManifest`` in any order; the result does not depend on it."""
+    """Combines manifests in any order; the result does not depend on it."""
 
     def create_accumulator(self) -> _Gathered:
         return _Gathered()
 
-    def add_input(self, gathered: _Gathered, manifest: ShardManifest) -> _Gathered:
+    def add_input(self, gathered: _Gathered, manifest: Manifest) -> _Gathered:
+        if isinstance(manifest, PromptsManifest):
+            gathered.manifests.append(manifest)
+            return gathered
         file = manifest.file
         gathered.of_layer(file.layer).add(manifest.shard, file.statistics)
         nothing = LayerStatistics.empty(0)
@@ -75,7 +73,7 @@ def build_metadata(
     """Puts the dataset's description together and checks that nothing is missing.
 
     Raises:
-      IncompleteError: if a layer file is missing, or samples are.
+      IncompleteError: if a file is missing, or samples are.
       NonFiniteError: if an activation is not finite and that is not allowed.
     """
     layers = run.layers_extracted
@@ -108,7 +106,7 @@ def build_metadata(
 
 @dataclass(eq=False)
 class CombineMetadata(beam.PTransform):
-    """``ShardManifest`` of all layers to ``metadata.json``, written last; gives the ``Metadata``.
+    """The manifests of all files to ``metadata.json``, written last; gives the ``Metadata``.
 
     Attributes:
       plan: a singleton PCollection of the ``ShardPlan``.

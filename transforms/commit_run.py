@@ -15,6 +15,7 @@ from activation_dataset.format import (
     METADATA_FILE,
     RUN_FILE,
     is_partial_file,
+    parse_prompts_file,
     parse_shard_file,
 )
 from activation_dataset.metadata import RunDescription
@@ -78,13 +79,14 @@ def output_files(output_dir: str) -> list[str]:
     """Paths of all files in a folder that a run may have written, those of a commit first."""
     found = []
     root = output_dir.rstrip("/") + "/"
-    for pattern in (METADATA_FILE + "*", RUN_FILE + "*", "errors/*", "layer_*/*"):
+    for pattern in (METADATA_FILE + "*", RUN_FILE + "*", "errors/*", "layer_*/*", "prompts/*"):
         with store_errors(output_dir):
             matches = FileSystems.match([join(output_dir, pattern)])[0].metadata_list
         for match in matches:
             below = match.path.removeprefix(root)
             known = below in (METADATA_FILE, RUN_FILE) or below.startswith("errors/rejected.jsonl")
-            if known or parse_shard_file(below) or is_partial_file(below):
+            known |= bool(parse_shard_file(below) or parse_prompts_file(below))
+            if known or is_partial_file(below):
                 found.append(match.path)
     return found
 

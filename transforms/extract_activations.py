@@ -1,4 +1,4 @@
-"""Shards of prompts to blocks of activations, one tagged output for each layer."""
+"""Shards of prompts to blocks of activations, one tagged output for each layer and the prompts."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from apache_beam.pvalue import TaggedOutput
 from apache_beam.utils.shared import Shared
 
 from activation_dataset.format import Pooling, Sample, StorageDtype, layer_folder
-from activation_dataset.metadata import ShardManifest
+from activation_dataset.manifest import ShardManifest
+from activation_dataset.prompts import Prompt
 from activation_dataset.record import RecordKind
 from qwen2.source import open_model
 from transforms.assign_shards import ShardPlan, rank
 from transforms.resume import FinishedLayers, finished_layers
-from transforms.tokenize_tasks import Prompt
 
 if TYPE_CHECKING:
     from qwen2.extractor import ActivationExtractor, CapturedSamples
 
 
 FINISHED = "finished"
+PROMPTS = "prompts"
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class ExtractorSettings:
     storage_dtype: StorageDtype
     batch_size: int
     mesh_shape: tuple[int, int] | None
+    compile_cache: str
     environment: tuple[tuple[str, str], ...] = ()
 
     def build(self) -> ActivationExtractor:
@@ -56,8 +58,10 @@ class ExtractorSettings:
         """
         for name, value in self.environment:
             os.environ.setdefault(name, value)
+        from qwen2.compile_cache import use_compile_cache
         from qwen2.extractor import ActivationExtractor
 
+        use_compile_cache(self.compile_cache)
         source = open_model(self.model_path)
         if (found := source.weights_fingerprint()) != self.weights_fingerprint:
             raise ValueError(
@@ -94,6 +98,14 @@ class LayerBlock:
     is_last: bool
 
 
+@dataclass(frozen=True, eq=False)
+class ShardPrompts:
+    """The prompts of a shard, in the order of its layer files."""
+
+    shard: int
+    prompts: tuple[Prompt, ...]
+
+
 def ordered_prompts(prompts: Iterable[Prompt]) -> list[Prompt]:
     """The prompts of a shard in an order that does not depend on how they arrived."""
     return sorted(prompts, key=lambda p: (rank(p.sample_id), p.sample_id))
@@ -120,17 +132,18 @@ def still_valid(
 
     It would not if it has another number of devices than the worker that wrote them.
     """
-    order = extractor.order([len(prompt.token_ids) for prompt in prompts])
-    return finished.manifests if _ids(prompts, order) == finished.order else {}
+    return finished.manifests if file_order(prompts, extractor) == finished.order else {}
 
 
-def _ids(prompts: Sequence[Prompt], order: Sequence[int]) -> tuple[str, ...]:
+def file_order(prompts: Sequence[Prompt], extractor: ActivationExtractor) -> tuple[str, ...]:
+    """The sample ids of a shard in the order in which its files have them."""
+    order = extractor.order([prompt.num_tokens for prompt in prompts])
     return tuple(prompts[index].sample_id for index in order)
 
 
 def _sample(prompt: Prompt, pooling: str) -> Sample:
     ids = prompt.token_ids[-1:] if pooling == "last" else prompt.token_ids
-    return Sample(prompt.sample_id, prompt.task_id, ids, len(prompt.token_ids))
+    return Sample(prompt.sample_id, prompt.task_id, ids, prompt.num_tokens)
 
 
 def _blocks(
@@ -147,7 +160,8 @@ class ExtractActivations(beam.PTransform):
 
     The blocks of a shard leave in order, within one bundle, and are large: consume them in the same
     stage, never through a shuffle. Layer files that are already there and sound are not computed
-    again: their ``ShardManifest`` is in the output ``finished``.
+    again: their ``ShardManifest`` is in the output ``finished``. The output ``prompts`` has the
+    ``ShardPrompts`` of each shard.
 
     Attributes:
       plan: a singleton PCollection of the ``ShardPlan``.
@@ -163,7 +177,7 @@ class ExtractActivations(beam.PTransform):
         return shards | "Extract" >> beam.ParDo(
             _Extract(self.settings, self.output_dir, self.hidden),
             plan=beam.pvalue.AsSingleton(self.plan),
-        ).with_outputs(*tags, FINISHED)
+        ).with_outputs(*tags, FINISHED, PROMPTS)
 
 
 class _Extract(beam.DoFn):
@@ -184,7 +198,7 @@ class _Extract(beam.DoFn):
         finished = finished_layers(
             self._output_dir, shard, plan.num_shards, layers, samples, self._kind
         )
-        manifests = finished.manifests
+        manifests, order = finished.manifests, finished.order
         if len(manifests) < len(layers):
             # Once in a process, however many threads: a device has room for one model.
             self._extractor = self._shared.acquire(self._settings.build)
@@ -192,8 +206,11 @@ class _Extract(beam.DoFn):
             for block in extract_shard(shard, prompts, self._extractor):
                 if block.layer not in manifests:
                     yield TaggedOutput(layer_folder(block.layer), block)
+            order = file_order(prompts, self._extractor)
             self._samples.inc(len(prompts))
             self._tokens.inc(sum(sample.num_tokens for sample in samples))
+        by_id = {prompt.sample_id: prompt for prompt in prompts}
+        yield TaggedOutput(PROMPTS, ShardPrompts(shard, tuple(by_id[each] for each in order)))
         self._resumed.inc(len(manifests))
         for manifest in manifests.values():
             yield TaggedOutput(FINISHED, manifest)

@@ -11,7 +11,7 @@ from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 from activation_dataset.format import Sample, shard_file
-from activation_dataset.metadata import ShardManifest
+from activation_dataset.manifest import ShardManifest
 from activation_dataset.record import RecordKind
 from activation_dataset.verify_file import (
     ExpectedRecords,

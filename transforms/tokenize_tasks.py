@@ -11,10 +11,12 @@ import jinja2
 import numpy as np
 from apache_beam.pvalue import TaggedOutput
 
+from activation_dataset.prompts import Prompt
 from corpus.augment import AugmentationPlan, augment
 from corpus.prompt import RenderedPrompt, render
 from corpus.task import Document, RejectedTask, Task
 from corpus.template import PromptTemplate
+from corpus.token_cells import token_cells
 from qwen2.source import open_model
 from transforms.read_tasks import REJECTED
 
@@ -22,21 +24,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Overlength = Literal["reject", "truncate"]
-
-
-@dataclass(frozen=True, eq=False)
-class Prompt:
-    """One sample.
-
-    Attributes:
-      sample_id: unique in the corpus.
-      task_id: as its file gives it.
-      token_ids: [num_tokens] int32, at least one.
-    """
-
-    sample_id: str
-    task_id: str
-    token_ids: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -75,7 +62,7 @@ def prompts_of(
         task_id, sample_ids = item.document_id, [item.sample_id]
     for index, sample_id in enumerate(sample_ids):
         try:
-            token_ids = tokenize(render(template, item, index), tokenizer)
+            token_ids, cells = tokenize(render(template, item, index), tokenizer)
         except ChatTemplateError as error:
             yield RejectedTask(item.source, task_id, "chat_template", f"{sample_id}: {error}")
             continue
@@ -91,17 +78,30 @@ def prompts_of(
                 f"{limit.max_length}; raise it, or keep the beginning with --overlength=truncate",
             )
         else:
-            yield Prompt(sample_id, task_id, token_ids[: limit.max_length])
+            kept = slice(limit.max_length)
+            yield Prompt(sample_id, task_id, token_ids[kept], cells[kept])
 
 
-def tokenize(prompt: RenderedPrompt, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
-    """[num_tokens] int32. No token is added but those of the chat template.
+def tokenize(
+    prompt: RenderedPrompt, tokenizer: PreTrainedTokenizerBase
+) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids, [num_tokens] int32, and the cells that they show, [num_tokens, 4] int16.
+
+    No token is added but those of the chat template. ``corpus.token_cells`` describes the cells.
 
     Raises:
       ChatTemplateError: if the prompt is a chat that cannot be put through the chat template.
     """
-    text = chat_text(prompt, tokenizer) if prompt.messages else prompt.text
-    return np.asarray(tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
+    text, cells = prompt.text, prompt.cells
+    if prompt.messages:
+        text = chat_text(prompt, tokenizer)
+        try:
+            cells = prompt.cells_within(text)
+        except ValueError as error:
+            raise ChatTemplateError(str(error)) from error
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    offsets = np.asarray(encoded["offset_mapping"], np.int64).reshape(-1, 2)
+    return np.asarray(encoded["input_ids"], np.int32), token_cells(cells, offsets)
 
 
 def chat_text(prompt: RenderedPrompt, tokenizer: PreTrainedTokenizerBase) -> str:

@@ -9,7 +9,7 @@ import apache_beam as beam
 from apache_beam.metrics import Metrics
 
 from activation_dataset.format import Pooling, StorageDtype, shard_file
-from activation_dataset.metadata import ShardManifest
+from activation_dataset.manifest import ShardManifest
 from activation_dataset.writer import LayerFileWriter
 from transforms.assign_shards import ShardPlan
 from transforms.extract_activations import LayerBlock

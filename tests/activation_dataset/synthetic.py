@@ -8,8 +8,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from activation_dataset.format import Pooling, Sample, StorageDtype, shard_file
-from activation_dataset.metadata import InputFile, Metadata, RunDescription, batches_of
+from activation_dataset.format import (
+    Pooling,
+    Sample,
+    StorageDtype,
+    prompts_file,
+    shard_file,
+)
+from activation_dataset.manifest import Manifest, batches_of
+from activation_dataset.metadata import InputFile, Metadata, RunDescription
+from activation_dataset.prompts import Prompt, write_prompts
 from activation_dataset.statistics import OrderedMerge
 from activation_dataset.writer import LayerFileWriter
 
@@ -31,6 +39,22 @@ def make_samples(lengths: list[int], pooling: Pooling, seed: int = 0) -> list[Sa
             )
         )
     return samples
+
+
+def text_prompt(sample_id: str, task_id: str, token_ids: NDArray[np.int32]) -> Prompt:
+    """A prompt that shows no grid."""
+    return Prompt(sample_id, task_id, token_ids, np.full((len(token_ids), 4), -1, np.int16))
+
+
+def make_prompts(lengths: list[int], seed: int = 0) -> list[Prompt]:
+    """The prompts of `make_samples`: after a word, the cells of a column, then a word."""
+    prompts = []
+    for sample in make_samples(lengths, "none", seed):
+        cells = np.full((sample.num_tokens, 4), -1, np.int16)
+        inner = cells[1:-1]
+        inner[:] = np.arange(len(inner))[:, None] * [0, 0, 1, 0] + [0, 1, 0, 2]
+        prompts.append(Prompt(sample.sample_id, sample.task_id, sample.token_ids, cells))
+    return prompts
 
 
 def make_rows(
@@ -82,9 +106,14 @@ def write_dataset(
     The samples of a shard are those of `make_samples` with its seed, by default its number.
     """
     merges = {layer: OrderedMerge() for layer in layers}
-    manifests = []
+    manifests: list[Manifest] = []
+    (folder / "prompts").mkdir(parents=True)
     for shard, lengths in enumerate(shards):
-        samples = make_samples(lengths, pooling, seed=seeds[shard] if seeds else shard)
+        seed = seeds[shard] if seeds else shard
+        samples = make_samples(lengths, pooling, seed)
+        with open(folder / prompts_file(shard, len(shards)), "wb") as stream:
+            prompts = make_prompts(lengths, seed)
+            manifests.append(write_prompts(stream, prompts, shard, len(shards)))
         for layer in layers:
             path = folder / shard_file(layer, shard, len(shards))
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ def dataset(tmp_path):
 def test_a_sound_dataset(dataset, capsys):
     assert main(["verify", str(dataset)]) == 0
     output = capsys.readouterr()
-    assert output.out.startswith("sound: 3 layer files, 0.0 MB in ")
+    assert output.out.startswith("sound: 4 files, 0.0 MB in ")
     assert main(["verify", str(dataset), "--repair-list"]) == 0
     assert capsys.readouterr().out == ""
 
@@ -36,7 +36,7 @@ def test_a_broken_dataset(dataset, capsys):
         "metadata.json.partial-0123456789abcdef: left behind by a writer that was interrupted: "
         "delete it",
     ]
-    assert output.err.startswith("3 problems in 3 layer files")
+    assert output.err.startswith("3 problems in 4 files")
     assert main(["verify", str(dataset), "--repair-list"]) == 1
     assert capsys.readouterr().out == f"{BROKEN}\n"
 

@@ -8,13 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from activation_dataset.fields import FieldError
-from activation_dataset.format import shard_file
-from activation_dataset.metadata import (
+from activation_dataset.format import prompts_file, shard_file
+from activation_dataset.manifest import (
+    FileEntry,
     LayerFile,
-    Metadata,
+    PromptsManifest,
     ShardManifest,
     batches_of,
 )
+from activation_dataset.metadata import Metadata
 from activation_dataset.statistics import LayerStatistics
 from tests.activation_dataset.synthetic import LAYERS, describe
 
@@ -31,8 +33,13 @@ def manifest(shard, layer, samples=2, tokens=30, num_shards=2):
     return ShardManifest(shard, samples, tokens, samples, file)
 
 
+def prompts(shard, samples=2, tokens=30):
+    return PromptsManifest(shard, samples, tokens, FileEntry(prompts_file(shard, 2), 9, "BBBBBB=="))
+
+
 def manifests():
-    return [manifest(shard, layer) for shard in range(2) for layer in LAYERS]
+    layers = [manifest(shard, layer) for shard in range(2) for layer in LAYERS]
+    return [prompts(0), prompts(1), *layers]
 
 
 METADATA = Metadata(
@@ -81,6 +88,11 @@ def test_the_documented_fields_are_at_the_top():
         "shard": 1,
         "samples": 2,
         "tokens": 30,
+        "prompts": {
+            "path": "prompts/prompts-00001-of-00002.tfrecord",
+            "bytes": 9,
+            "crc32c": "BBBBBB==",
+        },
         "files": {
             str(layer): {
                 "path": f"layer_{layer}/activations-00001-of-00002.tfrecord",
@@ -144,6 +156,12 @@ def test_floats_keep_every_bit(values):
             r"^batches\[0\]\.files\.10\.path is '../../etc/passwd', expected 'layer_10/",
         ),
         (["batches", 0, "files", "10", "bytes"], -1, r"files\.10\.bytes is -1"),
+        (
+            ["batches", 0, "prompts", "path"],
+            "x",
+            r"prompts\.path is 'x', expected 'prompts/prompts-",
+        ),
+        (["batches", 0, "prompts"], ..., r"^batches\[0\]\.prompts is missing"),
         (["batches", 0, "files", "10", "md5"], "", r"files\.10\.md5 is not a known field"),
         (["statistics", "11"], ..., r"^statistics has layers \[10, 12\]"),
         (["statistics", "11", "count"], 9, r"^statistics\.11 counts 10 vectors, expected 4"),
@@ -185,12 +203,26 @@ def test_a_change_of_one_bit_is_noticed():
 @pytest.mark.parametrize(
     ("given_manifests", "message"),
     [
+        (manifests()[1:], r"prompts/prompts-00000-of-00002\.tfrecord was not written"),
+        ([*manifests(), prompts(1)], r"prompts/prompts-00001.* was written twice"),
+        ([*manifests()[1:], prompts(0, tokens=31)], r"prompts-00000.* 2 samples and 31 tokens"),
         (manifests()[:-1], r"layer_12/activations-00001-of-00002\.tfrecord was not written"),
         ([*manifests(), manifest(1, 11)], r"layer_11/activations-00001.* was written twice"),
-        ([*manifests(), manifest(2, 11, num_shards=3)], r"is of shard 2, layer 11; expected"),
+        (
+            [*manifests(), manifest(2, 11, num_shards=3)],
+            r"layer_11/activations-00002-of-00003.* of shard 2; expected",
+        ),
         ([*manifests()[:-1], manifest(1, 12, 3)], r"3 samples and 30 tokens, .* 2 and 30"),
     ],
-    ids=["missing", "twice", "another run's", "unequal"],
+    ids=[
+        "no prompts",
+        "prompts twice",
+        "other prompts",
+        "missing",
+        "twice",
+        "another run's",
+        "unequal",
+    ],
 )
 def test_manifests_that_do_not_fit_together_are_refused(given_manifests, message):
     with pytest.raises(ValueError, match=message):

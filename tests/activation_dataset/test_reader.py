@@ -164,4 +164,5 @@ def test_a_local_folder_lists_what_is_below_it(tmp_path):
     assert sorted(LocalFolder(tmp_path).files()) == [
         "layer_3/activations-00000-of-00001.tfrecord",
         "metadata.json",
+        "prompts/prompts-00000-of-00001.tfrecord",
     ]

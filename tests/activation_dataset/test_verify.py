@@ -52,9 +52,11 @@ def test_a_sound_dataset(tmp_path, pooling, storage_dtype):
     metadata = write_dataset(tmp_path, SHARDS, pooling, storage_dtype)
     report = verify(tmp_path)
     assert report.problems == ()
-    assert report.files == 9
+    assert report.files == 12
     assert report.bytes == sum(
-        entry.bytes for batch in metadata.batches for entry in batch.files.values()
+        entry.bytes
+        for batch in metadata.batches
+        for entry in (batch.prompts, *batch.files.values())
     )
 
 
@@ -276,7 +278,7 @@ def test_without_metadata_runs_of_different_sizes_are_told_apart(dataset):
     (dataset / "metadata.json").unlink()
     shutil.copy(dataset / MIDDLE, dataset / shard_file(11, 0, 4))
     problems, redo = found(dataset)
-    assert problems[0].startswith(".: layer files of runs with 3 and 4 shards")
+    assert problems[0].startswith(".: files of runs with 3 and 4 shards")
     assert redo == []
 
 

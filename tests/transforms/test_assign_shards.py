@@ -5,6 +5,8 @@ from apache_beam.testing.util import assert_that
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from activation_dataset.prompts import Prompt
+from tests.activation_dataset.synthetic import text_prompt
 from transforms.assign_shards import (
     FINGERPRINT,
     AssignShards,
@@ -14,11 +16,10 @@ from transforms.assign_shards import (
     plan_shards,
     rank,
 )
-from transforms.tokenize_tasks import Prompt
 
 
 def prompt(number: int, *tokens: int) -> Prompt:
-    return Prompt(f"a.json#{number}/0", str(number), np.array(tokens or (number,), np.int32))
+    return text_prompt(f"a.json#{number}/0", str(number), np.array(tokens or (number,), np.int32))
 
 
 def plan_of(prompts: list[Prompt], samples_per_shard: int) -> ShardPlan:

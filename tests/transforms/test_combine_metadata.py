@@ -7,10 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from activation_dataset.format import Sample
-from activation_dataset.metadata import InputFile, Metadata, ShardManifest
+from activation_dataset.format import Sample, prompts_file, shard_file
+from activation_dataset.manifest import Manifest, PromptsManifest, ShardManifest
+from activation_dataset.metadata import InputFile, Metadata
+from activation_dataset.prompts import write_prompts
 from activation_dataset.writer import LayerFileWriter
-from tests.activation_dataset.synthetic import describe, make_rows, make_samples
+from tests.activation_dataset.synthetic import describe, make_prompts, make_rows, make_samples
 from transforms.assign_shards import FINGERPRINT, ShardPlan, plan_shards
 from transforms.combine_metadata import (
     CombineMetadata,
@@ -36,8 +38,14 @@ def manifest(layer: int, shard: int, num_shards: int, nonfinite: int = 0) -> Sha
     return writer.finish(shard, num_shards)
 
 
-def manifests(num_shards: int) -> list[ShardManifest]:
-    return [manifest(layer, shard, num_shards) for layer in LAYERS for shard in range(num_shards)]
+def prompts(shard: int, num_shards: int) -> PromptsManifest:
+    return write_prompts(io.BytesIO(), make_prompts([3, 4], seed=shard), shard, num_shards)
+
+
+def manifests(num_shards: int) -> list[Manifest]:
+    shards = range(num_shards)
+    layers = [manifest(layer, shard, num_shards) for layer in LAYERS for shard in shards]
+    return [*layers, *(prompts(shard, num_shards) for shard in shards)]
 
 
 def plan_of(num_shards: int) -> ShardPlan:
@@ -48,7 +56,7 @@ def plan_of(num_shards: int) -> ShardPlan:
     return plan_shards(fingerprints, 2)
 
 
-def gather(given: list[ShardManifest]):
+def gather(given: list[Manifest]):
     combine = GatherManifests()
     gathered = combine.create_accumulator()
     for each in given:
@@ -56,7 +64,7 @@ def gather(given: list[ShardManifest]):
     return combine.extract_output(gathered)
 
 
-def build(given: list[ShardManifest], num_shards: int, allow_nonfinite: bool = False) -> Metadata:
+def build(given: list[Manifest], num_shards: int, allow_nonfinite: bool = False) -> Metadata:
     plan = plan_of(num_shards)
     return build_metadata(gather(given), RUN, plan, INPUTS, {"bad_cell": 1}, allow_nonfinite)
 
@@ -90,7 +98,12 @@ def test_neither_arrival_nor_merging_changes_a_byte(data):
 
 def test_a_layer_file_that_is_missing_is_named():
     with pytest.raises(IncompleteError, match=r"layer_11/activations-00001-of-00002\.tfrecord was"):
-        build([m for m in manifests(2) if (m.file.layer, m.shard) != (11, 1)], 2)
+        build([m for m in manifests(2) if m.file.path != shard_file(11, 1, 2)], 2)
+
+
+def test_prompts_that_are_missing_are_named():
+    with pytest.raises(IncompleteError, match=r"prompts/prompts-00001-of-00002\.tfrecord was not"):
+        build([m for m in manifests(2) if m.file.path != prompts_file(1, 2)], 2)
 
 
 def test_a_shard_that_is_missing_in_every_layer_is_named():
@@ -107,7 +120,7 @@ def test_a_layer_with_other_samples_is_named():
     writer = LayerFileWriter(io.BytesIO(), 12, "last", "float32", HIDDEN)
     samples = [Sample("x", "x", np.zeros(1, np.int32), 3)]
     writer.append(samples, np.zeros((1, HIDDEN), np.float32), [1])
-    given = [m for m in manifests(2) if (m.file.layer, m.shard) != (12, 1)]
+    given = [m for m in manifests(2) if m.file.path != shard_file(12, 1, 2)]
     with pytest.raises(IncompleteError, match=r"layer_12/.* has 1 samples and 3 tokens"):
         build([*given, writer.finish(1, 2)], 2)
 
@@ -134,7 +147,7 @@ def test_values_that_are_not_finite_are_an_error_unless_allowed():
     assert counts == {10: 2, 11: 0, 12: 1}
 
 
-def combine(given: list[ShardManifest], folder: Path) -> None:
+def combine(given: list[Manifest], folder: Path) -> None:
     with beam.Pipeline("FnApiRunner") as pipeline:
         _ = (
             pipeline

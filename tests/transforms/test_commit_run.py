@@ -9,7 +9,7 @@ import pytest
 from activation_dataset.format import partial_file, shard_file
 from activation_dataset.metadata import InputFile, RunDescription
 from corpus.task import RejectedTask
-from tests.activation_dataset.synthetic import describe
+from tests.activation_dataset.synthetic import describe, text_prompt
 from transforms.assign_shards import FINGERPRINT, ShardPlan, fingerprint, plan_shards
 from transforms.commit_run import (
     NoSamplesError,
@@ -23,7 +23,6 @@ from transforms.commit_run import (
     remove_output,
     remove_partial_files,
 )
-from transforms.tokenize_tasks import Prompt
 from transforms.write_rejected import errors_file
 
 RUN = describe("last", "float32", 8)
@@ -31,7 +30,7 @@ DEAD = [RejectedTask("a.json", "1", "bad_cell", "cell 10"), RejectedTask("b", ""
 
 
 def plan(*tokens: int) -> ShardPlan:
-    prompts = [Prompt(f"a#{n}/0", f"{n}", np.arange(n, dtype=np.int32)) for n in tokens]
+    prompts = [text_prompt(f"a#{n}/0", f"{n}", np.arange(n, dtype=np.int32)) for n in tokens]
     return plan_shards(np.concatenate([np.empty(0, FINGERPRINT), *map(fingerprint, prompts)]), 2)
 
 

@@ -6,7 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from activation_dataset.prompts import Prompt
 from qwen2.extractor import ActivationExtractor
+from tests.activation_dataset.synthetic import text_prompt
+from tests.conftest import COMPILED
 from transforms.assign_shards import rank
 from transforms.extract_activations import (
     ExtractorSettings,
@@ -14,7 +17,6 @@ from transforms.extract_activations import (
     extract_shard,
     ordered_prompts,
 )
-from transforms.tokenize_tasks import Prompt
 
 LAYERS = (0, 2)
 
@@ -29,6 +31,7 @@ def settings(**changed: Any) -> ExtractorSettings:
         "storage_dtype": "float32",
         "batch_size": 1,
         "mesh_shape": None,
+        "compile_cache": COMPILED.name,
     }
     return ExtractorSettings(**(values | changed))
 
@@ -44,7 +47,7 @@ def prompts() -> list[Prompt]:
     lengths = [1, 300, 2, 40, 512, 7, 100, 250, 33]
     generator = np.random.default_rng(0)
     return [
-        Prompt(f"a.json#{n}/0", f"{n}", generator.integers(0, 1000, length, dtype=np.int32))
+        text_prompt(f"a.json#{n}/0", f"{n}", generator.integers(0, 1000, length, dtype=np.int32))
         for n, length in enumerate(lengths)
     ]
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from activation_dataset.format import Pooling, Sample, StorageDtype, shard_file
-from activation_dataset.metadata import ShardManifest
+from activation_dataset.manifest import ShardManifest
 from activation_dataset.record import RecordKind
 from activation_dataset.writer import LayerFileWriter
 from tests.activation_dataset.synthetic import make_rows, make_samples, row_counts

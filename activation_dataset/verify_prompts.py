@@ -1,0 +1,85 @@
+"""Verifying a file of prompts: its every byte follows from the prompts that it holds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import BinaryIO
+
+import numpy as np
+
+from activation_dataset.example import ExampleError
+from activation_dataset.format import Pooling, Sample, prompts_file
+from activation_dataset.manifest import PromptsManifest
+from activation_dataset.prompts import Prompt, decode_prompt, encode_prompt, write_prompts
+from activation_dataset.tfrecord import CorruptRecordError, scan_records
+from activation_dataset.verify_file import LayerFileError, Problems
+
+
+def verify_prompts(
+    stream: BinaryIO, shard: int, num_shards: int
+) -> tuple[PromptsManifest, list[Sample]]:
+    """Checks a file of prompts and returns the manifest that its writer returned, and its samples.
+
+    Args:
+        stream: seekable binary stream, read from its beginning.
+        shard, num_shards: what the file is.
+
+    Raises:
+        LayerFileError: a record is corrupt, no prompt, or not as a writer would have written it;
+            says all that is wrong.
+        OSError: from the stream.
+    """
+    path = prompts_file(shard, num_shards)
+    prompts, problems = _read(stream, path)
+    if problems:
+        raise LayerFileError(path, problems)
+    # Every record is canonical, so the file is what a writer makes of the prompts.
+    with open(os.devnull, "wb") as nowhere:
+        manifest = write_prompts(nowhere, prompts, shard, num_shards)
+    if stream.seek(0, os.SEEK_END) != manifest.file.bytes:
+        raise LayerFileError(path, ["changed while it was read"])
+    return manifest, [prompt.sample for prompt in prompts]
+
+
+def check_prompts(stream: BinaryIO, file: str) -> list[str]:
+    """All that is wrong with a file of prompts, which errors call `file`."""
+    return _read(stream, file)[1]
+
+
+def differences(
+    prompts: Sequence[Sample], samples: Sequence[Sample], pooling: Pooling
+) -> list[str]:
+    """Where a shard's prompts are not those of the samples of its layer files."""
+    problems = Problems()
+    for number, (prompt, sample) in enumerate(zip(prompts, samples, strict=False)):
+        kept = prompt.token_ids[-1:] if pooling == "last" else prompt.token_ids
+        if prompt.sample_id != sample.sample_id:
+            problems.add(
+                number, f"sample {prompt.sample_id!r}, the layers have {sample.sample_id!r}"
+            )
+        elif (prompt.task_id, prompt.num_tokens) != (sample.task_id, sample.num_tokens) or (
+            not np.array_equal(kept, sample.token_ids)
+        ):
+            problems.add(number, f"sample {prompt.sample_id!r} is another in the layers")
+    phrases = problems.phrases
+    if len(prompts) != len(samples):
+        phrases.append(f"{len(prompts)} prompts, the layers have {len(samples)} samples")
+    return phrases
+
+
+def _read(stream: BinaryIO, file: str) -> tuple[list[Prompt], list[str]]:
+    prompts: list[Prompt] = []
+    problems = Problems()
+    stream.seek(0)
+    for number, record in enumerate(scan_records(stream, file)):
+        try:
+            if isinstance(record, CorruptRecordError):
+                raise record
+            prompt = decode_prompt(record)
+            if encode_prompt(prompt) != record:
+                raise ExampleError("not encoded as this version encodes it")
+            prompts.append(prompt)
+        except (CorruptRecordError, ExampleError) as error:
+            problems.add(number, error)
+    return prompts, problems.phrases
