@@ -51,6 +51,16 @@ def example_tasks() -> Path:
 
 
 @pytest.fixture(scope="session")
+def short_tasks(example_tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four of them, with five test inputs whose prompts have at most 512 tokens each."""
+    folder = tmp_path_factory.mktemp("short") / "tasks"
+    folder.mkdir()
+    for name in ("fall", "mirror", "tile", "turn"):
+        shutil.copy(example_tasks / f"{name}.json", folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def arc_tasks() -> Path:
     """The public ARC-AGI-1 tasks, beside the repository where a person put them."""
     folder = ROOT.parent / "shared" / "data" / "arc_agi_1"

@@ -1,0 +1,88 @@
+"""Running the job as a user would, in this process where that is faster."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from activation_dataset.metadata import Metadata
+from activation_dataset.verify import verify
+from beam_pipeline.command import main
+from tests.conftest import ROOT
+
+
+def flags_of(model: object, tasks: object, out: object, flags: tuple[str, ...]) -> list[str]:
+    return [
+        *("--model_path", str(model)),
+        *("--tasks_file", str(tasks)),
+        *("--output_dir", str(out)),
+        *flags,
+    ]
+
+
+def run(model: object, tasks: object, out: object, *flags: str) -> None:
+    """Runs the job to a complete dataset."""
+    assert main(flags_of(model, tasks, out, flags)) == 0
+
+
+def error_of(
+    capsys: pytest.CaptureFixture[str], model: object, tasks: object, out: object, *flags: str
+) -> str:
+    """Runs the job, which must fail with one line for the user, and gives that line."""
+    capsys.readouterr()
+    assert main(flags_of(model, tasks, out, flags)) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+def run_process(
+    model: object,
+    tasks: object,
+    out: object,
+    *flags: str,
+    environment: Mapping[str, str] | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Runs ``python -m beam_pipeline`` with a compilation cache of nobody else's."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("JAX_COMP")}
+    return subprocess.run(
+        [sys.executable, "-m", "beam_pipeline", *flags_of(model, tasks, out, flags)],
+        cwd=ROOT,
+        env={**kept, **(environment or {})},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def metadata_of(out: Path) -> Metadata:
+    return Metadata.from_json((out / "metadata.json").read_bytes())
+
+
+def problems_of(out: Path) -> list[str]:
+    """What ``python -m activation_dataset verify`` would find wrong."""
+    return [str(problem) for problem in verify(out).problems]
+
+
+def dead_letters(out: Path) -> list[dict[str, Any]]:
+    path = out / "errors" / "rejected.jsonl"
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def digests(out: Path) -> dict[str, str]:
+    """File to SHA-256 of all that is in a folder."""
+    return {
+        path.relative_to(out).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(out.rglob("*"))
+        if path.is_file()
+    }

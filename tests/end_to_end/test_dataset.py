@@ -1,0 +1,186 @@
+"""The main job on the shipped tasks, and on published ones: is the dataset what it should be?"""
+
+import hashlib
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from activation_dataset.reader import ActivationDataset
+from corpus.layouts import Item
+from corpus.parse import parse_tasks
+from corpus.prompt import render
+from corpus.task import RejectedTask, Task
+from corpus.template import load_template
+from qwen2.source import open_model
+from tests.end_to_end.job import dead_letters, metadata_of, problems_of, run
+
+BAD = {
+    "ragged.json": (b'{"train": [{"input": [[1], [1, 2]], "output": [[1]]}], "test": []}', 1),
+    "empty.json": (b"", 1),
+    "two.jsonl": (b'{"train": [], "test": []}\n{"id": "twice", "text": 5}\n', 2),
+}
+"""Files of rejected records, and how many each holds."""
+
+
+@pytest.fixture(scope="module")
+def tasks(example_tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped tasks, and some bad ones."""
+    folder = shutil.copytree(example_tasks, tmp_path_factory.mktemp("corpus") / "tasks")
+    for name, (content, _) in BAD.items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dataset(tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With all defaults, but for more shards than one."""
+    out = tmp_path_factory.mktemp("demo") / "out"
+    run("random:tiny", tasks, out, "--samples_per_shard", "5")
+    return out
+
+
+@pytest.fixture(scope="module")
+def items(tasks: Path) -> list[Item]:
+    """What the files hold, read without the pipeline."""
+    found: list[Item] = []
+    for path in sorted(tasks.iterdir()):
+        with open(path, "rb") as stream:
+            found += list(parse_tasks(stream, path.name))
+    return found
+
+
+def test_the_dataset_is_whole(dataset: Path):
+    assert problems_of(dataset) == []
+
+
+def test_the_folder_holds_what_it_should_and_nothing_else(dataset: Path):
+    names = {path.relative_to(dataset).as_posix() for path in dataset.rglob("*") if path.is_file()}
+    layer_files = {
+        f"layer_{layer}/activations-{shard:05d}-of-00004.tfrecord"
+        for layer in range(10, 24)
+        for shard in range(4)
+    }
+    assert layer_files <= names
+    rest = names - layer_files
+    assert {"metadata.json", "run.json", "errors/rejected.jsonl"} <= rest
+    assert not [name for name in rest if "partial" in name]
+
+
+def test_the_metadata_has_the_fields_that_readers_know(dataset: Path):
+    fields = json.loads((dataset / "metadata.json").read_text())
+    assert fields["model_name"] == "random:tiny"
+    assert fields["layers_extracted"] == list(range(10, 24))
+    assert fields["num_layers_extracted"] == 14
+    assert fields["hidden_dim"] == 64
+    assert fields["total_samples"] == 16
+    assert [batch["samples"] for batch in fields["batches"]] == [5, 5, 5, 1]
+    assert fields["byte_order"] == "little"
+    assert fields["weights"]["random"] is True
+    for batch in fields["batches"]:
+        assert set(batch["files"]) == {str(layer) for layer in range(10, 24)}
+        for entry in batch["files"].values():
+            assert (dataset / entry["path"]).stat().st_size == entry["bytes"]
+            assert entry["crc32c"]
+
+
+def test_every_record_read_is_written_or_rejected(dataset: Path, items):
+    rejected = [item for item in items if isinstance(item, RejectedTask)]
+    assert len(rejected) == sum(count for _, count in BAD.values())
+    letters = dead_letters(dataset)
+    assert {(each["source"], each["task_id"], each["reason"]) for each in letters} == {
+        (each.source, each.task_id, each.reason) for each in rejected
+    }
+    metadata = metadata_of(dataset)
+    assert metadata.rejected == Counter(each.reason for each in rejected)
+    expected = {
+        item.sample_id(index)
+        for item in items
+        if isinstance(item, Task)
+        for index in range(len(item.test))
+    }
+    for layer in (10, 23):
+        found = [record.sample_id for record in ActivationDataset(dataset).records(layer)]
+        assert len(found) == len(expected) == metadata.total_samples
+        assert set(found) == expected
+
+
+def test_the_inputs_are_listed_as_they_lie_on_disk(dataset: Path, tasks: Path):
+    listed = {file.path: (file.bytes, file.sha256) for file in metadata_of(dataset).run.inputs}
+    assert listed == {
+        path.name: (path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())
+        for path in tasks.iterdir()
+    }
+
+
+def test_the_token_is_the_last_one_of_the_prompt(dataset: Path, items):
+    """Rendered and tokenized here, by hand."""
+    tokenizer = open_model("random:tiny").tokenizer()
+    template = load_template("digits")
+    prompts = {}
+    for item in items:
+        if isinstance(item, Task):
+            for index in range(len(item.test)):
+                text = render(template, item, index).text
+                prompts[item.sample_id(index)] = (item, tokenizer(text)["input_ids"])
+    for record in ActivationDataset(dataset).records(17):
+        item, token_ids = prompts[record.sample_id]
+        assert record.task_id == item.task_id
+        assert record.num_tokens == len(token_ids)
+        assert list(record.token_ids) == token_ids[-1:]
+
+
+def test_tensorflow_alone_reads_every_file_and_gets_the_statistics(dataset: Path):
+    features = {
+        "sample_id": tf.io.FixedLenFeature([], tf.string),
+        "task_id": tf.io.FixedLenFeature([], tf.string),
+        "activation": tf.io.FixedLenFeature([], tf.string),
+        "shape": tf.io.FixedLenSequenceFeature([], tf.int64, allow_missing=True),
+        "token_ids": tf.io.FixedLenSequenceFeature([], tf.int64, allow_missing=True),
+        "num_tokens": tf.io.FixedLenFeature([], tf.int64),
+    }
+    metadata = metadata_of(dataset)
+    orders = set()
+    for layer, statistics in metadata.statistics.items():
+        files = [str(dataset / batch.files[layer].path) for batch in metadata.batches]
+        vectors, tokens, order = [], 0, []
+        for data in tf.data.TFRecordDataset(files):
+            record = tf.io.parse_single_example(data, features)
+            vector = tf.io.decode_raw(record["activation"], tf.float32, little_endian=True)
+            assert vector.shape == record["shape"].numpy() == [64]
+            assert len(record["token_ids"]) == 1
+            vectors.append(vector.numpy())
+            tokens += int(record["num_tokens"])
+            order.append(record["sample_id"].numpy())
+        orders.add(tuple(order))
+        found = np.array(vectors, np.float64)
+        assert (len(found), tokens) == (metadata.total_samples, metadata.total_tokens)
+        norms = np.linalg.norm(found, axis=1)
+        assert (statistics.count, statistics.nonfinite_count) == (len(found), 0)
+        np.testing.assert_allclose(statistics.mean, found.mean(axis=0), atol=1e-7)
+        np.testing.assert_allclose(statistics.variance, found.var(axis=0), rtol=1e-6)
+        np.testing.assert_allclose(statistics.mean_norm, norms.mean(), rtol=1e-6)
+        np.testing.assert_allclose(statistics.mean_squared_norm, (norms**2).mean(), rtol=1e-6)
+        np.testing.assert_allclose(statistics.max_norm, norms.max(), rtol=1e-6)
+    assert len(orders) == 1, "every layer has the same samples in the same order"
+
+
+def test_layers_differ(dataset: Path):
+    """No layer was stored under another's name."""
+    reader = ActivationDataset(dataset)
+    first = np.array([reader[layer][0].activation for layer in reader.layers])
+    assert len(np.unique(first, axis=0)) == 14
+
+
+def test_published_tasks_make_a_dataset(arc_tasks: Path, tmp_path: Path):
+    run("random:tiny", arc_tasks / "per_task", tmp_path / "out", "--batch_size", "4")
+    assert problems_of(tmp_path / "out") == []
+    tests = [json.loads(path.read_bytes())["test"] for path in (arc_tasks / "per_task").iterdir()]
+    metadata = metadata_of(tmp_path / "out")
+    assert metadata.total_samples == sum(map(len, tests))
+    assert metadata.rejected == {}
+    assert metadata.run.layers_extracted == tuple(range(10, 24))
