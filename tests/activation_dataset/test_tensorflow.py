@@ -8,8 +8,9 @@ from hypothesis.extra import numpy as hnp
 
 from activation_dataset.example import decode_example, encode_prefix, encode_suffix
 from activation_dataset.format import Sample, shard_file, to_float32, to_storage
+from activation_dataset.prompts import encode_prompt
 from activation_dataset.tfrecord import read_records
-from tests.activation_dataset.synthetic import make_rows, make_samples, write_dataset
+from tests.activation_dataset.synthetic import make_prompts, make_rows, make_samples, write_dataset
 
 tf = pytest.importorskip("tensorflow")
 
@@ -17,7 +18,7 @@ SHARDS = [[3, 40, 1], [7]]
 HIDDEN = 8
 
 
-def tf_example(sample, shape, payload):
+def tf_example(sample, shape, payload, name="activation"):
     def of_bytes(value):
         return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
 
@@ -27,12 +28,19 @@ def tf_example(sample, shape, payload):
     features = {
         "token_ids": of_integers(sample.token_ids.tolist()),
         "sample_id": of_bytes(sample.sample_id.encode()),
-        "activation": of_bytes(payload),
+        name: of_bytes(payload),
         "shape": of_integers(shape),
         "num_tokens": of_integers([sample.num_tokens]),
         "task_id": of_bytes(sample.task_id.encode()),
     }
     return tf.train.Example(features=tf.train.Features(feature=features))
+
+
+def test_prompts_have_the_same_bytes():
+    for prompt in make_prompts([0, 1, 3, 300]):
+        payload = prompt.cells.astype("<i2").tobytes()
+        expected = tf_example(prompt.sample, (prompt.num_tokens, 4), payload, "cells")
+        assert encode_prompt(prompt) == expected.SerializeToString(deterministic=True)
 
 
 samples = st.builds(

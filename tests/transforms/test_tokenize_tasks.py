@@ -7,10 +7,10 @@ import pytest
 from apache_beam.testing.util import assert_that, equal_to
 
 from activation_dataset.prompts import Prompt
-from corpus.augment import AugmentationPlan, augment
-from corpus.prompt import render
+from corpus.augment import Augmentation, AugmentationPlan, apply, augment
+from corpus.prompt import TEST_PAIR, render
 from corpus.task import Document, Message, Pair, RejectedTask, Task
-from corpus.template import load_template
+from corpus.template import load_template, shipped_templates
 from qwen2.source import open_model
 from transforms.read_tasks import REJECTED
 from transforms.tokenize_tasks import (
@@ -167,6 +167,59 @@ def test_the_pipeline_parts_prompts_from_rejected_tasks(tokenizer):
         assert_that(ids, equal_to(["folder/a.json#t/0", "b.jsonl#d"]), "prompts")
         rejected = result[REJECTED] | "Why" >> beam.Map(lambda item: (item.task_id, item.reason))
         assert_that(rejected, equal_to([("t", "too_long"), ("m", "too_long")]), "rejected")
+
+
+@pytest.mark.parametrize("name", shipped_templates())
+def test_every_cell_of_the_prompt_is_traced_to_its_token(tokenizer, name: str):
+    first, second = accepted(TASK, load_template(name), tokenizer)
+    for prompt, test_input in ((first, TASK.test[0].input), (second, TASK.test[1].input)):
+        assert prompt.cells.dtype == np.int16
+        assert prompt.cells.shape == (prompt.num_tokens, 4)
+        found = {}
+        for token_id, cell in zip(prompt.token_ids, prompt.cells.tolist(), strict=True):
+            if cell != [-1] * 4:
+                found[tuple(cell)] = int(tokenizer.decode([token_id]))
+        expected: dict[tuple[int, ...], int] = {}
+        (example,) = TASK.train
+        assert example.output is not None
+        for where, grid in (
+            ((0, 0), example.input),
+            ((0, 1), example.output),
+            ((TEST_PAIR, 0), test_input),
+        ):
+            for row, cells in enumerate(grid):
+                expected |= {(*where, row, column): cell for column, cell in enumerate(cells)}
+        assert found == expected
+
+
+def test_the_cells_of_a_variant_are_those_of_its_own_grids(tokenizer):
+    variant = apply(TASK, Augmentation(1, (0, 2, 1, *range(3, 10)), (0,)))
+    prompt, _ = accepted(variant, DIGITS, tokenizer)
+    # [[1, 2], [3, 4]] turned anticlockwise, with 1 and 2 exchanged.
+    tokens = prompt.token_ids[(prompt.cells[:, 0] == 0) & (prompt.cells[:, 1] == 0)]
+    assert [tokenizer.decode([token]) for token in tokens] == ["1", "4", "2", "3"]
+
+
+def test_a_document_shows_no_cells(tokenizer):
+    for item, template in ((TEXT, DIGITS), (TALK, DIGITS), (TEXT, CHAT)):
+        (prompt,) = accepted(item, template, tokenizer)
+        assert prompt.cells.tolist() == [[-1] * 4] * prompt.num_tokens
+
+
+def test_a_prompt_that_is_cut_keeps_the_cells_of_its_beginning(tokenizer):
+    whole, _ = accepted(TASK, DIGITS, tokenizer)
+    cut, _ = accepted(TASK, DIGITS, tokenizer, LengthLimit(6, "truncate"))
+    assert np.array_equal(cut.cells, whole.cells[:6])
+    assert (cut.cells != -1).any()
+
+
+def test_a_chat_template_that_changes_the_text_of_grids_is_refused(tokenizer):
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = "{{ messages[-1]['content'] | upper | replace('\\n', ' ') }}"
+    rejected, _ = prompts_of(TASK, CHAT, other, NO_LIMIT)
+    assert isinstance(rejected, RejectedTask)
+    assert (rejected.task_id, rejected.reason) == ("t", "chat_template")
+    assert "changed the text of the user's message" in rejected.detail
 
 
 def test_variants_of_tasks_are_samples_and_documents_have_none(tokenizer):
