@@ -112,12 +112,19 @@ class GcsFiles:
     @cached_property
     def _blobs(self) -> dict[str, Any]:
         """Name to blob, of the folder itself and not of what lies below."""
+        from google.api_core.exceptions import GoogleAPIError
+        from google.auth.exceptions import GoogleAuthError
         from google.cloud import storage
 
         bucket, _, prefix = self.url.removeprefix("gs://").rstrip("/").partition("/")
         prefix = prefix and prefix + "/"
-        listed = storage.Client().list_blobs(bucket, prefix=prefix, delimiter="/")
-        blobs = {blob.name.removeprefix(prefix): blob for blob in listed}
+        try:
+            listed = storage.Client().list_blobs(bucket, prefix=prefix, delimiter="/")
+            blobs = {blob.name.removeprefix(prefix): blob for blob in listed}
+        except (GoogleAPIError, GoogleAuthError) as error:
+            raise ModelNotFoundError(
+                f"--model_path {self.url!r} cannot be read ({type(error).__name__}: {error})"
+            ) from error
         if not blobs:
             raise ModelNotFoundError(f"--model_path {self.url!r}: there are no files at that path")
         return blobs
@@ -130,7 +137,10 @@ class GcsFiles:
     def _download(self, patterns: tuple[str, ...]) -> None:
         for name, blob in self._matching(patterns):
             if not (self._folder / name).exists():
-                blob.download_to_filename(self._folder / name, checksum="crc32c")
+                # Elsewhere first, lest half a file that broke off be taken for the whole.
+                with tempfile.TemporaryDirectory(dir=self._folder) as partial:
+                    blob.download_to_filename(Path(partial, name), checksum="crc32c")
+                    Path(partial, name).replace(self._folder / name)
 
 
 @cache

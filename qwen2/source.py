@@ -29,6 +29,9 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
 )
 
+VOCABULARY_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
+"""What a tokenizer's vocabulary may stand in: all the files of one of these."""
+
 
 class TokenizerError(ValueError):
     """A tokenizer that is missing or does not fit the model."""
@@ -125,14 +128,17 @@ def _read_config(path: Path) -> Qwen2Config:
 def _load_tokenizer(folder: Path, vocab_size: int) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
+    advice = "Put the tokenizer.json of the model beside its weights."
+    if not any(all((folder / n).is_file() for n in names) for names in VOCABULARY_FILES):
+        # transformers would make up a tokenizer that knows no text.
+        raise TokenizerError(f"{folder}: there is no tokenizer. {advice}")
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=False, local_files_only=True
         )
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # Of a damaged file transformers raises what it stumbles over.
         raise TokenizerError(
-            f"{folder}: no tokenizer could be loaded ({error}). Put the tokenizer.json of the "
-            "model beside its weights."
+            f"{folder}: no tokenizer could be loaded ({type(error).__name__}: {error}). {advice}"
         ) from error
     largest = max(tokenizer.get_vocab().values())
     if largest >= vocab_size:
