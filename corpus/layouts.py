@@ -23,18 +23,20 @@ from corpus.task import Document, Pair, RejectedTask, Task
 from corpus.validate import (
     CONTENT_KEYS,
     ID_KEYS,
+    is_pairs,
     is_record,
     is_task,
     not_a_task,
     to_id,
     to_item,
     to_pair,
+    to_pairs,
 )
 
 Item = Task | Document | RejectedTask
 
 PAIRS_PER_TASK = 6
-"""How many of re-arc's pairs make a task, the test included."""
+"""How many pairs make a task, the test included, where a file has only pairs."""
 
 _MAX_HELD = 1000
 _KEY = re.compile(rb'"(?:[^"\\]|\\.)*"')
@@ -45,7 +47,7 @@ def parse_lines(chunks: Iterable[bytes], source: str) -> Iterator[Item]:
     for line in split_lines(chunks):
         line_id = f"line-{line.line:06d}"
         try:
-            yield _to_item(decode(line), source, line_id)
+            yield from _to_items(decode(line), source, line_id)
         except Rejection as rejection:
             yield rejected(source, line_id, rejection)
 
@@ -65,16 +67,16 @@ def parse_list(chunks: Iterable[bytes], source: str) -> Iterator[Item]:
                     _check_keys(decoded)
                     pairs.append(to_pair(decoded.value, item_id, with_output=True))
                 else:
-                    yield _to_item(decoded, source, item_id)
+                    yield from _to_items(decoded, source, item_id)
             except Rejection as rejection:
                 yield rejected(source, item_id, rejection)
             if len(pairs) == PAIRS_PER_TASK + 2:  # whatever follows, two are left for a last group
-                yield _group(pairs[:PAIRS_PER_TASK], source, next(groups))
+                yield _group(pairs[:PAIRS_PER_TASK], source, _stem(source), next(groups))
                 del pairs[:PAIRS_PER_TASK]
     except Rejection as rejection:
         fault = rejection
     if pairs:
-        yield _group(pairs, source, next(groups))
+        yield _group(pairs, source, _stem(source), next(groups))
     if fault is not None:
         raise fault
     if index < 0:
@@ -98,7 +100,7 @@ def parse_object(chunks: Iterable[bytes], source: str) -> Iterator[Item]:
             break
     everything = itertools.chain(held, members)
     if "record" in kinds:
-        yield _parse_record(everything, source)
+        yield from _parse_record(everything, source)
     elif kinds in ({"solutions"}, {"solutions", "undecided"}):
         raise Rejection(
             "solutions_file",
@@ -123,14 +125,32 @@ def rejected(source: str, record_id: str, rejection: Rejection) -> RejectedTask:
     return RejectedTask(source, record_id, rejection.reason, f"{where}: {rejection.detail}")
 
 
-def _to_item(decoded: Decoded, source: str, record_id: str) -> Item:
+def _to_items(decoded: Decoded, source: str, record_id: str) -> Iterator[Item]:
     """A record that may have an id of its own; `record_id` stands in for none, or a bad one."""
     try:
         record_id = _own_id(decoded.value, record_id)
         _check_keys(decoded)
-        return to_item(decoded.value, source, record_id)
+        yield from to_items(decoded.value, source, record_id)
     except Rejection as rejection:
-        return rejected(source, record_id, rejection)
+        yield rejected(source, record_id, rejection)
+
+
+def to_items(record: object, source: str, record_id: str) -> Iterator[Item]:
+    """A task, a document, or the tasks that a record's pairs make.
+
+    Raises:
+        Rejection: any reason of `corpus.task.REASONS` that concerns one record.
+    """
+    if not is_pairs(record):
+        yield to_item(record, source, record_id)
+        return
+    pairs = to_pairs(record)
+    for index in itertools.count():
+        if len(pairs) < PAIRS_PER_TASK + 2:
+            yield _group(pairs, source, record_id, index)
+            return
+        yield _group(pairs[:PAIRS_PER_TASK], source, record_id, index)
+        del pairs[:PAIRS_PER_TASK]
 
 
 def _own_id(record: object, otherwise: str) -> str:
@@ -151,10 +171,10 @@ def _is_lone_pair(value: object) -> bool:
     return isinstance(value, dict) and "input" in value and not is_record(value)
 
 
-def _group(pairs: list[Pair], source: str, index: int) -> Item:
-    task_id = f"{_stem(source)}-{index:06d}"
+def _group(pairs: list[Pair], source: str, name: str, index: int) -> Item:
+    task_id = f"{name}-{index:06d}"
     if len(pairs) == 1:
-        return rejected(source, task_id, Rejection("no_train_pairs", "the file has only one pair"))
+        return rejected(source, task_id, Rejection("no_train_pairs", "there is only one pair"))
     return Task(task_id, source, tuple(pairs[:-1]), (pairs[-1],))
 
 
@@ -179,7 +199,7 @@ def _is_list_of_grids(value: object) -> bool:
     return not isinstance(value, list)
 
 
-def _parse_record(members: Iterable[RawRecord], source: str) -> Item:
+def _parse_record(members: Iterable[RawRecord], source: str) -> Iterator[Item]:
     """The one record of a file: a task is named by the file, a document by its id if it has one."""
     record_id = _stem(source)
     record: dict[str, object] = {}
@@ -191,9 +211,9 @@ def _parse_record(members: Iterable[RawRecord], source: str) -> Item:
                 record[key] = decoded.value
         if not is_task(record):
             record_id = _own_id(record, record_id)
-        return to_item(record, source, to_id(record_id))
+        yield from to_items(record, source, to_id(record_id))
     except Rejection as rejection:
-        return rejected(source, record_id, rejection)
+        yield rejected(source, record_id, rejection)
 
 
 def _parse_combined(members: Iterable[RawRecord], source: str) -> Iterator[Item]:
@@ -202,7 +222,7 @@ def _parse_combined(members: Iterable[RawRecord], source: str) -> Iterator[Item]
         try:
             key, decoded = _decode_member(member)
             _check_keys(decoded)
-            yield to_item(decoded.value, source, to_id(key))
+            yield from to_items(decoded.value, source, to_id(key))
         except Rejection as rejection:
             yield rejected(source, record_id, rejection)
 

@@ -5,14 +5,17 @@
     a task or document on each line                 JSON Lines; its id, or "line-000012" (from 1)
     [task or document, ...]                         a list; its id, or "item-000012" (from 0)
     [pair, pair, ...]                               re-arc's pairs of one task; see below
+    {"source": ..., "examples": [pair, ...]}        BARC's pairs of one task; see below
 
 A pair is `{"input": grid, "output": grid}`, a document `{"id", "text"}` or `{"id", "messages"}`.
 A document may also be a whole file, or a value in a combined file. On a line or in a list, an id
 stands under `id`, `task_id` or `name`.
 
-re-arc has 1000 pairs for each task, more than a prompt holds. Consecutive groups of six become
-the tasks `STEM-000000`, `STEM-000001`, ...: five pairs to learn from and the last as the test, the
-size that solvers trained on re-arc cut it to. The last group may have two to seven pairs.
+re-arc has 1000 pairs for each task and BARC 30, more than a prompt holds. Consecutive groups of six
+become the tasks `NAME-000000`, `NAME-000001`, ..., where the name is the file's stem, or the id of
+BARC's record (on a line, "line-000012"): five pairs to learn from and the last as the test, the
+size that solvers trained on re-arc cut it to. The last group may have two to seven pairs. BARC's
+pairs are `[input, output]`.
 """
 
 import hashlib

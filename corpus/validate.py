@@ -1,16 +1,18 @@
 """From a JSON value to a `Task` or a `Document`, or the reason why not.
 
 Keys that are not named here are ignored, wherever they stand. A record with several kinds of
-content is read as the first of: task (`train` or `test`), conversation (`messages`), `text`.
+content is read as the first of: task (`train` or `test`), conversation (`messages`), `text`, pairs
+without a test among them (`examples`).
 """
 
 import reprlib
 from collections.abc import Mapping, Sequence
+from typing import TypeGuard
 
 from corpus.json_stream import Rejection
 from corpus.task import MAX_GRID_SIDE, Document, Grid, Message, Pair, Task
 
-CONTENT_KEYS = ("train", "test", "messages", "text")
+CONTENT_KEYS = ("train", "test", "messages", "text", "examples")
 """A record has at least one of these keys."""
 
 ID_KEYS = ("id", "task_id", "name")
@@ -24,9 +26,9 @@ _DIGITS = frozenset(range(10))
 
 
 def is_record(value: object) -> bool:
-    """Whether a JSON value has the outline of a task or of a document."""
+    """Whether a JSON value has the outline of a task, a document or pairs."""
     return isinstance(value, dict) and (
-        any(isinstance(value.get(key), list) for key in ("train", "test", "messages"))
+        any(isinstance(value.get(key), list) for key in ("train", "test", "messages", "examples"))
         or isinstance(value.get("text"), str)
     )
 
@@ -34,6 +36,11 @@ def is_record(value: object) -> bool:
 def is_task(record: Mapping[str, object]) -> bool:
     """Whether a record is to be read as a task."""
     return "train" in record or "test" in record
+
+
+def is_pairs(record: object) -> TypeGuard[Mapping[str, object]]:
+    """Whether a record is to be read as pairs."""
+    return isinstance(record, dict) and [k for k in CONTENT_KEYS if k in record] == ["examples"]
 
 
 def not_a_task(value: object) -> Rejection:
@@ -85,6 +92,16 @@ def to_task(record: Mapping[str, object], source: str, task_id: str) -> Task:
         tuple(to_pair(pair, f"train[{i}]", with_output=True) for i, pair in enumerate(train)),
         tuple(to_pair(pair, f"test[{i}]", with_output=False) for i, pair in enumerate(test)),
     )
+
+
+def to_pairs(record: Mapping[str, object]) -> list[Pair]:
+    """Read `{"examples": [pair, ...]}`, where a pair may also be `[input, output]`."""
+    pairs = []
+    for index, pair in enumerate(_to_list(record, "examples", "no_train_pairs")):
+        if isinstance(pair, list) and len(pair) == 2:
+            pair = {"input": pair[0], "output": pair[1]}
+        pairs.append(to_pair(pair, f"examples[{index}]", with_output=True))
+    return pairs
 
 
 def to_pair(pair: object, where: str, *, with_output: bool) -> Pair:
@@ -207,5 +224,5 @@ _SHOWN.maxlevel = 3
 
 _EXPECTED = (
     'a task is {"train": [pair, ...], "test": [pair, ...]}, a document {"id": ..., "text": ...} '
-    'or {"id": ..., "messages": [...]}'
+    'or {"id": ..., "messages": [...]}, pairs {"examples": [[input, output], ...]}'
 )

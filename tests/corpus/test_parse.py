@@ -152,6 +152,69 @@ def test_a_bad_rearc_pair_costs_that_pair():
     assert only_rejection([PAIR]).reason == "no_train_pairs"
 
 
+def barc(count: int, **more: object) -> dict[str, object]:
+    """As BARC has it: pairs of grids of floats, beside the program that made them."""
+    pairs = [[[[index % 10 + 0.0, 1.0]], [[index // 10 + 0.0]]] for index in range(count)]
+    return {
+        "source": "def main(grid):\n    return grid",
+        "examples": pairs,
+        "seeds": ["a.py"],
+        **more,
+    }
+
+
+@pytest.mark.parametrize(
+    ("count", "sizes"),
+    [(2, [2]), (4, [4]), (7, [7]), (8, [6, 2]), (30, [6] * 5)],
+)
+def test_barc_pairs_become_tasks_of_six_in_order(count: int, sizes: list[int]):
+    everything = parse(lines(TASK, barc(count)), "barc.jsonl")[1:]
+    tasks = [task for task in everything if isinstance(task, Task)]
+    assert ids(everything) == [f"line-000002-{index:06d}" for index in range(len(sizes))]
+    assert [len(task.train) + len(task.test) for task in tasks] == sizes
+    found = [pair for task in tasks for pair in (*task.train, *task.test)]
+    assert found == [Pair(((index % 10, 1),), ((index // 10,),)) for index in range(count)]
+    assert all(type(cell) is int for pair in found for row in pair.input for cell in row)
+
+
+def test_barc_records_stand_wherever_a_record_does():
+    assert ids(parse(lines(barc(3, id="x")), "barc.jsonl")) == ["x-000000"]
+    assert ids(parse([barc(9), TASK])) == [
+        "item-000000-000000",
+        "item-000000-000001",
+        "item-000001",
+    ]
+    assert ids(parse(barc(3), "sub/one.json")) == ["one-000000"]
+    assert ids(parse({"a": barc(3), "b": TASK})) == ["a-000000", "b"]
+    as_objects = {"examples": [{"input": [[1]], "output": [[2]]}] * 3}
+    assert only_task(as_objects).train == (Pair(((1,),), ((2,),)),) * 2
+
+
+def test_examples_beside_other_content_are_not_pairs():
+    assert only_task({**barc(9), **TASK}).task_id == "name"
+    (item,) = parse({"text": "some", "examples": [1]})
+    assert isinstance(item, Document)
+
+
+@pytest.mark.parametrize(
+    ("record", "reason", "said"),
+    [
+        (barc(0), "no_train_pairs", "examples: []"),
+        (barc(1), "no_train_pairs", "there is only one pair"),
+        ({"examples": [[[[1]], [[2]], [[3]]]]}, "bad_pair", "examples[0]: "),
+        ({"examples": [[[[1]], [[1]]], [[[1]], [[2.5]]]]}, "bad_cell", "examples[1].output row 0"),
+        ({"examples": [[[[1]], None]]}, "bad_pair", "examples[0].output: missing"),
+        ({"examples": "none"}, "no_train_pairs", "examples: 'none'"),
+    ],
+)
+def test_a_bad_barc_record_is_rejected_whole(record: object, reason: str, said: str):
+    first, second = parse(lines(record, TASK), "a.jsonl")
+    assert isinstance(first, RejectedTask)
+    assert first.reason == reason
+    assert said in first.detail
+    assert isinstance(second, Task)
+
+
 def test_byte_order_mark_and_line_ends_of_windows():
     data = b"\xef\xbb\xbf" + lines({"id": "a", **TASK}, {"id": "b", **TASK}).encode()
     assert ids(parse(data.replace(b"\n", b"\r\n"))) == ["a", "b"]
