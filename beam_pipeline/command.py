@@ -6,7 +6,6 @@ import logging
 import re
 import sys
 import time
-import traceback
 from collections.abc import Sequence
 
 from activation_dataset.format import METADATA_FILE
@@ -17,12 +16,10 @@ from transforms.whole_file import join, read_if_exists
 
 USER_ERROR = 2
 
-# As a trace prints it, with line breaks that may be escaped where it came through a log.
-OUR_ERROR = re.compile(
-    r"(?:^|\\n)(?:activation_dataset|beam_pipeline|corpus|qwen2|transforms)\.[\w.]+: "
-    r"(.+?)(?=\n\n|\\n|\Z)",
-    re.MULTILINE | re.DOTALL,
-)
+PACKAGES = ("activation_dataset", "beam_pipeline", "corpus", "qwen2", "transforms")
+
+# As a trace prints it, after a line break that may be escaped where it came through a log.
+OUR_ERROR = re.compile(rf"(?:^|\\n)(?:{'|'.join(PACKAGES)})\.[\w.]+: (.+)", re.MULTILINE)
 WHERE_IT_RAN = re.compile(r" \[while running '[^']*'\]")
 
 
@@ -53,24 +50,29 @@ def main(argv: Sequence[str]) -> int:
 def explained_by(error: BaseException) -> str | None:
     """What an error of ours says, in one line; None for any other, which is a fault of ours.
 
-    It may have been raised in another process: then a runner's error holds its trace as text.
+    It may be the cause of another, or have been raised in another process: then a runner's error
+    holds its trace as text.
     """
-    return explanation_in("".join(traceback.format_exception(error)))
+    outer: BaseException | None = error
+    while outer is not None:
+        if type(outer).__module__.partition(".")[0] in PACKAGES:
+            return _one_line(str(outer))
+        outer = outer.__cause__ or outer.__context__
+    found = OUR_ERROR.findall(str(error))
+    return _one_line(found[-1]) if found else None
 
 
-def explanation_in(trace: str) -> str | None:
-    """The message, in one line, of the outermost error in a trace that these packages define."""
-    found = OUR_ERROR.findall(trace)
-    return " ".join(WHERE_IT_RAN.sub("", found[-1]).split()) if found else None
+def _one_line(message: str) -> str:
+    return " ".join(WHERE_IT_RAN.sub("", message).split())
 
 
 def is_news(record: logging.LogRecord) -> bool:
     """Whether a log record says anything that ``main`` does not say in its one line."""
+    if record.exc_info and record.exc_info[1] and explained_by(record.exc_info[1]):
+        return False
     message = record.getMessage()
-    if record.exc_info:
-        message += "\n" + logging.Formatter().formatException(record.exc_info)
     # Beam's local worker processes say at their start that they lack what nothing here needs.
-    return explanation_in(message) is None and "semi_persistent_directory" not in message
+    return not OUR_ERROR.search(message) and "semi_persistent_directory" not in message
 
 
 def summary(metadata: Metadata, output_dir: str, seconds: float) -> str:

@@ -33,7 +33,8 @@ def test_an_error_of_ours_explains_itself():
 
 
 def test_an_explanation_is_one_line():
-    assert explained_by(ConfigError("first\n  second\nthird")) == "first second third"
+    assert explained_by(ConfigError("first\n  second\n\nthird")) == "first second third"
+    assert explained_by(ConfigError(r'is "a\n\nb" there')) == r'is "a\n\nb" there'
 
 
 def test_the_outermost_error_of_ours_is_the_explanation():

@@ -63,6 +63,7 @@ def test_a_run_is_resolved_against_model_and_inputs(example_tasks: Path):
         storage_dtype="float32",
         batch_size=4,
         mesh_shape=(2, 1),
+        compile_cache=None,
     )
 
 
