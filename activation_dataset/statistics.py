@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from activation_dataset.fields import FieldError, Fields
 from activation_dataset.format import to_float32
+from activation_dataset.norms import NormHistogram
 
 Float64Array = NDArray[np.float64]
 
@@ -25,6 +26,8 @@ BLOCK_ROWS = 128
 _STRIP_COLUMNS = 128
 # Where the squared mean is this many times the variance, float32 sums of squares lose too much.
 _MAX_CANCELLATION = 16.0
+# Norms are counted for this many blocks together.
+_BLOCKS_COUNTED = 64
 # Squares of norms within these bounds neither overflow nor vanish in float32.
 _SAFE_SQUARES = (1e-30, 1e30)
 
@@ -41,6 +44,7 @@ class LayerStatistics:
         mean_norm: mean of the vectors' Euclidean norms.
         mean_squared_norm: mean of their squares.
         max_norm: largest of the norms.
+        norm_histogram: how many of the norms are in each of the bins of NormHistogram.
 
     All are 0 where count is 0.
     """
@@ -52,11 +56,12 @@ class LayerStatistics:
     mean_norm: float
     mean_squared_norm: float
     max_norm: float
+    norm_histogram: NormHistogram
 
     @classmethod
     def empty(cls, hidden: int) -> LayerStatistics:
         """Statistics of no vectors of `hidden` elements."""
-        return cls(0, 0, np.zeros(hidden), np.zeros(hidden), 0.0, 0.0, 0.0)
+        return cls(0, 0, np.zeros(hidden), np.zeros(hidden), 0.0, 0.0, 0.0, NormHistogram())
 
     @property
     def hidden(self) -> int:
@@ -95,6 +100,7 @@ class LayerStatistics:
             mean_norm=self.mean_norm * ours + other.mean_norm * theirs,
             mean_squared_norm=self.mean_squared_norm * ours + other.mean_squared_norm * theirs,
             max_norm=max(self.max_norm, other.max_norm),
+            norm_histogram=self.norm_histogram.merge(other.norm_histogram),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -107,6 +113,7 @@ class LayerStatistics:
             "mean_norm": self.mean_norm,
             "mean_squared_norm": self.mean_squared_norm,
             "max_norm": self.max_norm,
+            "norm_histogram": self.norm_histogram.to_json(),
         }
 
     @classmethod
@@ -125,12 +132,17 @@ class LayerStatistics:
             mean_norm=fields.number("mean_norm"),
             mean_squared_norm=fields.number("mean_squared_norm"),
             max_norm=fields.number("max_norm"),
+            norm_histogram=NormHistogram.from_json(
+                fields.mapping("norm_histogram"), fields.path("norm_histogram")
+            ),
         )
         fields.done()
         if len(result.mean) != len(result.variance):
             raise FieldError(
                 f"{where}.variance has {len(result.variance)} elements, mean {len(result.mean)}"
             )
+        if (total := result.norm_histogram.total) != result.count:
+            raise FieldError(f"{where}.norm_histogram counts {total} norms, count {result.count}")
         return result
 
     def __eq__(self, other: object) -> bool:
@@ -153,6 +165,7 @@ class StatisticsBuilder:
         self._pending = np.empty((BLOCK_ROWS, hidden), np.float32)
         self._rows = 0
         self._scratch = np.empty((BLOCK_ROWS, hidden), np.float32)
+        self._norms: list[Float64Array] = []
 
     def update(self, rows: NDArray[Any]) -> None:
         """Adds rows [n, hidden], float32 or uint16 with bfloat16's bits; they are not kept."""
@@ -165,19 +178,28 @@ class StatisticsBuilder:
             piece = to_float32(rows[position : position + taken])
             position += taken
             if taken == BLOCK_ROWS:
-                self._total = self._total.merge(_block_statistics(piece, self._scratch))
+                self._add(piece)
                 continue
             self._pending[self._rows : self._rows + taken] = piece
             self._rows += taken
             if self._rows == BLOCK_ROWS:
-                self._total = self._total.merge(_block_statistics(self._pending, self._scratch))
+                self._add(self._pending)
                 self._rows = 0
 
     def result(self) -> LayerStatistics:
         """Statistics of all rows so far. More may follow."""
-        if not self._rows:
-            return self._total
-        return self._total.merge(_block_statistics(self._pending[: self._rows], self._scratch))
+        total, norms = self._total, self._norms
+        if self._rows:
+            last, last_norms = _block_statistics(self._pending[: self._rows], self._scratch)
+            total, norms = total.merge(last), [*norms, last_norms]
+        return _with_norms(total, norms)
+
+    def _add(self, block: NDArray[np.float32]) -> None:
+        statistics, norms = _block_statistics(block, self._scratch)
+        self._total = self._total.merge(statistics)
+        self._norms.append(norms)
+        if len(self._norms) == _BLOCKS_COUNTED:
+            self._total, self._norms = _with_norms(self._total, self._norms), []
 
 
 @dataclass
@@ -243,8 +265,19 @@ def _roots(num_shards: int) -> Iterator[tuple[int, int]]:
             start += 1 << level
 
 
-def _block_statistics(block: NDArray[np.float32], scratch: NDArray[np.float32]) -> LayerStatistics:
-    """Statistics of one block [n, hidden], 1 <= n <= BLOCK_ROWS; `scratch` is at least as large."""
+def _with_norms(statistics: LayerStatistics, norms: list[Float64Array]) -> LayerStatistics:
+    """The statistics with more norms in their histogram, which it did not count so far."""
+    more = NormHistogram.of(np.concatenate([np.empty(0), *norms]))
+    return replace(statistics, norm_histogram=statistics.norm_histogram.merge(more))
+
+
+def _block_statistics(
+    block: NDArray[np.float32], scratch: NDArray[np.float32]
+) -> tuple[LayerStatistics, Float64Array]:
+    """Of one block [n, hidden], 1 <= n <= BLOCK_ROWS; `scratch` is at least as large.
+
+    Returns the statistics, whose histogram is empty, and the norms [finite vectors] float64.
+    """
     count = len(block)
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
         squared = np.multiply(block, block, out=scratch[:count])
@@ -260,13 +293,16 @@ def _block_statistics(block: NDArray[np.float32], scratch: NDArray[np.float32]) 
     return _finite_statistics(0, mean, variance, squares)
 
 
-def _wide_block_statistics(block: NDArray[np.float32]) -> LayerStatistics:
+def _wide_block_statistics(
+    block: NDArray[np.float32],
+) -> tuple[LayerStatistics, Float64Array]:
     """As `_block_statistics`, in float64, for blocks with extreme or non-finite elements."""
     finite = np.isfinite(block).all(axis=1)
     nonfinite_count = int(len(block) - np.count_nonzero(finite))
     rows = block[finite].astype(np.float64)
     if not len(rows):
-        return replace(LayerStatistics.empty(block.shape[1]), nonfinite_count=nonfinite_count)
+        empty = LayerStatistics.empty(block.shape[1])
+        return replace(empty, nonfinite_count=nonfinite_count), np.empty(0)
     return _finite_statistics(nonfinite_count, *_mean_and_variance(rows), _sum_columns(rows * rows))
 
 
@@ -279,11 +315,11 @@ def _mean_and_variance(rows: Float64Array) -> tuple[Float64Array, Float64Array]:
 
 def _finite_statistics(
     nonfinite_count: int, mean: Float64Array, variance: Float64Array, squares: Float64Array
-) -> LayerStatistics:
+) -> tuple[LayerStatistics, Float64Array]:
     """From mean and variance [hidden] and the squared norms [n] of the same vectors."""
     count = len(squares)
     norms = np.sqrt(squares)
-    return LayerStatistics(
+    statistics = LayerStatistics(
         count=count,
         nonfinite_count=nonfinite_count,
         mean=mean,
@@ -291,7 +327,9 @@ def _finite_statistics(
         mean_norm=float(_sum_rows(norms) / count),
         mean_squared_norm=float(_sum_rows(squares) / count),
         max_norm=float(norms.max()),
+        norm_histogram=NormHistogram(),
     )
+    return statistics, norms
 
 
 def _sum_rows(values: NDArray[Any]) -> Any:

@@ -17,6 +17,7 @@ from activation_dataset.manifest import (
     batches_of,
 )
 from activation_dataset.metadata import Metadata
+from activation_dataset.norms import NormHistogram
 from activation_dataset.statistics import LayerStatistics
 from tests.activation_dataset.synthetic import LAYERS, describe
 
@@ -25,7 +26,8 @@ HIDDEN = 3
 
 def statistics(count, nonfinite=0):
     mean = np.array([0.1, -2.5e-8, 1e300])
-    return LayerStatistics(count, nonfinite, mean, np.abs(mean), 1 / 3, 2.0, 7.25)
+    norms = NormHistogram({65472: count})
+    return LayerStatistics(count, nonfinite, mean, np.abs(mean), 1 / 3, 2.0, 7.25, norms)
 
 
 def manifest(shard, layer, samples=2, tokens=30, num_shards=2):
@@ -164,7 +166,12 @@ def test_floats_keep_every_bit(values):
         (["batches", 0, "prompts"], ..., r"^batches\[0\]\.prompts is missing"),
         (["batches", 0, "files", "10", "md5"], "", r"files\.10\.md5 is not a known field"),
         (["statistics", "11"], ..., r"^statistics has layers \[10, 12\]"),
-        (["statistics", "11", "count"], 9, r"^statistics\.11 counts 10 vectors, expected 4"),
+        (
+            ["statistics", "11", "nonfinite_count"],
+            7,
+            r"^statistics\.11 counts 10 vectors, expected 4",
+        ),
+        (["statistics", "11", "count"], 9, r"^statistics\.11\.norm_histogram counts 3 norms"),
         (["rejected", "overlength"], 1.5, r"^rejected\.overlength is 1\.5, expected an integer"),
         (["weights", "fingerprint"], ..., r"^weights\.fingerprint is missing"),
         (["inputs", 0, "sha256"], None, r"^inputs\[0\]\.sha256 is None, expected a string"),

@@ -1,0 +1,66 @@
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from activation_dataset.fields import FieldError
+from activation_dataset.norms import BINS_PER_OCTAVE, NormHistogram, bin_of, lower_edge
+
+NORMS = st.lists(st.floats(0, 1e40), max_size=50).map(lambda norms: np.array(norms, np.float64))
+
+
+@given(NORMS, NORMS, NORMS)
+def test_merging_in_any_order_gives_the_histogram_of_all(a, b, c):
+    whole = NormHistogram.of(np.concatenate([a, b, c]))
+    parts = [NormHistogram.of(norms) for norms in (a, b, c)]
+    assert parts[0].merge(parts[1]).merge(parts[2]) == whole
+    assert parts[2].merge(parts[0].merge(parts[1])).to_json() == whole.to_json()
+    assert list(whole.counts) == sorted(whole.counts)
+
+
+@given(st.floats(0, 1e40))
+def test_a_norm_lies_between_the_edges_of_its_bin(norm):
+    number = bin_of(norm)
+    assert lower_edge(number) <= norm < lower_edge(number + 1)
+    assert NormHistogram.of(np.array([norm])).counts == {number: 1}
+
+
+def test_bins_are_as_wide_as_documented():
+    assert bin_of(2.0) - bin_of(1.0) == BINS_PER_OCTAVE
+    assert lower_edge(bin_of(1.0) + 1) == 1 + 1 / BINS_PER_OCTAVE
+
+
+@pytest.mark.parametrize("q", [0.0, 0.01, 0.25, 0.5, 0.99, 1.0])
+def test_quantiles_are_within_a_bin(q):
+    norms = np.random.default_rng(0).lognormal(3, 1, 1001)
+    exact = np.quantile(norms, q, method="inverted_cdf")
+    assert abs(NormHistogram.of(norms).quantile(q) / exact - 1) < 1 / 127
+
+
+def test_of_no_norms():
+    assert NormHistogram().median == 0
+    assert NormHistogram.of(np.empty(0)) == NormHistogram()
+    assert NormHistogram().merge(NormHistogram()).total == 0
+
+
+def test_sinks_are_counted():
+    norms = np.array([1.0] * 90 + [9.5, 10.5, 50, 99, 101, 1000])
+    histogram = NormHistogram.of(norms)
+    median = histogram.median
+    assert histogram.count_from(10 * median) == 5
+    assert histogram.count_from(100 * median) == 2
+    assert histogram.count_from(0) == len(norms) == histogram.total
+
+
+def test_json_reads_back():
+    histogram = NormHistogram.of(np.array([0.0, 1.5, 1.5, 300.0]))
+    text = json.dumps(histogram.to_json())
+    assert NormHistogram.from_json(json.loads(text), "norms") == histogram
+
+
+@pytest.mark.parametrize("value", [{"-1": 1}, {"01": 1}, {"x": 1}, {"131008": 1}, {"1": 0}])
+def test_what_is_no_histogram_is_refused(value):
+    with pytest.raises(FieldError, match="norms"):
+        NormHistogram.from_json(value, "norms")
