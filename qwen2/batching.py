@@ -180,16 +180,18 @@ def _fill(shape: StepShape, waiting: list[tuple[int, int]]) -> tuple[Step, list[
     return Step(shape, tuple(placements)), left
 
 
-def split_step(step: Step, rows: int) -> tuple[Step, Step] | None:
+def split_step(step: Step, rows: int) -> tuple[Step, ...] | None:
     """Two steps of about half the slots, for the same samples in the same order.
 
-    For a device that has no memory for the whole step. None if the step has one sample only.
+    For a device that has no memory for the whole step. One sample is put in the smallest step that
+    holds it; None if it is in that already.
 
     Args:
       rows: of each new step, the devices along the mesh's data axis.
     """
-    if len(step.placements) < 2:
-        return None
+    if len(step.placements) == 1:
+        alone = _balanced(step.placements, rows)
+        return (alone,) if alone.shape.slots < step.shape.slots else None
     middle, tokens = 1, step.placements[0].length
     while middle < len(step.placements) - 1 and 2 * tokens < step.tokens:
         tokens += step.placements[middle].length

@@ -152,7 +152,10 @@ class ActivationExtractor:
                     found[sample][layer] = part
         if self.pooling == "none":
             return found
-        return {layer: np.concatenate([f[layer] for f in found]) for layer in self.layers}
+        nothing = np.empty((0, self.hidden_size), self._storage)
+        return {
+            layer: np.concatenate([nothing, *(f[layer] for f in found)]) for layer in self.layers
+        }
 
     def extract(self, token_ids: Sequence[np.ndarray]) -> Iterator[CapturedSamples]:
         """Captures samples of [tokens] int32 ids each, all of them exactly once.
@@ -197,7 +200,7 @@ class ActivationExtractor:
         captured: dict[int, jax.Array] | None,
         token_ids: Sequence[np.ndarray],
     ) -> Iterator[CapturedSamples]:
-        """Waits for a step; runs it as two smaller ones if the device had no memory for it.
+        """Waits for a step; runs it as smaller ones if the device had no memory for it.
 
         Raises:
           DeviceMemoryError: if a single sample is too long for the device.
@@ -215,8 +218,8 @@ class ActivationExtractor:
                 "--max_length, or split the model over more devices with --mesh_shape"
             )
         LOGGER.warning(
-            "the device has no memory for %d x %d token slots: running them in two steps; a lower "
-            "--batch_size avoids this",
+            "the device has no memory for %d x %d token slots: running them in smaller steps; a "
+            "lower --batch_size avoids this",
             step.shape.rows,
             step.shape.length,
         )

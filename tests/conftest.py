@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Many tests start a job of their own; a program that one has compiled serves all. Each session has
 # a new folder, so that no result depends on an earlier session.
-COMPILED = tempfile.TemporaryDirectory(prefix="compiled-")
+COMPILED = tempfile.TemporaryDirectory(prefix="compiled-", ignore_cleanup_errors=True)
 os.environ |= {
     "JAX_COMPILATION_CACHE_DIR": COMPILED.name,
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

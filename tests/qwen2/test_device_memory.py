@@ -60,6 +60,14 @@ def test_a_step_that_does_not_fit_runs_as_smaller_ones(extractor, prompts, monke
         np.testing.assert_allclose(vector, expected, rtol=1e-4, atol=1e-6)
 
 
+def test_one_sample_in_a_step_made_for_more_is_given_a_smaller_one(extractor, prompts, monkeypatch):
+    [(_, expected)] = captured(extractor, prompts[:1])
+    ran = limit_slots(monkeypatch, 384)
+    [(_, vector)] = captured(extractor, prompts[:1])
+    assert ran == [StepShape(1, 384)]
+    np.testing.assert_allclose(vector, expected, rtol=1e-4, atol=1e-6)
+
+
 def test_a_sample_that_does_not_fit_alone_is_named(extractor, prompts, monkeypatch):
     limit_slots(monkeypatch, 128)
     with pytest.raises(DeviceMemoryError, match="one sample of 350 tokens; lower --max_length"):
