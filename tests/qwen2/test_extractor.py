@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -281,15 +280,6 @@ def test_samples_of_any_integer_type(checkpoint: Path) -> None:
     [expected] = by_sample(extractor, [np.array([1, 2, 3], np.int32)])
     [found] = by_sample(extractor, [np.array([1, 2, 3], np.uint16)])
     np.testing.assert_array_equal(found[2], expected[2])
-
-
-def test_threads_can_share_an_extractor(checkpoint: Path) -> None:
-    extractor = load(checkpoint, [2])
-    expected = by_sample(load(checkpoint, [2]), prompts())
-    with ThreadPoolExecutor(4) as pool:
-        for found in pool.map(lambda _: by_sample(extractor, prompts()), range(8)):
-            for a, b in zip(found, expected, strict=True):
-                np.testing.assert_array_equal(a[2], b[2])
 
 
 @pytest.mark.parametrize(
