@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from functools import partial
+from threading import Lock
 from typing import Any, Literal, get_args
 
 import jax
@@ -116,12 +117,14 @@ class Programs:
         self._graph = nnx.graphdef(model.layers[0])
         self._layer_states = [nnx.state(layer) for layer in model.layers]
         self._compiled: dict[StepShape, Future[StepPrograms]] = {}
+        self._lock = Lock()
 
     def compile_ahead(self, shapes: Sequence[StepShape], executor: Executor) -> None:
-        """Starts to compile these shapes in the background, each once."""
-        for shape in shapes:
-            if shape not in self._compiled:
-                self._compiled[shape] = executor.submit(self._compile, shape)
+        """Starts to compile these shapes in the background, each once whoever asks for it."""
+        with self._lock:
+            for shape in shapes:
+                if shape not in self._compiled:
+                    self._compiled[shape] = executor.submit(self._compile, shape)
 
     def run(self, inputs: StepInputs, shape: StepShape) -> dict[int, jax.Array]:
         """Dispatches a step; the arrays are futures until something reads them.
