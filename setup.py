@@ -31,6 +31,7 @@ setup(
         "jinja2>=3.1,<4",
         "ml_dtypes>=0.6,<1",
         "numpy>=2.4,<3",
+        "pyarrow>=25,<26",
         "transformers>=5.23,<6",
     ],
     extras_require={

@@ -101,7 +101,8 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         action="extend",
         metavar="PATH",
-        help="tasks in JSON or JSON Lines: files, folders, quoted globs, local or gs://",
+        help="tasks in JSON, JSON Lines, Parquet or Arrow: files, folders, quoted globs, local or "
+        "gs://",
     )
     tasks.add_argument(
         "--prompt_template",

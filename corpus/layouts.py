@@ -4,6 +4,7 @@ Each function yields what `corpus.parse.parse_tasks` documents, and raises `Reje
 file as a whole cannot be read on.
 """
 
+import hashlib
 import itertools
 import json
 import re
@@ -47,7 +48,7 @@ def parse_lines(chunks: Iterable[bytes], source: str) -> Iterator[Item]:
     for line in split_lines(chunks):
         line_id = f"line-{line.line:06d}"
         try:
-            yield from _to_items(decode(line), source, line_id)
+            yield from record_items(decode(line), source, line_id)
         except Rejection as rejection:
             yield rejected(source, line_id, rejection)
 
@@ -67,7 +68,7 @@ def parse_list(chunks: Iterable[bytes], source: str) -> Iterator[Item]:
                     _check_keys(decoded)
                     pairs.append(to_pair(decoded.value, item_id, with_output=True))
                 else:
-                    yield from _to_items(decoded, source, item_id)
+                    yield from record_items(decoded, source, item_id)
             except Rejection as rejection:
                 yield rejected(source, item_id, rejection)
             if len(pairs) == PAIRS_PER_TASK + 2:  # whatever follows, two are left for a last group
@@ -119,13 +120,43 @@ def decompressed_name(source: str) -> str:
     return source
 
 
+def without_repeated_ids(items: Iterable[Item], source: str) -> Iterator[Item]:
+    """Rejects each item whose id, or whose samples' ids, an earlier item of the file has.
+
+    Memory grows by a digest of each id.
+    """
+    seen = set[bytes]()
+    for item in items:
+        keys = {_digest(key) for key in _keys(item)}
+        if isinstance(item, RejectedTask) or seen.isdisjoint(keys):
+            yield item
+        else:
+            item_id = item.task_id if isinstance(item, Task) else item.document_id
+            advice = "an earlier record of the file has this id; give each its own"
+            yield rejected(source, item_id, Rejection("duplicate_id", advice))
+        seen |= keys
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.blake2b(key.encode(errors="surrogatepass"), digest_size=16).digest()
+
+
+def _keys(item: Item) -> list[str]:
+    """What must be unique in a file: how sample ids end. A rejected record could be of any kind."""
+    if isinstance(item, Task):
+        return [f"{item.task_id}/{index}" for index in range(len(item.test))]
+    if isinstance(item, Document):
+        return [item.document_id]
+    return [item.task_id, f"{item.task_id}/0"] if item.task_id else []
+
+
 def rejected(source: str, record_id: str, rejection: Rejection) -> RejectedTask:
     """A `RejectedTask` whose detail names the file and, if there is an id, the task."""
     where = f"{source}, task {record_id}" if record_id else source
     return RejectedTask(source, record_id, rejection.reason, f"{where}: {rejection.detail}")
 
 
-def _to_items(decoded: Decoded, source: str, record_id: str) -> Iterator[Item]:
+def record_items(decoded: Decoded, source: str, record_id: str) -> Iterator[Item]:
     """A record that may have an id of its own; `record_id` stands in for none, or a bad one."""
     try:
         record_id = _own_id(decoded.value, record_id)

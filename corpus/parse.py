@@ -18,7 +18,6 @@ size that solvers trained on re-arc cut it to. The last group may have two to se
 pairs are `[input, output]`.
 """
 
-import hashlib
 import io
 import itertools
 from collections.abc import Iterator
@@ -32,8 +31,8 @@ from corpus.layouts import (
     parse_list,
     parse_object,
     rejected,
+    without_repeated_ids,
 )
-from corpus.task import Document, RejectedTask, Task
 
 _COMPRESSED = {
     b"\x1f\x8b": "gzip",
@@ -56,29 +55,7 @@ def parse_tasks(stream: BinaryIO, source: str) -> Iterator[Item]:
         stream: the file's bytes, decompressed.
         source: the file's path relative to the common root of all inputs; part of every value.
     """
-    seen = set[bytes]()
-    for item in _parse(stream, source):
-        keys = {_digest(key) for key in _keys(item)}
-        if isinstance(item, RejectedTask) or seen.isdisjoint(keys):
-            yield item
-        else:
-            item_id = item.task_id if isinstance(item, Task) else item.document_id
-            advice = "an earlier record of the file has this id; give each its own"
-            yield rejected(source, item_id, Rejection("duplicate_id", advice))
-        seen |= keys
-
-
-def _digest(key: str) -> bytes:
-    return hashlib.blake2b(key.encode(errors="surrogatepass"), digest_size=16).digest()
-
-
-def _keys(item: Item) -> list[str]:
-    """What must be unique in a file: how sample ids end. A rejected record could be of any kind."""
-    if isinstance(item, Task):
-        return [f"{item.task_id}/{index}" for index in range(len(item.test))]
-    if isinstance(item, Document):
-        return [item.document_id]
-    return [item.task_id, f"{item.task_id}/0"] if item.task_id else []
+    yield from without_repeated_ids(_parse(stream, source), source)
 
 
 def _parse(stream: BinaryIO, source: str) -> Iterator[Item]:

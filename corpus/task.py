@@ -90,6 +90,7 @@ REASONS: Mapping[str, str] = MappingProxyType(
         "truncated_json": "the file ends before its JSON does",
         "too_deep": "arrays or objects nested too deeply to be a record",
         "record_too_large": "one record is larger than the limit for a record",
+        "bad_table": "a Parquet or Arrow file that cannot be read, or not to its end",
         "solutions_file": "Kaggle's file of solutions, which has no inputs",
         # The record.
         "not_a_task": "valid JSON that is neither a task nor a document",

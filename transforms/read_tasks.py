@@ -20,13 +20,17 @@ from apache_beam.pvalue import TaggedOutput
 
 from activation_dataset.metadata import InputFile
 from corpus.parse import parse_tasks
+from corpus.tables import TABLE_SUFFIXES, parse_table
 from corpus.task import Document, RejectedTask, Task
 
 REJECTED = "rejected"
 INPUTS = "inputs"
 
 TASK_SUFFIXES = (".json", ".jsonl")
-"""What is read of a folder; with a suffix of ``DECOMPRESSORS`` behind it too."""
+"""What is read of a folder, beside ``TABLE_SUFFIXES``; with one of ``DECOMPRESSORS`` too."""
+
+DATASET_FILES = ("dataset_info.json", "state.json")
+"""What Hugging Face saves beside the Arrow files of a dataset; they hold no tasks."""
 
 # Beam's own decompression takes the end of a file that was cut short for the end of its content.
 DECOMPRESSORS: Mapping[str, Callable[..., Any]] = {
@@ -69,23 +73,30 @@ def _resolve(path: str) -> str:
         raise TasksNotFoundError(f"--tasks_file {path!r} cannot be listed: {error}") from error
     if path and os.path.isdir(place):
         raise TasksNotFoundError(
-            f"--tasks_file {path!r}: the folder holds no {' or '.join(TASK_SUFFIXES)} file"
+            f"--tasks_file {path!r}: the folder holds no file of tasks: "
+            f"{', '.join(TASK_SUFFIXES + TABLE_SUFFIXES)}"
         )
     raise TasksNotFoundError(
         f"--tasks_file {path!r}: no such file. Give a file, a folder, a glob in quotes, or a "
-        "gs:// path of tasks in JSON or JSON Lines."
+        "gs:// path of tasks in JSON, JSON Lines, Parquet or Arrow."
     )
 
 
 def match_files(pattern: str) -> list[FileMetadata]:
-    """The files that a pattern matches; of a whole folder those that hold JSON."""
+    """The files that a pattern matches; of a whole folder those that hold JSON or tables."""
     found: list[FileMetadata] = FileSystems.match([pattern])[0].metadata_list
     if pattern.endswith("/*"):
-        found = [f for f in found if _holds_json(f.path)]
+        is_dataset = any(f.path.endswith(".arrow") for f in found)
+        beside = DATASET_FILES if is_dataset else ()
+        found = [
+            f for f in found if _holds_tasks(f.path) and os.path.basename(f.path) not in beside
+        ]
     return [f for f in found if "://" in f.path or os.path.isfile(f.path)]
 
 
-def _holds_json(path: str) -> bool:
+def _holds_tasks(path: str) -> bool:
+    if path.endswith(TABLE_SUFFIXES):
+        return True
     for suffix in DECOMPRESSORS:
         path = path.removesuffix(suffix)
     return path.endswith(TASK_SUFFIXES)
@@ -153,17 +164,28 @@ def read_file(path: str, source: str) -> Iterator[Task | Document | RejectedTask
     """
     with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as raw:
         digesting = _DigestingStream(raw)
-        decompress = DECOMPRESSORS.get(os.path.splitext(path)[1])
-        try:
-            content: Any = decompress(digesting) if decompress else digesting
-            yield from parse_tasks(content, source)
-        except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
-            if getattr(error, "errno", None) is not None:
-                raise  # Not the content is damaged: the file could not be read.
-            detail = f"{source}: cannot be decompressed ({error}); copy or compress the file again"
-            yield RejectedTask(source, "", "damaged_archive", detail)
+        if path.endswith(TABLE_SUFFIXES):
+            # What is where in a table stands at its end, so it is read a second time, in order.
+            yield from parse_table(raw, source)
+            raw.seek(0)
+        else:
+            yield from _decompressed_items(digesting, path, source)
         digesting.read_rest()
     yield InputFile(source, digesting.bytes, digesting.sha256.hexdigest())
+
+
+def _decompressed_items(
+    stream: _DigestingStream, path: str, source: str
+) -> Iterator[Task | Document | RejectedTask]:
+    decompress = DECOMPRESSORS.get(os.path.splitext(path)[1])
+    try:
+        content: Any = decompress(stream) if decompress else stream
+        yield from parse_tasks(content, source)
+    except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
+        if getattr(error, "errno", None) is not None:
+            raise  # Not the content is damaged: the file could not be read.
+        detail = f"{source}: cannot be decompressed ({error}); copy or compress the file again"
+        yield RejectedTask(source, "", "damaged_archive", detail)
 
 
 class _DigestingStream:

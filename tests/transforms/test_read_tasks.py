@@ -2,16 +2,20 @@ import bz2
 import errno
 import gzip
 import hashlib
+import io
 import json
 import lzma
 from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
+import pyarrow as pa
 import pytest
 from apache_beam.testing.util import assert_that, equal_to
+from pyarrow import ipc, parquet
 
 from activation_dataset.metadata import InputFile
+from corpus.task import Document, RejectedTask
 from transforms.read_tasks import (
     INPUTS,
     REJECTED,
@@ -96,8 +100,8 @@ def test_the_home_folder_is_known(here: Path, monkeypatch: pytest.MonkeyPatch):
     [
         ("absent.json", r"--tasks_file 'absent.json': no such file. Give a file, a folder, a glob"),
         ("tasks/*.csv", r"--tasks_file 'tasks/\*.csv': no such file"),
-        ("empty", r"--tasks_file 'empty': the folder holds no .json or .jsonl file"),
-        ("empty/", r"--tasks_file 'empty/': the folder holds no .json or .jsonl file"),
+        ("empty", r"--tasks_file 'empty': the folder holds no file of tasks: .json, .jsonl, .p"),
+        ("empty/", r"--tasks_file 'empty/': the folder holds no file of tasks: .json, .jsonl, .p"),
         ("s3://bucket/a.json", r"--tasks_file 's3://bucket/a.json': must be local or gs://"),
         ("nowhere://a.json", r"--tasks_file 'nowhere://a.json': must be local or gs://"),
         ("", r"--tasks_file '': no such file"),
@@ -188,3 +192,48 @@ def test_the_pipeline_reads_every_file_once(here: Path):
         assert_that(rejected, equal_to([("broken.json", "truncated_json")]), "rejected")
         inputs = result[INPUTS] | "Path" >> beam.Map(lambda file: file.path)
         assert_that(inputs, equal_to(["a.json", "b.jsonl", "broken.json"]), "inputs")
+
+
+def saved_dataset(folder: Path) -> Path:
+    """A folder as Hugging Face saves a dataset."""
+    rows = pa.table({"id": ["a", "b"], "text": ["first", "second"]})
+    stream = io.BytesIO()
+    with ipc.new_stream(stream, rows.schema) as writer:
+        writer.write_table(rows)
+    write(folder / "data-00000-of-00001.arrow", stream.getvalue())
+    write(folder / "dataset_info.json", b'{"features": {}}')
+    write(folder / "state.json", b'{"_data_files": []}')
+    return folder
+
+
+def test_a_saved_dataset_is_read_without_what_describes_it(tmp_path: Path):
+    folder = saved_dataset(tmp_path / "saved")
+    assert found(str(folder)) == ["data-00000-of-00001.arrow"]
+    assert found(str(folder / "*.json")) == ["dataset_info.json", "state.json"]
+    (folder / "data-00000-of-00001.arrow").unlink()
+    assert found(str(folder)) == ["dataset_info.json", "state.json"]
+
+
+def test_tables_are_read_and_digested(tmp_path: Path):
+    arrow = saved_dataset(tmp_path) / "data-00000-of-00001.arrow"
+    path = tmp_path / "rows.parquet"
+    parquet.write_table(pa.table({"text": ["first"], "more": [1.5]}), path)
+    for file, count in ((arrow, 2), (path, 1)):
+        *documents, read = read_file(str(file), "name")
+        assert [document.text for document in documents if isinstance(document, Document)] == [
+            "first",
+            "second",
+        ][:count]
+        content = file.read_bytes()
+        assert read == InputFile("name", len(content), hashlib.sha256(content).hexdigest())
+
+
+def test_a_table_that_is_cut_short_is_rejected(tmp_path: Path):
+    path = tmp_path / "rows.parquet"
+    parquet.write_table(pa.table({"text": ["first"]}), path)
+    path.write_bytes(path.read_bytes()[:-9])
+    rejected, read = read_file(str(path), "rows.parquet")
+    assert isinstance(rejected, RejectedTask)
+    assert rejected.reason == "bad_table"
+    assert isinstance(read, InputFile)
+    assert read.bytes == path.stat().st_size

@@ -1,0 +1,235 @@
+import errno
+import io
+import itertools
+import json
+import random
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pytest
+from pyarrow import ipc, parquet
+
+import corpus.tables
+from corpus import REASONS, Document, Message, Pair, RejectedTask, Task, parse_tasks
+from corpus.layouts import Item
+from corpus.tables import parse_table
+
+Encode = Callable[[pa.Table], bytes]
+
+PAIR: dict[str, Any] = {"input": [[0, 1], [2, 3]], "output": [[4]]}
+TASK: dict[str, Any] = {"id": "a", "train": [PAIR], "test": [{**PAIR, "output": None}]}
+ROWS: list[dict[str, Any]] = [
+    TASK,
+    {"id": "t", "text": "Some text.\n"},
+    {"id": "m", "messages": [{"role": "user", "content": "Hello"}]},
+    {"id": "p", "examples": [[[[1.0, 0.0]], [[2.0]]]] * 3},
+    {"text": "no id"},
+]
+
+GRID = pa.list_(pa.list_(pa.int64()))
+PAIRS = pa.list_(pa.struct({"input": GRID, "output": GRID}))
+MESSAGE = pa.struct({"role": pa.string(), "content": pa.string(), "name": pa.string()})
+COLUMNS: dict[str, pa.DataType] = {
+    "embedding": pa.list_(pa.float32()),
+    "id": pa.string(),
+    "train": PAIRS,
+    "test": PAIRS,
+    "text": pa.large_string(),
+    "messages": pa.list_(MESSAGE),
+    "examples": pa.list_(pa.list_(pa.list_(pa.list_(pa.float64())))),
+}
+
+
+def table(*rows: dict[str, Any]) -> pa.Table:
+    """With all columns, null where a row has nothing, as Hugging Face has it."""
+    return pa.Table.from_pylist(list(rows), schema=pa.schema(list(COLUMNS.items())))
+
+
+def parquet_file(rows: pa.Table) -> bytes:
+    stream = io.BytesIO()
+    parquet.write_table(rows, stream, row_group_size=50)
+    return stream.getvalue()
+
+
+def arrow_stream(rows: pa.Table) -> bytes:
+    """As Hugging Face saves a dataset."""
+    stream = io.BytesIO()
+    with ipc.new_stream(stream, rows.schema) as writer:
+        writer.write_table(rows, max_chunksize=2)
+    return stream.getvalue()
+
+
+def arrow_file(rows: pa.Table) -> bytes:
+    stream = io.BytesIO()
+    with ipc.new_file(stream, rows.schema) as writer:
+        writer.write_table(rows, max_chunksize=2)
+    return stream.getvalue()
+
+
+FORMATS = pytest.mark.parametrize("encode", [parquet_file, arrow_stream, arrow_file])
+
+
+def parse(content: bytes, source: str = "sub/name.parquet") -> list[Item]:
+    return list(parse_table(io.BytesIO(content), source))
+
+
+def only_rejection(content: bytes) -> RejectedTask:
+    (item,) = parse(content)
+    assert isinstance(item, RejectedTask), item
+    assert item.detail.startswith("sub/name.parquet")
+    assert item.reason in REASONS
+    return item
+
+
+@FORMATS
+def test_a_row_is_read_as_a_line_would_be(encode: Encode):
+    source = "sub/name.parquet"
+    pair, floats = Pair(((0, 1), (2, 3)), ((4,),)), Pair(((1, 0),), ((2,),))
+    assert parse(encode(table(*ROWS))) == [
+        Task("a", source, (pair,), (Pair(pair.input, None),)),
+        Document("t", source, "Some text.\n"),
+        Document("m", source, None, (Message("user", "Hello"),)),
+        Task("p-000000", source, (floats, floats), (floats,)),
+        Document("row-000004", source, "no id"),
+    ]
+    lines = "".join(json.dumps(row) + "\n" for row in ROWS[:-1])
+    assert parse(encode(table(*ROWS[:-1]))) == list(parse_tasks(io.BytesIO(lines.encode()), source))
+
+
+@FORMATS
+def test_only_the_columns_that_are_used_are_needed(encode: Encode):
+    assert parse(encode(pa.table({"text": ["a", "b"]})), "x") == [
+        Document("row-000000", "x", "a"),
+        Document("row-000001", "x", "b"),
+    ]
+    whole_number = pa.table({"text": ["a"], "id": [7], "picture": [b"\0"]})
+    assert parse(encode(whole_number), "x") == [Document("7", "x", "a")]
+    indices = pa.array([0, 0], pa.int32())
+    encoded = pa.DictionaryArray.from_arrays(indices, pa.array(["same"]))
+    assert [item.text for item in parse(encode(pa.table({"text": encoded})))] == ["same", "same"]  # type: ignore[union-attr]
+
+
+@FORMATS
+@pytest.mark.parametrize(
+    ("row", "task_id", "reason"),
+    [
+        ({"id": "a", "text": " "}, "a", "empty_text"),
+        ({"id": "a", "messages": [{"role": "?", "content": ""}]}, "a", "bad_message"),
+        ({**TASK, "train": [{"input": [[1], [1, 2]], "output": [[1]]}]}, "a", "ragged_grid"),
+        ({**TASK, "train": [{"input": [[10]], "output": [[1]]}]}, "a", "bad_cell"),
+        ({**TASK, "train": [{"input": [[None]], "output": [[1]]}]}, "a", "bad_cell"),
+        ({"id": "a", "train": [PAIR]}, "a", "no_test_inputs"),
+        ({"id": "a"}, "a", "not_a_task"),
+        ({"id": "\n", "text": "x"}, "row-000001", "bad_id"),
+        ({"id": "t", "text": "again"}, "t", "duplicate_id"),
+    ],
+)
+def test_a_bad_row_costs_that_row(encode: Encode, row: dict[str, Any], task_id: str, reason: str):
+    rows = [{"id": "t", "text": "before"}, row, {"id": "u", "text": "after"}]
+    before, bad, after = parse(encode(table(*rows)))
+    assert isinstance(before, Document)
+    assert isinstance(after, Document)
+    assert isinstance(bad, RejectedTask)
+    assert (bad.task_id, bad.reason) == (task_id, reason)
+
+
+@FORMATS
+def test_a_row_over_the_limit_is_skipped(encode: Encode, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(corpus.tables, "MAX_RECORD_BYTES", 1000)
+    small, large = {"text": "x" * 100}, {"text": "x" * 2000}
+    items = parse(encode(table(small, large, small)))
+    assert [isinstance(item, Document) for item in items] == [True, False, True]
+    assert isinstance(items[1], RejectedTask)
+    assert items[1].reason == "record_too_large"
+
+
+@FORMATS
+def test_a_table_without_rows_or_content_is_said_to_be(encode: Encode):
+    assert only_rejection(encode(table())).reason == "empty_file"
+    without = only_rejection(encode(pa.table({"id": [1], "image": ["x"]})))
+    assert without.reason == "not_a_task"
+    assert "the table has the columns id, image; one of train, test" in without.detail
+    twice = pa.Table.from_arrays([pa.array(["a"])] * 2, names=["text", "text"])
+    assert only_rejection(encode(twice)).reason == "duplicate_key"
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"ARROW1", b"{}\n", bytes(100), b"PAR1" * 9])
+def test_what_is_no_table_is_rejected(content: bytes):
+    assert only_rejection(content).reason == "bad_table"
+
+
+@FORMATS
+def test_damage_never_raises_and_never_passes_in_silence(encode: Encode):
+    content = encode(table(*[{"id": str(i), "text": "some text"} for i in range(20)]))
+    generator = random.Random(0)
+    for length in range(0, len(content) - 1, 97):
+        items = parse(content[:length])
+        # A stream of Arrow has no end mark that is needed: cut between batches it is whole.
+        assert encode is arrow_stream or isinstance(items[-1], RejectedTask)
+        assert items
+    for _ in range(200):
+        broken = bytearray(content)
+        for _ in range(3):
+            broken[generator.randrange(len(broken))] ^= 1 << generator.randrange(8)
+        for item in parse(bytes(broken)):
+            if isinstance(item, RejectedTask):
+                assert item.reason in REASONS
+
+
+def test_rows_before_the_damage_are_read():
+    content = arrow_stream(table(*[{"id": str(i), "text": "some text"} for i in range(9)]))
+    *read, last = parse(content[: len(content) * 2 // 3])
+    assert [item.document_id for item in read if isinstance(item, Document)] == [
+        str(i) for i in range(len(read))
+    ]
+    assert isinstance(last, RejectedTask)
+    assert last.reason == "bad_table"
+    assert f"cannot be read from row {len(read)} on" in last.detail
+
+
+def test_a_stream_that_cannot_be_read_is_an_error():
+    class Broken(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            raise OSError(errno.EIO, "the disk")
+
+    broken: BinaryIO = Broken(parquet_file(table(*ROWS)))
+    with pytest.raises(OSError, match="the disk"):
+        list(parse_table(broken, "x"))
+
+
+def test_a_text_that_is_not_utf8_costs_its_row():
+    broken = parquet_file(pa.table({"text": ["before", "marker-text", "after"]}))
+    content = broken.replace(b"marker-text", b"marker\xfftext")
+    assert content != broken
+    before, bad, after = parse(content)
+    assert isinstance(bad, RejectedTask)
+    assert bad.reason == "bad_encoding"
+    assert (before, after) == (
+        Document("row-000000", "sub/name.parquet", "before"),
+        Document("row-000002", "sub/name.parquet", "after"),
+    )
+
+
+def test_the_stream_stays_open_for_its_next_reader():
+    for encode in (parquet_file, arrow_stream, arrow_file):
+        stream = io.BytesIO(encode(table(*ROWS)))
+        assert len(list(parse_table(stream, "x"))) == len(ROWS)
+        assert not stream.closed
+
+
+@pytest.mark.parametrize("encode", [parquet_file, arrow_stream])
+def test_items_come_while_the_table_is_read(encode: Encode):
+    class Counted(io.BytesIO):
+        taken = 0
+
+        def read(self, size: int | None = -1) -> bytes:
+            block = super().read(size)
+            self.taken += len(block)
+            return block
+
+    rows = [{"text": random.Random(i).randbytes(2000).hex()} for i in range(1000)]
+    stream = Counted(encode(table(*rows)))
+    items: Iterator[Item] = parse_table(stream, "x")
+    assert len(list(itertools.islice(items, 5))) == 5
+    assert stream.taken < len(stream.getvalue()) / 2
