@@ -50,7 +50,8 @@ def prepared(tasks: Path, *flags: str):
 
 
 def test_a_run_is_resolved_against_model_and_inputs(example_tasks: Path):
-    run = prepared(example_tasks, "--batch_size", "4", "--mesh_shape", "2,1", "--pooling", "mean")
+    flags = ["--batch_size=4", "--mesh_shape=2,1", "--pooling=mean", "--compile_cache=/compiled"]
+    run = prepared(example_tasks, *flags)
     assert run.patterns == (f"{example_tasks}/*",)
     assert run.template == load_template("digits")
     assert run.limit == LengthLimit(32_768, "reject")
@@ -63,7 +64,7 @@ def test_a_run_is_resolved_against_model_and_inputs(example_tasks: Path):
         storage_dtype="float32",
         batch_size=4,
         mesh_shape=(2, 1),
-        compile_cache=None,
+        compile_cache="/compiled",
     )
 
 
@@ -103,7 +104,13 @@ def test_every_setting_that_decides_about_bytes_is_described(example_tasks: Path
 
 @pytest.mark.parametrize(
     "flags",
-    [["--overwrite"], ["--allow_nonfinite"], ["--max_rejected", "3"], ["--output_dir", "other"]],
+    [
+        ["--overwrite"],
+        ["--allow_nonfinite"],
+        ["--max_rejected", "3"],
+        ["--output_dir", "other"],
+        ["--compile_cache", "other"],
+    ],
     ids=lambda flags: flags[0],
 )
 def test_what_decides_about_no_byte_makes_no_other_run(example_tasks: Path, flags: list[str]):

@@ -16,14 +16,21 @@ import pytest
 from activation_dataset.metadata import Metadata
 from activation_dataset.verify import verify
 from beam_pipeline.command import main
-from tests.conftest import ROOT
+from tests.conftest import COMPILED, ROOT
 
 
-def flags_of(model: object, tasks: object, out: object, flags: tuple[str, ...]) -> list[str]:
+def flags_of(
+    model: object,
+    tasks: object,
+    out: object,
+    flags: tuple[str, ...],
+    compile_cache: str = COMPILED.name,
+) -> list[str]:
     return [
         *("--model_path", str(model)),
         *("--tasks_file", str(tasks)),
         *("--output_dir", str(out)),
+        *("--compile_cache", compile_cache),
         *flags,
     ]
 
@@ -53,12 +60,12 @@ def run_process(
     *flags: str,
     environment: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Runs ``python -m beam_pipeline`` with a compilation cache of nobody else's."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("JAX_COMP")}
+    """Runs ``python -m beam_pipeline``, which compiles for itself."""
+    argv = flags_of(model, tasks, out, flags, compile_cache=f"{out}-compiled")
     return subprocess.run(
-        [sys.executable, "-m", "beam_pipeline", *flags_of(model, tasks, out, flags)],
+        [sys.executable, "-m", "beam_pipeline", *argv],
         cwd=ROOT,
-        env={**kept, **(environment or {})},
+        env={**os.environ, **(environment or {})},
         capture_output=True,
         text=True,
         check=False,
