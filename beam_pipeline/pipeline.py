@@ -11,8 +11,9 @@ from corpus.template import load_template
 from qwen2.source import open_model
 from transforms.assign_shards import AssignShards, PlanShards
 from transforms.combine_metadata import CombineMetadata
-from transforms.commit_run import CommitRun, check_output_dir, remove_output, remove_partial_files
+from transforms.commit_run import CommitRun, check_output_dir
 from transforms.extract_activations import FINISHED, PROMPTS, ExtractActivations
+from transforms.output_folder import OutputFolder, remove_output, remove_partial_files
 from transforms.read_tasks import INPUTS, REJECTED, ReadTasks, resolve_patterns
 from transforms.tokenize_tasks import TokenizeTasks
 from transforms.write_layer import WriteLayer
@@ -33,7 +34,7 @@ def prepare(config: Config) -> Run:
     return resolve(config, source, template, patterns)
 
 
-def build(pipeline: beam.Pipeline, run: Run) -> beam.PCollection:
+def build(pipeline: beam.Pipeline, run: Run, folder: OutputFolder) -> beam.PCollection:
     """Adds the whole job to a pipeline; gives the ``Metadata`` that it ends with."""
     config = run.config
     read = pipeline | "ReadTasks" >> ReadTasks(run.patterns)
@@ -48,20 +49,19 @@ def build(pipeline: beam.Pipeline, run: Run) -> beam.PCollection:
     plan = (
         tokenized.prompts
         | "PlanShards" >> beam.CombineGlobally(PlanShards(config.samples_per_shard))
-        | "CommitRun"
-        >> CommitRun(config.output_dir, run.description, config.max_rejected, rejected)
+        | "CommitRun" >> CommitRun(folder, run.description, config.max_rejected, rejected)
     )
     extracted = (
         tokenized.prompts
         | "AssignShards" >> AssignShards(plan)
         | "Extract"
-        >> ExtractActivations(run.extractor, config.output_dir, run.description.hidden_dim, plan)
+        >> ExtractActivations(run.extractor, folder.path, run.description.hidden_dim, plan)
     )
     written = [
         extracted[layer_folder(layer)]
         | layer_folder(layer)
         >> WriteLayer(
-            config.output_dir,
+            folder,
             layer,
             run.description.hidden_dim,
             config.pooling,
@@ -70,13 +70,13 @@ def build(pipeline: beam.Pipeline, run: Run) -> beam.PCollection:
         )
         for layer in run.layers
     ]
-    prompts = extracted[PROMPTS] | "prompts" >> WritePrompts(config.output_dir, plan)
+    prompts = extracted[PROMPTS] | "prompts" >> WritePrompts(folder, plan)
     return (
         [*written, prompts, extracted[FINISHED]]
         | "Manifests" >> beam.Flatten()
         | "CombineMetadata"
         >> CombineMetadata(
-            config.output_dir,
+            folder,
             run.description,
             config.allow_nonfinite,
             plan,
@@ -97,10 +97,12 @@ def run_pipeline(config: Config, options: PipelineOptions) -> Run:
     except ValueError as error:
         raise ConfigError(f"Beam refuses its flags: {error}") from error
     run = prepare(config)
+    if not config.overwrite:
+        check_output_dir(config.output_dir, run.description)
+    folder = OutputFolder.claim(config.output_dir)
     if config.overwrite:
-        remove_output(config.output_dir)
-    check_output_dir(config.output_dir, run.description)
-    remove_partial_files(config.output_dir)
+        remove_output(folder.path)
+    remove_partial_files(folder.path)
     with pipeline:
-        build(pipeline, run)
+        build(pipeline, run, folder)
     return run

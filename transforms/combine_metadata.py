@@ -12,7 +12,8 @@ from activation_dataset.manifest import Manifest, PromptsManifest, batches_of
 from activation_dataset.metadata import InputFile, Metadata, RunDescription
 from activation_dataset.statistics import LayerStatistics, OrderedMerge
 from transforms.assign_shards import ShardPlan
-from transforms.whole_file import join, write_whole
+from transforms.output_folder import OutputFolder, list_output
+from transforms.whole_file import join, read_if_exists
 
 
 class NonFiniteError(ValueError):
@@ -104,6 +105,25 @@ def build_metadata(
     return metadata
 
 
+def check_files(metadata: Metadata, sizes: Mapping[str, int]) -> None:
+    """Whether all that was written is still there.
+
+    Args:
+      sizes: name to bytes of what is in the folder.
+
+    Raises:
+      IncompleteError: naming what is not, or has another size.
+    """
+    entries = [
+        entry for batch in metadata.batches for entry in (*batch.files.values(), batch.prompts)
+    ]
+    if lost := [entry.path for entry in entries if sizes.get(entry.path) != entry.bytes]:
+        raise IncompleteError(
+            f"{len(lost)} files were removed or changed since they were written, such as "
+            f"{lost[0]}; run the same command again, which writes them again"
+        )
+
+
 @dataclass(eq=False)
 class CombineMetadata(beam.PTransform):
     """The manifests of all files to ``metadata.json``, written last; gives the ``Metadata``.
@@ -114,7 +134,7 @@ class CombineMetadata(beam.PTransform):
       rejected: a singleton PCollection of reason to count.
     """
 
-    output_dir: str
+    folder: OutputFolder
     run: RunDescription
     allow_nonfinite: bool
     plan: beam.PCollection
@@ -128,7 +148,7 @@ class CombineMetadata(beam.PTransform):
             | "WriteMetadata"
             >> beam.Map(
                 _write_metadata,
-                self.output_dir,
+                self.folder,
                 self.run,
                 self.allow_nonfinite,
                 plan=beam.pvalue.AsSingleton(self.plan),
@@ -140,7 +160,7 @@ class CombineMetadata(beam.PTransform):
 
 def _write_metadata(
     gathered: _Gathered,
-    output_dir: str,
+    folder: OutputFolder,
     run: RunDescription,
     allow_nonfinite: bool,
     plan: ShardPlan,
@@ -148,5 +168,10 @@ def _write_metadata(
     rejected: Mapping[str, int],
 ) -> Metadata:
     metadata = build_metadata(gathered, run, plan, inputs, rejected, allow_nonfinite)
-    write_whole(join(output_dir, METADATA_FILE), metadata.to_json().encode())
+    content = metadata.to_json().encode()
+    check_files(metadata, list_output(folder.path))
+    # Each run removes what was there before it, so this is an attempt that was not heard of.
+    if read_if_exists(join(folder.path, METADATA_FILE)) != content:
+        folder.write(METADATA_FILE, content)
+    folder.release()
     return metadata

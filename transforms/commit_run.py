@@ -8,20 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.io.filesystems import FileSystems
 
-from activation_dataset.format import (
-    ERRORS_FOLDER,
-    METADATA_FILE,
-    RUN_FILE,
-    is_partial_file,
-    parse_prompts_file,
-    parse_shard_file,
-)
+from activation_dataset.format import ERRORS_FOLDER, METADATA_FILE, RUN_FILE
 from activation_dataset.metadata import RunDescription
 from corpus.task import RejectedTask
 from transforms.assign_shards import ShardPlan
-from transforms.whole_file import join, read_if_exists, store_errors, write_whole
+from transforms.output_folder import OutputFolder, delete, list_output
+from transforms.whole_file import join, read_if_exists
 from transforms.write_rejected import count_reasons, errors_file, write_rejected
 
 
@@ -54,10 +47,13 @@ def differences(there: Any, now: Any, name: str = "") -> Iterator[str]:
         yield f"{name} is {json.dumps(there)} there, {json.dumps(now)} now"
 
 
-def check_output_dir(output_dir: str, run: RunDescription) -> None:
+def check_output_dir(output_dir: str, run: RunDescription) -> Mapping[str, Any] | None:
     """Whether a run may write here: the folder is fresh, or an equal run began it.
 
     A run that rejected too much leaves its dead letters only; they are in nobody's way.
+
+    Returns:
+      The plan of the run that began the folder, None if it is fresh.
 
     Raises:
       OtherRunError: naming what is there, or each setting that differs.
@@ -65,86 +61,57 @@ def check_output_dir(output_dir: str, run: RunDescription) -> None:
     """
     recorded = read_if_exists(join(output_dir, RUN_FILE))
     if recorded is not None:
-        _refuse_difference(output_dir, _parse(output_dir, recorded)["configuration"], run)
-        return
-    dead_letters = join(output_dir, ERRORS_FOLDER, "")
-    if found := [f for f in output_files(output_dir) if not f.startswith(dead_letters)]:
+        there = _parse(output_dir, recorded)
+        _refuse_difference(output_dir, there["configuration"], run)
+        plan: Mapping[str, Any] = there["plan"]
+        return plan
+    if found := [f for f in list_output(output_dir) if not f.startswith(f"{ERRORS_FOLDER}/")]:
         raise OtherRunError(
             f"{output_dir} already holds output without {RUN_FILE}, such as {found[0]}. "
             "Choose another --output_dir, or replace it with --overwrite."
         )
-
-
-def output_files(output_dir: str) -> list[str]:
-    """Paths of all files in a folder that a run may have written, those of a commit first."""
-    found = []
-    root = output_dir.rstrip("/") + "/"
-    for pattern in (METADATA_FILE + "*", RUN_FILE + "*", "errors/*", "layer_*/*", "prompts/*"):
-        with store_errors(output_dir):
-            matches = FileSystems.match([join(output_dir, pattern)])[0].metadata_list
-        for match in matches:
-            below = match.path.removeprefix(root)
-            known = below in (METADATA_FILE, RUN_FILE) or below.startswith("errors/rejected.jsonl")
-            known |= bool(parse_shard_file(below) or parse_prompts_file(below))
-            if known or is_partial_file(below):
-                found.append(match.path)
-    return found
-
-
-def remove_output(output_dir: str) -> None:
-    """Deletes what ``output_files`` finds, the commit of the dataset first."""
-    for path in output_files(output_dir):
-        _delete(path)
-
-
-def remove_partial_files(output_dir: str) -> None:
-    """Deletes what writers that were interrupted left behind."""
-    for path in output_files(output_dir):
-        if is_partial_file(path):
-            _delete(path)
-
-
-def _delete(path: str) -> None:
-    with store_errors(path):
-        FileSystems.delete([path])
+    return None
 
 
 def commit_run(
     plan: ShardPlan,
-    output_dir: str,
+    folder: OutputFolder,
     run: RunDescription,
     rejected: Sequence[RejectedTask],
     max_rejected: int | None,
 ) -> ShardPlan:
     """Lets the expensive part begin: writes or compares ``run.json``, and writes the dead letters.
 
+    Before anything in the folder changes, the metadata of a dataset that is there goes: from here
+    on until it is written again, the folder is that of a run that has not finished.
+
     Raises:
       OtherRunError: if the folder's run had other samples or settings; nothing is written then.
       TooManyRejectedError: if more than ``max_rejected`` tasks were rejected.
       NoSamplesError: if no sample is left.
+      ClaimLostError: if the folder is another run's.
       OutputError: if the folder cannot be written.
     """
-    path = join(output_dir, RUN_FILE)
     planned = {
         "num_shards": plan.num_shards,
         "samples": plan.samples,
         "tokens": plan.tokens,
         "digest": plan.digest,
     }
-    recorded = read_if_exists(path)
-    if recorded is not None:
-        there = _parse(output_dir, recorded)
-        _refuse_difference(output_dir, there["configuration"], run)
-        if changed := list(differences(there["plan"], planned)):
-            raise OtherRunError(
-                f"{output_dir} was begun with other samples: " + "; ".join(changed) + ". The tasks "
-                "or the tokenizer have changed since; choose another --output_dir, or --overwrite."
-            )
-    write_rejected(rejected, output_dir)
-    _check_rejected(plan, output_dir, count_reasons(rejected), max_rejected)
+    folder.check()
+    # Again, since another run may have written until it lost its claim.
+    recorded = check_output_dir(folder.path, run)
+    if recorded is not None and (changed := list(differences(recorded, planned))):
+        raise OtherRunError(
+            f"{folder.path} was begun with other samples: " + "; ".join(changed) + ". The tasks "
+            "or the tokenizer have changed since; choose another --output_dir, or --overwrite."
+        )
+    delete(join(folder.path, METADATA_FILE))
+    write_rejected(rejected, folder.path)
+    _check_rejected(plan, folder.path, count_reasons(rejected), max_rejected)
     if recorded is None:
         content = {"configuration": configuration(run), "plan": planned}
-        write_whole(path, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
+        folder.write(RUN_FILE, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
     return plan
 
 
@@ -191,7 +158,7 @@ class CommitRun(beam.PTransform):
       rejected: a singleton PCollection of the list of all ``RejectedTask``.
     """
 
-    output_dir: str
+    folder: OutputFolder
     run: RunDescription
     max_rejected: int | None
     rejected: beam.PCollection
@@ -199,7 +166,7 @@ class CommitRun(beam.PTransform):
     def expand(self, plan: beam.PCollection) -> beam.PCollection:
         return plan | "Commit" >> beam.Map(
             commit_run,
-            self.output_dir,
+            self.folder,
             self.run,
             rejected=beam.pvalue.AsSingleton(self.rejected),
             max_rejected=self.max_rejected,

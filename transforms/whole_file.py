@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import BinaryIO
 
@@ -43,12 +43,16 @@ class WholeFile:
     Nothing reads a partial name, and a name is drawn for each attempt, so that attempts at the same
     file do not meet. What is written must be a function of the file's name.
 
+    Args:
+      path: its own name.
+      may_commit: called right before it gets that name; raises where it may not.
+
     Raises:
       OutputError: if it cannot be created.
     """
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+    def __init__(self, path: str, may_commit: Callable[[], None] = lambda: None) -> None:
+        self.path, self._may_commit = path, may_commit
         self._partial = partial_file(path, secrets.token_hex(8))
         with store_errors(path):
             folder = FileSystems.split(path)[0]
@@ -67,6 +71,7 @@ class WholeFile:
 
         Raises:
           OutputError: if it could not be closed, compared or moved; the name is as it was before.
+          Exception: what ``may_commit`` raises; then too.
         """
         try:
             with store_errors(self.path):
@@ -78,8 +83,9 @@ class WholeFile:
                     stored = FileSystems.checksum(self._partial)
                     if stored != crc32c:
                         raise OutputError(f"{self.path}: stored CRC32C {stored}, sent {crc32c}")
+                self._may_commit()
                 FileSystems.rename([self._partial], [self.path])
-        except OutputError:
+        except Exception:
             self.discard()
             raise
 
@@ -91,13 +97,13 @@ class WholeFile:
                 give_up()
 
 
-def write_whole(path: str, content: bytes) -> None:
-    """Writes a small file, whole.
+def write_whole(path: str, content: bytes, may_commit: Callable[[], None] = lambda: None) -> None:
+    """Writes a small file, whole; the arguments are those of ``WholeFile``.
 
     Raises:
       OutputError: if it cannot be written.
     """
-    file = WholeFile(path)
+    file = WholeFile(path, may_commit)
     try:
         with store_errors(path):
             file.stream.write(content)

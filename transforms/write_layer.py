@@ -13,7 +13,8 @@ from activation_dataset.manifest import ShardManifest
 from activation_dataset.writer import LayerFileWriter
 from transforms.assign_shards import ShardPlan
 from transforms.extract_activations import LayerBlock
-from transforms.whole_file import WholeFile, join, store_errors
+from transforms.output_folder import OutputFolder
+from transforms.whole_file import WholeFile, store_errors
 
 
 @dataclass(eq=False)
@@ -24,7 +25,7 @@ class WriteLayer(beam.PTransform):
       plan: a singleton PCollection of the ``ShardPlan``.
     """
 
-    output_dir: str
+    folder: OutputFolder
     layer: int
     hidden: int
     pooling: Pooling
@@ -33,7 +34,7 @@ class WriteLayer(beam.PTransform):
 
     def expand(self, blocks: beam.PCollection) -> beam.PCollection:
         return blocks | "Write" >> beam.ParDo(
-            _WriteLayer(self.output_dir, self.layer, self.hidden, self.pooling, self.storage_dtype),
+            _WriteLayer(self.folder, self.layer, self.hidden, self.pooling, self.storage_dtype),
             plan=beam.pvalue.AsSingleton(self.plan),
         )
 
@@ -41,13 +42,13 @@ class WriteLayer(beam.PTransform):
 class _WriteLayer(beam.DoFn):
     def __init__(
         self,
-        output_dir: str,
+        folder: OutputFolder,
         layer: int,
         hidden: int,
         pooling: Pooling,
         storage_dtype: StorageDtype,
     ) -> None:
-        self._output_dir = output_dir
+        self._folder = folder
         self._layer, self._pooling = layer, pooling
         self._storage_dtype, self._hidden = storage_dtype, hidden
         self._bytes = Metrics.counter("write", "bytes")
@@ -58,8 +59,7 @@ class _WriteLayer(beam.DoFn):
 
     def process(self, block: LayerBlock, plan: ShardPlan) -> Iterator[ShardManifest]:
         if self._open is None:
-            path = shard_file(self._layer, block.shard, plan.num_shards)
-            file = WholeFile(join(self._output_dir, path))
+            file = self._folder.file(shard_file(self._layer, block.shard, plan.num_shards))
             writer = LayerFileWriter(
                 file.stream, self._layer, self._pooling, self._storage_dtype, self._hidden
             )

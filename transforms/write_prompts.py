@@ -11,16 +11,20 @@ from activation_dataset.manifest import PromptsManifest
 from activation_dataset.prompts import write_prompts
 from transforms.assign_shards import ShardPlan
 from transforms.extract_activations import ShardPrompts
-from transforms.whole_file import WholeFile, join, store_errors
+from transforms.output_folder import OutputFolder
+from transforms.whole_file import store_errors
 
 
-def write_shard_prompts(shard: ShardPrompts, output_dir: str, plan: ShardPlan) -> PromptsManifest:
+def write_shard_prompts(
+    shard: ShardPrompts, folder: OutputFolder, plan: ShardPlan
+) -> PromptsManifest:
     """Writes the file, whole, whether or not it is there: that costs less than to read it.
 
     Raises:
+      ClaimLostError: if the folder is another run's.
       OutputError: if it cannot be written.
     """
-    file = WholeFile(join(output_dir, prompts_file(shard.shard, plan.num_shards)))
+    file = folder.file(prompts_file(shard.shard, plan.num_shards))
     try:
         with store_errors(file.path):
             manifest = write_prompts(file.stream, shard.prompts, shard.shard, plan.num_shards)
@@ -39,10 +43,10 @@ class WritePrompts(beam.PTransform):
       plan: a singleton PCollection of the ``ShardPlan``.
     """
 
-    output_dir: str
+    folder: OutputFolder
     plan: beam.PCollection
 
     def expand(self, shards: beam.PCollection) -> beam.PCollection:
         return shards | "Write" >> beam.Map(
-            write_shard_prompts, self.output_dir, plan=beam.pvalue.AsSingleton(self.plan)
+            write_shard_prompts, self.folder, plan=beam.pvalue.AsSingleton(self.plan)
         )

@@ -21,6 +21,7 @@ from transforms.combine_metadata import (
     NonFiniteError,
     build_metadata,
 )
+from transforms.output_folder import CLAIM_FILE, ClaimLostError, OutputFolder
 
 LAYERS = (10, 11, 12)
 HIDDEN = 4
@@ -147,13 +148,21 @@ def test_values_that_are_not_finite_are_an_error_unless_allowed():
     assert counts == {10: 2, 11: 0, 12: 1}
 
 
-def combine(given: list[Manifest], folder: Path) -> None:
+def written(folder: Path, given: list[Manifest]) -> OutputFolder:
+    """A claimed folder that has the files of the manifests, as far as a listing shows."""
+    for each in given:
+        (folder / each.file.path).parent.mkdir(exist_ok=True)
+        (folder / each.file.path).write_bytes(bytes(each.file.bytes))
+    return OutputFolder.claim(str(folder))
+
+
+def combine(given: list[Manifest], folder: OutputFolder) -> None:
     with beam.Pipeline("FnApiRunner") as pipeline:
         _ = (
             pipeline
             | "Manifests" >> beam.Create(given)
             | CombineMetadata(
-                str(folder),
+                folder,
                 RUN,
                 allow_nonfinite=False,
                 plan=pipeline | "Plan" >> beam.Create([plan_of(2)]),
@@ -164,11 +173,34 @@ def combine(given: list[Manifest], folder: Path) -> None:
 
 
 def test_the_pipeline_writes_the_metadata(tmp_path: Path):
-    combine(manifests(2), tmp_path)
+    folder = written(tmp_path, manifests(2))
+    combine(manifests(2), folder)
+    assert (tmp_path / "metadata.json").read_text() == build(manifests(2), 2).to_json()
+    assert not (tmp_path / CLAIM_FILE).exists()
+    # As a runner does with an attempt that ended without its hearing of it.
+    combine(manifests(2), folder)
     assert (tmp_path / "metadata.json").read_text() == build(manifests(2), 2).to_json()
 
 
 def test_the_pipeline_writes_no_metadata_where_something_is_missing(tmp_path: Path):
     with pytest.raises(IncompleteError, match="was not written"):
-        combine(manifests(2)[1:], tmp_path)
-    assert list(tmp_path.iterdir()) == []
+        combine(manifests(2)[1:], written(tmp_path, manifests(2)))
+    assert not (tmp_path / "metadata.json").exists()
+
+
+@pytest.mark.parametrize("lost", [shard_file(11, 1, 2), prompts_file(0, 2)])
+def test_a_file_that_was_removed_after_it_was_written_is_named(tmp_path: Path, lost: str):
+    folder = written(tmp_path, manifests(2))
+    (tmp_path / lost).unlink()
+    with pytest.raises(IncompleteError, match=f"1 files were removed or changed .* as {lost}; run"):
+        combine(manifests(2), folder)
+    assert not (tmp_path / "metadata.json").exists()
+
+
+def test_a_run_that_lost_its_folder_does_not_commit_the_dataset(tmp_path: Path):
+    folder = written(tmp_path, manifests(2))
+    other = OutputFolder.claim(str(tmp_path))
+    with pytest.raises(ClaimLostError):
+        combine(manifests(2), folder)
+    assert not (tmp_path / "metadata.json").exists()
+    other.check()

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from activation_dataset.format import partial_file, shard_file
+from activation_dataset.format import shard_file
 from activation_dataset.metadata import InputFile, RunDescription
 from corpus.task import RejectedTask
 from tests.activation_dataset.synthetic import describe, text_prompt
@@ -19,10 +19,8 @@ from transforms.commit_run import (
     commit_run,
     configuration,
     differences,
-    output_files,
-    remove_output,
-    remove_partial_files,
 )
+from transforms.output_folder import CLAIM_FILE, ClaimLostError, OutputFolder, remove_output
 from transforms.write_rejected import errors_file
 
 RUN = describe("last", "float32", 8)
@@ -41,14 +39,15 @@ def commit(
     rejected: list[RejectedTask] | None = None,
     max_rejected: int | None = None,
 ) -> None:
-    commit_run(plan_ or plan(1, 2, 3), str(folder), run, rejected or [], max_rejected)
+    claimed = OutputFolder.claim(str(folder))
+    commit_run(plan_ or plan(1, 2, 3), claimed, run, rejected or [], max_rejected)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in folder.rglob("*")
-        if path.is_file()
+        if path.is_file() and path.name != CLAIM_FILE
     }
 
 
@@ -125,7 +124,7 @@ def test_other_samples_are_refused_and_nothing_is_touched(tmp_path: Path):
 
 def test_the_plan_is_passed_on(tmp_path: Path):
     ours = plan(1, 2, 3)
-    assert commit_run(ours, str(tmp_path), RUN, [], None) is ours
+    assert commit_run(ours, OutputFolder.claim(str(tmp_path)), RUN, [], None) is ours
 
 
 def test_too_many_dead_letters_stop_the_run_and_are_kept(tmp_path: Path):
@@ -167,51 +166,6 @@ def test_a_damaged_run_file_is_named(tmp_path: Path, content: bytes):
         check_output_dir(str(tmp_path), RUN)
 
 
-@pytest.fixture
-def occupied(tmp_path: Path) -> Path:
-    """A folder with every kind of output, and files that are someone else's."""
-    ours = [
-        "metadata.json",
-        "run.json",
-        "errors/rejected.jsonl",
-        shard_file(10, 0, 2),
-        shard_file(3, 1, 7),
-        partial_file(shard_file(10, 1, 2), "0123456789abcdef"),
-        partial_file("metadata.json", "0123456789abcdef"),
-    ]
-    theirs = ["notes.md", "layer_10/plot.png", "errors/mine.txt", "layer_x/a", "metadata.json.bak"]
-    for name in [*ours, *theirs]:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(name)
-    (tmp_path / "ours").write_text("\n".join(sorted(ours)))
-    return tmp_path
-
-
-def test_only_what_a_run_writes_is_found_and_removed(occupied: Path):
-    ours = (occupied / "ours").read_text().splitlines()
-    found = output_files(str(occupied))
-    assert sorted(path.removeprefix(f"{occupied}/") for path in found) == ours
-    everything = set(contents(occupied))
-    remove_output(str(occupied))
-    assert set(contents(occupied)) == everything - set(ours)
-    remove_output(str(occupied))
-
-
-def test_the_commit_of_a_dataset_is_removed_before_its_layers(occupied: Path):
-    names = [Path(path).name for path in output_files(str(occupied))]
-    assert names[0].startswith("metadata.json")
-    assert names[1].startswith("metadata.json")
-    assert all("activations" in name for name in names[-3:])
-
-
-def test_partial_files_are_removed_and_no_others(occupied: Path):
-    everything = set(contents(occupied))
-    remove_partial_files(str(occupied))
-    gone = everything - set(contents(occupied))
-    assert len(gone) == 2
-    assert all(".partial-" in name for name in gone)
-
-
 @pytest.mark.parametrize("spelling", ["out", "./out", "deeper/../out", "errors/out"])
 def test_output_is_found_however_the_folder_is_spelled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spelling: str
@@ -233,3 +187,37 @@ def test_run_json_holds_the_configuration_and_the_plan(tmp_path: Path):
     assert recorded["configuration"]["layers_extracted"] == [10, 11, 12]
     assert recorded["plan"]["num_shards"] == 2
     assert recorded["plan"]["samples"] == 3
+
+
+def test_the_metadata_goes_before_anything_changes(tmp_path: Path):
+    commit(tmp_path, rejected=DEAD)
+    (tmp_path / "metadata.json").write_text("{}")
+    commit(tmp_path, rejected=DEAD)
+    assert sorted(contents(tmp_path)) == ["errors/rejected.jsonl", "run.json"]
+
+
+def test_a_run_that_is_refused_leaves_the_dataset_alone(tmp_path: Path):
+    commit(tmp_path)
+    (tmp_path / "metadata.json").write_text("{}")
+    with pytest.raises(OtherRunError):
+        commit(tmp_path, plan(4), rejected=DEAD)
+    assert sorted(contents(tmp_path)) == ["metadata.json", "run.json"]
+
+
+def test_what_another_run_left_after_the_start_is_not_taken_over(tmp_path: Path):
+    """It had begun a file before it lost its claim, and nobody knows with what settings."""
+    (tmp_path / "layer_10").mkdir()
+    (tmp_path / shard_file(10, 0, 2)).write_bytes(b"")
+    with pytest.raises(OtherRunError, match=r"already holds output without run\.json"):
+        commit(tmp_path)
+
+
+def test_of_two_runs_in_a_fresh_folder_the_later_one_has_it(tmp_path: Path):
+    first, second = (OutputFolder.claim(str(tmp_path)) for _ in range(2))
+    with pytest.raises(ClaimLostError):
+        commit_run(plan(1), first, RUN, DEAD, None)
+    assert contents(tmp_path) == {}
+    commit_run(plan(1), second, RUN, [], None)
+    with pytest.raises(ClaimLostError):
+        commit_run(plan(1), first, RUN, DEAD, None)
+    assert sorted(contents(tmp_path)) == ["run.json"]

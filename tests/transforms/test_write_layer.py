@@ -11,6 +11,7 @@ from activation_dataset.verify_file import ExpectedRecords, verify_file
 from tests.activation_dataset.synthetic import make_rows, make_samples
 from transforms.assign_shards import FINGERPRINT, plan_shards
 from transforms.extract_activations import LayerBlock
+from transforms.output_folder import CLAIM_FILE, ClaimLostError, OutputFolder
 from transforms.whole_file import OutputError
 from transforms.write_layer import _WriteLayer
 
@@ -32,7 +33,7 @@ def blocks(shard: int, sizes: list[int]) -> list[LayerBlock]:
 
 
 def writer(folder: Path) -> _WriteLayer:
-    return _WriteLayer(str(folder), 10, HIDDEN, "last", "float32")
+    return _WriteLayer(OutputFolder.claim(str(folder)), 10, HIDDEN, "last", "float32")
 
 
 def write(folder: Path, *given: LayerBlock) -> list[ShardManifest]:
@@ -46,7 +47,11 @@ def write(folder: Path, *given: LayerBlock) -> list[ShardManifest]:
 
 
 def files(folder: Path) -> list[str]:
-    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    return sorted(
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != CLAIM_FILE
+    )
 
 
 def test_each_shard_becomes_a_file_that_verifies(tmp_path: Path):
@@ -106,3 +111,16 @@ def test_nothing_but_whole_files_has_a_name(tmp_path: Path):
         list(do_fn.process(block, PLAN))
         assert all(is_partial_file(name) for name in files(tmp_path))
     do_fn.teardown()
+
+
+def test_a_run_whose_folder_another_one_claims_writes_no_more(tmp_path: Path):
+    do_fn = writer(tmp_path)
+    do_fn.start_bundle()
+    first, last = blocks(0, [2, 2])
+    list(do_fn.process(first, PLAN))
+    other = OutputFolder.claim(str(tmp_path))
+    with pytest.raises(ClaimLostError, match="another run was started into it"):
+        list(do_fn.process(last, PLAN))
+    do_fn.teardown()
+    assert files(tmp_path) == []
+    other.check()

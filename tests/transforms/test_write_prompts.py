@@ -11,6 +11,7 @@ from activation_dataset.prompts import write_prompts
 from tests.activation_dataset.synthetic import make_prompts
 from transforms.assign_shards import ShardPlan
 from transforms.extract_activations import ShardPrompts
+from transforms.output_folder import OutputFolder
 from transforms.whole_file import OutputError
 from transforms.write_prompts import WritePrompts, write_shard_prompts
 
@@ -27,7 +28,9 @@ def content_of(shard: ShardPrompts) -> bytes:
 def test_each_shard_is_a_file_and_a_manifest(tmp_path: Path):
     with beam.Pipeline("FnApiRunner") as pipeline:
         plan = pipeline | "Plan" >> beam.Create([PLAN])
-        manifests = pipeline | beam.Create(SHARDS) | WritePrompts(str(tmp_path), plan)
+        manifests = (
+            pipeline | beam.Create(SHARDS) | WritePrompts(OutputFolder.claim(str(tmp_path)), plan)
+        )
         expected = [write_prompts(io.BytesIO(), shard.prompts, shard.shard, 2) for shard in SHARDS]
         assert_that(manifests, equal_to(expected))
     for shard in SHARDS:
@@ -39,9 +42,10 @@ def test_a_file_that_is_there_is_replaced(tmp_path: Path):
     path = tmp_path / prompts_file(0, 2)
     path.parent.mkdir()
     path.write_bytes(b"damaged")
-    first = write_shard_prompts(SHARDS[0], str(tmp_path), PLAN)
+    folder = OutputFolder.claim(str(tmp_path))
+    first = write_shard_prompts(SHARDS[0], folder, PLAN)
     assert path.read_bytes() == content_of(SHARDS[0])
-    assert write_shard_prompts(SHARDS[0], str(tmp_path), PLAN) == first
+    assert write_shard_prompts(SHARDS[0], folder, PLAN) == first
     assert [each.name for each in path.parent.iterdir()] == [path.name]
 
 
@@ -49,5 +53,5 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path):
     (tmp_path / prompts_file(0, 2)).mkdir(parents=True)
     (tmp_path / prompts_file(0, 2) / "in the way").touch()
     with pytest.raises(OutputError, match="prompts-00000-of-00002"):
-        write_shard_prompts(SHARDS[0], str(tmp_path), PLAN)
+        write_shard_prompts(SHARDS[0], OutputFolder.claim(str(tmp_path)), PLAN)
     assert len(list((tmp_path / "prompts").iterdir())) == 1
