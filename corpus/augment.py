@@ -166,6 +166,22 @@ def apply_grid(grid: Grid, augmentation: Augmentation) -> Grid:
     return tuple(tuple(bytes(row).translate(table)) for row in rows)
 
 
+def original_place(
+    augmentation: Augmentation, shape: tuple[int, int], place: tuple[int, int]
+) -> tuple[int, int]:
+    """Where in the task's grid the cell is that stands at a place of the variant's grid.
+
+    Args:
+        shape: rows and columns of the variant's grid.
+        place: row and column in it.
+    """
+    (height, width), (row, column) = shape, place
+    for _ in range(augmentation.d4 % 4):
+        row, column = column, height - 1 - row
+        height, width = width, height
+    return (column, row) if augmentation.d4 >= 4 else (row, column)
+
+
 def augment(task: Task, plan: AugmentationPlan) -> Iterator[Task | RejectedTask]:
     """The task as it is, then its variants, all with different prompts.
 

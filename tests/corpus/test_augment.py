@@ -16,6 +16,7 @@ from corpus.augment import (
     augment,
     identity,
     invert,
+    original_place,
     parse_key,
     split_sample_id,
 )
@@ -126,6 +127,17 @@ def test_all_grids_of_a_task_change_alike_and_its_pairs_are_reordered():
     assert variant.test == (Pair(((1, 4), (2, 3)), None),)
     assert (variant.task_id, variant.source) == (task.task_id, task.source)
     assert variant.sample_id(0) == "a.json#t/0?d4=1&colors=0213456789&order=2-0-1"
+
+
+@given(tasks_and_augmentations())
+def test_a_cell_of_a_variant_is_found_in_its_task(given_both: tuple[Task, Augmentation]):
+    task, augmentation = given_both
+    variant = apply(task, augmentation)
+    for number, after in zip(augmentation.order, variant.train, strict=True):
+        before, shape = task.train[number].input, (len(after.input), len(after.input[0]))
+        for row, column in itertools.product(*map(range, shape)):
+            found = original_place(augmentation, shape, (row, column))
+            assert augmentation.colors[before[found[0]][found[1]]] == after.input[row][column]
 
 
 def test_the_identity_changes_nothing_but_the_key():
