@@ -20,6 +20,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from qwen2.rounding import round_to
 
@@ -29,10 +30,35 @@ MASKED = -1e30
 """Score of a pair that may not attend; finite, so that no row of scores is all infinities."""
 
 
-def form_for_platform(platform: str) -> AttentionForm:
-    """The fastest form on a JAX platform ("cpu", "tpu", "gpu")."""
-    forms: dict[str, AttentionForm] = {"cpu": "blocked", "tpu": "splash", "gpu": "cudnn"}
-    return forms.get(platform, "reference")
+SPLASH_BLOCK = 512
+"""Slots of a block of the TPU kernel: large enough to keep its matrix unit busy."""
+
+SPLASH_ROW = 2048
+"""Row length to prefer on a TPU: the kernel visits every pair of a row's blocks, if only to skip
+most of them, so that packing into longer rows costs more than it saves."""
+
+
+def fastest_form(device: jax.Device, dtype: jnp.dtype) -> AttentionForm:
+    """The fastest form that a device has for queries of this dtype.
+
+    cuDNN's kernel takes half precision only, on NVIDIA GPUs from compute capability 8.0 (A100, L4)
+    on; elsewhere the blocked form keeps memory small.
+    """
+    if device.platform == "tpu":
+        return "splash"
+    if device.platform == "gpu" and dtype.itemsize == 2:
+        major = str(getattr(device, "compute_capability", "")).partition(".")[0]
+        if major.isdigit() and int(major) >= 8:
+            return "cudnn"
+    return "blocked"
+
+
+def preferred_row_length(form: AttentionForm, slots: int) -> int:
+    """The row length that a form wastes least with, for steps of that many slots per device.
+
+    The blocked form does not touch other samples of a row, so its rows are as long as a step.
+    """
+    return slots if form == "blocked" else min(slots, SPLASH_ROW)
 
 
 def causal_attention(
@@ -47,7 +73,7 @@ def causal_attention(
     if form == "blocked":
         return blocked_attention(query, key, value, segment_ids, positions)
     if form == "splash":
-        return splash_attention(query, key, value, segment_ids)
+        return splash_attention(query, key, value, segment_ids, positions)
     if form == "cudnn":
         return cudnn_attention(query, key, value, segment_ids)
     return reference_attention(query, key, value, segment_ids)
@@ -174,38 +200,68 @@ def splash_attention(
     key: jax.Array,
     value: jax.Array,
     segment_ids: jax.Array,
+    positions: jax.Array,
     interpret: bool = False,
 ) -> jax.Array:
-    """The Pallas TPU kernel that ships with JAX. The length must be a multiple of 128."""
-    from jax.experimental.pallas.ops.tpu.splash_attention import (
-        splash_attention_kernel as kernels,
-    )
-    from jax.experimental.pallas.ops.tpu.splash_attention import (
-        splash_attention_mask as masks,
+    """The Pallas TPU kernel that ships with JAX. The length must be a multiple of 128.
+
+    The kernel is told per call which key blocks each query block may see, so that it skips the
+    blocks of other samples as it skips those that come later. All rows are one sequence to it.
+    """
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+    from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info import (
+        MaskInfo,
     )
 
-    _, length, heads, groups, head_dim = query.shape
-    block = math.gcd(length, 512)
-    kernel = kernels.make_splash_mha_single_device(
-        mask=masks.MultiHeadMask([masks.CausalMask((length, length))] * (heads * groups)),
-        block_sizes=kernels.BlockSizes(block_q=block, block_kv=block, block_kv_compute=block),
+    rows, length, heads, groups, head_dim = query.shape
+    slots, block = rows * length, math.gcd(length, SPLASH_BLOCK)
+    per_row = length // block
+    own = jnp.arange(slots // block)
+    first = own - (positions.reshape(-1)[::block] + block - 1) // block
+    wanted = (own // per_row * per_row)[:, None] + jnp.arange(per_row)
+    visible = (wanted >= first[:, None]) & (wanted <= own[:, None])
+    attend = splash.SplashAttentionKernel(
+        MaskInfo(
+            # A block that is not visible is not fetched either: the next or last one stays.
+            data_next=jnp.clip(wanted, first[:, None], own[:, None])[None],
+            block_mask=visible.astype(jnp.int32)[None],
+            mask_next=None,
+            partial_mask_blocks=None,
+            q_sequence=np.arange(slots, dtype=np.int32),
+        ),
+        dq_mask_info=None,
+        dkv_mask_info=None,
+        is_mqa=False,
+        block_sizes=splash.BlockSizes(block_q=block, block_kv=block, block_kv_compute=block),
+        save_residuals=False,
+        mask_value=splash.DEFAULT_MASK_VALUE,
+        attn_logits_soft_cap=None,
+        residual_checkpoint_name=None,
+        mask_function=_not_later,
         interpret=interpret,
     )
+    scaled = round_to(query.astype(jnp.float32) / math.sqrt(head_dim), query.dtype)
+    q = scaled.reshape(slots, heads * groups, head_dim).transpose(1, 0, 2)
+    k, v = (x.reshape(slots, heads, head_dim).transpose(1, 0, 2) for x in (key, value))
+    segments = segment_ids.reshape(slots)
+    with jax.default_matmul_precision("highest" if query.dtype == jnp.float32 else "default"):
+        out = attend(q, k, v, splash.SegmentIds(segments, segments))
+    assert isinstance(out, jax.Array)
+    return out.transpose(1, 0, 2).reshape(query.shape)
 
-    @jax.vmap
-    def attend_row(q: jax.Array, k: jax.Array, v: jax.Array, s: jax.Array) -> jax.Array:
-        q = q.reshape(length, heads * groups, head_dim).transpose(1, 0, 2)
-        out = kernel(q, k.transpose(1, 0, 2), v.transpose(1, 0, 2), kernels.SegmentIds(s, s))
-        return out.transpose(1, 0, 2).reshape(length, heads, groups, head_dim)
 
-    scaled = (query.astype(jnp.float32) / math.sqrt(head_dim)).astype(query.dtype)
-    return attend_row(scaled, key, value, segment_ids).astype(query.dtype)
+def _not_later(query_slots: jax.Array, key_slots: jax.Array) -> jax.Array:
+    return query_slots >= key_slots
 
 
 def cudnn_attention(
     query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array
 ) -> jax.Array:
-    """cuDNN's fused attention on NVIDIA GPUs."""
+    """cuDNN's fused attention on NVIDIA GPUs, for half precision.
+
+    The mask of segments reaches the kernel as a bias of [rows, 1, length, length] in the query's
+    dtype, so what a step holds grows with the row length.
+    """
     rows, length, heads, groups, head_dim = query.shape
     same_segment = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
     out = jax.nn.dot_product_attention(

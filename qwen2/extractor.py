@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from qwen2.attention import AttentionForm, form_for_platform
+from qwen2.attention import AttentionForm, fastest_form, preferred_row_length
 from qwen2.batching import Packing, Step, plan_steps, split_step, step_inputs
 from qwen2.checkpoint import check_weights
 from qwen2.params import load_model
@@ -109,6 +109,7 @@ class ActivationExtractor:
         self.hidden_size = config.hidden_size
         self._storage = FLOAT_DTYPES[storage_dtype]
         compute = jnp.dtype(FLOAT_DTYPES[compute_dtype])
+        form = attention or fastest_form(mesh.devices.flat[0], compute)
         narrow = storage_dtype == "bfloat16" or (compute_dtype == "bfloat16" and pooling != "mean")
         self._programs = Programs(
             load_model(weights, config, self.layers[-1] + 1, compute, mesh),
@@ -116,11 +117,11 @@ class ActivationExtractor:
             mesh,
             self.layers,
             pooling,
-            attention or form_for_platform(mesh.devices.flat[0].platform),
+            form,
             jnp.dtype(FLOAT_DTYPES["bfloat16" if narrow else "float32"]),
         )
         slots = batch_size * TOKENS_PER_BATCH_ROW
-        self._packing = Packing(rows=mesh.shape["data"], slots=slots, row_length=slots)
+        self._packing = Packing(mesh.shape["data"], slots, preferred_row_length(form, slots))
         self._compilers = ThreadPoolExecutor(os.cpu_count(), "compile")
 
     @classmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache, partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,8 @@ from qwen2.attention import (
     AttentionForm,
     attention_of_slots,
     causal_attention,
-    form_for_platform,
+    fastest_form,
+    preferred_row_length,
     splash_attention,
 )
 
@@ -55,7 +57,7 @@ FORMS: list[object] = [
 def compiled(form: AttentionForm) -> Callable[..., jax.Array]:
     if form == "splash":
         interpret = jax.default_backend() != "tpu"
-        return jax.jit(lambda q, k, v, s, p: splash_attention(q, k, v, s, interpret=interpret))
+        return jax.jit(lambda q, k, v, s, p: splash_attention(q, k, v, s, p, interpret))
     return jax.jit(partial(causal_attention, form=form))
 
 
@@ -166,9 +168,46 @@ def test_later_tokens_and_other_samples_never_influence_a_token(
     assert not np.allclose(influenced[row, slot], before[row, slot], rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("form", ["blocked", "splash"])
+def test_blocks_of_other_samples_are_skipped(form: AttentionForm) -> None:
+    """A masked pair with NaN gives NaN; a pair that is never computed does not."""
+    q, k, v = queries_keys_values(1, 1536, "float32")
+    segments, positions = segments_and_positions(1536, [[1024, 512]])
+    k, v = k.at[:, :1024].set(jnp.nan), v.at[:, :1024].set(jnp.nan)
+    out = np.asarray(compiled(form)(q, k, v, segments, positions))
+    assert np.isnan(out[:, :1024]).all()
+    assert np.isfinite(out[:, 1024:]).all()
+
+
 @pytest.mark.parametrize(
-    ("platform", "form"),
-    [("cpu", "blocked"), ("tpu", "splash"), ("gpu", "cudnn"), ("METAL", "reference")],
+    ("platform", "capability", "dtype", "form"),
+    [
+        ("cpu", None, "bfloat16", "blocked"),
+        ("tpu", None, "bfloat16", "splash"),
+        ("tpu", None, "float32", "splash"),
+        ("gpu", "9.0", "bfloat16", "cudnn"),
+        ("gpu", "8.0", "bfloat16", "cudnn"),
+        ("gpu", "12.0", "bfloat16", "cudnn"),
+        ("gpu", "9.0", "float32", "blocked"),
+        ("gpu", "7.5", "bfloat16", "blocked"),
+        ("gpu", "gfx942", "bfloat16", "blocked"),
+        ("METAL", None, "bfloat16", "blocked"),
+    ],
 )
-def test_each_platform_has_its_form(platform: str, form: AttentionForm) -> None:
-    assert form_for_platform(platform) == form
+def test_each_device_has_a_form_that_it_can_run(
+    platform: str, capability: str | None, dtype: str, form: AttentionForm
+) -> None:
+    device = SimpleNamespace(platform=platform)
+    if capability is not None:
+        device.compute_capability = capability
+    assert fastest_form(device, jnp.dtype(dtype)) == form
+
+
+@pytest.mark.parametrize(
+    ("form", "slots", "length"),
+    [("blocked", 4096, 4096), ("splash", 4096, 2048), ("splash", 512, 512), ("cudnn", 8192, 2048)],
+)
+def test_rows_are_as_long_as_their_attention_runs_well(
+    form: AttentionForm, slots: int, length: int
+) -> None:
+    assert preferred_row_length(form, slots) == length
