@@ -29,6 +29,9 @@ ONE_PROCESS = "no_use_multiple_sdk_containers"
 ACCELERATOR_DISK_GB = 100
 """Disk of a worker with an accelerator, gigabytes: an image of several, and a model on top."""
 
+ASSUMED_EFFICIENCY = 0.3
+"""Fraction of a device's peak that a run reaches, where nobody has measured it."""
+
 
 class AcceleratorError(ValueError):
     """An accelerator that is unknown, or that does not go with the other flags."""

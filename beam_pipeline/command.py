@@ -1,4 +1,7 @@
-"""The command line: flags in, a dataset and a summary out; a mistake is one line, not a trace."""
+"""The command line: flags in, a dataset and a summary out; a mistake is one line, not a trace.
+
+With ``plan`` before the flags nothing is extracted: it says what the job would do.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,15 @@ import sys
 import time
 from collections.abc import Sequence
 
+from apache_beam.options.pipeline_options import WorkerOptions
+
 from activation_dataset.format import METADATA_FILE
 from activation_dataset.metadata import Metadata
-from beam_pipeline.options import parse_flags
+from beam_pipeline.options import parse_flags, parse_plan_flags
 from beam_pipeline.pipeline import run_pipeline
+from beam_pipeline.plan import make_plan, report
+from transforms.commit_run import check_samples
+from transforms.measure_output import check_output_size
 from transforms.whole_file import join, read_if_exists
 
 USER_ERROR = 2
@@ -32,19 +40,37 @@ def main(argv: Sequence[str]) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     for handler in logging.getLogger().handlers:
         handler.addFilter(is_news)
-    started = time.monotonic()
     try:
-        config, options = parse_flags(argv)
-        run_pipeline(config, options)
-        content = read_if_exists(join(config.output_dir, METADATA_FILE))
+        if argv[:1] == ["plan"]:
+            plan(argv[1:])
+        else:
+            extract(argv)
     except Exception as error:
         if (explained := explained_by(error)) is None:
             raise
         print(f"error: {explained}", file=sys.stderr)
         return USER_ERROR
+    return 0
+
+
+def extract(argv: Sequence[str]) -> None:
+    """Runs the job, and says what was made."""
+    started = time.monotonic()
+    config, options = parse_flags(argv)
+    run_pipeline(config, options)
+    content = read_if_exists(join(config.output_dir, METADATA_FILE))
     if content is not None:
         print(summary(Metadata.from_json(content), config.output_dir, time.monotonic() - started))
-    return 0
+
+
+def plan(argv: Sequence[str]) -> None:
+    """Says what the job would do, and fails where the job would be refused."""
+    config, options, efficiency, prices = parse_plan_flags(argv)
+    workers = options.view_as(WorkerOptions).num_workers or 1
+    made = make_plan(config, workers, efficiency)
+    print(report(made, config, prices))
+    check_samples(made.samples, made.rejected, config.max_rejected)
+    check_output_size(made.size, made.layers, config.max_output_bytes)
 
 
 def explained_by(error: BaseException) -> str | None:

@@ -7,6 +7,7 @@ from importlib import metadata as packages
 
 from activation_dataset.format import Pooling, StorageDtype
 from activation_dataset.metadata import RunDescription
+from activation_dataset.record import RecordKind
 from beam_pipeline.accelerators import expand_accelerator
 from corpus.augment import AugmentationPlan
 from corpus.template import PromptTemplate
@@ -45,6 +46,7 @@ class Config:
     augment_seed: int
     augment_keep_background: bool
     max_rejected: int | None
+    max_output_bytes: int | None
     allow_nonfinite: bool
     overwrite: bool
     accelerator: str | None
@@ -66,6 +68,12 @@ class Run:
     limit: LengthLimit
     layers: tuple[int, ...]
     description: RunDescription
+
+    @property
+    def record_kind(self) -> RecordKind:
+        return RecordKind(
+            self.config.pooling, self.config.storage_dtype, self.description.hidden_dim
+        )
 
     @property
     def augmentation(self) -> AugmentationPlan | None:
@@ -123,10 +131,10 @@ def _listed(layers: list[int]) -> str:
     return f"layers {first}" + (f" and {len(layers) - 8} more" if len(layers) > 8 else "")
 
 
-def resolve(
-    config: Config, source: ModelSource, template: PromptTemplate, patterns: tuple[str, ...]
-) -> Run:
-    """Brings settings, model and inputs together.
+def fit_to_model(
+    config: Config, source: ModelSource, template: PromptTemplate
+) -> tuple[LengthLimit, tuple[int, ...]]:
+    """The limit of prompts, and the layers to extract, ascending. Needs no weights.
 
     Raises:
       ConfigError: if a setting does not fit the model.
@@ -143,12 +151,24 @@ def resolve(
             f"--max_length={limit} is more than the {model.max_position_embeddings} positions "
             "that this model was made for (max_position_embeddings)"
         )
-    augmentation = augmentation_plan(config)
     layers = resolve_layers(config.layers, model.num_hidden_layers)
+    return LengthLimit(limit, config.overlength), layers
+
+
+def resolve(
+    config: Config, source: ModelSource, template: PromptTemplate, patterns: tuple[str, ...]
+) -> Run:
+    """Brings settings, model and inputs together.
+
+    Raises:
+      ConfigError: if a setting does not fit the model.
+    """
+    limit, layers = fit_to_model(config, source, template)
+    augmentation = augmentation_plan(config)
     description = RunDescription(
         model_name=config.model_path,
         layers_extracted=layers,
-        hidden_dim=model.hidden_size,
+        hidden_dim=source.config.hidden_size,
         pooling=config.pooling,
         hook_point=HOOK_POINT,
         storage_dtype=config.storage_dtype,
@@ -163,13 +183,11 @@ def resolve(
         settings={
             "augmentation": asdict(augmentation) if augmentation else None,
             "batch_size": config.batch_size,
-            "max_length": limit,
+            "max_length": limit.max_length,
             "mesh_shape": list(config.mesh_shape) if config.mesh_shape else None,
             "overlength": config.overlength,
             "samples_per_shard": config.samples_per_shard,
         },
         versions={name: packages.version(name) for name in PACKAGES_THAT_DECIDE_BYTES},
     )
-    return Run(
-        config, patterns, template, LengthLimit(limit, config.overlength), layers, description
-    )
+    return Run(config, patterns, template, limit, layers, description)

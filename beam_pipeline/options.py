@@ -15,11 +15,14 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from activation_dataset.format import POOLINGS, STORAGE_DTYPES
 from beam_pipeline.accelerators import (
     ACCELERATORS,
+    ASSUMED_EFFICIENCY,
     check_mesh,
     expand_accelerator,
     worker_flags,
 )
 from beam_pipeline.config import Config, ConfigError
+from beam_pipeline.prices import SHIPPED as SHIPPED_PRICES
+from beam_pipeline.prices import Prices, load_prices
 from corpus.template import shipped_templates
 
 LOCAL_RUNNER = "FnApiRunner"
@@ -183,6 +186,13 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="SAMPLES",
         help="samples in a file",
     )
+    output.add_argument(
+        "--max_output_bytes",
+        type=_bytes,
+        metavar="BYTES",
+        help="fail before the model runs if the files would hold more than this, such as 500GB "
+        "(default: no limit)",
+    )
     output.add_argument("--overwrite", **SWITCH, help="replace what another run left in the folder")
     output.add_argument(
         "--gcs_bucket",
@@ -210,6 +220,43 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def build_plan_parser() -> argparse.ArgumentParser:
+    """The parser of ``plan``: the flags of the job, and those of a prediction."""
+    parser = build_parser()
+    parser.prog += " plan"
+    parser.description = (
+        "Read and tokenize the tasks, and say what a run with these flags would compute and write, "
+        "how long it would take and what it would cost. Nothing is written."
+    )
+    plan = parser.add_argument_group("plan")
+    plan.add_argument(
+        "--efficiency",
+        type=_fraction,
+        default=ASSUMED_EFFICIENCY,
+        metavar="FRACTION",
+        help="of the device's bfloat16 peak that the run reaches; measure it on a small run",
+    )
+    plan.add_argument(
+        "--prices",
+        default=SHIPPED_PRICES,
+        metavar="FILE",
+        help="table of prices in TOML, of the form of the shipped one",
+    )
+    return parser
+
+
+def parse_plan_flags(argv: Sequence[str]) -> tuple[Config, PipelineOptions, float, Prices]:
+    """The flags of ``plan``: those of the job, efficiency and prices.
+
+    Raises:
+      ValueError: as ``parse_flags``; PriceError for prices that cannot be read.
+      SystemExit: after argparse has printed help.
+    """
+    ours, rest = build_plan_parser().parse_known_args(argv)
+    config, options = _to_config(ours, rest)
+    return config, options, ours.efficiency, load_prices(ours.prices)
+
+
 def parse_flags(argv: Sequence[str]) -> tuple[Config, PipelineOptions]:
     """Our flags as a ``Config``, Beam's as its options.
 
@@ -217,7 +264,10 @@ def parse_flags(argv: Sequence[str]) -> tuple[Config, PipelineOptions]:
       ConfigError: for flags that are missing, malformed, unknown, or contradict each other.
       SystemExit: after argparse has printed help.
     """
-    ours, rest = build_parser().parse_known_args(argv)
+    return _to_config(*build_parser().parse_known_args(argv))
+
+
+def _to_config(ours: argparse.Namespace, rest: list[str]) -> tuple[Config, PipelineOptions]:
     rest = _with_runner(rest)
     _refuse_unknown(rest)
     options = PipelineOptions(rest)
@@ -246,6 +296,7 @@ def parse_flags(argv: Sequence[str]) -> tuple[Config, PipelineOptions]:
         augment_seed=ours.augment_seed,
         augment_keep_background=ours.augment_keep_background,
         max_rejected=ours.max_rejected,
+        max_output_bytes=ours.max_output_bytes,
         allow_nonfinite=ours.allow_nonfinite,
         overwrite=ours.overwrite,
         accelerator=ours.accelerator,
@@ -325,6 +376,23 @@ def _positive(text: str) -> int:
     if not re.fullmatch(r"\d{1,12}", text) or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
     return int(text)
+
+
+def _bytes(text: str) -> int:
+    match = re.fullmatch(r"([1-9]\d{0,17})([kMGTP]B)?", text)
+    if not match:
+        raise argparse.ArgumentTypeError(
+            f"expected bytes, such as 1000000, 500GB or 2TB, got {text!r}"
+        )
+    return int(match[1]) * 1000 ** ["B", "kB", "MB", "GB", "TB", "PB"].index(match[2] or "B")
+
+
+def _fraction(text: str) -> float:
+    if not re.fullmatch(r"0?\.\d{1,6}|1(\.0)?", text) or float(text) <= 0:
+        raise argparse.ArgumentTypeError(
+            f"expected a fraction above 0 and at most 1, such as 0.3, got {text!r}"
+        )
+    return float(text)
 
 
 def _natural(text: str) -> int:

@@ -11,8 +11,9 @@ from corpus.template import load_template
 from qwen2.source import open_model
 from transforms.assign_shards import AssignShards, PlanShards
 from transforms.combine_metadata import CombineMetadata
-from transforms.commit_run import CommitRun, check_output_dir
+from transforms.commit_run import CommitRun, Limits, check_output_dir
 from transforms.extract_activations import FINISHED, PROMPTS, ExtractActivations
+from transforms.measure_output import SumSizes
 from transforms.output_folder import OutputFolder, remove_output, remove_partial_files
 from transforms.read_tasks import INPUTS, REJECTED, ReadTasks, resolve_patterns
 from transforms.tokenize_tasks import TokenizeTasks
@@ -49,7 +50,14 @@ def build(pipeline: beam.Pipeline, run: Run, folder: OutputFolder) -> beam.PColl
     plan = (
         tokenized.prompts
         | "PlanShards" >> beam.CombineGlobally(PlanShards(config.samples_per_shard))
-        | "CommitRun" >> CommitRun(folder, run.description, config.max_rejected, rejected)
+        | "CommitRun"
+        >> CommitRun(
+            folder,
+            run.description,
+            Limits(config.max_rejected, config.max_output_bytes),
+            rejected,
+            tokenized.prompts | "MeasureOutput" >> beam.CombineGlobally(SumSizes(run.record_kind)),
+        )
     )
     extracted = (
         tokenized.prompts

@@ -33,10 +33,6 @@ MASKED = -1e30
 SPLASH_BLOCK = 512
 """Slots of a block of the TPU kernel: large enough to keep its matrix unit busy."""
 
-SPLASH_ROW = 2048
-"""Row length to prefer on a TPU: the kernel visits every pair of a row's blocks, if only to skip
-most of them, so that packing into longer rows costs more than it saves."""
-
 
 def fastest_form(device: jax.Device, dtype: jnp.dtype) -> AttentionForm:
     """The fastest form that a device has for queries of this dtype.
@@ -51,14 +47,6 @@ def fastest_form(device: jax.Device, dtype: jnp.dtype) -> AttentionForm:
         if major.isdigit() and int(major) >= 8:
             return "cudnn"
     return "blocked"
-
-
-def preferred_row_length(form: AttentionForm, slots: int) -> int:
-    """The row length that a form wastes least with, for steps of that many slots per device.
-
-    The blocked form does not touch other samples of a row, so its rows are as long as a step.
-    """
-    return slots if form == "blocked" else min(slots, SPLASH_ROW)
 
 
 def causal_attention(

@@ -22,6 +22,13 @@ ROW_ALIGNMENT = 128
 SLOTS_PER_SEGMENT = 32
 """A row of L slots holds at most L / 32 samples, so pooled outputs have a fixed shape."""
 
+TOKENS_PER_BATCH_ROW = 512
+"""What one unit of batch size means in token slots."""
+
+SHORT_ROW = 2048
+"""Row length to prefer where attention visits every pair of a row's blocks, if only to skip most
+of them: there packing into longer rows costs more than it saves."""
+
 
 @dataclass(frozen=True)
 class StepShape:
@@ -95,6 +102,25 @@ class Packing:
     def shape(self, length: int) -> StepShape:
         """The step that has rows of this length."""
         return StepShape(self.rows * max(1, self.slots // length), length)
+
+
+def preferred_row_length(form: str, slots: int) -> int:
+    """The row length that a form of attention wastes least with, for steps of that many slots.
+
+    The blocked form does not touch other samples of a row, so its rows are as long as a step.
+    """
+    return slots if form == "blocked" else min(slots, SHORT_ROW)
+
+
+def packing_for(form: str, batch_size: int, rows: int) -> Packing:
+    """What a form of attention wants of its steps.
+
+    Args:
+      batch_size: slots per device and step, in units of 512.
+      rows: devices along the mesh's data axis.
+    """
+    slots = batch_size * TOKENS_PER_BATCH_ROW
+    return Packing(rows, slots, preferred_row_length(form, slots))
 
 
 def row_lengths(longest: int, row_length: int) -> tuple[int, ...]:

@@ -22,8 +22,8 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from qwen2.attention import AttentionForm, fastest_form, preferred_row_length
-from qwen2.batching import Packing, Step, plan_steps, split_step, step_inputs
+from qwen2.attention import AttentionForm, fastest_form
+from qwen2.batching import Step, packing_for, plan_steps, split_step, step_inputs
 from qwen2.checkpoint import check_weights
 from qwen2.params import load_model
 from qwen2.programs import POOLINGS, Pooling, Programs, check_mesh_fits_model, make_mesh
@@ -36,9 +36,6 @@ FLOAT_DTYPES: dict[str, np.dtype] = {
     "float32": np.dtype(np.float32),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
-
-TOKENS_PER_BATCH_ROW = 512
-"""What one unit of batch size means in token slots."""
 
 STEPS_IN_FLIGHT = 2
 """Steps that may be on the device, or on their way to the host, at the same time."""
@@ -120,8 +117,7 @@ class ActivationExtractor:
             form,
             jnp.dtype(FLOAT_DTYPES["bfloat16" if narrow else "float32"]),
         )
-        slots = batch_size * TOKENS_PER_BATCH_ROW
-        self._packing = Packing(mesh.shape["data"], slots, preferred_row_length(form, slots))
+        self._packing = packing_for(form, batch_size, mesh.shape["data"])
         self._compilers = ThreadPoolExecutor(os.cpu_count(), "compile")
 
     @classmethod

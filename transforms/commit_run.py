@@ -13,6 +13,7 @@ from activation_dataset.format import ERRORS_FOLDER, METADATA_FILE, RUN_FILE
 from activation_dataset.metadata import RunDescription
 from corpus.task import RejectedTask
 from transforms.assign_shards import ShardPlan
+from transforms.measure_output import OutputSize, check_output_size
 from transforms.output_folder import OutputFolder, delete, list_output
 from transforms.whole_file import join, read_if_exists
 from transforms.write_rejected import count_reasons, errors_file, write_rejected
@@ -28,6 +29,19 @@ class TooManyRejectedError(ValueError):
 
 class NoSamplesError(ValueError):
     """There is nothing to extract."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a run may not exceed; None for no limit.
+
+    Attributes:
+      max_rejected: tasks.
+      max_output_bytes: of all layer files and files of prompts.
+    """
+
+    max_rejected: int | None = None
+    max_output_bytes: int | None = None
 
 
 def configuration(run: RunDescription) -> dict[str, Any]:
@@ -78,7 +92,8 @@ def commit_run(
     folder: OutputFolder,
     run: RunDescription,
     rejected: Sequence[RejectedTask],
-    max_rejected: int | None,
+    size: OutputSize,
+    limits: Limits,
 ) -> ShardPlan:
     """Lets the expensive part begin: writes or compares ``run.json``, and writes the dead letters.
 
@@ -87,7 +102,8 @@ def commit_run(
 
     Raises:
       OtherRunError: if the folder's run had other samples or settings; nothing is written then.
-      TooManyRejectedError: if more than ``max_rejected`` tasks were rejected.
+      OutputTooLargeError: if the files would be larger than the limit; nothing is written then.
+      TooManyRejectedError: if more tasks were rejected than the limit.
       NoSamplesError: if no sample is left.
       ClaimLostError: if the folder is another run's.
       OutputError: if the folder cannot be written.
@@ -106,26 +122,36 @@ def commit_run(
             f"{folder.path} was begun with other samples: " + "; ".join(changed) + ". The tasks "
             "or the tokenizer have changed since; choose another --output_dir, or --overwrite."
         )
+    check_output_size(size, len(run.layers_extracted), limits.max_output_bytes)
     delete(join(folder.path, METADATA_FILE))
     write_rejected(rejected, folder.path)
-    _check_rejected(plan, folder.path, count_reasons(rejected), max_rejected)
+    details = f"; {errors_file(folder.path)} says why each was" if rejected else ""
+    check_samples(plan.samples, count_reasons(rejected), limits.max_rejected, details)
     if recorded is None:
         content = {"configuration": configuration(run), "plan": planned}
         folder.write(RUN_FILE, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
     return plan
 
 
-def _check_rejected(
-    plan: ShardPlan, output_dir: str, reasons: Mapping[str, int], max_rejected: int | None
+def check_samples(
+    samples: int, reasons: Mapping[str, int], max_rejected: int | None, details: str = ""
 ) -> None:
+    """Whether there are samples, and not too many rejected tasks.
+
+    Args:
+      reasons: reason to number of rejected tasks.
+      details: where to read more, for the end of the message.
+
+    Raises:
+      TooManyRejectedError, NoSamplesError: if not.
+    """
     dead = sum(reasons.values())
     why = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
-    details = f"; {errors_file(output_dir)} says why each was" if dead else ""
     if max_rejected is not None and dead > max_rejected:
         raise TooManyRejectedError(
             f"{dead} tasks were rejected ({why}), --max_rejected allows {max_rejected}{details}"
         )
-    if not plan.samples:
+    if not samples:
         raise NoSamplesError(
             f"no sample is left to extract: {dead} tasks were rejected ({why or 'none'}){details}"
         )
@@ -156,12 +182,14 @@ class CommitRun(beam.PTransform):
 
     Attributes:
       rejected: a singleton PCollection of the list of all ``RejectedTask``.
+      size: a singleton PCollection of the ``OutputSize`` of all samples.
     """
 
     folder: OutputFolder
     run: RunDescription
-    max_rejected: int | None
+    limits: Limits
     rejected: beam.PCollection
+    size: beam.PCollection
 
     def expand(self, plan: beam.PCollection) -> beam.PCollection:
         return plan | "Commit" >> beam.Map(
@@ -169,5 +197,6 @@ class CommitRun(beam.PTransform):
             self.folder,
             self.run,
             rejected=beam.pvalue.AsSingleton(self.rejected),
-            max_rejected=self.max_rejected,
+            size=beam.pvalue.AsSingleton(self.size),
+            limits=self.limits,
         )

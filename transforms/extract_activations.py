@@ -115,7 +115,7 @@ def extract_shard(
     shard: int, prompts: Sequence[Prompt], extractor: ActivationExtractor
 ) -> Iterator[LayerBlock]:
     """The blocks of a shard, layer by layer for every few samples; holds only what is in flight."""
-    samples = [_sample(prompt, extractor.pooling) for prompt in prompts]
+    samples = [stored_sample(prompt, extractor.pooling) for prompt in prompts]
     previous: CapturedSamples | None = None
     for captured in extractor.extract([prompt.token_ids for prompt in prompts]):
         if previous is not None:
@@ -141,7 +141,8 @@ def file_order(prompts: Sequence[Prompt], extractor: ActivationExtractor) -> tup
     return tuple(prompts[index].sample_id for index in order)
 
 
-def _sample(prompt: Prompt, pooling: str) -> Sample:
+def stored_sample(prompt: Prompt, pooling: str) -> Sample:
+    """A prompt as the records of a layer describe it."""
     ids = prompt.token_ids[-1:] if pooling == "last" else prompt.token_ids
     return Sample(prompt.sample_id, prompt.task_id, ids, prompt.num_tokens)
 
@@ -193,7 +194,7 @@ class _Extract(beam.DoFn):
         self, element: tuple[int, Iterable[Prompt]], plan: ShardPlan
     ) -> Iterator[TaggedOutput]:
         shard, prompts = element[0], ordered_prompts(element[1])
-        samples = [_sample(prompt, self._settings.pooling) for prompt in prompts]
+        samples = [stored_sample(prompt, self._settings.pooling) for prompt in prompts]
         layers = self._settings.layers
         finished = finished_layers(
             self._output_dir, shard, plan.num_shards, layers, samples, self._kind

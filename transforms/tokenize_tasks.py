@@ -49,12 +49,15 @@ def variants_of(
 
 
 def prompts_of(
-    item: Task | Document,
+    item: Task | Document | RejectedTask,
     template: PromptTemplate,
     tokenizer: PreTrainedTokenizerBase,
     limit: LengthLimit,
 ) -> Iterator[Prompt | RejectedTask]:
-    """The prompts of a task or document, or why there is none."""
+    """The prompts of a task or document, or why there is none; what is rejected stays so."""
+    if isinstance(item, RejectedTask):
+        yield item
+        return
     if isinstance(item, Task):
         task_id = item.task_id
         sample_ids = [item.sample_id(index) for index in range(len(item.test))]
@@ -173,8 +176,5 @@ class _Tokenize(beam.DoFn):
 
     def process(self, item: Task | Document) -> Iterator[Prompt | TaggedOutput]:
         for variant in variants_of(item, self._augmentation):
-            if isinstance(variant, RejectedTask):
-                yield TaggedOutput(REJECTED, variant)
-                continue
             for prompt in prompts_of(variant, self._template, self._tokenizer, self._limit):
                 yield prompt if isinstance(prompt, Prompt) else TaggedOutput(REJECTED, prompt)

@@ -21,6 +21,7 @@ PATTERNS = {
     "batch_size": r"^[1-9][0-9]*$",
     "layers_to_extract": r"^(all|[0-9]+(-[0-9]+)?([ ,]+[0-9]+(-[0-9]+)?)*)$",
     "max_length": r"^[1-9][0-9]*$",
+    "max_output_bytes": r"^[1-9][0-9]*([kMGTP]B)?$",
     "max_rejected": r"^[0-9]+$",
     "mesh_shape": r"^[1-9][0-9]*,[1-9][0-9]*$",
     "output_dir": r"^gs://[^/]+/.+$",

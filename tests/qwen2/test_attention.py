@@ -18,9 +18,9 @@ from qwen2.attention import (
     attention_of_slots,
     causal_attention,
     fastest_form,
-    preferred_row_length,
     splash_attention,
 )
+from qwen2.batching import preferred_row_length
 
 RELATIVE_ERROR = {"float32": 1e-5, "bfloat16": 2e-2}
 """Largest relative L2 error of a query head's output; bfloat16 has 8 bits of precision."""

@@ -93,6 +93,7 @@ def test_the_accelerators_are_those_of_the_job():
         ("tasks_file", ["gs://bucket/tasks/*.json"], ["tasks/*.json"]),
         ("mesh_shape", ["8,1"], ["8", "0,8", "8x1"]),
         ("samples_per_shard", ["512"], ["0", "-1", "many"]),
+        ("max_output_bytes", ["1000000", "500GB"], ["0", "1.5TB", "500gb", "500 GB"]),
         ("max_rejected", ["0", "10"], ["-1"]),
         (
             "sdk_container_image",

@@ -12,6 +12,7 @@ from corpus.task import RejectedTask
 from tests.activation_dataset.synthetic import describe, text_prompt
 from transforms.assign_shards import FINGERPRINT, ShardPlan, fingerprint, plan_shards
 from transforms.commit_run import (
+    Limits,
     NoSamplesError,
     OtherRunError,
     TooManyRejectedError,
@@ -20,10 +21,12 @@ from transforms.commit_run import (
     configuration,
     differences,
 )
+from transforms.measure_output import OutputSize, OutputTooLargeError
 from transforms.output_folder import CLAIM_FILE, ClaimLostError, OutputFolder, remove_output
 from transforms.write_rejected import errors_file
 
 RUN = describe("last", "float32", 8)
+SIZE = OutputSize(layer=100, prompts=10)
 DEAD = [RejectedTask("a.json", "1", "bad_cell", "cell 10"), RejectedTask("b", "", "not_json", "?")]
 
 
@@ -38,9 +41,11 @@ def commit(
     run: RunDescription = RUN,
     rejected: list[RejectedTask] | None = None,
     max_rejected: int | None = None,
+    max_output_bytes: int | None = None,
 ) -> None:
     claimed = OutputFolder.claim(str(folder))
-    commit_run(plan_ or plan(1, 2, 3), claimed, run, rejected or [], max_rejected)
+    limits = Limits(max_rejected, max_output_bytes)
+    commit_run(plan_ or plan(1, 2, 3), claimed, run, rejected or [], SIZE, limits)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -124,7 +129,7 @@ def test_other_samples_are_refused_and_nothing_is_touched(tmp_path: Path):
 
 def test_the_plan_is_passed_on(tmp_path: Path):
     ours = plan(1, 2, 3)
-    assert commit_run(ours, OutputFolder.claim(str(tmp_path)), RUN, [], None) is ours
+    assert commit_run(ours, OutputFolder.claim(str(tmp_path)), RUN, [], SIZE, Limits()) is ours
 
 
 def test_too_many_dead_letters_stop_the_run_and_are_kept(tmp_path: Path):
@@ -136,6 +141,18 @@ def test_too_many_dead_letters_stop_the_run_and_are_kept(tmp_path: Path):
     check_output_dir(str(tmp_path), RUN)
     commit(tmp_path, max_rejected=1)
     assert sorted(contents(tmp_path)) == ["run.json"]
+
+
+def test_too_large_an_output_stops_the_run_before_anything_changes(tmp_path: Path):
+    commit(tmp_path, rejected=DEAD)
+    before = contents(tmp_path)
+    size = 100 * len(RUN.layers_extracted) + 10
+    message = rf"the output would have {size} bytes \(100 in each of .*--max_output_bytes allows"
+    with pytest.raises(OutputTooLargeError, match=message):
+        commit(tmp_path, max_output_bytes=size - 1)
+    assert contents(tmp_path) == before
+    commit(tmp_path, rejected=DEAD, max_output_bytes=size)
+    assert contents(tmp_path) == before
 
 
 def test_as_many_as_allowed_may_be_rejected(tmp_path: Path):
@@ -215,9 +232,9 @@ def test_what_another_run_left_after_the_start_is_not_taken_over(tmp_path: Path)
 def test_of_two_runs_in_a_fresh_folder_the_later_one_has_it(tmp_path: Path):
     first, second = (OutputFolder.claim(str(tmp_path)) for _ in range(2))
     with pytest.raises(ClaimLostError):
-        commit_run(plan(1), first, RUN, DEAD, None)
+        commit_run(plan(1), first, RUN, DEAD, SIZE, Limits())
     assert contents(tmp_path) == {}
-    commit_run(plan(1), second, RUN, [], None)
+    commit_run(plan(1), second, RUN, [], SIZE, Limits())
     with pytest.raises(ClaimLostError):
-        commit_run(plan(1), first, RUN, DEAD, None)
+        commit_run(plan(1), first, RUN, DEAD, SIZE, Limits())
     assert sorted(contents(tmp_path)) == ["run.json"]

@@ -1,0 +1,76 @@
+"""How large the output will be, to the byte, before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import apache_beam as beam
+
+from activation_dataset.prompts import Prompt, encode_prompt
+from activation_dataset.record import RecordKind, frame_record
+from activation_dataset.tfrecord import FOOTER_BYTES, HEADER_BYTES
+from transforms.extract_activations import stored_sample
+
+
+class OutputTooLargeError(ValueError):
+    """A run whose output would be larger than the user allows."""
+
+
+@dataclass(frozen=True)
+class OutputSize:
+    """Bytes of the records of some samples, framing included.
+
+    Attributes:
+      layer: in each layer's files; every layer takes the same.
+      prompts: in the files of prompts.
+    """
+
+    layer: int = 0
+    prompts: int = 0
+
+    def __add__(self, other: OutputSize) -> OutputSize:
+        return OutputSize(self.layer + other.layer, self.prompts + other.prompts)
+
+    def total(self, layers: int) -> int:
+        """Bytes of all files of that many layers; the small files of JSON come on top."""
+        return layers * self.layer + self.prompts
+
+
+def output_size(prompt: Prompt, kind: RecordKind) -> OutputSize:
+    """What the files of one layer, and those of prompts, hold of a sample."""
+    record = frame_record(stored_sample(prompt, kind.pooling), kind)
+    return OutputSize(record.size, HEADER_BYTES + len(encode_prompt(prompt)) + FOOTER_BYTES)
+
+
+def check_output_size(size: OutputSize, layers: int, max_bytes: int | None) -> None:
+    """
+    Raises:
+      OutputTooLargeError: if the files would hold more than ``max_bytes``.
+    """
+    if max_bytes is not None and size.total(layers) > max_bytes:
+        raise OutputTooLargeError(
+            f"the output would have {size.total(layers):,} bytes ({size.layer:,} in each of "
+            f"{layers} layers, {size.prompts:,} of prompts), --max_output_bytes allows "
+            f"{max_bytes:,}. Choose fewer layers, another --pooling or --storage_dtype, fewer "
+            "tasks, or allow more."
+        )
+
+
+class SumSizes(beam.CombineFn):
+    """Adds up the ``OutputSize`` of prompts."""
+
+    def __init__(self, kind: RecordKind) -> None:
+        self._kind = kind
+
+    def create_accumulator(self) -> OutputSize:
+        return OutputSize()
+
+    def add_input(self, size: OutputSize, prompt: Prompt) -> OutputSize:
+        return size + output_size(prompt, self._kind)
+
+    def merge_accumulators(self, sizes: Iterable[OutputSize]) -> OutputSize:
+        return sum(sizes, OutputSize())
+
+    def extract_output(self, size: OutputSize) -> OutputSize:
+        return size
