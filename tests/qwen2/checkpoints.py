@@ -22,6 +22,7 @@ SMALL = Qwen2Config(
     num_attention_heads=4,
     num_key_value_heads=2,
     head_dim=8,
+    rms_norm_eps=1e-3,
     tie_word_embeddings=False,
 )
 
