@@ -29,8 +29,8 @@ INPUTS = "inputs"
 TASK_SUFFIXES = (".json", ".jsonl")
 """What is read of a folder, beside ``TABLE_SUFFIXES``; with one of ``DECOMPRESSORS`` too."""
 
-DATASET_FILES = ("dataset_info.json", "state.json")
-"""What Hugging Face saves beside the Arrow files of a dataset; they hold no tasks."""
+DATASET_FILES = ("dataset_dict.json", "dataset_info.json", "state.json")
+"""What Hugging Face saves beside Arrow files, or folders of them; they hold no tasks."""
 
 # Beam's own decompression takes the end of a file that was cut short for the end of its content.
 DECOMPRESSORS: Mapping[str, Callable[..., Any]] = {
@@ -74,7 +74,7 @@ def _resolve(path: str) -> str:
     if path and os.path.isdir(place):
         raise TasksNotFoundError(
             f"--tasks_file {path!r}: the folder holds no file of tasks: "
-            f"{', '.join(TASK_SUFFIXES + TABLE_SUFFIXES)}"
+            f"{', '.join(TASK_SUFFIXES + TABLE_SUFFIXES)}. Folders in it are not looked into"
         )
     raise TasksNotFoundError(
         f"--tasks_file {path!r}: no such file. Give a file, a folder, a glob in quotes, or a "
@@ -86,7 +86,7 @@ def match_files(pattern: str) -> list[FileMetadata]:
     """The files that a pattern matches; of a whole folder those that hold JSON or tables."""
     found: list[FileMetadata] = FileSystems.match([pattern])[0].metadata_list
     if pattern.endswith("/*"):
-        is_dataset = any(f.path.endswith(".arrow") for f in found)
+        is_dataset = any(f.path.endswith((".arrow", "/dataset_dict.json")) for f in found)
         beside = DATASET_FILES if is_dataset else ()
         found = [
             f for f in found if _holds_tasks(f.path) and os.path.basename(f.path) not in beside

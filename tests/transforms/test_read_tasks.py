@@ -214,6 +214,14 @@ def test_a_saved_dataset_is_read_without_what_describes_it(tmp_path: Path):
     assert found(str(folder)) == ["dataset_info.json", "state.json"]
 
 
+def test_of_several_saved_datasets_one_must_be_chosen(tmp_path: Path):
+    saved_dataset(tmp_path / "all" / "train")
+    write(tmp_path / "all" / "dataset_dict.json", b'{"splits": ["train"]}')
+    with pytest.raises(TasksNotFoundError, match=r"no file of tasks: .* are not looked into"):
+        resolve_patterns([str(tmp_path / "all")])
+    assert found(str(tmp_path / "all" / "*" / "*.arrow")) == ["train/data-00000-of-00001.arrow"]
+
+
 def test_tables_are_read_and_digested(tmp_path: Path):
     arrow = saved_dataset(tmp_path) / "data-00000-of-00001.arrow"
     path = tmp_path / "rows.parquet"
