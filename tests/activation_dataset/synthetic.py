@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +100,7 @@ def write_dataset(
     layers: tuple[int, ...] = LAYERS,
     rejected: Mapping[str, int] | None = None,
     seeds: Sequence[int] | None = None,
+    prompts_of: Callable[[list[int], int], list[Prompt]] = make_prompts,
 ) -> Metadata:
     """Writes a dataset with the given prompt lengths in each shard, and returns its metadata.
 
@@ -112,7 +113,7 @@ def write_dataset(
         seed = seeds[shard] if seeds else shard
         samples = make_samples(lengths, pooling, seed)
         with open(folder / prompts_file(shard, len(shards)), "wb") as stream:
-            prompts = make_prompts(lengths, seed)
+            prompts = prompts_of(lengths, seed)
             manifests.append(write_prompts(stream, prompts, shard, len(shards)))
         for layer in layers:
             path = folder / shard_file(layer, shard, len(shards))
