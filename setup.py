@@ -17,6 +17,7 @@ setup(
     packages=find_packages(include=[*PACKAGES, *(f"{package}.*" for package in PACKAGES)]),
     package_data={
         "activation_dataset": ["py.typed"],
+        "beam_pipeline": ["prices.toml"],
         "corpus": ["py.typed", "templates/*.toml"],
         "qwen2": ["py.typed", "presets/*", "presets/*/*"],
     },

@@ -26,7 +26,7 @@ from beam_pipeline.prices import Prices
 from corpus.augment import AugmentationPlan
 from corpus.task import RejectedTask
 from corpus.template import PromptTemplate, load_template
-from qwen2.batching import Packing, plan_steps
+from qwen2.batching import Packing, packing_for, plan_steps
 from qwen2.config import Qwen2Config
 from qwen2.source import ModelSource, open_model
 from transforms.assign_shards import FINGERPRINT, fingerprint, plan_shards
@@ -172,10 +172,13 @@ def work_of(
 
 
 def packing_of(config: Config, accelerator: AcceleratorSettings | None) -> Packing:
-    """How a worker's extractor will pack its steps."""
+    """How the extractor of a worker will pack its steps."""
+    family = accelerator.family if accelerator else "cpu"
+    form = "splash" if family == "tpu" else "blocked"
+    if family == "gpu" and config.compute_dtype == "bfloat16":
+        form = "cudnn"
     rows = (config.mesh_shape or (accelerator.devices if accelerator else 1,))[0]
-    slots = config.batch_size * 512
-    return Packing(rows, slots, slots)
+    return packing_for(form, config.batch_size, rows)
 
 
 def device_time(

@@ -1,0 +1,58 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from activation_dataset.format import POOLINGS, STORAGE_DTYPES, Pooling, StorageDtype
+from activation_dataset.record import RecordKind
+from tests.activation_dataset.synthetic import make_prompts, text_prompt, write_dataset
+from transforms.measure_output import (
+    OutputSize,
+    OutputTooLargeError,
+    SumSizes,
+    check_output_size,
+    output_size,
+)
+
+LENGTHS = [1, 2, 127, 128, 300, 20_000]
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("storage_dtype", STORAGE_DTYPES)
+def test_the_files_have_just_the_bytes_that_were_measured(
+    tmp_path: Path, pooling: Pooling, storage_dtype: StorageDtype
+):
+    metadata = write_dataset(tmp_path, [LENGTHS, [5]], pooling, storage_dtype, hidden=24)
+    kind = RecordKind(pooling, storage_dtype, 24)
+    prompts = [*make_prompts(LENGTHS, seed=0), *make_prompts([5], seed=1)]
+    size = sum((output_size(prompt, kind) for prompt in prompts), OutputSize())
+    for layer in (10, 11, 12):
+        files = [batch.files[layer] for batch in metadata.batches]
+        assert sum((tmp_path / file.path).stat().st_size for file in files) == size.layer
+    prompts_files = list((tmp_path / "prompts").iterdir())
+    assert sum(file.stat().st_size for file in prompts_files) == size.prompts
+    written = sum(path.stat().st_size for path in tmp_path.glob("*/*.tfrecord"))
+    assert size.total(layers=3) == written
+
+
+def test_sizes_add_up_however_they_are_split():
+    combine = SumSizes(RecordKind("last", "float32", 8))
+    prompts = [text_prompt(f"a#{n}", "a", np.arange(n, dtype=np.int32)) for n in (1, 2, 3)]
+    parts = [combine.add_input(combine.create_accumulator(), each) for each in prompts]
+    alone = combine.create_accumulator()
+    for each in prompts:
+        alone = combine.add_input(alone, each)
+    merged = combine.merge_accumulators([*parts, combine.create_accumulator()])
+    assert combine.extract_output(merged) == alone != OutputSize()
+
+
+def test_the_limit_counts_all_layers_and_the_prompts():
+    size = OutputSize(layer=1_000_000, prompts=500)
+    check_output_size(size, 2, None)
+    check_output_size(size, 2, 2_000_500)
+    with pytest.raises(
+        OutputTooLargeError,
+        match=r"2,000,500 bytes \(1,000,000 in each of 2 layers, 500 of prompts\), "
+        r"--max_output_bytes allows 2,000,499\. Choose fewer layers",
+    ):
+        check_output_size(size, 2, 2_000_499)
