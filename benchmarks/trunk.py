@@ -14,6 +14,7 @@ import argparse
 import json
 import multiprocessing
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -107,9 +108,16 @@ def transformer_lens(dtype: str) -> Runner:
     import torch
     from transformer_lens.model_bridge import TransformerBridge
 
-    bridge = TransformerBridge.boot_transformers(
-        "Qwen/Qwen2.5-0.5B", hf_model=torch_model(dtype, with_head=True), device="cpu"
-    )
+    from qwen2.source import open_model
+
+    model = torch_model(dtype, with_head=True)
+    with tempfile.TemporaryDirectory() as folder:  # it reads the configuration again by name
+        model.config.architectures = ["Qwen2ForCausalLM"]
+        model.config.save_pretrained(folder)
+        tokenizer = open_model("random:Qwen2.5-0.5B").tokenizer()
+        bridge = TransformerBridge.boot_transformers(
+            folder, hf_model=model, tokenizer=tokenizer, device="cpu"
+        )
     names = [f"blocks.{layer}.hook_out" for layer in LAYERS]
 
     def run(prompts: Prompts) -> None:
