@@ -99,9 +99,15 @@ class Packing:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
 
-    def shape(self, length: int) -> StepShape:
-        """The step that has rows of this length."""
-        return StepShape(self.rows * max(1, self.slots // length), length)
+    def shape(self, length: int, tokens: int) -> StepShape:
+        """The step with rows of this length, halved until it has no more slots than tokens.
+
+        It keeps one row per device, though that may be more.
+        """
+        rows = max(1, self.slots // length)
+        while rows > 1 and self.rows * rows * length > tokens:
+            rows //= 2
+        return StepShape(self.rows * rows, length)
 
 
 def preferred_row_length(form: str, slots: int) -> int:
@@ -152,7 +158,8 @@ def plan_steps(lengths: Sequence[int], packing: Packing) -> list[Step]:
     """Packs samples of these lengths (tokens) into steps. Every sample appears exactly once.
 
     The longest sample left decides the row length of the next step; its rows are then filled, best
-    fit first, with what is left. The last steps shrink to the smallest shape that holds the rest.
+    fit first, with what is left. When less is left than a step holds, the steps get fewer and then
+    shorter rows, the largest that can still be filled.
 
     Returns:
       Steps in the order in which they should run: long rows first. The result depends on nothing
@@ -169,25 +176,16 @@ def plan_steps(lengths: Sequence[int], packing: Packing) -> list[Step]:
     base = ladder.index(-(-packing.row_length // ROW_ALIGNMENT) * ROW_ALIGNMENT)
     # Ascending by length, and by descending index among equals, because samples leave at the end.
     waiting = sorted((length, -index) for index, length in enumerate(lengths))
+    tokens = sum(lengths)
     steps = []
     while waiting:
         fitting = bisect.bisect_left(ladder, waiting[-1][0])
-        step = None
-        if len(waiting) <= _most_samples(packing, ladder[max(fitting, base)]):
-            for length in ladder[fitting : max(fitting, base)]:
-                attempt, left = _fill(packing.shape(length), waiting)
-                if not left:
-                    step, waiting = attempt, left
-                    break
-        if step is None:
-            step, waiting = _fill(packing.shape(ladder[max(fitting, base)]), waiting)
+        shapes = [packing.shape(n, tokens) for n in ladder[fitting : max(fitting, base) + 1]]
+        filled = [shape for shape in shapes if shape.slots <= tokens]
+        step, waiting = _fill(filled[-1] if filled else shapes[0], waiting)
+        tokens -= step.tokens
         steps.append(step)
     return steps
-
-
-def _most_samples(packing: Packing, length: int) -> int:
-    shape = packing.shape(length)
-    return shape.rows * shape.segments
 
 
 def _fill(shape: StepShape, waiting: list[tuple[int, int]]) -> tuple[Step, list[tuple[int, int]]]:

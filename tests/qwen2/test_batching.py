@@ -165,18 +165,44 @@ def test_step_inputs_hold_each_token_where_it_was_placed(
         assert not inputs.positions[padding].any()
 
 
+ON_DEVICES = [
+    Packing(),
+    Packing(slots=4096, row_length=2048),
+    Packing(slots=16_384, row_length=2048),
+    Packing(rows=8, slots=4096, row_length=2048),
+    Packing(rows=8, slots=16_384, row_length=2048),
+]
+"""As on CPUs, and on one and on eight TPU chips."""
+
+
 @pytest.mark.parametrize("samples", [400, 512])
-@pytest.mark.parametrize("seed", range(3))
-def test_arc_like_lengths_leave_little_padding_in_few_shapes(samples: int, seed: int) -> None:
-    plan = plan_steps(arc_like_lengths(samples, seed), Packing())
-    assert slots_per_token(plan) <= MOST_SLOTS_PER_TOKEN
-    assert len(shapes(plan)) <= MOST_SHAPES
+@pytest.mark.parametrize("packing", ON_DEVICES)
+def test_arc_like_lengths_leave_little_padding_in_few_shapes(
+    samples: int, packing: Packing
+) -> None:
+    for seed in range(3):
+        plan = plan_steps(arc_like_lengths(samples, seed), packing)
+        assert slots_per_token(plan) <= MOST_SLOTS_PER_TOKEN
+        assert len(shapes(plan)) <= MOST_SHAPES
 
 
-def test_shards_of_one_corpus_share_their_shapes() -> None:
+@pytest.mark.parametrize("packing", ON_DEVICES)
+def test_shards_of_one_corpus_share_their_shapes(packing: Packing) -> None:
     """A worker compiles for its first shards and not for every one."""
-    plans = [plan_steps(arc_like_lengths(512, seed), Packing()) for seed in range(20)]
+    plans = [plan_steps(arc_like_lengths(512, seed), packing) for seed in range(20)]
     assert len(set[tuple[int, int]]().union(*map(shapes, plans))) <= MOST_SHAPES
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 9300), min_size=1, max_size=20), PACKINGS)
+def test_a_few_samples_do_not_pay_for_a_whole_step(lengths: list[int], packing: Packing) -> None:
+    """Steps shrink with what is left, down to one row per device that holds the longest sample."""
+    left = sum(lengths)
+    for step in plan_steps(lengths, packing):
+        longest = max(p.length for p in step.placements)
+        smallest = packing.rows * row_lengths(longest, min(512, packing.row_length))[-1]
+        assert step.shape.slots <= max(left, 2 * smallest)
+        left -= step.tokens
 
 
 def test_the_arc_training_set_leaves_little_padding_in_few_shapes(arc_tasks: Path) -> None:

@@ -85,7 +85,7 @@ def test_other_errors_of_the_device_are_not_swallowed(extractor, prompts, monkey
 
 @pytest.mark.parametrize("rows", [1, 2, 8])
 def test_halves_keep_samples_and_order(rows):
-    lengths = [900, 700, 100, 100, 64, 33, 32, 1, 1, 1]
+    lengths = [900, 700, 100, 100, 64, 33, 32, 1, 1, 1] * (2 * rows)
     (step, *_) = plan_steps(lengths, Packing(rows=rows, slots=2048, row_length=2048))
     halves = split_step(step, rows)
     assert halves is not None
