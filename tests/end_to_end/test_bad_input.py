@@ -205,7 +205,8 @@ def test_an_output_that_cannot_be_written_is_an_error(
     (tmp_path / "file").write_bytes(b"in the way")
     out = tmp_path / below
     error = error_of(capsys, checkpoint, task, out, *FLAGS)
-    assert f"{out}/run.json: cannot be read or written (" in error
+    assert error.startswith(f"error: {out}/")
+    assert ": cannot be read or written (" in error
     assert "check that --output_dir is a folder or bucket that this user may write to" in error
 
 

@@ -61,6 +61,10 @@ def test_other_tasks_are_refused_before_anything_is_touched(
     error = error_of(capsys, checkpoint, tasks, out, *FLAGS, "--tasks_file", str(more))
     assert f"{out} was begun with other samples: " in error
     assert "samples is 5 there, 1 now" in error
+    after = digests(out)
+    assert after.pop("claim.json"), "the samples are known only after the run has begun"
+    assert after == before
+    run(checkpoint, short_tasks, out, *FLAGS)
     assert digests(out) == before
 
 
@@ -87,7 +91,7 @@ def test_output_of_an_unknown_origin_is_refused(capsys, checkpoint, short_tasks,
     (out / "run.json").unlink()
     (out / "metadata.json").unlink()
     error = error_of(capsys, checkpoint, short_tasks, out, *FLAGS)
-    assert f"{out} already holds output without run.json, such as {out}/" in error
+    assert f"{out} already holds output without run.json, such as layer_0/" in error
     assert "--overwrite" in error
 
 
