@@ -9,7 +9,7 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from apache_beam.options.pipeline_options import WorkerOptions
 
@@ -23,6 +23,7 @@ from transforms.measure_output import check_output_size
 from transforms.whole_file import join, read_if_exists
 
 USER_ERROR = 2
+INTERRUPTED = 130
 
 PACKAGES = ("activation_dataset", "beam_pipeline", "corpus", "qwen2", "transforms")
 
@@ -35,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs the job.
 
     Returns:
-      The exit status: 0, or 2 for an error that the message explains.
+      The exit status: 0, 2 for an error that the message explains, or 130 after Ctrl-C.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     for handler in logging.getLogger().handlers:
@@ -45,7 +46,10 @@ def main(argv: Sequence[str]) -> int:
             plan(argv[1:])
         else:
             extract(argv)
-    except Exception as error:
+    except BaseException as error:
+        if was_interrupted(error):
+            print("interrupted; the same command goes on from what is finished", file=sys.stderr)
+            return INTERRUPTED
         if (explained := explained_by(error)) is None:
             raise
         print(f"error: {explained}", file=sys.stderr)
@@ -79,13 +83,23 @@ def explained_by(error: BaseException) -> str | None:
     It may be the cause of another, or have been raised in another process: then a runner's error
     holds its trace as text.
     """
-    outer: BaseException | None = error
-    while outer is not None:
-        if type(outer).__module__.partition(".")[0] in PACKAGES:
-            return _one_line(str(outer))
-        outer = outer.__cause__ or outer.__context__
+    for each in _with_causes(error):
+        if type(each).__module__.partition(".")[0] in PACKAGES:
+            return _one_line(str(each))
     found = OUR_ERROR.findall(str(error))
     return _one_line(found[-1]) if found else None
+
+
+def was_interrupted(error: BaseException) -> bool:
+    """Whether it was Ctrl-C, which Beam makes another error of."""
+    return any(isinstance(each, KeyboardInterrupt) for each in _with_causes(error))
+
+
+def _with_causes(error: BaseException) -> Iterator[BaseException]:
+    each: BaseException | None = error
+    while each is not None:
+        yield each
+        each = each.__cause__ or each.__context__
 
 
 def _one_line(message: str) -> str:
@@ -94,7 +108,8 @@ def _one_line(message: str) -> str:
 
 def is_news(record: logging.LogRecord) -> bool:
     """Whether a log record says anything that ``main`` does not say in its one line."""
-    if record.exc_info and record.exc_info[1] and explained_by(record.exc_info[1]):
+    error = record.exc_info[1] if record.exc_info else None
+    if error is not None and (was_interrupted(error) or explained_by(error)):
         return False
     message = record.getMessage()
     # Beam's local worker processes say at their start that they lack what nothing here needs.

@@ -65,7 +65,7 @@ def test_a_bug_is_not_explained_away(error: Exception):
     assert explained_by(error) is None
 
 
-def record(message: str, error: Exception | None = None) -> logging.LogRecord:
+def record(message: str, error: BaseException | None = None) -> logging.LogRecord:
     info = (type(error), error, None) if error else None
     return logging.LogRecord("apache_beam", logging.ERROR, "", 0, message, (), info)
 
@@ -94,6 +94,24 @@ def test_a_bug_keeps_its_trace(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("beam_pipeline.command.run_pipeline", fail)
     with pytest.raises(KeyError, match="a bug"):
         main(["--model_path", "random:tiny", "--tasks_file", "tasks"])
+
+
+def interrupted_in_a_worker() -> RuntimeError:
+    error = RuntimeError("KeyboardInterrupt [while running 'Extract']")
+    error.__context__ = KeyboardInterrupt()
+    return error
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), interrupted_in_a_worker()])
+def test_an_interruption_is_one_line(monkeypatch, capsys, error: BaseException):
+    def stop(*arguments):
+        raise error
+
+    monkeypatch.setattr("beam_pipeline.command.run_pipeline", stop)
+    assert main(["--model_path", "random:tiny", "--tasks_file", "tasks"]) == 130
+    expected = "interrupted; the same command goes on from what is finished\n"
+    assert capsys.readouterr().err == expected
+    assert not is_news(record("KeyboardInterrupt", error))
 
 
 @pytest.mark.parametrize(
