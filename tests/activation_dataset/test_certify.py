@@ -1,0 +1,100 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from activation_dataset.certify import (
+    Certificate,
+    CertifyError,
+    LayerParity,
+    certify,
+    compare,
+    default_tolerance,
+    pooled,
+    worse_of,
+)
+from activation_dataset.reader import DatasetError
+from tests.activation_dataset.synthetic import describe, write_dataset
+
+
+def vectors(*rows: list[float]) -> np.ndarray:
+    return np.array(rows, np.float64)
+
+
+def test_equal_vectors_have_no_error():
+    both = vectors([3, 4], [0, 0], [1e-30, 0])
+    parity = compare(both.astype(np.float32), both)
+    assert parity.relative_error <= 1e-7
+    assert parity.cosine == pytest.approx(1)
+
+
+def test_the_worst_vector_counts():
+    stored = vectors([1, 0], [3, 4.5], [0, 2]).astype(np.float32)
+    parity = compare(stored, vectors([1, 0], [3, 4], [0, 2]))
+    assert parity.relative_error == pytest.approx(0.5 / 5)
+    assert parity.cosine == pytest.approx((9 + 18) / (5 * np.hypot(3, 4.5)))
+
+
+@pytest.mark.parametrize("wrong", [[np.nan, 0], [np.inf, 0]])
+def test_what_is_not_finite_never_passes(wrong: list[float]):
+    stored, reference = vectors(wrong).astype(np.float32), vectors([1, 0])
+    assert compare(stored, reference).relative_error == np.inf
+    assert compare(reference.astype(np.float32), vectors(wrong)).relative_error == np.inf
+
+
+def test_a_vector_where_the_reference_is_zero_never_passes():
+    assert compare(vectors([1, 0]).astype(np.float32), vectors([0, 0])) == LayerParity(np.inf, 0)
+
+
+def test_another_shape_is_an_error():
+    with pytest.raises(CertifyError, match=r"shape \(1, 2\), the model gives \(2, 2\)"):
+        compare(np.zeros((1, 2), np.float32), np.zeros((2, 2)))
+
+
+def test_pooling_is_that_of_the_records():
+    tokens = np.array([[1, 2], [3, 4], [5, 9]], np.float32)
+    assert pooled(tokens, "last").tolist() == [[5, 9]]
+    assert pooled(tokens, "mean").tolist() == [[3, 5]]
+    assert pooled(tokens, "none").tolist() == tokens.tolist()
+
+
+def test_the_worse_of_two_is_the_worse_in_each_figure():
+    assert worse_of(LayerParity(0.1, 0.9), LayerParity(0.2, 0.95)) == LayerParity(0.2, 0.9)
+
+
+def test_one_layer_past_the_tolerance_fails_the_certificate():
+    def passed(error: float) -> bool:
+        layers = {10: LayerParity(0.0, 1.0), 11: LayerParity(error, 1.0)}
+        return Certificate("", (), 1, 0, 0.01, layers, {}, {}).passed
+
+    assert passed(0.01)
+    assert not passed(0.011)
+    assert not passed(np.inf)
+    assert not passed(np.nan)
+
+
+@pytest.mark.parametrize(
+    ("compute", "storage", "tolerance"),
+    [
+        ("float32", "float32", 1e-4),
+        ("float32", "bfloat16", 5e-3),
+        ("bfloat16", "bfloat16", 0.045),
+        ("bfloat16", "float32", 0.045),
+    ],
+)
+def test_the_tolerance_is_what_rounding_explains(compute, storage, tolerance):
+    run = replace(describe("last", storage, 8), compute_dtype=compute)
+    assert default_tolerance(run) == tolerance
+
+
+def test_a_folder_without_a_dataset_is_refused(tmp_path):
+    with pytest.raises(DatasetError, match="has not finished"):
+        certify(tmp_path, tmp_path)
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path):
+    write_dataset(tmp_path, [[3]])
+    with pytest.raises(CertifyError, match=r"no config\.json.*qwen2\.export_preset"):
+        certify(tmp_path, tmp_path)
+    with pytest.raises(CertifyError, match="no sample to compare"):
+        certify(tmp_path, tmp_path, samples=0)

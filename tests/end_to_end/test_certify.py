@@ -1,0 +1,84 @@
+"""A dataset that the job made is certified; one of another model is not."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from activation_dataset.__main__ import main
+from activation_dataset.certify import CERTIFICATE_FILE, certify
+from qwen2.export_preset import export_preset
+from qwen2.source import open_model
+from tests.end_to_end.job import metadata_of, run
+
+pytest.importorskip("torch")
+
+FLAGS = ("--layers_to_extract", "all", "--batch_size", "1", "--samples_per_shard", "2")
+
+
+@pytest.mark.parametrize(
+    ("pooling", "compute", "storage", "tolerance"),
+    [
+        ("last", "float32", "float32", 1e-4),
+        ("mean", "float32", "bfloat16", 5e-3),
+        ("none", "bfloat16", "float32", 4.5e-2),
+    ],
+)
+def test_what_the_job_made_is_certified(
+    checkpoint: Path,
+    short_tasks: Path,
+    tmp_path: Path,
+    pooling: str,
+    compute: str,
+    storage: str,
+    tolerance: float,
+    capsys: pytest.CaptureFixture[str],
+):
+    dtypes = ("--compute_dtype", compute, "--storage_dtype", storage)
+    run(checkpoint, short_tasks, tmp_path, *FLAGS, "--pooling", pooling, *dtypes)
+    command = ["certify", str(tmp_path), "--model_path", str(checkpoint), "--samples", "3"]
+    assert main(command) == 0
+    assert f"within the tolerance of {tolerance:g}: 3 samples" in capsys.readouterr().out
+    text = (tmp_path / CERTIFICATE_FILE).read_text()
+    certificate = json.loads(text)
+    assert certificate["passed"]
+    digest = json.loads(metadata_of(tmp_path).to_json())["metadata_sha256"]
+    assert certificate["metadata_sha256"] == digest
+    worst = [each["relative_error"] for each in certificate["layers"].values()]
+    assert len(worst) == 3
+    assert 0 < max(worst) <= tolerance
+    assert main(command) == 0
+    assert (tmp_path / CERTIFICATE_FILE).read_text() == text
+    other = certify(tmp_path, checkpoint, samples=3, seed=4)
+    assert list(other.samples) != certificate["samples"]
+    assert len(certify(tmp_path, checkpoint, samples=100).samples) == 5
+
+
+def test_a_dataset_of_other_weights_fails(
+    checkpoint: Path, short_tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    out, other = tmp_path / "out", tmp_path / "other"
+    run(checkpoint, short_tasks, out, *FLAGS)
+    shutil.copytree(checkpoint, other)
+    fields = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(fields | {"rope_theta": 77.0}))
+    assert main(["certify", str(out), "--model_path", str(other)]) == 1
+    assert "PAST the tolerance" in capsys.readouterr().out
+    assert not json.loads((out / CERTIFICATE_FILE).read_text())["passed"]
+    (other / "config.json").write_text(json.dumps(fields | {"num_hidden_layers": 2}))
+    assert main(["certify", str(out), "--model_path", str(other)]) == 2
+    assert "has 2 layers, 32 wide; the dataset has layer 2" in capsys.readouterr().err
+
+
+def test_a_preset_is_exported_as_a_checkpoint(tmp_path: Path):
+    export_preset("random:tiny", tmp_path)
+    preset, exported = open_model("random:tiny"), open_model(str(tmp_path))
+    assert exported.config == preset.config
+    assert exported.tokenizer_fingerprint() == preset.tokenizer_fingerprint()
+    ours, theirs = preset.weights(), exported.weights()
+    assert ours.shapes() == theirs.shapes()
+    for name in ours.shapes():
+        assert np.array_equal(ours.read(name), theirs.read(name))
+        assert ours.read(name).dtype == theirs.read(name).dtype
