@@ -8,6 +8,7 @@ from typing import Any
 
 import google_crc32c
 import numpy as np
+from numpy.typing import NDArray
 
 Buffer = Any
 """Any C-contiguous buffer: bytes, memoryview, bytearray or ndarray."""
@@ -36,6 +37,14 @@ def crc32c(*buffers: Buffer) -> int:
     for buffer in buffers:
         crc = extend(crc, buffer)
     return crc
+
+
+def crc32c_of_spans(
+    block: NDArray[np.uint8], starts: NDArray[np.int64], ends: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """[n] int64: CRC32C of block[start:end] for each of n spans."""
+    spans = zip(starts.tolist(), ends.tolist(), strict=True)
+    return np.array([google_crc32c.extend(0, block[start:end]) for start, end in spans], np.int64)
 
 
 def combine(first: int, second: int, second_length: int) -> int:

@@ -15,6 +15,7 @@ METADATA_FILE = "metadata.json"
 RUN_FILE = "run.json"
 ERRORS_FOLDER = "errors"
 PROMPTS_FOLDER = "prompts"
+INDEX_FOLDER = "index"
 
 Pooling = Literal["last", "mean", "none"]
 StorageDtype = Literal["float32", "bfloat16"]
@@ -100,6 +101,11 @@ def parse_prompts_file(path: str) -> tuple[int, int] | None:
     if shard >= num_shards or path != prompts_file(shard, num_shards):
         return None
     return shard, num_shards
+
+
+def index_file(shard: int, num_shards: int) -> str:
+    """Path of a shard's index below the dataset's folder, always with "/"."""
+    return f"{INDEX_FOLDER}/shard-{shard:05d}-of-{num_shards:05d}.index"
 
 
 def partial_file(path: str, unique: str) -> str:

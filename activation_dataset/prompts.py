@@ -7,7 +7,7 @@ token. Record i is of the same sample as record i of each layer file of the shar
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -24,7 +24,14 @@ from activation_dataset.example import (
 )
 from activation_dataset.format import Sample, prompts_file
 from activation_dataset.manifest import FileEntry, PromptsManifest
-from activation_dataset.tfrecord import frame_footer, frame_header
+from activation_dataset.tfrecord import (
+    FOOTER_BYTES,
+    HEADER_BYTES,
+    CorruptRecordError,
+    frame_footer,
+    frame_header,
+    read_records,
+)
 
 PAYLOAD = b"cells"
 CELL_FIELDS = ("example", "role", "row", "column")
@@ -103,6 +110,25 @@ def encode_prompt(prompt: Prompt) -> bytes:
     payload = prompt.cells.astype(_STORED, copy=False).tobytes()
     suffix = encode_suffix(prompt.sample, prompt.cells.shape)
     return encode_prefix(len(payload), len(suffix), PAYLOAD) + payload + suffix
+
+
+def read_prompts(stream: BinaryIO, name: str) -> Iterator[Prompt]:
+    """The prompts of a file, in order, every CRC checked.
+
+    Args:
+        stream: seekable binary stream, read from its position on.
+        name: what errors call the file.
+
+    Raises:
+        CorruptRecordError: a record is corrupt, or no prompt.
+    """
+    offset = stream.tell()
+    for number, data in enumerate(read_records(stream, name)):
+        try:
+            yield decode_prompt(data)
+        except ExampleError as error:
+            raise CorruptRecordError(name, number, offset, str(error)) from None
+        offset += HEADER_BYTES + len(data) + FOOTER_BYTES
 
 
 def decode_prompt(data: bytes | memoryview) -> Prompt:

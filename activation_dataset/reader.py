@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 import os
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from activation_dataset.batches import Batches
+from activation_dataset.blocks import BlockReader
+from activation_dataset.elements import Dtype, Normalise, Wanted
 from activation_dataset.example import ExampleError, decode_example
 from activation_dataset.fields import FieldError
 from activation_dataset.folder import Folder, open_folder
 from activation_dataset.format import METADATA_FILE, to_float32
+from activation_dataset.index import ShardIndex
+from activation_dataset.index_file import open_index
+from activation_dataset.layer_file import LayerFileReader, Run
 from activation_dataset.metadata import Metadata
+from activation_dataset.provenance import Origin, TokenQuery, trace, where
 from activation_dataset.record import RecordKind
+from activation_dataset.reuse import Scratch
 from activation_dataset.tfrecord import (
     FOOTER_BYTES,
     HEADER_BYTES,
     CorruptRecordError,
-    read_record_at,
     read_records,
-    record_offsets,
+    record_data,
 )
+from activation_dataset.vectors import Places, Vectors
 
 
 class DatasetError(ValueError):
@@ -77,12 +84,15 @@ class ActivationDataset:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
-        self._folder = open_folder(path)
-        self.metadata = _read_metadata(self._folder, self.path)
-        run = self.metadata.run
-        self._kind = RecordKind(run.pooling, run.storage_dtype, run.hidden_dim)
-        self._ends = list(accumulate(batch.samples for batch in self.metadata.batches))
-        self._offsets: dict[int, NDArray[np.int64]] = {}
+        self.folder = open_folder(path)
+        self.metadata = _read_metadata(self.folder, self.path)
+        run, batches = self.metadata.run, self.metadata.batches
+        self.kind = RecordKind(run.pooling, run.storage_dtype, run.hidden_dim)
+        samples = [batch.samples for batch in batches]
+        vectors = [batch.tokens for batch in batches] if run.pooling == "none" else samples
+        self._sample_starts = np.cumsum([0, *samples])
+        self._vector_starts = np.cumsum([0, *vectors])
+        self._indexes: dict[int, ShardIndex] = {}
 
     def __len__(self) -> int:
         """Samples; each has one record in every layer."""
@@ -101,6 +111,38 @@ class ActivationDataset:
         """The layers, ascending."""
         return self.metadata.run.layers_extracted
 
+    @property
+    def num_vectors(self) -> int:
+        """Vectors of a layer: one for each sample if pooled, else one for each token."""
+        return int(self._vector_starts[-1])
+
+    def batches(self, layers: int | Sequence[int], batch_size: int, **options: Any) -> Batches:
+        """Shuffled batches for training; `options` are those of `Batches`, where all is said."""
+        return Batches(self, layers, batch_size, **options)
+
+    def blocks(
+        self,
+        layers: int | Sequence[int],
+        *,
+        dtype: Dtype = "float32",
+        normalise: Normalise | None = None,
+    ) -> Iterator[Vectors]:
+        """All vectors in order, many at a time: the fastest way through a layer.
+
+        Args:
+            layers: the number of a layer, or several numbers: then the values are
+                [n, layers, hidden], the same tokens in every layer.
+            dtype: of the values.
+            normalise: scaling of the values.
+
+        Raises:
+            KeyError, ValueError: an argument that cannot be met; says which and why.
+            CorruptRecordError: a CRC does not match, or a file ends too early. What was given out
+                before is sound.
+        """
+        wanted = Wanted.of(self.metadata, layers, dtype, normalise)
+        yield from BlockReader(self, wanted).blocks(range(len(self.metadata.batches)))
+
     def records(self, layer: int, shard: int | None = None) -> Iterator[ActivationRecord]:
         """The records of a layer, or of one of its shards, in order.
 
@@ -114,7 +156,7 @@ class ActivationDataset:
             yield from self._shard_records(layer, each)
 
     def sample(self, layer: int, index: int) -> ActivationRecord:
-        """One record. The first access to a shard reads the headers of all its records.
+        """One record. The first access to a shard reads its index.
 
         Args:
             layer: number of the layer.
@@ -126,25 +168,100 @@ class ActivationDataset:
         self._check_layer(layer)
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} is not in 0..{len(self) - 1}")
-        shard = bisect_right(self._ends, index)
-        batch = self.metadata.batches[shard]
-        number = index - (self._ends[shard] - batch.samples)
-        path = batch.files[layer].path
-        with self._folder.open(path) as stream:
-            # All layers of a shard have records of the same sizes, so one index serves them all.
-            if shard not in self._offsets:
-                offsets = record_offsets(stream, path)
-                _check_count(path, len(offsets) - 1, batch.samples, offsets[-1])
-                self._offsets[shard] = np.array(offsets)
-            offset = int(self._offsets[shard][number])
-            data = read_record_at(stream, path, number, offset)
-        return self._decode(data, path, number, offset)
+        shard = int(np.searchsorted(self._sample_starts, index, side="right")) - 1
+        path = self.metadata.batches[shard].files[layer].path
+        number = index - int(self._sample_starts[shard])
+        start, end = self.index(shard).record_starts[number : number + 2].tolist()
+        block = np.empty(end - start, np.uint8)
+        with closing(self.folder.source(path)) as source:
+            whole = source.read(start, [block])
+        if not whole:
+            raise CorruptRecordError(
+                path, number, start, "the file ends inside this record or before it"
+            )
+        return self._decode(record_data(block, path, number, start), path, number, start)
+
+    def index(self, shard: int) -> ShardIndex:
+        """Where the shard's records lie, and its prompts; the same in every layer.
+
+        Read from the index file, or else made from the shard's prompts and, in a local folder that
+        can be written to, kept there.
+
+        Raises:
+            CorruptRecordError: the prompts are not what was written.
+        """
+        if shard not in self._indexes:
+            batch = self.metadata.batches[shard]
+            num_shards = len(self.metadata.batches)
+            index = open_index(self.folder, batch.prompts, shard, num_shards, self.kind)
+            _check_count(batch.prompts.path, len(index), batch.samples, 0)
+            self._indexes[shard] = index
+        return self._indexes[shard]
+
+    def sample_id(self, index: int) -> str:
+        """The id of a sample, by its number, 0..len - 1."""
+        shard = int(np.searchsorted(self._sample_starts, index, side="right")) - 1
+        return self.index(shard).sample_id(index - int(self._sample_starts[shard]))
+
+    def task_id(self, index: int) -> str:
+        """The id of a sample's task, by the sample's number, 0..len - 1."""
+        shard = int(np.searchsorted(self._sample_starts, index, side="right")) - 1
+        return self.index(shard).task_id(index - int(self._sample_starts[shard]))
+
+    def where(self, **query: Any) -> NDArray[np.int64]:
+        """The numbers of the vectors of some tokens, [n] int64, ascending.
+
+            dataset.where(task="007bbfb7", role="output", example=0, row=2, col=1)
+
+        Args:
+            query: what is wanted of the tokens, as `TokenQuery` has it.
+
+        Raises:
+            ValueError: no token can be so.
+        """
+        return where(self, TokenQuery(**query))
+
+    def trace(self, number: int) -> Origin:
+        """Where a vector comes from: its task, test input, token, and the cell that this shows.
+
+        Args:
+            number: the vector's number, 0..num_vectors - 1.
+        """
+        return trace(self, number)
+
+    def locate(self, numbers: NDArray[np.int64]) -> Places:
+        """Where vectors come from.
+
+        Args:
+            numbers: [n] int64, the vectors' numbers, 0..num_vectors - 1.
+        """
+        places = Places.empty(len(numbers))
+        shards = np.searchsorted(self._vector_starts, numbers, side="right") - 1
+        for shard in np.unique(shards).tolist():
+            where = np.flatnonzero(shards == shard)
+            places.put(where, self.index(shard), numbers[where] - self._vector_starts[shard])
+            places.samples[where] += self._sample_starts[shard]
+        return places
+
+    def layer_file(self, layer: int, shard: int, scratch: Scratch | None = None) -> LayerFileReader:
+        """A layer file, opened to be read in runs; close it by using it as a context manager."""
+        path = self.metadata.batches[shard].files[layer].path
+        index = self.index(shard)
+        source = self.folder.source(path)
+        return LayerFileReader(source, path, index, self.kind, scratch or Scratch())
+
+    def numbers(self, shard: int, run: Run) -> range:
+        """The numbers of the vectors of a run."""
+        ends = self.index(shard).vector_ends
+        start = int(self._vector_starts[shard])
+        first = int(ends[run.first - 1]) if run.first else 0
+        return range(start + first, start + int(ends[run.last - 1]))
 
     def _shard_records(self, layer: int, shard: int) -> Iterator[ActivationRecord]:
         batch = self.metadata.batches[shard]
         path = batch.files[layer].path
         number = offset = 0
-        with self._folder.open(path) as stream:
+        with self.folder.open(path) as stream:
             for data in read_records(stream, path):
                 if number < batch.samples:
                     yield self._decode(data, path, number, offset)
@@ -155,7 +272,7 @@ class ActivationDataset:
     def _decode(self, data: memoryview, path: str, number: int, offset: int) -> ActivationRecord:
         try:
             example = decode_example(data)
-            stored = self._kind.activation(example)
+            stored = self.kind.activation(example)
         except ExampleError as error:
             raise CorruptRecordError(path, number, offset, str(error)) from None
         sample = example.sample

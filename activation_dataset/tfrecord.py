@@ -24,6 +24,10 @@ _HEADER = struct.Struct("<QI")
 _LENGTH = struct.Struct("<Q")
 _CRC = struct.Struct("<I")
 
+# What is wrong with a record.
+LENGTH_CRC = "the CRC of the length does not match"
+DATA_CRC = "the CRC of the data does not match"
+
 Crc = TypeVar("Crc", int, NDArray[np.int64])
 
 
@@ -98,32 +102,41 @@ def scan_records(stream: BinaryIO, name: str) -> Iterator[memoryview | CorruptRe
         record += 1
 
 
-def record_offsets(stream: BinaryIO, name: str) -> list[int]:
-    """Byte offset of each record, found from the headers alone (their CRCs checked), then the end.
+def record_data(block: NDArray[np.uint8], name: str, record: int, offset: int) -> memoryview:
+    """The data of one record, checked.
+
+    Args:
+        block: [n] uint8, the bytes from the record's header to its footer.
+        name, record, offset: the file, the record's number and its first byte, for errors.
 
     Raises:
-        CorruptRecordError: as `read_records`, for headers and for a file cut short.
+        CorruptRecordError: a CRC does not match, or the record has another length.
     """
-    offset, end = _extent(stream)
-    offsets = [offset]
-    while offset < end:
-        length = _read_header(stream, name, len(offsets) - 1, offset, end)
-        offset += HEADER_BYTES + length + FOOTER_BYTES
-        stream.seek(offset)
-        offsets.append(offset)
-    return offsets
+    check_header(block[:HEADER_BYTES], len(block), name, record, offset)
+    data = block.data[HEADER_BYTES:-FOOTER_BYTES]
+    if frame_footer(crc32c(data)) != block[-FOOTER_BYTES:].tobytes():
+        raise CorruptRecordError(name, record, offset, DATA_CRC)
+    return data
 
 
-def read_record_at(stream: BinaryIO, name: str, record: int, offset: int) -> memoryview:
-    """The data of the record that starts at byte `offset`; `record` is its number, for errors.
+def check_header(header: NDArray[np.uint8], size: int, name: str, record: int, offset: int) -> None:
+    """Checks the header, [12] uint8, of a record that must have `size` bytes with its framing.
 
     Raises:
-        CorruptRecordError: as `read_records`.
+        CorruptRecordError: it is another; `name`, `record` and `offset` are as in `record_data`.
     """
-    end = stream.seek(0, io.SEEK_END)
-    stream.seek(offset)
-    length = _read_header(stream, name, record, offset, end)
-    return _read_data(stream, name, record, offset, length)
+    found, expected = header.tobytes(), frame_header(size - HEADER_BYTES - FOOTER_BYTES)
+    if found == expected:
+        return
+    length = _LENGTH.unpack(found[: _LENGTH.size])[0]
+    if frame_header(length) != found:
+        raise CorruptRecordError(name, record, offset, LENGTH_CRC)
+    raise CorruptRecordError(
+        name,
+        record,
+        offset,
+        f"{length} bytes of data, expected {size - HEADER_BYTES - FOOTER_BYTES}",
+    )
 
 
 def _extent(stream: BinaryIO) -> tuple[int, int]:
@@ -143,7 +156,7 @@ def _read_header(stream: BinaryIO, name: str, record: int, offset: int, end: int
         )
     length, stored = _HEADER.unpack(header)
     if stored != mask(extend(0, header[:8])):
-        raise CorruptRecordError(name, record, offset, "the CRC of the length does not match")
+        raise CorruptRecordError(name, record, offset, LENGTH_CRC)
     available = end - offset - HEADER_BYTES - FOOTER_BYTES
     if length > available:
         raise CorruptRecordError(
@@ -164,7 +177,7 @@ def _read_data(stream: BinaryIO, name: str, record: int, offset: int, length: in
         )
     data = block[:length]
     if _CRC.unpack(block[length:])[0] != masked_crc(data):
-        raise CorruptRecordError(name, record, offset, "the CRC of the data does not match")
+        raise CorruptRecordError(name, record, offset, DATA_CRC)
     return data
 
 

@@ -3,7 +3,6 @@ import json
 import numpy as np
 import pytest
 
-from activation_dataset.folder import LocalFolder
 from activation_dataset.format import to_float32, to_storage
 from activation_dataset.reader import ActivationDataset, DatasetError
 from activation_dataset.tfrecord import CorruptRecordError
@@ -146,8 +145,27 @@ def test_a_file_with_another_number_of_records_is_an_error(tmp_path, change):
     message = f"the metadata says 1 records, the file has {found}"
     with pytest.raises(CorruptRecordError, match=message):
         list(ActivationDataset(tmp_path).records(11))
-    with pytest.raises(CorruptRecordError, match=message):
-        ActivationDataset(tmp_path)[11][3]
+
+
+def test_a_file_that_was_cut_short_is_an_error(tmp_path):
+    write_dataset(tmp_path, SHARDS)
+    content = layer_file(tmp_path).read_bytes()
+    layer_file(tmp_path).write_bytes(content[:-5])
+    dataset = ActivationDataset(tmp_path)
+    assert dataset[11][1].num_tokens == 40
+    with pytest.raises(CorruptRecordError, match=r"record 2 at byte .*: the file ends inside"):
+        dataset[11][2]
+    with pytest.raises(CorruptRecordError, match="the file ends inside"):
+        list(dataset.blocks(11))
+
+
+def test_a_dataset_without_its_prompts_says_so(tmp_path):
+    write_dataset(tmp_path, SHARDS)
+    (tmp_path / "prompts/prompts-00001-of-00003.tfrecord").unlink()
+    dataset = ActivationDataset(tmp_path)
+    assert dataset[11][0].num_tokens == 3
+    with pytest.raises(FileNotFoundError, match="prompts-00001-of-00003"):
+        dataset[11][3]
 
 
 def test_a_record_of_another_shape_is_an_error(tmp_path):
@@ -157,12 +175,3 @@ def test_a_record_of_another_shape_is_an_error(tmp_path):
     layer_file(tmp_path).write_bytes(layer_file(other).read_bytes())
     with pytest.raises(CorruptRecordError, match=r"shape is \(9,\), expected \(8,\)"):
         list(ActivationDataset(tmp_path).records(11))
-
-
-def test_a_local_folder_lists_what_is_below_it(tmp_path):
-    write_dataset(tmp_path, [[1]], layers=(3,))
-    assert sorted(LocalFolder(tmp_path).files()) == [
-        "layer_3/activations-00000-of-00001.tfrecord",
-        "metadata.json",
-        "prompts/prompts-00000-of-00001.tfrecord",
-    ]

@@ -1,6 +1,8 @@
 import io
 import struct
+from itertools import accumulate, pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,9 +14,8 @@ from activation_dataset.tfrecord import (
     frame_header,
     mask,
     masked_crc,
-    read_record_at,
     read_records,
-    record_offsets,
+    record_data,
     scan_records,
 )
 
@@ -41,11 +42,10 @@ def test_mask_is_a_rotation_by_15_bits_and_a_sum():
 def test_what_was_framed_is_read(records):
     content = framed(records)
     assert read(content) == records
-    offsets = record_offsets(io.BytesIO(content), "name")
-    assert offsets[-1] == len(content)
-    stream = io.BytesIO(content)
-    for number in reversed(range(len(records))):
-        assert bytes(read_record_at(stream, "name", number, offsets[number])) == records[number]
+    ends = list(accumulate(len(framed([record])) for record in records))
+    for number, (start, end) in enumerate(pairwise([0, *ends])):
+        block = np.frombuffer(content[start:end], np.uint8)
+        assert bytes(record_data(block, "name", number, start)) == records[number]
 
 
 def test_every_flipped_bit_is_caught():
@@ -55,11 +55,21 @@ def test_every_flipped_bit_is_caught():
         broken[bit // 8] ^= 1 << bit % 8
         with pytest.raises(CorruptRecordError, match=r"^name: record \d at byte \d+: "):
             read(bytes(broken))
+        if bit // 8 < len(framed(RECORDS[:1])):
+            block = np.frombuffer(broken, np.uint8)[: len(framed(RECORDS[:1]))]
+            with pytest.raises(CorruptRecordError, match=r"^name: record 0 at byte 0: the CRC of "):
+                record_data(block, "name", 0, 0)
+
+
+def test_a_record_of_another_length_is_named():
+    block = np.frombuffer(framed([b"four"]) + b"more", np.uint8)
+    with pytest.raises(CorruptRecordError, match="4 bytes of data, expected 8"):
+        record_data(block, "name", 0, 0)
 
 
 def test_every_truncation_is_caught():
     content = framed(RECORDS)
-    whole = set(record_offsets(io.BytesIO(content), "name"))
+    whole = {len(framed(RECORDS[:count])) for count in range(len(RECORDS) + 1)}
     for length in range(len(content)):
         cut = content[:length]
         if length in whole:
@@ -67,8 +77,6 @@ def test_every_truncation_is_caught():
             continue
         with pytest.raises(CorruptRecordError, match=r"the file (ends|has room)"):
             read(cut)
-        with pytest.raises(CorruptRecordError, match=r"the file (ends|has room)"):
-            record_offsets(io.BytesIO(cut), "name")
 
 
 def test_the_error_says_where():

@@ -10,7 +10,7 @@ from activation_dataset.checksum import crc32c
 from activation_dataset.format import shard_file
 from activation_dataset.metadata import Metadata
 from activation_dataset.record import RecordKind
-from activation_dataset.tfrecord import frame_footer, frame_header, read_records, record_offsets
+from activation_dataset.tfrecord import frame_footer, frame_header, read_records
 from activation_dataset.verify import verify
 from activation_dataset.verify_file import (
     ExpectedRecords,
@@ -204,8 +204,9 @@ def test_layers_in_another_order_are_caught(dataset):
     path = dataset / shard_file(11, 0, 3)
     content = path.read_bytes()
     with open(path, "rb") as stream:
-        first, second, third, end = record_offsets(stream, "file")
-    path.write_bytes(content[second:third] + content[first:second] + content[third:end])
+        first, second, _ = (len(data) + 16 for data in read_records(stream, "file"))
+    second += first
+    path.write_bytes(content[first:second] + content[:first] + content[second:])
     problems, redo = found(dataset)
     assert [problem.split(": ")[1] for problem in problems] == ["record 0", "record 1"]
     assert redo == [shard_file(11, 0, 3)]

@@ -1,0 +1,174 @@
+"""Reading the vectors of a layer file in bulk, by the shard's index, every CRC checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from activation_dataset.checksum import crc32c_of_spans, extend
+from activation_dataset.folder import Source
+from activation_dataset.format import numpy_dtype
+from activation_dataset.index import ShardIndex
+from activation_dataset.record import RecordKind
+from activation_dataset.reuse import Scratch
+from activation_dataset.tfrecord import (
+    DATA_CRC,
+    FOOTER_BYTES,
+    HEADER_BYTES,
+    CorruptRecordError,
+    check_header,
+    frame_footer,
+    mask,
+)
+
+Bytes = NDArray[np.uint8]
+
+RUN_BYTES = 1 << 18
+"""Records are read in runs of about this size, a larger record by itself."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Records of a shard that are read together: first to last - 1."""
+
+    first: int
+    last: int
+
+
+def runs_of(index: ShardIndex) -> list[Run]:
+    """All records of a shard, in order, in runs of at most `RUN_BYTES` or of one record."""
+    starts = index.record_starts
+    runs = []
+    first = 0
+    while first < len(index):
+        fitting = int(np.searchsorted(starts, starts[first] + RUN_BYTES, side="right")) - 1
+        runs.append(Run(first, max(fitting, first + 1)))
+        first = runs[-1].last
+    return runs
+
+
+class LayerFileReader:
+    """Reads runs of one layer file, in any number of threads; closes it as a context manager.
+
+    Attributes:
+        stored: dtype of the elements, "<f4" or "<u2".
+
+    Args:
+        source: the file's bytes.
+        name: what errors call the file.
+        index: of its shard.
+        kind: of its records.
+        scratch: may be shared with other readers.
+    """
+
+    def __init__(
+        self, source: Source, name: str, index: ShardIndex, kind: RecordKind, scratch: Scratch
+    ) -> None:
+        self._source, self._name, self._index, self._kind = source, name, index, kind
+        self._scratch = scratch
+        self.stored = numpy_dtype(kind.storage_dtype)
+
+    def __enter__(self) -> LayerFileReader:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._source.close()
+
+    def pieces(self, run: Run) -> Iterator[NDArray[Any]]:
+        """The stored vectors of a run in order, in pieces [n, hidden], each overwritten by the
+        next.
+
+        They are known to be sound only once the last has been taken.
+
+        Raises:
+            CorruptRecordError: a CRC does not match, or the file ends too early.
+        """
+        pieces = self._large(run.first) if run.last - run.first == 1 else self._small(run)
+        for piece in pieces:
+            yield piece.reshape(-1).view(self.stored).reshape(-1, self._kind.hidden)
+
+    def read(self, run: Run, out: NDArray[Any]) -> None:
+        """Reads the stored vectors of a run into [vectors, hidden], which is C-contiguous.
+
+        Raises:
+            CorruptRecordError: as `pieces`; what `out` holds then is of no use.
+        """
+        if run.last - run.first == 1:
+            for _ in self._large(run.first, out.reshape(-1).view(np.uint8)):
+                pass
+        else:
+            (block,) = self.pieces(run)
+            out[...] = block
+
+    def _large(self, record: int, target: Bytes | None = None) -> Iterator[Bytes]:
+        """The activation of a record piece by piece, read into `target` or else into a buffer."""
+        start, end = self._index.record_starts[record : record + 2].tolist()
+        activation = int(self._index.activation_starts[record])
+        size = int(self._index.vector_counts[record]) * self._kind.vector_bytes
+        head = np.empty(activation - start, np.uint8)
+        tail = np.empty(end - activation - size, np.uint8)
+        step = max(1, self._source.piece_bytes // self._kind.vector_bytes) * self._kind.vector_bytes
+        crc = 0
+        for position in range(0, max(size, 1), step):
+            length = min(step, size - position)
+            piece = (
+                self._scratch.take(length)
+                if target is None
+                else target[position : position + length]
+            )
+            views = [piece, tail] if position + length == size else [piece]
+            if position == 0:
+                self._fill(record, start, [head, *views])
+                check_header(head[:HEADER_BYTES], end - start, self._name, record, start)
+                crc = extend(0, head[HEADER_BYTES:])
+            else:
+                self._fill(record, activation + position, views)
+            crc = extend(crc, piece)
+            yield piece
+        if frame_footer(extend(crc, tail[:-FOOTER_BYTES])) != tail[-FOOTER_BYTES:].tobytes():
+            raise self._corrupt(record, DATA_CRC)
+
+    def _small(self, run: Run) -> Iterator[Bytes]:
+        """The activations of many records, end to end."""
+        index = self._index
+        offset = int(index.record_starts[run.first])
+        starts = index.record_starts[run.first : run.last] - offset
+        ends = index.record_starts[run.first + 1 : run.last + 1] - offset
+        block = self._scratch.take(int(ends[-1]))
+        self._fill(run.first, offset, [block])
+        headers = _windows(block, HEADER_BYTES)[starts]
+        wrong = (headers != index.headers[run.first : run.last]).any(axis=1)
+        if wrong.any():
+            first = int(wrong.argmax())
+            size = int(ends[first] - starts[first])
+            place = offset + int(starts[first])
+            check_header(headers[first], size, self._name, run.first + first, place)
+        crcs = mask(crc32c_of_spans(block, starts + HEADER_BYTES, ends - FOOTER_BYTES))
+        stored = _windows(block, FOOTER_BYTES)[ends - FOOTER_BYTES].view("<u4")[:, 0]
+        if (wrong := stored != crcs).any():
+            raise self._corrupt(run.first + int(wrong.argmax()), DATA_CRC)
+        activations = index.activation_starts[run.first : run.last] - offset
+        if index.pooled:
+            yield _windows(block, self._kind.vector_bytes)[activations]
+        else:
+            sizes = index.vector_counts[run.first : run.last] * self._kind.vector_bytes
+            spans = zip(activations.tolist(), (activations + sizes).tolist(), strict=True)
+            yield np.concatenate([block[first:last] for first, last in spans])
+
+    def _fill(self, record: int, offset: int, views: list[Bytes]) -> None:
+        if not self._source.read(offset, views):
+            raise self._corrupt(record, "the file ends inside it, or inside one soon after it")
+
+    def _corrupt(self, record: int, detail: str) -> CorruptRecordError:
+        return CorruptRecordError(
+            self._name, record, int(self._index.record_starts[record]), detail
+        )
+
+
+def _windows(block: Bytes, width: int) -> Bytes:
+    """[n, width]: the `width` bytes from each position on, without a copy."""
+    return np.ndarray((len(block) - width + 1, width), np.uint8, block, strides=(1, 1))

@@ -1,0 +1,79 @@
+import sys
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from activation_dataset import ActivationDataset
+from activation_dataset.elements import _widening, element_dtype, normalising_factor, put
+from activation_dataset.format import bfloat16_to_float32
+from activation_dataset.statistics import LayerStatistics
+from tests.activation_dataset.synthetic import write_dataset
+
+
+@pytest.mark.parametrize("installed", [True, False], ids=["ml_dtypes", "numpy alone"])
+def test_every_bfloat16_is_widened_exactly(installed, monkeypatch):
+    if not installed:
+        monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    _widening.cache_clear()
+    bits = np.arange(1 << 16, dtype=np.uint16).reshape(256, 256)
+    out = np.empty((256, 3, 256), np.float32)
+    put(bits, out[:, 1])
+    np.testing.assert_array_equal(
+        out[:, 1].view(np.uint32), bfloat16_to_float32(bits).view(np.uint32)
+    )
+    _widening.cache_clear()
+
+
+def test_bits_stay_bits():
+    bits = np.arange(1 << 16, dtype=np.uint16).reshape(256, 256)
+    for dtype in (np.dtype(np.uint16), np.dtype(ml_dtypes.bfloat16)):
+        out = np.empty((256, 2, 256), dtype)
+        put(bits, out[:, 1])
+        np.testing.assert_array_equal(out[:, 1].view(np.uint16), bits)
+
+
+def test_dtypes_that_cannot_be_had():
+    assert element_dtype("float32", "bfloat16") == np.float32
+    assert element_dtype("bfloat16", "bfloat16") == ml_dtypes.bfloat16
+    with pytest.raises(ValueError, match="'bits' needs a dataset stored in bfloat16, not float32"):
+        element_dtype("bits", "float32")
+    with pytest.raises(ValueError, match="'float16' is not one of float32, bfloat16, bits"):
+        element_dtype("float16", "bfloat16")  # type: ignore[arg-type]
+
+
+def values_of(path, **options):
+    return np.concatenate(
+        [block.values.copy() for block in ActivationDataset(path).blocks(**options)]
+    )
+
+
+@pytest.mark.parametrize("storage_dtype", ["float32", "bfloat16"])
+def test_normalised_as_sae_lens_and_dictionary_learning_define_it(tmp_path, storage_dtype):
+    write_dataset(tmp_path, [[30, 50], [20]], "none", storage_dtype)
+    values = values_of(tmp_path, layers=10)
+    norms = np.linalg.norm(values.astype(np.float64), axis=1)
+    # SAELens, ActivationScaler.estimate_scaling_factor: sqrt(d_in) / mean norm.
+    scaled = values_of(tmp_path, layers=10, normalise="sae_lens")
+    np.testing.assert_allclose(scaled, values * (np.sqrt(8) / norms.mean()), rtol=1e-5)
+    # dictionary_learning, get_norm_factor: x / sqrt(mean squared norm).
+    scaled = values_of(tmp_path, layers=10, normalise="dictionary_learning")
+    np.testing.assert_allclose(scaled, values / np.sqrt((norms**2).mean()), rtol=1e-5)
+
+
+def test_each_layer_has_its_own_factor(tmp_path):
+    write_dataset(tmp_path, [[30, 50], [20]], "none", "bfloat16")
+    both = values_of(tmp_path, layers=[12, 10], normalise="sae_lens")
+    for place, layer in enumerate((12, 10)):
+        alone = values_of(tmp_path, layers=layer, normalise="sae_lens")
+        np.testing.assert_array_equal(both[:, place], alone)
+
+
+def test_what_cannot_be_normalised(tmp_path):
+    with pytest.raises(ValueError, match="nothing to normalise by"):
+        normalising_factor(LayerStatistics.empty(8), "sae_lens")
+    with pytest.raises(ValueError, match="'anthropic' is not one of sae_lens, dictionary_learning"):
+        normalising_factor(LayerStatistics.empty(8), "anthropic")  # type: ignore[arg-type]
+    write_dataset(tmp_path, [[3]], "none", "bfloat16")
+    with pytest.raises(ValueError, match="normalised values are float32, not 'bits'"):
+        list(ActivationDataset(tmp_path).blocks(10, dtype="bits", normalise="sae_lens"))

@@ -1,0 +1,113 @@
+import logging
+
+import numpy as np
+import pytest
+
+from activation_dataset import ActivationDataset
+from activation_dataset.format import index_file
+from activation_dataset.index_file import IndexFileError, decode_index, encode_index
+from activation_dataset.tfrecord import read_records
+from tests.activation_dataset.synthetic import make_prompts, write_dataset
+
+SHARDS = [[3, 40, 1], [7], [12, 0, 2]]
+
+
+@pytest.fixture(params=["last", "mean", "none"])
+def path(request, tmp_path):
+    write_dataset(tmp_path, SHARDS[:2] if request.param != "none" else SHARDS, request.param)
+    return tmp_path
+
+
+def test_it_says_where_records_and_activations_lie(path):
+    dataset = ActivationDataset(path)
+    for shard, batch in enumerate(dataset.metadata.batches):
+        index = dataset.index(shard)
+        for layer in dataset.layers:
+            content = (path / batch.files[layer].path).read_bytes()
+            with open(path / batch.files[layer].path, "rb") as stream:
+                ends = np.cumsum([len(data) + 16 for data in read_records(stream, "")])
+            assert index.record_starts.tolist() == [0, *ends]
+            for number, record in enumerate(dataset.records(layer, shard)):
+                stored = record.stored.tobytes()
+                start = int(index.activation_starts[number])
+                assert content[start : start + len(stored)] == stored
+
+
+def test_it_holds_the_prompts(path):
+    dataset = ActivationDataset(path)
+    for shard in range(len(dataset.metadata.batches)):
+        index = dataset.index(shard)
+        prompts = make_prompts(SHARDS[shard], shard)
+        starts = [0, *index.token_ends.tolist()]
+        for number, prompt in enumerate(prompts):
+            tokens = slice(starts[number], starts[number + 1])
+            np.testing.assert_array_equal(index.token_ids[tokens], prompt.token_ids)
+            np.testing.assert_array_equal(index.cells[tokens], prompt.cells)
+            assert index.sample_id(number) == prompt.sample_id
+            assert index.task_id(number) == prompt.task_id
+
+
+def test_it_is_kept_and_used(path, caplog):
+    caplog.set_level(logging.INFO)
+    first = ActivationDataset(path).index(0)
+    assert "is made from prompts/prompts-00000" in caplog.text
+    caplog.clear()
+    (path / ActivationDataset(path).metadata.batches[0].prompts.path).unlink()
+    second = ActivationDataset(path).index(0)
+    assert second is not first
+    for name in ("record_starts", "activation_starts", "token_ids", "cells", "sample_ids"):
+        np.testing.assert_array_equal(getattr(second, name), getattr(first, name))
+    assert caplog.text == ""
+
+
+def test_a_damaged_one_is_made_again(path, caplog):
+    caplog.set_level(logging.INFO)
+    kept = path / index_file(0, len(ActivationDataset(path).metadata.batches))
+    ActivationDataset(path).index(0)
+    content = kept.read_bytes()
+    for broken in (b"", content[:10], content[:-1], content[:-9] + b"x" + content[-8:]):
+        kept.write_bytes(broken)
+        ActivationDataset(path).index(0)
+        assert kept.read_bytes() == content
+    assert "damaged, its CRC does not match" in caplog.text
+
+
+def test_one_of_another_dataset_is_made_again(path, tmp_path_factory, caplog):
+    caplog.set_level(logging.INFO)
+    other = tmp_path_factory.mktemp("other")
+    write_dataset(other, SHARDS, "none", hidden=9)
+    ActivationDataset(other).index(0)
+    shards = len(ActivationDataset(path).metadata.batches)
+    (path / "index").mkdir()
+    kept = path / index_file(0, shards)
+    (other / index_file(0, 3)).replace(kept)
+    stale = kept.read_bytes()
+    assert list(ActivationDataset(path).blocks(10))
+    assert "stale" in caplog.text
+    assert kept.read_bytes() != stale
+
+
+def test_every_flipped_bit_is_caught(tmp_path):
+    write_dataset(tmp_path, [[1, 2]])
+    data = encode_index(ActivationDataset(tmp_path).index(0), "key")
+    decode_index(np.frombuffer(data, np.uint8), "key")
+    for bit in range(8 * len(data)):
+        broken = bytearray(data)
+        broken[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(IndexFileError):
+            decode_index(np.frombuffer(broken, np.uint8), "key")
+    with pytest.raises(IndexFileError, match="stale"):
+        decode_index(np.frombuffer(data, np.uint8), "another key")
+
+
+def test_a_folder_that_cannot_be_written_to_is_read_all_the_same(tmp_path):
+    write_dataset(tmp_path, SHARDS, "none")
+    (tmp_path / "index").write_text("in the way of the folder")
+    assert len(list(ActivationDataset(tmp_path).blocks(10))) == 3
+
+
+def test_nothing_is_added_to_a_remote_folder(tmp_path):
+    pytest.importorskip("fsspec")
+    write_dataset(tmp_path, SHARDS, "none")
+    assert ActivationDataset(f"file://{tmp_path}")[10][1].num_tokens == 40
+    assert not (tmp_path / "index").exists()
