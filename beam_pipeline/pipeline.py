@@ -7,6 +7,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from activation_dataset.format import layer_folder
 from beam_pipeline.config import Config, ConfigError, Run, resolve
+from beam_pipeline.lost_worker import ends_with_its_workers
 from corpus.template import load_template
 from qwen2.source import open_model
 from transforms.assign_shards import AssignShards, PlanShards
@@ -99,6 +100,7 @@ def run_pipeline(config: Config, options: PipelineOptions) -> Run:
 
     Raises:
       ConfigError: if Beam's flags do not go together.
+      WorkerLostError: if a local worker process died.
     """
     try:
         pipeline = beam.Pipeline(options=options)
@@ -111,6 +113,6 @@ def run_pipeline(config: Config, options: PipelineOptions) -> Run:
     if config.overwrite:
         remove_output(folder.path)
     remove_partial_files(folder.path)
-    with pipeline:
+    with ends_with_its_workers(), pipeline:
         build(pipeline, run, folder)
     return run

@@ -1,0 +1,62 @@
+import subprocess
+import sys
+import threading
+
+import grpc
+import pytest
+
+from beam_pipeline.lost_worker import WorkerLostError, ends_with_its_workers
+from tests.conftest import ROOT
+
+
+def raised_in_a_thread(error: Exception) -> None:
+    def work() -> None:
+        raise error
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+
+
+def test_a_broken_channel_is_explained():
+    message = r"a worker process died: .* same command again"
+    with pytest.raises(WorkerLostError, match=message), ends_with_its_workers():
+        raise RuntimeError("Channel closed prematurely.")
+    with pytest.raises(RuntimeError, match="another"), ends_with_its_workers():
+        raise RuntimeError("another")
+
+
+def test_other_threads_are_left_alone(monkeypatch: pytest.MonkeyPatch):
+    seen: list[threading.ExceptHookArgs] = []
+    monkeypatch.setattr(threading, "excepthook", seen.append)
+    with ends_with_its_workers():
+        raised_in_a_thread(ValueError("another"))
+        raised_in_a_thread(grpc.RpcError())
+    raised_in_a_thread(RuntimeError("Worker subprocess exited with return code 137"))
+    assert [str(each.exc_value) for each in seen] == [
+        "another",
+        "Worker subprocess exited with return code 137",
+    ]
+
+
+def test_a_job_that_would_wait_for_ever_ends():
+    program = (
+        "import threading, time\n"
+        "from beam_pipeline import lost_worker\n"
+        "lost_worker.GRACE_SECONDS = 0.1\n"
+        "def work(): raise RuntimeError('Worker subprocess exited with return code -9')\n"
+        "with lost_worker.ends_with_its_workers():\n"
+        "    threading.Thread(target=work).start()\n"
+        "    time.sleep(300)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: a worker process died (status -9): ")
+    assert result.stderr.count("\n") == 1
