@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
@@ -59,18 +59,22 @@ def pooled_on_one_device(captures: Mapping[str, np.ndarray], pooling: str) -> np
 
 @pytest.mark.parametrize("capture", CAPTURES, ids=lambda capture: capture_name(*capture))
 def test_a_mesh_gives_what_one_device_gives(
-    captures: Mapping[str, np.ndarray], capture: Capture
+    captures: Mapping[str, np.ndarray],
+    capture: Capture,
+    record_property: Callable[[str, object], None],
 ) -> None:
     _, pooling, dtype = capture
     ours = captures[capture_name(*capture)].astype(np.float64)
     expected = pooled_on_one_device(captures, pooling)
     assert ours.shape == expected.shape
     norms = np.linalg.norm(expected, axis=-1)
+    errors = np.linalg.norm(ours - expected, axis=-1) / norms
+    cosines = (ours * expected).sum(-1) / (norms * np.linalg.norm(ours, axis=-1))
+    record_property("worst_relative_error", float(errors.max()))
+    record_property("worst_cosine", float(cosines.min()))
     if dtype == "float32":
-        errors = np.linalg.norm(ours - expected, axis=-1) / norms
         assert errors.max() <= RELATIVE_ERROR_FLOAT32
     else:
-        cosines = (ours * expected).sum(-1) / (norms * np.linalg.norm(ours, axis=-1))
         assert cosines.min() >= COSINE_BFLOAT16
 
 
