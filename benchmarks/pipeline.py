@@ -58,7 +58,7 @@ def job(extractor: ActivationExtractor, model: str, tasks: Path, folder: Path) -
     flags += ["--pooling", extractor.pooling]
     if extractor.pooling == "none":
         flags += ["--storage_dtype", "bfloat16"]
-    with mock.patch.object(ExtractorSettings, "build", lambda self: extractor):
+    with mock.patch.object(ExtractorSettings, "build", return_value=extractor):
         run_pipeline(*parse_flags(flags))
 
 
