@@ -1,10 +1,6 @@
 from __future__ import annotations
 
 import json
-import math
-import os
-import subprocess
-import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -32,8 +28,6 @@ from qwen2.config import PRESETS
 from qwen2.extractor import ActivationExtractor
 from qwen2.source import open_model
 from tests.qwen2.checkpoints import SMALL, varied_weights, write_checkpoint
-
-ROOT = Path(__file__).resolve().parents[2]
 
 TENSORS = {
     "a": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -347,64 +341,3 @@ def test_random_weights_differ_between_tensors_and_have_their_shapes() -> None:
     assert len(set(drawn)) == len(drawn)
     embedding = arrays["model.embed_tokens.weight"].astype(np.float64)
     assert embedding.std() == pytest.approx(0.02, rel=0.1)
-
-
-MEASURE_LOADING = """
-import threading, sys
-import jax
-from qwen2.extractor import ActivationExtractor
-from qwen2.source import open_model
-
-def private_bytes():
-    for line in open("/proc/self/status"):
-        if line.startswith("RssAnon:"):
-            return 1024 * int(line.split()[1])
-
-jax.numpy.zeros(1).block_until_ready()
-source = open_model(sys.argv[1])
-before = peak = private_bytes()
-done = threading.Event()
-
-def watch():
-    global peak
-    while not done.wait(0.001):
-        peak = max(peak, private_bytes())
-
-watcher = threading.Thread(target=watch)
-watcher.start()
-layers = range(source.config.num_hidden_layers)
-extractor = ActivationExtractor(source, layers, compute_dtype=sys.argv[2])
-done.set()
-watcher.join()
-print(peak - before)
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
-def test_loading_needs_the_memory_of_the_weights_and_of_one_parameter(tmp_path: Path) -> None:
-    """On a CPU the device's arrays are host memory too, so the weights count once, in any case."""
-    config = replace(
-        SMALL,
-        vocab_size=1024,
-        hidden_size=1024,
-        intermediate_size=4096,
-        num_hidden_layers=6,
-        head_dim=256,
-    )
-    shapes = expected_shapes(config)
-    tensors = {name: np.ones(shape, ml_dtypes.bfloat16) for name, shape in shapes.items()}
-    folder = write_checkpoint(tmp_path, config, tensors)
-    weights_bytes = 2 * sum(map(math.prod, shapes.values()))
-    largest = 2 * max(map(math.prod, shapes.values()))
-    output = subprocess.run(
-        [sys.executable, "-c", MEASURE_LOADING, str(folder), "bfloat16"],
-        cwd=ROOT,
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
-        check=True,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    ).stdout
-    peak = int(output)
-    assert weights_bytes > 180e6
-    assert peak <= weights_bytes + 4 * largest + 20e6
