@@ -1,0 +1,82 @@
+"""Datasets of prompts that show grids, with vectors that a test chooses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from activation_dataset.format import Pooling, Sample, StorageDtype, prompts_file, shard_file
+from activation_dataset.manifest import Manifest, batches_of
+from activation_dataset.metadata import Metadata
+from activation_dataset.prompts import NO_CELL, TEST_PAIR, Prompt, write_prompts
+from activation_dataset.statistics import OrderedMerge
+from activation_dataset.writer import LayerFileWriter
+from tests.activation_dataset.synthetic import LAYERS, describe
+
+ZERO, NEWLINE = 15, 198
+"""Token ids of "0" and of a line break in Qwen's vocabulary."""
+
+
+def grid_prompt(sample_id: str, sizes: Sequence[tuple[int, int]], seed: int = 0) -> Prompt:
+    """Examples of two grids of a size (height, width), the last size being that of the test."""
+    rng = np.random.default_rng(seed)
+    tokens: list[int] = []
+    cells: list[tuple[int, int, int, int]] = []
+    for number, (height, width) in enumerate(sizes):
+        is_test = number == len(sizes) - 1
+        for role in (0,) if is_test else (0, 1):
+            tokens.append(NEWLINE)
+            cells.append((NO_CELL,) * 4)
+            for row in range(height):
+                for column in range(width):
+                    tokens.append(ZERO + int(rng.integers(10)))
+                    cells.append((TEST_PAIR if is_test else number, role, row, column))
+                tokens.append(NEWLINE)
+                cells.append((NO_CELL,) * 4)
+    return Prompt(
+        sample_id, sample_id.split("#")[1].split("/")[0],
+        np.array(tokens, np.int32), np.array(cells, np.int16),
+    )  # fmt: skip
+
+
+def write_prompted(
+    folder: Path,
+    shards: Sequence[Sequence[Prompt]],
+    vectors_of: Callable[[int, Prompt], NDArray[np.float32]],
+    pooling: Pooling = "none",
+    storage_dtype: StorageDtype = "float32",
+    hidden: int = 8,
+    layers: tuple[int, ...] = LAYERS,
+    rejected: Mapping[str, int] | None = None,
+) -> Metadata:
+    """Writes a dataset; `vectors_of` gives the vectors [n, hidden] of a layer and a prompt."""
+    merges = {layer: OrderedMerge() for layer in layers}
+    manifests: list[Manifest] = []
+    (folder / "prompts").mkdir(parents=True)
+    for shard, prompts in enumerate(shards):
+        with open(folder / prompts_file(shard, len(shards)), "wb") as stream:
+            manifests.append(write_prompts(stream, prompts, shard, len(shards)))
+        for layer in layers:
+            path = folder / shard_file(layer, shard, len(shards))
+            path.parent.mkdir(exist_ok=True)
+            with open(path, "wb") as stream:
+                writer = LayerFileWriter(stream, layer, pooling, storage_dtype, hidden)
+                for prompt in prompts:
+                    ids = prompt.token_ids[-1:] if pooling == "last" else prompt.token_ids
+                    sample = Sample(prompt.sample_id, prompt.task_id, ids, prompt.num_tokens)
+                    rows = vectors_of(layer, prompt)
+                    writer.append([sample], rows, [len(rows)])
+            manifest = writer.finish(shard, len(shards))
+            manifests.append(manifest)
+            merges[layer].add(shard, manifest.file.statistics)
+    metadata = Metadata(
+        run=describe(pooling, storage_dtype, hidden, layers),
+        batches=batches_of(manifests, layers, len(shards)),
+        rejected=rejected or {},
+        statistics={layer: merge.result(len(shards)) for layer, merge in merges.items()},
+    )
+    (folder / "metadata.json").write_text(metadata.to_json(), "utf-8")
+    return metadata
