@@ -16,7 +16,7 @@ setup(
     python_requires=">=3.11,<3.13",
     packages=find_packages(include=[*PACKAGES, *(f"{package}.*" for package in PACKAGES)]),
     package_data={
-        "activation_dataset": ["py.typed"],
+        "activation_dataset": ["py.typed", "report.html"],
         "beam_pipeline": ["prices.toml"],
         "corpus": ["py.typed", "templates/*.toml"],
         "qwen2": ["py.typed", "presets/*", "presets/*/*"],

@@ -7,14 +7,24 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
+from activation_dataset.card import CARD_FILE, CardError, renewed_card
 from activation_dataset.certify import CERTIFICATE_FILE, CertifyError, certify
-from activation_dataset.reader import DatasetError
+from activation_dataset.folder import Folder
+from activation_dataset.inspect import inspect, inspect_vectors
+from activation_dataset.reader import ActivationDataset, DatasetError
+from activation_dataset.report import report
+from activation_dataset.survey import survey
 from activation_dataset.tfrecord import CorruptRecordError
 from activation_dataset.verify import verify
 
 # Below this size, starting workers takes longer than reading.
 _SMALL_BYTES = 256 << 20
+
+EXPLAINED = (OSError, ImportError, DatasetError, CorruptRecordError, CertifyError, CardError)
+"""Errors whose message says all that a user needs."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,15 +67,100 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="largest relative error of a vector (default: what rounding explains, by dtype)",
     )
     command.set_defaults(run=_certify, done="certified")
+    _add_looks(commands)
     options = parser.parse_args(arguments)
     try:
         status: int = options.run(options)
         return status
-    except (OSError, ImportError, DatasetError, CorruptRecordError, CertifyError) as error:
+    except EXPLAINED as error:
         print(f"{options.folder} cannot be {options.done}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+def _add_looks(commands: Any) -> None:
+    """The commands that show what a dataset is."""
+    command = commands.add_parser(
+        "inspect",
+        help="say in a terminal what a dataset is, with a table of its layers",
+        description="Prints what the metadata says of a dataset, with a table of its layers.",
+    )
+    command.add_argument("folder", metavar="DIR", help="the dataset: a folder, or a gs:// URL")
+    command.add_argument(
+        "--full", action="store_true", help="read every vector too, and say what only they can"
+    )
+    command.set_defaults(run=_inspect, done="inspected")
+    command = commands.add_parser(
+        "report",
+        help="draw a dataset on a page of HTML",
+        description="Draws a dataset on one page of HTML that needs no network. Of a large dataset "
+        "some whole samples are read, always the same ones.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    command.add_argument("folder", metavar="DIR", help="the dataset: a folder, or a gs:// URL")
+    command.add_argument("-o", "--output", default="report.html", metavar="FILE", help="the page")
+    command.add_argument("--full", action="store_true", help="read every vector")
+    command.add_argument("--seed", type=_seed, default=0, help="of the choice of what is read")
+    command.set_defaults(run=_report, done="reported on")
+    command = commands.add_parser(
+        "card",
+        help=f"write a dataset's card, {CARD_FILE}, again",
+        description=f"Writes the card of a dataset, {CARD_FILE}, into it, with its certificate if "
+        "there is one. A card that somebody else wrote is left alone.",
+    )
+    command.add_argument("folder", metavar="DIR", help="the dataset: a folder, or a gs:// URL")
+    command.add_argument(
+        "--license",
+        metavar="ID",
+        help="of the tasks, as the Hugging Face hub names it, such as apache-2.0 (default: what "
+        "the card says, or else unknown)",
+    )
+    command.set_defaults(run=_card, done="described")
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, got {text!r}")
+    return int(text)
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    dataset = ActivationDataset(options.folder)
+    print(inspect(options.folder, dataset.metadata), end="")
+    if options.full:
+        print("\n" + inspect_vectors(dataset.metadata, survey(dataset, whole=True)), end="")
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    dataset = ActivationDataset(options.folder)
+    found = survey(dataset, whole=options.full, seed=options.seed)
+    Path(options.output).write_text(report(dataset, found), "utf-8")
+    read = "all" if found.whole else f"{found.vectors:,}"
+    print(f"{options.output}: {read} vectors of each layer were read")
+    return 0
+
+
+def _card(options: argparse.Namespace) -> int:
+    dataset = ActivationDataset(options.folder)
+    present, certificate = (
+        _content(dataset.folder, name) for name in (CARD_FILE, CERTIFICATE_FILE)
+    )
+    text = renewed_card(dataset.metadata, present, certificate, options.license)
+    if text is None:
+        raise CardError(f"its {CARD_FILE} was written by somebody else; remove or rename it first")
+    dataset.folder.save(CARD_FILE, text.encode())
+    print(f"{options.folder}/{CARD_FILE}")
+    return 0
+
+
+def _content(folder: Folder, name: str) -> bytes | None:
+    try:
+        with folder.open(name) as stream:
+            return stream.read()
+    except FileNotFoundError:
+        return None
 
 
 def _certify(options: argparse.Namespace) -> int:

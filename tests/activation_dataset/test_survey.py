@@ -56,7 +56,7 @@ def test_norms_by_position_are_those_of_the_vectors(prompts, found):
         rows = vectors_of(11, prompt).astype(np.float64)
         for position, row in enumerate(rows):
             if np.isfinite(row).all():
-                by_position.setdefault(position, []).append(np.linalg.norm(row))
+                by_position.setdefault(position, []).append(float(np.linalg.norm(row)))
     layer = found.layers[1]
     ends = [*POSITION_STARTS[1:].tolist(), 1 << 62]
     for place, (start, end) in enumerate(zip(POSITION_STARTS.tolist(), ends, strict=True)):
