@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 
 import apache_beam as beam
 
+from activation_dataset.card import CARD_FILE, renewed_card
+from activation_dataset.certify import CERTIFICATE_FILE
 from activation_dataset.format import METADATA_FILE
 from activation_dataset.manifest import Manifest, PromptsManifest, batches_of
 from activation_dataset.metadata import InputFile, Metadata, RunDescription
@@ -172,6 +174,17 @@ def _write_metadata(
     check_files(metadata, list_output(folder.path))
     # Each run removes what was there before it, so this is an attempt that was not heard of.
     if read_if_exists(join(folder.path, METADATA_FILE)) != content:
+        _write_card(folder, metadata)
         folder.write(METADATA_FILE, content)
     folder.release()
     return metadata
+
+
+def _write_card(folder: OutputFolder, metadata: Metadata) -> None:
+    """Writes the dataset's README.md, unless a person wrote the one that is there."""
+    present, certificate = (
+        read_if_exists(join(folder.path, name)) for name in (CARD_FILE, CERTIFICATE_FILE)
+    )
+    card = renewed_card(metadata, present, certificate)
+    if card is not None:
+        folder.write(CARD_FILE, card.encode())

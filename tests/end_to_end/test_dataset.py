@@ -67,7 +67,7 @@ def test_the_folder_holds_what_it_should_and_nothing_else(dataset: Path):
     }
     assert layer_files <= names
     rest = names - layer_files
-    assert {"metadata.json", "run.json", "errors/rejected.jsonl"} <= rest
+    assert {"README.md", "metadata.json", "run.json", "errors/rejected.jsonl"} <= rest
     assert not [name for name in rest if "partial" in name]
 
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from activation_dataset.card import renewed_card
 from activation_dataset.format import Sample, prompts_file, shard_file
 from activation_dataset.manifest import Manifest, PromptsManifest, ShardManifest
 from activation_dataset.metadata import InputFile, Metadata
@@ -180,6 +181,26 @@ def test_the_pipeline_writes_the_metadata(tmp_path: Path):
     # As a runner does with an attempt that ended without its hearing of it.
     combine(manifests(2), folder)
     assert (tmp_path / "metadata.json").read_text() == build(manifests(2), 2).to_json()
+
+
+def test_the_card_is_written_before_the_metadata(tmp_path: Path):
+    combine(manifests(2), written(tmp_path, manifests(2)))
+    card = tmp_path / "README.md"
+    metadata = Metadata.from_json((tmp_path / "metadata.json").read_bytes())
+    assert card.read_text("utf-8") == renewed_card(metadata)
+    assert card.stat().st_mtime_ns <= (tmp_path / "metadata.json").stat().st_mtime_ns
+
+
+def test_a_licence_that_was_given_and_a_card_of_somebody_else_stay(tmp_path: Path):
+    metadata = build(manifests(2), 2)
+    licensed = renewed_card(metadata, license="apache-2.0")
+    assert licensed is not None
+    for there in (licensed, "# Mine\n"):
+        folder = written(tmp_path, manifests(2))
+        (tmp_path / "metadata.json").unlink(missing_ok=True)
+        (tmp_path / "README.md").write_text(there, "utf-8")
+        combine(manifests(2), folder)
+        assert (tmp_path / "README.md").read_text("utf-8") == there
 
 
 def test_the_pipeline_writes_no_metadata_where_something_is_missing(tmp_path: Path):
