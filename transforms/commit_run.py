@@ -9,7 +9,7 @@ from typing import Any
 
 import apache_beam as beam
 
-from activation_dataset.format import ERRORS_FOLDER, METADATA_FILE, RUN_FILE
+from activation_dataset.format import ERRORS_FOLDER, METADATA_FILE, RUN_FILE, is_partial_file
 from activation_dataset.metadata import RunDescription
 from corpus.task import RejectedTask
 from transforms.assign_shards import ShardPlan
@@ -64,7 +64,8 @@ def differences(there: Any, now: Any, name: str = "") -> Iterator[str]:
 def check_output_dir(output_dir: str, run: RunDescription) -> Mapping[str, Any] | None:
     """Whether a run may write here: the folder is fresh, or an equal run began it.
 
-    A run that rejected too much leaves its dead letters only; they are in nobody's way.
+    A run that rejected too much leaves its dead letters only, one that was killed while it began
+    partial files; they are in nobody's way.
 
     Returns:
       The plan of the run that began the folder, None if it is fresh.
@@ -79,7 +80,12 @@ def check_output_dir(output_dir: str, run: RunDescription) -> Mapping[str, Any] 
         _refuse_difference(output_dir, there["configuration"], run)
         plan: Mapping[str, Any] = there["plan"]
         return plan
-    if found := [f for f in list_output(output_dir) if not f.startswith(f"{ERRORS_FOLDER}/")]:
+    found = [
+        name
+        for name in list_output(output_dir)
+        if not (name.startswith(f"{ERRORS_FOLDER}/") or is_partial_file(name))
+    ]
+    if found:
         raise OtherRunError(
             f"{output_dir} already holds output without {RUN_FILE}, such as {found[0]}. "
             "Choose another --output_dir, or replace it with --overwrite."

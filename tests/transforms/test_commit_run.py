@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from activation_dataset.format import shard_file
+from activation_dataset.format import partial_file, shard_file
 from activation_dataset.metadata import InputFile, RunDescription
 from corpus.task import RejectedTask
 from tests.activation_dataset.synthetic import describe, text_prompt
@@ -238,3 +238,10 @@ def test_of_two_runs_in_a_fresh_folder_the_later_one_has_it(tmp_path: Path):
     with pytest.raises(ClaimLostError):
         commit_run(plan(1), first, RUN, DEAD, SIZE, Limits())
     assert sorted(contents(tmp_path)) == ["run.json"]
+
+
+def test_a_run_that_was_killed_while_it_began_is_in_nobodys_way(tmp_path: Path):
+    for name in (CLAIM_FILE, "run.json", "errors/rejected.jsonl"):
+        (tmp_path / "errors").mkdir(exist_ok=True)
+        (tmp_path / partial_file(name, "0123456789abcdef")).write_bytes(b"half")
+    assert check_output_dir(str(tmp_path), RUN) is None
