@@ -95,7 +95,7 @@ def damage(out: Path) -> list[Problem]:
     It may leave files out and partial files lying about; a file that has its name must be whole,
     and `metadata.json` may be there only if nothing at all is wrong.
     """
-    problems = verify(out).problems
+    problems = verify(out).problems if out.exists() else ()
     if (out / "metadata.json").exists():
         return list(problems)
     return [

@@ -1,0 +1,96 @@
+"""Every bundle fails once, after all of its work, and is tried again, as Dataflow would.
+
+    python -m reliability.retry
+
+Beam's local runner gives up at the first failure. Here it is made to run each bundle a first time
+in which the worker, having called every `finish_bundle`, fails; what it had sent is dropped, its
+DoFns are torn down, and the bundle is run again by new ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from apache_beam.runners.portability.fn_api_runner.fn_runner import BundleManager
+from apache_beam.runners.worker.bundle_processor import BundleProcessor
+
+from beam_pipeline.command import main as command
+from reliability.job import MANY_FILES, Job, damage, digests
+
+INJECTED = "injected: the bundle fails after its work"
+
+
+class Retries:
+    """Bundles that failed."""
+
+    def __init__(self) -> None:
+        self.bundles = 0
+        self.failing = False
+
+
+@contextmanager
+def every_bundle_fails_once() -> Iterator[Retries]:
+    """Makes Beam's local runner, with one worker in this process, do so."""
+    retries = Retries()
+    run_bundle, work = BundleManager.process_bundle, BundleProcessor.process_bundle
+
+    def run_twice(manager: Any, *arguments: Any, **options: Any) -> Any:
+        retries.failing = True
+        try:
+            run_bundle(manager, *arguments, **options | {"dry_run": True})
+        except RuntimeError as error:
+            if INJECTED not in str(error):
+                raise
+            retries.bundles += 1
+        finally:
+            retries.failing = False
+        return run_bundle(manager, *arguments, **options)
+
+    def fail_after_work(processor: Any, *arguments: Any) -> Any:
+        result = work(processor, *arguments)
+        if retries.failing:
+            raise RuntimeError(INJECTED)
+        return result
+
+    with (
+        mock.patch.object(BundleManager, "process_bundle", run_twice),
+        mock.patch.object(BundleProcessor, "process_bundle", fail_after_work),
+    ):
+        yield retries
+
+
+def retry_all(job: Job, folder: Path) -> int:
+    """Runs the job with and without failures, in this process; gives how many bundles failed.
+
+    Raises:
+      AssertionError: if that changed a byte, or left anything behind.
+    """
+    assert command(job.command(folder / "expected")[3:]) == 0
+    logging.disable()
+    try:
+        with every_bundle_fails_once() as retries:
+            assert command(job.command(folder / "retried")[3:]) == 0
+    finally:
+        logging.disable(logging.NOTSET)
+    assert not (wrong := damage(folder / "retried")), wrong
+    assert digests(folder / "retried") == digests(folder / "expected")
+    return retries.bundles
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__.split("\n")[0]).parse_args()
+    with tempfile.TemporaryDirectory(prefix="retry-") as name:
+        folder = Path(name)
+        bundles = retry_all(Job(folder / "compiled", flags=MANY_FILES), folder)
+    print(f"{bundles} bundles failed after their work and were tried again: the same bytes")
+
+
+if __name__ == "__main__":
+    main()
