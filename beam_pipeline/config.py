@@ -50,6 +50,7 @@ class Config:
     allow_nonfinite: bool
     overwrite: bool
     accelerator: str | None
+    progress: bool = True
 
 
 @dataclass(frozen=True)

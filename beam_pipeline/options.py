@@ -195,6 +195,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     output.add_argument("--overwrite", **SWITCH, help="replace what another run left in the folder")
     output.add_argument(
+        "--no_progress", **SWITCH, help="do not show in the terminal how far a local run is"
+    )
+    output.add_argument(
         "--gcs_bucket",
         metavar="GS_PATH",
         help="with --upload_to_cloud True: another spelling of a gs:// --output_dir",
@@ -300,6 +303,7 @@ def _to_config(ours: argparse.Namespace, rest: list[str]) -> tuple[Config, Pipel
         allow_nonfinite=ours.allow_nonfinite,
         overwrite=ours.overwrite,
         accelerator=ours.accelerator,
+        progress=not ours.no_progress,
     )
     return config, options
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from activation_dataset.format import layer_folder
 from beam_pipeline.config import Config, ConfigError, Run, resolve
 from beam_pipeline.lost_worker import ends_with_its_workers
+from beam_pipeline.progress import shown
 from corpus.template import load_template
 from qwen2.source import open_model
 from transforms.assign_shards import AssignShards, PlanShards
@@ -113,6 +116,7 @@ def run_pipeline(config: Config, options: PipelineOptions) -> Run:
     if config.overwrite:
         remove_output(folder.path)
     remove_partial_files(folder.path)
-    with ends_with_its_workers(), pipeline:
+    bar = shown(options, config.output_dir, config.progress, sys.stderr)
+    with bar, ends_with_its_workers(), pipeline:
         build(pipeline, run, folder)
     return run

@@ -49,11 +49,13 @@ class CapturedSamples:
       samples: which samples, as indices into what was given to ``extract``.
       vector_counts: for each of them the number of its vectors: 1 if pooled, else its tokens.
       layers: for each layer [sum(vector_counts), hidden] in the storage dtype, in sample order.
+      slots: token slots of the step that computed them, padding included.
     """
 
     samples: tuple[int, ...]
     vector_counts: tuple[int, ...]
     layers: Mapping[int, np.ndarray]
+    slots: int
 
 
 class DeviceMemoryError(RuntimeError):
@@ -247,7 +249,8 @@ class ActivationExtractor:
             vectors = np.empty((sum(counts), self.hidden_size), self._storage)
             np.concatenate([array[place] for place in rows], out=vectors, casting="unsafe")
             layers[layer] = vectors
-        return CapturedSamples(tuple(p.sample for p in step.placements), counts, layers)
+        samples = tuple(placed.sample for placed in step.placements)
+        return CapturedSamples(samples, counts, layers, step.shape.slots)
 
 
 def _reraise_unless_out_of_memory(error: jax.errors.JaxRuntimeError) -> None:

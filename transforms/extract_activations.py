@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from activation_dataset.prompts import Prompt
 from activation_dataset.record import RecordKind
 from qwen2.source import open_model
 from transforms.assign_shards import ShardPlan, rank
+from transforms.extraction_progress import ProgressCounters, WorkDone
 from transforms.resume import FinishedLayers, finished_layers
 
 if TYPE_CHECKING:
@@ -112,12 +113,20 @@ def ordered_prompts(prompts: Iterable[Prompt]) -> list[Prompt]:
 
 
 def extract_shard(
-    shard: int, prompts: Sequence[Prompt], extractor: ActivationExtractor
+    shard: int,
+    prompts: Sequence[Prompt],
+    extractor: ActivationExtractor,
+    on_step: Callable[[CapturedSamples], None] = lambda captured: None,
 ) -> Iterator[LayerBlock]:
-    """The blocks of a shard, layer by layer for every few samples; holds only what is in flight."""
+    """The blocks of a shard, layer by layer for every few samples; holds only what is in flight.
+
+    Args:
+      on_step: told of every step that has come back from the device.
+    """
     samples = [stored_sample(prompt, extractor.pooling) for prompt in prompts]
     previous: CapturedSamples | None = None
     for captured in extractor.extract([prompt.token_ids for prompt in prompts]):
+        on_step(captured)
         if previous is not None:
             yield from _blocks(shard, samples, previous, is_last=False)
         previous = captured
@@ -186,8 +195,7 @@ class _Extract(beam.DoFn):
         self._settings, self._output_dir = settings, output_dir
         self._kind = RecordKind(settings.pooling, settings.storage_dtype, hidden)
         self._shared = Shared()
-        self._samples = Metrics.counter("extract", "samples")
-        self._tokens = Metrics.counter("extract", "tokens")
+        self._progress = ProgressCounters()
         self._resumed = Metrics.counter("extract", "layer_files_resumed")
 
     def process(
@@ -196,20 +204,28 @@ class _Extract(beam.DoFn):
         shard, prompts = element[0], ordered_prompts(element[1])
         samples = [stored_sample(prompt, self._settings.pooling) for prompt in prompts]
         layers = self._settings.layers
+        self._progress.begin(plan)
         finished = finished_layers(
             self._output_dir, shard, plan.num_shards, layers, samples, self._kind
         )
         manifests, order = finished.manifests, finished.order
-        if len(manifests) < len(layers):
+        if len(manifests) == len(layers):
+            tokens = sum(prompt.num_tokens for prompt in prompts)
+            self._progress.resumed(plan, len(prompts), tokens)
+        else:
             # Once in a process, however many threads: a device has room for one model.
             self._extractor = self._shared.acquire(self._settings.build)
             manifests = still_valid(finished, prompts, self._extractor) if manifests else {}
-            for block in extract_shard(shard, prompts, self._extractor):
+
+            def on_step(captured: CapturedSamples) -> None:
+                tokens = sum(prompts[index].num_tokens for index in captured.samples)
+                done = WorkDone(len(captured.samples), tokens, captured.slots)
+                self._progress.step(plan, done)
+
+            for block in extract_shard(shard, prompts, self._extractor, on_step):
                 if block.layer not in manifests:
                     yield TaggedOutput(layer_folder(block.layer), block)
             order = file_order(prompts, self._extractor)
-            self._samples.inc(len(prompts))
-            self._tokens.inc(sum(sample.num_tokens for sample in samples))
         by_id = {prompt.sample_id: prompt for prompt in prompts}
         yield TaggedOutput(PROMPTS, ShardPrompts(shard, tuple(by_id[each] for each in order)))
         self._resumed.inc(len(manifests))

@@ -12,8 +12,8 @@ from beam_pipeline.options import build_parser
 
 REQUIRED = {"model_path", "tasks_file", "output_dir", "accelerator", "sdk_container_image"}
 
-INTERNAL = {"help", "gcs_bucket", "upload_to_cloud"}
-"""Flags that are no parameters: the last two are another spelling of an output_dir."""
+INTERNAL = {"help", "gcs_bucket", "no_progress", "upload_to_cloud"}
+"""Flags that are no parameters: there is no terminal, and the others spell an output_dir again."""
 
 PATTERNS = {
     "augment": r"^[1-9][0-9]*$",

@@ -50,7 +50,7 @@ def test_dataflow_reads_every_field():
 
 
 def test_every_flag_is_a_parameter_and_the_reverse():
-    internal = {"help", "gcs_bucket", "upload_to_cloud"}
+    internal = {"help", "gcs_bucket", "no_progress", "upload_to_cloud"}
     assert set(flags()) - internal == set(PARAMETERS) - {"sdk_container_image"}
 
 

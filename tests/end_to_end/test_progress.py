@@ -1,0 +1,112 @@
+"""What a run says while it lasts: counters on any runner, a line in a terminal."""
+
+import os
+import pty
+import re
+import sys
+import threading
+from pathlib import Path
+
+import apache_beam as beam
+import pytest
+
+from beam_pipeline.options import parse_flags
+from beam_pipeline.pipeline import build, prepare
+from tests.end_to_end.job import flags_of, metadata_of, run
+from transforms.extraction_progress import WorkDone, listening
+from transforms.output_folder import OutputFolder
+
+FLAGS = ("--layers_to_extract", "0-1", "--samples_per_shard", "2", "--batch_size", "1")
+
+
+def counters_of(model: Path, tasks: Path, out: Path) -> dict[str, int]:
+    """The counters of the namespace ``extract`` after a run."""
+    config, options = parse_flags(flags_of(model, tasks, out, FLAGS))
+    pipeline = beam.Pipeline(options=options)
+    build(pipeline, prepare(config), OutputFolder.claim(config.output_dir))
+    result = pipeline.run()
+    result.wait_until_finish()
+    return {
+        found.key.metric.name: found.committed
+        for found in result.metrics().query()["counters"]
+        if found.key.metric.namespace == "extract"
+    }
+
+
+@pytest.fixture(scope="module")
+def counted(checkpoint: Path, short_tasks: Path, tmp_path_factory: pytest.TempPathFactory):
+    """The counters of a run, what a listener heard of it, and where its dataset is."""
+    out = tmp_path_factory.mktemp("progress") / "out"
+    heard: list[WorkDone] = []
+    totals: set[tuple[int, int]] = set()
+
+    def listen(plan, done):
+        totals.add((plan.samples, plan.tokens))
+        heard.append(done)
+
+    with listening(listen):
+        counters = counters_of(checkpoint, short_tasks, out)
+    return counters, heard, totals, out
+
+
+def test_the_counters_are_those_of_the_dataset(counted):
+    counters, _, _, out = counted
+    metadata = metadata_of(out)
+    assert counters["samples"] == metadata.total_samples
+    assert counters["tokens"] == metadata.total_tokens
+    assert counters["slots"] >= counters["tokens"]
+    assert 1 < counters["steps"] <= counters["samples"]
+
+
+def test_a_listener_hears_of_every_shard_and_step(counted):
+    counters, heard, totals, out = counted
+    metadata = metadata_of(out)
+    assert totals == {(metadata.total_samples, metadata.total_tokens)}
+    assert heard.count(WorkDone()) == len(metadata.batches)
+    steps = [done for done in heard if done.slots]
+    assert len(steps) == counters["steps"]
+    for name in ("samples", "tokens", "slots"):
+        assert sum(getattr(done, name) for done in steps) == counters[name]
+
+
+def test_what_an_earlier_run_has_done_counts_as_done(counted, checkpoint, short_tasks):
+    out = counted[3]
+    metadata = metadata_of(out)
+    heard: list[WorkDone] = []
+    with listening(lambda plan, done: heard.append(done)):
+        run(checkpoint, short_tasks, out, *FLAGS)
+    assert sum(done.tokens for done in heard) == metadata.total_tokens
+    assert not any(done.slots for done in heard)
+
+
+@pytest.mark.parametrize("flag", ["", "--no_progress"])
+def test_a_terminal_shows_a_line_until_the_end(
+    checkpoint, short_tasks, tmp_path, monkeypatch, flag: str
+):
+    ours, theirs = pty.openpty()
+    shown = bytearray()
+
+    def read() -> None:
+        try:
+            while data := os.read(ours, 4096):
+                shown.extend(data)
+        except OSError:
+            return  # the other end is closed
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    with os.fdopen(theirs, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        monkeypatch.setattr("beam_pipeline.progress.REFRESH_SECONDS", 0.01)
+        run(checkpoint, short_tasks, tmp_path / "out", *FLAGS, *filter(None, [flag]))
+        monkeypatch.undo()
+    reader.join()
+    os.close(ours)
+    lines = [line for line in re.split(r"\r\x1b\[K", shown.decode()) if line.strip()]
+    if flag:
+        assert lines == []
+        return
+    assert lines[0].startswith("reading tasks, 0:0")
+    assert any(re.search(r"loading the model for [\d,]+ tokens, 0:0", line) for line in lines)
+    assert any(re.search(r"\[#+-*\] +\d+%, [\d,]+ of [\d,]+ tokens", line) for line in lines)
+    assert shown.endswith(b"\r\x1b[K")  # nothing is left of it

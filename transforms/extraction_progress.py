@@ -1,0 +1,76 @@
+"""How far extraction is: counters of the job, and a word to whoever listens in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from apache_beam.metrics import Metrics
+
+from transforms.assign_shards import ShardPlan
+
+
+@dataclass(frozen=True)
+class WorkDone:
+    """Work that is finished.
+
+    Attributes:
+      samples, tokens: of the prompts.
+      slots: token slots that a device step computed for them, padding included; 0 for samples whose
+        files an earlier run has written.
+    """
+
+    samples: int = 0
+    tokens: int = 0
+    slots: int = 0
+
+
+Listener = Callable[[ShardPlan, WorkDone], None]
+"""Called from any thread, for each shard that is begun (no work) and each step that is done."""
+
+_listeners: list[Listener] = []
+
+
+@contextmanager
+def listening(listener: Listener) -> Iterator[None]:
+    """Tells a listener what is extracted in this process; workers of their own tell nobody here."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
+
+
+class ProgressCounters:
+    """The counters ``samples``, ``tokens``, ``slots`` and ``steps`` of the namespace ``extract``.
+
+    ``1 - tokens / slots`` is the share of padding.
+    """
+
+    def __init__(self) -> None:
+        self._samples = Metrics.counter("extract", "samples")
+        self._tokens = Metrics.counter("extract", "tokens")
+        self._slots = Metrics.counter("extract", "slots")
+        self._steps = Metrics.counter("extract", "steps")
+
+    def begin(self, plan: ShardPlan) -> None:
+        """A shard is looked at."""
+        _tell(plan, WorkDone())
+
+    def step(self, plan: ShardPlan, done: WorkDone) -> None:
+        """A step has come back from the device."""
+        self._samples.inc(done.samples)
+        self._tokens.inc(done.tokens)
+        self._slots.inc(done.slots)
+        self._steps.inc()
+        _tell(plan, done)
+
+    def resumed(self, plan: ShardPlan, samples: int, tokens: int) -> None:
+        """The samples of a shard were extracted by an earlier run."""
+        _tell(plan, WorkDone(samples, tokens))
+
+
+def _tell(plan: ShardPlan, done: WorkDone) -> None:
+    for listener in _listeners:
+        listener(plan, done)
