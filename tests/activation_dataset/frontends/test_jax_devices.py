@@ -1,0 +1,59 @@
+from itertools import islice
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import SingleDeviceSharding
+
+from activation_dataset.frontends.jax_devices import DeviceBatches
+
+
+def numbers_of(batches):
+    return [batch.numbers.tolist() for batch in batches]
+
+
+@pytest.mark.parametrize("ahead", [1, 2, 5, 100])
+def test_the_same_batches_on_a_device(dataset, values, wanted, ahead):
+    batches = DeviceBatches(dataset.batches(10, 20, window=50), ahead=ahead)
+    assert len(batches) == 9
+    for epoch in range(2):
+        found = list(batches)
+        assert numbers_of(found) == wanted[epoch]
+        # All are still what they were when they were sent, though memory is used again.
+        for batch in found:
+            assert isinstance(batch.values, jax.Array)
+            np.testing.assert_array_equal(np.asarray(batch.values), values[batch.numbers])
+
+
+def test_memory_is_not_used_again_before_it_was_sent(dataset, values):
+    """A device may read a batch's memory at any time until it is done with it."""
+    for batch in DeviceBatches(dataset.batches(10, 4, window=50), ahead=4):
+        np.testing.assert_array_equal(np.asarray(batch.values + 0), values[batch.numbers])
+
+
+def test_bfloat16_on_a_chosen_device(dataset, values):
+    sharding = SingleDeviceSharding(jax.devices()[0])
+    for batch in DeviceBatches(dataset.batches([12, 10], 20, dtype="bfloat16"), sharding):
+        assert batch.values.dtype == jnp.bfloat16
+        assert batch.values.shape == (20, 2, 16)
+        assert batch.values.sharding == sharding
+        np.testing.assert_array_equal(
+            np.asarray(batch.values[:, 1].astype(jnp.float32)), values[batch.numbers]
+        )
+
+
+@pytest.mark.parametrize("taken", [0, 1, 4, 9])
+def test_a_state_is_that_of_the_last_batch_given_out(dataset, wanted, taken):
+    batches = DeviceBatches(dataset.batches(10, 20, window=50))
+    assert numbers_of(islice(batches, taken)) == wanted[0][:taken]
+    resumed = DeviceBatches(dataset.batches(10, 20, window=50))
+    resumed.load_state_dict(batches.state_dict())
+    rest = wanted[0][taken:] or wanted[1]
+    assert numbers_of(resumed) == rest
+    assert numbers_of(batches) == rest
+
+
+def test_none_ahead_is_refused(dataset):
+    with pytest.raises(ValueError, match="ahead is 0, expected at least 1"):
+        DeviceBatches(dataset.batches(10, 20), ahead=0)

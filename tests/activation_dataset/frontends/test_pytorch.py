@@ -1,0 +1,118 @@
+import json
+import pickle
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+from activation_dataset.frontends.pytorch import batch_dataset
+from activation_dataset.samples import Samples
+
+torch = pytest.importorskip("torch")
+from torch.utils.data import DataLoader  # noqa: E402
+
+
+def numbers_of(batches):
+    return [batch["numbers"].tolist() for batch in batches]
+
+
+def test_a_loader_gives_the_same_batches(dataset, values, wanted):
+    batches = batch_dataset(dataset, 10, 20, window=50)
+    loader = DataLoader(batches, batch_size=None)
+    assert len(loader) == len(batches) == 9
+    for epoch in range(2):
+        found = list(loader)
+        assert numbers_of(found) == wanted[epoch]
+        for batch in found:
+            assert batch["values"].dtype == torch.float32
+            expected = torch.from_numpy(values[batch["numbers"].numpy()])
+            assert torch.equal(batch["values"], expected)
+
+
+def test_bfloat16_and_several_layers(dataset, values):
+    for batch in batch_dataset(dataset, [10, 12], 20, dtype="bfloat16"):
+        assert batch["values"].dtype == torch.bfloat16
+        assert batch["values"].shape == (20, 2, 16)
+        expected = torch.from_numpy(values[batch["numbers"].numpy()])
+        assert torch.equal(batch["values"][:, 0].float(), expected)
+
+
+# Forked workers are tried in a process of their own: this one may hold threads of JAX, which a fork
+# would break.
+WORKERS = """
+import json, sys
+from torch.utils.data import DataLoader
+from activation_dataset import ActivationDataset
+from activation_dataset.frontends.pytorch import batch_dataset
+
+def numbers_of(batches):
+    return [batch["numbers"].tolist() for batch in batches]
+
+batches = batch_dataset(ActivationDataset(sys.argv[1]), 10, 5, window=50, drop_last=False)
+shared = []
+for epoch in range(2):
+    batches.set_epoch(epoch)
+    shared.append(numbers_of(DataLoader(batches, None, num_workers=2)))
+batches.set_epoch(0)
+stays = DataLoader(batches, None, num_workers=1, persistent_workers=True)
+values = [batch["values"].tolist() for batch in DataLoader(batches, None, num_workers=1)]
+print(json.dumps([shared, [numbers_of(stays) for epoch in range(2)], values]))
+"""
+
+
+def test_workers_share_an_epoch(dataset, values):
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", WORKERS, dataset.path],
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    shared, stays, given = json.loads(run.stdout)
+    orders = [[number for batch in epoch for number in batch] for epoch in shared]
+    assert [sorted(order) for order in orders] == [list(range(192))] * 2
+    assert orders[0] != orders[1]
+    # A worker that stays goes on to the next epoch by itself.
+    alone = dataset.batches(10, 5, window=50, drop_last=False)
+    assert stays == [[batch.numbers.tolist() for batch in alone] for _ in range(2)]
+    for numbers, batch in zip(stays[0], given, strict=True):
+        np.testing.assert_array_equal(np.array(batch, np.float32), values[numbers])
+
+
+def test_a_worker_that_is_spawned(dataset, wanted):
+    batches = batch_dataset(dataset, 10, 20, window=50)
+    batches.set_epoch(1)
+    loader = DataLoader(batches, None, num_workers=1, multiprocessing_context="spawn")
+    assert numbers_of(loader) == wanted[1]
+
+
+def test_a_state_is_saved_and_restored(dataset, wanted):
+    batches = batch_dataset(dataset, 10, 20, window=50)
+    for _, _ in zip(range(3), batches, strict=False):
+        pass
+    state = batches.state_dict()
+    resumed = batch_dataset(dataset, 10, 20, window=50)
+    resumed.load_state_dict(state)
+    copied = pickle.loads(pickle.dumps(resumed))  # noqa: S301
+    assert numbers_of(resumed) == numbers_of(copied)
+    assert numbers_of(resumed) == wanted[1]
+
+
+def test_samples_are_a_map_style_dataset(dataset):
+    samples = Samples(dataset, 11)
+    loader: Any = DataLoader(samples, batch_size=None, sampler=[5, 0, 3])  # type: ignore[arg-type]
+    for batch, index in zip(loader, (5, 0, 3), strict=True):
+        record = dataset[11][index]
+        assert batch["sample_id"] == record.sample_id
+        np.testing.assert_array_equal(batch["values"].numpy(), record.activation)
+        np.testing.assert_array_equal(batch["token_ids"].numpy(), record.token_ids)
+    assert len(samples) == len(dataset) == 9
+    assert [each["task_id"] for each in samples[7:]] == [each.task_id for each in dataset[11][7:]]
+
+
+def test_what_cannot_be_met_is_said_at_once(dataset):
+    with pytest.raises(KeyError, match="layer 9 is not in the dataset"):
+        batch_dataset(dataset, 9, 20)
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        batch_dataset(dataset, 10, 0)
