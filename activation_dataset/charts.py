@@ -220,7 +220,11 @@ def heat_map(
     base = top + len(rows) * height
     widest = max(map(len, columns)) * _LETTER + 8
     shapes += [
-        _text(left + (column + 0.5) * width, base + 14, columns[column])
+        _text(
+            min(left + (column + 0.5) * width, WIDTH - len(columns[column]) * _LETTER / 2),
+            base + 14,
+            columns[column],
+        )
         for column in range(0, len(columns), max(1, math.ceil(widest / width)))
     ]
     shapes.append(_text((left + WIDTH) / 2, base + 29, names[1]))
