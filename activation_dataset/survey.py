@@ -1,7 +1,7 @@
 """What only the vectors themselves can say of a dataset: by position, by token, between layers.
 
 A survey reads all vectors, or a bounded and seeded choice of them: whole samples, one layer after
-the other. Its memory does not grow with the dataset but for some bytes of each prompt.
+the other. Its memory does not grow with the dataset but for some hundred bytes of each prompt.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from activation_dataset.survey_layer import OUTLIERS_NAMED, LayerSurvey, LayerSu
 from activation_dataset.survey_prompts import PromptSurvey, survey_prompts
 from activation_dataset.vectors import Places
 
-MAX_SHARDS = 256
+MAX_SHARDS = 64
 """Shards that a bounded survey looks at."""
 MAX_VECTORS = 1 << 15
 """Vectors of each layer that it reads, or somewhat more, because samples are read whole."""
