@@ -24,6 +24,7 @@ LEVELS = "0123456789abcdef"
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 8, 10, 40
 _LETTER = 6.5
+_TALLEST = 300
 _MAX_TITLES = 2000
 
 
@@ -161,7 +162,7 @@ def histogram(values: NDArray[np.int64], label: str, unit: str, marks: dict[str,
     edges = np.geomspace(low, high + 1, bins + 1) if log else np.linspace(low, high + 1, bins + 1)
     counts, _ = np.histogram(values, edges)
     across = horizontal(float(edges[0]), float(edges[-1]), log)
-    axis = vertical(counts.tolist(), zero=True)
+    axis = vertical([*counts.tolist(), 4], zero=True)
     base = HEIGHT - _BOTTOM
     shapes = []
     for count, first, last in zip(counts.tolist(), edges[:-1], edges[1:], strict=True):
@@ -199,8 +200,9 @@ def heat_map(
     """
     left, top = 34, 6
     width = (WIDTH - left - 4) / len(columns)
-    height = min(width * 1.6, 18.0) if len(columns) > len(rows) else width
-    height = max(height, min(14.0, 200 / len(rows)))
+    height = width
+    if len(rows) != len(columns):
+        height = min(18.0, max(width, 14.0), max(_TALLEST / len(rows), 3.0))
     total = height * len(rows) + top + 34
     say = len(rows) * len(columns) <= _MAX_TITLES
     shapes = []

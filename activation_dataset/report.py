@@ -40,6 +40,7 @@ from activation_dataset.survey import Survey
 from activation_dataset.survey_layer import KINDS, POSITION_STARTS
 
 _DIMENSIONS_SHOWN = 8
+_MAPS_SHOWN = 28
 
 
 @dataclass(frozen=True)
@@ -304,13 +305,13 @@ def _likeness(metadata: Metadata, found: Survey) -> Iterator[Section]:
 
     groups, key = _groups(metadata, found)
     reach = float(np.quantile(np.abs(likeness.components), 0.999))
-    figures = [
-        f"<figure>{charts.scatter(points, groups, reach, f'principal components, layer {name}')}"
-        f"<figcaption>layer {name}, {explained.sum():.0%}</figcaption></figure>"
-        for name, points, explained in zip(
-            names, likeness.components, likeness.explained, strict=True
-        )
-    ]
+    chosen = np.unique(np.linspace(0, len(names) - 1, _MAPS_SHOWN).round().astype(int)).tolist()
+    figures = []
+    for place in chosen:
+        label = f"principal components of layer {names[place]}"
+        chart = charts.scatter(likeness.components[place], groups, reach, label)
+        caption = f"layer {names[place]}, {likeness.explained[place].sum():.0%}"
+        figures.append(f"<figure>{chart}<figcaption>{caption}</figcaption></figure>")
     text = (
         f"The same {compared} in every layer, on its two largest principal components, each map "
         "turned towards the one before; with the share of the variance that it shows."
