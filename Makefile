@@ -12,7 +12,7 @@ COMPOSER_VENV := .venv-composer
 COMPOSER := $(COMPOSER_VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test composer-test image-check lint format demo lock clean
+.PHONY: help setup test reliability composer-test image-check lint format demo lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,17 @@ composer-test: $(COMPOSER) ## run the Composer DAG's tests in a real Airflow, in
 
 image-check: $(DEVELOP) ## carry out the container image's build steps here, and run the job with them
 	$(BIN)/python -m pytest -m image tests/templates
+
+reliability: $(DEVELOP) ## try to break the job and its datasets; an hour or two, needs root for its disks
+	$(BIN)/python -m reliability.kill --kills 50 --workers 1 --seed 1
+	$(BIN)/python -m reliability.kill --kills 50 --workers 2 --seed 2
+	$(BIN)/python -m reliability.kill --kills 10 --workers 2 --seed 3 --victim worker
+	$(BIN)/python -m reliability.damage --flips 2200 --cuts 600 --seed 1
+	$(BIN)/python -m reliability.mishaps --seed 1
+	$(BIN)/python -m reliability.retry
+	$(BIN)/python -m reliability.fuzz all --inputs 300000 --seed 1
+	$(BIN)/python -m reliability.memory
+	$(BIN)/python -m benchmarks.growth
 
 lint: $(DEVELOP) ## ruff and mypy, changing nothing
 	$(BIN)/ruff check .

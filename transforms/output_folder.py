@@ -27,7 +27,7 @@ from transforms.whole_file import WholeFile, join, read_if_exists, store_errors,
 CLAIM_FILE = "claim.json"
 """Holds the token of the run that may write; it is there from a run's start to its success."""
 
-_KNOWN = re.compile(r"metadata\.json|run\.json|errors/rejected\.jsonl")
+_KNOWN = re.compile(r"metadata\.json|run\.json|certificate\.json|errors/rejected\.jsonl")
 _MAY_BE_PARTIAL = re.compile(r"(?:(?:layer_\d+|prompts|errors|index)/)?[^/]+")
 
 

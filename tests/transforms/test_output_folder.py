@@ -26,6 +26,7 @@ def occupied(tmp_path: Path) -> Path:
     ours = [
         "metadata.json",
         "run.json",
+        "certificate.json",
         "errors/rejected.jsonl",
         shard_file(10, 0, 2),
         shard_file(3, 1, 7),

@@ -1,0 +1,140 @@
+"""Time and memory from a thousand samples to fifty thousand: both must stay flat.
+
+    python -m benchmarks.growth --samples 1000 5000 50000
+
+Short documents through the whole job, with `random:tiny` and the default shards, layers 10 to 23,
+one process of the local runner. Its resident memory is sampled as it runs. Time is counted from the
+first shard's files to the metadata, so that neither starting nor compiling is in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+SHARD = 512
+MEGABYTE = 2**20
+
+
+@dataclass(frozen=True)
+class Growth:
+    """What a run of so many samples took.
+
+    Attributes:
+      seconds: from start to end.
+      microseconds_per_sample: behind the first shard.
+      start_mb: resident memory, MB, when the first shard was written.
+      median_mb, peak_mb: from then on.
+      memory_mb: [tenths of the run] resident memory, evenly spaced from then on.
+    """
+
+    samples: int
+    shards: int
+    files: int
+    seconds: float
+    microseconds_per_sample: float
+    start_mb: float
+    median_mb: float
+    peak_mb: float
+    memory_mb: Sequence[float]
+
+
+def write_documents(path: Path, count: int) -> None:
+    """Documents of 8 to 23 words, each its own."""
+    with path.open("w") as stream:
+        for number in range(count):
+            text = " ".join(str(number * step % 9973) for step in range(1, 9 + number % 16))
+            stream.write(json.dumps({"id": f"{number:07d}", "text": text}) + "\n")
+
+
+def resident_mb(process: int) -> float:
+    """Resident memory of a process; 0 if it has ended."""
+    try:
+        pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
+    except (OSError, IndexError):
+        return 0.0
+    return pages * os.sysconf("SC_PAGE_SIZE") / MEGABYTE
+
+
+def sampled(
+    command: Sequence[str], is_begun: Callable[[], bool]
+) -> tuple[float, list[float], float]:
+    """Runs a command: seconds in all, its memory from `is_begun` on, and the seconds of that."""
+    started = time.monotonic()
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    begun = None
+    memory: list[float] = []
+    while process.poll() is None:
+        if begun is None and is_begun():
+            begun = time.monotonic()
+        if begun is not None and (now := resident_mb(process.pid)):
+            memory.append(now)
+        time.sleep(0.05)
+    ended = time.monotonic()
+    if process.returncode or begun is None:
+        raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}")
+    return ended - started, memory, ended - begun
+
+
+def measure(samples: int, folder: Path, cache: Path) -> Growth:
+    documents, out = folder / "documents.jsonl", folder / "out"
+    write_documents(documents, samples)
+    command = [
+        *(sys.executable, "-m", "beam_pipeline", "--model_path", "random:tiny"),
+        *("--tasks_file", str(documents), "--output_dir", str(out)),
+        *("--compile_cache", str(cache)),
+    ]
+    first = out / "layer_23"
+    seconds, memory, behind = sampled(command, lambda: any(first.glob("*.tfrecord")))
+    shards = -(-samples // SHARD)
+    steps = range(0, len(memory), max(1, len(memory) // 10))
+    return Growth(
+        samples=samples,
+        shards=shards,
+        files=sum(1 for _ in out.glob("layer_*/*.tfrecord")),
+        seconds=seconds,
+        microseconds_per_sample=behind / max(1, samples - SHARD) * 1e6,
+        start_mb=memory[0],
+        median_mb=statistics.median(memory),
+        peak_mb=max(memory),
+        memory_mb=[round(memory[step], 1) for step in steps],
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--samples", type=int, nargs="+", default=[1_000, 5_000, 50_000])
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    results = []
+    with tempfile.TemporaryDirectory(prefix="growth-") as name:
+        cache = Path(name) / "compiled"
+        for number, samples in enumerate([arguments.samples[0], *arguments.samples]):
+            folder = Path(name) / str(number)
+            folder.mkdir()
+            growth = measure(samples, folder, cache)
+            if number:  # the first one fills the compile cache
+                results.append(growth)
+                print(
+                    f"{samples:7} samples, {growth.shards:3} shards, {growth.files:5} files: "
+                    f"{growth.seconds:6.1f} s, {growth.microseconds_per_sample:6.0f} us/sample, "
+                    f"{growth.start_mb:5.0f} MB at first, {growth.peak_mb:5.0f} MB at most",
+                    flush=True,
+                )
+                print("        MB by tenths:", *growth.memory_mb, flush=True)
+    if arguments.json:
+        arguments.json.write_text(json.dumps([asdict(each) for each in results], indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""Some thousand of the inputs of ``reliability.fuzz``."""
+
+import time
+
+import pytest
+
+from reliability.fuzz import Hang, Target, fuzz, no_longer_than, targets
+
+
+@pytest.mark.parametrize("name", [name for name in targets() if name != "flags"])
+def test_no_input_makes_a_reader_fail_or_say_nonsense(name: str):
+    answers = fuzz(targets()[name](), inputs=3000, seed=7)
+    assert answers.total() == 3000
+    assert len(answers) == 2, "inputs of both kinds"
+
+
+def test_no_words_make_the_flags_fail():
+    answers = fuzz(targets()["flags"](), inputs=150, seed=7)
+    assert answers["accepted"] > 8
+    assert answers["refused"] > 20
+
+
+def test_what_an_input_raises_is_shown_with_the_input():
+    def check(data: bytes) -> str:
+        if data != b"valid":
+            raise KeyError(data)
+        return "accepted"
+
+    with pytest.raises(KeyError) as error:
+        fuzz(Target([b"valid"], check), inputs=100, seed=7)
+    assert error.value.__notes__[0].startswith("the input: b'")
+
+
+def test_a_hang_is_found():
+    with pytest.raises(Hang), no_longer_than(1):
+        time.sleep(60)
