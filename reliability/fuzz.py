@@ -387,13 +387,17 @@ def fuzz_by_coverage(name: str, seconds: int, seed: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for number, each in enumerate(target.seeds):
             (Path(folder) / str(number)).write_bytes(each)
-        words = Path(folder) / "words"
-        lines = ('"' + "".join(f"\\x{byte:02x}" for byte in word) + '"' for word in target.words)
-        words.write_text("\n".join(lines))
         arguments = [
             *(f"-max_total_time={seconds}", f"-seed={seed}", f"-timeout={HANGS_AFTER}"),
-            *("-max_len=4096", "-print_final_stats=1", f"-dict={words}", "-rss_limit_mb=4096"),
+            *("-max_len=4096", "-print_final_stats=1", "-rss_limit_mb=4096"),
         ]
+        if target.words:
+            words = Path(folder) / "words"
+            lines = (
+                '"' + "".join(f"\\x{byte:02x}" for byte in word) + '"' for word in target.words
+            )
+            words.write_text("\n".join(lines))
+            arguments.append(f"-dict={words}")
         atheris.Setup([sys.argv[0], *arguments, folder], lambda data: target.check(data) and None)
         atheris.Fuzz()
 
