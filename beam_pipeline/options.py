@@ -347,6 +347,9 @@ def _output_dir(output_dir: str | None, gcs_bucket: str | None, upload: bool) ->
         raise ConfigError(
             f"--output_dir {output_dir!r}: must be a local folder or gs://BUCKET/FOLDER"
         )
+    if found := re.search(r"[*?\[]", output_dir):
+        # Beam would take them for wildcards, and list no file of the folder.
+        raise ConfigError(f"--output_dir {output_dir!r}: must not hold {found[0]!r}")
     return output_dir.rstrip("/") or "/"
 
 

@@ -128,6 +128,8 @@ def test_the_output_folder_has_two_spellings(monkeypatch, flags: list[str], outp
             ["--output_dir", "file:///a"],
             "--output_dir 'file:///a': must be a local folder or gs://",
         ),
+        (["--output_dir", "out[1]"], "--output_dir 'out[1]': must not hold '['"),
+        (["--output_dir", "gs://bucket/a*"], "--output_dir 'gs://bucket/a*': must not hold '*'"),
     ],
 )
 def test_an_output_folder_that_cannot_be_is_refused(flags: list[str], message: str):
