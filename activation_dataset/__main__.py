@@ -10,9 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from activation_dataset import export
 from activation_dataset.card import CARD_FILE, CardError, renewed_card
 from activation_dataset.certify import CERTIFICATE_FILE, CertifyError, certify
+from activation_dataset.exporters.exported import ExportError
 from activation_dataset.folder import Folder
+from activation_dataset.index_file import keep_indexes
 from activation_dataset.inspect import inspect, inspect_vectors
 from activation_dataset.reader import ActivationDataset, DatasetError
 from activation_dataset.report import report
@@ -23,7 +26,15 @@ from activation_dataset.verify import verify
 # Below this size, starting workers takes longer than reading.
 _SMALL_BYTES = 256 << 20
 
-EXPLAINED = (OSError, ImportError, DatasetError, CorruptRecordError, CertifyError, CardError)
+EXPLAINED = (
+    OSError,
+    ImportError,
+    DatasetError,
+    CorruptRecordError,
+    CertifyError,
+    CardError,
+    ExportError,
+)
 """Errors whose message says all that a user needs."""
 
 
@@ -67,6 +78,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="largest relative error of a vector (default: what rounding explains, by dtype)",
     )
     command.set_defaults(run=_certify, done="certified")
+    command = commands.add_parser(
+        "index",
+        help="make a dataset's indexes, so that none is made while it is read",
+        description="Makes the index of every shard that has none, or a stale one, beside the "
+        "dataset. Reading does so by itself in a local folder; do it before a dataset is uploaded, "
+        "or for a gs:// URL.",
+    )
+    command.add_argument("folder", metavar="DIR", help="the dataset: a folder, or a gs:// URL")
+    command.set_defaults(run=_index, done="indexed")
+    command = commands.add_parser(
+        "export",
+        help="write a layer as what SAELens or dictionary_learning loads, or as safetensors",
+        description="Writes one layer as what a trainer of sparse autoencoders loads from disk, "
+        "and prints how.",
+    )
+    export.add_arguments(command)
+    command.set_defaults(run=export.run, done="exported")
     _add_looks(commands)
     options = parser.parse_args(arguments)
     try:
@@ -174,6 +202,13 @@ def _certify(options: argparse.Namespace) -> int:
     verdict = "within" if certificate.passed else "PAST"
     print(f"{verdict} the tolerance of {certificate.tolerance:g}: {compared}; {CERTIFICATE_FILE}")
     return 0 if certificate.passed else 1
+
+
+def _index(options: argparse.Namespace) -> int:
+    dataset = ActivationDataset(options.folder)
+    made = keep_indexes(dataset.folder, dataset.metadata)
+    print(f"{len(dataset.metadata.batches)} indexes, {made} of them made now")
+    return 0
 
 
 def _verify(folder: str, repair_list: bool) -> int:

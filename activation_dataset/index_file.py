@@ -15,6 +15,7 @@ from activation_dataset.folder import Folder
 from activation_dataset.format import index_file
 from activation_dataset.index import ShardIndex, build_index
 from activation_dataset.manifest import FileEntry
+from activation_dataset.metadata import Metadata
 from activation_dataset.prompts import CELL_FIELDS, read_prompts
 from activation_dataset.record import RecordKind
 
@@ -42,6 +43,28 @@ class IndexFileError(ValueError):
     """A file that is not the index of its shard: damaged, or made from something else."""
 
 
+def keep_indexes(folder: Folder, metadata: Metadata) -> int:
+    """Makes and keeps the index file of each shard that has none, or none that is right.
+
+    Returns how many were made.
+
+    Raises:
+        CorruptRecordError, OSError: prompts cannot be read, or an index not be written.
+    """
+    run = metadata.run
+    kind = RecordKind(run.pooling, run.storage_dtype, run.hidden_dim)
+    made = 0
+    for batch in metadata.batches:
+        path = index_file(batch.shard, len(metadata.batches))
+        key = index_key(batch.prompts, kind)
+        try:
+            decode_index(folder.load(path), key)
+        except (OSError, IndexFileError):
+            folder.save(path, encode_index(_index_of(folder, batch.prompts, kind), key))
+            made += 1
+    return made
+
+
 def open_index(
     folder: Folder, prompts: FileEntry, shard: int, num_shards: int, kind: RecordKind
 ) -> ShardIndex:
@@ -64,14 +87,18 @@ def open_index(
         return decode_index(folder.load(path), key)
     except (OSError, IndexFileError) as error:
         LOGGER.info("%s is made from %s: %s", path, prompts.path, error)
-    with folder.open(prompts.path) as stream:
-        index = build_index(read_prompts(stream, prompts.path), kind)
+    index = _index_of(folder, prompts, kind)
     if folder.local:
         try:
             folder.save(path, encode_index(index, key))
         except OSError as error:
             LOGGER.info("%s is not kept: %s", path, error)
     return index
+
+
+def _index_of(folder: Folder, prompts: FileEntry, kind: RecordKind) -> ShardIndex:
+    with folder.open(prompts.path) as stream:
+        return build_index(read_prompts(stream, prompts.path), kind)
 
 
 def index_key(prompts: FileEntry, kind: RecordKind) -> str:

@@ -130,6 +130,7 @@ class ActivationDataset:
         *,
         dtype: Dtype = "float32",
         normalise: Normalise | None = None,
+        shard: int | None = None,
     ) -> Iterator[Vectors]:
         """All vectors in order, many at a time: the fastest way through a layer.
 
@@ -138,6 +139,7 @@ class ActivationDataset:
                 [n, layers, hidden], the same tokens in every layer.
             dtype: of the values.
             normalise: scaling of the values.
+            shard: number of the one to read; None for all.
 
         Raises:
             KeyError, ValueError: an argument that cannot be met; says which and why.
@@ -145,7 +147,8 @@ class ActivationDataset:
                 before is sound.
         """
         wanted = Wanted.of(self.metadata, layers, dtype, normalise)
-        yield from BlockReader(self, wanted).blocks(range(len(self.metadata.batches)))
+        shards = range(len(self.metadata.batches)) if shard is None else [shard]
+        yield from BlockReader(self, wanted).blocks(shards)
 
     def records(self, layer: int, shard: int | None = None) -> Iterator[ActivationRecord]:
         """The records of a layer, or of one of its shards, in order.
@@ -253,6 +256,10 @@ class ActivationDataset:
         index = self.index(shard)
         source = self.folder.source(path)
         return LayerFileReader(source, path, index, self.kind, scratch or Scratch())
+
+    def shard_numbers(self, shard: int) -> range:
+        """The numbers of the vectors of a shard."""
+        return range(int(self._vector_starts[shard]), int(self._vector_starts[shard + 1]))
 
     def numbers(self, shard: int, run: Run) -> range:
         """The numbers of the vectors of a run."""

@@ -28,7 +28,7 @@ def batch_dataset(
 
 @cache
 def _batch_dataset_class() -> Any:
-    import grain  # type: ignore[import-untyped]
+    import grain
 
     class BatchIterator(grain.DatasetIterator):  # type: ignore[misc]
         def __init__(self, batches: Batches) -> None:

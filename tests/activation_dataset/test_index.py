@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from activation_dataset import ActivationDataset
+from activation_dataset.__main__ import main
 from activation_dataset.format import index_file
 from activation_dataset.index_file import IndexFileError, decode_index, encode_index
 from activation_dataset.tfrecord import read_records
@@ -111,3 +112,12 @@ def test_nothing_is_added_to_a_remote_folder(tmp_path):
     write_dataset(tmp_path, SHARDS, "none")
     assert ActivationDataset(f"file://{tmp_path}")[10][1].num_tokens == 40
     assert not (tmp_path / "index").exists()
+
+
+def test_the_command_makes_what_is_missing(path, capsys):
+    shards = len(ActivationDataset(path).metadata.batches)
+    assert main(["index", str(path)]) == 0
+    assert capsys.readouterr().out == f"{shards} indexes, {shards} of them made now\n"
+    (path / index_file(0, shards)).write_bytes(b"damaged")
+    assert main(["index", f"file://{path}"]) == 0
+    assert capsys.readouterr().out == f"{shards} indexes, 1 of them made now\n"

@@ -1,0 +1,1 @@
+"""Writing a layer as what trainers of sparse autoencoders load from disk."""

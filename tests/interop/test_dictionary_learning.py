@@ -1,0 +1,86 @@
+import numpy as np
+import pytest
+
+from activation_dataset.__main__ import main
+from activation_dataset.elements import normalising_factor
+from activation_dataset.frontends.pytorch import batch_dataset
+from tests.interop.conftest import HIDDEN, LAYER
+
+pytest.importorskip(
+    "dictionary_learning", reason="dictionary-learning is not installed: make interop-test"
+)
+torch = pytest.importorskip("torch")
+from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer  # noqa: E402
+from dictionary_learning.training import get_norm_factor, trainSAE  # noqa: E402
+from safetensors import safe_open  # noqa: E402
+
+BATCH, STEPS = 64, 80
+
+
+@pytest.fixture(scope="session")
+def export(dataset, tmp_path_factory):
+    out = tmp_path_factory.mktemp("dictionary_learning") / "export"
+    arguments = ["--to", "dictionary_learning", "--layer", str(LAYER), "--batch_size", str(BATCH)]
+    assert main(["export", dataset.path, str(out), *arguments]) == 0
+    return out
+
+
+@pytest.fixture
+def batches(export):
+    """Read as the export's instructions say; trainSAE normalises them in place."""
+    found = []
+    for file in sorted(export.glob("*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            rows = tensors.get_slice("activations")
+            found += [rows[batch] for batch in range(rows.get_shape()[0])]
+    return found
+
+
+def explained(path, values):
+    autoencoder = AutoEncoderTopK.from_pretrained(str(path / "trainer_0/ae.pt"), k=8)
+    with torch.no_grad():
+        given = torch.from_numpy(values)
+        rest = given - autoencoder(given)
+    return 1 - float(rest.var(0).sum() / given.var(0).sum())
+
+
+def train(data, path, steps, normalise):
+    config = {
+        "trainer": TopKTrainer,
+        "activation_dim": HIDDEN,
+        "dict_size": 64,
+        "k": 8,
+        "lr": 3e-3,
+        "steps": steps,
+        "layer": LAYER,
+        "lm_name": "random:tiny",
+        "device": "cpu",
+        "warmup_steps": 5,
+    }
+    trainSAE(
+        data=data,
+        trainer_configs=[config],
+        steps=steps,
+        save_dir=str(path),
+        normalize_activations=normalise,
+        device="cpu",
+    )
+
+
+def test_it_trains_on_the_export(batches, values, tmp_path):
+    assert {tuple(batch.shape) for batch in batches} == {(BATCH, HIDDEN)}
+    train(batches, tmp_path, STEPS, normalise=True)
+    assert explained(tmp_path, values) > 0.5
+
+
+def test_it_trains_on_batches_without_an_export(dataset, values, tmp_path):
+    data = (batch["values"] for batch in batch_dataset(dataset, LAYER, BATCH))
+    train(data, tmp_path, STEPS, normalise=False)
+    assert explained(tmp_path, values) > 0.5
+
+
+def test_its_normalisation_is_that_of_the_statistics(batches, dataset):
+    factor = normalising_factor(dataset.metadata.statistics[LAYER], "dictionary_learning")
+    assert 1 / get_norm_factor(batches, steps=len(batches)) == pytest.approx(factor, rel=0.02)
+    for batch in dataset.batches(LAYER, 5000, normalise="dictionary_learning"):
+        assert np.mean(np.sum(batch.values**2, axis=1)) == pytest.approx(1, rel=0.05)
