@@ -33,6 +33,7 @@ class Growth:
     Attributes:
       seconds: from start to end.
       microseconds_per_sample: behind the first shard.
+      cpu_microseconds_per_sample: of processor time, which others on the machine disturb less.
       start_mb: resident memory, MB, when the first shard was written.
       median_mb, peak_mb: from then on.
       memory_mb: [tenths of the run] resident memory, evenly spaced from then on.
@@ -43,6 +44,7 @@ class Growth:
     files: int
     seconds: float
     microseconds_per_sample: float
+    cpu_microseconds_per_sample: float
     start_mb: float
     median_mb: float
     peak_mb: float
@@ -50,10 +52,10 @@ class Growth:
 
 
 def write_documents(path: Path, count: int) -> None:
-    """Documents of 8 to 23 words, each its own."""
+    """Documents of 2 to 5 words, each its own."""
     with path.open("w") as stream:
         for number in range(count):
-            text = " ".join(str(number * step % 9973) for step in range(1, 9 + number % 16))
+            text = " ".join(str(number * step % 9973) for step in range(1, 3 + number % 4))
             stream.write(json.dumps({"id": f"{number:07d}", "text": text}) + "\n")
 
 
@@ -66,24 +68,46 @@ def resident_mb(process: int) -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / MEGABYTE
 
 
-def sampled(
-    command: Sequence[str], is_begun: Callable[[], bool]
-) -> tuple[float, list[float], float]:
-    """Runs a command: seconds in all, its memory from `is_begun` on, and the seconds of that."""
+def cpu_seconds(process: int) -> float:
+    """Processor time of a process so far; 0 if it has ended."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@dataclass
+class Sampled:
+    """A command that has run: seconds in all, and from when it had begun on."""
+
+    seconds: float
+    begun_seconds: float
+    begun_cpu_seconds: float
+    memory_mb: list[float]
+
+
+def sampled(command: Sequence[str], is_begun: Callable[[], bool]) -> Sampled:
+    """Runs a command and looks at it twenty times a second.
+
+    Raises:
+      RuntimeError: if it fails.
+    """
     started = time.monotonic()
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
-    begun = None
+    begun = begun_cpu = cpu = 0.0
     memory: list[float] = []
     while process.poll() is None:
-        if begun is None and is_begun():
-            begun = time.monotonic()
-        if begun is not None and (now := resident_mb(process.pid)):
+        if not begun and is_begun():
+            begun, begun_cpu = time.monotonic(), cpu_seconds(process.pid)
+        if begun and (now := resident_mb(process.pid)):
             memory.append(now)
+            cpu = cpu_seconds(process.pid) or cpu
         time.sleep(0.05)
     ended = time.monotonic()
-    if process.returncode or begun is None:
+    if process.returncode or not begun:
         raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}")
-    return ended - started, memory, ended - begun
+    return Sampled(ended - started, ended - begun, cpu - begun_cpu, memory)
 
 
 def measure(samples: int, folder: Path, cache: Path) -> Growth:
@@ -95,15 +119,17 @@ def measure(samples: int, folder: Path, cache: Path) -> Growth:
         *("--compile_cache", str(cache)),
     ]
     first = out / "layer_23"
-    seconds, memory, behind = sampled(command, lambda: any(first.glob("*.tfrecord")))
+    found = sampled(command, lambda: any(first.glob("*.tfrecord")))
+    memory, rest = found.memory_mb, max(1, samples - SHARD)
     shards = -(-samples // SHARD)
     steps = range(0, len(memory), max(1, len(memory) // 10))
     return Growth(
         samples=samples,
         shards=shards,
         files=sum(1 for _ in out.glob("layer_*/*.tfrecord")),
-        seconds=seconds,
-        microseconds_per_sample=behind / max(1, samples - SHARD) * 1e6,
+        seconds=found.seconds,
+        microseconds_per_sample=found.begun_seconds / rest * 1e6,
+        cpu_microseconds_per_sample=found.begun_cpu_seconds / rest * 1e6,
         start_mb=memory[0],
         median_mb=statistics.median(memory),
         peak_mb=max(memory),
@@ -127,7 +153,8 @@ def main() -> None:
                 results.append(growth)
                 print(
                     f"{samples:7} samples, {growth.shards:3} shards, {growth.files:5} files: "
-                    f"{growth.seconds:6.1f} s, {growth.microseconds_per_sample:6.0f} us/sample, "
+                    f"{growth.seconds:6.1f} s, {growth.microseconds_per_sample:6.0f} us/sample "
+                    f"({growth.cpu_microseconds_per_sample:.0f} of CPU), "
                     f"{growth.start_mb:5.0f} MB at first, {growth.peak_mb:5.0f} MB at most",
                     flush=True,
                 )
