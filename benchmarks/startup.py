@@ -1,6 +1,6 @@
 """Seconds from a fresh process to the first activation, with a cold and a warm compile cache.
 
-    python -m benchmarks.startup --model random:tiny
+python -m benchmarks.startup --model random:tiny
 """
 
 from __future__ import annotations
