@@ -12,7 +12,7 @@ COMPOSER_VENV := .venv-composer
 COMPOSER := $(COMPOSER_VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test reliability composer-test image-check lint format demo lock clean
+.PHONY: bench help setup test reliability composer-test image-check lint format demo lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,11 @@ format: $(DEVELOP) ## let ruff rewrite what it can
 demo: $(RUNTIME) ## extract activations for the shipped tasks with a tiny random model
 	$(BIN)/python -m beam_pipeline --model_path random:tiny \
 	    --tasks_file 'examples/tasks/*.json' --output_dir demo-output --overwrite
+
+bench: $(DEVELOP) ## time the model, the job and its start, side by side with peers; half an hour
+	$(BIN)/python -m benchmarks.trunk
+	$(BIN)/python -m benchmarks.pipeline
+	$(BIN)/python -m benchmarks.startup
 
 lock: $(DEVELOP) ## resolve setup.py into requirements/; LOCK_ARGS=--upgrade renews all
 	requirements/lock.sh $(BIN)/uv $(LOCK_ARGS)
