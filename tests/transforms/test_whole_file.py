@@ -2,6 +2,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -87,19 +88,24 @@ def test_a_folder_in_the_place_of_the_file_is_an_error(tmp_path: Path):
     assert files(str(tmp_path / "file")) == ["file"]
 
 
-@pytest.fixture
+@contextmanager
 def room_for_10_bytes() -> Iterator[None]:
-    """Files of this process cannot grow beyond 10 bytes: a full disk, as far as a writer sees."""
+    """Files of this process cannot grow beyond 10 bytes: a full disk, as far as a writer sees.
+
+    Not a fixture: the test runner reports while those are set up, and may do so into a file.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("size", [100, 100_000], ids=["on closing", "on writing"])
-@pytest.mark.usefixtures("room_for_10_bytes")
 def test_a_full_disk_is_said_and_leaves_nothing(path: str, size: int):
-    with pytest.raises(OutputError, match=f"^{path}: .*File too large.*has room"):
+    expected = pytest.raises(OutputError, match=f"^{path}: .*File too large.*has room")
+    with expected, room_for_10_bytes():
         write_whole(path, bytes(size))
     assert files(path) == []
 
