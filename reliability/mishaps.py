@@ -25,6 +25,8 @@ from reliability.job import Job, damage, digests
 from reliability.kill import kill_group, wait_for
 
 YEAR = 365 * 24 * 3600
+TOO_LATE = "the run had ended"
+
 HEAD_START = 2.0
 """Seconds that one of two runs has at most; starting takes longer, so that they meet."""
 
@@ -129,12 +131,13 @@ def read_only_on_the_way(attempt: Attempt) -> str:
 
 def folder_removed(attempt: Attempt) -> str:
     process = attempt.job.start(attempt.out)
-    wait_for(process, attempt.after_some_files())
-    while attempt.out.exists():
+    if not wait_for(process, attempt.after_some_files()):
+        return TOO_LATE
+    while process.poll() is None and attempt.out.exists():
         shutil.rmtree(attempt.out, ignore_errors=True)
-        if process.poll() is not None:
-            break
     _, errors = process.communicate()
+    if process.returncode == 0:
+        return TOO_LATE
     said = refused(process.returncode, errors)
     # The second where it happened between the last look at the claim and the renaming.
     assert "it was removed" in said or "No such file" in said
@@ -148,6 +151,8 @@ def layer_file_removed(attempt: Attempt) -> str:
     removed = next(attempt.out.glob("layer_*/*.tfrecord"))
     removed.unlink()
     _, errors = process.communicate()
+    if process.returncode == 0:
+        return TOO_LATE
     said = refused(process.returncode, errors, "removed or changed since they were written")
     assert not (attempt.out / "metadata.json").exists()
     attempt.resumes()

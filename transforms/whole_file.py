@@ -11,6 +11,7 @@ from typing import BinaryIO
 from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
+from activation_dataset import checksum
 from activation_dataset.format import partial_file
 
 
@@ -84,17 +85,29 @@ class WholeFile:
                     if stored != crc32c:
                         raise OutputError(f"{self.path}: stored CRC32C {stored}, sent {crc32c}")
                 self._may_commit()
-                FileSystems.rename([self._partial], [self.path])
+                if "://" not in self.path:
+                    FileSystems.rename([self._partial], [self.path])
+                    return
+                # A bucket has no rename. The copy is the commit: it appears whole, or not at all.
+                FileSystems.copy([self._partial], [self.path])
         except Exception:
             self.discard()
+            self._may_commit()  # says why, where it is that it may not
             raise
+        self._remove_partial()
 
     def discard(self) -> None:
         """Gives up; removes what was written as far as possible."""
-        # A partial file that stays is recognised by its name.
-        for give_up in (self.stream.close, lambda: FileSystems.delete([self._partial])):
-            with suppress(OutputError), store_errors(self.path):
-                give_up()
+        # Closing a bucket's stream would send what is left, and make an object of it.
+        with suppress(Exception):
+            getattr(self.stream, "terminate", self.stream.close)()
+        self._remove_partial()
+
+    def _remove_partial(self) -> None:
+        # One that stays is recognised by its name, and removed by the next run. Whatever Beam
+        # raises of a bucket that does not answer, it is no reason to give up a committed file.
+        with suppress(Exception):
+            FileSystems.delete([self._partial])
 
 
 def write_whole(path: str, content: bytes, may_commit: Callable[[], None] = lambda: None) -> None:
@@ -110,7 +123,7 @@ def write_whole(path: str, content: bytes, may_commit: Callable[[], None] = lamb
     except OutputError:
         file.discard()
         raise
-    file.commit()
+    file.commit(checksum.to_text(checksum.crc32c(content)))
 
 
 def join(folder: str, *parts: str) -> str:
