@@ -74,6 +74,7 @@ def test_a_run_in_buckets_gives_the_bytes_of_a_local_one(
         # They name the model as the user did, which is not the same.
         assert files.pop("metadata.json")
         assert files.pop("run.json")
+        assert files.pop("README.md")
     assert found == expected
 
     # Given again, the command finds all done; given for another run, it is refused.

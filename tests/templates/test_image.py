@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 FLEX = ROOT / "templates" / "flex"
 DOCKERFILE = (FLEX / "Dockerfile").read_text(encoding="utf-8")
 LOCKS = ("base", "tpu", "cuda")
+NOT_SHIPPED = ("benchmarks", "examples", "reliability", "templates", "tests")
 
 
 def pinned(lock: str) -> dict[str, str]:
@@ -53,9 +54,7 @@ def test_no_base_image_floats():
 def test_every_package_of_the_project_is_copied():
     copied = set(re.findall(r"^COPY (\w+) \1$", DOCKERFILE, re.MULTILINE))
     shipped = {
-        name
-        for name in find_packages(str(ROOT))
-        if "." not in name and name not in ("tests", "templates", "benchmarks", "examples")
+        name for name in find_packages(str(ROOT)) if "." not in name and name not in NOT_SHIPPED
     }
     assert copied == shipped
 
