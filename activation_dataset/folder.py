@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from activation_dataset.format import partial_file
 
-# Large enough that a disk or a bucket is read at its speed.
-_BUFFER_BYTES = 1 << 20
+# For small reads in order; a larger read goes past the buffer.
+_BUFFER_BYTES = 1 << 16
 
 
 class Source(Protocol):

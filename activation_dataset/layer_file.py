@@ -14,7 +14,7 @@ from activation_dataset.folder import Source
 from activation_dataset.format import numpy_dtype
 from activation_dataset.index import ShardIndex
 from activation_dataset.record import RecordKind
-from activation_dataset.reuse import Scratch
+from activation_dataset.reuse import Scratch, windows
 from activation_dataset.tfrecord import (
     DATA_CRC,
     FOOTER_BYTES,
@@ -140,7 +140,7 @@ class LayerFileReader:
         ends = index.record_starts[run.first + 1 : run.last + 1] - offset
         block = self._scratch.take(int(ends[-1]))
         self._fill(run.first, offset, [block])
-        headers = _windows(block, HEADER_BYTES)[starts]
+        headers = windows(block, HEADER_BYTES)[starts]
         wrong = (headers != index.headers[run.first : run.last]).any(axis=1)
         if wrong.any():
             first = int(wrong.argmax())
@@ -148,12 +148,12 @@ class LayerFileReader:
             place = offset + int(starts[first])
             check_header(headers[first], size, self._name, run.first + first, place)
         crcs = mask(crc32c_of_spans(block, starts + HEADER_BYTES, ends - FOOTER_BYTES))
-        stored = _windows(block, FOOTER_BYTES)[ends - FOOTER_BYTES].view("<u4")[:, 0]
+        stored = windows(block, FOOTER_BYTES)[ends - FOOTER_BYTES].view("<u4")[:, 0]
         if (wrong := stored != crcs).any():
             raise self._corrupt(run.first + int(wrong.argmax()), DATA_CRC)
         activations = index.activation_starts[run.first : run.last] - offset
         if index.pooled:
-            yield _windows(block, self._kind.vector_bytes)[activations]
+            yield windows(block, self._kind.vector_bytes)[activations]
         else:
             sizes = index.vector_counts[run.first : run.last] * self._kind.vector_bytes
             spans = zip(activations.tolist(), (activations + sizes).tolist(), strict=True)
@@ -167,8 +167,3 @@ class LayerFileReader:
         return CorruptRecordError(
             self._name, record, int(self._index.record_starts[record]), detail
         )
-
-
-def _windows(block: Bytes, width: int) -> Bytes:
-    """[n, width]: the `width` bytes from each position on, without a copy."""
-    return np.ndarray((len(block) - width + 1, width), np.uint8, block, strides=(1, 1))

@@ -41,7 +41,14 @@ TEST_PAIR = -1
 NO_CELL = -1
 ROLES = ("input", "output")
 
+CELLS_BYTES = 8
+"""Bytes of one token's cell."""
+
 _STORED = np.dtype("<i2")
+# As many as fit into a core's cache.
+_ROWS_CHECKED = 1 << 13
+# All bits of a role but the lowest, for there are two roles, and the signs of row and column.
+_NO_CELLS_BITS = np.int64(0x8000_8000_FFFE_0000 - (1 << 64))
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,9 +160,24 @@ def _cells(example: DecodedExample) -> NDArray[np.int16]:
     size = shape[0] * shape[1] * _STORED.itemsize
     if len(example.activation) != size:
         raise ExampleError(f"cells has {len(example.activation)} bytes, expected {size}")
-    cells = np.frombuffer(example.activation, _STORED).reshape(shape).astype(np.int16)
-    no_cell = (cells == NO_CELL).all(axis=1)
-    is_cell = (cells[:, 0] >= TEST_PAIR) & (cells[:, 1:] >= 0).all(axis=1)
-    if not (no_cell | is_cell).all() or cells[:, 1].max(initial=0) >= len(ROLES):
+    payload = np.frombuffer(example.activation, np.uint8)
+    if not are_cells(payload):
         raise ExampleError("cells has a row that is neither a cell nor -1 throughout")
-    return cells
+    return payload.view(_STORED).reshape(shape).astype(np.int16)
+
+
+def are_cells(payload: NDArray[np.uint8]) -> bool:
+    """Whether stored cells, [8 * n] uint8, are each a cell or -1 throughout."""
+    rows = payload.view("<i8")  # example in the lowest 16 bits, then role, row and column
+    return all(
+        _are_cells(rows[start : start + _ROWS_CHECKED])
+        for start in range(0, len(rows), _ROWS_CHECKED)
+    )
+
+
+def _are_cells(rows: NDArray[np.int64]) -> bool:
+    example = rows & 0xFFFF
+    sound = (rows & _NO_CELLS_BITS) == 0
+    sound &= (example < 0x8000) | (example == 0xFFFF)
+    sound |= rows == -1
+    return bool(sound.all())

@@ -56,3 +56,8 @@ class Scratch(local):
         if len(self._buffer) < size:
             self._buffer = np.empty(size, np.uint8)
         return self._buffer[:size]
+
+
+def windows(block: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
+    """[n, width]: the `width` bytes from each position on, without a copy."""
+    return np.ndarray((len(block) - width + 1, width), np.uint8, block, strides=(1, 1))

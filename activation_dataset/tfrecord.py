@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import struct
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import BinaryIO, TypeVar
 
 import numpy as np
@@ -56,6 +57,7 @@ def masked_crc(*buffers: Buffer) -> int:
     return mask(crc32c(*buffers))
 
 
+@lru_cache(maxsize=1024)
 def frame_header(length: int) -> bytes:
     """The 12 bytes before a record's data of `length` bytes."""
     packed = _LENGTH.pack(length)

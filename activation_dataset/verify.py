@@ -17,22 +17,24 @@ from activation_dataset.format import (
     ERRORS_FOLDER,
     METADATA_FILE,
     PROMPTS_FOLDER,
-    Sample,
+    index_file,
     is_partial_file,
     parse_prompts_file,
     parse_shard_file,
     prompts_file,
     shard_file,
 )
+from activation_dataset.index_file import IndexFileError, decode_index, index_key
 from activation_dataset.manifest import Batch, FileEntry, Manifest
 from activation_dataset.metadata import Metadata
 from activation_dataset.record import RecordKind
+from activation_dataset.sample_table import SampleTable
 from activation_dataset.statistics import LayerStatistics, OrderedMerge
 from activation_dataset.verify_file import (
     ExpectedRecords,
     LayerFileError,
     check_records,
-    read_samples,
+    expected_records,
     verify_file,
 )
 from activation_dataset.verify_prompts import check_prompts, differences, verify_prompts
@@ -149,7 +151,7 @@ def verify_shard(folder: Folder, metadata: Metadata, batch: Batch) -> ShardRepor
         entry = batch.files[layer]
         try:
             with folder.open(entry.path) as stream:
-                records = expected or ExpectedRecords(kind, read_samples(stream, entry.path, kind))
+                records = expected or expected_records(stream, entry.path, kind)
                 manifest = verify_file(stream, layer, batch.shard, len(metadata.batches), records)
         except FileNotFoundError:
             problems.append(Problem(entry.path, "missing", RERUN, redo=True))
@@ -167,14 +169,15 @@ def verify_shard(folder: Folder, metadata: Metadata, batch: Batch) -> ShardRepor
             continue
         statistics[layer] = manifest.file.statistics
         expected = records
-    samples = expected.samples if expected else None
+    samples = expected.table if expected else None
     prompts_problems, prompts_bytes = _verify_prompts(folder, metadata, batch, samples)
-    sample_ids = [sample.sample_id for sample in samples or ()]
-    return ShardReport(problems + prompts_problems, total + prompts_bytes, statistics, sample_ids)
+    problems += prompts_problems + _verify_index(folder, metadata, batch, kind)
+    sample_ids = samples.sample_ids if samples else []
+    return ShardReport(problems, total + prompts_bytes, statistics, sample_ids)
 
 
 def _verify_prompts(
-    folder: Folder, metadata: Metadata, batch: Batch, samples: Sequence[Sample] | None
+    folder: Folder, metadata: Metadata, batch: Batch, samples: SampleTable | None
 ) -> tuple[list[Problem], int]:
     """Checks the file of a shard's prompts, also against the samples of its layer files if known.
 
@@ -195,6 +198,20 @@ def _verify_prompts(
         wrong += differences(prompts, samples, metadata.run.pooling)
     problems = [Problem(path, what, RERUN, redo=True) for what in wrong if what]
     return problems, manifest.file.bytes
+
+
+def _verify_index(
+    folder: Folder, metadata: Metadata, batch: Batch, kind: RecordKind
+) -> list[Problem]:
+    """Checks the index of a shard, if it has one."""
+    path = index_file(batch.shard, len(metadata.batches))
+    try:
+        decode_index(folder.load(path), index_key(batch.prompts, kind))
+    except FileNotFoundError:
+        return []
+    except (OSError, IndexFileError) as error:
+        return [Problem(path, str(error), "delete it, or make it again with the command index")]
+    return []
 
 
 def _contradictions(manifest: Manifest, entry: FileEntry, batch: Batch) -> str:

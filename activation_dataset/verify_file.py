@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from functools import cached_property
 from typing import BinaryIO
 
 import numpy as np
-from numpy.typing import NDArray
 
-from activation_dataset.checksum import combine, crc32c, extend, to_text
-from activation_dataset.example import ExampleError, decode_example
+from activation_dataset.canonical import NotCanonicalError, fill, parse_records, read_blocks
+from activation_dataset.checksum import extend, to_text
+from activation_dataset.example import ACTIVATION, ExampleError, decode_example
 from activation_dataset.format import Sample, numpy_dtype, shard_file
 from activation_dataset.manifest import LayerFile, ShardManifest
 from activation_dataset.record import RecordFrame, RecordKind, frame_record
+from activation_dataset.record_group import RecordGroup
+from activation_dataset.reuse import Scratch
+from activation_dataset.sample_table import SampleTable
 from activation_dataset.statistics import StatisticsBuilder
-from activation_dataset.tfrecord import (
-    FOOTER_BYTES,
-    HEADER_BYTES,
-    CorruptRecordError,
-    mask,
-    scan_records,
-)
-
-Bytes = np.ndarray[tuple[int], np.dtype[np.uint8]]
+from activation_dataset.tfrecord import CorruptRecordError, scan_records
 
 # Records are read in groups of about this size, a larger record by itself.
 _GROUP_BYTES = 1 << 20
+_ALIGNMENT = 64
 _MAX_PROBLEMS = 5
 
 
@@ -41,84 +37,75 @@ class LayerFileError(ValueError):
         self.file, self.problems = file, tuple(problems)
 
 
-@dataclass(frozen=True, eq=False)
-class _Group:
-    """Some records that are read together, and all that is known of their bytes beforehand.
-
-    Attributes:
-        size: bytes of all.
-        data: where each record's data lies.
-        payloads: where each activation lies.
-        gaps: what lies before, between and behind the activations.
-        gap_bytes: [n] uint8, the gaps end to end, with zeros for the CRCs of the data.
-        crcs: [4 * records], where those CRCs lie in gap_bytes.
-    """
-
-    size: int
-    data: list[slice]
-    payloads: list[slice]
-    gaps: list[slice]
-    gap_bytes: Bytes
-    crcs: NDArray[np.int64]
-
-    @classmethod
-    def of(cls, frames: Sequence[RecordFrame]) -> _Group:
-        data, payloads, gaps, known = [], [], [], []
-        crcs: list[int] = []
-        position = gap = gap_bytes = 0
-        for frame in frames:
-            payload = position + len(frame.head)
-            suffix = payload + frame.payload_bytes
-            footer = suffix + len(frame.suffix)
-            data.append(slice(position + HEADER_BYTES, footer))
-            payloads.append(slice(payload, suffix))
-            gaps.append(slice(gap, payload))
-            gap = suffix
-            known += [frame.head, frame.suffix, bytes(FOOTER_BYTES)]
-            gap_bytes += len(frame.head) + len(frame.suffix) + FOOTER_BYTES
-            crcs += range(gap_bytes - FOOTER_BYTES, gap_bytes)
-            position += frame.size
-        gaps.append(slice(gap, position))
-        return cls(
-            position,
-            data,
-            payloads,
-            gaps,
-            np.frombuffer(b"".join(known), np.uint8),
-            np.array(crcs, np.int64),
-        )
-
-    def check(self, block: Bytes) -> list[int] | None:
-        """CRC32C of each record's data in the bytes of the group; None if they are not right."""
-        crcs = [crc32c(block[span]) for span in self.data]
-        found = np.concatenate([block[span] for span in self.gaps])
-        stored = found[self.crcs]
-        found[self.crcs] = 0
-        if not np.array_equal(found, self.gap_bytes):
-            return None
-        return crcs if np.array_equal(stored.view("<u4"), mask(np.array(crcs))) else None
-
-    def rows(self, block: Bytes) -> Bytes:
-        """The activations' bytes end to end; a view if there is only one."""
-        if len(self.payloads) == 1:
-            return block[self.payloads[0]]
-        return np.concatenate([block[span] for span in self.payloads])
-
-
 class ExpectedRecords:
     """What the layer files of a shard must hold; made once, used for all its layers.
+
+    Attributes:
+        kind: of the records.
+        table: the shard's samples, in order.
 
     Args:
         kind: of the records.
         samples: the shard's samples, in order.
+        groups: their records, in order, if they are known already.
     """
 
-    def __init__(self, kind: RecordKind, samples: Sequence[Sample]) -> None:
+    def __init__(
+        self,
+        kind: RecordKind,
+        samples: Sequence[Sample] | SampleTable,
+        groups: Sequence[RecordGroup] | None = None,
+    ) -> None:
         self.kind = kind
-        self.samples = tuple(samples)
-        self.tokens = sum(sample.num_tokens for sample in samples)
-        self.vectors = sum(kind.vectors(sample) for sample in samples)
-        self._groups = [_Group.of(frames) for frames in _grouped(samples, kind)]
+        self.table = samples if isinstance(samples, SampleTable) else SampleTable.of(samples)
+        if groups is None:
+            groups = [RecordGroup.of_frames(frames) for frames in _grouped(self.samples, kind)]
+        self._groups = groups
+
+    @classmethod
+    def read(cls, stream: BinaryIO, kind: RecordKind) -> ExpectedRecords:
+        """What the other files of a shard must hold, going by a layer file that is sound.
+
+        Args:
+            stream: seekable binary stream, read from its beginning.
+            kind: of the records.
+
+        Raises:
+            NotCanonicalError: it is not sound; `read_samples` says what is wrong.
+        """
+        stream.seek(0)
+        every_token = kind.pooling == "none"
+        groups, tables = [], []
+        for block in read_blocks(stream, _GROUP_BYTES):
+            records = parse_records(
+                block, ACTIVATION, kind.hidden, every_token, 1 if kind.pooling == "last" else None
+            )
+            sizes = records.payload_ends - records.payload_starts
+            vectors = records.samples.num_tokens if every_token else 1
+            if (sizes != vectors * kind.vector_bytes).any():
+                raise NotCanonicalError("an activation has another size than its shape")
+            tables.append(records.samples)
+            groups.append(
+                RecordGroup.of_block(
+                    block.data, block.ends, records.payload_starts, records.payload_ends
+                )
+            )
+        return cls(kind, SampleTable.joined(tables), groups)
+
+    @cached_property
+    def samples(self) -> list[Sample]:
+        """The samples one by one."""
+        return self.table.samples()
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all prompts."""
+        return int(self.table.num_tokens.sum())
+
+    @property
+    def vectors(self) -> int:
+        """Vectors of all records."""
+        return self.tokens if self.kind.pooling == "none" else len(self.table)
 
 
 def verify_file(
@@ -139,37 +126,47 @@ def verify_file(
         OSError: from the stream.
     """
     path = shard_file(layer, shard, num_shards)
-    statistics = StatisticsBuilder(expected.kind.hidden)
+    kind = expected.kind
+    statistics = StatisticsBuilder(kind.hidden)
+    scratch = Scratch()
     stream.seek(0)
-    buffer = np.empty(0, np.uint8)
     crc = size = 0
     for group in expected._groups:
         # A record that is read by itself is put where its activation is aligned.
-        shift = -group.payloads[0].start % 64
-        if len(buffer) < shift + group.size:
-            buffer = np.empty(shift + group.size, np.uint8)
-        block = buffer[shift : shift + group.size]
-        crcs = group.check(block) if _fill(stream, block) else None
-        if crcs is None:
+        shift = -int(group.payload_starts[0]) % _ALIGNMENT
+        block = scratch.take(shift + group.size)[shift:]
+        if not fill(stream, block) or not group.matches(block):
             raise _diagnosis(stream, path, expected)
-        if len(crcs) == 1:  # then it may be large: the bytes are summed once
-            crc = extend(crc, block[:HEADER_BYTES])
-            crc = combine(crc, crcs[0], group.size - HEADER_BYTES - FOOTER_BYTES)
-            crc = extend(crc, block[-FOOTER_BYTES:])
-        else:
-            crc = extend(crc, block)
+        crc = extend(crc, block)
         size += group.size
-        rows = group.rows(block).view(numpy_dtype(expected.kind.storage_dtype))
-        statistics.update(rows.reshape(-1, expected.kind.hidden))
+        rows = group.payloads(block).view(numpy_dtype(kind.storage_dtype))
+        statistics.update(rows.reshape(-1, kind.hidden))
     if stream.read(1):
         raise _diagnosis(stream, path, expected)
     return ShardManifest(
         shard=shard,
-        samples=len(expected.samples),
+        samples=len(expected.table),
         tokens=expected.tokens,
         vectors=expected.vectors,
         file=LayerFile(layer, path, size, to_text(crc), statistics.result()),
     )
+
+
+def expected_records(stream: BinaryIO, file: str, kind: RecordKind) -> ExpectedRecords:
+    """What the files of a shard must hold, going by one of its layer files.
+
+    Args:
+        stream: seekable binary stream, read from its beginning.
+        file: what errors call it.
+        kind: of the records.
+
+    Raises:
+        LayerFileError: a record is corrupt or not of that kind; says all that is wrong.
+    """
+    try:
+        return ExpectedRecords.read(stream, kind)
+    except NotCanonicalError:
+        return ExpectedRecords(kind, read_samples(stream, file, kind))
 
 
 def read_samples(stream: BinaryIO, file: str, kind: RecordKind) -> list[Sample]:
@@ -297,14 +294,3 @@ def _grouped(samples: Sequence[Sample], kind: RecordKind) -> Iterator[list[Recor
         size += frame.size
     if group:
         yield group
-
-
-def _fill(stream: BinaryIO, block: Bytes) -> bool:
-    """Reads until the block is full; False if the stream ends before."""
-    view = block.data
-    while len(view):
-        count = stream.readinto(view)  # type: ignore[attr-defined]
-        if not count:
-            return False
-        view = view[count:]
-    return True

@@ -8,17 +8,31 @@ from typing import BinaryIO
 
 import numpy as np
 
+from activation_dataset.canonical import NotCanonicalError, parse_records, read_blocks
+from activation_dataset.checksum import extend, to_text
 from activation_dataset.example import ExampleError
 from activation_dataset.format import Pooling, Sample, prompts_file
-from activation_dataset.manifest import PromptsManifest
-from activation_dataset.prompts import Prompt, decode_prompt, encode_prompt, write_prompts
+from activation_dataset.manifest import FileEntry, PromptsManifest
+from activation_dataset.prompts import (
+    CELL_FIELDS,
+    CELLS_BYTES,
+    PAYLOAD,
+    Prompt,
+    are_cells,
+    decode_prompt,
+    encode_prompt,
+    write_prompts,
+)
+from activation_dataset.sample_table import SampleTable
 from activation_dataset.tfrecord import CorruptRecordError, scan_records
 from activation_dataset.verify_file import LayerFileError, Problems
+
+_BLOCK_BYTES = 1 << 22
 
 
 def verify_prompts(
     stream: BinaryIO, shard: int, num_shards: int
-) -> tuple[PromptsManifest, list[Sample]]:
+) -> tuple[PromptsManifest, SampleTable]:
     """Checks a file of prompts and returns the manifest that its writer returned, and its samples.
 
     Args:
@@ -31,7 +45,10 @@ def verify_prompts(
         OSError: from the stream.
     """
     path = prompts_file(shard, num_shards)
-    prompts, problems = _read(stream, path)
+    try:
+        return _read_many(stream, shard, num_shards)
+    except NotCanonicalError:
+        prompts, problems = _read(stream, path)
     if problems:
         raise LayerFileError(path, problems)
     # Every record is canonical, so the file is what a writer makes of the prompts.
@@ -39,7 +56,7 @@ def verify_prompts(
         manifest = write_prompts(nowhere, prompts, shard, num_shards)
     if stream.seek(0, os.SEEK_END) != manifest.file.bytes:
         raise LayerFileError(path, ["changed while it was read"])
-    return manifest, [prompt.sample for prompt in prompts]
+    return manifest, SampleTable.of([prompt.sample for prompt in prompts])
 
 
 def check_prompts(stream: BinaryIO, file: str) -> list[str]:
@@ -47,10 +64,16 @@ def check_prompts(stream: BinaryIO, file: str) -> list[str]:
     return _read(stream, file)[1]
 
 
-def differences(
+def differences(prompts: SampleTable, layers: SampleTable, pooling: Pooling) -> list[str]:
+    """Where a shard's prompts are not those of the samples of its layer files."""
+    if prompts.kept(pooling) == layers:
+        return []
+    return _differences(prompts.samples(), layers.samples(), pooling)
+
+
+def _differences(
     prompts: Sequence[Sample], samples: Sequence[Sample], pooling: Pooling
 ) -> list[str]:
-    """Where a shard's prompts are not those of the samples of its layer files."""
     problems = Problems()
     for number, (prompt, sample) in enumerate(zip(prompts, samples, strict=False)):
         kept = prompt.token_ids[-1:] if pooling == "last" else prompt.token_ids
@@ -66,6 +89,35 @@ def differences(
     if len(prompts) != len(samples):
         phrases.append(f"{len(prompts)} prompts, the layers have {len(samples)} samples")
     return phrases
+
+
+def _read_many(
+    stream: BinaryIO, shard: int, num_shards: int
+) -> tuple[PromptsManifest, SampleTable]:
+    """As `verify_prompts`, many at a time, for a file that is as it must be.
+
+    Raises:
+        NotCanonicalError: it is not.
+    """
+    tables = []
+    crc = size = 0
+    stream.seek(0)
+    for block in read_blocks(stream, _BLOCK_BYTES):
+        records = parse_records(block, PAYLOAD, len(CELL_FIELDS), True, None)
+        starts, ends = records.payload_starts, records.payload_ends
+        tokens = records.samples.num_tokens
+        if (ends - starts != tokens * CELLS_BYTES).any():
+            raise NotCanonicalError("cells has another size than its shape")
+        spans = zip(starts.tolist(), ends.tolist(), strict=True)
+        if not are_cells(np.concatenate([block.data[start:end] for start, end in spans])):
+            raise NotCanonicalError("cells has a row that is neither a cell nor -1 throughout")
+        tables.append(records.samples)
+        crc = extend(crc, block.data[: block.ends[-1]])
+        size += int(block.ends[-1])
+    samples = SampleTable.joined(tables)
+    entry = FileEntry(prompts_file(shard, num_shards), size, to_text(crc))
+    total = int(samples.num_tokens.sum())
+    return PromptsManifest(shard, len(samples), total, entry), samples
 
 
 def _read(stream: BinaryIO, file: str) -> tuple[list[Prompt], list[str]]:

@@ -65,7 +65,7 @@ def test_a_file_holds_its_prompts_in_order_and_is_verified(given_prompts: list[P
     assert manifest == PromptsManifest(0, len(given_prompts), tokens, entry)
     verified, samples = verify_prompts(io.BytesIO(content), 0, 2)
     assert verified == manifest
-    assert samples == [prompt.sample for prompt in given_prompts]
+    assert samples.samples() == [prompt.sample for prompt in given_prompts]
 
 
 def test_cells_of_another_dtype_or_shape_are_refused():

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from activation_dataset import ActivationDataset
 from activation_dataset.checksum import crc32c
 from activation_dataset.format import shard_file
 from activation_dataset.metadata import Metadata
@@ -295,3 +296,23 @@ def test_a_file_that_cannot_be_read(dataset):
     problems, redo = found(dataset)
     assert problems[0].startswith(f"{MIDDLE}: cannot be read: ")
     assert redo == [MIDDLE]
+
+
+def test_an_index_is_checked_if_there_is_one(dataset):
+    reader = ActivationDataset(dataset)
+    for shard in range(3):
+        reader.index(shard)
+    assert found(dataset) == ([], [])
+    path = dataset / "index/shard-00001-of-00003.index"
+    flip(path, 2000)
+    (dataset / "index/shard-00000-of-00003.index").write_bytes(
+        (dataset / "index/shard-00002-of-00003.index").read_bytes()
+    )
+    problems, redo = found(dataset)
+    remedy = "delete it, or make it again with the command index"
+    assert problems == [
+        "index/shard-00000-of-00003.index: stale, made from other prompts or for another kind of "
+        f"records: {remedy}",
+        f"index/shard-00001-of-00003.index: damaged, its CRC does not match: {remedy}",
+    ]
+    assert redo == []
