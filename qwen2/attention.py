@@ -208,6 +208,8 @@ def splash_attention(
     first = own - (positions.reshape(-1)[::block] + block - 1) // block
     wanted = (own // per_row * per_row)[:, None] + jnp.arange(per_row)
     visible = (wanted >= first[:, None]) & (wanted <= own[:, None])
+    # The order that the compiler makes the projections in: any other costs it copies.
+    layout = splash.QKVLayout.SEQ_MINOR if rows == 1 else splash.QKVLayout.HEAD_DIM_MINOR
     attend = splash.SplashAttentionKernel(
         MaskInfo(
             # A block that is not visible is not fetched either: the next or last one stays.
@@ -220,7 +222,9 @@ def splash_attention(
         dq_mask_info=None,
         dkv_mask_info=None,
         is_mqa=False,
-        block_sizes=splash.BlockSizes(block_q=block, block_kv=block, block_kv_compute=block),
+        block_sizes=splash.BlockSizes(
+            block_q=block, block_kv=block, q_layout=layout, k_layout=layout, v_layout=layout
+        ),
         save_residuals=False,
         mask_value=splash.DEFAULT_MASK_VALUE,
         attn_logits_soft_cap=None,
@@ -235,7 +239,7 @@ def splash_attention(
     with jax.default_matmul_precision("highest" if query.dtype == jnp.float32 else "default"):
         out = attend(q, k, v, splash.SegmentIds(segments, segments))
     assert isinstance(out, jax.Array)
-    return out.transpose(1, 0, 2).reshape(query.shape)
+    return out.reshape(heads, groups, rows, length, head_dim).transpose(2, 3, 0, 1, 4)
 
 
 def _not_later(query_slots: jax.Array, key_slots: jax.Array) -> jax.Array:

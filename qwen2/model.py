@@ -53,19 +53,19 @@ class RMSNorm(nnx.Module):
 
 
 def rotary_embedding(positions: jax.Array, config: Qwen2Config) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines, [..., D] float32 each, for integer positions [...]."""
+    """Cosines and sines, [..., D / 2] float32 each, for integer positions [...]."""
     exponents = jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim
     angles = positions[..., None].astype(jnp.float32) / config.rope_theta**exponents
-    angles = jnp.concatenate([angles, angles], axis=-1)
     return jnp.cos(angles), jnp.sin(angles)
 
 
 def rotate(x: jax.Array, rotary: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Applies RoPE to x [R, L, heads..., D] float32 with cosines and sines [R, L, D]."""
+    """Applies RoPE to x [R, L, heads..., D] float32 with cosines and sines [R, L, D / 2]."""
     between = tuple(range(2, x.ndim - 1))
     cosines, sines = (jnp.expand_dims(a, between) for a in rotary)
     first, second = jnp.split(x, 2, axis=-1)
-    return x * cosines + jnp.concatenate([-second, first], axis=-1) * sines
+    rotated = (first * cosines - second * sines, second * cosines + first * sines)
+    return jnp.concatenate(rotated, axis=-1)
 
 
 class Attention(nnx.Module):
