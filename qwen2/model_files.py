@@ -7,13 +7,17 @@ are never fetched.
 
 from __future__ import annotations
 
+import atexit
 import base64
+import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from functools import cache, cached_property
 from pathlib import Path
+from threading import Lock
 from typing import Any, Protocol
 
 import google_crc32c
@@ -90,9 +94,13 @@ class HubFiles:
 
 @dataclass(frozen=True)
 class GcsFiles:
-    """A folder of a Cloud Storage bucket; each file is downloaded at most once per process."""
+    """A folder of a Cloud Storage bucket; each file is downloaded once per process.
+
+    Requests that fail for a moment are repeated by Google's library, for two minutes.
+    """
 
     url: str
+    _lock: Lock = field(default_factory=Lock, repr=False, compare=False)
 
     def text_folder(self) -> Path:
         self._download(TEXT_FILES)
@@ -107,24 +115,20 @@ class GcsFiles:
 
     @cached_property
     def _folder(self) -> Path:
-        return Path(tempfile.mkdtemp(prefix="model-"))
+        folder = Path(tempfile.mkdtemp(prefix="model-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        return folder
 
     @cached_property
     def _blobs(self) -> dict[str, Any]:
         """Name to blob, of the folder itself and not of what lies below."""
-        from google.api_core.exceptions import GoogleAPIError
-        from google.auth.exceptions import GoogleAuthError
         from google.cloud import storage
 
         bucket, _, prefix = self.url.removeprefix("gs://").rstrip("/").partition("/")
         prefix = prefix and prefix + "/"
-        try:
+        with self._bucket_errors():
             listed = storage.Client().list_blobs(bucket, prefix=prefix, delimiter="/")
             blobs = {blob.name.removeprefix(prefix): blob for blob in listed}
-        except (GoogleAPIError, GoogleAuthError) as error:
-            raise ModelNotFoundError(
-                f"--model_path {self.url!r} cannot be read ({type(error).__name__}: {error})"
-            ) from error
         if not blobs:
             raise ModelNotFoundError(f"--model_path {self.url!r}: there are no files at that path")
         return blobs
@@ -135,12 +139,35 @@ class GcsFiles:
                 yield name, blob
 
     def _download(self, patterns: tuple[str, ...]) -> None:
-        for name, blob in self._matching(patterns):
-            if not (self._folder / name).exists():
-                # Elsewhere first, lest half a file that broke off be taken for the whole.
-                with tempfile.TemporaryDirectory(dir=self._folder) as partial:
-                    blob.download_to_filename(Path(partial, name), checksum="crc32c")
-                    Path(partial, name).replace(self._folder / name)
+        with self._lock, self._bucket_errors():
+            for name, blob in self._matching(patterns):
+                if not (self._folder / name).exists():
+                    # Under another name, lest a file that broke off be taken for the whole.
+                    partial = self._folder / f"{name}.partial"
+                    blob.download_to_filename(partial)
+                    self._check(name, partial, blob.crc32c)
+                    partial.replace(self._folder / name)
+
+    def _check(self, name: str, path: Path, expected: str) -> None:
+        # The library checks no download that it had to take up again in the middle.
+        if (found := _crc32c(path)) != expected:
+            raise ModelNotFoundError(
+                f"--model_path {self.url!r}: {name} arrived with CRC32C {found}, the bucket has "
+                f"{expected}; it was damaged on its way or replaced meanwhile. Try again."
+            )
+
+    @contextmanager
+    def _bucket_errors(self) -> Iterator[None]:
+        from google.api_core.exceptions import GoogleAPIError
+        from google.auth.exceptions import GoogleAuthError
+        from google.cloud.storage.exceptions import DataCorruption
+
+        try:
+            yield
+        except (GoogleAPIError, GoogleAuthError, DataCorruption, OSError) as error:
+            raise ModelNotFoundError(
+                f"--model_path {self.url!r} cannot be read ({type(error).__name__}: {error})"
+            ) from error
 
 
 @cache

@@ -286,13 +286,33 @@ def test_a_download_that_breaks_off_leaves_nothing_behind(
         raise ConnectionError("the connection broke off")
 
     monkeypatch.setattr(storage.Blob, "download_to_filename", broken)
-    with pytest.raises(ConnectionError):
+    with pytest.raises(ModelNotFoundError, match=r"model/' cannot be read .*broke off"):
         source.files.weights_folder()
     monkeypatch.undo()
     folder = source.files.weights_folder()
     assert (folder / SINGLE_FILE).read_bytes() == (checkpoint / SINGLE_FILE).read_bytes()
     expected = {"config.json", "tokenizer.json", "tokenizer_config.json", SINGLE_FILE}
     assert {file.name for file in folder.iterdir()} == expected
+
+
+def test_a_download_that_was_damaged_on_its_way_is_refused(
+    checkpoint: Path, upload: Callable[[Path, str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = open_model(upload(checkpoint, "model/"))
+    whole = storage.Blob.download_to_filename
+
+    def damaged(blob: Any, filename: Path, **options: Any) -> None:
+        whole(blob, filename, **options)
+        content = bytearray(filename.read_bytes())
+        content[len(content) // 2] ^= 1
+        filename.write_bytes(content)
+
+    monkeypatch.setattr(storage.Blob, "download_to_filename", damaged)
+    with pytest.raises(ModelNotFoundError, match=rf"{SINGLE_FILE} arrived with CRC32C \S+, the"):
+        source.files.weights_folder()
+    monkeypatch.undo()
+    folder = source.files.weights_folder()
+    assert (folder / SINGLE_FILE).read_bytes() == (checkpoint / SINGLE_FILE).read_bytes()
 
 
 # The Hugging Face hub

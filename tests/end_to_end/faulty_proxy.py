@@ -1,0 +1,159 @@
+"""A bad network in front of an emulator of Cloud Storage: seeded, and counted.
+
+What a client may rely on is kept. A resumable upload remembers what it was sent: bytes that come a
+second time, because the answer was lost, are not taken twice, and an upload that is finished says
+so again (https://cloud.google.com/storage/docs/performing-resumable-uploads). The emulator alone
+answers such a repetition with an error.
+"""
+
+from __future__ import annotations
+
+import http.client
+import random
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+FAULTS = ("429", "503", "slow", "cut before", "cut within", "cut after")
+"""Too many requests; out of service; an answer in pieces; no answer, and nothing done; half an
+answer; no answer, though all is done."""
+
+HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length"}
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    reason: str
+    headers: list[tuple[str, str]]
+    body: bytes
+
+
+@dataclass
+class FaultyProxy:
+    """What a test sees of the proxy, and decides about it.
+
+    Attributes:
+      target: where the emulator listens.
+      address: where it listens, as `STORAGE_EMULATOR_HOST` takes it.
+      share: of the requests that something happens to.
+      requests: seen so far.
+      faults: of each kind so far.
+      before: called with method and path (and body) of each request, before anything else.
+    """
+
+    target: str
+    share: float
+    random: random.Random
+    address: str = ""
+    requests: int = 0
+    faults: Counter[str] = field(default_factory=Counter)
+    before: Callable[[str, str, bytes], None] = lambda method, path, body: None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _uploaded: dict[tuple[str, str], Answer] = field(default_factory=dict)
+
+    def draw(self) -> str | None:
+        """What happens to the next request."""
+        with self._lock:
+            self.requests += 1
+            if self.random.random() >= self.share:
+                return None
+            fault = self.random.choice(FAULTS)
+            self.faults[fault] += 1
+            return fault
+
+    def forward(self, method: str, path: str, headers: dict[str, str], body: bytes) -> Answer:
+        """Passes a request on, unless it is of an upload that had it before.
+
+        Args:
+          headers: their names in lower case.
+        """
+        part = (path, headers.get("content-range", ""))
+        resumable = "upload_id=" in path and not part[1].startswith("bytes */")
+        if resumable and part in self._uploaded:
+            return self._uploaded[part]
+        connection = http.client.HTTPConnection(self.target.removeprefix("http://"))
+        try:
+            connection.request(method, path, body or None, headers)
+            found = connection.getresponse()
+            content = found.read()
+            if found.getheader("Content-Type") == "application/json":
+                # Links to an object's content must lead here too.
+                content = content.replace(self.target.encode(), self.address.encode())
+            answer = Answer(found.status, found.reason, found.getheaders(), content)
+        finally:
+            connection.close()
+        if resumable and answer.status in (200, 308):
+            self._uploaded[part] = answer
+        return answer
+
+
+def _handler(proxy: FaultyProxy) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        def handle_request(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            proxy.before(self.command, self.path, body)
+            fault = proxy.draw()
+            if fault == "cut before":
+                self.cut()
+                return
+            if fault in ("429", "503"):
+                self.answer(Answer(int(fault), "not now", [], b"{}"))
+                return
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            answer = proxy.forward(self.command, self.path, headers, body)
+            if fault == "cut after":
+                self.cut()
+            elif fault == "cut within":
+                self.answer(answer, len(answer.body) // 2)
+                self.cut()
+            else:
+                self.answer(answer, pause=0.05 if fault == "slow" else 0.0)
+
+        do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = handle_request
+
+        def answer(self, answer: Answer, end: int | None = None, pause: float = 0.0) -> None:
+            self.send_response(answer.status, answer.reason)
+            for name, value in answer.headers:
+                if name.lower() not in (HOP_BY_HOP | {"server", "date"}):
+                    self.send_header(name, value)
+            self.send_header("Content-Length", str(len(answer.body)))
+            self.end_headers()
+            body = answer.body[:end]
+            middle = len(body) // 2
+            self.wfile.write(body[:middle])
+            time.sleep(pause)
+            self.wfile.write(body[middle:])
+
+        def cut(self) -> None:
+            self.wfile.flush()
+            self.connection.shutdown(socket.SHUT_RDWR)
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    return Handler
+
+
+@contextmanager
+def faulty_proxy(target: str, share: float, seed: int) -> Iterator[FaultyProxy]:
+    """Serves in front of `target`, such as http://localhost:9023.
+
+    Args:
+      share: of the requests that something happens to, chosen by the seed.
+    """
+    proxy = FaultyProxy(target, share, random.Random(seed))
+    server = ThreadingHTTPServer(("localhost", 0), _handler(proxy))
+    server.daemon_threads = True
+    proxy.address = f"http://localhost:{server.server_port}"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield proxy
+    finally:
+        server.shutdown()
+        server.server_close()
