@@ -25,8 +25,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.prompts import arc_prompts
+from benchmarks.torch_model import torch_model
 
 LAYERS = tuple(range(10, 24))
+PRESET = "Qwen2.5-0.5B"
 Prompts = Sequence[np.ndarray]
 Runner = Callable[[Prompts], None]
 
@@ -39,7 +41,7 @@ def ours(dtype: str, devices: int) -> Runner:
     from qwen2 import ActivationExtractor
 
     extractor = ActivationExtractor.load(
-        "random:Qwen2.5-0.5B", LAYERS, pooling="last", compute_dtype=dtype
+        f"random:{PRESET}", LAYERS, pooling="last", compute_dtype=dtype
     )
 
     def run(prompts: Prompts) -> None:
@@ -53,7 +55,7 @@ def hugging_face(dtype: str, batch: int, by_length: bool) -> Runner:
     """A loop over padded batches with a forward hook on each layer, as people write it."""
     import torch
 
-    model = torch_model(dtype)
+    model = torch_model(PRESET, dtype)
     captured: dict[int, Any] = {}
     last = torch.zeros(0, dtype=torch.long)
 
@@ -91,7 +93,7 @@ def nnsight(dtype: str) -> Runner:
     import torch
     from nnsight import NNsight
 
-    model = NNsight(torch_model(dtype))
+    model = NNsight(torch_model(PRESET, dtype))
 
     def run(prompts: Prompts) -> None:
         for prompt in prompts:
@@ -110,11 +112,11 @@ def transformer_lens(dtype: str) -> Runner:
 
     from qwen2.source import open_model
 
-    model = torch_model(dtype, with_head=True)
+    model = torch_model(PRESET, dtype, with_head=True)
     with tempfile.TemporaryDirectory() as folder:  # it reads the configuration again by name
         model.config.architectures = ["Qwen2ForCausalLM"]
         model.config.save_pretrained(folder)
-        tokenizer = open_model("random:Qwen2.5-0.5B").tokenizer()
+        tokenizer = open_model(f"random:{PRESET}").tokenizer()
         bridge = TransformerBridge.boot_transformers(
             folder, hf_model=model, tokenizer=tokenizer, device="cpu"
         )
@@ -127,31 +129,6 @@ def transformer_lens(dtype: str) -> Runner:
                 bridge.run_with_cache(ids, names_filter=names, return_type=None)
 
     return run
-
-
-def torch_model(dtype: str, with_head: bool = False) -> Any:
-    """Qwen2.5-0.5B's shape with random weights, in PyTorch."""
-    import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Model
-
-    from qwen2.config import PRESETS
-
-    shape = PRESETS["Qwen2.5-0.5B"]
-    config = Qwen2Config(
-        vocab_size=shape.vocab_size,
-        hidden_size=shape.hidden_size,
-        intermediate_size=shape.intermediate_size,
-        num_hidden_layers=shape.num_hidden_layers,
-        num_attention_heads=shape.num_attention_heads,
-        num_key_value_heads=shape.num_key_value_heads,
-        max_position_embeddings=shape.max_position_embeddings,
-        rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
-        tie_word_embeddings=True,
-    )
-    kind = Qwen2ForCausalLM if with_head else Qwen2Model
-    with torch.device("cpu"):
-        model = kind(config)
-    return model.to(getattr(torch, dtype)).eval()
 
 
 CONTENDERS: dict[str, tuple[Callable[..., Runner], tuple[Any, ...]]] = {

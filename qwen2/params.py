@@ -95,7 +95,7 @@ def load_model(
     the part that a device holds is copied, so that host memory stays near one parameter.
     """
 
-    def place(source: ParameterSource, prefix: str) -> jax.Array:
+    def placed(source: ParameterSource, prefix: str, shape: tuple[int, ...]) -> jax.Array:
         tensors = [weights.read(prefix + name) for name in source.tensors]
         array = source.layout(tensors, config)
         return jax.make_array_from_callback(
@@ -104,12 +104,35 @@ def load_model(
             lambda index: np.ascontiguousarray(array[index], dtype),
         )
 
-    def loaded(path: tuple[Any, ...], variable: nnx.Variable[Any]) -> nnx.Variable[Any]:
-        if path == ("embedding",):
-            return variable.replace(place(EMBEDDING, ""))
-        layer, rest = path[1], path[2:]
-        return variable.replace(place(LAYER_PARAMETERS[rest], f"model.layers.{layer}."))
+    return _with_parameters(placed, config, num_layers, dtype)
 
-    model = nnx.eval_shape(lambda: Qwen2(config, num_layers, dtype))
-    graphdef, state = nnx.split(model)
-    return nnx.merge(graphdef, nnx.map_state(loaded, state))
+
+def abstract_model(config: Qwen2Config, num_layers: int, dtype: jnp.dtype, mesh: Mesh) -> Qwen2:
+    """The same with shapes, dtypes and shardings only, to compile for devices not at hand."""
+
+    def abstract(
+        source: ParameterSource, prefix: str, shape: tuple[int, ...]
+    ) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, source.spec))
+
+    return _with_parameters(abstract, config, num_layers, dtype)
+
+
+def _with_parameters(
+    make: Callable[[ParameterSource, str, tuple[int, ...]], Any],
+    config: Qwen2Config,
+    num_layers: int,
+    dtype: jnp.dtype,
+) -> Qwen2:
+    """A model whose parameters are what ``make`` gives for a source, its prefix and its shape."""
+
+    def made(path: tuple[Any, ...], variable: nnx.Variable[Any]) -> nnx.Variable[Any]:
+        if path == ("embedding",):
+            return variable.replace(make(EMBEDDING, "", variable.shape))
+        layer, rest = path[1], path[2:]
+        return variable.replace(
+            make(LAYER_PARAMETERS[rest], f"model.layers.{layer}.", variable.shape)
+        )
+
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: Qwen2(config, num_layers, dtype)))
+    return nnx.merge(graphdef, nnx.map_state(made, state))

@@ -78,7 +78,7 @@ Inputs = Mapping[str, jax.Array]
 """The arrays of ``StepInputs`` by name, on the devices."""
 
 Rotary = tuple[jax.Array, jax.Array]
-"""Cosines and sines, [R, L, D] float32 each, the same for all layers of a step."""
+"""Cosines and sines, [R, L, D / 2] float32 each, the same for all layers of a step."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Programs:
         with self._lock:
             for shape in shapes:
                 if shape not in self._compiled:
-                    self._compiled[shape] = executor.submit(self._compile, shape)
+                    self._compiled[shape] = executor.submit(self.compile, shape)
 
     def run(self, inputs: StepInputs, shape: StepShape) -> dict[int, jax.Array]:
         """Dispatches a step; the arrays are futures until something reads them.
@@ -144,11 +144,12 @@ class Programs:
         captured[top] = programs.top(self._layer_states[top], x, rotary, placed)
         return captured
 
-    def _place(self, inputs: StepInputs) -> dict[str, jax.Array]:
-        rows = NamedSharding(self.mesh, P(DATA_AXIS))
-        return jax.device_put(vars(inputs), rows)
+    def compile(self, shape: StepShape) -> StepPrograms:
+        """The programs for steps of this shape.
 
-    def _compile(self, shape: StepShape) -> StepPrograms:
+        The model's parameters need not have values (``abstract_model``), nor the mesh's devices be
+        at hand (``jax.experimental.topologies``).
+        """
         inputs = self._abstract_inputs(shape)
         state = jax.tree.map(_abstract, self._layer_states[0])
         functions = self._functions()
@@ -163,6 +164,10 @@ class Programs:
             layer=functions.layer.lower(state, x, rotary, inputs).compile(),
             top=functions.top.lower(state, x, rotary, inputs).compile(),
         )
+
+    def _place(self, inputs: StepInputs) -> dict[str, jax.Array]:
+        rows = NamedSharding(self.mesh, P(DATA_AXIS))
+        return jax.device_put(vars(inputs), rows)
 
     def _abstract_inputs(self, shape: StepShape) -> dict[str, jax.ShapeDtypeStruct]:
         rows = NamedSharding(self.mesh, P(DATA_AXIS))

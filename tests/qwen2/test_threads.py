@@ -49,13 +49,13 @@ def test_each_shape_is_compiled_once_and_nothing_is_mixed_up(
     folder = str(write_checkpoint(tmp_path / "model"))
     options = {"compute_dtype": "float32", "batch_size": 1}
     compiled: list[StepShape] = []
-    compile_shape = Programs._compile
+    compile_shape = Programs.compile
 
     def counted(self: Programs, shape: StepShape) -> StepPrograms:
         compiled.append(shape)
         return compile_shape(self, shape)
 
-    monkeypatch.setattr(Programs, "_compile", counted)
+    monkeypatch.setattr(Programs, "compile", counted)
     shared = ActivationExtractor.load(folder, [1], **options)
     monkeypatch.setattr(shared, "_compilers", SlowToStart(2))
     at_once = Barrier(THREADS)

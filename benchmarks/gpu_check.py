@@ -1,0 +1,258 @@
+"""Tokens per second on a GPU, beside Hugging Face with SDPA on the same GPU in the same run.
+
+The work: last-token residual stream of layers 10 to 23, Qwen2.5-0.5B's shape with random weights
+in bfloat16, prompts that all have the same length, so that neither side pads. Runs alternate;
+ratios of paired runs are the result. Before that, packed rows are compared with plain attention.
+
+Where there is no GPU, a tiny model runs on the CPU, to show that the script works and no more.
+
+    python -m benchmarks.gpu_check --json gpu.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+# JAX and PyTorch share the GPU's memory.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+import jax
+import numpy as np
+
+from benchmarks.torch_model import torch_model
+from qwen2 import ActivationExtractor
+from qwen2.batching import TOKENS_PER_BATCH_ROW
+from qwen2.config import PRESETS, Qwen2Config
+
+LAYERS = tuple(range(10, 24))
+LEAST_RATIO, LEAST_SHARE_OF_PEAK = 1.5, 0.45
+MOST_ERROR = 0.05
+"""Largest relative L2 distance of a vector, fused against plain attention, in bfloat16."""
+
+PEAK_FLOPS = {
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40": 181e12,
+    "L4": 121e12,
+    "A10": 125e12,
+}
+"""Dense bfloat16 FLOP/s by a part of the device's name, from the makers' data sheets."""
+
+Prompts = Sequence[np.ndarray]
+Runner = Callable[[Prompts], None]
+
+
+@dataclass(frozen=True)
+class Size:
+    """What is measured: prompts of each length, ``slots`` tokens per step and ``tokens`` in all."""
+
+    preset: str
+    lengths: tuple[int, ...]
+    slots: int
+    tokens: int
+
+
+ON_GPU = Size("Qwen2.5-0.5B", (512, 1024, 2048, 4096), 16_384, 262_144)
+ON_CPU = Size("tiny", (64, 256), 512, 2048)
+
+
+@dataclass(frozen=True)
+class Result:
+    """Medians at one length; shares and ratios are absent where there is nothing to compare."""
+
+    length: int
+    tokens_per_second: float
+    share_of_peak: float | None
+    hugging_face_tokens_per_second: float | None
+    ratio: float | None
+
+    def line(self) -> str:
+        text = f"  S = {self.length:5}  {self.tokens_per_second:10,.0f} tokens/s"
+        if self.share_of_peak is not None:
+            text += f"  {self.share_of_peak:5.1%} of peak"
+        if self.ratio is not None:
+            text += (
+                f"  Hugging Face {self.hugging_face_tokens_per_second:10,.0f} tokens/s"
+                f"  ratio {self.ratio:.2f}"
+            )
+        return text
+
+
+def flops_of(length: int, config: Qwen2Config, depth: int) -> int:
+    """Useful FLOPs of a prompt in ``depth`` layers; the LM head is never computed."""
+    pairs = length * (length + 1) // 2
+    return depth * (length * config.layer_flops_per_token + config.attention_flops(pairs))
+
+
+def prompts_of(length: int, count: int, vocabulary: int) -> Prompts:
+    rng = np.random.default_rng(length)
+    return list(rng.integers(0, vocabulary, (count, length), dtype=np.int32))
+
+
+def extractor_of(size: Size, **options: Any) -> ActivationExtractor:
+    return ActivationExtractor.load(
+        f"random:{size.preset}",
+        LAYERS,
+        pooling="last",
+        compute_dtype="bfloat16",
+        batch_size=max(1, size.slots // TOKENS_PER_BATCH_ROW),
+        mesh_shape=(1, 1),
+        **options,
+    )
+
+
+def ours(size: Size) -> Runner:
+    extractor = extractor_of(size)
+
+    def run(prompts: Prompts) -> None:
+        for _ in extractor.extract(prompts):
+            pass
+
+    return run
+
+
+def hugging_face(size: Size, device: str) -> Runner:
+    """Full batches with SDPA and a forward hook on each layer."""
+    import torch
+
+    model = torch_model(size.preset, "bfloat16").to(device)
+    captured: dict[int, Any] = {}
+
+    def hook(layer: int) -> Callable[..., None]:
+        def keep(module: Any, inputs: Any, output: Any) -> None:
+            hidden = output[0] if isinstance(output, tuple) else output
+            captured[layer] = hidden[:, -1].float()
+
+        return keep
+
+    for layer in LAYERS:
+        model.layers[layer].register_forward_hook(hook(layer))
+
+    def run(prompts: Prompts) -> None:
+        batch = max(1, size.slots // len(prompts[0]))
+        for start in range(0, len(prompts), batch):
+            ids = torch.from_numpy(np.stack(prompts[start : start + batch])).long().to(device)
+            with torch.inference_mode():
+                model(ids, use_cache=False)
+            for vectors in captured.values():
+                vectors.cpu()
+
+    return run
+
+
+def seconds_of(run: Runner, prompts: Prompts) -> float:
+    started = time.perf_counter()
+    run(prompts)
+    return time.perf_counter() - started
+
+
+def measure(
+    size: Size, length: int, runners: dict[str, Runner], rounds: int, peak: float | None
+) -> Result:
+    """Runs all in turn; the first round, uncounted, compiles and warms."""
+    config, count = PRESETS[size.preset], max(1, size.tokens // length)
+    prompts = prompts_of(length, count, config.vocab_size)
+    seconds: dict[str, list[float]] = {name: [] for name in runners}
+    for number in range(rounds + 1):
+        for name, run in runners.items():
+            took = seconds_of(run, prompts)
+            if number:
+                seconds[name].append(took)
+    took, tokens = statistics.median(seconds["ours"]), count * length
+    # With pooling last the highest layer computes little besides its keys and values.
+    flops = count * flops_of(length, config, LAYERS[-1])
+    theirs = seconds.get("hugging face")
+    return Result(
+        length=length,
+        tokens_per_second=tokens / took,
+        share_of_peak=None if peak is None else flops / took / peak,
+        hugging_face_tokens_per_second=tokens / statistics.median(theirs) if theirs else None,
+        ratio=statistics.median(b / a for a, b in zip(seconds["ours"], theirs, strict=True))
+        if theirs
+        else None,
+    )
+
+
+def worst_error(size: Size) -> float:
+    """Largest relative L2 distance between the device's own attention and the plain one."""
+    rng = np.random.default_rng(0)
+    vocabulary = PRESETS[size.preset].vocab_size
+    prompts = [rng.integers(0, vocabulary, n, dtype=np.int32) for n in rng.integers(1, 500, 12)]
+    found, expected = (
+        {
+            (layer, sample): vectors[row]
+            for captured in extractor_of(size, **options).extract(prompts)
+            for layer, vectors in captured.layers.items()
+            for row, sample in enumerate(captured.samples)
+        }
+        for options in ({}, {"attention": "reference"})
+    )
+    return max(
+        float(np.linalg.norm(found[key] - expected[key]) / np.linalg.norm(expected[key]))
+        for key in expected
+    )
+
+
+def peak_of(device: jax.Device) -> float | None:
+    kind = device.device_kind
+    return next((flops for name, flops in PEAK_FLOPS.items() if name in kind), None)
+
+
+def torch_device(platform: str) -> str | None:
+    """Where PyTorch can run beside JAX; None, with the reason printed, if it cannot."""
+    if find_spec("torch") is None:
+        print("gpu-check: PyTorch is not installed, Hugging Face is left out")
+        return None
+    import torch
+
+    if platform == "gpu" and not torch.cuda.is_available():
+        print("gpu-check: this PyTorch does not see the GPU, Hugging Face is left out")
+        return None
+    return "cuda" if platform == "gpu" else "cpu"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    device = jax.local_devices()[0]
+    size = ON_GPU if device.platform == "gpu" else ON_CPU
+    if size is ON_CPU:
+        print("gpu-check: no GPU, a tiny model on the CPU instead; the figures say nothing")
+    print(f"{device.device_kind}, {size.preset}, {size.tokens} tokens per run")
+    error = worst_error(size)
+    print(f"  packed rows against plain attention: relative error {error:.4f}")
+    runners = {"ours": ours(size)}
+    if (beside := torch_device(device.platform)) is not None:
+        runners["hugging face"] = hugging_face(size, beside)
+    results = []
+    for length in size.lengths:
+        results.append(measure(size, length, runners, arguments.rounds, peak_of(device)))
+        print(results[-1].line(), flush=True)
+    if size is ON_GPU:
+        print(f"  aims: {LEAST_SHARE_OF_PEAK:.0%} of the peak, a ratio of {LEAST_RATIO}")
+    if arguments.json:
+        report = {
+            "device": device.device_kind,
+            "size": asdict(size),
+            "worst_error": error,
+            "results": [asdict(result) for result in results],
+        }
+        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+    if error > MOST_ERROR:
+        raise SystemExit(f"gpu-check: the fused attention is wrong by {error:.3f}")
+
+
+if __name__ == "__main__":
+    main()

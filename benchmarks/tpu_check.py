@@ -1,0 +1,335 @@
+"""What the TPU compiler says of this project's programs, on a machine that has no TPU.
+
+Plans the steps of ARC-AGI-1's training prompts as a worker would, compiles every shape of the plan
+for real chips, adds up what a chip's memory has to hold, and predicts the time of a large run.
+
+The model of time: the cycles that the compiler estimates for each operation of a program, plus the
+attention kernel, of which it estimates nothing: the FLOPs of the blocks that it visits, at a share
+of the chip's peak that is stated below. Nothing overlaps, the host keeps up, and nothing is read or
+written. The plan's prompts stand for all samples.
+
+    make tpu-check
+    python -m benchmarks.tpu_check --chips "v5e 1x1" --poolings last --json tpu.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import re
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import topologies
+
+from benchmarks.prompts import arc_prompts
+from qwen2.attention import SPLASH_BLOCK
+from qwen2.batching import Step, StepShape, packing_for, plan_steps
+from qwen2.config import PRESETS, Qwen2Config
+from qwen2.extractor import STEPS_IN_FLIGHT
+from qwen2.params import abstract_model
+from qwen2.programs import POOLINGS, Pooling, Programs, make_mesh
+
+LAYERS = tuple(range(10, 24))
+BATCH_SIZE = 8
+SAMPLES, CHIPS_OF_A_RUN = 50_000, 64
+REPLACED_MINUTES = (50, 100)
+MOST_MEMORY = 14e9
+MOST_SECONDS = 60
+LEAST_SHARE_OF_PEAK = 0.5
+
+WITHOUT_TPU = {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+}
+"""What lets libtpu compile on a machine without a TPU."""
+
+
+@dataclass(frozen=True)
+class Chip:
+    """Chips of one host, and what each can do.
+
+    Attributes:
+      peak: bfloat16 FLOP/s.
+      clock: of the matrix units, in Hz; the compiler estimates in its cycles.
+      kernel_share: of the peak, what the attention kernel reaches in the blocks that it visits. Its
+        64 head dimensions fill half of a 128-wide matrix unit (v5e), a quarter of a 256-wide one
+        (v6e). From the compiler's instruction schedule for blocks of 512: on v5e about 1200 cycles
+        for a pair of blocks, 630 for a query block, 80 to 200 to pass one by; on v6e 950, 260, 90.
+    """
+
+    topology: str
+    bounds: tuple[int, int, int] | None
+    peak: float
+    clock: float
+    kernel_share: float
+
+    def devices(self) -> Sequence[jax.Device]:
+        options = {} if self.bounds is None else {"chips_per_host_bounds": self.bounds}
+        return topologies.get_topology_desc(self.topology, "tpu", **options).devices
+
+
+CHIPS = {
+    "v5e 1x1": Chip("v5e:1x1", (1, 1, 1), 197e12, 1.5e9, 0.27),
+    "v5e 2x4": Chip("v5e:2x4", None, 197e12, 1.5e9, 0.27),
+    "v6e 1x1": Chip("v6e:1x1", (1, 1, 1), 918e12, 1.75e9, 0.09),
+}
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a step asks of one device, all layers together, for the slowest of its devices.
+
+    Attributes:
+      useful_flops: of real tokens' matrix products and attention within their samples.
+      executed_flops: of all slots' products and of the blocks that the kernel visits.
+      kernel_flops: the kernel's part of the executed.
+    """
+
+    tokens: int
+    slots: int
+    useful_flops: float
+    executed_flops: float
+    kernel_flops: float
+
+
+def visited_pairs(step: Step) -> np.ndarray:
+    """(Query, key) pairs in the blocks that the kernel visits for each row, [rows] int64."""
+    rows, length = step.shape.rows, step.shape.length
+    block = math.gcd(length, SPLASH_BLOCK)
+    starts = np.tile(np.arange(length), (rows, 1))
+    for placed in step.placements:
+        starts[placed.row, placed.start : placed.start + placed.length] = placed.start
+    first = starts[:, ::block] // block
+    return (np.arange(length // block) - first + 1).sum(1) * block**2
+
+
+def work_of(step: Step, config: Qwen2Config, devices: int, depth: int) -> Work:
+    """The work of ``depth`` whole layers."""
+    pairs = sum(p.length * (p.length + 1) // 2 for p in step.placements)
+    slowest = int(visited_pairs(step).reshape(devices, -1).sum(1).max())
+    slots, tokens = step.shape.slots / devices, step.tokens / devices
+    kernel = depth * config.attention_flops(slowest)
+    return Work(
+        tokens=step.tokens,
+        slots=step.shape.slots,
+        useful_flops=depth
+        * (tokens * config.layer_flops_per_token + config.attention_flops(pairs) / devices),
+        executed_flops=depth * slots * config.layer_flops_per_token + kernel,
+        kernel_flops=kernel,
+    )
+
+
+@dataclass(frozen=True)
+class Program:
+    """What the compiler says of one program on one device; sizes in bytes."""
+
+    cycles: int
+    flops: float
+    bytes_accessed: float
+    arguments: int
+    outputs: int
+    aliased: int
+    temporary: int
+    code: int
+
+
+def program_of(compiled: Any) -> Program:
+    cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
+    return Program(
+        cycles=estimated_cycles(compiled.as_text()),
+        flops=cost["flops"],
+        bytes_accessed=cost["bytes accessed"],
+        arguments=memory.argument_size_in_bytes,
+        outputs=memory.output_size_in_bytes,
+        aliased=memory.alias_size_in_bytes,
+        temporary=memory.temp_size_in_bytes,
+        code=memory.generated_code_size_in_bytes,
+    )
+
+
+def estimated_cycles(program: str) -> int:
+    """The sum of the compiler's estimates for the operations of a compiled program's text."""
+    return sum(int(cycles) for cycles in re.findall(r'"estimated_cycles":"(\d+)"', program))
+
+
+@dataclass(frozen=True)
+class CompiledShape:
+    """The programs of one step shape: one embed, ``depth - 1`` layers, one top."""
+
+    shape: StepShape
+    seconds_to_compile: float
+    programs: Mapping[str, Program]
+
+    def total(self, quantity: str, depth: int) -> float:
+        """A quantity of all programs of a step together."""
+        calls = {"embed": 1, "layer": depth - 1, "top": 1}
+        return sum(getattr(self.programs[name], quantity) * n for name, n in calls.items())
+
+    def memory(self, resident: int, embedding: int, depth: int) -> int:
+        """Most bytes of a device's memory, with all that may be enqueued held at the same time.
+
+        That is: weights and code, the largest program's temporaries, and for each step in flight
+        its inputs, its residual stream and what is captured of every layer.
+        """
+        embed, layer, top = (self.programs[name] for name in ("embed", "layer", "top"))
+        in_flight = (
+            embed.arguments
+            - embedding
+            + embed.outputs
+            + (depth - 1) * (layer.outputs - layer.aliased)
+            + top.outputs
+        )
+        temporary = max(p.temporary for p in self.programs.values())
+        return resident + STEPS_IN_FLIGHT * in_flight + temporary
+
+    @property
+    def code(self) -> int:
+        return sum(p.code for p in self.programs.values())
+
+
+def compile_shapes(programs: Programs, shapes: Iterable[StepShape]) -> list[CompiledShape]:
+    found = []
+    for shape in shapes:
+        started = time.perf_counter()
+        compiled = programs.compile(shape)
+        seconds = time.perf_counter() - started
+        parts = {name: program_of(part) for name, part in vars(compiled).items()}
+        found.append(CompiledShape(shape, seconds, parts))
+        print(f"    {shape.rows:3} x {shape.length:<6} compiled in {seconds:5.1f} s", flush=True)
+    return found
+
+
+@dataclass(frozen=True)
+class Report:
+    """One chip and pooling. Per device where nothing else is said; ``seconds`` is the whole run."""
+
+    chip: str
+    pooling: str
+    shapes: int
+    memory: int
+    slots_per_token: float
+    useful_over_executed: float
+    seconds: float
+    seconds_in_kernel: float
+    roofline_seconds: float
+    share_of_peak: float
+    flops: float
+    bytes_accessed: float
+    programs: Sequence[Mapping[str, Any]] = field(repr=False)
+
+    def lines(self) -> list[str]:
+        fits = "met" if self.memory <= MOST_MEMORY else "NOT MET"
+        soon = "met" if self.seconds <= MOST_SECONDS else "NOT MET"
+        dense = "met" if self.share_of_peak >= LEAST_SHARE_OF_PEAK else "NOT MET"
+        before = " to ".join(map(str, REPLACED_MINUTES))
+        return [
+            f"  {self.shapes} shapes, {self.slots_per_token:.3f} slots per token, "
+            f"{self.useful_over_executed:.3f} of the executed FLOPs are useful",
+            f"  memory {self.memory / 1e9:.2f} GB (at most {MOST_MEMORY / 1e9:.0f}: {fits})",
+            f"  {SAMPLES} samples: {self.flops * 1e-15:.1f} PFLOP and "
+            f"{self.bytes_accessed * 1e-12:.1f} TB accessed on each of {CHIPS_OF_A_RUN} chips",
+            f"  predicted {self.seconds:.1f} s (at most {MOST_SECONDS}: {soon}), of these "
+            f"{self.seconds_in_kernel:.1f} s in the attention kernel; roofline "
+            f"{self.roofline_seconds:.1f} s; the replaced system: {before} minutes",
+            f"  {self.share_of_peak:.0%} of the peak (at least {LEAST_SHARE_OF_PEAK:.0%}: {dense})",
+        ]
+
+
+def check(name: str, pooling: Pooling, lengths: Sequence[int], batch_size: int) -> Report:
+    """Compiles the plan of these lengths for a chip, and predicts from it."""
+    chip, config, dtype = CHIPS[name], PRESETS["Qwen2.5-0.5B"], jnp.dtype(jnp.bfloat16)
+    mesh = make_mesh(None, chip.devices())
+    devices, depth = mesh.size, LAYERS[-1] + 1
+    model = abstract_model(config, depth, dtype, mesh)
+    steps = plan_steps(lengths, packing_for("splash", batch_size, devices))
+    compiled = compile_shapes(
+        Programs(model, config, mesh, LAYERS, pooling, "splash", dtype),
+        dict.fromkeys(step.shape for step in steps),
+    )
+    # With pooling last the top layer is computed at a few slots only: XLA's estimate holds it.
+    whole_layers = depth - 1 if pooling == "last" else depth
+    work = [work_of(step, config, devices, whole_layers) for step in steps]
+    by_shape = {entry.shape: entry for entry in compiled}
+
+    def of_plan(quantity: str) -> float:
+        return sum(by_shape[step.shape].total(quantity, depth) for step in steps)
+
+    kernel = sum(w.kernel_flops for w in work)
+    useful = sum(w.useful_flops for w in work)
+    in_kernel = kernel / (chip.peak * chip.kernel_share)
+    seconds = of_plan("cycles") / chip.clock + in_kernel
+    runs = SAMPLES / len(lengths) * devices / CHIPS_OF_A_RUN
+    embedding = config.vocab_size * config.hidden_size * dtype.itemsize
+    resident = sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * dtype.itemsize
+        for leaf in jax.tree.leaves(jax.tree.map(lambda x: x, _parameters(model)))
+    )
+    return Report(
+        chip=name,
+        pooling=pooling,
+        shapes=len(compiled),
+        memory=max(e.memory(resident, embedding, depth) for e in compiled)
+        + sum(e.code for e in compiled),
+        slots_per_token=sum(w.slots for w in work) / sum(w.tokens for w in work),
+        useful_over_executed=useful / sum(w.executed_flops for w in work),
+        seconds=seconds * runs,
+        seconds_in_kernel=in_kernel * runs,
+        roofline_seconds=useful / chip.peak * runs,
+        share_of_peak=useful / chip.peak / seconds,
+        flops=(of_plan("flops") + kernel) * runs,
+        bytes_accessed=of_plan("bytes_accessed") * runs,
+        programs=[
+            {"rows": e.shape.rows, "length": e.shape.length, "compile": e.seconds_to_compile}
+            | {part: asdict(program) for part, program in e.programs.items()}
+            for e in compiled
+        ],
+    )
+
+
+def _parameters(model: Any) -> Any:
+    from flax import nnx
+
+    return nnx.state(model)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--chips", nargs="+", choices=tuple(CHIPS), default=list(CHIPS))
+    parser.add_argument("--poolings", nargs="+", choices=POOLINGS, default=["last", "none"])
+    parser.add_argument("--batch_size", type=int, default=BATCH_SIZE)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    if find_spec("libtpu") is None:
+        print("tpu-check: skipped, libtpu (the TPU compiler) is not installed: make tpu-check")
+        return
+    os.environ.update(WITHOUT_TPU)
+    lengths = [len(ids) for ids in arc_prompts()]
+    print(f"{len(lengths)} prompts, {sum(lengths)} tokens")
+    reports = []
+    for name in arguments.chips:
+        for pooling in arguments.poolings:
+            print(f"{name}, pooling {pooling}", flush=True)
+            reports.append(check(name, pooling, lengths, arguments.batch_size))
+            print("\n".join(reports[-1].lines()), flush=True)
+            if arguments.json:
+                found = [asdict(report) for report in reports]
+                arguments.json.write_text(json.dumps(found, indent=1) + "\n")
+    if any(report.memory > MOST_MEMORY for report in reports):
+        raise SystemExit("tpu-check: a plan does not fit into the memory of its chip")
+
+
+if __name__ == "__main__":
+    main()
