@@ -22,9 +22,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qwen2 import amx
+from qwen2.config import Qwen2Config
 from qwen2.rounding import round_to
 
-AttentionForm = Literal["reference", "blocked", "splash", "cudnn"]
+AttentionForm = Literal["reference", "blocked", "amx", "splash", "cudnn"]
 
 MASKED = -1e30
 """Score of a pair that may not attend; finite, so that no row of scores is all infinities."""
@@ -34,12 +36,19 @@ SPLASH_BLOCK = 512
 """Slots of a block of the TPU kernel: large enough to keep its matrix unit busy."""
 
 
-def fastest_form(device: jax.Device, dtype: jnp.dtype) -> AttentionForm:
-    """The fastest form that a device has for queries of this dtype.
+def fastest_form(
+    device: jax.Device, dtype: jnp.dtype, config: Qwen2Config, parts: int = 1
+) -> AttentionForm:
+    """The fastest form that a device has for a model computed in this dtype.
 
     cuDNN's kernel takes half precision only, on NVIDIA GPUs from compute capability 8.0 (A100, L4)
     on; elsewhere the blocked form keeps memory small.
+
+    Args:
+      parts: devices that a layer is split over.
     """
+    if device.platform == "cpu" and amx.fits(config, dtype, parts):
+        return "amx"
     if device.platform == "tpu":
         return "splash"
     if device.platform == "gpu" and dtype.itemsize == 2:
@@ -60,6 +69,8 @@ def causal_attention(
     """Attention in one of the forms; shapes and meaning as the module describes."""
     if form == "blocked":
         return blocked_attention(query, key, value, segment_ids, positions)
+    if form == "amx":
+        return amx.attention(query, key, value, positions)
     if form == "splash":
         return splash_attention(query, key, value, segment_ids, positions)
     if form == "cudnn":

@@ -113,9 +113,9 @@ class Packing:
 def preferred_row_length(form: str, slots: int) -> int:
     """The row length that a form of attention wastes least with, for steps of that many slots.
 
-    The blocked form does not touch other samples of a row, so its rows are as long as a step.
+    The forms for CPUs do not touch other samples of a row, so their rows are as long as a step.
     """
-    return slots if form == "blocked" else min(slots, SHORT_ROW)
+    return slots if form in ("blocked", "amx") else min(slots, SHORT_ROW)
 
 
 def packing_for(form: str, batch_size: int, rows: int) -> Packing:

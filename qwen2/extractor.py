@@ -25,6 +25,7 @@ import numpy as np
 from qwen2.attention import AttentionForm, fastest_form
 from qwen2.batching import Step, packing_for, plan_steps, split_step, step_inputs
 from qwen2.checkpoint import check_weights
+from qwen2.malloc import keep_freed_memory
 from qwen2.params import load_model
 from qwen2.programs import POOLINGS, Pooling, Programs, check_mesh_fits_model, make_mesh
 from qwen2.source import ModelSource, open_model
@@ -104,11 +105,13 @@ class ActivationExtractor:
         weights = source.weights()
         check_weights(weights, config, source.name)
 
+        if mesh.devices.flat[0].platform == "cpu":
+            keep_freed_memory()
         self.source, self.pooling = source, pooling
         self.hidden_size = config.hidden_size
         self._storage = FLOAT_DTYPES[storage_dtype]
         compute = jnp.dtype(FLOAT_DTYPES[compute_dtype])
-        form = attention or fastest_form(mesh.devices.flat[0], compute)
+        form = attention or fastest_form(mesh.devices.flat[0], compute, config, mesh.shape["model"])
         narrow = storage_dtype == "bfloat16" or (compute_dtype == "bfloat16" and pooling != "mean")
         self._programs = Programs(
             load_model(weights, config, self.layers[-1] + 1, compute, mesh),

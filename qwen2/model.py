@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from qwen2 import amx
 from qwen2.attention import AttentionForm, attention_of_slots, causal_attention
 from qwen2.config import Qwen2Config
 from qwen2.rounding import round_to
@@ -38,7 +39,12 @@ def project(x: jax.Array, kernel: jax.Array, reduce_over: str | None = None) -> 
     """
     precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
     out = jnp.tensordot(x, kernel, 1, precision=precision, preferred_element_type=jnp.float32)
-    return out if reduce_over is None else jax.lax.psum(out, reduce_over)
+    return out if reduce_over is None else sum_over(out, reduce_over)
+
+
+def sum_over(x: jax.Array, axis: str) -> jax.Array:
+    """The sum over the devices of a mesh axis; of one device's part, XLA would make a copy."""
+    return x if jax.lax.axis_size(axis) == 1 else jax.lax.psum(x, axis)
 
 
 class RMSNorm(nnx.Module):
@@ -106,8 +112,11 @@ class MLP(nnx.Module):
         self.up_kernel = nnx.Param(jnp.zeros((hidden, intermediate), dtype))
         self.down_kernel = nnx.Param(jnp.zeros((intermediate, hidden), dtype))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, form: AttentionForm) -> jax.Array:
         """[..., H] to [..., H] float32"""
+        if form == "amx":
+            kernels = (self.gate_kernel[...], self.up_kernel[...], self.down_kernel[...])
+            return sum_over(amx.mlp(x, *kernels), MODEL_AXIS)
         gated = jax.nn.silu(project(x, self.gate_kernel[...])) * project(x, self.up_kernel[...])
         return project(round_to(gated, x.dtype), self.down_kernel[...], reduce_over=MODEL_AXIS)
 
@@ -150,7 +159,7 @@ class DecoderLayer(nnx.Module):
 
     def _with_mlp(self, x: jax.Array, form: AttentionForm) -> jax.Array:
         def block(part: jax.Array) -> jax.Array:
-            return _add(part, self.mlp(self.mlp_norm(part)))
+            return _add(part, self.mlp(self.mlp_norm(part), form))
 
         rows, length, hidden = x.shape
         slots = rows * length

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qwen2 import amx
 from qwen2.attention import (
     AttentionForm,
     attention_of_slots,
@@ -21,6 +22,7 @@ from qwen2.attention import (
     splash_attention,
 )
 from qwen2.batching import preferred_row_length
+from qwen2.config import PRESETS
 
 RELATIVE_ERROR = {"float32": 1e-5, "bfloat16": 2e-2}
 """Largest relative L2 error of a query head's output; bfloat16 has 8 bits of precision."""
@@ -40,17 +42,17 @@ LAYOUTS: dict[str, tuple[int, list[Row]]] = {
     "many short samples": (384, [[1] * 12, [31, 1, 33] * 5]),
 }
 
-FORMS: list[object] = [
-    "reference",
-    "blocked",
-    pytest.param("splash", id="splash in interpret mode"),
-    pytest.param(
-        "cudnn",
-        marks=pytest.mark.skipif(
-            jax.default_backend() != "gpu", reason="cuDNN needs an NVIDIA GPU"
-        ),
-    ),
+needs_amx = pytest.mark.skipif(
+    not amx.available(), reason="the AMX kernels are not built, or this processor has no AMX"
+)
+needs_gpu = pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN needs an NVIDIA GPU")
+
+FORMS_AND_DTYPES: list[object] = [
+    *((form, dtype) for form in ("reference", "blocked", "splash") for dtype in RELATIVE_ERROR),
+    pytest.param("amx", "bfloat16", marks=needs_amx),
+    pytest.param("cudnn", "bfloat16", marks=needs_gpu),
 ]
+"""The TPU's form runs in interpret mode elsewhere."""
 
 
 @cache
@@ -102,9 +104,8 @@ def definition(q: jax.Array, k: jax.Array, v: jax.Array, rows: Sequence[Row]) ->
     return out
 
 
-@pytest.mark.parametrize("dtype", RELATIVE_ERROR)
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("form", "dtype"), FORMS_AND_DTYPES)
 def test_a_form_computes_the_definition(form: AttentionForm, layout: str, dtype: str) -> None:
     length, rows = LAYOUTS[layout]
     q, k, v = queries_keys_values(len(rows), length, dtype)
@@ -143,15 +144,26 @@ def packed_rows(draw: st.DrawFn, length: int) -> list[int]:
     return lengths or [length]
 
 
-@pytest.mark.parametrize("form", ["reference", "blocked"])
+@pytest.mark.parametrize(
+    ("form", "dtype"),
+    [
+        ("reference", "float32"),
+        ("blocked", "float32"),
+        pytest.param("amx", "bfloat16", marks=needs_amx),
+    ],
+)
 @settings(deadline=None, max_examples=20)
 @given(rows=st.lists(packed_rows(384), min_size=2, max_size=2), data=st.data())
 def test_later_tokens_and_other_samples_never_influence_a_token(
-    form: AttentionForm, rows: list[list[int]], data: st.DataObject
+    form: AttentionForm, dtype: str, rows: list[list[int]], data: st.DataObject
 ) -> None:
-    q, k, v = (np.array(x) for x in queries_keys_values(2, 384, "float32"))
+    q, k, v = (np.array(x) for x in queries_keys_values(2, 384, dtype))
     segments, positions = segments_and_positions(384, rows)
-    before = np.asarray(compiled(form)(q, k, v, segments, positions))
+
+    def attended() -> np.ndarray:
+        return np.asarray(compiled(form)(q, k, v, segments, positions), np.float32)
+
+    before = attended()
     row = data.draw(st.integers(0, 1), label="row")
     slot = data.draw(st.integers(0, sum(rows[row]) - 1), label="slot")
     start = slot - positions[row, slot]
@@ -160,11 +172,11 @@ def test_later_tokens_and_other_samples_never_influence_a_token(
     unseen[row, start : slot + 1] = False
     for array in (q, k, v):
         array[unseen] = 50 * array[unseen][::-1] + 7
-    after = np.asarray(compiled(form)(q, k, v, segments, positions))
+    after = attended()
     np.testing.assert_allclose(after[row, slot], before[row, slot], rtol=1e-6, atol=1e-6)
 
     v[row, start] += 1000
-    influenced = np.asarray(compiled(form)(q, k, v, segments, positions))
+    influenced = attended()
     assert not np.allclose(influenced[row, slot], before[row, slot], rtol=1e-6, atol=1e-6)
 
 
@@ -182,7 +194,8 @@ def test_blocks_of_other_samples_are_skipped(form: AttentionForm) -> None:
 @pytest.mark.parametrize(
     ("platform", "capability", "dtype", "form"),
     [
-        ("cpu", None, "bfloat16", "blocked"),
+        ("cpu", None, "float32", "blocked"),
+        pytest.param("cpu", None, "bfloat16", "amx", marks=needs_amx),
         ("tpu", None, "bfloat16", "splash"),
         ("tpu", None, "float32", "splash"),
         ("gpu", "9.0", "bfloat16", "cudnn"),
@@ -200,12 +213,18 @@ def test_each_device_has_a_form_that_it_can_run(
     device = SimpleNamespace(platform=platform)
     if capability is not None:
         device.compute_capability = capability
-    assert fastest_form(device, jnp.dtype(dtype)) == form
+    assert fastest_form(device, jnp.dtype(dtype), PRESETS["Qwen2.5-0.5B"]) == form
 
 
 @pytest.mark.parametrize(
     ("form", "slots", "length"),
-    [("blocked", 4096, 4096), ("splash", 4096, 2048), ("splash", 512, 512), ("cudnn", 8192, 2048)],
+    [
+        ("blocked", 4096, 4096),
+        ("amx", 4096, 4096),
+        ("splash", 4096, 2048),
+        ("splash", 512, 512),
+        ("cudnn", 8192, 2048),
+    ],
 )
 def test_rows_are_as_long_as_their_attention_runs_well(
     form: AttentionForm, slots: int, length: int

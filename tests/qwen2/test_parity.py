@@ -138,6 +138,21 @@ CASES = (
         }
         | rope(1e4),
     ),
+    Case(
+        "head_dim 64 as in Qwen2.5-0.5B, bfloat16 on disk, tied head",
+        {
+            "hidden_size": 128,
+            "intermediate_size": 416,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 2,
+            "head_dim": 64,
+            "tie_word_embeddings": True,
+        }
+        | rope(1e6),
+        disk_dtype="bfloat16",
+        longer=LONG_LENGTHS,
+    ),
 )
 
 
