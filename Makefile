@@ -25,7 +25,7 @@ test: $(DEVELOP) lint ## lint, check types and run the tests; sets up first if n
 composer-test: $(COMPOSER) ## run the Composer DAG's tests in a real Airflow, in its own environment
 	AIRFLOW_HOME=$(abspath $(COMPOSER_VENV))/airflow AIRFLOW__CORE__LOAD_EXAMPLES=False \
 	    $(COMPOSER_VENV)/bin/python -m pytest --config-file=/dev/null --rootdir=. \
-	    -p no:cacheprovider --disable-warnings tests/composer
+	    --confcutdir=tests/composer -p no:cacheprovider --disable-warnings tests/composer
 
 image-check: $(DEVELOP) ## carry out the container image's build steps here, and run the job with them
 	$(BIN)/python -m pytest -m image tests/templates

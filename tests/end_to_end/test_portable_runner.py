@@ -1,0 +1,104 @@
+"""Beam's job service, with workers in processes of their own: the bytes of a local run.
+
+The service and the worker pool are Beam's. A pool starts a process for each worker that the service
+asks for, and the service that Beam ships asks for one; here it asks for two.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from apache_beam.runners.portability import local_job_service
+from apache_beam.runners.portability.fn_api_runner import fn_runner
+
+from tests.conftest import ROOT
+from tests.end_to_end.job import digests, problems_of, run
+
+FLAGS = ("--layers_to_extract", "0-1", "--batch_size", "1", "--samples_per_shard", "1")
+
+PYTHON = """#!/bin/sh
+export HOME=$(mktemp -d {homes}/worker-XXXX)
+exec {python} "$@"
+"""
+
+
+class TwoWorkers(fn_runner.FnApiRunner):
+    """What the service runs a job with, on more than one worker."""
+
+    def __init__(self, **arguments) -> None:
+        super().__init__(**arguments)
+        self._num_workers = 2
+
+
+@pytest.fixture
+def job_endpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
+    monkeypatch.setattr(fn_runner, "FnApiRunner", TwoWorkers)
+    service = local_job_service.LocalJobServicer(str(tmp_path / "staging"))
+    yield f"localhost:{service.start_grpc_server()}"
+    service.stop()
+
+
+@pytest.fixture
+def homes(tmp_path: Path) -> Path:
+    """Where each worker process has a home of its own, as each machine would."""
+    folder = tmp_path / "homes"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def worker_pool(homes: Path, tmp_path: Path) -> Iterator[str]:
+    """Starts a worker with the first ``python`` that it finds."""
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text(PYTHON.format(homes=homes, python=sys.executable), encoding="utf-8")
+    python.chmod(0o755)
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "apache_beam.runners.worker.worker_pool_main"]
+    pool = subprocess.Popen(
+        [*command, f"--service_port={port}"],
+        cwd=ROOT,
+        env={**os.environ, "PATH": f"{python.parent}:{os.environ['PATH']}"},
+        start_new_session=True,
+    )
+    with grpc.insecure_channel(f"localhost:{port}") as channel:
+        grpc.channel_ready_future(channel).result(timeout=60)
+    yield f"localhost:{port}"
+    os.killpg(pool.pid, signal.SIGTERM)
+    pool.wait()
+
+
+def test_two_workers_behind_a_job_service_give_the_bytes_of_a_local_run(
+    job_endpoint: str,
+    worker_pool: str,
+    homes: Path,
+    checkpoint: Path,
+    short_tasks: Path,
+    tmp_path: Path,
+):
+    portable = (
+        *("--runner", "PortableRunner"),
+        *("--job_endpoint", job_endpoint),
+        *("--environment_type", "EXTERNAL"),
+        *("--environment_config", worker_pool),
+        *("--compile_cache", "~/compiled"),
+    )
+    run(checkpoint, short_tasks, tmp_path / "portable", *FLAGS, *portable)
+    workers = [home / "compiled" for home in homes.iterdir()]
+    assert len(workers) == 2
+    for compiled in workers:
+        assert list(compiled.iterdir()), "this worker ran no model"
+
+    run(checkpoint, short_tasks, tmp_path / "local", *FLAGS)
+    assert problems_of(tmp_path / "portable") == []
+    assert digests(tmp_path / "portable") == digests(tmp_path / "local")
