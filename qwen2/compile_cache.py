@@ -13,6 +13,8 @@ def use_compile_cache(folder: str) -> None:
     JAX keys an entry by the program, its options, the compiler's version and the hardware, so a
     folder can be shared by runs that differ in any of these. Call it before anything is compiled.
     """
+    # Where TensorFlow is installed, JAX would import it to reach a bucket.
+    os.environ.setdefault("EPATH_USE_TF", "false")
     jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))
     # A program here compiles in about a second, but a run has dozens.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

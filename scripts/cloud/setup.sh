@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# What a project needs before its first job: APIs, a bucket, an image repository, and an account for
-# the workers that may do no more than the job does. Run again, it changes nothing that is there.
+# What a project needs before its first job: APIs, a bucket, an image repository, and two accounts,
+# for the workers and for the image's build, neither of which may do more than its work. Run again,
+# it changes nothing that is there.
 #
 #   scripts/cloud/setup.sh PROJECT REGION BUCKET
 set -euo pipefail
@@ -14,6 +15,7 @@ region=$2
 bucket=gs://${3#gs://}
 repository=qwen2-activations
 worker=qwen2-activations@$project.iam.gserviceaccount.com
+builder=qwen2-activations-build@$project.iam.gserviceaccount.com
 
 gcloud services enable --project "$project" \
     artifactregistry.googleapis.com cloudbuild.googleapis.com compute.googleapis.com \
@@ -32,25 +34,45 @@ if ! gcloud artifacts repositories describe "$repository" --project "$project" \
         --location "$region" --repository-format docker
 fi
 
-if ! gcloud iam service-accounts describe "$worker" --project "$project" >/dev/null 2>&1; then
-    gcloud iam service-accounts create "${worker%%@*}" --project "$project" \
-        --display-name "Workers of qwen2-activations"
-fi
+for account in "$worker" "$builder"; do
+    if ! gcloud iam service-accounts describe "$account" --project "$project" >/dev/null 2>&1; then
+        gcloud iam service-accounts create "${account%%@*}" --project "$project" \
+            --display-name "${account%%@*}"
+    fi
+done
 
-# dataflow.worker lets a machine take work from the service; the data are in this bucket alone, and
-# the image in this repository alone.
-gcloud projects add-iam-policy-binding "$project" --condition None --quiet \
-    --member "serviceAccount:$worker" --role roles/dataflow.worker >/dev/null
-gcloud storage buckets add-iam-policy-binding "$bucket" --project "$project" \
-    --member "serviceAccount:$worker" --role roles/storage.objectUser >/dev/null
-gcloud artifacts repositories add-iam-policy-binding "$repository" --project "$project" \
-    --location "$region" \
-    --member "serviceAccount:$worker" --role roles/artifactregistry.reader >/dev/null
+on_project() { # ACCOUNT ROLE
+    gcloud projects add-iam-policy-binding "$project" --condition None --quiet \
+        --member "serviceAccount:$1" --role "$2" >/dev/null
+}
+
+on_bucket() { # ACCOUNT ROLE
+    gcloud storage buckets add-iam-policy-binding "$bucket" --project "$project" \
+        --member "serviceAccount:$1" --role "$2" >/dev/null
+}
+
+on_repository() { # ACCOUNT ROLE
+    gcloud artifacts repositories add-iam-policy-binding "$repository" --project "$project" \
+        --location "$region" --member "serviceAccount:$1" --role "$2" >/dev/null
+}
+
+# dataflow.worker lets a machine take work from the service; the data are in this bucket, and the
+# image in this repository.
+on_project "$worker" roles/dataflow.worker
+on_bucket "$worker" roles/storage.objectUser
+on_repository "$worker" roles/artifactregistry.reader
+
+# A new project's default build account may have no role at all, or that of an editor.
+on_project "$builder" roles/logging.logWriter
+on_bucket "$builder" roles/storage.objectUser
+on_repository "$builder" roles/artifactregistry.writer
 
 cat <<EOF
 bucket           $bucket
 image            $region-docker.pkg.dev/$project/$repository/job:TAG
 worker account   $worker
+build account    $builder
 Whoever launches jobs needs roles/dataflow.developer on the project and
-roles/iam.serviceAccountUser on the worker account.
+roles/iam.serviceAccountUser on the worker account; whoever builds images,
+roles/cloudbuild.builds.editor and the same on the build account.
 EOF

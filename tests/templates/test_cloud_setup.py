@@ -43,6 +43,7 @@ def test_an_empty_project_gets_everything(tmp_path: Path, bucket: str):
         "storage buckets create",
         "artifacts repositories create",
         "iam service-accounts create",
+        "iam service-accounts create",
     ]
     assert any("dataflow.googleapis.com" in call for call in calls)
     assert "bucket           gs://data\n" in printed
@@ -54,18 +55,32 @@ def test_a_second_run_makes_nothing_again(tmp_path: Path):
     assert not [call for call in calls if " create " in call]
 
 
-def test_the_worker_gets_three_narrow_roles(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("account", "roles"),
+    [
+        (
+            "qwen2-activations",
+            {
+                "roles/dataflow.worker": "projects",
+                "roles/storage.objectUser": "storage",
+                "roles/artifactregistry.reader": "artifacts",
+            },
+        ),
+        (
+            "qwen2-activations-build",
+            {
+                "roles/logging.logWriter": "projects",
+                "roles/storage.objectUser": "storage",
+                "roles/artifactregistry.writer": "artifacts",
+            },
+        ),
+    ],
+)
+def test_each_account_gets_three_narrow_roles(tmp_path: Path, account: str, roles: dict[str, str]):
     _, calls, _ = run(tmp_path, ["research", "us-west4", "data"], exists=False)
-    grants = {
-        call.rpartition("--role ")[2]: call for call in calls if "add-iam-policy-binding" in call
-    }
-    assert {role: call.split()[0] for role, call in grants.items()} == {
-        "roles/dataflow.worker": "projects",
-        "roles/storage.objectUser": "storage",
-        "roles/artifactregistry.reader": "artifacts",
-    }
-    for call in grants.values():
-        assert "serviceAccount:qwen2-activations@research.iam.gserviceaccount.com" in call
+    member = f"serviceAccount:{account}@research.iam.gserviceaccount.com "
+    grants = [call for call in calls if "add-iam-policy-binding" in call and member in call]
+    assert {call.rpartition("--role ")[2]: call.split()[0] for call in grants} == roles
 
 
 def test_wrong_arguments_are_answered_with_the_usage(tmp_path: Path):
