@@ -55,7 +55,11 @@ def test_what_the_image_installs_is_enough_for_the_job(tmp_path: Path):
     environment = {
         "PATH": f"{tmp_path / 'python' / 'bin'}:/usr/bin:/bin",
         "HOME": str(tmp_path),
-        **{name: value for name, value in os.environ.items() if name.startswith(("PIP_", "SSL_"))},
+        **{
+            name: value
+            for name, value in os.environ.items()
+            if name.startswith(("PIP_", "SSL_", "UV_"))
+        },
     }
     for word, rest in last_stage(DOCKERFILE.read_text(encoding="utf-8"), {"LOCK": "base"}):
         if word == "WORKDIR":
