@@ -10,9 +10,11 @@ RUNTIME := $(VENV)/.installed-base
 DEVELOP := $(VENV)/.installed-dev
 COMPOSER_VENV := .venv-composer
 COMPOSER := $(COMPOSER_VENV)/.installed
+TPU_VENV := .venv-tpu
+TPU := $(TPU_VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: bench help setup test reliability composer-test image-check lint format demo lock clean
+.PHONY: bench gpu-check tpu-check help setup test reliability composer-test image-check lint format demo lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,11 +61,19 @@ bench: $(DEVELOP) ## time the model, the job and its start, side by side with pe
 	$(BIN)/python -m benchmarks.pipeline
 	$(BIN)/python -m benchmarks.startup
 
+tpu-check: ## compile for TPUs with their own compiler, and predict from it; needs no TPU
+	@$(MAKE) --no-print-directory $(TPU) || \
+	    echo "tpu-check: skipped, libtpu (the TPU compiler) cannot be installed here: see above"
+	@test ! -e $(TPU) || $(TPU_VENV)/bin/python -m benchmarks.tpu_check $(TPU_CHECK_ARGS)
+
+gpu-check: $(DEVELOP) ## time the model on a GPU beside transformers; a tiny one where there is none
+	$(BIN)/python -m benchmarks.gpu_check
+
 lock: $(DEVELOP) ## resolve setup.py into requirements/; LOCK_ARGS=--upgrade renews all
 	requirements/lock.sh $(BIN)/uv $(LOCK_ARGS)
 
 clean: ## remove what make and the tools made, .venv included
-	rm -rf $(VENV) $(COMPOSER_VENV) build demo-output *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(COMPOSER_VENV) $(TPU_VENV) build demo-output *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # uv installs in a tenth of pip's time; pip stands in where only pip knows the way to an index.
 install = $(BIN)/uv pip install --quiet --python $(BIN)/python $(1) || $(PIP) install $(1)
@@ -93,4 +103,11 @@ $(COMPOSER): requirements/composer.txt $(BIN)/uv
 	    --require-hashes --requirement $<
 	@AIRFLOW_HOME=$(abspath $(COMPOSER_VENV))/airflow $(COMPOSER_VENV)/bin/airflow db migrate \
 	    >$(COMPOSER_VENV)/migrate.log 2>&1
+	@touch $@
+
+$(TPU): requirements/tpu.txt $(BIN)/uv
+	@echo "setup: the TPU compiler (requirements/tpu.txt)"
+	@rm -f $@
+	@test -x $(TPU_VENV)/bin/python || $(PYTHON) -m venv $(TPU_VENV)
+	@$(BIN)/uv pip install --quiet --python $(TPU_VENV)/bin/python --require-hashes --requirement $<
 	@touch $@

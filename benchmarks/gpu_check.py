@@ -6,6 +6,7 @@ ratios of paired runs are the result. Before that, packed rows are compared with
 
 Where there is no GPU, a tiny model runs on the CPU, to show that the script works and no more.
 
+    make gpu-check
     python -m benchmarks.gpu_check --json gpu.json
 """
 
@@ -40,13 +41,15 @@ MOST_ERROR = 0.05
 
 PEAK_FLOPS = {
     "H200": 989e12,
+    "H100 PCIe": 756e12,
     "H100": 989e12,
     "A100": 312e12,
+    "L40S": 362e12,
     "L40": 181e12,
     "L4": 121e12,
     "A10": 125e12,
 }
-"""Dense bfloat16 FLOP/s by a part of the device's name, from the makers' data sheets."""
+"""Dense bfloat16 FLOP/s by a part of the device's name, the first that fits, from data sheets."""
 
 Prompts = Sequence[np.ndarray]
 Runner = Callable[[Prompts], None]
@@ -203,9 +206,9 @@ def worst_error(size: Size) -> float:
     )
 
 
-def peak_of(device: jax.Device) -> float | None:
-    kind = device.device_kind
-    return next((flops for name, flops in PEAK_FLOPS.items() if name in kind), None)
+def peak_of(device_kind: str) -> float | None:
+    """Peak bfloat16 FLOP/s of a device by its name; None if it is not in the table."""
+    return next((flops for name, flops in PEAK_FLOPS.items() if name in device_kind), None)
 
 
 def torch_device(platform: str) -> str | None:
@@ -229,7 +232,8 @@ def main() -> None:
     device = jax.local_devices()[0]
     size = ON_GPU if device.platform == "gpu" else ON_CPU
     if size is ON_CPU:
-        print("gpu-check: no GPU, a tiny model on the CPU instead; the figures say nothing")
+        print("gpu-check: JAX sees no GPU (requirements/cuda.txt has what it needs for one)")
+        print("gpu-check: a tiny model on the CPU instead; its figures say nothing of a GPU")
     print(f"{device.device_kind}, {size.preset}, {size.tokens} tokens per run")
     error = worst_error(size)
     print(f"  packed rows against plain attention: relative error {error:.4f}")
@@ -238,7 +242,9 @@ def main() -> None:
         runners["hugging face"] = hugging_face(size, beside)
     results = []
     for length in size.lengths:
-        results.append(measure(size, length, runners, arguments.rounds, peak_of(device)))
+        results.append(
+            measure(size, length, runners, arguments.rounds, peak_of(device.device_kind))
+        )
         print(results[-1].line(), flush=True)
     if size is ON_GPU:
         print(f"  aims: {LEAST_SHARE_OF_PEAK:.0%} of the peak, a ratio of {LEAST_RATIO}")

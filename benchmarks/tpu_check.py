@@ -3,10 +3,7 @@
 Plans the steps of ARC-AGI-1's training prompts as a worker would, compiles every shape of the plan
 for real chips, adds up what a chip's memory has to hold, and predicts the time of a large run.
 
-The model of time: the cycles that the compiler estimates for each operation of a program, plus the
-attention kernel, of which it estimates nothing: the FLOPs of the blocks that it visits, at a share
-of the chip's peak that is stated below. Nothing overlaps, the host keeps up, and nothing is read or
-written. The plan's prompts stand for all samples.
+The plan's prompts stand for all samples. ``benchmarks.tpu_model`` holds the model of time.
 
     make tpu-check
     python -m benchmarks.tpu_check --chips "v5e 1x1" --poolings last --json tpu.json
@@ -18,7 +15,6 @@ import argparse
 import json
 import math
 import os
-import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -28,13 +24,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from flax import nnx
 from jax.experimental import topologies
 
 from benchmarks.prompts import arc_prompts
-from qwen2.attention import SPLASH_BLOCK
-from qwen2.batching import Step, StepShape, packing_for, plan_steps
-from qwen2.config import PRESETS, Qwen2Config
+from benchmarks.tpu_model import CHIPS, Chip, estimated_cycles, work_of
+from qwen2.batching import StepShape, packing_for, plan_steps
+from qwen2.config import PRESETS
 from qwen2.extractor import STEPS_IN_FLIGHT
 from qwen2.params import abstract_model
 from qwen2.programs import POOLINGS, Pooling, Programs, make_mesh
@@ -53,83 +49,9 @@ WITHOUT_TPU = {
     "TPU_ACCELERATOR_TYPE": "v5litepod-8",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_WORKER_ID": "0",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
 """What lets libtpu compile on a machine without a TPU."""
-
-
-@dataclass(frozen=True)
-class Chip:
-    """Chips of one host, and what each can do.
-
-    Attributes:
-      peak: bfloat16 FLOP/s.
-      clock: of the matrix units, in Hz; the compiler estimates in its cycles.
-      kernel_share: of the peak, what the attention kernel reaches in the blocks that it visits. Its
-        64 head dimensions fill half of a 128-wide matrix unit (v5e), a quarter of a 256-wide one
-        (v6e). From the compiler's instruction schedule for blocks of 512: on v5e about 1200 cycles
-        for a pair of blocks, 630 for a query block, 80 to 200 to pass one by; on v6e 950, 260, 90.
-    """
-
-    topology: str
-    bounds: tuple[int, int, int] | None
-    peak: float
-    clock: float
-    kernel_share: float
-
-    def devices(self) -> Sequence[jax.Device]:
-        options = {} if self.bounds is None else {"chips_per_host_bounds": self.bounds}
-        return topologies.get_topology_desc(self.topology, "tpu", **options).devices
-
-
-CHIPS = {
-    "v5e 1x1": Chip("v5e:1x1", (1, 1, 1), 197e12, 1.5e9, 0.27),
-    "v5e 2x4": Chip("v5e:2x4", None, 197e12, 1.5e9, 0.27),
-    "v6e 1x1": Chip("v6e:1x1", (1, 1, 1), 918e12, 1.75e9, 0.09),
-}
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a step asks of one device, all layers together, for the slowest of its devices.
-
-    Attributes:
-      useful_flops: of real tokens' matrix products and attention within their samples.
-      executed_flops: of all slots' products and of the blocks that the kernel visits.
-      kernel_flops: the kernel's part of the executed.
-    """
-
-    tokens: int
-    slots: int
-    useful_flops: float
-    executed_flops: float
-    kernel_flops: float
-
-
-def visited_pairs(step: Step) -> np.ndarray:
-    """(Query, key) pairs in the blocks that the kernel visits for each row, [rows] int64."""
-    rows, length = step.shape.rows, step.shape.length
-    block = math.gcd(length, SPLASH_BLOCK)
-    starts = np.tile(np.arange(length), (rows, 1))
-    for placed in step.placements:
-        starts[placed.row, placed.start : placed.start + placed.length] = placed.start
-    first = starts[:, ::block] // block
-    return (np.arange(length // block) - first + 1).sum(1) * block**2
-
-
-def work_of(step: Step, config: Qwen2Config, devices: int, depth: int) -> Work:
-    """The work of ``depth`` whole layers."""
-    pairs = sum(p.length * (p.length + 1) // 2 for p in step.placements)
-    slowest = int(visited_pairs(step).reshape(devices, -1).sum(1).max())
-    slots, tokens = step.shape.slots / devices, step.tokens / devices
-    kernel = depth * config.attention_flops(slowest)
-    return Work(
-        tokens=step.tokens,
-        slots=step.shape.slots,
-        useful_flops=depth
-        * (tokens * config.layer_flops_per_token + config.attention_flops(pairs) / devices),
-        executed_flops=depth * slots * config.layer_flops_per_token + kernel,
-        kernel_flops=kernel,
-    )
 
 
 @dataclass(frozen=True)
@@ -158,11 +80,6 @@ def program_of(compiled: Any) -> Program:
         temporary=memory.temp_size_in_bytes,
         code=memory.generated_code_size_in_bytes,
     )
-
-
-def estimated_cycles(program: str) -> int:
-    """The sum of the compiler's estimates for the operations of a compiled program's text."""
-    return sum(int(cycles) for cycles in re.findall(r'"estimated_cycles":"(\d+)"', program))
 
 
 @dataclass(frozen=True)
@@ -248,10 +165,16 @@ class Report:
         ]
 
 
+def devices_of(chip: Chip) -> Sequence[jax.Device]:
+    """The devices of one host, for the compiler alone."""
+    options = {} if chip.bounds is None else {"chips_per_host_bounds": chip.bounds}
+    return topologies.get_topology_desc(chip.topology, "tpu", **options).devices
+
+
 def check(name: str, pooling: Pooling, lengths: Sequence[int], batch_size: int) -> Report:
     """Compiles the plan of these lengths for a chip, and predicts from it."""
     chip, config, dtype = CHIPS[name], PRESETS["Qwen2.5-0.5B"], jnp.dtype(jnp.bfloat16)
-    mesh = make_mesh(None, chip.devices())
+    mesh = make_mesh(None, devices_of(chip))
     devices, depth = mesh.size, LAYERS[-1] + 1
     model = abstract_model(config, depth, dtype, mesh)
     steps = plan_steps(lengths, packing_for("splash", batch_size, devices))
@@ -261,7 +184,7 @@ def check(name: str, pooling: Pooling, lengths: Sequence[int], batch_size: int) 
     )
     # With pooling last the top layer is computed at a few slots only: XLA's estimate holds it.
     whole_layers = depth - 1 if pooling == "last" else depth
-    work = [work_of(step, config, devices, whole_layers) for step in steps]
+    work = [work_of(step, config, devices, whole_layers, chip.kernel) for step in steps]
     by_shape = {entry.shape: entry for entry in compiled}
 
     def of_plan(quantity: str) -> float:
@@ -269,13 +192,13 @@ def check(name: str, pooling: Pooling, lengths: Sequence[int], batch_size: int) 
 
     kernel = sum(w.kernel_flops for w in work)
     useful = sum(w.useful_flops for w in work)
-    in_kernel = kernel / (chip.peak * chip.kernel_share)
+    in_kernel = sum(w.kernel_cycles for w in work) / chip.clock
     seconds = of_plan("cycles") / chip.clock + in_kernel
     runs = SAMPLES / len(lengths) * devices / CHIPS_OF_A_RUN
     embedding = config.vocab_size * config.hidden_size * dtype.itemsize
     resident = sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * dtype.itemsize
-        for leaf in jax.tree.leaves(jax.tree.map(lambda x: x, _parameters(model)))
+        for leaf in jax.tree.leaves(nnx.state(model))
     )
     return Report(
         chip=name,
@@ -297,12 +220,6 @@ def check(name: str, pooling: Pooling, lengths: Sequence[int], batch_size: int) 
             for e in compiled
         ],
     )
-
-
-def _parameters(model: Any) -> Any:
-    from flax import nnx
-
-    return nnx.state(model)
 
 
 def main() -> None:
