@@ -30,7 +30,10 @@ ACCELERATOR_DISK_GB = 100
 """Disk of a worker with an accelerator, gigabytes: an image of several, and a model on top."""
 
 ASSUMED_EFFICIENCY = 0.3
-"""Fraction of a device's peak that a run reaches, where nobody has measured it."""
+"""Fraction of a device's peak that a run reaches, where nobody has predicted or measured it."""
+
+V5E_EFFICIENCY = 0.5
+"""The same for v5e as `benchmarks.tpu_check` predicts it (docs/performance.md), rounded down."""
 
 
 class AcceleratorError(ValueError):
@@ -50,6 +53,7 @@ class AcceleratorSettings:
       memory_bytes: memory of one device.
       peak_flops: bfloat16 multiplications and additions per second of one device, dense; None
         where it depends on the machine that the worker happens to get.
+      efficiency: fraction of that peak that a run is expected to reach.
       harness_threads: bundles that a worker holds at once, so that reading and writing overlap
         with the device.
       price_key: the list price that applies, for one device and hour.
@@ -66,6 +70,7 @@ class AcceleratorSettings:
     harness_threads: int
     price_key: str
     environment: tuple[tuple[str, str], ...] = ()
+    efficiency: float = ASSUMED_EFFICIENCY
 
 
 def _tpu(
@@ -89,6 +94,7 @@ def _tpu(
         peak_flops=peak_flops,
         harness_threads=4,
         price_key=name.rpartition("-")[0],
+        efficiency=V5E_EFFICIENCY if kind == V5E else ASSUMED_EFFICIENCY,
         environment=(
             # A Dataflow worker has no TPU metadata, so its single host is described here.
             ("TPU_SKIP_MDS_QUERY", "1"),

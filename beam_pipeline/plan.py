@@ -1,7 +1,7 @@
 """What a run would read, compute, write and cost, before anything is paid for. No JAX.
 
 The tasks are read and tokenized here as the job's workers do it, so that what is counted is exact:
-samples, tokens, shards and bytes. The device's time is not: it rests on an assumed efficiency.
+samples, tokens, shards and bytes. The device's time is not: it rests on an expected efficiency.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from activation_dataset.metadata import InputFile
 from activation_dataset.prompts import Prompt
 from activation_dataset.record import RecordKind
 from beam_pipeline.accelerators import (
-    ASSUMED_EFFICIENCY,
     AcceleratorSettings,
     expand_accelerator,
 )
@@ -208,14 +207,15 @@ def predict(
     layers: Sequence[int],
     config: Config,
     workers: int = 1,
-    efficiency: float = ASSUMED_EFFICIENCY,
+    efficiency: float | None = None,
 ) -> Plan:
     """Puts the plan together from what the inputs hold.
 
     Args:
       layers: to be captured.
       workers: that share the shards.
-      efficiency: fraction of the devices' peak that the run reaches.
+      efficiency: fraction of the devices' peak that the run reaches; that of the accelerator's
+        kind by default.
     """
     accelerator = expand_accelerator(config.accelerator) if config.accelerator else None
     per_shard = config.samples_per_shard
@@ -239,14 +239,19 @@ def predict(
         input_bytes=found.input_bytes,
         work=work,
         time=device_time(
-            work, shards.num_shards, accelerator, config.mesh_shape, workers, efficiency
+            work,
+            shards.num_shards,
+            accelerator,
+            config.mesh_shape,
+            workers,
+            efficiency or accelerator.efficiency,
         )
         if accelerator
         else None,
     )
 
 
-def make_plan(config: Config, workers: int, efficiency: float) -> Plan:
+def make_plan(config: Config, workers: int, efficiency: float | None) -> Plan:
     """Opens the model, without its weights, reads all inputs, and predicts.
 
     Raises:

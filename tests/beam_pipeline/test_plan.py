@@ -205,6 +205,14 @@ def test_the_users_prices_and_efficiency_count(capsys, tasks: Path, tmp_path: Pa
     assert "there is no price of tpu-v5e" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("accelerator", "share"), [("tpu-v5e-8", "50%"), ("gpu-l4-1", "30%")])
+def test_each_kind_of_device_is_expected_to_reach_its_own_share_of_its_peak(
+    capsys, tasks: Path, accelerator: str, share: str
+):
+    assert main(plan_command(tasks, f"--accelerator={accelerator}")) == 0
+    assert f"{accelerator}, where {share} of the peak is reached" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("flags", [[], ["--accelerator=cpu"]])
 def test_without_a_known_device_there_is_no_time(capsys, tasks: Path, flags: list[str]):
     assert main(plan_command(tasks, *flags)) == 0
