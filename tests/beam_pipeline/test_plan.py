@@ -179,7 +179,7 @@ def test_the_report(capsys: pytest.CaptureFixture[str], tasks: Path, tmp_path: P
         "  files    45: 14 layers and the prompts",
         " a layer, ",
         " in 24 layers, ",
-        " on 8 x tpu-v5e-8, where 30% of the peak is reached",
+        " on 8 x tpu-v5e-8, where 50% of the peak is reached",
         " device hours at 1.20",
         "Prices of 2026-11-23: list prices",
         "Only 3 of 8 workers have something to do",
