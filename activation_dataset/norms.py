@@ -39,8 +39,13 @@ class NormHistogram:
     @classmethod
     def of(cls, norms: NDArray[np.float64]) -> NormHistogram:
         """The histogram of norms [n] float64, finite and at least 0."""
-        bins, counts = np.unique(norms.view(np.int64) >> _DROPPED_BITS, return_counts=True)
-        return cls(dict(zip(bins.tolist(), counts.tolist(), strict=True)))
+        if not len(norms):
+            return cls()
+        bins = norms.view(np.int64) >> _DROPPED_BITS
+        first = int(bins.min())
+        counts = np.bincount(bins - first)  # far quicker than sorting them
+        found = np.flatnonzero(counts)
+        return cls(dict(zip((found + first).tolist(), counts[found].tolist(), strict=True)))
 
     def merge(self, other: NormHistogram) -> NormHistogram:
         """The histogram of these norms and the other ones."""

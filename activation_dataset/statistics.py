@@ -1,9 +1,4 @@
-"""Statistics of a layer's vectors: computed while writing, recomputed when verifying.
-
-Every result is a pure function of the sequence of vectors, to the last bit and on any machine:
-only elementwise IEEE operations are used, in an order fixed by the number of rows and columns (no
-BLAS, no reduction whose order depends on the CPU).
-"""
+"""Statistics of a layer's vectors, and how those of its parts become those of the whole."""
 
 from __future__ import annotations
 
@@ -15,21 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from activation_dataset.fields import FieldError, Fields
-from activation_dataset.format import to_float32
 from activation_dataset.norms import NormHistogram
 
 Float64Array = NDArray[np.float64]
-
-BLOCK_ROWS = 128
-"""Rows that are summed together; part of the format, since the last bits depend on it."""
-
-_STRIP_COLUMNS = 128
-# Where the squared mean is this many times the variance, float32 sums of squares lose too much.
-_MAX_CANCELLATION = 16.0
-# Norms are counted for this many blocks together.
-_BLOCKS_COUNTED = 64
-# Squares of norms within these bounds neither overflow nor vanish in float32.
-_SAFE_SQUARES = (1e-30, 1e30)
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,56 +135,6 @@ class LayerStatistics:
         return self.to_json() == other.to_json()
 
 
-class StatisticsBuilder:
-    """Statistics of vectors that arrive in pieces, whatever the pieces.
-
-    Sums run in float32 over blocks of `BLOCK_ROWS` rows, as balanced trees, and in float64 for
-    columns and blocks where that would lose precision; blocks are merged in float64. The relative
-    error of a variance stays below some 1e-6 even where the mean is far larger than the deviation.
-    """
-
-    def __init__(self, hidden: int) -> None:
-        self._total = LayerStatistics.empty(hidden)
-        self._pending = np.empty((BLOCK_ROWS, hidden), np.float32)
-        self._rows = 0
-        self._scratch = np.empty((BLOCK_ROWS, hidden), np.float32)
-        self._norms: list[Float64Array] = []
-
-    def update(self, rows: NDArray[Any]) -> None:
-        """Adds rows [n, hidden], float32 or uint16 with bfloat16's bits; they are not kept."""
-        hidden = self._pending.shape[1]
-        if rows.ndim != 2 or rows.shape[1] != hidden:
-            raise ValueError(f"rows have shape {rows.shape}, expected [n, {hidden}]")
-        position = 0
-        while position < len(rows):
-            taken = min(BLOCK_ROWS - self._rows, len(rows) - position)
-            piece = to_float32(rows[position : position + taken])
-            position += taken
-            if taken == BLOCK_ROWS:
-                self._add(piece)
-                continue
-            self._pending[self._rows : self._rows + taken] = piece
-            self._rows += taken
-            if self._rows == BLOCK_ROWS:
-                self._add(self._pending)
-                self._rows = 0
-
-    def result(self) -> LayerStatistics:
-        """Statistics of all rows so far. More may follow."""
-        total, norms = self._total, self._norms
-        if self._rows:
-            last, last_norms = _block_statistics(self._pending[: self._rows], self._scratch)
-            total, norms = total.merge(last), [*norms, last_norms]
-        return _with_norms(total, norms)
-
-    def _add(self, block: NDArray[np.float32]) -> None:
-        statistics, norms = _block_statistics(block, self._scratch)
-        self._total = self._total.merge(statistics)
-        self._norms.append(norms)
-        if len(self._norms) == _BLOCKS_COUNTED:
-            self._total, self._norms = _with_norms(self._total, self._norms), []
-
-
 @dataclass
 class OrderedMerge:
     """Merges the statistics of shards 0..n-1 into one, the same bits whatever the arrival order.
@@ -263,99 +196,3 @@ def _roots(num_shards: int) -> Iterator[tuple[int, int]]:
         if num_shards >> level & 1:
             yield level, start >> level
             start += 1 << level
-
-
-def _with_norms(statistics: LayerStatistics, norms: list[Float64Array]) -> LayerStatistics:
-    """The statistics with more norms in their histogram, which it did not count so far."""
-    more = NormHistogram.of(np.concatenate([np.empty(0), *norms]))
-    return replace(statistics, norm_histogram=statistics.norm_histogram.merge(more))
-
-
-def _block_statistics(
-    block: NDArray[np.float32], scratch: NDArray[np.float32]
-) -> tuple[LayerStatistics, Float64Array]:
-    """Of one block [n, hidden], 1 <= n <= BLOCK_ROWS; `scratch` is at least as large.
-
-    Returns the statistics, whose histogram is empty, and the norms [finite vectors] float64.
-    """
-    count = len(block)
-    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-        squared = np.multiply(block, block, out=scratch[:count])
-        squares = _sum_columns(squared).astype(np.float64)
-        low, high = _SAFE_SQUARES
-        if not ((squares > low) & (squares < high)).all():
-            return _wide_block_statistics(block)
-        mean = _sum_rows(block).astype(np.float64) / count
-        variance = _fold_rows(squared).astype(np.float64) / count - mean * mean
-    narrow = np.flatnonzero(mean * mean > _MAX_CANCELLATION * variance)
-    if len(narrow):
-        mean[narrow], variance[narrow] = _mean_and_variance(block[:, narrow].astype(np.float64))
-    return _finite_statistics(0, mean, variance, squares)
-
-
-def _wide_block_statistics(
-    block: NDArray[np.float32],
-) -> tuple[LayerStatistics, Float64Array]:
-    """As `_block_statistics`, in float64, for blocks with extreme or non-finite elements."""
-    finite = np.isfinite(block).all(axis=1)
-    nonfinite_count = int(len(block) - np.count_nonzero(finite))
-    rows = block[finite].astype(np.float64)
-    if not len(rows):
-        empty = LayerStatistics.empty(block.shape[1])
-        return replace(empty, nonfinite_count=nonfinite_count), np.empty(0)
-    return _finite_statistics(nonfinite_count, *_mean_and_variance(rows), _sum_columns(rows * rows))
-
-
-def _mean_and_variance(rows: Float64Array) -> tuple[Float64Array, Float64Array]:
-    """Of each column of [n, columns]; around the mean, so that nothing cancels."""
-    mean = _sum_rows(rows) / len(rows)
-    deviations = rows - mean
-    return mean, _fold_rows(deviations * deviations) / len(rows)
-
-
-def _finite_statistics(
-    nonfinite_count: int, mean: Float64Array, variance: Float64Array, squares: Float64Array
-) -> tuple[LayerStatistics, Float64Array]:
-    """From mean and variance [hidden] and the squared norms [n] of the same vectors."""
-    count = len(squares)
-    norms = np.sqrt(squares)
-    statistics = LayerStatistics(
-        count=count,
-        nonfinite_count=nonfinite_count,
-        mean=mean,
-        variance=variance,
-        mean_norm=float(_sum_rows(norms) / count),
-        mean_squared_norm=float(_sum_rows(squares) / count),
-        max_norm=float(norms.max()),
-        norm_histogram=NormHistogram(),
-    )
-    return statistics, norms
-
-
-def _sum_rows(values: NDArray[Any]) -> Any:
-    """Sum over the first axis, as a balanced tree."""
-    count = len(values)
-    half = (count + 1) // 2
-    sums = values[:half].copy()
-    sums[: count - half] += values[half:]
-    return _fold_rows(sums)
-
-
-def _fold_rows(values: NDArray[Any]) -> Any:
-    """As `_sum_rows`, but overwrites `values`."""
-    count = len(values)
-    while count > 1:
-        half = (count + 1) // 2
-        values[: count - half] += values[half:count]
-        count = half
-    return values[0]
-
-
-def _sum_columns(values: NDArray[Any]) -> NDArray[Any]:
-    """Sum over the second axis: strips of columns one after the other, then a balanced tree."""
-    width = min(_STRIP_COLUMNS, values.shape[1])
-    sums = values[:, :width].copy()
-    for start in range(width, values.shape[1], width):
-        strip = values[:, start : start + width]
-        sums[:, : strip.shape[1]] += strip
-    return np.array(_fold_rows(np.ascontiguousarray(sums.T)))

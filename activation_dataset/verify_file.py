@@ -17,7 +17,7 @@ from activation_dataset.record import RecordFrame, RecordKind, frame_record
 from activation_dataset.record_group import RecordGroup
 from activation_dataset.reuse import Scratch
 from activation_dataset.sample_table import SampleTable
-from activation_dataset.statistics import StatisticsBuilder
+from activation_dataset.statistics_builder import StatisticsBuilder
 from activation_dataset.tfrecord import CorruptRecordError, scan_records
 
 # Records are read in groups of about this size, a larger record by itself.

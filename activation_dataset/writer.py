@@ -19,7 +19,7 @@ from activation_dataset.format import (
 )
 from activation_dataset.manifest import LayerFile, ShardManifest
 from activation_dataset.record import RecordKind, frame_record
-from activation_dataset.statistics import StatisticsBuilder
+from activation_dataset.statistics_builder import StatisticsBuilder
 from activation_dataset.tfrecord import FOOTER_BYTES, HEADER_BYTES, frame_footer
 
 # Payloads up to here are gathered into one write; larger ones are written where they lie.

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from activation_dataset.statistics import StatisticsBuilder
+from activation_dataset.statistics_builder import StatisticsBuilder
 from activation_dataset.summary import (
     by_dimension,
     count_of,

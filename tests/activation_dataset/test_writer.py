@@ -10,7 +10,7 @@ from activation_dataset.checksum import crc32c, to_text
 from activation_dataset.example import decode_example
 from activation_dataset.format import to_float32, to_storage
 from activation_dataset.record import RecordKind
-from activation_dataset.statistics import StatisticsBuilder
+from activation_dataset.statistics_builder import StatisticsBuilder
 from activation_dataset.tfrecord import read_records
 from activation_dataset.writer import LayerFileWriter
 from tests.activation_dataset.synthetic import make_rows, make_samples, row_counts
