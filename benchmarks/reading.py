@@ -1,0 +1,204 @@
+"""Reading and verifying a dataset against plain reads of its files, and against other loaders.
+
+    python -m benchmarks.reading
+
+The yardstick is what no reader that checks its bytes can beat: the same files, one after the other,
+in blocks of a megabyte, with one CRC32C each. All files are in the page cache, and both sides run
+in turn; the medians of the ratios are the result. SAELens and dictionary_learning take part where
+they are installed (see `benchmarks/loaders.py`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from activation_dataset import ActivationDataset
+from activation_dataset.checksum import extend
+from activation_dataset.verify import verify
+from benchmarks import loaders
+from benchmarks.paired import Pairs, run_in_turn
+from benchmarks.synthetic_dataset import prompt_lengths, write_dataset
+
+LAYERS = tuple(range(10, 24))
+LAYER = 10
+BATCH = 4096
+VECTOR_BYTES = 2 * 896
+
+
+@dataclass(frozen=True)
+class Result:
+    """One comparison.
+
+    Attributes:
+        name: what was done.
+        target: least ratio aimed at, or None.
+        gigabytes: read by each side, or delivered by a loader.
+        pairs: the times.
+    """
+
+    name: str
+    target: float | None
+    gigabytes: float
+    pairs: Pairs
+
+    def __str__(self) -> str:
+        speed = self.gigabytes / statistics.median(self.pairs.ours)
+        aim = ""
+        if self.target is not None:
+            met = "met" if self.pairs.ratio >= self.target else "not met"
+            aim = f" (target {self.target}, {met})"
+        return (
+            f"  {self.name}: {self.pairs.ratio:.2f}{aim}; "
+            f"in processor time {self.pairs.cpu_ratio:.2f}; {speed:.2f} GB/s"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        ratios = {"ratio": self.pairs.ratio, "cpu_ratio": self.pairs.cpu_ratio}
+        return {"name": self.name, "target": self.target, **ratios, **asdict(self.pairs)}
+
+
+def plain_reads(files: list[Path]) -> None:
+    """Reads the files and computes the CRC32C of each."""
+    buffer = np.empty(1 << 20, np.uint8)
+    for file in files:
+        crc = 0
+        with file.open("rb", buffering=0) as stream:
+            while count := stream.readinto(buffer.data):
+                crc = extend(crc, buffer[:count])
+
+
+def sequential(path: Path, dtype: str) -> None:
+    for _ in ActivationDataset(path).blocks(LAYER, dtype=dtype):  # type: ignore[arg-type]
+        pass
+
+
+def shuffled(path: Path, dtype: str) -> None:
+    for _ in ActivationDataset(path).batches(LAYER, BATCH, dtype=dtype):
+        pass
+
+
+def verified(path: Path) -> None:
+    if verify(path).problems:
+        raise RuntimeError("a sound dataset did not verify")
+
+
+def against_plain_reads(
+    name: str, target: float | None, files: list[Path], rounds: int, run: Callable[[], None]
+) -> Result:
+    size = sum(file.stat().st_size for file in files) / 1e9
+    return Result(name, target, size, run_in_turn(run, lambda: plain_reads(files), rounds))
+
+
+def every_token(folder: Path, gigabytes: float, rounds: int) -> list[Result]:
+    """A layer of every token in bfloat16, four shards."""
+    tokens = int(gigabytes * 1e9 / 4 / VECTOR_BYTES)
+    path = folder / "every-token"
+    shards = [prompt_lengths(tokens, shard) for shard in range(4)]
+    write_dataset(path, shards, [LAYER], "none", "bfloat16")
+    files = sorted(path.glob("layer_*/*"))
+    found = [
+        against_plain_reads(
+            f"{name}, {dtype}", target, files, rounds, lambda r=run, d=dtype: r(path, d)
+        )
+        for name, run, dtype, target in (
+            ("in order", sequential, "bits", 0.8),
+            ("in order", sequential, "float32", None),
+            ("shuffled batches", shuffled, "float32", 0.5),
+            ("shuffled batches", shuffled, "bits", None),
+        )
+    ]
+    files += sorted(path.glob("prompts/*"))
+    name = "verify, every token, bfloat16"
+    found.append(against_plain_reads(name, 0.5, files, rounds, lambda: verified(path)))
+    return found + [peer(name, path, folder, rounds) for name in loaders.installed()]
+
+
+def peer(name: str, path: Path, folder: Path, rounds: int) -> Result:
+    """Shuffled batches of one epoch against a peer's, from opening to the last."""
+    dataset = ActivationDataset(path)
+    load = loaders.PEERS[name][1](dataset, LAYER, BATCH, folder / name)
+    batches = dataset.num_vectors // BATCH
+    pairs = run_in_turn(
+        lambda: loaders.take(lambda: loaders.ours(path, LAYER, BATCH), batches),
+        lambda: loaders.take(load, batches),
+        rounds,
+    )
+    gigabytes = 4 * dataset.kind.hidden * BATCH * batches / 1e9
+    return Result(f"shuffled batches, against {name}", 10.0, gigabytes, pairs)
+
+
+def pooled(folder: Path, gigabytes: float, rounds: int) -> list[Result]:
+    """Shards of 512 last-token vectors in float32, 14 layers."""
+    path = folder / "pooled"
+    count = max(1, round(gigabytes * 1e9 / (14 * 512 * 896 * 4)))
+    shards = [np.random.default_rng(n).integers(72, 3420, 512).tolist() for n in range(count)]
+    write_dataset(path, shards, LAYERS, "last", "float32")
+    files = sorted(path.glob("layer_*/*")) + sorted(path.glob("prompts/*"))
+    run = against_plain_reads("verify, pooled, float32", 0.5, files, rounds, lambda: verified(path))
+    return [run]
+
+
+def opening(folder: Path) -> dict[str, float]:
+    """Seconds to open a dataset of 1,400 layer files, and to read a random sample of it."""
+    path = folder / "many-files"
+    write_dataset(path, [[100] * 4] * 100, LAYERS, "last", "float32")
+    seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        ActivationDataset(path)
+        seconds.append(time.perf_counter() - started)
+    dataset = ActivationDataset(path)
+    rng = np.random.default_rng(0)
+    layers, numbers = rng.choice(LAYERS, 3000).tolist(), rng.integers(0, len(dataset), 3000)
+    samples = []
+    for layer, number in zip(layers, numbers.tolist(), strict=True):
+        started = time.perf_counter()
+        dataset.sample(layer, number).activation  # noqa: B018
+        samples.append(time.perf_counter() - started)
+    return {
+        "open": statistics.median(seconds),
+        "sample, its shard's index not yet read": statistics.median(samples[:20]),
+        "sample": statistics.median(samples[1000:]),
+        "sample, 99th percentile": float(np.quantile(samples[1000:], 0.99)),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--gigabytes", type=float, default=0.5, help="of each dataset")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--folder", type=Path, help="where to put them for the time; default: /tmp")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    print(f"speed over that of plain reads with CRC32C, {arguments.gigabytes} GB, warm cache")
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
+        folder = Path(name)
+        results = every_token(folder, arguments.gigabytes, arguments.rounds)
+        results += pooled(folder, arguments.gigabytes, arguments.rounds)
+        times = opening(folder)
+    for result in results:
+        print(result)
+    for missing in loaders.PEERS.keys() - loaders.installed():
+        print(f"  {missing} is not installed here, so it was not measured")
+    print(f"  opening 1,400 files: {times['open'] * 1e3:.0f} ms (target below 1,000)")
+    print(
+        f"  a random sample: {times['sample'] * 1e3:.2f} ms (target below 1), 99 % within "
+        f"{times['sample, 99th percentile'] * 1e3:.2f} ms"
+    )
+    if arguments.json:
+        found = {"ratios": [result.to_json() for result in results], "seconds": times}
+        arguments.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
