@@ -56,10 +56,11 @@ demo: $(RUNTIME) ## extract activations for the shipped tasks with a tiny random
 	$(BIN)/python -m beam_pipeline --model_path random:tiny \
 	    --tasks_file 'examples/tasks/*.json' --output_dir demo-output --overwrite
 
-bench: $(DEVELOP) ## time the model, the job and its start, side by side with peers; half an hour
+bench: $(DEVELOP) ## time the model, the job, its start and reading, side by side with peers; half an hour
 	$(BIN)/python -m benchmarks.trunk
 	$(BIN)/python -m benchmarks.pipeline
 	$(BIN)/python -m benchmarks.startup
+	$(BIN)/python -m benchmarks.reading
 
 tpu-check: ## compile for TPUs with their own compiler, and predict from it; needs no TPU
 	@$(MAKE) --no-print-directory $(TPU) || \

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from activation_dataset.checksum import crc32c_of_spans
+from activation_dataset.checksum import combine, crc32c_of_spans, extend
 from activation_dataset.record import RecordFrame
 from activation_dataset.reuse import windows
 from activation_dataset.tfrecord import FOOTER_BYTES, HEADER_BYTES, mask
@@ -66,13 +66,23 @@ class RecordGroup:
         """Bytes of all records."""
         return int(self.ends[-1])
 
-    def matches(self, block: Bytes) -> bool:
-        """Whether a block of the group's size is such records, whatever their activations."""
+    def extend_crc(self, crc: int, block: Bytes) -> int | None:
+        """The CRC32C of all that `crc` covers, followed by a block of the group's size.
+
+        None if the block is not such records, whatever their activations.
+        """
         found = block[self._places]
         stored = found[self._crcs].reshape(-1, FOOTER_BYTES).view("<u4")[:, 0]
         found[self._crcs] = 0
         crcs = crc32c_of_spans(block, self._starts + HEADER_BYTES, self.ends - FOOTER_BYTES)
-        return np.array_equal(found, self.known) and np.array_equal(stored, mask(crcs))
+        if not (np.array_equal(found, self.known) and np.array_equal(stored, mask(crcs))):
+            return None
+        if len(crcs) > 1:
+            return extend(crc, block)
+        # A large record is summed once.
+        crc = extend(crc, block[:HEADER_BYTES])
+        crc = combine(crc, int(crcs[0]), len(block) - HEADER_BYTES - FOOTER_BYTES)
+        return extend(crc, block[-FOOTER_BYTES:])
 
     def payloads(self, block: Bytes) -> Bytes:
         """The activations' bytes, end to end; a view if there is one only."""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import cycle
 from typing import BinaryIO
 
 import numpy as np
 
 from activation_dataset.canonical import NotCanonicalError, fill, parse_records, read_blocks
-from activation_dataset.checksum import extend, to_text
+from activation_dataset.checksum import to_text
 from activation_dataset.example import ACTIVATION, ExampleError, decode_example
 from activation_dataset.format import Sample, numpy_dtype, shard_file
+from activation_dataset.in_background import in_background
 from activation_dataset.manifest import LayerFile, ShardManifest
 from activation_dataset.record import RecordFrame, RecordKind, frame_record
 from activation_dataset.record_group import RecordGroup
@@ -128,19 +130,22 @@ def verify_file(
     path = shard_file(layer, shard, num_shards)
     kind = expected.kind
     statistics = StatisticsBuilder(kind.hidden)
-    scratch = Scratch()
     stream.seek(0)
     crc = size = 0
-    for group in expected._groups:
+    rows = np.empty((0, kind.hidden), numpy_dtype(kind.storage_dtype))
+    buffers = cycle([Scratch(), Scratch()])
+    for group, buffer in zip(expected._groups, buffers, strict=False):
         # A record that is read by itself is put where its activation is aligned.
         shift = -int(group.payload_starts[0]) % _ALIGNMENT
-        block = scratch.take(shift + group.size)[shift:]
-        if not fill(stream, block) or not group.matches(block):
+        block = buffer.take(shift + group.size)[shift:]
+        with in_background(statistics.update, rows):
+            extended = group.extend_crc(crc, block) if fill(stream, block) else None
+        if extended is None:
             raise _diagnosis(stream, path, expected)
-        crc = extend(crc, block)
+        crc = extended
         size += group.size
-        rows = group.payloads(block).view(numpy_dtype(kind.storage_dtype))
-        statistics.update(rows.reshape(-1, kind.hidden))
+        rows = group.payloads(block).view(rows.dtype).reshape(-1, kind.hidden)
+    statistics.update(rows)
     if stream.read(1):
         raise _diagnosis(stream, path, expected)
     return ShardManifest(

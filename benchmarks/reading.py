@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import numpy as np
 
 from activation_dataset import ActivationDataset
 from activation_dataset.checksum import extend
+from activation_dataset.elements import Dtype
 from activation_dataset.verify import verify
 from benchmarks import loaders
 from benchmarks.paired import Pairs, run_in_turn
@@ -77,12 +79,12 @@ def plain_reads(files: list[Path]) -> None:
                 crc = extend(crc, buffer[:count])
 
 
-def sequential(path: Path, dtype: str) -> None:
-    for _ in ActivationDataset(path).blocks(LAYER, dtype=dtype):  # type: ignore[arg-type]
+def sequential(path: Path, dtype: Dtype) -> None:
+    for _ in ActivationDataset(path).blocks(LAYER, dtype=dtype):
         pass
 
 
-def shuffled(path: Path, dtype: str) -> None:
+def shuffled(path: Path, dtype: Dtype) -> None:
     for _ in ActivationDataset(path).batches(LAYER, BATCH, dtype=dtype):
         pass
 
@@ -106,20 +108,16 @@ def every_token(folder: Path, gigabytes: float, rounds: int) -> list[Result]:
     shards = [prompt_lengths(tokens, shard) for shard in range(4)]
     write_dataset(path, shards, [LAYER], "none", "bfloat16")
     files = sorted(path.glob("layer_*/*"))
+    comparisons: tuple[tuple[str, Callable[[Path, Dtype], None], Dtype, float | None], ...] = (
+        ("in order", sequential, "bits", 0.8),
+        ("in order", sequential, "float32", None),
+        ("shuffled batches", shuffled, "float32", 0.5),
+        ("shuffled batches", shuffled, "bits", None),
+    )
     found = [
-        against_plain_reads(
-            f"{name}, {dtype}", target, files, rounds, lambda r=run, d=dtype: r(path, d)
-        )
-        for name, run, dtype, target in (
-            ("in order", sequential, "bits", 0.8),
-            ("in order", sequential, "float32", None),
-            ("shuffled batches", shuffled, "float32", 0.5),
-            ("shuffled batches", shuffled, "bits", None),
-        )
+        against_plain_reads(f"{name}, {dtype}", target, files, rounds, partial(run, path, dtype))
+        for name, run, dtype, target in comparisons
     ]
-    files += sorted(path.glob("prompts/*"))
-    name = "verify, every token, bfloat16"
-    found.append(against_plain_reads(name, 0.5, files, rounds, lambda: verified(path)))
     return found + [peer(name, path, folder, rounds) for name in loaders.installed()]
 
 
@@ -137,15 +135,21 @@ def peer(name: str, path: Path, folder: Path, rounds: int) -> Result:
     return Result(f"shuffled batches, against {name}", 10.0, gigabytes, pairs)
 
 
-def pooled(folder: Path, gigabytes: float, rounds: int) -> list[Result]:
-    """Shards of 512 last-token vectors in float32, 14 layers."""
-    path = folder / "pooled"
+def verifying(folder: Path, gigabytes: float, rounds: int) -> list[Result]:
+    """Fourteen layers each of every token in bfloat16, and of 512 last tokens in float32."""
+    tokens = int(gigabytes * 1e9 / 14 / VECTOR_BYTES / 2)
+    every = [prompt_lengths(tokens, shard) for shard in range(2)]
     count = max(1, round(gigabytes * 1e9 / (14 * 512 * 896 * 4)))
-    shards = [np.random.default_rng(n).integers(72, 3420, 512).tolist() for n in range(count)]
-    write_dataset(path, shards, LAYERS, "last", "float32")
-    files = sorted(path.glob("layer_*/*")) + sorted(path.glob("prompts/*"))
-    run = against_plain_reads("verify, pooled, float32", 0.5, files, rounds, lambda: verified(path))
-    return [run]
+    last = [np.random.default_rng(n).integers(72, 3420, 512).tolist() for n in range(count)]
+    write_dataset(folder / "every token, bfloat16", every, LAYERS, "none", "bfloat16")
+    write_dataset(folder / "last token, float32", last, LAYERS, "last", "float32")
+    found = []
+    for name in ("every token, bfloat16", "last token, float32"):
+        path = folder / name
+        files = sorted(path.glob("layer_*/*")) + sorted(path.glob("prompts/*"))
+        run = partial(verified, path)
+        found.append(against_plain_reads(f"verify, {name}", 0.5, files, rounds, run))
+    return found
 
 
 def opening(folder: Path) -> dict[str, float]:
@@ -184,7 +188,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         folder = Path(name)
         results = every_token(folder, arguments.gigabytes, arguments.rounds)
-        results += pooled(folder, arguments.gigabytes, arguments.rounds)
+        results += verifying(folder, arguments.gigabytes, arguments.rounds)
         times = opening(folder)
     for result in results:
         print(result)

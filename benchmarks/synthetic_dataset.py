@@ -76,7 +76,7 @@ def write_dataset(
             merges[layer].add(shard, manifest.file.statistics)
     metadata = Metadata(
         run=_run(layers, pooling, storage_dtype, hidden),
-        batches=batches_of(manifests, layers, len(shards)),
+        batches=batches_of(manifests, tuple(layers), len(shards)),
         rejected={},
         statistics={layer: merge.result(len(shards)) for layer, merge in merges.items()},
     )
