@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from itertools import cycle
 from typing import BinaryIO
 
 import numpy as np
@@ -13,7 +12,6 @@ from activation_dataset.canonical import NotCanonicalError, fill, parse_records,
 from activation_dataset.checksum import to_text
 from activation_dataset.example import ACTIVATION, ExampleError, decode_example
 from activation_dataset.format import Sample, numpy_dtype, shard_file
-from activation_dataset.in_background import in_background
 from activation_dataset.manifest import LayerFile, ShardManifest
 from activation_dataset.record import RecordFrame, RecordKind, frame_record
 from activation_dataset.record_group import RecordGroup
@@ -132,20 +130,18 @@ def verify_file(
     statistics = StatisticsBuilder(kind.hidden)
     stream.seek(0)
     crc = size = 0
-    rows = np.empty((0, kind.hidden), numpy_dtype(kind.storage_dtype))
-    buffers = cycle([Scratch(), Scratch()])
-    for group, buffer in zip(expected._groups, buffers, strict=False):
+    dtype = numpy_dtype(kind.storage_dtype)
+    scratch = Scratch()
+    for group in expected._groups:
         # A record that is read by itself is put where its activation is aligned.
         shift = -int(group.payload_starts[0]) % _ALIGNMENT
-        block = buffer.take(shift + group.size)[shift:]
-        with in_background(statistics.update, rows):
-            extended = group.extend_crc(crc, block) if fill(stream, block) else None
+        block = scratch.take(shift + group.size)[shift:]
+        extended = group.extend_crc(crc, block) if fill(stream, block) else None
         if extended is None:
             raise _diagnosis(stream, path, expected)
         crc = extended
         size += group.size
-        rows = group.payloads(block).view(rows.dtype).reshape(-1, kind.hidden)
-    statistics.update(rows)
+        statistics.update(group.payloads(block).view(dtype).reshape(-1, kind.hidden))
     if stream.read(1):
         raise _diagnosis(stream, path, expected)
     return ShardManifest(

@@ -17,7 +17,6 @@ from activation_dataset.format import (
     shard_file,
     to_storage,
 )
-from activation_dataset.in_background import in_background
 from activation_dataset.manifest import LayerFile, ShardManifest
 from activation_dataset.record import RecordKind, frame_record
 from activation_dataset.statistics_builder import StatisticsBuilder
@@ -76,15 +75,15 @@ class LayerFileWriter:
         """
         self._check(samples, rows, row_counts)
         stored = to_storage(rows, self._kind.storage_dtype)
+        self._statistics.update(stored)
         elements = stored.reshape(-1).view(np.uint8).data
         start = 0
-        with in_background(self._statistics.update, stored):
-            for sample, count in zip(samples, row_counts, strict=True):
-                end = start + count * self._kind.vector_bytes
-                self._write_record(sample, elements[start:end])
-                self._tokens += sample.num_tokens
-                start = end
-            self._flush()
+        for sample, count in zip(samples, row_counts, strict=True):
+            end = start + count * self._kind.vector_bytes
+            self._write_record(sample, elements[start:end])
+            self._tokens += sample.num_tokens
+            start = end
+        self._flush()
         self._samples += len(samples)
         self._vectors += len(rows)
 
