@@ -36,6 +36,7 @@ def prepare(config: Config) -> Run:
     template = load_template(config.prompt_template)
     source = open_model(config.model_path)
     source.tokenizer()
+    source.check_weights()
     return resolve(config, source, template, patterns)
 
 

@@ -23,6 +23,9 @@ from qwen2.config import Qwen2Config
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+HEADER_LENGTH_BYTES = 8
+"""A safetensors file begins with the length of its header, little-endian."""
+
 MAX_HEADER_BYTES = 100_000_000
 """The limit that the safetensors library sets on a header."""
 
@@ -77,11 +80,11 @@ def read_safetensors_header(path: Path) -> dict[str, TensorEntry]:
 
     size = path.stat().st_size
     with path.open("rb") as stream:
-        prefix = stream.read(8)
-        if len(prefix) < 8:
+        prefix = stream.read(HEADER_LENGTH_BYTES)
+        if len(prefix) < HEADER_LENGTH_BYTES:
             raise bad(f"a safetensors file starts with 8 bytes of header length, it has {size}")
         header_bytes = int.from_bytes(prefix, "little")
-        if header_bytes > min(size - 8, MAX_HEADER_BYTES):
+        if header_bytes > min(size - HEADER_LENGTH_BYTES, MAX_HEADER_BYTES):
             raise bad(
                 f"the header should have {header_bytes} bytes, but the whole file has {size}: "
                 "it is truncated or not a safetensors file"
@@ -94,10 +97,11 @@ def read_safetensors_header(path: Path) -> dict[str, TensorEntry]:
     if not isinstance(header, dict):
         raise bad("the header is not a JSON object")
     header.pop("__metadata__", None)
+    data_start = HEADER_LENGTH_BYTES + header_bytes
     entries = {}
     for name, fields in header.items():
-        entries[name] = _tensor_entry(path, name, fields, 8 + header_bytes, bad)
-    position = 8 + header_bytes
+        entries[name] = _tensor_entry(path, name, fields, data_start, bad)
+    position = data_start
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].end)):
         if entry.start != position:
             raise bad(f"tensor {name!r} starts at byte {entry.start}, expected {position}")

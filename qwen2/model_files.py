@@ -22,7 +22,12 @@ from typing import Any, Protocol
 
 import google_crc32c
 
-from qwen2.checkpoint import checkpoint_files
+from qwen2.checkpoint import (
+    HEADER_LENGTH_BYTES,
+    INDEX_FILE,
+    MAX_HEADER_BYTES,
+    checkpoint_files,
+)
 
 TEXT_FILES = ("*.json", "merges.txt", "*.jinja")
 WEIGHT_FILES = ("*.safetensors",)
@@ -43,6 +48,13 @@ class ModelFiles(Protocol):
         """A local folder with the safetensors files too."""
         ...
 
+    def headers_folder(self) -> Path:
+        """A local folder in which the safetensors files have their sizes and headers.
+
+        What follows the headers may be zeros there.
+        """
+        ...
+
     def weights_crc32c(self) -> dict[str, str]:
         """File name to CRC32C, in base64 as Cloud Storage shows it."""
         ...
@@ -60,6 +72,9 @@ class LocalFiles:
     def weights_folder(self) -> Path:
         return self.folder
 
+    def headers_folder(self) -> Path:
+        return self.folder
+
     def weights_crc32c(self) -> dict[str, str]:
         return {file.name: _crc32c(file) for file in checkpoint_files(self.folder)}
 
@@ -75,6 +90,9 @@ class HubFiles:
 
     def weights_folder(self) -> Path:
         return self._download((*TEXT_FILES, *WEIGHT_FILES))
+
+    def headers_folder(self) -> Path:
+        return self.weights_folder()
 
     def weights_crc32c(self) -> dict[str, str]:
         return LocalFiles(self.weights_folder()).weights_crc32c()
@@ -110,14 +128,26 @@ class GcsFiles:
         self._download((*TEXT_FILES, *WEIGHT_FILES))
         return self._folder
 
+    def headers_folder(self) -> Path:
+        folder = _folder_of_this_process("headers-")
+        if (index := self.text_folder() / INDEX_FILE).exists():
+            shutil.copy(index, folder)
+        with self._bucket_errors():
+            for name, blob in self._matching(WEIGHT_FILES):
+                with (folder / name).open("wb") as file:
+                    if blob.size:
+                        prefix = blob.download_as_bytes(end=HEADER_LENGTH_BYTES - 1)
+                        header = min(int.from_bytes(prefix, "little"), MAX_HEADER_BYTES)
+                        file.write(blob.download_as_bytes(end=HEADER_LENGTH_BYTES - 1 + header))
+                    file.truncate(blob.size)
+        return folder
+
     def weights_crc32c(self) -> dict[str, str]:
         return {name: blob.crc32c for name, blob in self._matching(WEIGHT_FILES)}
 
     @cached_property
     def _folder(self) -> Path:
-        folder = Path(tempfile.mkdtemp(prefix="model-"))
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        return folder
+        return _folder_of_this_process("model-")
 
     @cached_property
     def _blobs(self) -> dict[str, Any]:
@@ -188,6 +218,12 @@ def find_files(model_path: str) -> ModelFiles:
             "folder, a hub id such as Qwen/Qwen2.5-0.5B, or random:tiny."
         )
     return HubFiles(model_path)
+
+
+def _folder_of_this_process(prefix: str) -> Path:
+    folder = Path(tempfile.mkdtemp(prefix=prefix))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _crc32c(path: Path) -> str:

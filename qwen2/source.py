@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qwen2.checkpoint import CheckpointFolder, RandomWeights, Weights
+from qwen2.checkpoint import CheckpointFolder, RandomWeights, Weights, check_weights
 from qwen2.config import PRESETS, ModelConfigError, Qwen2Config
 from qwen2.model_files import LocalFiles, ModelFiles, ModelNotFoundError, find_files
 
@@ -64,6 +64,17 @@ class ModelSource:
         if self.is_random:
             return RandomWeights(self.config, PRESET_SEED)
         return CheckpointFolder(self.files.weights_folder())
+
+    def check_weights(self) -> None:
+        """Whether the files of the weights are whole and hold the tensors of the config.
+
+        By their sizes and headers, so that a job can be refused before it changes anything.
+
+        Raises:
+          CheckpointError: if not.
+        """
+        if not self.is_random:
+            check_weights(CheckpointFolder(self.files.headers_folder()), self.config, self.name)
 
     def weights_fingerprint(self) -> str:
         """Identifies the weights: each file's CRC32C, or the preset and its seed."""

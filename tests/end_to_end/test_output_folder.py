@@ -1,6 +1,7 @@
 """Whose folder it is: what a run may replace, and what it must leave alone."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -85,6 +86,17 @@ def test_a_mistake_comes_before_the_overwriting(capsys, checkpoint, short_tasks,
     for flags in (["--layers_to_extract", "9"], ["--tasks_file", "absent"], ["--runner=Nowhere"]):
         error_of(capsys, checkpoint, short_tasks, out, "--overwrite", *FLAGS, *flags)
         assert digests(out) == before
+
+
+def test_damaged_weights_are_found_before_the_overwriting(
+    capsys, checkpoint: Path, short_tasks: Path, out: Path, tmp_path: Path
+):
+    model = shutil.copytree(checkpoint, tmp_path / "model")
+    os.truncate(model / "model.safetensors", 5000)
+    before = digests(out)
+    error = error_of(capsys, model, short_tasks, out, "--overwrite", *FLAGS)
+    assert f"{model}/model.safetensors: " in error
+    assert digests(out) == before
 
 
 def test_output_of_an_unknown_origin_is_refused(capsys, checkpoint, short_tasks, out: Path):

@@ -20,7 +20,7 @@ import pytest
 from gcp_storage_emulator.server import create_server
 from google.cloud import storage
 
-from qwen2.checkpoint import SINGLE_FILE, CheckpointError
+from qwen2.checkpoint import INDEX_FILE, SINGLE_FILE, CheckpointError
 from qwen2.config import PRESETS, ModelConfigError
 from qwen2.extractor import ActivationExtractor
 from qwen2.model_files import ModelNotFoundError
@@ -259,6 +259,31 @@ def test_only_what_is_needed_is_fetched(
     text = {"config.json", "tokenizer.json", "tokenizer_config.json"}
     assert {file.name for file in source.files.text_folder().iterdir()} == text
     assert {file.name for file in source.files.weights_folder().iterdir()} == text | {SINGLE_FILE}
+
+
+def test_weights_in_a_bucket_are_checked_without_fetching_them(
+    checkpoint: Path, upload: Callable[[Path, str], str], tmp_path: Path
+) -> None:
+    source = open_model(upload(checkpoint, "models/qwen/"))
+    source.check_weights()
+    assert not (source.files.text_folder() / SINGLE_FILE).exists()
+
+    model = shutil.copytree(checkpoint, tmp_path / "model")
+    for size in (os.path.getsize(model / SINGLE_FILE) - 1, 100, 8, 3, 0):
+        os.truncate(model / SINGLE_FILE, size)
+        with pytest.raises(CheckpointError, match=f"{SINGLE_FILE}: .*Download or copy the file"):
+            open_model(upload(model, f"cut/{size}/")).check_weights()
+
+
+def test_shards_in_a_bucket_are_checked_without_fetching_them(
+    checkpoint: Path, upload: Callable[[Path, str], str], tmp_path: Path
+) -> None:
+    model = shutil.copytree(checkpoint, tmp_path / "model")
+    (model / SINGLE_FILE).rename(model / "model-00001-of-00002.safetensors")
+    shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (model / INDEX_FILE).write_text(json.dumps({"weight_map": shards}))
+    with pytest.raises(CheckpointError, match="model-00002-of-00002.safetensors: named by .* abs"):
+        open_model(upload(model, "incomplete/")).check_weights()
 
 
 def test_a_bucket_without_the_folder(checkpoint: Path, upload: Callable[[Path, str], str]) -> None:
