@@ -282,7 +282,7 @@ def test_shards_in_a_bucket_are_checked_without_fetching_them(
     (model / SINGLE_FILE).rename(model / "model-00001-of-00002.safetensors")
     shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
     (model / INDEX_FILE).write_text(json.dumps({"weight_map": shards}))
-    with pytest.raises(CheckpointError, match="model-00002-of-00002.safetensors: named by .* abs"):
+    with pytest.raises(CheckpointError, match=r"model-00002-of-00002.safetensors: named by .* abs"):
         open_model(upload(model, "incomplete/")).check_weights()
 
 
