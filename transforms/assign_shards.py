@@ -10,6 +10,7 @@ import apache_beam as beam
 import numpy as np
 
 from activation_dataset.prompts import Prompt
+from transforms.packing import pack_prompt, unpack_prompt
 
 FINGERPRINT = np.dtype([("rank", "<u8"), ("content", "<u8"), ("tokens", "<u8")])
 """What planning needs of a prompt: 24 bytes, so that ten million fit in a worker."""
@@ -33,8 +34,8 @@ class ShardPlan:
     digest: str
     first_ranks: np.ndarray
 
-    def shard_of(self, prompt: Prompt) -> int:
-        return int(np.searchsorted(self.first_ranks, rank(prompt.sample_id), side="right")) - 1
+    def shard_of(self, sample_id: str) -> int:
+        return int(np.searchsorted(self.first_ranks, rank(sample_id), side="right")) - 1
 
 
 def rank(sample_id: str) -> np.uint64:
@@ -76,27 +77,23 @@ class PlanShards(beam.CombineFn):
     def __init__(self, samples_per_shard: int) -> None:
         self._samples_per_shard = samples_per_shard
 
-    def create_accumulator(self) -> list[np.ndarray]:
-        return []
+    def create_accumulator(self) -> bytearray:
+        return bytearray()
 
-    def add_input(self, accumulator: list[np.ndarray], prompt: Prompt) -> list[np.ndarray]:
-        accumulator.append(fingerprint(prompt))
+    def add_input(self, accumulator: bytearray, prompt: Prompt) -> bytearray:
+        accumulator += fingerprint(prompt).tobytes()
         return accumulator
 
-    def merge_accumulators(self, accumulators: Iterable[list[np.ndarray]]) -> list[np.ndarray]:
-        return [part for accumulator in accumulators for part in accumulator]
+    def merge_accumulators(self, accumulators: Iterable[bytearray]) -> bytearray:
+        return bytearray().join(accumulators)
 
-    def compact(self, accumulator: list[np.ndarray]) -> list[np.ndarray]:
-        return [np.concatenate(accumulator)] if accumulator else []
-
-    def extract_output(self, accumulator: list[np.ndarray]) -> ShardPlan:
-        parts = [np.empty(0, FINGERPRINT), *accumulator]
-        return plan_shards(np.concatenate(parts), self._samples_per_shard)
+    def extract_output(self, accumulator: bytearray) -> ShardPlan:
+        return plan_shards(np.frombuffer(accumulator, FINGERPRINT), self._samples_per_shard)
 
 
 @dataclass(eq=False)
 class AssignShards(beam.PTransform):
-    """Prompts to (shard, prompts of the shard). Only token ids are shuffled.
+    """Prompts to (shard, prompts of the shard). Only token ids are shuffled, packed.
 
     Attributes:
       plan: a singleton PCollection of the ``ShardPlan``.
@@ -107,10 +104,16 @@ class AssignShards(beam.PTransform):
     def expand(self, prompts: beam.PCollection) -> beam.PCollection:
         return (
             prompts
+            # At once, since all of them wait for the plan.
+            | "Pack" >> beam.Map(lambda prompt: (prompt.sample_id, pack_prompt(prompt)))
             | "Number"
             >> beam.Map(
-                lambda prompt, plan: (plan.shard_of(prompt), prompt),
+                lambda named, plan: (plan.shard_of(named[0]), named[1]),
                 plan=beam.pvalue.AsSingleton(self.plan),
             )
             | "Gather" >> beam.GroupByKey()
+            | "Unpack"
+            >> beam.MapTuple(
+                lambda shard, packed: (shard, [unpack_prompt(each) for each in packed])
+            )
         )

@@ -18,6 +18,7 @@ from corpus.task import Document, RejectedTask, Task
 from corpus.template import PromptTemplate
 from corpus.token_cells import token_cells
 from qwen2.source import open_model
+from transforms.packing import pack_item, unpack_item
 from transforms.read_tasks import REJECTED
 
 if TYPE_CHECKING:
@@ -152,7 +153,9 @@ class TokenizeTasks(beam.PTransform):
             items
             # Files are few and samples many: spread them before the work begins. Variants are made
             # where they are tokenized, so that what is spread is what was read.
+            | "Pack" >> beam.Map(pack_item)
             | "Spread" >> beam.Reshuffle()
+            | "Unpack" >> beam.Map(unpack_item)
             | "Tokenize"
             >> beam.ParDo(
                 _Tokenize(self.model_path, self.template, self.limit, self.augmentation)
