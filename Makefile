@@ -8,13 +8,14 @@ PACKAGES := activation_dataset beam_pipeline corpus qwen2 transforms
 # A stamp is newer than the lock that it was installed from, so unchanged locks cost nothing.
 RUNTIME := $(VENV)/.installed-base
 DEVELOP := $(VENV)/.installed-dev
+AUDIT_VENV := .venv-audit
 COMPOSER_VENV := .venv-composer
 COMPOSER := $(COMPOSER_VENV)/.installed
 TPU_VENV := .venv-tpu
 TPU := $(TPU_VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: bench gpu-check tpu-check help setup test reliability composer-test image-check lint format demo lock clean
+.PHONY: audit bench gpu-check tpu-check help setup test reliability composer-test image-check lint format demo lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +43,14 @@ reliability: $(DEVELOP) ## try to break the job and its datasets; an hour or two
 	$(BIN)/python -m reliability.fuzz all --inputs 300000 --seed 1
 	$(BIN)/python -m reliability.memory
 	$(BIN)/python -m benchmarks.growth
+
+audit: ## look up advisories on all that is locked; needs the network, and an environment of its own
+	@test -x $(AUDIT_VENV)/bin/python || $(PYTHON) -m venv $(AUDIT_VENV)
+	@$(AUDIT_VENV)/bin/python -m pip --disable-pip-version-check --quiet install pip-audit
+	for lock in $(filter-out requirements/torch.txt,$(wildcard requirements/*.txt)); do \
+	    $(AUDIT_VENV)/bin/pip-audit --disable-pip --require-hashes --requirement $$lock || status=1; done; \
+	$(AUDIT_VENV)/bin/pip-audit --disable-pip --no-deps --requirement requirements/torch.txt || status=1; \
+	exit $${status:-0}
 
 lint: $(DEVELOP) ## ruff and mypy, changing nothing
 	$(BIN)/ruff check .
@@ -74,7 +83,7 @@ lock: $(DEVELOP) ## resolve setup.py into requirements/; LOCK_ARGS=--upgrade ren
 	requirements/lock.sh $(BIN)/uv $(LOCK_ARGS)
 
 clean: ## remove what make and the tools made, .venv included
-	rm -rf $(VENV) $(COMPOSER_VENV) $(TPU_VENV) build demo-output *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(AUDIT_VENV) $(COMPOSER_VENV) $(TPU_VENV) build demo-output *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # uv installs in a tenth of pip's time; pip stands in where only pip knows the way to an index.
 install = $(BIN)/uv pip install --quiet --python $(BIN)/python $(1) || $(PIP) install $(1)

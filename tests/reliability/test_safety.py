@@ -110,9 +110,18 @@ def test_a_chat_template_runs_in_a_sandbox(checkpoint: Path, tmp_path: Path):
     assert "unsafe" in letter["detail"]
 
 
-def test_every_locked_package_has_a_hash():
-    for name in ("base.txt", "dev.txt", "uv.txt"):
-        locked = (ROOT / "requirements" / name).read_text()
-        packages = [each for each in re.split(r"\n(?=\S)", locked) if not each.startswith("#")]
-        assert packages
-        assert [each for each in packages if "--hash=sha256:" not in each] == []
+LOCKS = {path.name for path in (ROOT / "requirements").glob("*.txt")}
+
+
+@pytest.mark.parametrize("name", sorted(LOCKS - {"torch.txt"}))
+def test_every_locked_package_has_a_version_and_a_hash(name: str):
+    locked = (ROOT / "requirements" / name).read_text()
+    packages = [each for each in re.split(r"\n(?=\S)", locked) if not each.startswith("#")]
+    assert packages
+    assert [each for each in packages if "==" not in each or "--hash=sha256:" not in each] == []
+
+
+def test_the_one_package_without_a_hash_is_torch():
+    lines = (ROOT / "requirements" / "torch.txt").read_text().splitlines()
+    (package,) = [line for line in lines if not line.startswith("#")]
+    assert re.fullmatch(r"torch==[\d.]+", package)
