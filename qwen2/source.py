@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -137,6 +138,8 @@ def _read_config(path: Path) -> Qwen2Config:
 
 @cache
 def _load_tokenizer(folder: Path, vocab_size: int) -> PreTrainedTokenizerBase:
+    # It would say on every start that PyTorch, which nothing here needs, is not installed.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import AutoTokenizer
 
     advice = "Put the tokenizer.json of the model beside its weights."

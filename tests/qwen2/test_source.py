@@ -95,6 +95,21 @@ def test_a_preset_is_the_same_each_time_and_in_another_process() -> None:
 # Local folders
 
 
+def test_a_tokenizer_needs_no_pytorch_and_does_not_ask_for_it() -> None:
+    program = (
+        "import importlib.util as util\n"
+        "find = util.find_spec\n"
+        "util.find_spec = lambda name, *more: None if name == 'torch' else find(name, *more)\n"
+        "from qwen2.source import open_model\n"
+        "open_model('random:tiny').tokenizer()\n"
+        "import sys\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 def test_a_local_folder_is_opened(checkpoint: Path) -> None:
     source = open_model(str(checkpoint))
     assert source.config == WITH_TOKENIZER
