@@ -1,6 +1,6 @@
 """Time and memory from a thousand samples to fifty thousand: both must stay flat.
 
-    python -m benchmarks.growth --samples 1000 5000 50000
+    python -m benchmarks.growth --samples 1000 5000 50000 --svg growth.svg
 
 Short documents through the whole job, with `random:tiny` and the default shards, layers 10 to 23,
 one process of the local runner. Its resident memory is sampled as it runs. Time is counted from the
@@ -19,11 +19,15 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import cycle
 from pathlib import Path
+
+from activation_dataset.charts import HEIGHT, WIDTH, horizontal, vertical
 
 ROOT = Path(__file__).parents[1]
 SHARD = 512
 MEGABYTE = 2**20
+COLOURS = ("#1f77b4", "#d95f02", "#3a923a")
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class Growth:
       cpu_microseconds_per_sample: of processor time, which others on the machine disturb less.
       start_mb: resident memory, MB, when the first shard was written.
       median_mb, peak_mb: from then on.
-      memory_mb: [tenths of the run] resident memory, evenly spaced from then on.
+      memory_mb: resident memory at about a hundred moments, evenly spaced from then on.
     """
 
     samples: int
@@ -122,7 +126,7 @@ def measure(samples: int, folder: Path, cache: Path) -> Growth:
     found = sampled(command, lambda: any(first.glob("*.tfrecord")))
     memory, rest = found.memory_mb, max(1, samples - SHARD)
     shards = -(-samples // SHARD)
-    steps = range(0, len(memory), max(1, len(memory) // 10))
+    steps = range(0, len(memory), max(1, len(memory) // 100))
     return Growth(
         samples=samples,
         shards=shards,
@@ -137,10 +141,42 @@ def measure(samples: int, folder: Path, cache: Path) -> Growth:
     )
 
 
+def drawn(results: Sequence[Growth]) -> str:
+    """Resident memory over the share of each run that is done, as SVG that stands by itself."""
+    up = vertical([mb for growth in results for mb in growth.memory_mb], zero=True)
+    along = horizontal(0, 100)
+    shapes = [
+        f'<path d="M{along.start} {up(mb)}H{along.end}" stroke="#ddd"/>'
+        f'<text x="{along.start - 6}" y="{up(mb) + 4}" text-anchor="end">{mb:g}</text>'
+        for mb in up.ticks()
+    ]
+    shapes += [
+        f'<text x="{along(share)}" y="{up.start + 16}" text-anchor="middle">{share:g}%</text>'
+        for share in along.ticks()
+    ]
+    for place, (growth, colour) in enumerate(zip(results, cycle(COLOURS), strict=False)):
+        last = max(1, len(growth.memory_mb) - 1)
+        path = "L".join(
+            f"{along(100 * number / last)} {up(mb)}" for number, mb in enumerate(growth.memory_mb)
+        )
+        shapes.append(
+            f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="1.5"/>'
+            f'<text x="{along.end}" y="{up.start - 12 - 16 * place}" text-anchor="end" '
+            f'fill="{colour}">{growth.samples:,} samples</text>'
+        )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
+        'font-family="sans-serif" font-size="11"><rect width="100%" height="100%" fill="#fff"/>'
+        "<title>Resident memory in MB, from the first shard to the metadata</title>"
+        f"{''.join(shapes)}</svg>\n"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--samples", type=int, nargs="+", default=[1_000, 5_000, 50_000])
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--svg", type=Path, help="where to draw memory over the time of each run")
     arguments = parser.parse_args()
     results = []
     with tempfile.TemporaryDirectory(prefix="growth-") as name:
@@ -158,9 +194,12 @@ def main() -> None:
                     f"{growth.start_mb:5.0f} MB at first, {growth.peak_mb:5.0f} MB at most",
                     flush=True,
                 )
-                print("        MB by tenths:", *growth.memory_mb, flush=True)
+                tenth = max(1, len(growth.memory_mb) // 10)
+                print("        MB by tenths:", *growth.memory_mb[::tenth], flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps([asdict(each) for each in results], indent=1) + "\n")
+    if arguments.svg:
+        arguments.svg.write_text(drawn(results))
 
 
 if __name__ == "__main__":
