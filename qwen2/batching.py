@@ -223,6 +223,17 @@ def split_step(step: Step, rows: int) -> tuple[Step, ...] | None:
     return _balanced(step.placements[:middle], rows), _balanced(step.placements[middle:], rows)
 
 
+def separate_samples(step: Step, rows: int) -> tuple[Step, ...]:
+    """A step for each sample, in the same order; none if no two of them share a row.
+
+    Args:
+      rows: of each new step, the devices along the mesh's data axis.
+    """
+    if not any(step.segment_of):
+        return ()
+    return tuple(_balanced((placement,), rows) for placement in step.placements)
+
+
 def _balanced(placements: Sequence[Placement], rows: int) -> Step:
     """The samples in their order, each in the row that is shortest so far."""
     ends = [0] * rows

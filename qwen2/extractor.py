@@ -23,7 +23,14 @@ import ml_dtypes
 import numpy as np
 
 from qwen2.attention import AttentionForm, fastest_form
-from qwen2.batching import Step, packing_for, plan_steps, split_step, step_inputs
+from qwen2.batching import (
+    Step,
+    packing_for,
+    plan_steps,
+    separate_samples,
+    split_step,
+    step_inputs,
+)
 from qwen2.checkpoint import check_weights
 from qwen2.malloc import keep_freed_memory
 from qwen2.params import load_model
@@ -204,15 +211,25 @@ class ActivationExtractor:
     ) -> Iterator[CapturedSamples]:
         """Waits for a step; runs it as smaller ones if the device had no memory for it.
 
+        Samples that shared rows with one whose activations are not finite are run again, each by
+        itself: attention multiplies what it masks with 0, and 0 x NaN is NaN.
+
         Raises:
           DeviceMemoryError: if a single sample is too long for the device.
         """
         if captured is not None:
             try:
-                yield self._on_host(step, captured)
-                return
+                found = self._on_host(step, captured)
             except jax.errors.JaxRuntimeError as error:
                 _reraise_unless_out_of_memory(error)
+            else:
+                alone = separate_samples(step, self._packing.rows)
+                # What is not finite in the residual stream is not so in any layer above.
+                if not alone or np.isfinite(found.layers[self.layers[-1]]).all():
+                    yield found
+                else:
+                    yield from self._run(alone, token_ids)
+                return
         halves = split_step(step, self._packing.rows)
         if halves is None:
             raise DeviceMemoryError(
@@ -225,9 +242,15 @@ class ActivationExtractor:
             step.shape.rows,
             step.shape.length,
         )
-        self._programs.compile_ahead([half.shape for half in halves], self._compilers)
-        for half in halves:
-            yield from self._collect(half, self._dispatch(half, token_ids), token_ids)
+        yield from self._run(halves, token_ids)
+
+    def _run(
+        self, steps: Sequence[Step], token_ids: Sequence[np.ndarray]
+    ) -> Iterator[CapturedSamples]:
+        """Steps that stand in for another one, one at a time."""
+        self._programs.compile_ahead([step.shape for step in steps], self._compilers)
+        for step in steps:
+            yield from self._collect(step, self._dispatch(step, token_ids), token_ids)
 
     def order(self, lengths: Sequence[int]) -> list[int]:
         """The order in which ``extract`` gives samples of these lengths, as their indices."""

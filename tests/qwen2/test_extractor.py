@@ -329,3 +329,21 @@ def test_an_option_that_is_not_one(options: dict[str, Any], message: str) -> Non
 def test_errors_of_use_are_value_errors() -> None:
     assert issubclass(MeshError, ValueError)
     assert issubclass(CheckpointError, ValueError)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_a_sample_that_is_not_finite_leaves_those_in_its_row_alone(
+    tmp_path: Path, pooling: Pooling
+):
+    tensors = varied_weights(SMALL)
+    tensors["model.embed_tokens.weight"][5] = np.inf
+    extractor = load(write_checkpoint(tmp_path, tensors=tensors), [0, 1], pooling)
+    samples = [np.where(ids == 5, 6, ids) for ids in prompts((40, 30, 50))]
+    samples[1][20] = 5
+    found = by_sample(extractor, samples)
+    assert not np.isfinite(found[1][1]).all()
+    for sample in (0, 2):
+        (alone,) = by_sample(extractor, [samples[sample]])
+        for layer in (0, 1):
+            assert np.isfinite(found[sample][layer]).all()
+            assert_close(found[sample][layer], alone[layer])
