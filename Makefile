@@ -13,9 +13,11 @@ COMPOSER_VENV := .venv-composer
 COMPOSER := $(COMPOSER_VENV)/.installed
 TPU_VENV := .venv-tpu
 TPU := $(TPU_VENV)/.installed
+INTEROP_VENV := .venv-interop
+INTEROP := $(INTEROP_VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: audit bench gpu-check tpu-check help setup test reliability composer-test image-check lint format demo lock clean
+.PHONY: audit bench gpu-check tpu-check help setup test reliability composer-test image-check lint format demo lock clean interop-test
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +31,10 @@ composer-test: $(COMPOSER) ## run the Composer DAG's tests in a real Airflow, in
 	AIRFLOW_HOME=$(abspath $(COMPOSER_VENV))/airflow AIRFLOW__CORE__LOAD_EXAMPLES=False \
 	    $(COMPOSER_VENV)/bin/python -m pytest --config-file=/dev/null --rootdir=. \
 	    --confcutdir=tests/composer -p no:cacheprovider --disable-warnings tests/composer
+
+interop-test: $(INTEROP) ## train SAELens and dictionary_learning on exports, in an environment of their own
+	$(INTEROP_VENV)/bin/python -m pytest --config-file=/dev/null --rootdir=. \
+	    --import-mode=importlib -p no:cacheprovider --disable-warnings tests/interop
 
 image-check: $(DEVELOP) ## carry out the container image's build steps here, and run the job with them
 	$(BIN)/python -m pytest -m image tests/templates
@@ -83,7 +89,7 @@ lock: $(DEVELOP) ## resolve setup.py into requirements/; LOCK_ARGS=--upgrade ren
 	requirements/lock.sh $(BIN)/uv $(LOCK_ARGS)
 
 clean: ## remove what make and the tools made, .venv included
-	rm -rf $(VENV) $(AUDIT_VENV) $(COMPOSER_VENV) $(TPU_VENV) build demo-output *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(AUDIT_VENV) $(COMPOSER_VENV) $(TPU_VENV) $(INTEROP_VENV) build demo-output *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # uv installs in a tenth of pip's time; pip stands in where only pip knows the way to an index.
 install = $(BIN)/uv pip install --quiet --python $(BIN)/python $(1) || $(PIP) install $(1)
@@ -120,4 +126,12 @@ $(TPU): requirements/tpu.txt $(BIN)/uv
 	@rm -f $@
 	@test -x $(TPU_VENV)/bin/python || $(PYTHON) -m venv $(TPU_VENV)
 	@$(BIN)/uv pip install --quiet --python $(TPU_VENV)/bin/python --require-hashes --requirement $<
+# Torch first: the lock leaves it to torch.txt, and is whole without looking for dependencies.
+$(INTEROP): requirements/interop.txt requirements/torch.txt $(BIN)/uv
+	@echo "setup: SAELens and dictionary_learning (requirements/interop.txt, torch.txt)"
+	@test -x $(INTEROP_VENV)/bin/python || $(PYTHON) -m venv $(INTEROP_VENV)
+	@$(INTEROP_VENV)/bin/python -m pip --disable-pip-version-check --quiet install \
+	    --requirement requirements/torch.txt
+	@$(BIN)/uv pip install --quiet --python $(INTEROP_VENV)/bin/python --no-deps \
+	    --require-hashes --requirement $<
 	@touch $@

@@ -26,3 +26,6 @@ done
 
 # Airflow bounds few of its dependencies: they are taken as they were when it was released.
 resolve composer.txt --exclude-newer 2026-03-15 requirements/composer.in
+
+resolve interop.txt requirements/interop.in requirements/torch-dependencies.in \
+    --overrides requirements/interop-overrides.in
