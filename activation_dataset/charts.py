@@ -154,6 +154,34 @@ def lines(names: Sequence[str], series: Sequence[tuple[str, Sequence[float]]], l
     return _figure(label, _upright(axis) + _names(names, "layer") + "".join(shapes))
 
 
+def curves(
+    steps: Sequence[float],
+    series: Sequence[tuple[str, Sequence[float]]],
+    label: str,
+    unit: str,
+    log: bool = False,
+) -> str:
+    """A line for each series over numbers, ascending and at least two; values are finite.
+
+    Args:
+        unit: what the numbers are.
+        log: whether the upright axis is logarithmic; then values are above 0.
+    """
+    axis = vertical([value for _, values in series for value in values], log)
+    across = horizontal(steps[0], steps[-1])
+    shapes = []
+    for place, (title, values) in enumerate(series):
+        points = zip(steps, values, strict=True)
+        path = "L".join(f"{across(step)} {axis(value)}" for step, value in points)
+        shapes.append(
+            f'<g class="s{place}"><title>{escape(title)}</title>'
+            f'<path class="line" d="M{path}"/></g>'
+        )
+    base = HEIGHT - _BOTTOM
+    ticks = "".join(_text(across(value), base + 15, _short(value)) for value in across.ticks())
+    return _figure(label, _upright(axis) + ticks + _axis_name(unit) + "".join(shapes))
+
+
 def histogram(values: NDArray[np.int64], label: str, unit: str, marks: dict[str, float]) -> str:
     """Bars over a logarithmic axis where the values span more than a decade; [n], at least one."""
     low, high = float(values.min()), float(values.max())

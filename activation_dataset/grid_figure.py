@@ -17,6 +17,9 @@ from activation_dataset.survey import GridNorms
 OUTSIDE = "x"
 """Stands for a norm of ten medians or more, as a level of heat."""
 
+NOTHING = "-"
+"""Stands for a cell in which nothing is drawn, as a level of heat."""
+
 FIRST_DIGIT = 15
 """Token id of "0" in every byte-level BPE vocabulary that begins as GPT-2's, with the printable
 bytes in order, as Qwen's does. The other digits follow."""
@@ -85,13 +88,16 @@ def _pairs(grid: GridNorms, cells: NDArray[np.int64], levels: str) -> Iterator[s
             chosen = np.flatnonzero((where[:, 0] == example) & (where[:, 1] == role))
             if len(chosen):
                 shown = "".join(levels[n] for n in chosen.tolist())
-                parts.append(_grid(where[chosen, 2:], colours[chosen], shown))
+                parts.append(grid_drawing(where[chosen, 2:], colours[chosen], shown))
         name = "test" if example == TEST_PAIR else f"example {example}"
         yield f'<div class="pair"><span>{name}</span>{"<em>→</em>".join(parts)}</div>'
 
 
-def _grid(places: NDArray[np.int64], colours: NDArray[np.int64], levels: str) -> str:
-    """One grid, of [n] cells at places [n, 2] (row, column)."""
+def grid_drawing(places: NDArray[np.int64], colours: NDArray[np.int64], levels: str) -> str:
+    """One grid, of [n] cells at places [n, 2] (row, column), in their colours [n].
+
+    In the middle of each cell is its level of heat, or nothing where that is NOTHING.
+    """
     height, width = (places.max(axis=0) + 1).tolist()
     fields = []
     for colour in np.unique(colours).tolist():
@@ -100,6 +106,7 @@ def _grid(places: NDArray[np.int64], colours: NDArray[np.int64], levels: str) ->
     norms = "".join(
         f'<rect class="h{level}" x="{x}.22" y="{y}.22" width=".56" height=".56"/>'
         for level, (y, x) in zip(levels, places.tolist(), strict=True)
+        if level != NOTHING
     )
     return (
         f'<svg viewBox="0 0 {width} {height}" style="--w:{width}" role="img" '

@@ -5,11 +5,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from html import escape
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +16,7 @@ from activation_dataset.format import METADATA_FILE, RUN_FILE
 from activation_dataset.grid_figure import grid_figure
 from activation_dataset.inspect import prompt_lines
 from activation_dataset.metadata import Metadata
+from activation_dataset.page import Section, page
 from activation_dataset.reader import ActivationDataset
 from activation_dataset.summary import (
     MASSIVE_FACTOR,
@@ -43,16 +41,6 @@ _DIMENSIONS_SHOWN = 8
 _MAPS_SHOWN = 28
 
 
-@dataclass(frozen=True)
-class Section:
-    """A part of the page: heading, a sentence of plain text, HTML; the wide ones come last."""
-
-    title: str
-    text: str
-    html: str
-    wide: bool = False
-
-
 def report(dataset: ActivationDataset, found: Survey) -> str:
     """The page: a function of the dataset, of what was found, and of the times of its files."""
     metadata = dataset.metadata
@@ -68,16 +56,13 @@ def report(dataset: ActivationDataset, found: Survey) -> str:
         _grids(metadata, layers, found),
         _table(layers),
     ]
-    name = os.path.basename(os.path.normpath(dataset.path)) or dataset.path
-    template = Template((files("activation_dataset") / "report.html").read_text("utf-8"))
-    return template.substitute(
-        title=escape(name),
-        subtitle=escape(_subtitle(metadata)),
-        tiles="".join(_tiles(metadata, layers, run_seconds(dataset.path, metadata))),
-        narrow="\n".join(_section(each) for each in sections if not each.wide),
-        wide="\n".join(_section(each) for each in sections if each.wide),
-        details=_details(metadata),
-        footer=escape(_footer(metadata, found)),
+    return page(
+        os.path.basename(os.path.normpath(dataset.path)) or dataset.path,
+        _subtitle(metadata),
+        _tiles(metadata, layers, run_seconds(dataset.path, metadata)),
+        sections,
+        _footer(metadata, found),
+        _details(metadata),
     )
 
 
@@ -114,7 +99,7 @@ def _subtitle(metadata: Metadata) -> str:
 
 def _tiles(
     metadata: Metadata, layers: Sequence[LayerSummary], seconds: float | None
-) -> Iterator[str]:
+) -> list[tuple[str, str, str]]:
     run = metadata.run
     shards = count_of(len(metadata.batches), "shard")
     vectors = f"{count_of(metadata.total_vectors, 'vector')} in each layer"
@@ -134,9 +119,7 @@ def _tiles(
     if seconds is not None:
         speed = f"{metadata.total_tokens / seconds:,.0f} tokens/s in all"
         tiles.append(("time of the run", _duration(seconds), speed))
-    for name, value, note in tiles:
-        small = f"<small>{escape(note)}</small>" if note else ""
-        yield f"<div><dt>{escape(name)}</dt><dd>{escape(value)}{small}</dd></div>"
+    return tiles
 
 
 def _norms(metadata: Metadata, layers: Sequence[LayerSummary]) -> Section:
@@ -378,13 +361,6 @@ def _footer(metadata: Metadata, found: Survey) -> str:
 
 def _names(layers: Sequence[LayerSummary]) -> list[str]:
     return [str(layer.layer) for layer in layers]
-
-
-def _section(section: Section) -> str:
-    return (
-        f"<section><h2>{escape(section.title)}</h2><p>{escape(section.text)}</p>"
-        f"{section.html}</section>"
-    )
 
 
 def _html_table(head: Sequence[str], rows: Sequence[Sequence[str]], name: str = "") -> str:

@@ -1,0 +1,135 @@
+"""A TopK sparse autoencoder in JAX and Flax, after Gao et al. 2024 (arxiv.org/abs/2406.04093)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How an autoencoder is trained.
+
+    Attributes:
+        features: of the dictionary.
+        active: how many of them are active at a time, the k of TopK.
+        steps, batch_size: of training; vectors of a batch.
+        learning_rate: Adam's, after a tenth of the steps; from there it falls to 0.
+        idle_steps: a feature that was not active for so many steps is dead.
+        revival: weight of the loss by which dead features learn what the others miss.
+        seed: of the first weights.
+    """
+
+    features: int
+    active: int = 8
+    steps: int = 1000
+    batch_size: int = 1024
+    learning_rate: float = 3e-3
+    idle_steps: int = 50
+    revival: float = 1 / 32
+    seed: int = 0
+
+
+class TopKAutoencoder(nnx.Module):
+    """Vectors as sums of a few of many directions.
+
+    Attributes:
+        encoder: [hidden, features] float32; at first the decoder, transposed.
+        bias: [features] float32.
+        decoder: [features, hidden] float32: the directions, of length 1.
+        origin: [hidden] float32, to which directions are added; at first the mean of the data.
+        idle: [features] int32, steps since each feature was active.
+    """
+
+    def __init__(self, mean: NDArray[np.float32], settings: Settings) -> None:
+        self.active = settings.active
+        key = jax.random.key(settings.seed)
+        decoder = unit_rows(jax.random.normal(key, (settings.features, len(mean))))
+        self.encoder = nnx.Param(decoder.T)
+        self.bias = nnx.Param(jnp.zeros(settings.features))
+        self.decoder = nnx.Param(decoder)
+        self.origin = nnx.Param(jnp.asarray(mean))
+        self.idle = nnx.Variable(jnp.zeros(settings.features, jnp.int32))
+
+    def responses(self, vectors: jax.Array) -> jax.Array:
+        """[n, features], at least 0: how much each feature would be active."""
+        return nnx.relu((vectors - self.origin[...]) @ self.encoder[...] + self.bias[...])
+
+    def encode(self, vectors: jax.Array) -> jax.Array:
+        """[n, features], of which at most `active` of each row are not 0."""
+        return strongest(self.responses(vectors), self.active)
+
+    def decode(self, codes: jax.Array) -> jax.Array:
+        """[n, hidden] of codes [n, features]."""
+        return codes @ self.decoder[...] + self.origin[...]
+
+
+def strongest(values: jax.Array, count: int) -> jax.Array:
+    """[n, features] at least 0, with all but the `count` largest of each row set to 0.
+
+    One maximum after the other: `jax.lax.top_k` sorts whole rows on a CPU, which takes ten times
+    longer than all the rest of a step.
+    """
+    fixed = jax.lax.stop_gradient(values)
+
+    def lower(_: int, bound: jax.Array) -> jax.Array:
+        return jnp.max(fixed, axis=1, keepdims=True, where=fixed < bound, initial=0)
+
+    bound = jax.lax.fori_loop(0, count, lower, jnp.full((len(values), 1), jnp.inf))
+    return jnp.where(fixed >= bound, values, 0)
+
+
+def unit_rows(rows: jax.Array) -> jax.Array:
+    return rows / jnp.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def loss_of(
+    model: TopKAutoencoder, vectors: jax.Array, settings: Settings
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """The loss of a batch; what is left unexplained of its variance; [features] who was active."""
+    responses = model.responses(vectors)
+    codes = strongest(responses, settings.active)
+    rest = vectors - model.decode(codes)
+    dead = model.idle[...] >= settings.idle_steps
+    revived = strongest(jnp.where(dead, responses, 0), vectors.shape[1] // 2)
+    missed = jax.lax.stop_gradient(rest) - revived @ model.decoder[...]
+    variance = jnp.sum(jnp.var(vectors, axis=0))
+    unexplained = jnp.mean(jnp.sum(rest**2, axis=1)) / variance
+    revival = jnp.mean(jnp.sum(missed**2, axis=1)) / variance
+    return unexplained + settings.revival * revival, (unexplained, jnp.any(codes > 0, axis=0))
+
+
+def train(
+    model: TopKAutoencoder, batches: Iterable[jax.Array], settings: Settings
+) -> Iterator[float]:
+    """Trains on `steps` of the batches, [batch_size, hidden] each.
+
+    Yields:
+        After each step, the share of its batch's variance that was not explained before it.
+    """
+    warmup = max(1, settings.steps // 10)
+    schedule = optax.warmup_cosine_decay_schedule(
+        0, settings.learning_rate, warmup, max(settings.steps, warmup + 1)
+    )
+    optimizer = nnx.Optimizer(model, optax.adam(schedule), wrt=nnx.Param)
+
+    @nnx.jit
+    def step(
+        model: TopKAutoencoder, optimizer: nnx.Optimizer[TopKAutoencoder], vectors: jax.Array
+    ) -> jax.Array:
+        gradient = nnx.grad(loss_of, has_aux=True)
+        gradients, (unexplained, active) = gradient(model, vectors, settings)
+        optimizer.update(model, gradients)
+        model.decoder[...] = unit_rows(model.decoder[...])
+        model.idle[...] = jnp.where(active, 0, model.idle[...] + 1)
+        return unexplained
+
+    for _, vectors in zip(range(settings.steps), batches, strict=False):
+        yield float(step(model, optimizer, vectors))

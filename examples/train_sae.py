@@ -1,0 +1,60 @@
+"""python -m examples.train_sae DATASET: a sparse autoencoder of a layer, and a page about it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from activation_dataset import ActivationDataset
+from examples.fit import Fit
+from examples.sae_page import sae_page
+from examples.sparse_autoencoder import Settings
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m examples.train_sae", description=__doc__)
+    parser.add_argument("dataset", help="a dataset, made with --pooling none for many vectors")
+    parser.add_argument("--layer", type=int, help="default: the one in the middle")
+    parser.add_argument("--features", type=int, help="default: four times the width of the layer")
+    parser.add_argument("--active", type=int, default=8, help="features that are active at a time")
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--batch_size", type=int, default=1024, help="vectors of a step")
+    parser.add_argument("--learning_rate", type=float, default=3e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("-o", "--output", type=Path, default=Path("sae"), help="folder to write")
+    options = parser.parse_args(arguments)
+
+    dataset = ActivationDataset(options.dataset)
+    layer = options.layer
+    if layer is None:
+        layer = dataset.layers[len(dataset.layers) // 2]
+    settings = Settings(
+        features=options.features or 4 * dataset.metadata.run.hidden_dim,
+        active=options.active,
+        steps=options.steps,
+        batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+        seed=options.seed,
+    )
+    fit = Fit(dataset, layer, settings)
+    print(f"layer {layer}: {len(fit.split.train):,} vectors to learn from")
+    print(f"held out: {', '.join(fit.split.tasks)}")
+    for progress in fit:
+        if progress.step % 200 == 0 or progress.step == settings.steps:
+            print(f"step {progress.step:5}  explains {progress.explained:.1%}", flush=True)
+    judgement = fit.judge()
+    print(
+        f"{settings.active} of {settings.features} features explain {judgement.explained:.1%} of "
+        f"the variance of {len(fit.judged):,} held-out vectors,\n"
+        f"{settings.active} principal components {judgement.by_components:.1%}; "
+        f"{judgement.dead} features are dead"
+    )
+    options.output.mkdir(parents=True, exist_ok=True)
+    fit.save(options.output / "sae.safetensors")
+    (options.output / "report.html").write_text(sae_page(fit, judgement), "utf-8")
+    print(f"{options.output}/sae.safetensors, {options.output}/report.html")
+
+
+if __name__ == "__main__":
+    main()
