@@ -17,7 +17,7 @@ INTEROP_VENV := .venv-interop
 INTEROP := $(INTEROP_VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: audit bench gpu-check tpu-check help setup test reliability composer-test image-check lint format demo lock clean interop-test
+.PHONY: audit bench composer-test demo demo-tokens format gpu-check help image-check interop-test lint lock reliability setup test tpu-check train clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,6 +71,14 @@ demo: $(RUNTIME) ## extract activations for the shipped tasks with a tiny random
 	$(BIN)/python -m beam_pipeline --model_path random:tiny \
 	    --tasks_file 'examples/tasks/*.json' --output_dir demo-output --overwrite
 
+demo-tokens: $(RUNTIME) ## extract every token of layer 12, for eight variants of each shipped task
+	$(BIN)/python -m beam_pipeline --model_path random:tiny \
+	    --tasks_file 'examples/tasks/*.json' --layers_to_extract 12 --pooling none --augment 8 \
+	    --output_dir demo-tokens
+
+train: demo-tokens ## train a sparse autoencoder on them, and draw it: sae/report.html
+	$(BIN)/python -m examples.train_sae demo-tokens --output sae
+
 bench: $(DEVELOP) ## time the model, the job, its start and reading, side by side with peers; half an hour
 	$(BIN)/python -m benchmarks.trunk
 	$(BIN)/python -m benchmarks.pipeline
@@ -89,7 +97,7 @@ lock: $(DEVELOP) ## resolve setup.py into requirements/; LOCK_ARGS=--upgrade ren
 	requirements/lock.sh $(BIN)/uv $(LOCK_ARGS)
 
 clean: ## remove what make and the tools made, .venv included
-	rm -rf $(VENV) $(AUDIT_VENV) $(COMPOSER_VENV) $(TPU_VENV) $(INTEROP_VENV) build demo-output *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(AUDIT_VENV) $(COMPOSER_VENV) $(TPU_VENV) $(INTEROP_VENV) build demo-output demo-tokens sae *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # uv installs in a tenth of pip's time; pip stands in where only pip knows the way to an index.
 install = $(BIN)/uv pip install --quiet --python $(BIN)/python $(1) || $(PIP) install $(1)
