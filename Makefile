@@ -71,12 +71,15 @@ demo: $(RUNTIME) ## extract activations for the shipped tasks with a tiny random
 	$(BIN)/python -m beam_pipeline --model_path random:tiny \
 	    --tasks_file 'examples/tasks/*.json' --output_dir demo-output --overwrite
 
-demo-tokens: $(RUNTIME) ## extract every token of layer 12, for eight variants of each shipped task
+demo-tokens: demo-tokens/metadata.json ## extract every token of layer 12, for eight variants of each shipped task
+
+# Written last, so that it stands for all of it.
+demo-tokens/metadata.json: | $(RUNTIME)
 	$(BIN)/python -m beam_pipeline --model_path random:tiny \
 	    --tasks_file 'examples/tasks/*.json' --layers_to_extract 12 --pooling none --augment 8 \
 	    --output_dir demo-tokens
 
-train: demo-tokens ## train a sparse autoencoder on them, and draw it: sae/report.html
+train: demo-tokens/metadata.json ## train a sparse autoencoder on them, and draw it: sae/report.html
 	$(BIN)/python -m examples.train_sae demo-tokens --output sae
 
 bench: $(DEVELOP) ## time the model, the job, its start and reading, side by side with peers; half an hour
