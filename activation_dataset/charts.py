@@ -178,7 +178,12 @@ def curves(
             f'<path class="line" d="M{path}"/></g>'
         )
     base = HEIGHT - _BOTTOM
-    ticks = "".join(_text(across(value), base + 15, _short(value)) for value in across.ticks())
+    ticks = "".join(
+        _text(
+            min(across(value), WIDTH - len(_short(value)) * _LETTER / 2), base + 15, _short(value)
+        )
+        for value in across.ticks()
+    )
     return _figure(label, _upright(axis) + ticks + _axis_name(unit) + "".join(shapes))
 
 

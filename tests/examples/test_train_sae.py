@@ -1,0 +1,99 @@
+"""The example: from a dataset to a trained autoencoder and a page about it."""
+
+import re
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from activation_dataset import ActivationDataset
+from examples.features import grid_features
+from examples.fit import Fit
+from examples.held_out import split
+from examples.judge import explained_by_components
+from examples.sparse_autoencoder import Settings, strongest
+from examples.train_sae import main
+from tests.activation_dataset import browser
+from tests.end_to_end.job import run
+
+LAYER = 12
+
+
+@pytest.fixture(scope="module")
+def dataset(short_tasks, tmp_path_factory):
+    """Every token of some 12,000, of eight variants of each of four tasks."""
+    out = tmp_path_factory.mktemp("sae") / "tokens"
+    flags = ("--layers_to_extract", str(LAYER), "--pooling", "none", "--augment", "8")
+    run("random:tiny", short_tasks / "*.json", out, *flags)
+    return ActivationDataset(out)
+
+
+@pytest.fixture(scope="module")
+def trained(dataset):
+    fit = Fit(dataset, LAYER, Settings(features=128, steps=300, batch_size=512))
+    assert [progress.step for progress in fit] == [50, 100, 150, 200, 250, 300]
+    return fit, fit.judge()
+
+
+def test_it_explains_nine_tenths_and_more_than_principal_components(trained):
+    _, judgement = trained
+    assert judgement.explained > 0.9
+    assert judgement.explained > judgement.by_components
+    assert 0 < np.count_nonzero(judgement.codes, axis=1).max() <= 8
+
+
+def test_tasks_are_held_out_whole(dataset):
+    parts = split(dataset)
+    assert len(parts.train) + len(parts.held_out) == dataset.num_vectors
+    ids = [
+        {dataset.task_id(each) for each in dataset.locate(numbers).samples.tolist()}
+        for numbers in (parts.train, parts.held_out)
+    ]
+    assert ids[0].isdisjoint(ids[1])
+    assert ids[1] == set(parts.tasks)
+
+
+def test_the_strongest_are_those_of_a_sort():
+    values = np.random.default_rng(0).random((20, 50), np.float32)
+    values[3, 5:] = 0
+    least = np.sort(values, axis=1)[:, -8, None]
+    np.testing.assert_array_equal(strongest(values, 8), np.where(values >= least, values, 0))
+
+
+def test_as_many_components_as_dimensions_explain_all():
+    values = np.random.default_rng(0).standard_normal((100, 6)).astype(np.float32)
+    assert explained_by_components(values, values, 6) == pytest.approx(1)
+    assert explained_by_components(values, values, 2) < 0.7
+
+
+def test_a_feature_that_is_a_colour_is_found(trained):
+    fit, _ = trained
+    places = fit.judged.places
+    black = (places.token_ids == 15) & (places.cells[:, 1] == 0) & (places.cells[:, 2] == 0)
+    codes = np.zeros((len(black), 3), np.float32)
+    codes[black, 1] = 2
+    (feature,) = grid_features(fit.judged, codes, 12)
+    assert (feature.number, feature.colour, feature.in_outputs) == (1, ("black", 1.0), 0.0)
+    assert feature.frequency == pytest.approx(black.mean())
+    for grid in feature.grids:
+        assert (places.cells[grid.cells, 1] == 0).all()
+        assert black[grid.cells].any()
+
+
+def test_the_command_leaves_weights_and_a_page_that_a_phone_shows(dataset, tmp_path, capsys):
+    out = tmp_path / "sae"
+    main([dataset.path, "--steps", "20", "--batch_size", "256", "-o", str(out)])
+    assert re.search(r"8 of 256 features explain -?[\d.]+%", capsys.readouterr().out)
+    tensors = load_file(out / "sae.safetensors")
+    assert tensors["decoder"].shape == (256, 64)
+    np.testing.assert_allclose(np.linalg.norm(tensors["decoder"], axis=1), 1, rtol=1e-5)
+    page = out / "report.html"
+    for heading in ("Loss", "Explained variance", "Features on grids"):
+        assert f"<h2>{heading}</h2>" in page.read_text("utf-8")
+    if browser.find() is None:
+        pytest.skip("no Chromium is installed; apt-get install chromium")
+    with browser.opened(tmp_path / "profile") as chromium:
+        chromium.show(page, 390, 844)
+        assert chromium.evaluate("document.documentElement.scrollWidth") <= 390
+        assert chromium.requests == [page.as_uri()]
+        assert chromium.errors == []
