@@ -178,12 +178,10 @@ def curves(
             f'<path class="line" d="M{path}"/></g>'
         )
     base = HEIGHT - _BOTTOM
-    ticks = "".join(
-        _text(
-            min(across(value), WIDTH - len(_short(value)) * _LETTER / 2), base + 15, _short(value)
-        )
-        for value in across.ticks()
-    )
+    ticks = ""
+    for value in across.ticks():
+        name = _short(value)
+        ticks += _text(min(across(value), WIDTH - len(name) * _LETTER / 2), base + 15, name)
     return _figure(label, _upright(axis) + ticks + _axis_name(unit) + "".join(shapes))
 
 
