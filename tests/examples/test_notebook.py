@@ -16,7 +16,7 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
     notebook = nbformat.read(folder / "train_sae.ipynb", as_version=4)
     assert all(not cell.get("outputs") for cell in notebook.cells)
-    client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}})
+    client = NotebookClient(notebook, timeout=None, resources={"metadata": {"path": str(folder)}})
     client.execute()
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert "explains" in code[1].outputs[0].text
