@@ -8,6 +8,7 @@ PACKAGES := activation_dataset beam_pipeline corpus qwen2 transforms
 # A stamp is newer than the lock that it was installed from, so unchanged locks cost nothing.
 RUNTIME := $(VENV)/.installed-base
 DEVELOP := $(VENV)/.installed-dev
+AMX_SOURCES := $(wildcard qwen2/amx/*.cc qwen2/amx/*.h)
 AUDIT_VENV := .venv-audit
 COMPOSER_VENV := .venv-composer
 COMPOSER := $(COMPOSER_VENV)/.installed
@@ -111,7 +112,7 @@ $(BIN)/uv: requirements/uv.txt
 	@$(PIP) install --require-hashes --requirement $<
 	@touch $@
 
-$(RUNTIME): requirements/base.txt setup.py $(BIN)/uv
+$(RUNTIME): requirements/base.txt setup.py $(AMX_SOURCES) $(BIN)/uv
 	@echo "setup: what the job needs (requirements/base.txt)"
 	@$(call install,--require-hashes --requirement requirements/base.txt)
 	@$(call install,--no-deps --no-build-isolation --editable .)
@@ -137,6 +138,8 @@ $(TPU): requirements/tpu.txt $(BIN)/uv
 	@rm -f $@
 	@test -x $(TPU_VENV)/bin/python || $(PYTHON) -m venv $(TPU_VENV)
 	@$(BIN)/uv pip install --quiet --python $(TPU_VENV)/bin/python --require-hashes --requirement $<
+	@touch $@
+
 # Torch first: the lock leaves it to torch.txt, and is whole without looking for dependencies.
 $(INTEROP): requirements/interop.txt requirements/torch.txt $(BIN)/uv
 	@echo "setup: SAELens and dictionary_learning (requirements/interop.txt, torch.txt)"
