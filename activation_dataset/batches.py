@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from activation_dataset.elements import Dtype, Normalise, Wanted, put
 from activation_dataset.reuse import ReusedArrays
 from activation_dataset.shuffle import ROWS, random_order
+from activation_dataset.sites import Site, parse_site
 from activation_dataset.vectors import Vectors
 from activation_dataset.window import Norms, Window, WindowReader
 
@@ -64,8 +65,8 @@ class Batches:
 
     Args:
         dataset: where the vectors are.
-        layers: the number of a layer, or several numbers: then the values are
-            [batch_size, layers, hidden], the same tokens in every layer.
+        layers: a layer's number, or the name of another site, or several of them: then the values
+            are [batch_size, layers, hidden], the same tokens in every layer.
         batch_size: vectors of a batch.
         seed: of the order, 0..2^64 - 1.
         window: vectors that are shuffled together, at least. They are of runs of samples, about
@@ -87,7 +88,7 @@ class Batches:
     def __init__(
         self,
         dataset: ActivationDataset,
-        layers: int | Sequence[int],
+        layers: Site | Sequence[Site],
         batch_size: int,
         *,
         seed: int = 0,
@@ -97,7 +98,7 @@ class Batches:
         dtype: Dtype = "float32",
         normalise: Normalise | None = None,
         only: NDArray[np.int64] | None = None,
-        norms: Norms | Mapping[int, Norms] | None = None,
+        norms: Norms | Mapping[Site, Norms] | None = None,
         drop_last: bool = True,
     ) -> None:
         _check(batch_size > 0, f"batch_size is {batch_size}, expected at least 1")
@@ -232,11 +233,13 @@ class Batches:
 
 
 def _norms_by_layer(
-    norms: Norms | Mapping[int, Norms] | None, layers: Sequence[int]
-) -> dict[int, Norms]:
+    norms: Norms | Mapping[Site, Norms] | None, layers: Sequence[Site]
+) -> dict[Site, Norms]:
     if norms is None:
         return {}
-    if not isinstance(norms, Mapping):
+    if isinstance(norms, Mapping):
+        norms = {parse_site(str(layer)): bounds for layer, bounds in norms.items()}
+    else:
         norms = dict.fromkeys(layers, norms)
     for layer, (least, largest) in norms.items():
         _check(layer in layers, f"norms has layer {layer}, which is not among those read: {layers}")

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from activation_dataset.fields import FieldError, Fields
 from activation_dataset.metadata import Metadata
 from activation_dataset.summary import (
+    HOOK_POINTS_EXPLAINED,
     POOLINGS_EXPLAINED,
     TABLE_HEAD,
     by_dimension,
@@ -111,8 +112,12 @@ def _description(metadata: Metadata) -> Iterator[str]:
         f"{headline(metadata)}."
     )
     rejected = sum(metadata.rejected.values())
+    captured = ", ".join(
+        f"{HOOK_POINTS_EXPLAINED[each]} ({_code(f'blocks.{{layer}}.hook_{each}')})"
+        for each in run.hook_points
+    )
     facts = [
-        ("captured", f"{_code(run.hook_point)}, {POOLINGS_EXPLAINED[run.pooling]}"),
+        ("captured", f"{captured}, {POOLINGS_EXPLAINED[run.pooling]}"),
         ("layers", f"{layers_named(run.layers_extracted)}, counted from 0"),
         (
             "vectors",
@@ -131,13 +136,13 @@ def _description(metadata: Metadata) -> Iterator[str]:
 
 
 def _loading(metadata: Metadata) -> Iterator[str]:
-    layer = metadata.run.layers_extracted[0]
+    layer = metadata.run.sites[0]
     yield "## Load it"
     yield (
         "```python\n"
         "from activation_dataset import ActivationDataset  # needs numpy and google-crc32c only\n"
         'dataset = ActivationDataset("this/folder")  # or a URL\n'
-        f"for batch in dataset.batches({layer}, 4096): ...  # shuffled; batch.values is "
+        f"for batch in dataset.batches({layer!r}, 4096): ...  # shuffled; batch.values is "
         f"[4096, {metadata.run.hidden_dim}] float32\n"
         "```"
     )

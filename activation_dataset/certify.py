@@ -11,6 +11,7 @@ import os
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -25,18 +26,17 @@ from activation_dataset.format import Pooling
 from activation_dataset.metadata import RunDescription
 from activation_dataset.prompts import Prompt, decode_prompt
 from activation_dataset.reader import ActivationDataset
+from activation_dataset.sites import HookPoint, Site, place_of
 from activation_dataset.tfrecord import read_records
 
 CERTIFICATE_FILE = "certificate.json"
-
-HOOK_POINT = "residual_after_layer"
 
 # Largest relative errors (L2) that rounding alone explains; docs/reliability.md says how they were
 # found. In bfloat16, 0.045 is a cosine of 0.999.
 _EXACT, _STORED_NARROW, _COMPUTED_NARROW = 1e-4, 5e-3, 4.5e-2
 
-Reference = Callable[[NDArray[np.int32]], Mapping[int, NDArray[np.float32]]]
-"""Token ids [tokens] to layer to [tokens, hidden]."""
+Reference = Callable[[NDArray[np.int32]], Mapping[Site, NDArray[np.float32]]]
+"""Token ids [tokens] to site to [tokens, hidden]."""
 
 
 class CertifyError(ValueError):
@@ -66,7 +66,7 @@ class Certificate:
         vectors: compared in each layer.
         seed: which the samples were drawn with.
         tolerance: largest relative error that passes.
-        layers: layer to its worst figures.
+        layers: site to its worst figures.
         weights: name to CRC32C of the files that the reference was loaded from.
         versions: of the packages that computed it.
     """
@@ -76,7 +76,7 @@ class Certificate:
     vectors: int
     seed: int
     tolerance: float
-    layers: Mapping[int, LayerParity]
+    layers: Mapping[Site, LayerParity]
     weights: Mapping[str, str]
     versions: Mapping[str, str]
 
@@ -119,20 +119,18 @@ def certify(
     """
     dataset = ActivationDataset(path)
     run = dataset.metadata.run
-    if run.hook_point != HOOK_POINT:
-        raise CertifyError(f"hook_point is {run.hook_point!r}; only {HOOK_POINT!r} can be compared")
     if samples < 1 or not len(dataset):
         raise CertifyError("there is no sample to compare")
     model = Path(model_path)
     reference = load_reference(model, run)
     chosen = sorted(random.Random(seed).sample(range(len(dataset)), min(samples, len(dataset))))
-    parities = dict.fromkeys(run.layers_extracted, LayerParity(0.0, 1.0))
+    parities = dict.fromkeys(run.sites, LayerParity(0.0, 1.0))
     ids = []
     vectors = 0
     for index, prompt in zip(chosen, _prompts(dataset, chosen), strict=True):
         ids.append(prompt.sample_id)
         expected = reference(prompt.token_ids)
-        for layer in run.layers_extracted:
+        for layer in run.sites:
             record = dataset.sample(layer, index)
             if record.sample_id != prompt.sample_id:
                 raise CertifyError(
@@ -241,21 +239,36 @@ def load_reference(model_path: Path, run: RunDescription) -> Reference:
         use_safetensors=True,
         trust_remote_code=False,
     ).eval()
-    captured: dict[int, Any] = {}
-    for layer in run.layers_extracted:
-        model.layers[layer].register_forward_hook(
-            lambda _module, _inputs, output, layer=layer: captured.update({layer: output[0]})
-        )
+    captured: dict[Site, Any] = {}
+    for site in run.sites:
+        layer, hook_point = place_of(site)
+        _hook(model.layers[layer], hook_point, partial(captured.__setitem__, site))
 
-    def reference(token_ids: NDArray[np.int32]) -> Mapping[int, NDArray[np.float32]]:
+    def reference(token_ids: NDArray[np.int32]) -> Mapping[Site, NDArray[np.float32]]:
         captured.clear()
         with torch.no_grad():
             model(torch.from_numpy(token_ids.astype(np.int64))[None], use_cache=False)
         return {
-            layer: output.numpy().reshape(len(token_ids), -1) for layer, output in captured.items()
+            site: output.numpy().reshape(len(token_ids), -1) for site, output in captured.items()
         }
 
     return reference
+
+
+def _hook(layer: Any, hook_point: HookPoint, keep: Callable[[Any], None]) -> None:
+    """Has a decoder layer of transformers hand over what it has at a hook point."""
+    match hook_point:
+        case "resid_pre":
+            layer.register_forward_pre_hook(lambda _, inputs: keep(inputs[0]))
+        case "attn_out":
+            layer.self_attn.register_forward_hook(lambda _, __, output: keep(output[0]))
+        case "resid_mid":
+            norm = layer.post_attention_layernorm
+            norm.register_forward_pre_hook(lambda _, inputs: keep(inputs[0]))
+        case "mlp_out":
+            layer.mlp.register_forward_hook(lambda _, __, output: keep(output))
+        case "resid_post":
+            layer.register_forward_hook(lambda _, __, output: keep(output))
 
 
 def _prompts(dataset: ActivationDataset, chosen: Sequence[int]) -> Iterator[Prompt]:

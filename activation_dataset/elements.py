@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from activation_dataset.format import StorageDtype
 from activation_dataset.metadata import Metadata
+from activation_dataset.sites import Site
 from activation_dataset.statistics import LayerStatistics
 
 Dtype = Literal["float32", "bfloat16", "bits"]
@@ -29,13 +30,13 @@ class Wanted:
 
     Attributes:
         layers: the layers, in the order in which they are wanted.
-        single: whether one layer was asked for by its number, so that values are [n, hidden]; else
+        single: whether one layer was asked for by itself, so that values are [n, hidden]; else
             they are [n, layers, hidden].
         dtype: of the values.
         factors: what the vectors of each layer are multiplied with.
     """
 
-    layers: tuple[int, ...]
+    layers: tuple[Site, ...]
     single: bool
     dtype: np.dtype[Any]
     factors: tuple[float, ...]
@@ -44,7 +45,7 @@ class Wanted:
     def of(
         cls,
         metadata: Metadata,
-        layers: int | Sequence[int],
+        layers: Site | Sequence[Site],
         dtype: Dtype,
         normalise: Normalise | None,
     ) -> Wanted:
@@ -54,14 +55,11 @@ class Wanted:
             KeyError: a layer is not in the dataset.
             ValueError: a dtype or normalisation that cannot be had; says why.
         """
-        single = isinstance(layers, int)
-        chosen = (layers,) if isinstance(layers, int) else tuple(layers)
-        if not chosen:
+        single = isinstance(layers, int | str)
+        named = (layers,) if isinstance(layers, int | str) else tuple(layers)
+        if not named:
             raise ValueError("no layers were asked for")
-        for layer in chosen:
-            if layer not in metadata.run.layers_extracted:
-                has = metadata.run.layers_extracted
-                raise KeyError(f"layer {layer} is not in the dataset, which has {has}")
+        chosen = tuple(map(metadata.run.site, named))
         if normalise is not None and dtype != "float32":
             raise ValueError(f"normalised values are float32, not {dtype!r}")
         factors = tuple(normalising_factor(metadata.statistics[each], normalise) for each in chosen)

@@ -10,6 +10,7 @@ from typing import Any
 from activation_dataset.exporters import dictionary_learning, sae_lens, safetensors
 from activation_dataset.exporters.exported import Exported, ExportError
 from activation_dataset.reader import ActivationDataset
+from activation_dataset.sites import parse_site
 
 EXPORTERS: dict[str, Callable[..., Exported]] = {
     "sae_lens": sae_lens.export,
@@ -31,7 +32,13 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("folder", metavar="DIR", help="the dataset: a folder, or a gs:// URL")
     command.add_argument("out", metavar="OUT", type=Path, help="folder to write, must not exist")
     command.add_argument("--to", required=True, choices=EXPORTERS, help="who is to load it")
-    command.add_argument("--layer", required=True, type=int, help="number of the layer")
+    command.add_argument(
+        "--layer",
+        required=True,
+        type=parse_site,
+        metavar="LAYER",
+        help="number of the layer, or a name such as blocks.10.hook_mlp_out",
+    )
     command.add_argument(
         "--context_size", type=int, help="sae_lens: vectors of a row (default: 128)"
     )
@@ -58,9 +65,11 @@ def run(arguments: argparse.Namespace) -> int:
                 raise ExportError(f"--{name} is for --to {exporter}, not for {arguments.to}")
             options[name] = value
     dataset = ActivationDataset(arguments.folder)
-    if arguments.layer not in dataset.layers:
-        raise ExportError(f"there is no layer {arguments.layer}, only {dataset.layers}")
-    exported = EXPORTERS[arguments.to](dataset, arguments.layer, arguments.out, **options)
+    try:
+        site = dataset.metadata.run.site(arguments.layer)
+    except KeyError:
+        raise ExportError(f"there is no layer {arguments.layer}, only {dataset.sites}") from None
+    exported = EXPORTERS[arguments.to](dataset, site, arguments.out, **options)
     print(f"{exported.vectors} vectors of layer {arguments.layer} in {arguments.out}", end="")
     print(f", {exported.left_out} left out that fill no row or batch" * (exported.left_out > 0))
     print(f"To load them:\n\n{exported.how_to_load}")

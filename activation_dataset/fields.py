@@ -60,6 +60,12 @@ class Fields:
             raise self._wrong(name, value, "a list of integers of at least 0")
         return tuple(value)
 
+    def texts(self, name: str, allowed: Sequence[str]) -> tuple[str, ...]:
+        value = self._take(name)
+        if not isinstance(value, list) or any(each not in allowed for each in value):
+            raise self._wrong(name, value, f"a list of {', '.join(allowed)}")
+        return tuple(value)
+
     def items(self, name: str) -> list[Any]:
         """A list of anything."""
         value = self._take(name)

@@ -9,7 +9,10 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-SCHEMA_VERSION = 1
+from activation_dataset.sites import DEFAULT_HOOK_POINT, HOOK_POINTS, Site, place_of, site_of
+
+SCHEMA_VERSIONS = (1, 2)
+"""Those that can be read and written; docs/format.md tells them apart."""
 
 METADATA_FILE = "metadata.json"
 RUN_FILE = "run.json"
@@ -22,7 +25,10 @@ StorageDtype = Literal["float32", "bfloat16"]
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 STORAGE_DTYPES: tuple[StorageDtype, ...] = get_args(StorageDtype)
 
-_SHARD_PATH = re.compile(r"layer_(0|[1-9]\d*)/activations-(\d{5,})-of-(\d{5,})\.tfrecord")
+_SHARD_PATH = re.compile(
+    rf"layer_(0|[1-9]\d*)(?:_({'|'.join(HOOK_POINTS)}))?/"
+    r"activations-(\d{5,})-of-(\d{5,})\.tfrecord"
+)
 _PROMPTS_PATH = re.compile(r"prompts/prompts-(\d{5,})-of-(\d{5,})\.tfrecord")
 _PARTIAL = re.compile(r".+\.partial-[0-9a-f]{8,32}")
 
@@ -62,27 +68,30 @@ class Sample:
         )
 
 
-def layer_folder(layer: int) -> str:
-    """Name of the folder that holds a layer's files, such as "layer_10"."""
-    return f"layer_{layer}"
+def layer_folder(site: Site) -> str:
+    """Name of the folder that holds a site's files, such as "layer_10" and "layer_10_mlp_out"."""
+    layer, hook_point = place_of(site)
+    return f"layer_{layer}" + ("" if hook_point == DEFAULT_HOOK_POINT else f"_{hook_point}")
 
 
-def shard_file(layer: int, shard: int, num_shards: int) -> str:
+def shard_file(site: Site, shard: int, num_shards: int) -> str:
     """Path of a layer file below the dataset's folder, always with "/"."""
     if not 0 <= shard < num_shards:
         raise ValueError(f"shard {shard} is not in 0..{num_shards - 1}")
-    return f"{layer_folder(layer)}/activations-{shard:05d}-of-{num_shards:05d}.tfrecord"
+    return f"{layer_folder(site)}/activations-{shard:05d}-of-{num_shards:05d}.tfrecord"
 
 
-def parse_shard_file(path: str) -> tuple[int, int, int] | None:
-    """(layer, shard, num_shards) of a path that `shard_file` made, else None."""
+def parse_shard_file(path: str) -> tuple[Site, int, int] | None:
+    """(site, shard, num_shards) of a path that `shard_file` made, else None."""
     match = _SHARD_PATH.fullmatch(path)
     if match is None:
         return None
-    layer, shard, num_shards = (int(group) for group in match.groups())
-    if shard >= num_shards or path != shard_file(layer, shard, num_shards):
+    layer, hook_point, *numbers = match.groups()
+    site = site_of(int(layer), hook_point or DEFAULT_HOOK_POINT)
+    shard, num_shards = map(int, numbers)
+    if shard >= num_shards or path != shard_file(site, shard, num_shards):
         return None
-    return layer, shard, num_shards
+    return site, shard, num_shards
 
 
 def prompts_file(shard: int, num_shards: int) -> str:

@@ -33,14 +33,14 @@ def colours_of(token_ids: NDArray[np.int32]) -> NDArray[np.int64]:
     return np.where((colours >= 0) & (colours < NO_COLOUR), colours, NO_COLOUR)
 
 
-def grid_figure(grid: GridNorms, layers: Sequence[int], medians: Sequence[float]) -> str:
+def grid_figure(grid: GridNorms, layers: Sequence[str], medians: Sequence[float]) -> str:
     """The prompt's pairs of grids, and a slider for the layer.
 
     The page's script writes other levels into the cells when the slider moves; without it, the last
     layer is shown.
 
     Args:
-        layers: their numbers.
+        layers: their names.
         medians: their median norms, by which outliers are known.
     """
     cells = _in_order_of_drawing(grid.places.cells)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from activation_dataset.metadata import Metadata
+from activation_dataset.sites import label
 from activation_dataset.summary import (
     MASSIVE_FACTOR,
     OUTLIER_FACTORS,
@@ -79,7 +80,7 @@ def _facts(metadata: Metadata) -> Iterator[str]:
     facts = {
         "model": f"{run.model_name}{weights}, computed in {run.compute_dtype}",
         "layers": f"{len(run.layers_extracted)} ({layers_named(run.layers_extracted)}), "
-        f"{run.hidden_dim:,} wide, {run.hook_point}",
+        f"{run.hidden_dim:,} wide, {', '.join(run.hook_points)}",
         "pooling": f"{run.pooling}: {POOLINGS_EXPLAINED[run.pooling]}",
         "stored as": f"{run.storage_dtype}, little-endian",
         "files": f"{count_of(files, 'file')} in {count_of(len(metadata.batches), 'shard')}, "
@@ -112,7 +113,7 @@ def _positions(layers: Sequence[LayerSummary], found: Survey) -> list[str]:
     if not len(used):
         return []
     head = ["layer"]
-    rows = [[str(layer.layer)] for layer in layers]
+    rows = [[label(layer.layer)] for layer in layers]
     for octave in used.tolist():
         within = octaves == octave
         first, last = 2**octave - 1, 2 ** (octave + 1) - 2
@@ -133,7 +134,7 @@ def _kinds(layers: Sequence[LayerSummary], found: Survey) -> list[str]:
             number(mean / layer.median_norm) if count and layer.median_norm else "-"
             for count, mean in each.kinds.tolist()
         ]
-        rows.append((str(layer.layer), *norms))
+        rows.append((label(layer.layer), *norms))
     return ["mean norm by what the token shows, in medians of the layer", *_table(rows)]
 
 
@@ -142,7 +143,7 @@ def _outliers(found: Survey) -> list[str]:
     if not found.outliers:
         return [f"{title}: none among the vectors that were read"]
     lines = [
-        f"  {number(each.factor):>5}x in layer {each.layer}: {each.origin}"
+        f"  {number(each.factor):>5}x in layer {label(each.layer)}: {each.origin}"
         for each in found.outliers
     ]
     return [f"{title}; the largest:", *lines]
@@ -151,7 +152,7 @@ def _outliers(found: Survey) -> list[str]:
 def _likeness(metadata: Metadata, found: Survey) -> list[str]:
     if found.likeness is None:
         return []
-    names = [str(layer) for layer in metadata.run.layers_extracted]
+    names = [label(site) for site in metadata.run.sites]
     values = found.likeness.alignment
     rows = [
         (name, number(effective), f"{explained.sum():.0%}", f"{values[0, n]:.2f}", f"{next_:.2f}")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from activation_dataset.canonical_json import Json
 from activation_dataset.fields import FieldError, Fields
 from activation_dataset.format import prompts_file, shard_file
+from activation_dataset.sites import Site, forward_order, parse_site
 from activation_dataset.statistics import LayerStatistics
 
 
@@ -41,7 +41,7 @@ class FileEntry:
 class LayerFile:
     """One layer file that was written or verified: its entry and the statistics of its vectors."""
 
-    layer: int
+    layer: Site
     path: str
     bytes: int
     crc32c: str
@@ -98,14 +98,14 @@ class Batch:
     Attributes:
         shard, samples, tokens: as in ShardManifest, the same in every layer.
         prompts: the file of its prompts.
-        files: layer to file.
+        files: site to file.
     """
 
     shard: int
     samples: int
     tokens: int
     prompts: FileEntry
-    files: Mapping[int, FileEntry]
+    files: Mapping[Site, FileEntry]
 
     def to_json(self) -> dict[str, Json]:
         return {
@@ -126,7 +126,7 @@ class Batch:
             FileEntry.from_json(fields.mapping("prompts"), f"{where}.prompts"),
             {
                 layer: FileEntry.from_json(entry, f"{where}.files.{layer}")
-                for layer, entry in by_layer(fields, "files").items()
+                for layer, entry in by_site(fields, "files").items()
             },
         )
         fields.done()
@@ -134,7 +134,7 @@ class Batch:
 
 
 def batches_of(
-    manifests: Iterable[Manifest], layers: tuple[int, ...], num_shards: int
+    manifests: Iterable[Manifest], layers: tuple[Site, ...], num_shards: int
 ) -> tuple[Batch, ...]:
     """Puts the manifests of all files of all shards together, in whatever order they come.
 
@@ -162,7 +162,7 @@ def batches_of(
 
 
 def _batch(
-    shard: int, paths: Sequence[str], layers: Sequence[int], found: Mapping[str, Manifest]
+    shard: int, paths: Sequence[str], layers: Sequence[Site], found: Mapping[str, Manifest]
 ) -> Batch:
     for path in paths:
         if path not in found:
@@ -184,10 +184,15 @@ def _entry(manifest: Manifest) -> FileEntry:
     return manifest.file.entry if isinstance(manifest, ShardManifest) else manifest.file
 
 
-def by_layer(fields: Fields, name: str) -> dict[int, Json]:
-    """A field that is an object whose keys are layers."""
+def by_site(fields: Fields, name: str) -> dict[Site, Json]:
+    """A field that is an object whose keys are sites; gives them in forward order."""
     value = fields.mapping(name)
+    sites: list[Site] = []
     for key in value:
-        if not re.fullmatch(r"0|[1-9][0-9]{0,8}", key):
-            raise FieldError(f"{fields.path(name)} has the key {key!r}, expected a layer's number")
-    return {layer: value[str(layer)] for layer in sorted(map(int, value))}
+        try:
+            sites.append(parse_site(key))
+        except ValueError as error:
+            raise FieldError(f"{fields.path(name)} has the key {error}") from None
+        if str(sites[-1]) != key:
+            raise FieldError(f"{fields.path(name)} has the key {key!r}, expected {sites[-1]!s}")
+    return {site: value[str(site)] for site in sorted(sites, key=forward_order)}

@@ -4,20 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from activation_dataset.canonical_json import Json, canonical_text, digest_of, parse, plain
 from activation_dataset.fields import FieldError, Fields
 from activation_dataset.format import (
     POOLINGS,
-    SCHEMA_VERSION,
+    SCHEMA_VERSIONS,
     STORAGE_DTYPES,
     Pooling,
     StorageDtype,
     prompts_file,
     shard_file,
 )
-from activation_dataset.manifest import Batch, by_layer
+from activation_dataset.manifest import Batch, by_site
+from activation_dataset.sites import (
+    DEFAULT_HOOK_POINT,
+    HOOK_POINTS,
+    HookPoint,
+    Site,
+    hook_name,
+    sites_of,
+)
 from activation_dataset.statistics import LayerStatistics
+
+_RESIDUAL_ONLY = "residual_after_layer"
+"""What version 1, which knows nothing else, calls its one hook point."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +60,7 @@ class RunDescription:
         layers_extracted: ascending.
         hidden_dim: elements of a vector.
         pooling: "last", "mean" or "none".
-        hook_point: what was captured, such as "residual_after_layer".
+        hook_points: where in each layer vectors were captured, in the order of `HOOK_POINTS`.
         storage_dtype: of the stored elements.
         compute_dtype: in which the model ran.
         prompt_template: the template, whole.
@@ -63,7 +75,7 @@ class RunDescription:
     layers_extracted: tuple[int, ...]
     hidden_dim: int
     pooling: Pooling
-    hook_point: str
+    hook_points: tuple[HookPoint, ...]
     storage_dtype: StorageDtype
     compute_dtype: str
     prompt_template: Mapping[str, Json]
@@ -73,14 +85,41 @@ class RunDescription:
     settings: Mapping[str, Json]
     versions: Mapping[str, str]
 
+    @cached_property
+    def sites(self) -> tuple[Site, ...]:
+        """What vectors there are of each token or sample: every hook point of every layer."""
+        return sites_of(self.layers_extracted, self.hook_points)
+
+    def site(self, named: Site) -> Site:
+        """The site of that number or of TransformerLens' name.
+
+        Raises:
+            KeyError: the dataset does not have it.
+        """
+        if named not in self._by_name:
+            raise KeyError(f"layer {named} is not in the dataset, which has {self.sites}")
+        return self._by_name[named]
+
+    @cached_property
+    def _by_name(self) -> dict[Site, Site]:
+        return {name: site for site in self.sites for name in (site, hook_name(site))}
+
+    @property
+    def schema_version(self) -> int:
+        """1 unless there are hook points that version 1 does not know."""
+        return 1 if self.hook_points == (DEFAULT_HOOK_POINT,) else 2
+
     def to_json(self) -> dict[str, Json]:
+        hook_points: dict[str, Json] = {"hook_points": list(self.hook_points)}
+        if self.schema_version == 1:
+            hook_points = {"hook_point": _RESIDUAL_ONLY}
         return {
             "model_name": self.model_name,
             "layers_extracted": list(self.layers_extracted),
             "num_layers_extracted": len(self.layers_extracted),
             "hidden_dim": self.hidden_dim,
             "pooling": self.pooling,
-            "hook_point": self.hook_point,
+            **hook_points,
             "storage_dtype": self.storage_dtype,
             "byte_order": "little",
             "compute_dtype": self.compute_dtype,
@@ -93,14 +132,19 @@ class RunDescription:
         }
 
     @classmethod
-    def take(cls, fields: Fields) -> RunDescription:
+    def take(cls, fields: Fields, schema_version: int) -> RunDescription:
         """Takes its fields from a larger object."""
+        hook_points: tuple[str, ...] = (DEFAULT_HOOK_POINT,)
+        if schema_version == 1:
+            fields.text("hook_point", [_RESIDUAL_ONLY])
+        else:
+            hook_points = fields.texts("hook_points", HOOK_POINTS)
         result = cls(
             model_name=fields.text("model_name"),
             layers_extracted=fields.integers("layers_extracted"),
             hidden_dim=fields.integer("hidden_dim", minimum=1),
             pooling=fields.text("pooling", POOLINGS),  # type: ignore[arg-type]
-            hook_point=fields.text("hook_point"),
+            hook_points=hook_points,  # type: ignore[arg-type]
             storage_dtype=fields.text("storage_dtype", STORAGE_DTYPES),  # type: ignore[arg-type]
             compute_dtype=fields.text("compute_dtype"),
             prompt_template=fields.mapping("prompt_template"),
@@ -119,6 +163,11 @@ class RunDescription:
             raise FieldError(f"layers_extracted is {list(layers)}, expected ascending layers")
         if fields.integer("num_layers_extracted") != len(layers):
             raise FieldError(f"num_layers_extracted is not {len(layers)}, as layers_extracted says")
+        in_order = [each for each in HOOK_POINTS if each in hook_points]
+        if not in_order or list(hook_points) != in_order:
+            raise FieldError(f"hook_points is {list(hook_points)}, expected some of {HOOK_POINTS}")
+        if result.schema_version != schema_version:
+            raise FieldError(f"hook_points is {in_order}, which is for schema_version 1 to say")
         return result
 
 
@@ -130,13 +179,13 @@ class Metadata:
         run: how the dataset was made.
         batches: the shards, 0 to the last.
         rejected: reason to number of rejected tasks.
-        statistics: layer to the statistics of all its vectors.
+        statistics: site to the statistics of all its vectors.
     """
 
     run: RunDescription
     batches: tuple[Batch, ...]
     rejected: Mapping[str, int]
-    statistics: Mapping[int, LayerStatistics]
+    statistics: Mapping[Site, LayerStatistics]
 
     @property
     def total_samples(self) -> int:
@@ -175,13 +224,15 @@ class Metadata:
             raise FieldError(f"not JSON: {error}") from None
         fields = Fields(value, "")
         version = fields.integer("schema_version")
-        if version != SCHEMA_VERSION:
+        if version not in SCHEMA_VERSIONS:
+            newer = version > max(SCHEMA_VERSIONS)
             raise FieldError(
-                f"schema_version is {version}, but this reader knows {SCHEMA_VERSION}: "
-                + ("install a newer version of it" if version > SCHEMA_VERSION else "extract again")
+                f"schema_version is {version}, but this reader knows "
+                f"{' and '.join(map(str, SCHEMA_VERSIONS))}: "
+                + ("install a newer version of it" if newer else "extract again")
             )
         result = cls(
-            run=RunDescription.take(fields),
+            run=RunDescription.take(fields, version),
             batches=tuple(
                 Batch.from_json(each, f"batches[{index}]")
                 for index, each in enumerate(fields.items("batches"))
@@ -189,7 +240,7 @@ class Metadata:
             rejected=_counts(fields, "rejected"),
             statistics={
                 layer: LayerStatistics.from_json(each, f"statistics.{layer}")
-                for layer, each in by_layer(fields, "statistics").items()
+                for layer, each in by_site(fields, "statistics").items()
             },
         )
         for name in ("total_samples", "total_tokens", "total_vectors"):
@@ -209,7 +260,7 @@ class Metadata:
 
     def _value(self) -> dict[str, Json]:
         return {
-            "schema_version": SCHEMA_VERSION,
+            "schema_version": self.run.schema_version,
             **self.run.to_json(),
             "total_samples": self.total_samples,
             "total_tokens": self.total_tokens,
@@ -220,7 +271,7 @@ class Metadata:
         }
 
     def _check_consistency(self) -> None:
-        layers = list(self.run.layers_extracted)
+        layers = list(self.run.sites)
         for index, batch in enumerate(self.batches):
             if batch.shard != index:
                 raise FieldError(f"batches[{index}].shard is {batch.shard}, expected {index}")
@@ -229,9 +280,9 @@ class Metadata:
                     f"batches[{index}].prompts.path is {batch.prompts.path!r}, "
                     f"expected {expected!r}"
                 )
-            if sorted(batch.files) != layers:
+            if list(batch.files) != layers:
                 raise FieldError(
-                    f"batches[{index}].files has layers {sorted(batch.files)}, expected {layers}"
+                    f"batches[{index}].files has layers {list(batch.files)}, expected {layers}"
                 )
             for layer, entry in batch.files.items():
                 expected = shard_file(layer, index, len(self.batches))
@@ -240,8 +291,8 @@ class Metadata:
                         f"batches[{index}].files.{layer}.path is {entry.path!r}, "
                         f"expected {expected!r}"
                     )
-        if sorted(self.statistics) != layers:
-            raise FieldError(f"statistics has layers {sorted(self.statistics)}, expected {layers}")
+        if list(self.statistics) != layers:
+            raise FieldError(f"statistics has layers {list(self.statistics)}, expected {layers}")
         for layer, each in self.statistics.items():
             if each.hidden != self.run.hidden_dim:
                 raise FieldError(

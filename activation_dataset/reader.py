@@ -25,6 +25,7 @@ from activation_dataset.metadata import Metadata
 from activation_dataset.provenance import Origin, TokenQuery, trace, where
 from activation_dataset.record import RecordKind
 from activation_dataset.reuse import Scratch
+from activation_dataset.sites import Site
 from activation_dataset.tfrecord import (
     FOOTER_BYTES,
     HEADER_BYTES,
@@ -73,6 +74,7 @@ class ActivationDataset:
         dataset = ActivationDataset("activations")
         dataset.layers                         # (10, 11, ..., 23)
         dataset[10][0].activation              # [hidden] float32, by random access
+        dataset["blocks.10.hook_mlp_out"]      # another hook point, if it was captured
         for record in dataset.records(10): ... # in order, every CRC checked
 
     Args:
@@ -98,10 +100,13 @@ class ActivationDataset:
         """Samples; each has one record in every layer."""
         return self.metadata.total_samples
 
-    def __getitem__(self, layer: int) -> LayerRecords:
-        """The records of a layer, as a sequence."""
-        self._check_layer(layer)
-        return LayerRecords(self, layer)
+    def __getitem__(self, layer: Site) -> LayerRecords:
+        """The records of a layer, as a sequence.
+
+        Args:
+            layer: a layer's number, for the residual stream after it, or the name of another site.
+        """
+        return LayerRecords(self, self.metadata.run.site(layer))
 
     def __repr__(self) -> str:
         return f"ActivationDataset({self.path!r}: {len(self)} samples, layers {self.layers})"
@@ -116,17 +121,23 @@ class ActivationDataset:
         return self.metadata.run.layers_extracted
 
     @property
+    def sites(self) -> tuple[Site, ...]:
+        """Where vectors were captured: a layer's number is the residual stream after it, any other
+        site has the name that TransformerLens gives it, such as "blocks.10.hook_mlp_out"."""
+        return self.metadata.run.sites
+
+    @property
     def num_vectors(self) -> int:
         """Vectors of a layer: one for each sample if pooled, else one for each token."""
         return int(self._vector_starts[-1])
 
-    def batches(self, layers: int | Sequence[int], batch_size: int, **options: Any) -> Batches:
+    def batches(self, layers: Site | Sequence[Site], batch_size: int, **options: Any) -> Batches:
         """Shuffled batches for training; `options` are those of `Batches`, where all is said."""
         return Batches(self, layers, batch_size, **options)
 
     def blocks(
         self,
-        layers: int | Sequence[int],
+        layers: Site | Sequence[Site],
         *,
         dtype: Dtype = "float32",
         normalise: Normalise | None = None,
@@ -135,8 +146,8 @@ class ActivationDataset:
         """All vectors in order, many at a time: the fastest way through a layer.
 
         Args:
-            layers: the number of a layer, or several numbers: then the values are
-                [n, layers, hidden], the same tokens in every layer.
+            layers: a layer's number, or the name of another site, or several of them: then the
+                values are [n, layers, hidden], the same tokens in every layer.
             dtype: of the values.
             normalise: scaling of the values.
             shard: number of the one to read; None for all.
@@ -150,33 +161,33 @@ class ActivationDataset:
         shards = range(len(self.metadata.batches)) if shard is None else [shard]
         yield from BlockReader(self, wanted).blocks(shards)
 
-    def records(self, layer: int, shard: int | None = None) -> Iterator[ActivationRecord]:
+    def records(self, layer: Site, shard: int | None = None) -> Iterator[ActivationRecord]:
         """The records of a layer, or of one of its shards, in order.
 
         Raises:
             CorruptRecordError: a CRC does not match, a record is malformed, or a file holds more or
                 fewer records than the metadata says.
         """
-        self._check_layer(layer)
+        site = self.metadata.run.site(layer)
         shards = range(len(self.metadata.batches)) if shard is None else [shard]
         for each in shards:
-            yield from self._shard_records(layer, each)
+            yield from self._shard_records(site, each)
 
-    def sample(self, layer: int, index: int) -> ActivationRecord:
+    def sample(self, layer: Site, index: int) -> ActivationRecord:
         """One record. The first access to a shard reads its index.
 
         Args:
-            layer: number of the layer.
+            layer: a layer's number, or the name of another site.
             index: number of the sample, 0..len - 1.
 
         Raises:
             CorruptRecordError: as `records`, for this record.
         """
-        self._check_layer(layer)
+        site = self.metadata.run.site(layer)
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} is not in 0..{len(self) - 1}")
         shard = int(np.searchsorted(self._sample_starts, index, side="right")) - 1
-        path = self.metadata.batches[shard].files[layer].path
+        path = self.metadata.batches[shard].files[site].path
         number = index - int(self._sample_starts[shard])
         start, end = self.index(shard).record_starts[number : number + 2].tolist()
         block = np.empty(end - start, np.uint8)
@@ -250,7 +261,9 @@ class ActivationDataset:
             places.samples[where] += self._sample_starts[shard]
         return places
 
-    def layer_file(self, layer: int, shard: int, scratch: Scratch | None = None) -> LayerFileReader:
+    def layer_file(
+        self, layer: Site, shard: int, scratch: Scratch | None = None
+    ) -> LayerFileReader:
         """A layer file, opened to be read in runs; close it by using it as a context manager."""
         path = self.metadata.batches[shard].files[layer].path
         index = self.index(shard)
@@ -268,7 +281,7 @@ class ActivationDataset:
         first = int(ends[run.first - 1]) if run.first else 0
         return range(start + first, start + int(ends[run.last - 1]))
 
-    def _shard_records(self, layer: int, shard: int) -> Iterator[ActivationRecord]:
+    def _shard_records(self, layer: Site, shard: int) -> Iterator[ActivationRecord]:
         batch = self.metadata.batches[shard]
         path = batch.files[layer].path
         number = offset = 0
@@ -291,15 +304,11 @@ class ActivationDataset:
             sample.sample_id, sample.task_id, stored, sample.token_ids, sample.num_tokens
         )
 
-    def _check_layer(self, layer: int) -> None:
-        if layer not in self.layers:
-            raise KeyError(f"layer {layer} is not in the dataset, which has {self.layers}")
-
 
 class LayerRecords(Sequence[ActivationRecord]):
     """The records of one layer of a dataset: by index, or in order."""
 
-    def __init__(self, dataset: ActivationDataset, layer: int) -> None:
+    def __init__(self, dataset: ActivationDataset, layer: Site) -> None:
         self._dataset, self.layer = dataset, layer
 
     def __len__(self) -> int:

@@ -18,7 +18,9 @@ from activation_dataset.inspect import prompt_lines
 from activation_dataset.metadata import Metadata
 from activation_dataset.page import Section, page
 from activation_dataset.reader import ActivationDataset
+from activation_dataset.sites import label
 from activation_dataset.summary import (
+    HOOK_POINTS_EXPLAINED,
     MASSIVE_FACTOR,
     OUTLIER_FACTORS,
     POOLINGS_EXPLAINED,
@@ -90,8 +92,9 @@ def run_seconds(path: str, metadata: Metadata) -> float | None:
 def _subtitle(metadata: Metadata) -> str:
     run = metadata.run
     weights = " with random weights" if run.weights.get("random") else ""
+    hook_points = ", ".join(HOOK_POINTS_EXPLAINED[each] for each in run.hook_points)
     return (
-        f"Activations of {run.model_name}{weights}, {run.hook_point.replace('_', ' ')}: "
+        f"Activations of {run.model_name}{weights}, {hook_points}: "
         f"{POOLINGS_EXPLAINED[run.pooling]}, "
         f"computed in {run.compute_dtype}, stored as {run.storage_dtype}."
     )
@@ -171,8 +174,9 @@ def _positions(layers: Sequence[LayerSummary], found: Survey) -> Iterator[Sectio
 
     def title(row: int, column: int) -> str:
         return (
-            f"layer {layers[row].layer}, position {names[column]}: {number(factors[row, column])} "
-            f"medians, {outside[row, column]:,} of {counts[row, column]:,} are outliers"
+            f"layer {label(layers[row].layer)}, position {names[column]}: "
+            f"{number(factors[row, column])} medians, {outside[row, column]:,} of "
+            f"{counts[row, column]:,} are outliers"
         )
 
     chart = charts.heat_map(
@@ -200,7 +204,7 @@ def _outliers(found: Survey) -> Iterator[Section]:
         yield Section("Outliers", text, "")
         return
     rows = [
-        (f"{number(each.factor)} x", str(each.layer), str(each.origin)) for each in found.outliers
+        (f"{number(each.factor)} x", label(each.layer), str(each.origin)) for each in found.outliers
     ]
     text = (
         "The vectors with the largest norms, in medians of the layer where they are largest. All "
@@ -244,7 +248,7 @@ def _massive(metadata: Metadata, layers: Sequence[LayerSummary]) -> Section:
 
     def said(row: int, column: int) -> str:
         share = part[row, column]
-        return f"dimension {dimensions[row]} in layer {layers[column].layer}: {share:.1%}"
+        return f"dimension {dimensions[row]} in layer {label(layers[column].layer)}: {share:.1%}"
 
     most = float(part.max())
     chart = charts.heat_map(
@@ -263,7 +267,7 @@ def _likeness(metadata: Metadata, found: Survey) -> Iterator[Section]:
     if likeness is None:
         yield Section("Likeness of layers", "One layer, or too few vectors to compare.", "")
         return
-    names = [str(layer) for layer in metadata.run.layers_extracted]
+    names = [label(site) for site in metadata.run.sites]
     values = likeness.alignment
     low = min(0.98, float(values.min()))
 
@@ -326,9 +330,8 @@ def _grids(metadata: Metadata, layers: Sequence[LayerSummary], found: Survey) ->
         )
         return Section(title, f"Nothing to draw: {why}.", "", wide=True)
     medians = [layer.median_norm for layer in layers]
-    numbers = [layer.layer for layer in layers]
     text = "Each cell in its colour, and in its middle the norm of its token's vector."
-    html = "".join(grid_figure(grid, numbers, medians) for grid in found.grids)
+    html = "".join(grid_figure(grid, _names(layers), medians) for grid in found.grids)
     return Section(title, text, html, wide=True)
 
 
@@ -360,7 +363,7 @@ def _footer(metadata: Metadata, found: Survey) -> str:
 
 
 def _names(layers: Sequence[LayerSummary]) -> list[str]:
-    return [str(layer.layer) for layer in layers]
+    return [label(layer.layer) for layer in layers]
 
 
 def _html_table(head: Sequence[str], rows: Sequence[Sequence[str]], name: str = "") -> str:

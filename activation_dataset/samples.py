@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from activation_dataset.reader import ActivationDataset
+from activation_dataset.sites import Site
 
 
 class Samples(Sequence[dict[str, Any]]):
@@ -16,10 +17,10 @@ class Samples(Sequence[dict[str, Any]]):
 
     Args:
         dataset: to read from.
-        layer: number of the layer.
+        layer: a layer's number, or the name of another site.
     """
 
-    def __init__(self, dataset: ActivationDataset, layer: int) -> None:
+    def __init__(self, dataset: ActivationDataset, layer: Site) -> None:
         self._records = dataset[layer]
         self._path, self._layer = dataset.path, layer
 
@@ -52,5 +53,5 @@ class Samples(Sequence[dict[str, Any]]):
         return _open, (self._path, self._layer)
 
 
-def _open(path: str, layer: int) -> Samples:
+def _open(path: str, layer: Site) -> Samples:
     return Samples(ActivationDataset(path), layer)

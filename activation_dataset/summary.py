@@ -10,6 +10,7 @@ import numpy as np
 
 from activation_dataset.format import Pooling
 from activation_dataset.metadata import Metadata
+from activation_dataset.sites import DEFAULT_HOOK_POINT, HookPoint, Site, label, place_of
 from activation_dataset.statistics import LayerStatistics
 
 OUTLIER_FACTORS = (10, 100)
@@ -24,13 +25,21 @@ POOLINGS_EXPLAINED: dict[Pooling, str] = {
     "none": "every token",
 }
 
+HOOK_POINTS_EXPLAINED: dict[HookPoint, str] = {
+    "resid_pre": "residual stream before the layer",
+    "attn_out": "attention output",
+    "resid_mid": "residual stream between attention and MLP",
+    "mlp_out": "MLP output",
+    "resid_post": "residual stream after the layer",
+}
+
 
 @dataclass(frozen=True)
 class LayerSummary:
     """One layer in numbers; norms are Euclidean, of the vectors that are finite.
 
     Attributes:
-        layer: its number.
+        layer: which it is, a site.
         vectors: all of them.
         nonfinite: those with a NaN or an infinity.
         mean_norm, rms_norm, max_norm: of the norms.
@@ -40,7 +49,7 @@ class LayerSummary:
         bytes: size of the layer's files.
     """
 
-    layer: int
+    layer: Site
     vectors: int
     nonfinite: int
     mean_norm: float
@@ -76,7 +85,7 @@ class Dimension:
 
 def summaries(metadata: Metadata) -> list[LayerSummary]:
     """The layers of a dataset, ascending."""
-    return [_summary(metadata, layer) for layer in metadata.run.layers_extracted]
+    return [_summary(metadata, layer) for layer in metadata.run.sites]
 
 
 def massive_dimensions(statistics: LayerStatistics) -> tuple[Dimension, ...]:
@@ -94,9 +103,9 @@ def massive_dimensions(statistics: LayerStatistics) -> tuple[Dimension, ...]:
     )
 
 
-def by_dimension(layers: Sequence[LayerSummary]) -> list[tuple[int, list[int], float]]:
+def by_dimension(layers: Sequence[LayerSummary]) -> list[tuple[int, list[Site], float]]:
     """Each massive dimension, its layers and its largest share; those with large shares first."""
-    found: dict[int, tuple[list[int], float]] = {}
+    found: dict[int, tuple[list[Site], float]] = {}
     for layer in layers:
         for each in layer.massive:
             where, share = found.get(each.number, ([], 0.0))
@@ -125,7 +134,7 @@ def table_rows(layers: Sequence[LayerSummary]) -> list[tuple[str, ...]]:
     """The cells below `TABLE_HEAD`, a row for each layer."""
     return [
         (
-            str(each.layer),
+            label(each.layer),
             f"{each.vectors:,}",
             f"{each.nonfinite:,}",
             number(each.mean_norm),
@@ -166,8 +175,17 @@ def count_of(count: int, singular: str, plural: str = "") -> str:
     return f"{count:,} {singular if count == 1 else plural or singular + 's'}"
 
 
-def layers_named(layers: Sequence[int]) -> str:
-    """Ascending layers, in ranges where they are such: "10-23", "0, 4, 8-11"."""
+def layers_named(sites: Sequence[Site]) -> str:
+    """Sites by their layers, in ranges where they are such: "0, 4, 8-11; 10-23 mlp_out"."""
+    parts = []
+    for hook_point in dict.fromkeys(place_of(site)[1] for site in sites):
+        layers = [layer for layer, each in map(place_of, sites) if each == hook_point]
+        of = "" if hook_point == DEFAULT_HOOK_POINT else f" {hook_point}"
+        parts.append(_ranges(layers) + of)
+    return "; ".join(parts)
+
+
+def _ranges(layers: Sequence[int]) -> str:
     ranges: list[list[int]] = []
     for layer in layers:
         if ranges and layer == ranges[-1][-1] + 1:
@@ -195,7 +213,7 @@ def total_bytes(metadata: Metadata) -> int:
     )
 
 
-def _summary(metadata: Metadata, layer: int) -> LayerSummary:
+def _summary(metadata: Metadata, layer: Site) -> LayerSummary:
     statistics = metadata.statistics[layer]
     norms, largest = statistics.norm_histogram, statistics.max_norm
     median = min(norms.median, largest)

@@ -16,6 +16,7 @@ from activation_dataset.layer_file import runs_of
 from activation_dataset.provenance import Origin
 from activation_dataset.reader import ActivationDataset
 from activation_dataset.similarity import Likeness, compare_layers
+from activation_dataset.sites import Site
 from activation_dataset.summary import summaries
 from activation_dataset.survey_layer import OUTLIERS_NAMED, LayerSurvey, LayerSurveyor, Piece
 from activation_dataset.survey_prompts import PromptSurvey, survey_prompts
@@ -43,13 +44,13 @@ class Outlier:
 
     Attributes:
         origin: where it comes from.
-        layer: in which layer it is the largest, compared with the median norm.
+        layer: at which site it is the largest, compared with the median norm.
         norm: its norm there.
         factor: that norm in medians.
     """
 
     origin: Origin
-    layer: int
+    layer: Site
     norm: float
     factor: float
 
@@ -144,7 +145,7 @@ def survey(dataset: ActivationDataset, whole: bool = False, seed: int = 0) -> Su
 
 
 def _max_vectors(dataset: ActivationDataset) -> int:
-    return min(MAX_VECTORS, MAX_BYTES // (dataset.kind.vector_bytes * len(dataset.layers)))
+    return min(MAX_VECTORS, MAX_BYTES // (dataset.kind.vector_bytes * len(dataset.sites)))
 
 
 def _bounded(pieces: Sequence[Piece], bound: int, rng: np.random.Generator) -> list[Piece]:
@@ -192,14 +193,15 @@ def _prompts_with_grids(dataset: ActivationDataset, pieces: Sequence[Piece]) -> 
 
 def _outliers(dataset: ActivationDataset, layers: Sequence[LayerSurvey]) -> Iterator[Outlier]:
     largest: dict[int, tuple[float, float, int]] = {}
-    for each, summary in zip(layers, summaries(dataset.metadata), strict=True):
+    sites = [each.layer for each in layers]
+    for place, (each, summary) in enumerate(zip(layers, summaries(dataset.metadata), strict=True)):
         tops = zip(each.top_norms.tolist(), each.top_numbers.tolist(), strict=True)
         for norm, number in tops:
-            candidate = norm / summary.median_norm, norm, each.layer
+            candidate = norm / summary.median_norm, norm, place
             largest[number] = max(largest.get(number, candidate), candidate)
     ordered = sorted(largest.items(), key=lambda item: (-item[1][0], item[0]))
-    for number, (factor, norm, layer) in ordered[:OUTLIERS_NAMED]:
-        yield Outlier(dataset.trace(number), layer, norm, factor)
+    for number, (factor, norm, place) in ordered[:OUTLIERS_NAMED]:
+        yield Outlier(dataset.trace(number), sites[place], norm, factor)
 
 
 def _grid_norms(

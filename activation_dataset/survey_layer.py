@@ -13,6 +13,7 @@ from activation_dataset.format import to_float32
 from activation_dataset.layer_file import Run
 from activation_dataset.prompts import ROLES
 from activation_dataset.reader import ActivationDataset
+from activation_dataset.sites import Site
 from activation_dataset.summary import OUTLIER_FACTORS
 from activation_dataset.vectors import Places
 
@@ -41,7 +42,7 @@ class LayerSurvey:
     """One layer of the vectors that were read. Those that are not finite are left out.
 
     Attributes:
-        layer: its number.
+        layer: which it is, a site.
         position_counts: [bins] int64, vectors in each bin of positions; none with pooling "mean",
             whose vectors have no position.
         position_norms: [bins] float64, their mean norm, 0 where there are none.
@@ -55,7 +56,7 @@ class LayerSurvey:
             vector is not finite.
     """
 
-    layer: int
+    layer: Site
     position_counts: NDArray[np.int64]
     position_norms: NDArray[np.float64]
     position_outliers: NDArray[np.int64]
@@ -73,7 +74,7 @@ class LayerSurveyor:
 
     Args:
         dataset: to read.
-        layer: number of the layer.
+        layer: the site to read.
         median: its median norm.
         compared: [n] int64 ascending, numbers of vectors to compare between layers.
         watched: ranges of the numbers of vectors whose norms are wanted.
@@ -82,7 +83,7 @@ class LayerSurveyor:
     def __init__(
         self,
         dataset: ActivationDataset,
-        layer: int,
+        layer: Site,
         median: float,
         compared: NDArray[np.int64],
         watched: Sequence[range],

@@ -29,6 +29,7 @@ from activation_dataset.manifest import Batch, FileEntry, Manifest
 from activation_dataset.metadata import Metadata
 from activation_dataset.record import RecordKind
 from activation_dataset.sample_table import SampleTable
+from activation_dataset.sites import Site
 from activation_dataset.statistics import LayerStatistics, OrderedMerge
 from activation_dataset.verify_file import (
     ExpectedRecords,
@@ -90,13 +91,13 @@ class ShardReport:
     Attributes:
         problems: all that is wrong.
         bytes: bytes read.
-        statistics: layer to statistics, for each file that is what the metadata says.
+        statistics: site to statistics, for each file that is what the metadata says.
         sample_ids: of the shard, empty if no file could be read.
     """
 
     problems: list[Problem]
     bytes: int
-    statistics: dict[int, LayerStatistics]
+    statistics: dict[Site, LayerStatistics]
     sample_ids: list[str]
 
 
@@ -144,10 +145,10 @@ def verify_shard(folder: Folder, metadata: Metadata, batch: Batch) -> ShardRepor
     run = metadata.run
     kind = RecordKind(run.pooling, run.storage_dtype, run.hidden_dim)
     problems: list[Problem] = []
-    statistics: dict[int, LayerStatistics] = {}
+    statistics: dict[Site, LayerStatistics] = {}
     total = 0
     expected: ExpectedRecords | None = None
-    for layer in run.layers_extracted:
+    for layer in run.sites:
         entry = batch.files[layer]
         try:
             with folder.open(entry.path) as stream:
@@ -293,7 +294,7 @@ def _unlisted_files(metadata: Metadata, present: set[str]) -> list[Problem]:
 def _check_statistics(metadata: Metadata, shards: Sequence[ShardReport]) -> list[Problem]:
     """Compares the merged statistics of each layer, all of whose files are sound."""
     problems = []
-    for layer in metadata.run.layers_extracted:
+    for layer in metadata.run.sites:
         merge = OrderedMerge()
         for number, shard in enumerate(shards):
             if layer not in shard.statistics:

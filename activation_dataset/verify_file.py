@@ -17,6 +17,7 @@ from activation_dataset.record import RecordFrame, RecordKind, frame_record
 from activation_dataset.record_group import RecordGroup
 from activation_dataset.reuse import Scratch
 from activation_dataset.sample_table import SampleTable
+from activation_dataset.sites import Site
 from activation_dataset.statistics_builder import StatisticsBuilder
 from activation_dataset.tfrecord import CorruptRecordError, scan_records
 
@@ -109,7 +110,7 @@ class ExpectedRecords:
 
 
 def verify_file(
-    stream: BinaryIO, layer: int, shard: int, num_shards: int, expected: ExpectedRecords
+    stream: BinaryIO, layer: Site, shard: int, num_shards: int, expected: ExpectedRecords
 ) -> ShardManifest:
     """Checks a layer file against its samples and returns the manifest that its writer returned.
 

@@ -16,6 +16,7 @@ from activation_dataset.in_order import map_in_order
 from activation_dataset.layer_file import Run, runs_of
 from activation_dataset.reuse import ReusedArrays, Scratch
 from activation_dataset.shuffle import RUNS, deal, random_order, windows
+from activation_dataset.sites import Site
 
 if TYPE_CHECKING:
     from activation_dataset.reader import ActivationDataset
@@ -80,9 +81,9 @@ class WindowReader:
     def __init__(
         self,
         dataset: ActivationDataset,
-        layers: Sequence[int],
+        layers: Sequence[Site],
         only: NDArray[np.int64] | None,
-        norms: Mapping[int, Norms],
+        norms: Mapping[Site, Norms],
         window: int,
         seed: int,
         readers: int,
@@ -144,7 +145,7 @@ class WindowReader:
         dealt = deal([self._runs[run].size for run in order], self._readers)
         return [[order[place] for place in part] for part in dealt]
 
-    def _read(self, run: _ShardRun, layer: int, out: NDArray[Any]) -> None:
+    def _read(self, run: _ShardRun, layer: Site, out: NDArray[Any]) -> None:
         """Reads the wanted vectors of a run as [size, hidden]."""
         with self._dataset.layer_file(layer, run.shard, self._scratch) as file:
             if run.chosen is None:

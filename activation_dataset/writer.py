@@ -19,6 +19,7 @@ from activation_dataset.format import (
 )
 from activation_dataset.manifest import LayerFile, ShardManifest
 from activation_dataset.record import RecordKind, frame_record
+from activation_dataset.sites import Site
 from activation_dataset.statistics_builder import StatisticsBuilder
 from activation_dataset.tfrecord import FOOTER_BYTES, HEADER_BYTES, frame_footer
 
@@ -34,7 +35,7 @@ class LayerFileWriter:
 
     Args:
         stream: where the bytes go, from its position on; neither flushed nor closed.
-        layer: number of the layer.
+        layer: the site that the vectors are of.
         pooling: decides how many rows a sample has, and the feature `shape`.
         storage_dtype: of the stored elements.
         hidden: elements of a vector.
@@ -43,7 +44,7 @@ class LayerFileWriter:
     def __init__(
         self,
         stream: BinaryIO,
-        layer: int,
+        layer: Site,
         pooling: Pooling,
         storage_dtype: StorageDtype,
         hidden: int,

@@ -8,14 +8,13 @@ from importlib import metadata as packages
 from activation_dataset.format import Pooling, StorageDtype
 from activation_dataset.metadata import RunDescription
 from activation_dataset.record import RecordKind
+from activation_dataset.sites import DEFAULT_HOOK_POINT, HookPoint
 from beam_pipeline.accelerators import expand_accelerator
 from corpus.augment import AugmentationPlan
 from corpus.template import PromptTemplate
 from qwen2.source import ModelSource
 from transforms.extract_activations import ExtractorSettings
 from transforms.tokenize_tasks import LengthLimit, Overlength
-
-HOOK_POINT = "residual_after_layer"
 
 PACKAGES_THAT_DECIDE_BYTES = ("flax", "jax", "jaxlib", "numpy", "tokenizers", "transformers")
 
@@ -51,6 +50,7 @@ class Config:
     overwrite: bool
     accelerator: str | None
     progress: bool = True
+    hook_points: tuple[HookPoint, ...] = (DEFAULT_HOOK_POINT,)
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,7 @@ class Run:
             model_path=self.config.model_path,
             weights_fingerprint=str(self.description.weights["fingerprint"]),
             layers=self.layers,
+            hook_points=self.config.hook_points,
             pooling=self.config.pooling,
             compute_dtype=self.config.compute_dtype,
             storage_dtype=self.config.storage_dtype,
@@ -171,7 +172,7 @@ def resolve(
         layers_extracted=layers,
         hidden_dim=source.config.hidden_size,
         pooling=config.pooling,
-        hook_point=HOOK_POINT,
+        hook_points=config.hook_points,
         storage_dtype=config.storage_dtype,
         compute_dtype=config.compute_dtype,
         prompt_template=template.to_json(),

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from activation_dataset.format import POOLINGS, STORAGE_DTYPES
+from activation_dataset.sites import DEFAULT_HOOK_POINT, HOOK_POINTS, HookPoint
 from beam_pipeline.accelerators import (
     ACCELERATORS,
     check_mesh,
@@ -156,6 +157,14 @@ def build_parser() -> argparse.ArgumentParser:
         action="extend",
         metavar="LAYER",
         help="layers, counted from 0: numbers, ranges such as 10-23, or all (default: 10-23)",
+    )
+    capture.add_argument(
+        "--hook_points",
+        nargs="+",
+        action="extend",
+        metavar="NAME",
+        help=f"where in each layer: one or several of {', '.join(HOOK_POINTS)}, as TransformerLens "
+        "names them (default: resid_post, the residual stream after the layer)",
     )
     capture.add_argument(
         "--pooling",
@@ -305,6 +314,7 @@ def _to_config(ours: argparse.Namespace, rest: list[str]) -> tuple[Config, Pipel
         overwrite=ours.overwrite,
         accelerator=ours.accelerator,
         progress=not ours.no_progress,
+        hook_points=parse_hook_points(ours.hook_points or [DEFAULT_HOOK_POINT]),
     )
     return config, options
 
@@ -328,6 +338,21 @@ def parse_layers(words: Sequence[str]) -> tuple[int, ...]:
             )
         layers += range(first, last + 1)
     return tuple(layers)
+
+
+def parse_hook_points(words: Sequence[str]) -> tuple[HookPoint, ...]:
+    """``resid_mid mlp_out`` or ``resid_mid,mlp_out`` to hook points in forward order, each once.
+
+    Raises:
+      ConfigError: naming the word that is none.
+    """
+    named = re.findall(r"[^\s,]+", " ".join(words)) or [""]
+    if unknown := [word for word in named if word not in HOOK_POINTS]:
+        raise ConfigError(
+            f"--hook_points: {unknown[0]!r} is not a hook point; give one or several of "
+            f"{', '.join(HOOK_POINTS)}"
+        )
+    return tuple(each for each in HOOK_POINTS if each in named)
 
 
 def _output_dir(output_dir: str | None, gcs_bucket: str | None, upload: bool) -> str:

@@ -71,17 +71,17 @@ def build(pipeline: beam.Pipeline, run: Run, folder: OutputFolder) -> beam.PColl
         >> ExtractActivations(run.extractor, folder.path, run.description.hidden_dim, plan)
     )
     written = [
-        extracted[layer_folder(layer)]
-        | layer_folder(layer)
+        extracted[layer_folder(site)]
+        | layer_folder(site)
         >> WriteLayer(
             folder,
-            layer,
+            site,
             run.description.hidden_dim,
             config.pooling,
             config.storage_dtype,
             plan,
         )
-        for layer in run.layers
+        for site in run.description.sites
     ]
     prompts = extracted[PROMPTS] | "prompts" >> WritePrompts(folder, plan)
     return (

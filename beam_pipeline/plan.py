@@ -99,12 +99,18 @@ class Plan:
     longest: int
     shards: int
     layers: int
+    hook_points: int
     size: OutputSize
     rejected: Mapping[str, int]
     files: int
     input_bytes: int
     work: Work
     time: DeviceTime | None
+
+    @property
+    def sites(self) -> int:
+        """What has files of its own: every hook point of every layer."""
+        return self.layers * self.hook_points
 
 
 def survey(
@@ -233,6 +239,7 @@ def predict(
         longest=int(ordered.max(initial=0)),
         shards=shards.num_shards,
         layers=len(layers),
+        hook_points=len(config.hook_points),
         size=found.size,
         rejected=found.rejected,
         files=found.files,
@@ -274,6 +281,9 @@ def report(plan: Plan, config: Config, prices: Prices) -> str:
     """
     work, size = plan.work, plan.size
     rejected = sum(plan.rejected.values())
+    layers, each = f"{plan.layers} layers", "layer"
+    if plan.hook_points > 1:
+        layers, each = f"{layers} at {plan.hook_points} hook points", "layer and hook point"
     padding = 1 - plan.tokens / work.slots if work.slots else 0.0
     lines = [
         f"{config.model_path}: {plan.samples:,} samples, {plan.tokens:,} tokens, "
@@ -281,10 +291,10 @@ def report(plan: Plan, config: Config, prices: Prices) -> str:
         f"  inputs   {plan.files:,} files, {plan.input_bytes / 1e6:,.2f} MB",
         f"  rejected {rejected:,}" + "".join(f"; {n} {why}" for why, n in plan.rejected.items()),
         f"  shards   {plan.shards:,} of at most {config.samples_per_shard:,} samples",
-        f"  files    {plan.shards * (plan.layers + 1):,}: {plan.layers} layers and the prompts, "
+        f"  files    {plan.shards * (plan.sites + 1):,}: {layers} and the prompts, "
         "one file for each shard",
-        f"  bytes    {size.layer:,} a layer, {size.prompts:,} of prompts, "
-        f"{size.total(plan.layers):,} in all",
+        f"  bytes    {size.layer:,} a {each}, {size.prompts:,} of prompts, "
+        f"{size.total(plan.sites):,} in all",
         f"  FLOPs    {work.flops:.3g} in {work.depth} layers, {work.padded_flops:.3g} with "
         f"padding ({padding:.1%} of the slots)",
     ]
@@ -299,7 +309,7 @@ def _time_lines(plan: Plan, config: Config, prices: Prices) -> list[str]:
             why = f"{config.accelerator} is no one kind of device"
         return [f"  time     not predicted: {why}"]
     price = prices.of(time.accelerator.price_key)
-    written = plan.size.total(plan.layers) / time.seconds / time.workers
+    written = plan.size.total(plan.sites) / time.seconds / time.workers
     lines = [
         f"  time     {duration(time.seconds)} on {time.workers} x {time.accelerator.name}, where "
         f"{time.efficiency:.0%} of the peak is reached",

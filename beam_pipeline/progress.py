@@ -16,6 +16,7 @@ from typing import TextIO
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
 
 from activation_dataset.format import RUN_FILE, layer_folder, parse_shard_file
+from activation_dataset.sites import DEFAULT_HOOK_POINT, sites_of
 from transforms.assign_shards import ShardPlan
 from transforms.extraction_progress import WorkDone, listening
 
@@ -121,7 +122,9 @@ def count_files(output_dir: str) -> tuple[int, int]:
             recorded = json.load(stream)
     except FileNotFoundError:
         return 0, 0
-    folders = [layer_folder(layer) for layer in recorded["configuration"]["layers_extracted"]]
+    configuration = recorded["configuration"]
+    hook_points = configuration.get("hook_points", [DEFAULT_HOOK_POINT])
+    folders = [*map(layer_folder, sites_of(configuration["layers_extracted"], hook_points))]
     found = 0
     for folder in folders:
         with suppress(FileNotFoundError):

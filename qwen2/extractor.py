@@ -1,4 +1,4 @@
-"""The residual stream of Qwen2, layer by layer, for token ids or text. No Beam.
+"""What Qwen2 computes inside, layer by layer, for token ids or text. No Beam.
 
 In a notebook::
 
@@ -35,6 +35,7 @@ from qwen2.checkpoint import check_weights
 from qwen2.malloc import keep_freed_memory
 from qwen2.params import load_model
 from qwen2.programs import POOLINGS, Pooling, Programs, check_mesh_fits_model, make_mesh
+from qwen2.sites import HookPoint, Site, in_forward_order, site_of
 from qwen2.source import ModelSource, open_model
 
 LOGGER = logging.getLogger(__name__)
@@ -51,18 +52,19 @@ STEPS_IN_FLIGHT = 2
 
 @dataclass(frozen=True)
 class CapturedSamples:
-    """The captured vectors of a few samples, in every layer.
+    """The captured vectors of a few samples, at every site.
 
     Attributes:
       samples: which samples, as indices into what was given to ``extract``.
       vector_counts: for each of them the number of its vectors: 1 if pooled, else its tokens.
-      layers: for each layer [sum(vector_counts), hidden] in the storage dtype, in sample order.
+      layers: for each site, which for the residual stream after a layer is the layer's number,
+        [sum(vector_counts), hidden] in the storage dtype, in sample order.
       slots: token slots of the step that computed them, padding included.
     """
 
     samples: tuple[int, ...]
     vector_counts: tuple[int, ...]
-    layers: Mapping[int, np.ndarray]
+    layers: Mapping[Site, np.ndarray]
     slots: int
 
 
@@ -74,7 +76,11 @@ class ActivationExtractor:
     """Qwen2 with its weights resident on the devices, capturing chosen layers.
 
     The captured value is the residual stream after a layer, before the final norm for the last
-    one too. Layers above the highest captured one are not even loaded.
+    one too, unless other hook points are asked for. Layers above the highest captured one are not
+    even loaded.
+
+    Attributes:
+      sites: what is captured: each hook point of each layer.
     """
 
     def __init__(
@@ -87,6 +93,7 @@ class ActivationExtractor:
         batch_size: int = 8,
         mesh_shape: tuple[int, int] | None = None,
         attention: AttentionForm | None = None,
+        hook_points: Sequence[HookPoint] = ("resid_post",),
     ) -> None:
         """
         Args:
@@ -96,12 +103,15 @@ class ActivationExtractor:
           batch_size: token slots per device and step, in units of 512.
           mesh_shape: devices along (data, model); all local devices along data by default.
           attention: the form of attention; the fastest of the platform by default.
+          hook_points: where in each layer to capture it.
 
         Raises:
-          ValueError: for layers, pooling, dtypes, mesh or weights that do not fit.
+          ValueError: for layers, hook points, pooling, dtypes, mesh or weights that do not fit.
         """
         config = source.config
         self.layers = tuple(sorted(check_layers(layers, config.num_hidden_layers)))
+        hook_points = in_forward_order(hook_points)
+        self.sites = tuple(site_of(layer, point) for point in hook_points for layer in self.layers)
         if pooling not in POOLINGS:
             raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, got {pooling!r}")
         for name, value in (("compute_dtype", compute_dtype), ("storage_dtype", storage_dtype)):
@@ -128,6 +138,7 @@ class ActivationExtractor:
             pooling,
             form,
             jnp.dtype(FLOAT_DTYPES["bfloat16" if narrow else "float32"]),
+            hook_points,
         )
         self._packing = packing_for(form, batch_size, mesh.shape["data"])
         self._compilers = ThreadPoolExecutor(os.cpu_count(), "compile")
@@ -140,31 +151,32 @@ class ActivationExtractor:
         """
         return cls(open_model(model_path), layers, **options)  # type: ignore[arg-type]
 
-    def __call__(self, texts: Sequence[str]) -> dict[int, np.ndarray] | list[dict[int, np.ndarray]]:
+    def __call__(
+        self, texts: Sequence[str]
+    ) -> dict[Site, np.ndarray] | list[dict[Site, np.ndarray]]:
         """Tokenises texts and captures them.
 
         Returns:
-          Pooled: for each layer [texts, hidden]. Every token: for each text, by layer,
-          [tokens, hidden].
+          Pooled: for each site [texts, hidden]. Every token: for each text, by site,
+          [tokens, hidden]. The site of the residual stream after a layer is the layer's number;
+          another one is called as in TransformerLens, such as ``blocks.10.hook_mlp_out``.
         """
         tokenizer = self.source.tokenizer()
         token_ids = [
             np.asarray(tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
             for text in texts
         ]
-        found: list[dict[int, np.ndarray]] = [{} for _ in texts]
+        found: list[dict[Site, np.ndarray]] = [{} for _ in texts]
         for captured in self.extract(token_ids):
             ends = np.cumsum(captured.vector_counts)
-            for layer, vectors in captured.layers.items():
+            for site, vectors in captured.layers.items():
                 parts = np.split(vectors, ends[:-1])
                 for sample, part in zip(captured.samples, parts, strict=True):
-                    found[sample][layer] = part
+                    found[sample][site] = part
         if self.pooling == "none":
             return found
         nothing = np.empty((0, self.hidden_size), self._storage)
-        return {
-            layer: np.concatenate([nothing, *(f[layer] for f in found)]) for layer in self.layers
-        }
+        return {site: np.concatenate([nothing, *(f[site] for f in found)]) for site in self.sites}
 
     def extract(self, token_ids: Sequence[np.ndarray]) -> Iterator[CapturedSamples]:
         """Captures samples of [tokens] int32 ids each, all of them exactly once.
@@ -184,7 +196,7 @@ class ActivationExtractor:
                 )
         steps = self._plan([len(ids) for ids in token_ids])
         self._programs.compile_ahead(list(dict.fromkeys(s.shape for s in steps)), self._compilers)
-        in_flight: deque[tuple[Step, dict[int, jax.Array] | None]] = deque()
+        in_flight: deque[tuple[Step, dict[Site, jax.Array] | None]] = deque()
         for step in steps:
             in_flight.append((step, self._dispatch(step, token_ids)))
             if len(in_flight) >= STEPS_IN_FLIGHT:
@@ -192,7 +204,9 @@ class ActivationExtractor:
         while in_flight:
             yield from self._collect(*in_flight.popleft(), token_ids)
 
-    def _dispatch(self, step: Step, token_ids: Sequence[np.ndarray]) -> dict[int, jax.Array] | None:
+    def _dispatch(
+        self, step: Step, token_ids: Sequence[np.ndarray]
+    ) -> dict[Site, jax.Array] | None:
         """Starts a step; None if the device has no memory for it."""
         try:
             captured = self._programs.run(step_inputs(step, token_ids), step.shape)
@@ -206,7 +220,7 @@ class ActivationExtractor:
     def _collect(
         self,
         step: Step,
-        captured: dict[int, jax.Array] | None,
+        captured: dict[Site, jax.Array] | None,
         token_ids: Sequence[np.ndarray],
     ) -> Iterator[CapturedSamples]:
         """Waits for a step; runs it as smaller ones if the device had no memory for it.
@@ -259,7 +273,7 @@ class ActivationExtractor:
     def _plan(self, lengths: Sequence[int]) -> list[Step]:
         return plan_steps(lengths, self._packing)
 
-    def _on_host(self, step: Step, captured: Mapping[int, jax.Array]) -> CapturedSamples:
+    def _on_host(self, step: Step, captured: Mapping[Site, jax.Array]) -> CapturedSamples:
         if self.pooling == "none":
             counts = tuple(p.length for p in step.placements)
             rows = [(p.row, slice(p.start, p.start + p.length)) for p in step.placements]
@@ -269,12 +283,12 @@ class ActivationExtractor:
                 (p.row, slice(segment, segment + 1))
                 for p, segment in zip(step.placements, step.segment_of, strict=True)
             ]
-        layers = {}
-        for layer in self.layers:
-            array = np.asarray(captured[layer])
+        layers: dict[Site, np.ndarray] = {}
+        for site in self.sites:
+            array = np.asarray(captured[site])
             vectors = np.empty((sum(counts), self.hidden_size), self._storage)
             np.concatenate([array[place] for place in rows], out=vectors, casting="unsafe")
-            layers[layer] = vectors
+            layers[site] = vectors
         samples = tuple(placed.sample for placed in step.placements)
         return CapturedSamples(samples, counts, layers, step.shape.slots)
 

@@ -21,6 +21,7 @@ from qwen2 import amx
 from qwen2.attention import AttentionForm, attention_of_slots, causal_attention
 from qwen2.config import Qwen2Config
 from qwen2.rounding import round_to
+from qwen2.sites import HookPoint
 
 DATA_AXIS, MODEL_AXIS = "data", "model"
 
@@ -121,6 +122,10 @@ class MLP(nnx.Module):
         return project(round_to(gated, x.dtype), self.down_kernel[...], reduce_over=MODEL_AXIS)
 
 
+HookValues = dict[HookPoint, jax.Array]
+"""What a layer has at each of its hook points; what no program gives out is not computed for it."""
+
+
 class DecoderLayer(nnx.Module):
     def __init__(self, config: Qwen2Config, dtype: jnp.dtype) -> None:
         self.attention_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
@@ -135,11 +140,11 @@ class DecoderLayer(nnx.Module):
         segment_ids: jax.Array,
         positions: jax.Array,
         form: AttentionForm,
-    ) -> jax.Array:
-        """The residual stream after this layer, [R, L, H]."""
+    ) -> HookValues:
+        """At each hook point [R, L, H]: the residual stream in its dtype, updates in float32."""
         q, k, v = self.attention.queries_keys_values(self.attention_norm(x), rotary)
         attended = causal_attention(q, k, v, segment_ids, positions, form)
-        return self._with_mlp(_add(x, self.attention.output(attended)), form)
+        return self._hook_values(x, self.attention.output(attended), form)
 
     def at_slots(
         self,
@@ -147,25 +152,41 @@ class DecoderLayer(nnx.Module):
         rotary: tuple[jax.Array, jax.Array],
         segment_ids: jax.Array,
         slots: jax.Array,
-    ) -> jax.Array:
-        """The residual stream after this layer at slots [R, S] only, [R, S, H].
+    ) -> HookValues:
+        """The same at slots [R, S] only, [R, S, H].
 
         Keys and values are those of the whole row; everything else is computed at the slots alone.
         """
         q, k, v = self.attention.queries_keys_values(self.attention_norm(x), rotary)
         attended = attention_of_slots(gather_slots(q, slots), slots, k, v, segment_ids)
-        at_slots = _add(gather_slots(x, slots), self.attention.output(attended))
-        return self._with_mlp(at_slots, "reference")
+        return self._hook_values(
+            gather_slots(x, slots), self.attention.output(attended), "reference"
+        )
 
-    def _with_mlp(self, x: jax.Array, form: AttentionForm) -> jax.Array:
-        def block(part: jax.Array) -> jax.Array:
-            return _add(part, self.mlp(self.mlp_norm(part), form))
+    def _hook_values(self, x: jax.Array, attn_out: jax.Array, form: AttentionForm) -> HookValues:
+        resid_mid = _add(x, attn_out)
+        mlp_out, resid_post = self._with_mlp(resid_mid, form)
+        return {
+            "resid_pre": x,
+            "attn_out": attn_out,
+            "resid_mid": resid_mid,
+            "mlp_out": mlp_out,
+            "resid_post": resid_post,
+        }
+
+    def _with_mlp(self, x: jax.Array, form: AttentionForm) -> tuple[jax.Array, jax.Array]:
+        """What the MLP adds, in float32, and the residual stream with it."""
+
+        def block(part: jax.Array) -> tuple[jax.Array, jax.Array]:
+            update = self.mlp(self.mlp_norm(part), form)
+            return update, _add(part, update)
 
         rows, length, hidden = x.shape
         slots = rows * length
         if form != "blocked" or slots <= MLP_CHUNK_ON_CPU or slots % MLP_CHUNK_ON_CPU:
             return block(x)
-        return jax.lax.map(block, x.reshape(-1, MLP_CHUNK_ON_CPU, hidden)).reshape(x.shape)
+        update, after = jax.lax.map(block, x.reshape(-1, MLP_CHUNK_ON_CPU, hidden))
+        return update.reshape(x.shape), after.reshape(x.shape)
 
 
 def _add(x: jax.Array, update: jax.Array) -> jax.Array:

@@ -27,12 +27,14 @@ from qwen2.model import (
     DATA_AXIS,
     MODEL_AXIS,
     DecoderLayer,
+    HookValues,
     Qwen2,
     gather_slots,
     mean_of_segments,
     rotary_embedding,
 )
 from qwen2.params import layer_specs
+from qwen2.sites import HookPoint, Site, site_of
 
 Pooling = Literal["last", "mean", "none"]
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
@@ -87,13 +89,14 @@ class StepPrograms:
 
     Attributes:
       embed: (embedding, inputs) to (x, rotary).
-      layer: (layer state, x, rotary, inputs) to x after the layer, and what is captured of it.
+      layer: (layer state, x, rotary, inputs) to x after the layer, and what is captured of it at
+        each hook point that was asked for.
       top: the same for the highest layer, what is captured alone.
     """
 
     embed: Callable[..., tuple[jax.Array, Rotary]]
-    layer: Callable[..., tuple[jax.Array, jax.Array]]
-    top: Callable[..., jax.Array]
+    layer: Callable[..., tuple[jax.Array, HookValues]]
+    top: Callable[..., HookValues]
 
 
 class Programs:
@@ -108,9 +111,11 @@ class Programs:
         pooling: Pooling,
         form: AttentionForm,
         capture_dtype: jnp.dtype,
+        hook_points: Sequence[HookPoint] = ("resid_post",),
     ) -> None:
         self.mesh = mesh
         self._config, self._pooling, self._form = config, pooling, form
+        self._hook_points = tuple(hook_points)
         self._captured = frozenset(layers)
         self._capture_dtype = capture_dtype
         self._embedding = model.embedding.get_value()
@@ -126,11 +131,11 @@ class Programs:
                 if shape not in self._compiled:
                     self._compiled[shape] = executor.submit(self.compile, shape)
 
-    def run(self, inputs: StepInputs, shape: StepShape) -> dict[int, jax.Array]:
+    def run(self, inputs: StepInputs, shape: StepShape) -> dict[Site, jax.Array]:
         """Dispatches a step; the arrays are futures until something reads them.
 
         Returns:
-          For each captured layer [rows, segments, hidden] (pooled) or [rows, length, hidden].
+          For each captured site [rows, segments, hidden] (pooled) or [rows, length, hidden].
         """
         programs = self._compiled[shape].result()
         placed = self._place(inputs)
@@ -138,11 +143,15 @@ class Programs:
         captured = {}
         top = len(self._layer_states) - 1
         for index, state in enumerate(self._layer_states[:top]):
-            x, vectors = programs.layer(state, x, rotary, placed)
+            x, values = programs.layer(state, x, rotary, placed)
             if index in self._captured:
-                captured[index] = vectors
+                captured[index] = values
         captured[top] = programs.top(self._layer_states[top], x, rotary, placed)
-        return captured
+        return {
+            site_of(layer, hook_point): vectors
+            for layer, values in captured.items()
+            for hook_point, vectors in values.items()
+        }
 
     def compile(self, shape: StepShape) -> StepPrograms:
         """The programs for steps of this shape.
@@ -199,17 +208,18 @@ class Programs:
 
     def _layer(
         self, state: nnx.State, x: jax.Array, rotary: Rotary, inputs: Inputs
-    ) -> tuple[jax.Array, jax.Array]:
+    ) -> tuple[jax.Array, HookValues]:
         layer: DecoderLayer = nnx.merge(self._graph, state)
-        x = layer(x, rotary, inputs["segment_ids"], inputs["positions"], self._form)
-        return x, self._pooled(x, inputs)
+        values = layer(x, rotary, inputs["segment_ids"], inputs["positions"], self._form)
+        captured = {point: self._pooled(values[point], inputs) for point in self._hook_points}
+        return values["resid_post"], captured
 
-    def _top(self, state: nnx.State, x: jax.Array, rotary: Rotary, inputs: Inputs) -> jax.Array:
+    def _top(self, state: nnx.State, x: jax.Array, rotary: Rotary, inputs: Inputs) -> HookValues:
         if self._pooling != "last":
             return self._layer(state, x, rotary, inputs)[1]
         layer: DecoderLayer = nnx.merge(self._graph, state)
-        at_last = layer.at_slots(x, rotary, inputs["segment_ids"], inputs["last_slots"])
-        return at_last.astype(self._capture_dtype)
+        values = layer.at_slots(x, rotary, inputs["segment_ids"], inputs["last_slots"])
+        return {point: values[point].astype(self._capture_dtype) for point in self._hook_points}
 
     def _pooled(self, x: jax.Array, inputs: Inputs) -> jax.Array:
         if self._pooling == "last":

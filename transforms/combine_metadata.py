@@ -12,6 +12,7 @@ from activation_dataset.certify import CERTIFICATE_FILE
 from activation_dataset.format import METADATA_FILE
 from activation_dataset.manifest import Manifest, PromptsManifest, batches_of
 from activation_dataset.metadata import InputFile, Metadata, RunDescription
+from activation_dataset.sites import Site
 from activation_dataset.statistics import LayerStatistics, OrderedMerge
 from transforms.assign_shards import ShardPlan
 from transforms.output_folder import OutputFolder, list_output
@@ -28,12 +29,12 @@ class IncompleteError(RuntimeError):
 
 @dataclass
 class _Gathered:
-    """Manifests without their statistics, and each layer's statistics merged as far as possible."""
+    """Manifests without their statistics, and each site's statistics merged as far as possible."""
 
     manifests: list[Manifest] = field(default_factory=list)
-    statistics: dict[int, OrderedMerge] = field(default_factory=dict)
+    statistics: dict[Site, OrderedMerge] = field(default_factory=dict)
 
-    def of_layer(self, layer: int) -> OrderedMerge:
+    def of_layer(self, layer: Site) -> OrderedMerge:
         return self.statistics.setdefault(layer, OrderedMerge())
 
 
@@ -79,7 +80,7 @@ def build_metadata(
       IncompleteError: if a file is missing, or samples are.
       NonFiniteError: if an activation is not finite and that is not allowed.
     """
-    layers = run.layers_extracted
+    layers = run.sites
     try:
         batches = batches_of(gathered.manifests, layers, plan.num_shards)
         statistics = {layer: gathered.of_layer(layer).result(plan.num_shards) for layer in layers}

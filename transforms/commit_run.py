@@ -11,6 +11,7 @@ import apache_beam as beam
 
 from activation_dataset.format import ERRORS_FOLDER, METADATA_FILE, RUN_FILE, is_partial_file
 from activation_dataset.metadata import RunDescription
+from activation_dataset.sites import DEFAULT_HOOK_POINT
 from corpus.task import RejectedTask
 from transforms.assign_shards import ShardPlan
 from transforms.measure_output import OutputSize, check_output_size
@@ -128,7 +129,7 @@ def commit_run(
             f"{folder.path} was begun with other samples: " + "; ".join(changed) + ". The tasks "
             "or the tokenizer have changed since; choose another --output_dir, or --overwrite."
         )
-    check_output_size(size, len(run.layers_extracted), limits.max_output_bytes)
+    check_output_size(size, len(run.sites), limits.max_output_bytes)
     delete(join(folder.path, METADATA_FILE))
     write_rejected(rejected, folder.path)
     details = f"; {errors_file(folder.path)} says why each was" if rejected else ""
@@ -175,11 +176,19 @@ def _parse(output_dir: str, recorded: bytes) -> dict[str, Any]:
 
 
 def _refuse_difference(output_dir: str, there: Any, run: RunDescription) -> None:
-    if changed := list(differences(there, json.loads(json.dumps(configuration(run))))):
+    now = json.loads(json.dumps(configuration(run)))
+    if changed := list(differences(_with_hook_points(there), _with_hook_points(now))):
         raise OtherRunError(
             f"{output_dir} holds the output of another run: " + "; ".join(changed) + ". Choose "
             "another --output_dir, use the same settings to resume, or replace it with --overwrite."
         )
+
+
+def _with_hook_points(configuration: Mapping[str, Any]) -> dict[str, Any]:
+    """What version 1 of the metadata calls by another name, as later versions call it."""
+    fields = {"hook_points": [DEFAULT_HOOK_POINT], **configuration}
+    fields.pop("hook_point", None)
+    return fields
 
 
 @dataclass(eq=False)

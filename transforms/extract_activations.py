@@ -1,4 +1,4 @@
-"""Shards of prompts to blocks of activations, one tagged output for each layer and the prompts."""
+"""Shards of prompts to blocks of activations, one tagged output for each site and the prompts."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from activation_dataset.format import Pooling, Sample, StorageDtype, layer_folde
 from activation_dataset.manifest import ShardManifest
 from activation_dataset.prompts import Prompt
 from activation_dataset.record import RecordKind
+from activation_dataset.sites import DEFAULT_HOOK_POINT, HookPoint, Site, sites_of
 from qwen2.source import open_model
 from transforms.assign_shards import ShardPlan, rank
 from transforms.extraction_progress import ProgressCounters, WorkDone
@@ -50,6 +51,12 @@ class ExtractorSettings:
     mesh_shape: tuple[int, int] | None
     compile_cache: str
     environment: tuple[tuple[str, str], ...] = ()
+    hook_points: tuple[HookPoint, ...] = (DEFAULT_HOOK_POINT,)
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """What is captured: every hook point of every layer."""
+        return sites_of(self.layers, self.hook_points)
 
     def build(self) -> ActivationExtractor:
         """Loads the model onto this worker's devices. Imports JAX.
@@ -77,12 +84,13 @@ class ExtractorSettings:
             storage_dtype=self.storage_dtype,
             batch_size=self.batch_size,
             mesh_shape=self.mesh_shape,
+            hook_points=self.hook_points,
         )
 
 
 @dataclass(frozen=True, eq=False)
 class LayerBlock:
-    """Consecutive samples of one layer of one shard.
+    """Consecutive samples of one shard at one site.
 
     Attributes:
       samples: in the order of the file.
@@ -92,7 +100,7 @@ class LayerBlock:
     """
 
     shard: int
-    layer: int
+    layer: Site
     samples: tuple[Sample, ...]
     vectors: np.ndarray
     vector_counts: tuple[int, ...]
@@ -118,7 +126,7 @@ def extract_shard(
     extractor: ActivationExtractor,
     on_step: Callable[[CapturedSamples], None] = lambda captured: None,
 ) -> Iterator[LayerBlock]:
-    """The blocks of a shard, layer by layer for every few samples; holds only what is in flight.
+    """The blocks of a shard, site by site for every few samples; holds only what is in flight.
 
     Args:
       on_step: told of every step that has come back from the device.
@@ -136,7 +144,7 @@ def extract_shard(
 
 def still_valid(
     finished: FinishedLayers, prompts: Sequence[Prompt], extractor: ActivationExtractor
-) -> Mapping[int, ShardManifest]:
+) -> Mapping[Site, ShardManifest]:
     """The finished layers, if this worker would write the samples in the same order.
 
     It would not if it has another number of devices than the worker that wrote them.
@@ -166,7 +174,7 @@ def _blocks(
 
 @dataclass(eq=False)
 class ExtractActivations(beam.PTransform):
-    """(shard, prompts) to ``LayerBlock``, one output ``layer_N`` for each layer.
+    """(shard, prompts) to ``LayerBlock``, one output for each site, named as its folder.
 
     The blocks of a shard leave in order, within one bundle, and are large: consume them in the same
     stage, never through a shuffle. Layer files that are already there and sound are not computed
@@ -183,7 +191,7 @@ class ExtractActivations(beam.PTransform):
     plan: beam.PCollection
 
     def expand(self, shards: beam.PCollection) -> beam.pvalue.DoOutputsTuple:
-        tags = [layer_folder(layer) for layer in self.settings.layers]
+        tags = [layer_folder(site) for site in self.settings.sites]
         return shards | "Extract" >> beam.ParDo(
             _Extract(self.settings, self.output_dir, self.hidden),
             plan=beam.pvalue.AsSingleton(self.plan),
@@ -203,7 +211,7 @@ class _Extract(beam.DoFn):
     ) -> Iterator[TaggedOutput]:
         shard, prompts = element[0], ordered_prompts(element[1])
         samples = [stored_sample(prompt, self._settings.pooling) for prompt in prompts]
-        layers = self._settings.layers
+        layers = self._settings.sites
         self._progress.begin(plan)
         finished = finished_layers(
             self._output_dir, shard, plan.num_shards, layers, samples, self._kind

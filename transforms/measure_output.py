@@ -22,7 +22,7 @@ class OutputSize:
     """Bytes of the records of some samples, framing included.
 
     Attributes:
-      layer: in each layer's files; every layer takes the same.
+      layer: in the files of one layer at one hook point; they all take the same.
       prompts: in the files of prompts.
     """
 
@@ -32,9 +32,9 @@ class OutputSize:
     def __add__(self, other: OutputSize) -> OutputSize:
         return OutputSize(self.layer + other.layer, self.prompts + other.prompts)
 
-    def total(self, layers: int) -> int:
-        """Bytes of all files of that many layers; the small files of JSON come on top."""
-        return layers * self.layer + self.prompts
+    def total(self, sites: int) -> int:
+        """Bytes of all files of that many sites; the small files of JSON come on top."""
+        return sites * self.layer + self.prompts
 
 
 def output_size(prompt: Prompt, kind: RecordKind) -> OutputSize:
@@ -43,17 +43,17 @@ def output_size(prompt: Prompt, kind: RecordKind) -> OutputSize:
     return OutputSize(record.size, HEADER_BYTES + len(encode_prompt(prompt)) + FOOTER_BYTES)
 
 
-def check_output_size(size: OutputSize, layers: int, max_bytes: int | None) -> None:
+def check_output_size(size: OutputSize, sites: int, max_bytes: int | None) -> None:
     """
     Raises:
       OutputTooLargeError: if the files would hold more than ``max_bytes``.
     """
-    if max_bytes is not None and size.total(layers) > max_bytes:
+    if max_bytes is not None and size.total(sites) > max_bytes:
         raise OutputTooLargeError(
-            f"the output would have {size.total(layers):,} bytes ({size.layer:,} in each of "
-            f"{layers} layers, {size.prompts:,} of prompts), --max_output_bytes allows "
-            f"{max_bytes:,}. Choose fewer layers, another --pooling or --storage_dtype, fewer "
-            "tasks, or allow more."
+            f"the output would have {size.total(sites):,} bytes ({size.layer:,} in each of "
+            f"{sites} layer folders, {size.prompts:,} of prompts), --max_output_bytes allows "
+            f"{max_bytes:,}. Choose fewer layers or hook points, another --pooling or "
+            "--storage_dtype, fewer tasks, or allow more."
         )
 
 

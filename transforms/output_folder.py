@@ -28,7 +28,7 @@ CLAIM_FILE = "claim.json"
 """Holds the token of the run that may write; it is there from a run's start to its success."""
 
 _KNOWN = re.compile(r"metadata\.json|run\.json|certificate\.json|errors/rejected\.jsonl")
-_MAY_BE_PARTIAL = re.compile(r"(?:(?:layer_\d+|prompts|errors|index)/)?[^/]+")
+_MAY_BE_PARTIAL = re.compile(r"(?:(?:layer_\d+(?:_[a-z_]+)?|prompts|errors|index)/)?[^/]+")
 
 
 class ClaimLostError(RuntimeError):

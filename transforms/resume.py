@@ -13,6 +13,7 @@ from apache_beam.io.filesystems import FileSystems
 from activation_dataset.format import Sample, shard_file
 from activation_dataset.manifest import ShardManifest
 from activation_dataset.record import RecordKind
+from activation_dataset.sites import Site
 from activation_dataset.verify_file import (
     ExpectedRecords,
     LayerFileError,
@@ -30,18 +31,18 @@ class FinishedLayers:
 
     Attributes:
       order: the sample ids of each file; empty if there is none.
-      manifests: layer to manifest, recomputed from the file's bytes.
+      manifests: site to manifest, recomputed from the file's bytes.
     """
 
     order: tuple[str, ...]
-    manifests: Mapping[int, ShardManifest]
+    manifests: Mapping[Site, ShardManifest]
 
 
 def finished_layers(
     output_dir: str,
     shard: int,
     num_shards: int,
-    layers: Sequence[int],
+    layers: Sequence[Site],
     samples: Sequence[Sample],
     kind: RecordKind,
 ) -> FinishedLayers:
@@ -51,7 +52,7 @@ def finished_layers(
       samples: of the shard, in any order.
     """
     records: ExpectedRecords | None = None
-    manifests = {}
+    manifests: dict[Site, ShardManifest] = {}
     for layer in layers:
         path = join(output_dir, shard_file(layer, shard, num_shards))
         if not FileSystems.exists(path):

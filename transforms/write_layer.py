@@ -1,4 +1,4 @@
-"""Blocks of one layer to its TFRecord files, in the stage that computes them."""
+"""Blocks of one site to its TFRecord files, in the stage that computes them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from apache_beam.metrics import Metrics
 
 from activation_dataset.format import Pooling, StorageDtype, shard_file
 from activation_dataset.manifest import ShardManifest
+from activation_dataset.sites import Site
 from activation_dataset.writer import LayerFileWriter
 from transforms.assign_shards import ShardPlan
 from transforms.extract_activations import LayerBlock
@@ -19,14 +20,14 @@ from transforms.whole_file import WholeFile, store_errors
 
 @dataclass(eq=False)
 class WriteLayer(beam.PTransform):
-    """``LayerBlock`` of one layer to files; gives the ``ShardManifest`` of each file committed.
+    """``LayerBlock`` of one site to files; gives the ``ShardManifest`` of each file committed.
 
     Attributes:
       plan: a singleton PCollection of the ``ShardPlan``.
     """
 
     folder: OutputFolder
-    layer: int
+    layer: Site
     hidden: int
     pooling: Pooling
     storage_dtype: StorageDtype
@@ -43,7 +44,7 @@ class _WriteLayer(beam.DoFn):
     def __init__(
         self,
         folder: OutputFolder,
-        layer: int,
+        layer: Site,
         hidden: int,
         pooling: Pooling,
         storage_dtype: StorageDtype,

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from activation_dataset.exporters.exported import Exported, ExportError, hook_name, new_folder
+from activation_dataset.exporters.exported import Exported, ExportError, new_folder
 from activation_dataset.exporters.safetensors_file import Tensor, write_tensors
 from activation_dataset.reader import ActivationDataset
+from activation_dataset.sites import Site, hook_name, place_of
 
 _FILE_BYTES = 1 << 28
 
@@ -28,7 +29,7 @@ trainSAE(data=list(batches()), ...)                      # or a generator, if on
 
 
 def export(
-    dataset: ActivationDataset, layer: int, out: Path, batch_size: int = 4096, seed: int = 0
+    dataset: ActivationDataset, layer: Site, out: Path, batch_size: int = 4096, seed: int = 0
 ) -> Exported:
     """Writes shuffled batches to safetensors files, each of one tensor `activations`, [batches,
     batch_size, hidden] float32, not normalised (trainSAE does that on request).
@@ -47,8 +48,8 @@ def export(
     in_a_file = max(1, _FILE_BYTES // (4 * batch_size * hidden))
     metadata = {
         "model_name": dataset.metadata.run.model_name,
-        "layer": str(layer),
-        "hook_name": hook_name(dataset.metadata.run, layer),
+        "layer": str(place_of(layer)[0]),
+        "hook_name": hook_name(layer),
         "seed": str(seed),
     }
     values = (batch.values for batch in batches)

@@ -10,10 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from activation_dataset.format import partial_file
-from activation_dataset.metadata import RunDescription
-
-# Where in TransformerLens' models each hook point lies.
-_TRANSFORMER_LENS_NAMES = {"residual_after_layer": "blocks.{layer}.hook_resid_post"}
 
 
 class ExportError(ValueError):
@@ -52,8 +48,3 @@ def new_folder(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-
-
-def hook_name(run: RunDescription, layer: int) -> str:
-    """The name of what was captured, as TransformerLens calls it if it has a name for it."""
-    return _TRANSFORMER_LENS_NAMES.get(run.hook_point, run.hook_point).format(layer=layer)

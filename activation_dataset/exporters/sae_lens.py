@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from activation_dataset.exporters.exported import Exported, ExportError, hook_name, new_folder
+from activation_dataset.exporters.exported import Exported, ExportError, new_folder
 from activation_dataset.reader import ActivationDataset
+from activation_dataset.sites import Site, hook_name
 from activation_dataset.vectors import Vectors
 
 _FILE_BYTES = 1 << 28
@@ -34,7 +35,7 @@ store = ActivationsStore(
 #     cached_activations_path={out!r}, context_size={context_size}"""
 
 
-def export(dataset: ActivationDataset, layer: int, out: Path, context_size: int = 128) -> Exported:
+def export(dataset: ActivationDataset, layer: Site, out: Path, context_size: int = 128) -> Exported:
     """Writes rows of `context_size` vectors, in order, with their tokens unless they are means.
 
     A row goes on from one prompt into the next. Vectors behind the last whole row are left out.
@@ -49,7 +50,7 @@ def export(dataset: ActivationDataset, layer: int, out: Path, context_size: int 
             "many vectors the layer has"
         )
     datasets = _datasets()
-    hook = hook_name(dataset.metadata.run, layer)
+    hook = hook_name(layer)
     hidden = dataset.metadata.run.hidden_dim
     columns = {hook: datasets.Array2D((context_size, hidden), "float32")}
     if dataset.metadata.run.pooling != "mean":
@@ -80,7 +81,7 @@ def export(dataset: ActivationDataset, layer: int, out: Path, context_size: int 
 
 
 def _chunks(
-    dataset: ActivationDataset, layer: int, context_size: int, rows: int
+    dataset: ActivationDataset, layer: Site, context_size: int, rows: int
 ) -> Iterator[Vectors]:
     """All vectors of whole rows, in order, that many rows at a time; overwritten by the next."""
     size = rows * context_size

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from activation_dataset.exporters.exported import Exported, hook_name, new_folder
+from activation_dataset.exporters.exported import Exported, new_folder
 from activation_dataset.exporters.safetensors_file import Tensor, write_tensors
-from activation_dataset.format import numpy_dtype
+from activation_dataset.format import layer_folder, numpy_dtype
 from activation_dataset.reader import ActivationDataset
+from activation_dataset.sites import Site, hook_name, place_of
 
 SAMPLES_FILE = "samples.jsonl"
 
@@ -22,7 +23,7 @@ for file in sorted(Path({out!r}).glob("*.safetensors")):
         token_ids = tensors.get_tensor("token_ids")      # also samples, positions"""
 
 
-def export(dataset: ActivationDataset, layer: int, out: Path) -> Exported:
+def export(dataset: ActivationDataset, layer: Site, out: Path) -> Exported:
     """Writes a file for each shard, and `samples.jsonl` with the ids of the samples, in order.
 
     The tensors of a file are `activations`, [n, hidden] of the storage dtype, `samples` [n] int64
@@ -32,8 +33,8 @@ def export(dataset: ActivationDataset, layer: int, out: Path) -> Exported:
     run, statistics = dataset.metadata.run, dataset.metadata.statistics[layer]
     metadata = {
         "model_name": run.model_name,
-        "layer": str(layer),
-        "hook_name": hook_name(run, layer),
+        "layer": str(place_of(layer)[0]),
+        "hook_name": hook_name(layer),
         "pooling": run.pooling,
         "mean_norm": repr(statistics.mean_norm),
         "mean_squared_norm": repr(statistics.mean_squared_norm),
@@ -61,7 +62,7 @@ def export(dataset: ActivationDataset, layer: int, out: Path) -> Exported:
                 Tensor("positions", np.dtype(np.int64), (count,), [places.positions]),
                 Tensor("token_ids", np.dtype(np.int32), (count,), [places.token_ids]),
             ]
-            name = f"layer_{layer}-{shard:05d}-of-{shards:05d}.safetensors"
+            name = f"{layer_folder(layer)}-{shard:05d}-of-{shards:05d}.safetensors"
             with open(folder / name, "wb") as stream:
                 write_tensors(stream, tensors, metadata)
         with open(folder / SAMPLES_FILE, "w", encoding="utf-8") as lines:

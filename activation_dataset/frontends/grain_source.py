@@ -8,11 +8,12 @@ from typing import Any
 
 from activation_dataset.batches import Batches
 from activation_dataset.reader import ActivationDataset
+from activation_dataset.sites import Site
 from activation_dataset.vectors import Vectors
 
 
 def batch_dataset(
-    dataset: ActivationDataset, layers: int | Sequence[int], batch_size: int, **options: Any
+    dataset: ActivationDataset, layers: Site | Sequence[Site], batch_size: int, **options: Any
 ) -> Any:
     """A grain.IterDataset of shuffled batches without end, epoch after epoch.
 

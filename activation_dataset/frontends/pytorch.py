@@ -10,11 +10,12 @@ import numpy as np
 
 from activation_dataset.batches import Batches
 from activation_dataset.reader import ActivationDataset
+from activation_dataset.sites import Site
 from activation_dataset.vectors import Vectors
 
 
 def batch_dataset(
-    dataset: ActivationDataset, layers: int | Sequence[int], batch_size: int, **options: Any
+    dataset: ActivationDataset, layers: Site | Sequence[Site], batch_size: int, **options: Any
 ) -> Any:
     """A torch IterableDataset of shuffled batches, to be iterated or given to a DataLoader.
 
@@ -44,7 +45,7 @@ def _batch_dataset_class() -> Any:
         def __init__(
             self,
             dataset: ActivationDataset,
-            layers: int | Sequence[int],
+            layers: Site | Sequence[Site],
             batch_size: int,
             options: Mapping[str, Any],
         ) -> None:
@@ -97,7 +98,7 @@ def _batch_dataset_class() -> Any:
 
 def _restore(
     dataset: ActivationDataset,
-    layers: int | Sequence[int],
+    layers: Site | Sequence[Site],
     batch_size: int,
     options: Mapping[str, Any],
     state: Mapping[str, Any],

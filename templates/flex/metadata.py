@@ -8,6 +8,7 @@ import json
 import re
 from typing import Any
 
+from activation_dataset.sites import HOOK_POINTS
 from beam_pipeline.options import build_parser
 
 REQUIRED = {"model_path", "tasks_file", "output_dir", "accelerator", "sdk_container_image"}
@@ -15,10 +16,13 @@ REQUIRED = {"model_path", "tasks_file", "output_dir", "accelerator", "sdk_contai
 INTERNAL = {"help", "gcs_bucket", "no_progress", "upload_to_cloud"}
 """Flags that are no parameters: there is no terminal, and the others spell an output_dir again."""
 
+HOOK_POINT = f"({'|'.join(HOOK_POINTS)})"
+
 PATTERNS = {
     "augment": r"^[1-9][0-9]*$",
     "augment_seed": r"^[0-9]+$",
     "batch_size": r"^[1-9][0-9]*$",
+    "hook_points": rf"^{HOOK_POINT}([ ,]+{HOOK_POINT})*$",
     "layers_to_extract": r"^(all|[0-9]+(-[0-9]+)?([ ,]+[0-9]+(-[0-9]+)?)*)$",
     "max_length": r"^[1-9][0-9]*$",
     "max_output_bytes": r"^[1-9][0-9]*([kMGTP]B)?$",

@@ -18,6 +18,7 @@ from activation_dataset.format import (
 from activation_dataset.manifest import Manifest, batches_of
 from activation_dataset.metadata import InputFile, Metadata, RunDescription
 from activation_dataset.prompts import Prompt, write_prompts
+from activation_dataset.sites import HOOK_POINTS, HookPoint, Site, place_of
 from activation_dataset.statistics import OrderedMerge
 from activation_dataset.writer import LayerFileWriter
 
@@ -71,15 +72,25 @@ def row_counts(samples: list[Sample], pooling: Pooling) -> list[int]:
     return [sample.num_tokens if pooling == "none" else 1 for sample in samples]
 
 
+def row_seed(site: Site, shard: int) -> int:
+    """The seed of `make_rows` for the rows of a site in a shard."""
+    layer, hook_point = place_of(site)
+    return 100 * layer + shard + (10_000 * (4 - HOOK_POINTS.index(hook_point)))
+
+
 def describe(
-    pooling: Pooling, storage_dtype: StorageDtype, hidden: int, layers: tuple[int, ...] = LAYERS
+    pooling: Pooling,
+    storage_dtype: StorageDtype,
+    hidden: int,
+    layers: tuple[int, ...] = LAYERS,
+    hook_points: tuple[HookPoint, ...] = ("resid_post",),
 ) -> RunDescription:
     return RunDescription(
         model_name="random:tiny",
         layers_extracted=layers,
         hidden_dim=hidden,
         pooling=pooling,
-        hook_point="residual_after_layer",
+        hook_points=hook_points,
         storage_dtype=storage_dtype,
         compute_dtype="bfloat16",
         prompt_template={"name": "grid", "user": "digits"},
@@ -101,12 +112,14 @@ def write_dataset(
     rejected: Mapping[str, int] | None = None,
     seeds: Sequence[int] | None = None,
     prompts_of: Callable[[list[int], int], list[Prompt]] = make_prompts,
+    hook_points: tuple[HookPoint, ...] = ("resid_post",),
 ) -> Metadata:
     """Writes a dataset with the given prompt lengths in each shard, and returns its metadata.
 
     The samples of a shard are those of `make_samples` with its seed, by default its number.
     """
-    merges = {layer: OrderedMerge() for layer in layers}
+    run = describe(pooling, storage_dtype, hidden, layers, hook_points)
+    merges = {site: OrderedMerge() for site in run.sites}
     manifests: list[Manifest] = []
     (folder / "prompts").mkdir(parents=True)
     for shard, lengths in enumerate(shards):
@@ -115,21 +128,21 @@ def write_dataset(
         with open(folder / prompts_file(shard, len(shards)), "wb") as stream:
             prompts = prompts_of(lengths, seed)
             manifests.append(write_prompts(stream, prompts, shard, len(shards)))
-        for layer in layers:
-            path = folder / shard_file(layer, shard, len(shards))
+        for site in run.sites:
+            path = folder / shard_file(site, shard, len(shards))
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(path, "wb") as stream:
-                writer = LayerFileWriter(stream, layer, pooling, storage_dtype, hidden)
-                rows = make_rows(samples, pooling, hidden, seed=100 * layer + shard)
+                writer = LayerFileWriter(stream, site, pooling, storage_dtype, hidden)
+                rows = make_rows(samples, pooling, hidden, seed=row_seed(site, shard))
                 writer.append(samples, rows, row_counts(samples, pooling))
             manifest = writer.finish(shard, len(shards))
             manifests.append(manifest)
-            merges[layer].add(shard, manifest.file.statistics)
+            merges[site].add(shard, manifest.file.statistics)
     metadata = Metadata(
-        run=describe(pooling, storage_dtype, hidden, layers),
-        batches=batches_of(manifests, layers, len(shards)),
+        run=run,
+        batches=batches_of(manifests, run.sites, len(shards)),
         rejected=rejected or {},
-        statistics={layer: merge.result(len(shards)) for layer, merge in merges.items()},
+        statistics={site: merge.result(len(shards)) for site, merge in merges.items()},
     )
     (folder / "metadata.json").write_text(metadata.to_json(), "utf-8")
     return metadata

@@ -14,6 +14,7 @@ from activation_dataset.certify import (
     worse_of,
 )
 from activation_dataset.reader import DatasetError
+from activation_dataset.sites import Site
 from tests.activation_dataset.synthetic import describe, write_dataset
 
 
@@ -64,7 +65,7 @@ def test_the_worse_of_two_is_the_worse_in_each_figure():
 
 def test_one_layer_past_the_tolerance_fails_the_certificate():
     def passed(error: float) -> bool:
-        layers = {10: LayerParity(0.0, 1.0), 11: LayerParity(error, 1.0)}
+        layers: dict[Site, LayerParity] = {10: LayerParity(0.0, 1.0), 11: LayerParity(error, 1.0)}
         return Certificate("", (), 1, 0, 0.01, layers, {}, {}).passed
 
     assert passed(0.01)

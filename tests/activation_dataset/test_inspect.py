@@ -41,7 +41,7 @@ def test_a_summary_and_a_table_of_the_layers(dataset, capsys):
     text = capsys.readouterr().out
     assert text.startswith(f"{dataset}: 5 samples, ")
     assert "random:tiny, computed in bfloat16" in text
-    assert "3 (10-12), 16 wide, residual_after_layer" in text
+    assert "3 (10-12), 16 wide, resid_post" in text
     assert "none: every token" in text
     assert "8 files in 2 shards" in text
     assert "3 too_long" in text

@@ -72,7 +72,7 @@ def test_the_description_says_all_that_decides_about_bytes(example_tasks: Path):
     description = prepared(example_tasks).description
     assert description.model_name == "random:tiny"
     assert description.hidden_dim == 64
-    assert description.hook_point == "residual_after_layer"
+    assert description.hook_points == ("resid_post",)
     assert description.weights == {"fingerprint": "random:tiny, seed 0", "random": True}
     assert description.tokenizer == {
         "fingerprint": open_model("random:tiny").tokenizer_fingerprint()

@@ -10,6 +10,7 @@ import pytest
 from activation_dataset.format import Pooling, StorageDtype
 from activation_dataset.reader import ActivationDataset, ActivationRecord
 from qwen2.extractor import ActivationExtractor
+from qwen2.sites import Site
 from tests.end_to_end.job import problems_of, run
 
 
@@ -46,8 +47,8 @@ def extractor_of(
     )
 
 
-def alone(extractor: ActivationExtractor, text: str) -> dict[int, np.ndarray]:
-    """What the extractor gives for one text by itself: for each layer [vectors, hidden]."""
+def alone(extractor: ActivationExtractor, text: str) -> dict[Site, np.ndarray]:
+    """What the extractor gives for one text by itself: for each site [vectors, hidden]."""
     captured = extractor([text])
     return captured[0] if isinstance(captured, list) else captured
 

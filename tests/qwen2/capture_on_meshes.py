@@ -1,7 +1,7 @@
 """Captures the same prompts on several meshes of 8 virtual CPU devices; run by ``test_mesh.py``.
 
 The number of devices is fixed when JAX starts, so this is a process of its own. It writes to the
-file named by its argument, as ``.npz``: for each capture one array [layers, vectors, hidden], the
+file named by its argument, as ``.npz``: for each capture one array [sites, vectors, hidden], the
 prompts in order, and the messages of the errors that it provoked.
 """
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from qwen2.extractor import ActivationExtractor, FloatName
 from qwen2.programs import POOLINGS, MeshError, Pooling
+from qwen2.sites import HookPoint
 from qwen2.source import ModelSource, open_model
 from tests.qwen2.checkpoints import GROUPED_BY_FOUR, write_checkpoint
 
@@ -26,6 +27,9 @@ LENGTHS = (*range(3, 480, 17), 512, 1, 1)
 """Enough for two steps on the (8, 1) mesh, the second with rows that stay empty."""
 
 ALL_LAYERS = range(GROUPED_BY_FOUR.num_hidden_layers)
+
+HOOK_POINTS: tuple[HookPoint, ...] = ("attn_out", "mlp_out", "resid_post")
+"""What a model axis splits, each device having a part of the sum, and the stream it is added to."""
 
 Capture = tuple[tuple[int, int] | None, Pooling, FloatName]
 """Mesh (None for the default), pooling, compute dtype."""
@@ -53,11 +57,17 @@ def capture(
     source: ModelSource, mesh: tuple[int, int] | None, pooling: Pooling, dtype: FloatName
 ) -> np.ndarray:
     extractor = ActivationExtractor(
-        source, ALL_LAYERS, pooling, dtype, batch_size=1, mesh_shape=mesh
+        source,
+        ALL_LAYERS,
+        pooling,
+        dtype,
+        batch_size=1,
+        mesh_shape=mesh,
+        hook_points=HOOK_POINTS,
     )
     found: dict[int, np.ndarray] = {}
     for captured in extractor.extract(prompts()):
-        stacked = np.stack([captured.layers[layer] for layer in ALL_LAYERS])
+        stacked = np.stack([captured.layers[site] for site in extractor.sites])
         ends = np.cumsum(captured.vector_counts)[:-1]
         found |= zip(captured.samples, np.split(stacked, ends, axis=1), strict=True)
     return np.concatenate([found[sample] for sample in range(len(LENGTHS))], axis=1)

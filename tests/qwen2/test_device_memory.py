@@ -13,6 +13,7 @@ import pytest
 from qwen2.batching import Packing, StepInputs, StepShape, plan_steps, split_step
 from qwen2.extractor import ActivationExtractor, DeviceMemoryError
 from qwen2.programs import Programs
+from qwen2.sites import Site
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def limit_slots(monkeypatch: pytest.MonkeyPatch, slots: int) -> list[StepShape]:
     ran: list[StepShape] = []
     run = Programs.run
 
-    def limited(self: Programs, inputs: StepInputs, shape: StepShape) -> dict[int, jax.Array]:
+    def limited(self: Programs, inputs: StepInputs, shape: StepShape) -> dict[Site, jax.Array]:
         if shape.slots > slots:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 byte")
         ran.append(shape)
@@ -75,7 +76,7 @@ def test_a_sample_that_does_not_fit_alone_is_named(extractor, prompts, monkeypat
 
 
 def test_other_errors_of_the_device_are_not_swallowed(extractor, prompts, monkeypatch):
-    def broken(*_: object) -> dict[int, jax.Array]:
+    def broken(*_: object) -> dict[Site, jax.Array]:
         raise jax.errors.JaxRuntimeError("INTERNAL: the device fell off the bus")
 
     monkeypatch.setattr(Programs, "run", broken)

@@ -14,6 +14,7 @@ from qwen2 import extractor as extractor_module
 from qwen2.checkpoint import CheckpointError
 from qwen2.extractor import ActivationExtractor
 from qwen2.programs import POOLINGS, MeshError, Pooling
+from qwen2.sites import HOOK_POINTS, HookPoint, Site, site_of
 from qwen2.source import open_model
 from tests.qwen2.checkpoints import SMALL, varied_weights, write_checkpoint
 
@@ -52,17 +53,17 @@ def load(
 
 def by_sample(
     extractor: ActivationExtractor, token_ids: Sequence[np.ndarray]
-) -> list[dict[int, np.ndarray]]:
-    """For each sample, by layer, [vectors, hidden]; every sample must come exactly once."""
-    found: dict[int, dict[int, np.ndarray]] = {}
+) -> list[dict[Site, np.ndarray]]:
+    """For each sample, by site, [vectors, hidden]; every sample must come exactly once."""
+    found: dict[int, dict[Site, np.ndarray]] = {}
     for captured in extractor.extract(token_ids):
         assert len(captured.samples) == len(captured.vector_counts)
         assert not found.keys() & set(captured.samples)
         ends = np.cumsum(captured.vector_counts)
-        for layer, vectors in captured.layers.items():
+        for site, vectors in captured.layers.items():
             assert vectors.shape == (ends[-1], extractor.hidden_size)
             for sample, part in zip(captured.samples, np.split(vectors, ends[:-1]), strict=True):
-                found.setdefault(sample, {})[layer] = part
+                found.setdefault(sample, {})[site] = part
     return [found[sample] for sample in range(len(token_ids))]
 
 
@@ -150,7 +151,7 @@ def test_an_empty_text_is_refused() -> None:
 
 
 @pytest.fixture(scope="module")
-def every_token(checkpoint: Path) -> list[dict[int, np.ndarray]]:
+def every_token(checkpoint: Path) -> list[dict[Site, np.ndarray]]:
     return by_sample(load(checkpoint, range(3), "none"), prompts())
 
 
@@ -158,7 +159,7 @@ def every_token(checkpoint: Path) -> list[dict[int, np.ndarray]]:
 @pytest.mark.parametrize("pooling", ["last", "none"])
 def test_any_choice_of_layers_captures_the_same_layers(
     checkpoint: Path,
-    every_token: list[dict[int, np.ndarray]],
+    every_token: list[dict[Site, np.ndarray]],
     pooling: Pooling,
     layers: Sequence[int],
 ) -> None:
@@ -171,8 +172,62 @@ def test_any_choice_of_layers_captures_the_same_layers(
             assert_close(vectors, tokens)
 
 
+@pytest.fixture(scope="module")
+def every_hook_point(checkpoint: Path) -> list[dict[Site, np.ndarray]]:
+    return by_sample(load(checkpoint, range(3), "none", hook_points=HOOK_POINTS), prompts())
+
+
+@pytest.mark.parametrize(
+    "hook_points", [["resid_post", "mlp_out"], ["attn_out"], ["resid_pre", "resid_mid"]]
+)
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_any_choice_of_hook_points_captures_the_same_vectors(
+    checkpoint: Path,
+    every_hook_point: list[dict[Site, np.ndarray]],
+    pooling: Pooling,
+    hook_points: list[HookPoint],
+) -> None:
+    captured = by_sample(load(checkpoint, [0, 2], pooling, hook_points=hook_points), prompts())
+    for found, expected in zip(captured, every_hook_point, strict=True):
+        assert found.keys() == {site_of(layer, each) for layer in (0, 2) for each in hook_points}
+        for site, vectors in found.items():
+            tokens = expected[site]
+            if pooling != "none":
+                tokens = tokens[-1:] if pooling == "last" else tokens.mean(axis=0, keepdims=True)
+            assert_close(vectors, tokens)
+
+
+def test_what_attention_and_mlp_add_leads_from_one_residual_stream_to_the_next(
+    every_hook_point: list[dict[Site, np.ndarray]],
+) -> None:
+    for found in every_hook_point:
+        for layer in range(3):
+            pre, attn_out, mid, mlp_out = (
+                found[f"blocks.{layer}.hook_{each}"] for each in HOOK_POINTS[:-1]
+            )
+            assert_close(mid, pre + attn_out)
+            assert_close(found[layer], mid + mlp_out)
+            if layer:
+                np.testing.assert_array_equal(pre, found[layer - 1])
+
+
+def test_texts_by_layer_and_by_name() -> None:
+    activations = tiny([1], hook_points=["mlp_out", "resid_post"])(TEXTS)
+    assert isinstance(activations, dict)
+    assert list(activations) == ["blocks.1.hook_mlp_out", 1]
+    np.testing.assert_array_equal(activations[1], tiny([1])(TEXTS)[1])
+
+
+@pytest.mark.parametrize("hook_points", [[], ["mlp_out", "resid"]])
+def test_hook_points_that_no_layer_has(hook_points: list[Any]) -> None:
+    with pytest.raises(
+        ValueError, match=r"must be some of resid_pre, .* got (none|mlp_out, resid)"
+    ):
+        tiny([1], hook_points=hook_points)
+
+
 def test_mean_is_the_mean_of_every_token(
-    checkpoint: Path, every_token: list[dict[int, np.ndarray]]
+    checkpoint: Path, every_token: list[dict[Site, np.ndarray]]
 ) -> None:
     means = by_sample(load(checkpoint, range(3), "mean"), prompts())
     for found, expected in zip(means, every_token, strict=True):
@@ -181,7 +236,7 @@ def test_mean_is_the_mean_of_every_token(
 
 
 def test_the_last_layer_is_captured_before_the_final_norm(
-    tmp_path: Path, every_token: list[dict[int, np.ndarray]]
+    tmp_path: Path, every_token: list[dict[Site, np.ndarray]]
 ) -> None:
     tensors = varied_weights(SMALL)
     tensors["model.norm.weight"] *= 100
@@ -259,7 +314,7 @@ def test_the_same_samples_give_the_same_bytes(checkpoint: Path) -> None:
 
 
 def test_the_batch_size_changes_no_activation(
-    checkpoint: Path, every_token: list[dict[int, np.ndarray]]
+    checkpoint: Path, every_token: list[dict[Site, np.ndarray]]
 ) -> None:
     found = by_sample(load(checkpoint, [2], batch_size=3), prompts())
     for a, b in zip(found, every_token, strict=True):

@@ -47,7 +47,7 @@ def captures(
 
 
 def pooled_on_one_device(captures: Mapping[str, np.ndarray], pooling: str) -> np.ndarray:
-    """[layers, vectors, hidden], pooled here from one device's capture of every token."""
+    """[sites, vectors, hidden], pooled here from one device's capture of every token."""
     every_token = captures[capture_name(*REFERENCE)].astype(np.float64)
     prompts = np.split(every_token, np.cumsum(LENGTHS)[:-1], axis=1)
     if pooling == "last":

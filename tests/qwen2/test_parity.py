@@ -1,4 +1,4 @@
-"""The activations are those of Hugging Face transformers, layer by layer.
+"""The activations are those of Hugging Face transformers, at every hook point of every layer.
 
 Where PyTorch is installed, every checkpoint here is written by transformers' ``save_pretrained``
 and run by transformers' own model, one unpadded prompt at a time. Where it is not, stored values
@@ -20,6 +20,7 @@ import pytest
 from qwen2.checkpoint import INDEX_FILE, CheckpointFolder
 from qwen2.extractor import ActivationExtractor, FloatName
 from qwen2.programs import POOLINGS, Pooling
+from qwen2.sites import HOOK_POINTS, HookPoint, site_of
 from qwen2.source import open_model
 from tests.qwen2.checkpoints import SMALL, write_checkpoint
 from tests.qwen2.reference.make_reference import REFERENCE_FILE, prompts
@@ -193,9 +194,9 @@ class Checkpoint:
     _theirs: dict[FloatName, list[np.ndarray]] = field(default_factory=dict)
 
     def theirs(self, dtype: FloatName) -> list[np.ndarray]:
-        """For each prompt [layers, tokens, hidden] float32."""
+        """For each prompt [sites, tokens, hidden] float32."""
         if dtype not in self._theirs:
-            run = transformers_model(self.folder, dtype)
+            run = transformers_model(self.folder, dtype, HOOK_POINTS)
             self._theirs[dtype] = [run(ids[None])[:, 0] for ids in self.token_ids]
         return self._theirs[dtype]
 
@@ -214,23 +215,30 @@ def checkpoint(
 
 
 def extracted(
-    model_path: Path, token_ids: list[np.ndarray], pooling: Pooling, compute_dtype: FloatName
+    model_path: Path,
+    token_ids: list[np.ndarray],
+    pooling: Pooling,
+    compute_dtype: FloatName,
+    hook_points: Sequence[HookPoint] = HOOK_POINTS,
 ) -> list[np.ndarray]:
-    """For each prompt [layers, vectors, hidden] float32, of every layer."""
+    """For each prompt [sites, vectors, hidden] float32: every layer at each hook point."""
     source = open_model(str(model_path))
     layers = range(source.config.num_hidden_layers)
-    extractor = ActivationExtractor(source, layers, pooling, compute_dtype, batch_size=BATCH_SIZE)
+    extractor = ActivationExtractor(
+        source, layers, pooling, compute_dtype, batch_size=BATCH_SIZE, hook_points=hook_points
+    )
+    sites = [site_of(layer, hook_point) for hook_point in hook_points for layer in layers]
     found: dict[int, np.ndarray] = {}
     for captured in extractor.extract(token_ids):
         ends = np.cumsum(captured.vector_counts)[:-1]
-        by_layer = [np.split(captured.layers[layer], ends) for layer in layers]
-        for sample, *vectors in zip(captured.samples, *by_layer, strict=True):
+        by_site = [np.split(captured.layers[site], ends) for site in sites]
+        for sample, *vectors in zip(captured.samples, *by_site, strict=True):
             found[sample] = np.stack(vectors)
     return [found[sample] for sample in range(len(token_ids))]
 
 
 def pooled(activations: np.ndarray, pooling: Pooling) -> np.ndarray:
-    """[layers, tokens, hidden] to [layers, vectors, hidden]"""
+    """[sites, tokens, hidden] to [sites, vectors, hidden]"""
     if pooling == "last":
         return activations[:, -1:]
     if pooling == "mean":
@@ -243,6 +251,7 @@ def compare(
     theirs: list[np.ndarray],
     dtype: FloatName,
     record_property: RecordProperty,
+    hook_points: Sequence[HookPoint] = HOOK_POINTS,
 ) -> None:
     """Checks every vector, and leaves the worst figures in the report (``--junitxml``)."""
     assert [o.shape for o in ours] == [t.shape for t in theirs]
@@ -250,12 +259,18 @@ def compare(
     norms_a, norms_b = np.linalg.norm(a, axis=-1), np.linalg.norm(b, axis=-1)
     errors = (np.linalg.norm(a - b, axis=-1) / norms_b).max(axis=1)
     cosines = ((a * b).sum(-1) / (norms_a * norms_b)).min(axis=1)
-    record_property("worst_relative_error", float(errors.max()))
-    record_property("worst_cosine", float(cosines.min()))
+    for hook_point, worst, least in zip(
+        hook_points,
+        np.split(errors, len(hook_points)),
+        np.split(cosines, len(hook_points)),
+        strict=True,
+    ):
+        record_property(f"worst_relative_error_{hook_point}", float(worst.max()))
+        record_property(f"worst_cosine_{hook_point}", float(least.min()))
     if dtype == "float32":
-        assert (errors <= RELATIVE_ERROR_FLOAT32).all(), f"relative error by layer: {errors}"
+        assert (errors <= RELATIVE_ERROR_FLOAT32).all(), f"relative error by site: {errors}"
     else:
-        assert (cosines >= COSINE_BFLOAT16).all(), f"cosine by layer: {cosines}"
+        assert (cosines >= COSINE_BFLOAT16).all(), f"cosine by site: {cosines}"
 
 
 @needs_torch
@@ -278,7 +293,7 @@ def test_a_batch_that_transformers_pads(
     mask = (np.arange(lengths.max()) < lengths[:, None]).astype(np.int64)
     padded = np.zeros(mask.shape, np.int32)
     padded[mask == 1] = np.concatenate(token_ids)
-    activations = transformers_model(checkpoint.folder, "float32")(padded, mask)
+    activations = transformers_model(checkpoint.folder, "float32", HOOK_POINTS)(padded, mask)
     theirs = [activations[:, row, :length] for row, length in enumerate(lengths)]
     ours = extracted(checkpoint.folder, token_ids, "none", "float32")
     compare(ours, theirs, "float32", record_property)
@@ -304,8 +319,9 @@ def test_the_checkpoint_is_in_the_form_that_its_name_says(checkpoint: Checkpoint
 def test_stored_values_of_transformers(
     tmp_path: Path, pooling: Pooling, dtype: FloatName, record_property: RecordProperty
 ) -> None:
-    ours = extracted(write_checkpoint(tmp_path), prompts(), pooling, dtype)
+    ours = extracted(write_checkpoint(tmp_path), prompts(), pooling, dtype, ["resid_post"])
     with np.load(REFERENCE_FILE) as stored:
         theirs = [stored[f"prompt_{index}"] for index in range(len(prompts()))]
     assert theirs[0].shape == (SMALL.num_hidden_layers, 1, SMALL.hidden_size)
-    compare(ours, [pooled(activations, pooling) for activations in theirs], dtype, record_property)
+    theirs = [pooled(activations, pooling) for activations in theirs]
+    compare(ours, theirs, dtype, record_property, ["resid_post"])

@@ -52,7 +52,7 @@ def test_the_limit_counts_all_layers_and_the_prompts():
     check_output_size(size, 2, 2_000_500)
     with pytest.raises(
         OutputTooLargeError,
-        match=r"2,000,500 bytes \(1,000,000 in each of 2 layers, 500 of prompts\), "
+        match=r"2,000,500 bytes \(1,000,000 in each of 2 layer folders, 500 of prompts\), "
         r"--max_output_bytes allows 2,000,499\. Choose fewer layers",
     ):
         check_output_size(size, 2, 2_000_499)

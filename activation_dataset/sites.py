@@ -1,0 +1,75 @@
+"""Sites: the places in the model where vectors were captured. A dataset has one folder for each."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+HookPoint = Literal["resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post"]
+HOOK_POINTS: tuple[HookPoint, ...] = get_args(HookPoint)
+"""Of a layer, in the order of the forward pass: the residual stream before it, what attention adds
+to it, the stream between attention and MLP, what the MLP adds to it, the stream after the layer."""
+
+DEFAULT_HOOK_POINT: HookPoint = "resid_post"
+
+Site = int | str
+"""One hook point of one layer. The residual stream after a layer has the layer's number; any other
+site has the name that TransformerLens gives it, such as "blocks.10.hook_mlp_out"."""
+
+_NUMBER = r"(0|[1-9]\d{0,8})"
+_SITE = re.compile(rf"{_NUMBER}|blocks\.{_NUMBER}\.hook_({'|'.join(HOOK_POINTS)})")
+
+
+def site_of(layer: int, hook_point: HookPoint) -> Site:
+    """The site of a layer's hook point."""
+    return layer if hook_point == DEFAULT_HOOK_POINT else f"blocks.{layer}.hook_{hook_point}"
+
+
+def sites_of(layers: Sequence[int], hook_points: Sequence[HookPoint]) -> tuple[Site, ...]:
+    """All hook points of all layers: layer by layer at one hook point, then at the next."""
+    return tuple(site_of(layer, hook_point) for hook_point in hook_points for layer in layers)
+
+
+def parse_site(text: str) -> Site:
+    """The site of a layer's number, or of TransformerLens' name of any hook point.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    return site_of(*place_of(text))
+
+
+def place_of(site: Site) -> tuple[int, HookPoint]:
+    """Layer and hook point of a site.
+
+    Raises:
+        ValueError: there is no such site.
+    """
+    if isinstance(site, int):
+        return site, DEFAULT_HOOK_POINT
+    match = _SITE.fullmatch(site)
+    if match is None:
+        raise ValueError(
+            f"{site!r} is neither a layer's number nor a name such as 'blocks.10.hook_mlp_out'"
+        )
+    number, layer, hook_point = match.groups()
+    return int(number or layer), hook_point or DEFAULT_HOOK_POINT  # type: ignore[return-value]
+
+
+def hook_name(site: Site) -> str:
+    """What TransformerLens calls a site, such as "blocks.10.hook_resid_post"."""
+    layer, hook_point = place_of(site)
+    return f"blocks.{layer}.hook_{hook_point}"
+
+
+def label(site: Site) -> str:
+    """A site in a table or chart of layers: "10", or "10 mlp_out"."""
+    layer, hook_point = place_of(site)
+    return str(layer) if hook_point == DEFAULT_HOOK_POINT else f"{layer} {hook_point}"
+
+
+def forward_order(site: Site) -> tuple[int, int]:
+    """By which sites are sorted: first by hook point, then by layer."""
+    layer, hook_point = place_of(site)
+    return HOOK_POINTS.index(hook_point), layer

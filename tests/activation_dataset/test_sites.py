@@ -1,0 +1,208 @@
+"""Vectors of several hook points in one dataset."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from activation_dataset import ActivationDataset, Metadata
+from activation_dataset.__main__ import main
+from activation_dataset.fields import FieldError
+from activation_dataset.format import layer_folder
+from activation_dataset.sites import HOOK_POINTS, hook_name, label, parse_site, place_of, site_of
+from activation_dataset.verify import verify
+from tests.activation_dataset.synthetic import make_rows, make_samples, row_seed, write_dataset
+
+SHARDS = [[3, 40, 1, 17], [7, 60]]
+LAYERS = (9, 10)
+MLP_9, MLP_10 = "blocks.9.hook_mlp_out", "blocks.10.hook_mlp_out"
+
+
+@pytest.fixture
+def path(tmp_path):
+    write_dataset(
+        tmp_path / "dataset", SHARDS, "none", layers=LAYERS, hook_points=("mlp_out", "resid_post")
+    )
+    return tmp_path / "dataset"
+
+
+def expected(site):
+    """[vectors, hidden] float32"""
+    rows = [
+        make_rows(make_samples(lengths, "none", shard), "none", 8, row_seed(site, shard))
+        for shard, lengths in enumerate(SHARDS)
+    ]
+    return np.concatenate(rows)
+
+
+def test_a_site_has_a_name_a_folder_and_a_label():
+    names = {each: site_of(10, each) for each in HOOK_POINTS}
+    assert names["resid_post"] == 10
+    assert names["mlp_out"] == "blocks.10.hook_mlp_out"
+    assert layer_folder(names["resid_post"]) == "layer_10"
+    assert layer_folder(names["resid_mid"]) == "layer_10_resid_mid"
+    assert (label(10), label("blocks.10.hook_attn_out")) == ("10", "10 attn_out")
+    assert hook_name(10) == "blocks.10.hook_resid_post"
+    for hook_point, site in names.items():
+        assert place_of(site) == (10, hook_point)
+        assert parse_site(str(site)) == parse_site(hook_name(site)) == site
+
+
+@pytest.mark.parametrize(
+    "text", ["", "-1", "01", "blocks.01.hook_mlp_out", "blocks.1.hook_mlp", "mlp_out", "1\n"]
+)
+def test_what_is_no_site_is_refused(text):
+    with pytest.raises(ValueError, match="neither a layer's number nor a name such as 'blocks"):
+        parse_site(text)
+
+
+def test_each_site_is_read_by_its_name(path):
+    dataset = ActivationDataset(path)
+    assert dataset.layers == LAYERS
+    assert dataset.sites == (MLP_9, MLP_10, 9, 10)
+    for site in (*dataset.sites, "blocks.9.hook_resid_post"):
+        rows = expected(parse_site(str(site)))
+        for found in (dataset[site], dataset.records(site)):
+            assert np.array_equal(np.concatenate([each.activation for each in found]), rows)
+        assert np.array_equal(dataset[site][1].activation, rows[3:43])
+        assert np.array_equal(np.concatenate([b.values for b in dataset.blocks(site)]), rows)
+
+
+def test_a_site_that_was_not_captured_is_named(path):
+    dataset = ActivationDataset(path)
+    for site in (11, "blocks.9.hook_attn_out", "mlp_out"):
+        for ask in (lambda s: dataset[s], lambda s: dataset.batches(s, 4)):
+            with pytest.raises(KeyError, match=rf"layer {site} is not in the dataset, which has"):
+                ask(site)
+
+
+def test_batches_of_several_sites_are_of_the_same_tokens(path):
+    batches = ActivationDataset(path).batches([MLP_10, "blocks.10.hook_resid_post"], 16)
+    for batch in batches:
+        assert batch.values.shape == (16, 2, 8)
+        np.testing.assert_array_equal(batch.values[:, 0], expected(MLP_10)[batch.numbers])
+        np.testing.assert_array_equal(batch.values[:, 1], expected(10)[batch.numbers])
+
+
+def test_norms_bound_the_vectors_of_a_named_site(path):
+    norms = np.linalg.norm(expected(MLP_9), axis=1)
+    least = float(np.median(norms))
+    dataset = ActivationDataset(path)
+    batches = dataset.batches([9, MLP_9], 1, norms={MLP_9: (least, np.inf)})
+    found = np.concatenate([batch.numbers for batch in batches])
+    np.testing.assert_array_equal(np.sort(found), np.flatnonzero(norms >= least))
+    by_other_name = dataset.batches(9, 1, norms={"blocks.9.hook_resid_post": (0, np.inf)})
+    assert sum(1 for _ in by_other_name) == dataset.num_vectors
+
+
+def test_every_file_is_verified(path):
+    assert verify(path).problems == ()
+    file = path / "layer_10_mlp_out" / "activations-00001-of-00002.tfrecord"
+    content = bytearray(file.read_bytes())
+    content[100] ^= 1
+    file.write_bytes(content)
+    (path / "layer_9_mlp_out" / "activations-00000-of-00002.tfrecord").unlink()
+    assert verify(path).repair_list == (
+        "layer_10_mlp_out/activations-00001-of-00002.tfrecord",
+        "layer_9_mlp_out/activations-00000-of-00002.tfrecord",
+    )
+    (path / "metadata.json").unlink()
+    assert set(verify(path).repair_list) == {
+        "layer_10_mlp_out/activations-00001-of-00002.tfrecord",
+        "layer_9_mlp_out/activations-00000-of-00002.tfrecord",
+    }
+
+
+def test_metadata_names_the_hook_points(path):
+    value = json.loads((path / "metadata.json").read_text())
+    assert value["schema_version"] == 2
+    assert value["hook_points"] == ["mlp_out", "resid_post"]
+    assert "hook_point" not in value
+    sites = [MLP_9, MLP_10, "9", "10"]
+    assert sorted(value["statistics"]) == sorted(sites)
+    files = value["batches"][1]["files"]
+    assert {site: files[site]["path"].split("/")[0] for site in sites} == {
+        MLP_9: "layer_9_mlp_out",
+        MLP_10: "layer_10_mlp_out",
+        "9": "layer_9",
+        "10": "layer_10",
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hook_points": ["resid_post"]}, "which is for schema_version 1 to say"),
+        ({"hook_points": ["resid_post", "mlp_out"]}, "expected some of"),
+        ({"hook_points": []}, "expected some of"),
+        ({"hook_points": ["mlp_out", "resid"]}, "hook_points is a list of 2, expected a list of"),
+        ({"hook_points": ["mlp_out"]}, r"files has layers .* expected"),
+        ({"schema_version": 1}, "hook_point is missing"),
+        ({"schema_version": 3}, "this reader knows 1 and 2: install a newer version"),
+        ({"schema_version": 1, "hook_point": "residual_after_layer"}, "hook_points is not a known"),
+    ],
+    ids=str,
+)
+def test_metadata_that_contradicts_itself_is_refused(path, change, message):
+    value = json.loads((path / "metadata.json").read_text()) | change
+    with pytest.raises(FieldError, match=message):
+        Metadata.from_json(json.dumps(value))
+
+
+@pytest.mark.parametrize("key", ["blocks.9.hook_resid_post", "blocks.9.hook_mlp", "09"])
+def test_a_key_that_is_no_site_is_refused(path, key):
+    value = json.loads((path / "metadata.json").read_text())
+    value["statistics"][key] = value["statistics"].pop("9")
+    with pytest.raises(FieldError, match=f"statistics has the key '{key}'"):
+        Metadata.from_json(json.dumps(value))
+
+
+def test_only_what_version_1_cannot_say_is_version_2(path):
+    metadata = ActivationDataset(path).metadata
+    run = replace(metadata.run, hook_points=("resid_post",))
+    files = [{site: each.files[site] for site in LAYERS} for each in metadata.batches]
+    plain = replace(
+        metadata,
+        run=run,
+        batches=tuple(
+            replace(batch, files=those)
+            for batch, those in zip(metadata.batches, files, strict=True)
+        ),
+        statistics={site: metadata.statistics[site] for site in LAYERS},
+    )
+    assert (run.schema_version, metadata.run.schema_version) == (1, 2)
+    assert Metadata.from_json(plain.to_json()) == plain
+    assert json.loads(plain.to_json())["hook_point"] == "residual_after_layer"
+
+
+def test_a_site_is_exported_under_its_name(path, capsys):
+    out = path.parent / "out"
+    command = ["export", str(path), str(out), "--to", "safetensors", "--layer"]
+    assert main([*command, "blocks.9.hook_attn_out"]) == 2
+    assert "there is no layer blocks.9.hook_attn_out" in capsys.readouterr().err
+    assert main([*command, MLP_9]) == 0
+    files = sorted(out.glob("*.safetensors"))
+    assert files[0].name == "layer_9_mlp_out-00000-of-00002.safetensors"
+    with safe_open(files[0], "np") as tensors:
+        assert tensors.metadata()["hook_name"] == MLP_9
+        assert tensors.metadata()["layer"] == "9"
+        np.testing.assert_array_equal(tensors.get_tensor("activations"), expected(MLP_9)[:61])
+
+
+def test_people_see_which_is_which(path, capsys):
+    assert main(["inspect", str(path), "--full"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any("2 (9-10), 8 wide, mlp_out, resid_post" in line for line in lines)
+    first = [line.split("  ")[0].strip() or line.strip().split("  ")[0] for line in lines]
+    assert {"9 mlp_out", "10 mlp_out", "9", "10"} <= set(first)
+    page = path.parent / "page.html"
+    assert main(["report", str(path), "-o", str(page)]) == 0
+    text = page.read_text()
+    assert "MLP output, residual stream after the layer" in text
+    assert "<td>10 mlp_out</td>" in text
+    assert main(["card", str(path)]) == 0
+    card = (path / "README.md").read_text()
+    assert "MLP output (`blocks.{layer}.hook_mlp_out`)" in card
+    assert "dataset.batches('blocks.9.hook_mlp_out', 4096)" in card
