@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from activation_dataset.metadata import Metadata
-from activation_dataset.sites import label
+from activation_dataset.sites import site_label
 from activation_dataset.summary import (
     MASSIVE_FACTOR,
     OUTLIER_FACTORS,
@@ -113,7 +113,7 @@ def _positions(layers: Sequence[LayerSummary], found: Survey) -> list[str]:
     if not len(used):
         return []
     head = ["layer"]
-    rows = [[label(layer.layer)] for layer in layers]
+    rows = [[site_label(layer.layer)] for layer in layers]
     for octave in used.tolist():
         within = octaves == octave
         first, last = 2**octave - 1, 2 ** (octave + 1) - 2
@@ -134,7 +134,7 @@ def _kinds(layers: Sequence[LayerSummary], found: Survey) -> list[str]:
             number(mean / layer.median_norm) if count and layer.median_norm else "-"
             for count, mean in each.kinds.tolist()
         ]
-        rows.append((label(layer.layer), *norms))
+        rows.append((site_label(layer.layer), *norms))
     return ["mean norm by what the token shows, in medians of the layer", *_table(rows)]
 
 
@@ -143,7 +143,7 @@ def _outliers(found: Survey) -> list[str]:
     if not found.outliers:
         return [f"{title}: none among the vectors that were read"]
     lines = [
-        f"  {number(each.factor):>5}x in layer {label(each.layer)}: {each.origin}"
+        f"  {number(each.factor):>5}x in layer {site_label(each.layer)}: {each.origin}"
         for each in found.outliers
     ]
     return [f"{title}; the largest:", *lines]
@@ -152,7 +152,7 @@ def _outliers(found: Survey) -> list[str]:
 def _likeness(metadata: Metadata, found: Survey) -> list[str]:
     if found.likeness is None:
         return []
-    names = [label(site) for site in metadata.run.sites]
+    names = [site_label(site) for site in metadata.run.sites]
     values = found.likeness.alignment
     rows = [
         (name, number(effective), f"{explained.sum():.0%}", f"{values[0, n]:.2f}", f"{next_:.2f}")

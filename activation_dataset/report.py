@@ -18,7 +18,7 @@ from activation_dataset.inspect import prompt_lines
 from activation_dataset.metadata import Metadata
 from activation_dataset.page import Section, page
 from activation_dataset.reader import ActivationDataset
-from activation_dataset.sites import label
+from activation_dataset.sites import site_label
 from activation_dataset.summary import (
     HOOK_POINTS_EXPLAINED,
     MASSIVE_FACTOR,
@@ -174,7 +174,7 @@ def _positions(layers: Sequence[LayerSummary], found: Survey) -> Iterator[Sectio
 
     def title(row: int, column: int) -> str:
         return (
-            f"layer {label(layers[row].layer)}, position {names[column]}: "
+            f"layer {site_label(layers[row].layer)}, position {names[column]}: "
             f"{number(factors[row, column])} medians, {outside[row, column]:,} of "
             f"{counts[row, column]:,} are outliers"
         )
@@ -204,7 +204,8 @@ def _outliers(found: Survey) -> Iterator[Section]:
         yield Section("Outliers", text, "")
         return
     rows = [
-        (f"{number(each.factor)} x", label(each.layer), str(each.origin)) for each in found.outliers
+        (f"{number(each.factor)} x", site_label(each.layer), str(each.origin))
+        for each in found.outliers
     ]
     text = (
         "The vectors with the largest norms, in medians of the layer where they are largest. All "
@@ -248,7 +249,9 @@ def _massive(metadata: Metadata, layers: Sequence[LayerSummary]) -> Section:
 
     def said(row: int, column: int) -> str:
         share = part[row, column]
-        return f"dimension {dimensions[row]} in layer {label(layers[column].layer)}: {share:.1%}"
+        return (
+            f"dimension {dimensions[row]} in layer {site_label(layers[column].layer)}: {share:.1%}"
+        )
 
     most = float(part.max())
     chart = charts.heat_map(
@@ -267,7 +270,7 @@ def _likeness(metadata: Metadata, found: Survey) -> Iterator[Section]:
     if likeness is None:
         yield Section("Likeness of layers", "One layer, or too few vectors to compare.", "")
         return
-    names = [label(site) for site in metadata.run.sites]
+    names = [site_label(site) for site in metadata.run.sites]
     values = likeness.alignment
     low = min(0.98, float(values.min()))
 
@@ -363,7 +366,7 @@ def _footer(metadata: Metadata, found: Survey) -> str:
 
 
 def _names(layers: Sequence[LayerSummary]) -> list[str]:
-    return [label(layer.layer) for layer in layers]
+    return [site_label(layer.layer) for layer in layers]
 
 
 def _html_table(head: Sequence[str], rows: Sequence[Sequence[str]], name: str = "") -> str:

@@ -63,7 +63,7 @@ def hook_name(site: Site) -> str:
     return f"blocks.{layer}.hook_{hook_point}"
 
 
-def label(site: Site) -> str:
+def site_label(site: Site) -> str:
     """A site in a table or chart of layers: "10", or "10 mlp_out"."""
     layer, hook_point = place_of(site)
     return str(layer) if hook_point == DEFAULT_HOOK_POINT else f"{layer} {hook_point}"

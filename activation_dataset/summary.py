@@ -10,7 +10,7 @@ import numpy as np
 
 from activation_dataset.format import Pooling
 from activation_dataset.metadata import Metadata
-from activation_dataset.sites import DEFAULT_HOOK_POINT, HookPoint, Site, label, place_of
+from activation_dataset.sites import DEFAULT_HOOK_POINT, HookPoint, Site, place_of, site_label
 from activation_dataset.statistics import LayerStatistics
 
 OUTLIER_FACTORS = (10, 100)
@@ -134,7 +134,7 @@ def table_rows(layers: Sequence[LayerSummary]) -> list[tuple[str, ...]]:
     """The cells below `TABLE_HEAD`, a row for each layer."""
     return [
         (
-            label(each.layer),
+            site_label(each.layer),
             f"{each.vectors:,}",
             f"{each.nonfinite:,}",
             number(each.mean_norm),

@@ -11,7 +11,14 @@ from activation_dataset import ActivationDataset, Metadata
 from activation_dataset.__main__ import main
 from activation_dataset.fields import FieldError
 from activation_dataset.format import layer_folder
-from activation_dataset.sites import HOOK_POINTS, hook_name, label, parse_site, place_of, site_of
+from activation_dataset.sites import (
+    HOOK_POINTS,
+    hook_name,
+    parse_site,
+    place_of,
+    site_label,
+    site_of,
+)
 from activation_dataset.verify import verify
 from tests.activation_dataset.synthetic import make_rows, make_samples, row_seed, write_dataset
 
@@ -43,7 +50,7 @@ def test_a_site_has_a_name_a_folder_and_a_label():
     assert names["mlp_out"] == "blocks.10.hook_mlp_out"
     assert layer_folder(names["resid_post"]) == "layer_10"
     assert layer_folder(names["resid_mid"]) == "layer_10_resid_mid"
-    assert (label(10), label("blocks.10.hook_attn_out")) == ("10", "10 attn_out")
+    assert (site_label(10), site_label("blocks.10.hook_attn_out")) == ("10", "10 attn_out")
     assert hook_name(10) == "blocks.10.hook_resid_post"
     for hook_point, site in names.items():
         assert place_of(site) == (10, hook_point)
