@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from activation_dataset.sites import DEFAULT_HOOK_POINT, HOOK_POINTS, Site, place_of, site_of
+from activation_dataset.sites import DEFAULT_HOOK_POINT, HOOK_POINTS, Site, parse_site, place_of
 
 SCHEMA_VERSIONS = (1, 2)
 """Those that can be read and written; docs/format.md tells them apart."""
@@ -26,7 +26,7 @@ POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 STORAGE_DTYPES: tuple[StorageDtype, ...] = get_args(StorageDtype)
 
 _SHARD_PATH = re.compile(
-    rf"layer_(0|[1-9]\d*)(?:_({'|'.join(HOOK_POINTS)}))?/"
+    rf"layer_(0|[1-9]\d{{0,8}})(?:_({'|'.join(HOOK_POINTS)}))?/"
     r"activations-(\d{5,})-of-(\d{5,})\.tfrecord"
 )
 _PROMPTS_PATH = re.compile(r"prompts/prompts-(\d{5,})-of-(\d{5,})\.tfrecord")
@@ -87,7 +87,7 @@ def parse_shard_file(path: str) -> tuple[Site, int, int] | None:
     if match is None:
         return None
     layer, hook_point, *numbers = match.groups()
-    site = site_of(int(layer), hook_point or DEFAULT_HOOK_POINT)
+    site = parse_site(f"blocks.{layer}.hook_{hook_point or DEFAULT_HOOK_POINT}")
     shard, num_shards = map(int, numbers)
     if shard >= num_shards or path != shard_file(site, shard, num_shards):
         return None

@@ -28,6 +28,7 @@ def test_the_defaults_are_those_of_the_help():
         "output_dir": "activations",
         "layers": None,
         "pooling": "last",
+        "hook_points": ("resid_post",),
         "prompt_template": "digits",
         "max_length": None,
         "overlength": "reject",
@@ -62,6 +63,17 @@ def test_the_defaults_are_those_of_the_help():
 def test_layers_can_be_written_in_several_ways(words: list[str], layers: tuple[int, ...]):
     assert parse_layers(words) == layers
     assert config_of("--layers_to_extract", *words).layers == layers
+
+
+@pytest.mark.parametrize("words", [["mlp_out", "resid_pre"], ["resid_pre,mlp_out, mlp_out"]])
+def test_hook_points_can_be_written_in_several_ways(words: list[str]):
+    assert config_of("--hook_points", *words).hook_points == ("resid_pre", "mlp_out")
+
+
+@pytest.mark.parametrize("word", ["resid", "hook_mlp_out", "blocks.0.hook_mlp_out", "all", ","])
+def test_what_is_not_a_hook_point_is_named(word: str):
+    with pytest.raises(ConfigError, match=r"^--hook_points: '.*' is not a hook point; give one"):
+        config_of("--hook_points", word)
 
 
 WORDS = ["x", "-1", "1.5", "10-", "-", "23-10", "10..23", "10:23", "99999", "All", "10-23-5"]

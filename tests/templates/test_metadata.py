@@ -89,6 +89,11 @@ def test_the_accelerators_are_those_of_the_job():
     ("name", "right", "wrong"),
     [
         ("layers_to_extract", ["all", "10-23", "10 11 12", "10,11", "0-3,7"], ["", "ten", "10-"]),
+        (
+            "hook_points",
+            ["mlp_out", "resid_mid mlp_out", "attn_out, resid_pre"],
+            ["", "mlp", "all"],
+        ),
         ("output_dir", ["gs://bucket/folder"], ["bucket/folder", "gs://bucket", "/tmp/out"]),
         ("tasks_file", ["gs://bucket/tasks/*.json"], ["tasks/*.json"]),
         ("mesh_shape", ["8,1"], ["8", "0,8", "8x1"]),

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from activation_dataset.prompts import Prompt
+from activation_dataset.sites import Site
 from qwen2.extractor import ActivationExtractor
 from tests.activation_dataset.synthetic import text_prompt
 from tests.conftest import COMPILED
@@ -63,7 +64,7 @@ def test_a_shard_is_put_in_order_however_it_arrives(prompts: list[Prompt]):
 def test_the_blocks_hold_every_sample_of_every_layer(prompts, extractors, pooling: str):
     extractor = extractors[pooling]
     blocks = list(extract_shard(5, prompts, extractor))
-    by_layer: dict[int, list[LayerBlock]] = defaultdict(list)
+    by_layer: dict[Site, list[LayerBlock]] = defaultdict(list)
     for block in blocks:
         by_layer[block.layer].append(block)
     assert set(by_layer) == set(LAYERS)

@@ -32,7 +32,7 @@ def test_the_files_have_just_the_bytes_that_were_measured(
     prompts_files = list((tmp_path / "prompts").iterdir())
     assert sum(file.stat().st_size for file in prompts_files) == size.prompts
     written = sum(path.stat().st_size for path in tmp_path.glob("*/*.tfrecord"))
-    assert size.total(layers=3) == written
+    assert size.total(sites=3) == written
 
 
 def test_sizes_add_up_however_they_are_split():
