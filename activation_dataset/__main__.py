@@ -19,6 +19,7 @@ from activation_dataset.index_file import keep_indexes
 from activation_dataset.inspect import inspect, inspect_vectors
 from activation_dataset.reader import ActivationDataset, DatasetError
 from activation_dataset.report import report
+from activation_dataset.sites import site_label
 from activation_dataset.survey import survey
 from activation_dataset.tfrecord import CorruptRecordError
 from activation_dataset.verify import verify
@@ -195,9 +196,11 @@ def _certify(options: argparse.Namespace) -> int:
     certificate = certify(
         options.folder, options.model_path, options.samples, options.seed, options.tolerance
     )
-    print("layer  relative error  cosine")
-    for layer, parity in certificate.layers.items():
-        print(f"{layer:5}  {parity.relative_error:14.2e}  {parity.cosine:.6f}")
+    names = ["layer", *map(site_label, certificate.layers)]
+    width = max(map(len, names))
+    print(f"{names[0]:>{width}}  relative error  cosine")
+    for name, parity in zip(names[1:], certificate.layers.values(), strict=True):
+        print(f"{name:>{width}}  {parity.relative_error:14.2e}  {parity.cosine:.6f}")
     compared = f"{len(certificate.samples)} samples, {certificate.vectors} vectors in each layer"
     verdict = "within" if certificate.passed else "PAST"
     print(f"{verdict} the tolerance of {certificate.tolerance:g}: {compared}; {CERTIFICATE_FILE}")

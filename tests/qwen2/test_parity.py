@@ -29,7 +29,14 @@ from tests.qwen2.transformers_model import transformers_model
 RELATIVE_ERROR_FLOAT32 = 1e-4
 """Largest |ours - theirs| / |theirs| of a vector, L2."""
 
-COSINE_BFLOAT16 = 0.999
+COSINE_BFLOAT16: dict[HookPoint, float] = {
+    "resid_pre": 0.999,
+    "attn_out": 0.998,
+    "resid_mid": 0.999,
+    "mlp_out": 0.998,
+    "resid_post": 0.999,
+}
+"""Of what is added to the residual stream, more is rounding than of the stream itself."""
 
 VOCABULARY = 320
 
@@ -267,10 +274,10 @@ def compare(
     ):
         record_property(f"worst_relative_error_{hook_point}", float(worst.max()))
         record_property(f"worst_cosine_{hook_point}", float(least.min()))
-    if dtype == "float32":
-        assert (errors <= RELATIVE_ERROR_FLOAT32).all(), f"relative error by site: {errors}"
-    else:
-        assert (cosines >= COSINE_BFLOAT16).all(), f"cosine by site: {cosines}"
+        if dtype == "float32":
+            assert (worst <= RELATIVE_ERROR_FLOAT32).all(), f"{hook_point} by layer: {worst}"
+        else:
+            assert (least >= COSINE_BFLOAT16[hook_point]).all(), f"{hook_point} by layer: {least}"
 
 
 @needs_torch
