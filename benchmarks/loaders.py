@@ -35,8 +35,8 @@ def sae_lens(dataset: ActivationDataset, layer: int, batch: int, folder: Path) -
     """SAELens' store."""
     from sae_lens.training.activations_store import ActivationsStore
 
-    from activation_dataset.exporters.exported import hook_name
     from activation_dataset.exporters.sae_lens import export
+    from activation_dataset.sites import hook_name
 
     export(dataset, layer, folder, CONTEXT)
 
@@ -46,7 +46,7 @@ def sae_lens(dataset: ActivationDataset, layer: int, batch: int, folder: Path) -
             dataset=None,
             streaming=False,
             cached_activations_path=str(folder),
-            hook_name=hook_name(dataset.metadata.run, layer),
+            hook_name=hook_name(layer),
             hook_head_index=None,
             context_size=CONTEXT,
             d_in=dataset.kind.hidden,

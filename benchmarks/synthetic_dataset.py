@@ -104,7 +104,7 @@ def _run(
         layers_extracted=tuple(layers),
         hidden_dim=hidden,
         pooling=pooling,
-        hook_point="residual_after_layer",
+        hook_points=("resid_post",),
         storage_dtype=storage_dtype,
         compute_dtype="bfloat16",
         prompt_template={"name": "none"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from numpy.typing import NDArray
@@ -16,7 +17,9 @@ encode_on_device = nnx.jit(TopKAutoencoder.encode)
 def codes_of(model: TopKAutoencoder, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     """[n, features] float32 of vectors [n, hidden]."""
     starts = range(0, len(vectors), _ROWS)
-    parts = [np.asarray(encode_on_device(model, vectors[at : at + _ROWS])) for at in starts]
+    parts = [
+        np.asarray(encode_on_device(model, jnp.asarray(vectors[at : at + _ROWS]))) for at in starts
+    ]
     return np.concatenate(parts)
 
 
@@ -28,7 +31,9 @@ def explained_variance(vectors: NDArray[np.float32], reconstructed: NDArray[np.f
 
 def explained_by(model: TopKAutoencoder, vectors: NDArray[np.float32]) -> float:
     """Share of the variance of vectors [n, hidden] that the autoencoder explains."""
-    return explained_variance(vectors, np.asarray(model.decode(codes_of(model, vectors))))
+    return explained_variance(
+        vectors, np.asarray(model.decode(jnp.asarray(codes_of(model, vectors))))
+    )
 
 
 def explained_by_components(

@@ -11,8 +11,10 @@ from activation_dataset import ActivationDataset, Metadata
 from activation_dataset.__main__ import main
 from activation_dataset.fields import FieldError
 from activation_dataset.format import layer_folder
+from activation_dataset.manifest import FileEntry
 from activation_dataset.sites import (
     HOOK_POINTS,
+    Site,
     hook_name,
     parse_site,
     place_of,
@@ -169,7 +171,9 @@ def test_a_key_that_is_no_site_is_refused(path, key):
 def test_only_what_version_1_cannot_say_is_version_2(path):
     metadata = ActivationDataset(path).metadata
     run = replace(metadata.run, hook_points=("resid_post",))
-    files = [{site: each.files[site] for site in LAYERS} for each in metadata.batches]
+    files: list[dict[Site, FileEntry]] = [
+        {site: each.files[site] for site in LAYERS} for each in metadata.batches
+    ]
     plain = replace(
         metadata,
         run=run,

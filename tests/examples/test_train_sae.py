@@ -2,6 +2,7 @@
 
 import re
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -57,7 +58,9 @@ def test_the_strongest_are_those_of_a_sort():
     values = np.random.default_rng(0).random((20, 50), np.float32)
     values[3, 5:] = 0
     least = np.sort(values, axis=1)[:, -8, None]
-    np.testing.assert_array_equal(strongest(values, 8), np.where(values >= least, values, 0))
+    np.testing.assert_array_equal(
+        strongest(jnp.asarray(values), 8), np.where(values >= least, values, 0)
+    )
 
 
 def test_as_many_components_as_dimensions_explain_all():
