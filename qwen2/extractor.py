@@ -112,6 +112,7 @@ class ActivationExtractor:
         self.layers = tuple(sorted(check_layers(layers, config.num_hidden_layers)))
         hook_points = in_forward_order(hook_points)
         self.sites = tuple(site_of(layer, point) for point in hook_points for layer in self.layers)
+        self._top_sites = tuple(site_of(self.layers[-1], point) for point in hook_points)
         if pooling not in POOLINGS:
             raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, got {pooling!r}")
         for name, value in (("compute_dtype", compute_dtype), ("storage_dtype", storage_dtype)):
@@ -239,7 +240,8 @@ class ActivationExtractor:
             else:
                 alone = separate_samples(step, self._packing.rows)
                 # What is not finite in the residual stream is not so in any layer above.
-                if not alone or np.isfinite(found.layers[self.layers[-1]]).all():
+                top = (found.layers[site] for site in self._top_sites)
+                if not alone or all(np.isfinite(vectors).all() for vectors in top):
                     yield found
                 else:
                     yield from self._run(alone, token_ids)

@@ -19,6 +19,7 @@ from transforms.commit_run import OtherRunError, check_output_dir, configuration
 DECIDE: dict[str, tuple[Any, ...]] = {
     "model_path": ("random:tiny", "random:Qwen2.5-0.5B"),
     "layers": ((0, 1), (0, 2), (23,), ()),
+    "hook_points": (("resid_post",), ("mlp_out",), ("resid_pre", "resid_post")),
     "pooling": ("last", "mean", "none"),
     "prompt_template": ("digits", "numbered"),
     "max_length": (None, 100, 32_768),
@@ -43,6 +44,7 @@ DO_NOT_DECIDE = {
 FIELD = {
     "model_path": {"model_name", "weights.fingerprint", "hidden_dim"},
     "layers": {"layers_extracted", "num_layers_extracted"},
+    "hook_points": {"hook_point", "hook_points"},
     "max_length": {"settings.max_length"},
     "overlength": {"settings.overlength"},
     "batch_size": {"settings.batch_size"},
