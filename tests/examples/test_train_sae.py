@@ -21,18 +21,18 @@ LAYER = 12
 
 
 @pytest.fixture(scope="module")
-def dataset(short_tasks, tmp_path_factory):
-    """Every token of some 12,000, of eight variants of each of four tasks."""
+def dataset(example_tasks, tmp_path_factory):
+    """Every token of some 30,000, of two variants of each task."""
     out = tmp_path_factory.mktemp("sae") / "tokens"
-    flags = ("--layers_to_extract", str(LAYER), "--pooling", "none", "--augment", "8")
-    run("random:tiny", short_tasks / "*.json", out, *flags)
+    flags = ("--layers_to_extract", str(LAYER), "--pooling", "none", "--augment", "2")
+    run("random:tiny", example_tasks / "*.json", out, *flags)
     return ActivationDataset(out)
 
 
 @pytest.fixture(scope="module")
 def trained(dataset):
-    fit = Fit(dataset, LAYER, Settings(features=128, steps=300, batch_size=512))
-    assert [progress.step for progress in fit] == [50, 100, 150, 200, 250, 300]
+    fit = Fit(dataset, LAYER, Settings(features=256, steps=500, batch_size=512))
+    assert [progress.step for progress in fit] == list(range(50, 501, 50))
     return fit, fit.judge()
 
 
