@@ -6,6 +6,7 @@ The dataset reader alone needs numpy and google-crc32c: install those and add `-
 
 import platform
 import sys
+from glob import glob
 from importlib.util import find_spec
 
 from setuptools import Extension, find_packages, setup
@@ -13,33 +14,28 @@ from setuptools import Extension, find_packages, setup
 PACKAGES = ["activation_dataset", "beam_pipeline", "corpus", "qwen2", "transforms"]
 
 
-def amx_kernels() -> list[Extension]:
+def kernels() -> list[Extension]:
     """The CPU kernels, where they can be built: Linux on x86-64, with JAX's headers at hand.
 
     Those come with the locked requirements, not with pip's isolated builds: use
-    --no-build-isolation. Without a C++ compiler the extension is left out with a warning.
+    --no-build-isolation. Without a C++ compiler an extension is left out with a warning.
     """
     if (sys.platform, platform.machine()) != ("linux", "x86_64") or find_spec("jax") is None:
         return []
     from jax.ffi import include_dir
 
-    processor = ["avx512f", "avx512bw", "avx512bf16", "amx-tile", "amx-bf16", "fma"]
-    return [
-        Extension(
-            "qwen2.amx.kernels",
-            ["qwen2/amx/available.cc", "qwen2/amx/attention.cc", "qwen2/amx/mlp.cc"],
-            depends=["qwen2/amx/tiles.h"],
+    def extension(folder: str, *processor: str) -> Extension:
+        arguments = ["-std=c++17", "-O3", "-isystem", include_dir()]
+        return Extension(
+            f"qwen2.kernels.{folder}.library",
+            sorted(glob(f"qwen2/kernels/{folder}/*.cc")),
+            depends=glob("qwen2/kernels/**/*.h", recursive=True),
             language="c++",
-            extra_compile_args=[
-                "-std=c++17",
-                "-O3",
-                "-isystem",
-                include_dir(),
-                *(f"-m{feature}" for feature in processor),
-            ],
+            extra_compile_args=[*arguments, *(f"-m{feature}" for feature in processor)],
             optional=True,
         )
-    ]
+
+    return [extension("amx", "avx512f", "avx512bw", "avx512bf16", "amx-tile", "amx-bf16", "fma")]
 
 
 setup(
@@ -49,13 +45,13 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.13",
     packages=find_packages(include=[*PACKAGES, *(f"{package}.*" for package in PACKAGES)]),
-    ext_modules=amx_kernels(),
+    ext_modules=kernels(),
     package_data={
         "activation_dataset": ["py.typed", "report.html"],
         "beam_pipeline": ["prices.toml"],
         "corpus": ["py.typed", "templates/*.toml"],
         "qwen2": ["py.typed", "presets/*", "presets/*/*"],
-        "qwen2.amx": ["*.cc", "*.h"],
+        "qwen2.kernels": ["*.h", "*/*.cc", "*/*.h"],
     },
     install_requires=[
         "apache-beam[gcp]>=2.77,<3",

@@ -22,8 +22,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qwen2 import amx
 from qwen2.config import Qwen2Config
+from qwen2.kernels import amx
 from qwen2.rounding import round_to
 
 AttentionForm = Literal["reference", "blocked", "amx", "splash", "cudnn"]

@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from qwen2 import amx
 from qwen2.attention import AttentionForm, attention_of_slots, causal_attention
 from qwen2.config import Qwen2Config
+from qwen2.kernels import amx
 from qwen2.rounding import round_to
 from qwen2.sites import HookPoint
 

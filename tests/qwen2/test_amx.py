@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qwen2 import amx
 from qwen2.attention import reference_attention
 from qwen2.config import PRESETS
+from qwen2.kernels import amx
 
 needs_amx = pytest.mark.skipif(
     not amx.available(), reason="the AMX kernels are not built, or this processor has no AMX"

@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwen2 import amx
 from qwen2.attention import (
     AttentionForm,
     attention_of_slots,
@@ -23,6 +22,7 @@ from qwen2.attention import (
 )
 from qwen2.batching import preferred_row_length
 from qwen2.config import PRESETS
+from qwen2.kernels import amx
 
 RELATIVE_ERROR = {"float32": 1e-5, "bfloat16": 2e-2}
 """Largest relative L2 error of a query head's output; bfloat16 has 8 bits of precision."""

@@ -1,9 +1,6 @@
 """Attention and the MLP on the matrix registers (AMX) of Intel processors, for bfloat16.
 
 XLA's own products reach half of what the registers can do, and it has no fused attention on CPUs.
-The kernels are C++ in this folder, called through JAX's foreign function interface
-(https://docs.jax.dev/en/latest/ffi.html). They are built where a C++ compiler is at hand when the
-project is installed, and serve where the processor has AMX; elsewhere XLA's forms do.
 """
 
 from __future__ import annotations
@@ -17,7 +14,7 @@ import jax.numpy as jnp
 
 from qwen2.config import Qwen2Config
 
-LIBRARY = "qwen2.amx.kernels"
+LIBRARY = "qwen2.kernels.amx.library"
 KERNELS = {"qwen2_amx_attention": "Qwen2AmxAttention", "qwen2_amx_mlp": "Qwen2AmxMlp"}
 HEAD_DIMS = (64, 128)
 PANEL = 32

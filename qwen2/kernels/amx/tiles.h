@@ -1,4 +1,4 @@
-// Matrix products on the tile registers (AMX) of Intel processors, and what the kernels share.
+// Matrix products on the tile registers (AMX) of Intel processors.
 //
 // A tile holds 16 rows of 64 bytes. Products take bfloat16 and accumulate in float32. Operands are
 // packed so that every tile is 1 KB of consecutive memory:
@@ -6,20 +6,16 @@
 //   right  [columns / 32] panels of [depth / 32][2] tiles of 16 row pairs x 16 columns x 2
 // (Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18.)
 
-#ifndef QWEN2_AMX_TILES_H_
-#define QWEN2_AMX_TILES_H_
+#ifndef QWEN2_KERNELS_AMX_TILES_H_
+#define QWEN2_KERNELS_AMX_TILES_H_
 
 #include <immintrin.h>
 
 #include <algorithm>
-#include <atomic>
-#include <condition_variable>
 #include <cstdint>
-#include <cstdlib>
 #include <functional>
-#include <memory>
-#include <mutex>
 
+#include "../threads.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace qwen2 {
@@ -46,50 +42,10 @@ class TileRegisters {
   ~TileRegisters() { _tile_release(); }
 };
 
-// Memory of a thread that is kept from call to call, because fresh pages cost more than the work.
-template <typename T, int kSlot>
-T* Scratch(int64_t size) {
-  static thread_local std::unique_ptr<void, decltype(&std::free)> held(nullptr, std::free);
-  static thread_local int64_t held_bytes = 0;
-  const int64_t bytes = (size * int64_t{sizeof(T)} + 63) / 64 * 64;
-  if (held_bytes < bytes) {
-    held.reset(std::aligned_alloc(64, bytes));
-    held_bytes = bytes;
-  }
-  return static_cast<T*>(held.get());
-}
-
-// Runs work(0) ... work(count - 1) on XLA's threads and on this one, which never waits for a
-// thread that has not begun. What is computed does not depend on the number of threads.
+// Runs work(0) ... work(count - 1) on XLA's threads and on this one, each with its tile registers.
 inline void Parallel(xla::ffi::ThreadPool& pool, int64_t count,
                      const std::function<void(int64_t)>& work) {
-  struct State {
-    std::atomic<int64_t> next{0};
-    int64_t done = 0;
-    std::mutex mutex;
-    std::condition_variable finished;
-  };
-  auto state = std::make_shared<State>();
-  // A helper that starts late finds nothing left and does not touch `work`, which may be gone.
-  const std::function<void()> run = [state, count, work = &work] {
-    int64_t mine = 0;
-    {
-      std::unique_ptr<TileRegisters> registers;
-      for (int64_t unit; (unit = state->next.fetch_add(1)) < count; ++mine) {
-        if (!registers) registers = std::make_unique<TileRegisters>();
-        (*work)(unit);
-      }
-    }
-    if (mine == 0) return;
-    std::lock_guard<std::mutex> lock(state->mutex);
-    state->done += mine;
-    if (state->done == count) state->finished.notify_one();
-  };
-  const int64_t helpers = std::min<int64_t>(pool.num_threads(), count) - 1;
-  for (int64_t i = 0; i < helpers; ++i) pool.Schedule(std::function<void()>(run));
-  run();
-  std::unique_lock<std::mutex> lock(state->mutex);
-  state->finished.wait(lock, [&] { return state->done == count; });
+  ParallelWith<TileRegisters>(pool, count, work);
 }
 
 // Packs `panels` times 32 columns of a row-major matrix, from `from` on. Several at a time, because
@@ -205,4 +161,4 @@ inline void StoreRounded(bf16* to, __m512 first, __m512 second) {
 
 }  // namespace qwen2
 
-#endif  // QWEN2_AMX_TILES_H_
+#endif  // QWEN2_KERNELS_AMX_TILES_H_
