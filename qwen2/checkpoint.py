@@ -96,7 +96,9 @@ def read_safetensors_header(path: Path) -> dict[str, TensorEntry]:
         raise bad(f"the header is not valid JSON ({error})") from error
     if not isinstance(header, dict):
         raise bad("the header is not a JSON object")
-    header.pop("__metadata__", None)
+    notes = header.pop("__metadata__", {})
+    if not isinstance(notes, dict) or not all(isinstance(note, str) for note in notes.values()):
+        raise bad("its __metadata__ is not an object of strings")
     data_start = HEADER_LENGTH_BYTES + header_bytes
     entries = {}
     for name, fields in header.items():
