@@ -11,14 +11,13 @@ from activation_dataset.metadata import Metadata
 from activation_dataset.summary import (
     HOOK_POINTS_EXPLAINED,
     POOLINGS_EXPLAINED,
-    TABLE_HEAD,
     by_dimension,
     count_of,
     headline,
+    layer_table,
     layers_named,
     size,
     summaries,
-    table_rows,
     total_bytes,
 )
 
@@ -106,7 +105,7 @@ def _title(metadata: Metadata) -> str:
 
 def _description(metadata: Metadata) -> Iterator[str]:
     run = metadata.run
-    random = ", **with random weights**" if run.weights.get("random") else ""
+    random = ", **with random weights**," if run.weights.get("random") else ""
     yield (
         f"What {_code(run.model_name)}{random} computes inside, layer by layer: "
         f"{headline(metadata)}."
@@ -137,13 +136,14 @@ def _description(metadata: Metadata) -> Iterator[str]:
 
 def _loading(metadata: Metadata) -> Iterator[str]:
     layer = metadata.run.sites[0]
+    batch_size = max(1, min(4096, metadata.total_vectors))
     yield "## Load it"
     yield (
         "```python\n"
         "from activation_dataset import ActivationDataset  # needs numpy and google-crc32c only\n"
         'dataset = ActivationDataset("this/folder")  # or a URL\n'
-        f"for batch in dataset.batches({layer!r}, 4096): ...  # shuffled; batch.values is "
-        f"[4096, {metadata.run.hidden_dim}] float32\n"
+        f"for batch in dataset.batches({layer!r}, {batch_size}): ...  # shuffled; batch.values is "
+        f"[{batch_size}, {metadata.run.hidden_dim}] float32\n"
         "```"
     )
     yield (
@@ -158,10 +158,14 @@ def _statistics(metadata: Metadata) -> Iterator[str]:
     layers = summaries(metadata)
     yield "## Statistics"
     yield (
-        "Euclidean norms of each layer's vectors. The last columns but one count the vectors of at "
+        "Euclidean norms of each layer's vectors. The last two columns count the vectors of at "
         "least 10 and 100 times the median norm: none is left out, readers can filter by norm."
     )
-    yield _table(TABLE_HEAD, table_rows(layers))
+    head, groups = layer_table(layers)
+    for hook_point, rows in groups.items():
+        if hook_point:
+            yield f"### {_code(hook_point)}"
+        yield _table(head, rows)
     massive = by_dimension(layers)
     if massive:
         named = ", ".join(

@@ -7,88 +7,34 @@ for the sixteen levels of heat. All text that comes from data is escaped here.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
 import numpy as np
 from numpy.typing import NDArray
 
-from activation_dataset.summary import number
-
-WIDTH, HEIGHT = 400, 250
-"""Units of a chart, which is scaled to the width of the page; a phone shows about one a pixel."""
+from activation_dataset.axes import (
+    BOTTOM,
+    HEIGHT,
+    LEFT,
+    LETTER,
+    RIGHT,
+    TOP,
+    WIDTH,
+    Axis,
+    Labels,
+    horizontal,
+    vertical,
+)
 
 LEVELS = "0123456789abcdef"
 """The levels of heat, from low to high."""
 
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 8, 10, 40
-_LETTER = 6.5
 _TALLEST = 300
 _MAX_TITLES = 2000
-
-
-@dataclass(frozen=True)
-class Axis:
-    """Values to units of a chart.
-
-    Attributes:
-        low, high: the values at the ends.
-        start, end: the units there.
-        log: whether the scale is logarithmic; then the values are above 0.
-    """
-
-    low: float
-    high: float
-    start: float
-    end: float
-    log: bool = False
-
-    def __call__(self, value: float) -> float:
-        if self.log:
-            share = math.log(max(value, 1e-300) / self.low) / math.log(self.high / self.low)
-        else:
-            share = (value - self.low) / (self.high - self.low)
-        return round(self.start + share * (self.end - self.start), 1)
-
-    def ticks(self) -> list[float]:
-        """Round values along the axis, about six."""
-        decades = math.log10(self.high / self.low) if self.log else 0
-        values = self._powers(decades) if decades > 0.9 else self._multiples()
-        tolerance = 1e-9 * (self.high - self.low)
-        return [value for value in values if self.low <= value + tolerance <= self.high + tolerance]
-
-    def _powers(self, decades: float) -> list[float]:
-        """Powers of ten that are not too many, or those times 1, 2 and 5 if they are too few."""
-        steps = (1, 2, 5) if decades < 2.5 else (1,)
-        every = math.ceil(decades / 7)
-        first = math.floor(math.log10(self.low) / every) * every
-        last = math.ceil(math.log10(self.high))
-        return [step * 10.0**power for power in range(first, last + 1, every) for step in steps]
-
-    def _multiples(self) -> list[float]:
-        """Multiples of a power of ten times 1, 2 or 5."""
-        span = self.high - self.low
-        power = 10.0 ** math.floor(math.log10(span / 4))
-        step = next(power * each for each in (1, 2, 5, 10) if span / (power * each) <= 6)
-        first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
-        return [step * each for each in range(first, last + 1)]
-
-
-def vertical(values: Iterable[float], log: bool = False, zero: bool = False) -> Axis:
-    """The upright axis for some values; those that have no logarithm do not count on such a one."""
-    finite = [value for value in values if math.isfinite(value) and (value > 0 or not log)]
-    low, high = (min(finite), max(finite)) if finite else (1.0, 2.0)
-    if log:
-        return Axis(low / 1.1, high * 1.1, HEIGHT - _BOTTOM, _TOP, log=True)
-    low = 0.0 if zero else low
-    margin = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
-    return Axis(low if zero else low - margin, high + margin, HEIGHT - _BOTTOM, _TOP)
-
-
-def horizontal(low: float, high: float, log: bool = False) -> Axis:
-    """The level axis."""
-    return Axis(low, high if high > low else low + 1, _LEFT, WIDTH - _RIGHT, log)
+_NARROW = 5
+"""Columns and cells of fewer units have no room for dots, and for gaps between them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,13 +50,18 @@ class Boxes:
     top: Sequence[float]
 
 
-def boxes(names: Sequence[str], data: Boxes, label: str) -> str:
-    """A box for each layer: 0.01 to 0.99 as a line, the quarters as a box, and mean and maximum."""
+def boxes(labels: Labels, data: Boxes, label: str, title: Callable[[int], str]) -> str:
+    """A box for each layer: 0.01 to 0.99 as a line, the quarters as a box, and mean and maximum.
+
+    Args:
+        title: what is said of a layer.
+    """
     axis = vertical([*data.low, *data.top, *data.mean], log=True)
-    column, width = _columns(len(names))
+    column, width = _columns(len(labels))
     half = round(min(width * 0.32, 9), 1)
+    radius, reach = round(min(width * 0.4, 2.2), 1), round(min(width * 0.5, 3), 1)
     shapes = []
-    for place, name in enumerate(names):
+    for place in range(len(labels)):
         x = column(place)
         low, lower, middle, upper, high, mean, top = (
             axis(max(values[place], axis.low))
@@ -124,34 +75,34 @@ def boxes(names: Sequence[str], data: Boxes, label: str) -> str:
                 data.top,
             )
         )
-        title = f"layer {name}: median {number(data.middle[place])}, max {number(data.top[place])}"
         shapes.append(
-            f'<g><title>{escape(title)}</title><path class="whisker" d="M{x} {low}V{high}"/>'
+            f'<g><title>{escape(title(place))}</title><path class="whisker" d="M{x} {low}V{high}"/>'
             f'<rect class="box" x="{x - half:.1f}" y="{upper}" width="{2 * half:.1f}" '
             f'height="{max(lower - upper, 1):.1f}" rx="1"/>'
             f'<path class="median" d="M{x - half:.1f} {middle}h{2 * half:.1f}"/>'
-            f'<circle class="mean" cx="{x}" cy="{mean}" r="2.2"/>'
-            f'<path class="top" d="M{x - 3:.1f} {top}l3 -3 3 3 -3 3z"/></g>'
+            f'<circle class="mean" cx="{x}" cy="{mean}" r="{radius}"/>'
+            f'<path class="top" d="M{x - reach:.1f} {top}l{reach} -{reach} {reach} {reach} '
+            f'-{reach} {reach}z"/></g>'
         )
-    return _figure(label, _upright(axis) + _names(names, "layer") + "".join(shapes))
+    return _figure(label, _upright(axis) + _across(labels) + "".join(shapes))
 
 
-def lines(names: Sequence[str], series: Sequence[tuple[str, Sequence[float]]], label: str) -> str:
-    """A line for each series over the layers; values that are NaN are left out."""
+def lines(labels: Labels, series: Sequence[tuple[str, Sequence[float]]], label: str) -> str:
+    """A line for each series over each group of layers; values that are NaN are left out."""
     axis = vertical([value for _, values in series for value in values])
-    column, _ = _columns(len(names))
+    column, width = _columns(len(labels))
+    starts = {0, *labels.starts()}
     shapes = []
     for place, (title, values) in enumerate(series):
-        points = [
-            (column(n), axis(value)) for n, value in enumerate(values) if math.isfinite(value)
-        ]
-        path = "L".join(f"{x} {y}" for x, y in points)
-        dots = "".join(f"M{x} {y}h0" for x, y in points)
+        points = [(n, axis(value)) for n, value in enumerate(values) if math.isfinite(value)]
+        first = {next((n for n, _ in points if n >= start), -1) for start in starts}
+        path = "".join(f"{'M' if n in first else 'L'}{column(n)} {y}" for n, y in points)
+        dots = "".join(f"M{column(n)} {y}h0" for n, y in points) if width >= _NARROW else ""
         shapes.append(
             f'<g class="s{place}"><title>{escape(title)}</title>'
-            f'<path class="line" d="M{path}"/><path class="dots" d="{dots}"/></g>'
+            f'<path class="line" d="{path}"/><path class="dots" d="{dots}"/></g>'
         )
-    return _figure(label, _upright(axis) + _names(names, "layer") + "".join(shapes))
+    return _figure(label, _upright(axis) + _across(labels) + "".join(shapes))
 
 
 def curves(
@@ -177,11 +128,11 @@ def curves(
             f'<g class="s{place}"><title>{escape(title)}</title>'
             f'<path class="line" d="M{path}"/></g>'
         )
-    base = HEIGHT - _BOTTOM
+    base = HEIGHT - BOTTOM
     ticks = ""
     for value in across.ticks():
         name = _short(value)
-        ticks += _text(min(across(value), WIDTH - len(name) * _LETTER / 2), base + 15, name)
+        ticks += _text(min(across(value), WIDTH - len(name) * LETTER / 2), base + 15, name)
     return _figure(label, _upright(axis) + ticks + _axis_name(unit) + "".join(shapes))
 
 
@@ -194,7 +145,7 @@ def histogram(values: NDArray[np.int64], label: str, unit: str, marks: dict[str,
     counts, _ = np.histogram(values, edges)
     across = horizontal(float(edges[0]), float(edges[-1]), log)
     axis = vertical([*counts.tolist(), 4], zero=True)
-    base = HEIGHT - _BOTTOM
+    base = HEIGHT - BOTTOM
     shapes = []
     for count, first, last in zip(counts.tolist(), edges[:-1], edges[1:], strict=True):
         if count:
@@ -208,64 +159,93 @@ def histogram(values: NDArray[np.int64], label: str, unit: str, marks: dict[str,
     for name, value in marks.items():
         x = across(min(max(value, across.low), across.high))
         right = x > WIDTH * 0.8
-        note = _text(x - 4 if right else x + 4, _TOP + 10, name, "end" if right else "start")
-        shapes.append(f'<path class="mark" d="M{x} {_TOP}V{base}"/>{note}')
+        note = _text(x - 4 if right else x + 4, TOP + 10, name, "end" if right else "start")
+        shapes.append(f'<path class="mark" d="M{x} {TOP}V{base}"/>{note}')
     ticks = "".join(_text(across(value), base + 15, _short(value)) for value in across.ticks())
     return _figure(label, _upright(axis) + ticks + _axis_name(unit) + "".join(shapes))
 
 
 def heat_map(
     levels: NDArray[np.int64],
-    rows: Sequence[str],
-    columns: Sequence[str],
+    rows: Labels,
+    columns: Labels,
     label: str,
     title: Callable[[int, int], str],
-    names: tuple[str, str] = ("", ""),
 ) -> str:
     """Cells by heat, [rows, columns] of 0..15, or -1 for nothing; the first row at the bottom.
 
     Args:
         rows, columns: their names, of which as many are written as there is room for.
         title: what is said of a cell (row, column).
-        names: of the rows' and columns' axis.
     """
-    left, top = 34, 6
+    before = max((len(name) * LETTER + 10 for name, _ in rows.groups), default=0)
+    left, top = max(34, before + rows.longest + 8), 6
     width = (WIDTH - left - 4) / len(columns)
     height = width
     if len(rows) != len(columns):
         height = min(18.0, max(width, 14.0), max(_TALLEST / len(rows), 3.0))
-    total = height * len(rows) + top + 34
-    say = len(rows) * len(columns) <= _MAX_TITLES
-    shapes = []
-    for row in range(len(rows)):
-        y = top + (len(rows) - 1 - row) * height
-        for column in range(len(columns)):
-            level = int(levels[row, column])
-            if level >= 0:
-                inside = f"<title>{escape(title(row, column))}</title>" if say else ""
-                shapes.append(
-                    f'<rect class="h{LEVELS[level]}" x="{left + column * width:.1f}" y="{y:.1f}" '
-                    f'width="{width - 0.4:.1f}" height="{height - 0.4:.1f}">{inside}</rect>'
-                )
-    for row in range(0, len(rows), max(1, math.ceil(11 / height))):
-        middle = top + (len(rows) - 0.5 - row) * height
-        shapes.append(_text(left - 5, middle + 4, rows[row], "end"))
     base = top + len(rows) * height
-    widest = max(map(len, columns)) * _LETTER + 8
+
+    def place_of(row: int, column: int) -> tuple[float, float]:
+        return left + column * width, base - (row + 1) * height
+
+    if levels.size <= _MAX_TITLES:
+        cells = _cells_with_titles(levels, place_of, width, height, title)
+    else:
+        cells = _cells(levels, place_of, width, height)
+    cuts = [f"M{left} {base - row * height:.1f}H{WIDTH - 4}" for row in rows.starts()]
+    cuts += [f"M{left + column * width:.1f} {top}V{base}" for column in columns.starts()]
+    shapes = [cells, f'<path class="cut" d="{"".join(cuts)}"/>' if cuts else ""]
     shapes += [
-        _text(
-            min(left + (column + 0.5) * width, WIDTH - len(columns[column]) * _LETTER / 2),
-            base + 14,
-            columns[column],
-        )
-        for column in range(0, len(columns), max(1, math.ceil(widest / width)))
+        _text(left - 5, base - (row + 0.5) * height + 4, rows.names[row], "end")
+        for row in rows.shown(height, 11)
     ]
-    shapes.append(_text((left + WIDTH) / 2, base + 29, names[1]))
-    middle = (top + base) / 2
-    shapes.append(
-        f'<g transform="translate(9 {middle:.1f}) rotate(-90)">{_text(0, 0, names[0])}</g>'
-    )
-    return _figure(label, "".join(shapes), math.ceil(total))
+    shapes += [
+        _text(before - 6, base - middle * height + 4, name, "end")
+        for name, middle in rows.middles()
+    ]
+    if rows.axis and not rows.groups:
+        name = _text(0, 0, rows.axis)
+        shapes.append(f'<g transform="translate(9 {(top + base) / 2:.1f}) rotate(-90)">{name}</g>')
+    shapes.append(_below(columns, left, width, base))
+    return _figure(label, "".join(shapes), math.ceil(base + 34))
+
+
+def _cells_with_titles(
+    levels: NDArray[np.int64],
+    place_of: Callable[[int, int], tuple[float, float]],
+    width: float,
+    height: float,
+    title: Callable[[int, int], str],
+) -> str:
+    cells = []
+    for row, column in np.argwhere(levels >= 0).tolist():
+        x, y = place_of(row, column)
+        cells.append(
+            f'<rect class="h{LEVELS[levels[row, column]]}" x="{x:.1f}" y="{y:.1f}" '
+            f'width="{width - 0.4:.1f}" height="{height - 0.4:.1f}">'
+            f"<title>{escape(title(row, column))}</title></rect>"
+        )
+    return "".join(cells)
+
+
+def _cells(
+    levels: NDArray[np.int64],
+    place_of: Callable[[int, int], tuple[float, float]],
+    width: float,
+    height: float,
+) -> str:
+    """One shape for each level, which is quick to draw where there are thousands of cells."""
+    gap = 0.4 if min(width, height) >= _NARROW else 0.0
+    paths = []
+    for level, digit in enumerate(LEVELS):
+        squares = "".join(
+            f"M{x:.2f} {y:.2f}h{width - gap:.2f}v{height - gap:.2f}h{gap - width:.2f}z"
+            for x, y in (place_of(*each) for each in np.argwhere(levels == level).tolist())
+        )
+        if squares:
+            paths.append(f'<path class="h{digit}" d="{squares}"/>')
+    return f'<g shape-rendering="crispEdges">{"".join(paths)}</g>'
 
 
 def scatter(
@@ -309,28 +289,41 @@ def key(names: Sequence[str]) -> str:
 
 def _columns(count: int) -> tuple[Callable[[int], float], float]:
     """The middle of each of some columns, and their width."""
-    width = (WIDTH - _LEFT - _RIGHT) / count
-    return lambda place: round(_LEFT + (place + 0.5) * width, 1), width
+    width = (WIDTH - LEFT - RIGHT) / count
+    return lambda place: round(LEFT + (place + 0.5) * width, 1), width
 
 
-def _names(names: Sequence[str], axis: str) -> str:
-    column, width = _columns(len(names))
-    every = max(1, math.ceil((max(map(len, names)) * _LETTER + 8) / width))
-    base = HEIGHT - _BOTTOM
-    ticks = "".join(
-        _text(column(place), base + 15, names[place]) for place in range(0, len(names), every)
-    )
-    return ticks + _axis_name(axis)
+def _across(labels: Labels) -> str:
+    """The names below columns of layers, and lines between their groups."""
+    _, width = _columns(len(labels))
+    base = HEIGHT - BOTTOM
+    cuts = "".join(f"M{LEFT + start * width:.1f} {TOP}V{base}" for start in labels.starts())
+    between = f'<path class="rule" d="{cuts}"/>' if cuts else ""
+    return between + _below(labels, LEFT, width, base)
+
+
+def _below(labels: Labels, left: float, width: float, base: float) -> str:
+    """The names below columns, and of their groups or of the axis below these."""
+    texts = []
+    for place in labels.shown(width, labels.longest + 8):
+        name = labels.names[place]
+        x = min(left + (place + 0.5) * width, WIDTH - len(name) * LETTER / 2)
+        texts.append(_text(x, base + 15, name))
+    for name, middle in labels.middles():
+        texts.append(_text(left + middle * width, base + 30, name))
+    if labels.axis and not labels.groups:
+        texts.append(_text(left + len(labels) * width / 2, base + 30, labels.axis))
+    return "".join(texts)
 
 
 def _axis_name(name: str) -> str:
-    return _text((_LEFT + WIDTH - _RIGHT) / 2, HEIGHT - 8, name)
+    return _text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, name)
 
 
 def _upright(axis: Axis) -> str:
     return "".join(
-        f'<path class="rule" d="M{_LEFT} {axis(value)}H{WIDTH - _RIGHT}"/>'
-        + _text(_LEFT - 6, axis(value) + 4, _short(value), "end")
+        f'<path class="rule" d="M{LEFT} {axis(value)}H{WIDTH - RIGHT}"/>'
+        + _text(LEFT - 6, axis(value) + 4, _short(value), "end")
         for value in axis.ticks()
     )
 

@@ -58,10 +58,12 @@ def grid_figure(grid: GridNorms, layers: Sequence[str], medians: Sequence[float]
     pairs = "".join(_pairs(grid, cells, levels[-1]))
     (low, high), last = ends[-1], len(layers) - 1
     ramp = "".join(f'<i class="h{level}"></i>' for level in LEVELS)
+    width = max(map(len, layers))
     return (
         f'<figure class="grids" data-norms="{escape(data)}">'
         f"<figcaption>{escape(grid.sample_id)}</figcaption>"
-        f'<p class="slider" hidden><label>layer <output>{layers[-1]}</output>'
+        f'<p class="slider" hidden><label>layer <output style="min-width: {width}ch">'
+        f"{layers[-1]}</output>"
         f'<input type="range" min="0" max="{last}" value="{last}"></label></p>'
         f'<p class="ramp"><span class="low">{low}</span><b>{ramp}</b>'
         f'<span class="high">{high}</span>'

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from activation_dataset.metadata import Metadata
-from activation_dataset.sites import site_label
+from activation_dataset.sites import Row, by_hook_point, place_of, site_labels
 from activation_dataset.summary import (
     MASSIVE_FACTOR,
     OUTLIER_FACTORS,
     POOLINGS_EXPLAINED,
-    TABLE_HEAD,
     LayerSummary,
     by_dimension,
     count_of,
     headline,
+    layer_table,
     layers_named,
     number,
     size,
     summaries,
-    table_rows,
     total_bytes,
 )
 from activation_dataset.survey import Survey
@@ -34,8 +33,8 @@ _DIMENSIONS_NAMED = 8
 def inspect(path: str, metadata: Metadata) -> str:
     """What the metadata says: nothing else is read."""
     layers = summaries(metadata)
-    blocks = [[f"{path}: {headline(metadata)}", *_facts(metadata)]]
-    blocks.append(_table([TABLE_HEAD, *table_rows(layers)]))
+    blocks = [[f"{path}: {headline(metadata)}", *_facts(metadata, layers)]]
+    blocks.append(["norms of the vectors of each layer", *_table(*layer_table(layers))])
     blocks.append(_massive(layers))
     return _text(blocks)
 
@@ -47,7 +46,7 @@ def inspect_vectors(metadata: Metadata, found: Survey) -> str:
         ["prompts", *(f"  {line}" for line in prompt_lines(found.prompts))],
         _positions(layers, found),
         _kinds(layers, found),
-        _outliers(found),
+        _outliers(metadata, found),
         _likeness(metadata, found),
     ]
     return _text(blocks)
@@ -70,7 +69,7 @@ def prompt_lines(prompts: PromptSurvey) -> list[str]:
     return [*lines, *(f"  {again} = {first}" for first, again in prompts.examples)]
 
 
-def _facts(metadata: Metadata) -> Iterator[str]:
+def _facts(metadata: Metadata, layers: Sequence[LayerSummary]) -> Iterator[str]:
     run = metadata.run
     weights = " (random weights)" if run.weights.get("random") else ""
     files = sum(1 + len(batch.files) for batch in metadata.batches)
@@ -85,6 +84,7 @@ def _facts(metadata: Metadata) -> Iterator[str]:
         "stored as": f"{run.storage_dtype}, little-endian",
         "files": f"{count_of(files, 'file')} in {count_of(len(metadata.batches), 'shard')}, "
         f"{size(total_bytes(metadata))}",
+        "non-finite": count_of(sum(layer.nonfinite for layer in layers), "vector"),
         "rejected": rejected or "no task",
     }
     for name, text in facts.items():
@@ -112,75 +112,99 @@ def _positions(layers: Sequence[LayerSummary], found: Survey) -> list[str]:
     used = np.flatnonzero(np.bincount(octaves, counts.sum(axis=0)))
     if not len(used):
         return []
-    head = ["layer"]
-    rows = [[site_label(layer.layer)] for layer in layers]
+    head = ["from"]
+    rows = [_start(layer) for layer in layers]
     for octave in used.tolist():
         within = octaves == octave
-        first, last = 2**octave - 1, 2 ** (octave + 1) - 2
-        head.append(f"{first}-{last}" if octave else "0")
+        head.append(str(2**octave - 1))
         means = sums[:, within].sum(axis=1) / np.maximum(counts[:, within].sum(axis=1), 1)
         for row, layer, mean in zip(rows, layers, means.tolist(), strict=True):
-            row.append(number(mean / layer.median_norm) if layer.median_norm else "-")
-    return ["mean norm by position, in medians of the layer", *_table([head, *rows])]
+            row.append(_medians(mean, layer))
+    title = "mean norm by position, each column from one on, in medians of the layer"
+    return [title, *_table(head, _grouped(layers, rows))]
 
 
 def _kinds(layers: Sequence[LayerSummary], found: Survey) -> list[str]:
     """Mean norms by what tokens show, in medians."""
     if not any(each.kinds[:2, 0].any() for each in found.layers):
         return []
-    rows: list[Sequence[str]] = [("layer", *KINDS)]
-    for layer, each in zip(layers, found.layers, strict=True):
-        norms = [
-            number(mean / layer.median_norm) if count and layer.median_norm else "-"
-            for count, mean in each.kinds.tolist()
-        ]
-        rows.append((site_label(layer.layer), *norms))
-    return ["mean norm by what the token shows, in medians of the layer", *_table(rows)]
+    rows = [
+        _start(layer)
+        + [_medians(mean, layer) if count else "-" for count, mean in each.kinds.tolist()]
+        for layer, each in zip(layers, found.layers, strict=True)
+    ]
+    title = "mean norm by what the token shows, in medians of the layer"
+    return [title, *_table(("layer", *KINDS), _grouped(layers, rows))]
 
 
-def _outliers(found: Survey) -> list[str]:
+def _outliers(metadata: Metadata, found: Survey) -> list[str]:
     title = f"outliers, of {OUTLIER_FACTORS[0]} times the median norm or more"
     if not found.outliers:
         return [f"{title}: none among the vectors that were read"]
+    sites = metadata.run.sites
+    names = dict(zip(sites, site_labels(sites), strict=True))
     lines = [
-        f"  {number(each.factor):>5}x in layer {site_label(each.layer)}: {each.origin}"
+        f"  {number(each.factor):>5}x in layer {names[each.layer]}: {each.origin}"
         for each in found.outliers
     ]
     return [f"{title}; the largest:", *lines]
 
 
 def _likeness(metadata: Metadata, found: Survey) -> list[str]:
-    if found.likeness is None:
+    likeness, sites = found.likeness, metadata.run.sites
+    if likeness is None:
         return []
-    names = [site_label(site) for site in metadata.run.sites]
-    values = found.likeness.alignment
-    rows = [
-        (name, number(effective), f"{explained.sum():.0%}", f"{values[0, n]:.2f}", f"{next_:.2f}")
-        for n, (name, effective, explained, next_) in enumerate(
-            zip(
-                names,
-                found.likeness.dimensions.tolist(),
-                found.likeness.explained,
-                [*np.diag(values, 1).tolist(), 1.0],
-                strict=True,
+    rows = []
+    for places in by_hook_point(sites, range(len(sites))).values():
+        for place in places:
+            like_next = likeness.alignment[place, place + 1] if place != places[-1] else None
+            rows.append(
+                (
+                    str(place_of(sites[place])[0]),
+                    number(likeness.dimensions[place]),
+                    f"{likeness.explained[place].sum():.0%}",
+                    f"{likeness.alignment[places[0], place]:.2f}",
+                    "-" if like_next is None else f"{like_next:.2f}",
+                )
             )
-        )
-    ]
-    rows[-1] = (*rows[-1][:-1], "-")
-    head = ("layer", "dimensions", "in 2 of them", f"like layer {names[0]}", "like the next")
+    head = ("layer", "dimensions", "in 2 of them", "like the first", "like the next")
     title = (
         f"spread and likeness (participation ratio, linear CKA) of "
-        f"{count_of(len(found.likeness.vectors), 'vector')} that are no outliers"
+        f"{count_of(len(likeness.vectors), 'vector')} that are no outliers"
     )
-    return [title, *_table([head, *rows])]
+    return [title, *_table(head, by_hook_point(sites, rows))]
 
 
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+def _start(layer: LayerSummary) -> list[str]:
+    """A row that begins with the layer's number."""
+    return [str(place_of(layer.layer)[0])]
+
+
+def _medians(norm: float, layer: LayerSummary) -> str:
+    """A norm in medians of the layer, in few characters."""
+    if not layer.median_norm:
+        return "-"
+    factor = norm / layer.median_norm
+    return f"{factor:.2f}" if factor < 99.5 else f"{factor:.0f}"
+
+
+def _grouped(layers: Sequence[LayerSummary], rows: Sequence[Row]) -> dict[str, list[Row]]:
+    return by_hook_point([layer.layer for layer in layers], rows)
+
+
+def _table(head: Sequence[str], groups: Mapping[str, Sequence[Sequence[str]]]) -> list[str]:
+    """Lines of a table; rows are below the names of their groups, which may be empty."""
+    rows = [head, *(row for rows in groups.values() for row in rows)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True))
-        for row in rows
-    ]
+
+    def line(row: Sequence[str]) -> str:
+        return "  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True))
+
+    lines = [line(head)]
+    for group, rows_of_group in groups.items():
+        lines += [f"{group}:"] if group else []
+        lines += map(line, rows_of_group)
+    return lines
 
 
 def _text(blocks: Sequence[Sequence[str]]) -> str:

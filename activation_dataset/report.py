@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
@@ -12,35 +12,35 @@ import numpy as np
 from numpy.typing import NDArray
 
 from activation_dataset import charts
+from activation_dataset.axes import Labels, layer_labels
 from activation_dataset.format import METADATA_FILE, RUN_FILE
 from activation_dataset.grid_figure import grid_figure
 from activation_dataset.inspect import prompt_lines
 from activation_dataset.metadata import Metadata
 from activation_dataset.page import Section, page
 from activation_dataset.reader import ActivationDataset
-from activation_dataset.sites import site_label
+from activation_dataset.sites import place_of, site_labels
 from activation_dataset.summary import (
     HOOK_POINTS_EXPLAINED,
     MASSIVE_FACTOR,
     OUTLIER_FACTORS,
     POOLINGS_EXPLAINED,
-    TABLE_HEAD,
     LayerSummary,
     by_dimension,
     count_of,
     headline,
+    layer_table,
     layers_named,
     number,
     size,
     summaries,
-    table_rows,
     total_bytes,
 )
 from activation_dataset.survey import Survey
 from activation_dataset.survey_layer import KINDS, POSITION_STARTS
 
 _DIMENSIONS_SHOWN = 8
-_MAPS_SHOWN = 28
+_MAPS_SHOWN = 30
 
 
 def report(dataset: ActivationDataset, found: Survey) -> str:
@@ -51,7 +51,7 @@ def report(dataset: ActivationDataset, found: Survey) -> str:
         _norms(metadata, layers),
         _lengths(found),
         *_positions(layers, found),
-        *_outliers(found),
+        *_outliers(layers, found),
         *_kinds(layers, found),
         _massive(metadata, layers),
         *_likeness(metadata, found),
@@ -111,10 +111,12 @@ def _tiles(
     rejected = ", ".join(
         f"{count:,} {reason}" for reason, count in sorted(metadata.rejected.items())
     )
+    several = len(run.hook_points) > 1
+    hook_points = f"at {len(run.hook_points)} hook points, " if several else ""
     tiles = [
         ("samples", f"{metadata.total_samples:,}", ""),
         ("tokens", f"{metadata.total_tokens:,}", vectors),
-        ("layers", layers_named(run.layers_extracted), f"{run.hidden_dim:,} wide"),
+        ("layers", layers_named(run.layers_extracted), f"{hook_points}{run.hidden_dim:,} wide"),
         ("size", size(total_bytes(metadata)), shards),
         ("rejected tasks", f"{sum(metadata.rejected.values()):,}", rejected),
         ("outliers", f"{outliers:,}", f"in the worst layer; {nonfinite:,} non-finite in all"),
@@ -140,7 +142,16 @@ def _norms(metadata: Metadata, layers: Sequence[LayerSummary]) -> Section:
         '<p class="key"><span><i class="kbox"></i>quarters, median, 1 to 99 %</span>'
         '<span><i class="kmean"></i>mean</span><span><i class="ktop"></i>largest</span></p>'
     )
-    chart = charts.boxes(_names(layers), data, "norms by layer")
+    names = _names(layers)
+
+    def title(place: int) -> str:
+        layer = layers[place]
+        return (
+            f"layer {names[place]}: median {number(layer.median_norm)}, "
+            f"max {number(layer.max_norm)}"
+        )
+
+    chart = charts.boxes(_labels(layers), data, "norms by layer", title)
     return Section("Norms by layer", "Of all vectors, on a logarithmic scale.", chart + key)
 
 
@@ -170,19 +181,22 @@ def _positions(layers: Sequence[LayerSummary], found: Survey) -> Iterator[Sectio
     low, high = np.quantile(logs[counts > 0], [0.005, 0.995]).tolist()
     low, high = min(low, -0.25), max(high, 0.25)
     levels = np.where(counts > 0, charts.heat(logs, low, high), -1)
-    names = _position_names(used)
+    names, positions = _names(layers), _position_names(used)
 
     def title(row: int, column: int) -> str:
         return (
-            f"layer {site_label(layers[row].layer)}, position {names[column]}: "
+            f"layer {names[row]}, position {positions[column]}: "
             f"{number(factors[row, column])} medians, {outside[row, column]:,} of "
             f"{counts[row, column]:,} are outliers"
         )
 
     chart = charts.heat_map(
-        levels, _names(layers), [each.split("-")[0] for each in names],
-        "mean norm by position and layer", title, ("layer", "position from"),
-    )  # fmt: skip
+        levels,
+        _labels(layers),
+        Labels([each.split("-")[0] for each in positions], "position from"),
+        "mean norm by position and layer",
+        title,
+    )
     key = charts.ramp(f"{2**low:.2f} medians", f"{number(2**high)} medians")
     text = "Mean norm at each place in the prompt, in medians of the layer."
     yield Section("Norms by position", text, chart + key)
@@ -197,22 +211,22 @@ def _position_names(bins: NDArray[np.int64]) -> list[str]:
     return names
 
 
-def _outliers(found: Survey) -> Iterator[Section]:
+def _outliers(layers: Sequence[LayerSummary], found: Survey) -> Iterator[Section]:
     few = OUTLIER_FACTORS[0]
     if not found.outliers:
         text = f"No vector that was read has {few} times the median norm of its layer or more."
         yield Section("Outliers", text, "")
         return
+    names = dict(zip((layer.layer for layer in layers), _names(layers), strict=True))
     rows = [
-        (f"{number(each.factor)} x", site_label(each.layer), str(each.origin))
-        for each in found.outliers
+        (f"{number(each.factor)} x", names[each.layer], str(each.origin)) for each in found.outliers
     ]
     text = (
         "The vectors with the largest norms, in medians of the layer where they are largest. All "
         f"those of {few} medians or more are counted in the table of layers. None is left out of "
         "the dataset: readers can filter by norm."
     )
-    html = _html_table(("norm", "layer", "where"), rows, "left")
+    html = _html_table(("norm", "layer", "where"), {"": rows}, "left")
     yield Section("Outliers", text, html)
 
 
@@ -226,17 +240,17 @@ def _kinds(layers: Sequence[LayerSummary], found: Survey) -> Iterator[Section]:
         (name, np.where(kinds[:, n, 0] > 0, kinds[:, n, 1] / medians, np.nan).tolist())
         for n, name in enumerate(KINDS)
     ]
-    chart = charts.lines(_names(layers), series, "mean norm by what the token shows")
+    chart = charts.lines(_labels(layers), series, "mean norm by what the token shows")
     text = "Mean norm of the vectors whose tokens show a cell of a grid, or not, in medians."
     yield Section("Norms by kind of token", text, chart + charts.key(KINDS))
 
 
 def _massive(metadata: Metadata, layers: Sequence[LayerSummary]) -> Section:
-    title = "Massive dimensions"
+    heading = "Massive dimensions"
     found = by_dimension(layers)[:_DIMENSIONS_SHOWN]
     if not found:
         return Section(
-            title,
+            heading,
             f"No dimension has {MASSIVE_FACTOR} times the median root mean square of its layer.",
             "",
         )
@@ -247,22 +261,24 @@ def _massive(metadata: Metadata, layers: Sequence[LayerSummary]) -> Section:
     dimensions = [dimension for dimension, _, _ in reversed(found)]
     part = shares[:, dimensions].T
 
-    def said(row: int, column: int) -> str:
-        share = part[row, column]
-        return (
-            f"dimension {dimensions[row]} in layer {site_label(layers[column].layer)}: {share:.1%}"
-        )
+    names = _names(layers)
+
+    def title(row: int, column: int) -> str:
+        return f"dimension {dimensions[row]} in layer {names[column]}: {part[row, column]:.1%}"
 
     most = float(part.max())
     chart = charts.heat_map(
-        charts.heat(part, 0, most), [str(each) for each in dimensions], _names(layers),
-        "share of the squared norm by dimension and layer", said, ("", "layer"),
-    )  # fmt: skip
+        charts.heat(part, 0, most),
+        Labels([str(each) for each in dimensions]),
+        _labels(layers),
+        "share of the squared norm by dimension and layer",
+        title,
+    )
     text = (
         f"Dimensions of {MASSIVE_FACTOR} times the median root mean square or more, and their "
         "share of the mean squared norm in each layer."
     )
-    return Section(title, text, chart + charts.ramp("0 %", f"{most:.0%}"))
+    return Section(heading, text, chart + charts.ramp("0 %", f"{most:.0%}"))
 
 
 def _likeness(metadata: Metadata, found: Survey) -> Iterator[Section]:
@@ -270,7 +286,7 @@ def _likeness(metadata: Metadata, found: Survey) -> Iterator[Section]:
     if likeness is None:
         yield Section("Likeness of layers", "One layer, or too few vectors to compare.", "")
         return
-    names = [site_label(site) for site in metadata.run.sites]
+    names, labels = site_labels(metadata.run.sites), layer_labels(metadata.run.sites)
     values = likeness.alignment
     low = min(0.98, float(values.min()))
 
@@ -278,14 +294,14 @@ def _likeness(metadata: Metadata, found: Survey) -> Iterator[Section]:
         return f"layers {names[row]} and {names[column]}: {values[row, column]:.3f}"
 
     chart = charts.heat_map(
-        charts.heat(values, low, 1), names, names, "similarity of layers", title, ("layer", "layer")
+        charts.heat(values, low, 1), labels, labels, "similarity of layers", title
     )
     compared = count_of(len(likeness.vectors), "vector")
     text = f"Linear centred kernel alignment (CKA, unbiased) on {compared} that are no outliers."
     yield Section("Likeness of layers", text, chart + charts.ramp(f"{low:.2f}", "1"))
 
     spread = charts.lines(
-        names, [("dimensions", likeness.dimensions.tolist())], "effective dimensions by layer"
+        labels, [("dimensions", likeness.dimensions.tolist())], "effective dimensions by layer"
     )
     text = (
         "How many equal and independent directions would spread as much (participation ratio), of "
@@ -295,19 +311,30 @@ def _likeness(metadata: Metadata, found: Survey) -> Iterator[Section]:
 
     groups, key = _groups(metadata, found)
     reach = float(np.quantile(np.abs(likeness.components), 0.999))
-    chosen = np.unique(np.linspace(0, len(names) - 1, _MAPS_SHOWN).round().astype(int)).tolist()
-    figures = []
-    for place in chosen:
-        label = f"principal components of layer {names[place]}"
-        chart = charts.scatter(likeness.components[place], groups, reach, label)
-        caption = f"layer {names[place]}, {likeness.explained[place].sum():.0%}"
-        figures.append(f"<figure>{chart}<figcaption>{caption}</figcaption></figure>")
+    maps = ""
+    for hook_point in metadata.run.hook_points:
+        places = [n for n, s in enumerate(metadata.run.sites) if place_of(s)[1] == hook_point]
+        count = max(1, _MAPS_SHOWN // len(metadata.run.hook_points))
+        figures = ""
+        for place in _spread(places, count):
+            label = f"principal components of layer {names[place]}"
+            chart = charts.scatter(likeness.components[place], groups, reach, label)
+            caption = f"layer {labels.names[place]}, {likeness.explained[place].sum():.0%}"
+            figures += f"<figure>{chart}<figcaption>{caption}</figcaption></figure>"
+        heading = f"<h3>{hook_point}</h3>" if labels.groups else ""
+        maps += f'{heading}<div class="maps">{figures}</div>'
     text = (
         f"The same {compared} in every layer, on its two largest principal components, each map "
         "turned towards the one before; with the share of the variance that it shows."
     )
-    html = f'<div class="maps">{"".join(figures)}</div>{charts.key(key)}'
+    html = maps + charts.key(key)
     yield Section("Principal components over layers", text, html, wide=True)
+
+
+def _spread(places: Sequence[int], count: int) -> list[int]:
+    """Some of the places, evenly spaced, the first and the last among them."""
+    chosen = np.unique(np.linspace(0, len(places) - 1, count).round().astype(int))
+    return [places[each] for each in chosen.tolist()]
 
 
 def _groups(metadata: Metadata, found: Survey) -> tuple[NDArray[np.int64], tuple[str, ...]]:
@@ -340,10 +367,11 @@ def _grids(metadata: Metadata, layers: Sequence[LayerSummary], found: Survey) ->
 
 def _table(layers: Sequence[LayerSummary]) -> Section:
     text = (
-        "Over all vectors. Norms are Euclidean. Quantiles, and the bounds by which outliers are "
-        "counted, are known to within 1/64."
+        "Norms of all vectors, Euclidean. Quantiles, and the bounds by which outliers are counted, "
+        "are known to within 1/64."
     )
-    return Section("Layers", text, _html_table(TABLE_HEAD, table_rows(layers)), wide=True)
+    head, groups = layer_table(layers)
+    return Section("Layers", text, _html_table(head, groups), wide=True)
 
 
 def _details(metadata: Metadata) -> str:
@@ -366,14 +394,25 @@ def _footer(metadata: Metadata, found: Survey) -> str:
 
 
 def _names(layers: Sequence[LayerSummary]) -> list[str]:
-    return [site_label(layer.layer) for layer in layers]
+    return site_labels([layer.layer for layer in layers])
 
 
-def _html_table(head: Sequence[str], rows: Sequence[Sequence[str]], name: str = "") -> str:
+def _labels(layers: Sequence[LayerSummary]) -> Labels:
+    return layer_labels([layer.layer for layer in layers])
+
+
+def _html_table(
+    head: Sequence[str], groups: Mapping[str, Sequence[Sequence[str]]], name: str = ""
+) -> str:
+    """A table; rows are below the names of their groups, which may be empty."""
     titles = "".join(f"<th>{escape(each)}</th>" for each in head)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
-    )
+    body = ""
+    for group, rows in groups.items():
+        if group:
+            rest = len(head) - 1
+            body += f'<tr class="group"><th>{escape(group)}</th><td colspan="{rest}"></td></tr>'
+        for row in rows:
+            body += "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>"
     return f'<div class="scroll"><table class="{name}"><tr>{titles}</tr>{body}</table></div>'
 
 

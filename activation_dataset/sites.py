@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 HookPoint = Literal["resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post"]
 HOOK_POINTS: tuple[HookPoint, ...] = get_args(HookPoint)
@@ -12,6 +12,8 @@ HOOK_POINTS: tuple[HookPoint, ...] = get_args(HookPoint)
 to it, the stream between attention and MLP, what the MLP adds to it, the stream after the layer."""
 
 DEFAULT_HOOK_POINT: HookPoint = "resid_post"
+
+Row = TypeVar("Row")
 
 Site = int | str
 """One hook point of one layer. The residual stream after a layer has the layer's number; any other
@@ -67,6 +69,22 @@ def site_label(site: Site) -> str:
     """A site in a table or chart of layers: "10", or "10 mlp_out"."""
     layer, hook_point = place_of(site)
     return str(layer) if hook_point == DEFAULT_HOOK_POINT else f"{layer} {hook_point}"
+
+
+def site_labels(sites: Sequence[Site]) -> list[str]:
+    """Sites where they stand together: "10", or "10 resid_post" if there are other hook points."""
+    if all(place_of(site)[1] == DEFAULT_HOOK_POINT for site in sites):
+        return [site_label(site) for site in sites]
+    return [f"{layer} {hook_point}" for layer, hook_point in map(place_of, sites)]
+
+
+def by_hook_point(sites: Sequence[Site], rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Rows of a table, one for each site, in groups by the names of the hook points. The name is
+    empty where there is no other, so that a table says it only if there is something to tell."""
+    groups: dict[str, list[Row]] = {}
+    for site, row in zip(sites, rows, strict=True):
+        groups.setdefault(place_of(site)[1], []).append(row)
+    return groups if len(groups) > 1 else {"": list(rows)}
 
 
 def forward_order(site: Site) -> tuple[int, int]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from activation_dataset.format import Pooling
 from activation_dataset.metadata import Metadata
-from activation_dataset.sites import DEFAULT_HOOK_POINT, HookPoint, Site, place_of, site_label
+from activation_dataset.sites import DEFAULT_HOOK_POINT, HookPoint, Site, by_hook_point, place_of
 from activation_dataset.statistics import LayerStatistics
 
 OUTLIER_FACTORS = (10, 100)
@@ -46,7 +46,6 @@ class LayerSummary:
         low_norm, median_norm, high_norm: quantiles 0.01, 0.5 and 0.99, to within 1/128.
         outliers: vectors of at least 10 and of at least 100 times the median norm.
         massive: the massive dimensions, the largest first.
-        bytes: size of the layer's files.
     """
 
     layer: Site
@@ -60,7 +59,6 @@ class LayerSummary:
     high_norm: float
     outliers: tuple[int, int]
     massive: tuple[Dimension, ...]
-    bytes: int
 
     @property
     def max_to_median(self) -> float:
@@ -114,29 +112,32 @@ def by_dimension(layers: Sequence[LayerSummary]) -> list[tuple[int, list[Site], 
     return [(number, where, share) for number, (where, share) in ordered]
 
 
-TABLE_HEAD = (
-    "layer",
-    "vectors",
-    "non-finite",
-    "mean norm",
-    "rms norm",
-    "p1",
-    "median",
-    "p99",
-    "max",
-    "max/median",
-    *(f">= {factor}x" for factor in OUTLIER_FACTORS),
-    "size",
-)
+def layer_table(
+    layers: Sequence[LayerSummary],
+) -> tuple[tuple[str, ...], dict[str, list[tuple[str, ...]]]]:
+    """The norms of the layers as a table of text, 80 letters wide.
 
-
-def table_rows(layers: Sequence[LayerSummary]) -> list[tuple[str, ...]]:
-    """The cells below `TABLE_HEAD`, a row for each layer."""
-    return [
+    Returns:
+        Its head, and its rows as `by_hook_point` has them, a layer each. Vectors that are not
+        finite have a column if there are any.
+    """
+    nonfinite = any(each.nonfinite for each in layers)
+    head = (
+        "layer",
+        *(["non-finite"] if nonfinite else []),
+        "mean",
+        "rms",
+        "p1",
+        "median",
+        "p99",
+        "max",
+        "max/median",
+        *(f">={factor}x" for factor in OUTLIER_FACTORS),
+    )
+    rows = [
         (
-            site_label(each.layer),
-            f"{each.vectors:,}",
-            f"{each.nonfinite:,}",
+            str(place_of(each.layer)[0]),
+            *([f"{each.nonfinite:,}"] if nonfinite else []),
             number(each.mean_norm),
             number(each.rms_norm),
             number(each.low_norm),
@@ -145,10 +146,10 @@ def table_rows(layers: Sequence[LayerSummary]) -> list[tuple[str, ...]]:
             number(each.max_norm),
             f"{number(each.max_to_median)}x",
             *(f"{count:,}" for count in each.outliers),
-            size(each.bytes),
         )
         for each in layers
     ]
+    return head, by_hook_point([each.layer for each in layers], rows)
 
 
 def number(value: float) -> str:
@@ -230,5 +231,4 @@ def _summary(metadata: Metadata, layer: Site) -> LayerSummary:
         high_norm=min(norms.quantile(0.99), largest),
         outliers=(few, fewer),
         massive=massive_dimensions(statistics),
-        bytes=sum(batch.files[layer].bytes for batch in metadata.batches),
     )

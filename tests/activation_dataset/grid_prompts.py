@@ -12,6 +12,7 @@ from activation_dataset.format import Pooling, Sample, StorageDtype, prompts_fil
 from activation_dataset.manifest import Manifest, batches_of
 from activation_dataset.metadata import Metadata
 from activation_dataset.prompts import NO_CELL, TEST_PAIR, Prompt, write_prompts
+from activation_dataset.sites import HookPoint, place_of
 from activation_dataset.statistics import OrderedMerge
 from activation_dataset.writer import LayerFileWriter
 from tests.activation_dataset.synthetic import LAYERS, describe
@@ -51,32 +52,35 @@ def write_prompted(
     hidden: int = 8,
     layers: tuple[int, ...] = LAYERS,
     rejected: Mapping[str, int] | None = None,
+    hook_points: tuple[HookPoint, ...] = ("resid_post",),
 ) -> Metadata:
-    """Writes a dataset; `vectors_of` gives the vectors [n, hidden] of a layer and a prompt."""
-    merges = {layer: OrderedMerge() for layer in layers}
+    """Writes a dataset; `vectors_of` gives the vectors [n, hidden] of a layer and a prompt, the
+    same at each hook point."""
+    run = describe(pooling, storage_dtype, hidden, layers, hook_points)
+    merges = {site: OrderedMerge() for site in run.sites}
     manifests: list[Manifest] = []
     (folder / "prompts").mkdir(parents=True)
     for shard, prompts in enumerate(shards):
         with open(folder / prompts_file(shard, len(shards)), "wb") as stream:
             manifests.append(write_prompts(stream, prompts, shard, len(shards)))
-        for layer in layers:
-            path = folder / shard_file(layer, shard, len(shards))
+        for site in run.sites:
+            path = folder / shard_file(site, shard, len(shards))
             path.parent.mkdir(exist_ok=True)
             with open(path, "wb") as stream:
-                writer = LayerFileWriter(stream, layer, pooling, storage_dtype, hidden)
+                writer = LayerFileWriter(stream, site, pooling, storage_dtype, hidden)
                 for prompt in prompts:
                     ids = prompt.token_ids[-1:] if pooling == "last" else prompt.token_ids
                     sample = Sample(prompt.sample_id, prompt.task_id, ids, prompt.num_tokens)
-                    rows = vectors_of(layer, prompt)
+                    rows = vectors_of(place_of(site)[0], prompt)
                     writer.append([sample], rows, [len(rows)])
             manifest = writer.finish(shard, len(shards))
             manifests.append(manifest)
-            merges[layer].add(shard, manifest.file.statistics)
+            merges[site].add(shard, manifest.file.statistics)
     metadata = Metadata(
-        run=describe(pooling, storage_dtype, hidden, layers),
-        batches=batches_of(manifests, layers, len(shards)),
+        run=run,
+        batches=batches_of(manifests, run.sites, len(shards)),
         rejected=rejected or {},
-        statistics={layer: merge.result(len(shards)) for layer, merge in merges.items()},
+        statistics={site: merge.result(len(shards)) for site, merge in merges.items()},
     )
     (folder / "metadata.json").write_text(metadata.to_json(), "utf-8")
     return metadata

@@ -69,10 +69,10 @@ def test_its_three_lines_load_the_dataset(dataset):
     text = written(dataset)
     code = text.partition("```python\n")[2].partition("```")[0]
     assert len(code.splitlines()) == 3
-    code = code.replace("this/folder", str(dataset)).replace("4096", "5")
+    code = code.replace("this/folder", str(dataset))
     found: dict[str, Any] = {}
     exec(code, found)
-    assert found["batch"].values.shape == (5, 8)
+    assert found["batch"].values.shape == (12, 8)
 
 
 def test_the_command_writes_it_beside_the_metadata(dataset, capsys):

@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 
@@ -45,9 +47,10 @@ def test_a_summary_and_a_table_of_the_layers(dataset, capsys):
     assert "none: every token" in text
     assert "8 files in 2 shards" in text
     assert "3 too_long" in text
-    rows = rows_below(text, ["layer", "vectors"])
+    assert "non-finite 0 vectors" in text
+    rows = rows_below(text, ["layer", "mean"])
     assert [row[0] for row in rows] == ["10", "11", "12"]
-    counts = [row[-4:-2] for row in rows]  # of outliers; the size has a unit
+    counts = [row[-2:] for row in rows]  # of outliers
     assert counts == [["5", "5"], ["5", "5"], ["0", "0"]]
     assert "7: layers 10-11, up to 100%" in text
 
@@ -57,12 +60,31 @@ def test_vectors_are_read_only_on_request(dataset, capsys):
     text = capsys.readouterr().out
     assert "5 prompts of 55 to 67 tokens" in text
     assert "no prompt has the same tokens as another" in text
-    by_position = rows_below(text, ["layer", "0", "1-2"])
+    by_position = rows_below(text, ["from", "0", "1", "3"])
     assert float(by_position[0][2]) > 20
     assert float(by_position[2][2]) < 2
     assert [row[0] for row in rows_below(text, ["layer", "input", "cells"])] == ["10", "11", "12"]
     assert text.count("token 2, input of example 0, row 0, column 1") == 5
     assert len(rows_below(text, ["layer", "dimensions"])) == 3
+
+
+def test_hook_points_are_told_apart_in_a_terminal_of_80_columns(tmp_path, capsys):
+    folder = tmp_path / "d"
+    prompts = [grid_prompt(f"t.json#{n}/0", [(25, 30), (30, 30), (9, 3)], seed=n) for n in range(3)]
+    write_prompted(
+        folder, [prompts], vectors_of, hidden=HIDDEN, hook_points=("attn_out", "resid_post")
+    )
+    assert main(["inspect", str(folder), "--full"]) == 0
+    text = capsys.readouterr().out
+    layers = ["10", "11", "12"]
+    rows = rows_below(text, ["layer", "mean"])
+    assert [row[0] for row in rows] == ["attn_out:", *layers, "resid_post:", *layers]
+    likeness = rows_below(text, ["layer", "dimensions"])
+    assert [row[-1] == "-" for row in likeness if len(row) > 1] == [False, False, True] * 2
+    assert re.search(r"x in layer 1[01] (attn_out|resid_post): t.json#", text)
+    tables = [line for line in text.splitlines() if line[:5].strip() in ("layer", "from", *layers)]
+    assert len(tables) == 4 * 7
+    assert max(map(len, tables)) <= 80
 
 
 def test_a_pooled_dataset(tmp_path, capsys):

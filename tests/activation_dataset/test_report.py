@@ -10,6 +10,7 @@ from activation_dataset import ActivationDataset
 from activation_dataset.__main__ import main
 from activation_dataset.format import METADATA_FILE, RUN_FILE
 from activation_dataset.report import run_seconds
+from activation_dataset.sites import HOOK_POINTS
 from tests.activation_dataset import browser
 from tests.activation_dataset.grid_prompts import ZERO, grid_prompt, write_prompted
 from tests.activation_dataset.synthetic import make_prompts, write_dataset
@@ -38,6 +39,19 @@ def dataset(tmp_path_factory):
         rejected={"too_long": 3},
     )
     return folder
+
+
+@pytest.fixture(scope="module")
+def many_sites(tmp_path_factory):
+    """The page of a dataset with five hook points of 24 layers."""
+    folder = tmp_path_factory.mktemp("sites") / "dataset"
+    layers = tuple(range(24))
+    write_prompted(
+        folder, [PROMPTS], vectors_of, hidden=HIDDEN, layers=layers, hook_points=HOOK_POINTS
+    )
+    path = folder.parent / "report.html"
+    assert main(["report", str(folder), "-o", str(path)]) == 0
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +152,16 @@ def test_grids_have_the_colours_of_their_tokens(document):
     np.testing.assert_array_equal(drawn, tokens - ZERO)
 
 
+def test_hook_points_are_told_apart(many_sites):
+    text = many_sites.read_text("utf-8")
+    assert re.findall(r"<h3>(.*?)</h3>", text) == list(HOOK_POINTS)
+    assert re.findall(r'<tr class="group"><th>(.*?)</th>', text) == list(HOOK_POINTS)
+    assert "at 5 hook points" in Document(text).text
+    # Lines do not lead from one hook point to the next.
+    (line,) = re.findall(r'class="s0"><title>dimensions</title><path class="line" d="(.*?)"', text)
+    assert line.count("M") == len(HOOK_POINTS)
+
+
 def test_the_same_dataset_gives_the_same_page(dataset, page, tmp_path):
     again = tmp_path / "again.html"
     assert main(["report", str(dataset), "-o", str(again)]) == 0
@@ -191,7 +215,11 @@ def chromium(tmp_path_factory):
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [390, 820, 1280])
-def test_a_browser_shows_it_whole(chromium: browser.Browser, page: Path, width: int, dark: bool):
+@pytest.mark.parametrize("which", ["page", "many_sites"])
+def test_a_browser_shows_it_whole(
+    chromium: browser.Browser, request: pytest.FixtureRequest, which: str, width: int, dark: bool
+):
+    page: Path = request.getfixturevalue(which)
     chromium.requests.clear()
     chromium.show(page, width, 900, dark)
     assert chromium.evaluate("document.documentElement.scrollWidth") <= width
@@ -209,6 +237,20 @@ def test_a_browser_shows_it_whole(chromium: browser.Browser, page: Path, width: 
         .map(e => e.getBoundingClientRect().height))"""
     )
     assert smallest >= 8
+    # Nothing is written beyond a chart's edge, where it would be cut off, or over something else.
+    texts = chromium.evaluate(
+        """[...document.querySelectorAll(".chart")].map(chart => [chart, ...chart
+        .querySelectorAll("text:not(:empty)")].map(e => e.getBoundingClientRect())
+        .map(r => [r.left, r.top, r.right, r.bottom]))"""
+    )
+    for chart, *boxes in texts:
+        for place, (left, top, right, bottom) in enumerate(boxes):
+            assert left >= chart[0] - 2
+            assert right <= chart[2] + 2
+            for other in boxes[place + 1 :]:
+                across = min(right, other[2]) - max(left, other[0])
+                down = min(bottom, other[3]) - max(top, other[1])
+                assert min(across, down) < 4, (chart, boxes[place], other)
     background, ink = chromium.evaluate(
         """[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]
         .map(c => c.match(/\\d+/g).map(Number).reduce((a, b) => a + b))"""

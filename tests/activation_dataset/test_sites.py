@@ -206,14 +206,15 @@ def test_people_see_which_is_which(path, capsys):
     assert main(["inspect", str(path), "--full"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert any("2 (9-10), 8 wide, mlp_out, resid_post" in line for line in lines)
-    first = [line.split("  ")[0].strip() or line.strip().split("  ")[0] for line in lines]
-    assert {"9 mlp_out", "10 mlp_out", "9", "10"} <= set(first)
+    first = [line.split()[0] for line in lines if line]
+    table = first[first.index("layer") :]
+    assert table[:7] == ["layer", "mlp_out:", "9", "10", "resid_post:", "9", "10"]
     page = path.parent / "page.html"
     assert main(["report", str(path), "-o", str(page)]) == 0
     text = page.read_text()
     assert "MLP output, residual stream after the layer" in text
-    assert "<td>10 mlp_out</td>" in text
+    assert '<tr class="group"><th>mlp_out</th>' in text
     assert main(["card", str(path)]) == 0
     card = (path / "README.md").read_text()
     assert "MLP output (`blocks.{layer}.hook_mlp_out`)" in card
-    assert "dataset.batches('blocks.9.hook_mlp_out', 4096)" in card
+    assert "dataset.batches('blocks.9.hook_mlp_out', " in card
