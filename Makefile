@@ -88,6 +88,8 @@ bench: $(DEVELOP) ## time the model, the job, its start and reading, side by sid
 	$(BIN)/python -m benchmarks.pipeline
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.reading
+	@if test -e $(INTEROP); then $(INTEROP_VENV)/bin/python -m benchmarks.loaders; \
+	    else echo "bench: other loaders were not timed: make interop-test installs them"; fi
 
 tpu-check: ## compile for TPUs with their own compiler, and predict from it; needs no TPU
 	@$(MAKE) --no-print-directory $(TPU) || \

@@ -1,19 +1,27 @@
-"""What trainers of sparse autoencoders load cached activations with, to be timed beside this one.
+"""What trainers of sparse autoencoders load cached activations with, timed beside this project's.
 
-Each loader delivers shuffled batches [batch, hidden] of float32 from its own files on disk, written
-by this package's exporters from the same layer, and mixes as many vectors at a time as this one
-does by default. Opening is part of the time. The libraries are unchanged.
+    python -m benchmarks.loaders
 
-SAELens: an `ActivationsStore` on cached activations. dictionary_learning has a buffer that a model
+It needs sae-lens and dictionary-learning, which `make interop-test` installs in an environment of
+their own. Each loader delivers shuffled batches [batch, hidden] of float32 from its own files on
+disk, written by this package's exporters from the same layer, and mixes as many vectors at a time
+as this one does by default. All files are in the page cache, and epochs are timed in turn, from the
+second one on. The libraries are unchanged.
+
+SAELens: an `ActivationsStore` on cached activations; it copies its whole buffer for each read, so
+that it is timed with larger reads than its own too. dictionary_learning has a buffer that a model
 fills, and no loader: its `ActivationBuffer` runs here with a stand-in for the model, which gives it
 the activations of a safetensors file for 32 contexts of 128 tokens at a time.
 """
 
 from __future__ import annotations
 
+import argparse
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,70 +29,73 @@ from typing import Any
 
 from activation_dataset import ActivationDataset
 from activation_dataset.batches import DEFAULT_WINDOW
+from benchmarks.paired import run_in_turn
+from benchmarks.reading import BATCH, LAYER, VECTOR_BYTES, Result
+from benchmarks.synthetic_dataset import prompt_lengths, write_dataset
 
 CONTEXT = 128
-Loader = Callable[[], Iterator[Any]]
+READ_BY_SAELENS = 32
+"""Contexts that SAELens reads at a time unless told otherwise."""
 
 
-def ours(path: Path, layer: int, batch: int) -> Iterator[Any]:
+def ours(dataset: ActivationDataset, layer: int, batch: int) -> Iterator[Any]:
     """This package's."""
-    return (each.values for each in ActivationDataset(path).batches(layer, batch))
+    batches = dataset.batches(layer, batch)
+    while True:
+        for each in batches:
+            yield each.values
 
 
-def sae_lens(dataset: ActivationDataset, layer: int, batch: int, folder: Path) -> Loader:
-    """SAELens' store."""
+def sae_lens(
+    dataset: ActivationDataset, layer: int, batch: int, folder: Path, read: int = READ_BY_SAELENS
+) -> Iterator[Any]:
+    """SAELens' store, which reads that many contexts at a time."""
     from sae_lens.training.activations_store import ActivationsStore
 
     from activation_dataset.exporters.sae_lens import export
     from activation_dataset.sites import hook_name
 
     export(dataset, layer, folder, CONTEXT)
-
-    def load() -> Iterator[Any]:
-        return ActivationsStore(
-            model=None,
-            dataset=None,
-            streaming=False,
-            cached_activations_path=str(folder),
-            hook_name=hook_name(layer),
-            hook_head_index=None,
-            context_size=CONTEXT,
-            d_in=dataset.kind.hidden,
-            n_batches_in_buffer=DEFAULT_WINDOW // CONTEXT // 8,
-            total_training_tokens=dataset.num_vectors,
-            store_batch_size_prompts=8,
-            train_batch_size_tokens=batch,
-            prepend_bos=False,
-            normalize_activations="none",
-            device="cpu",
-            dtype="float32",
-        )
-
-    return load
+    return ActivationsStore(
+        model=None,
+        dataset=None,
+        streaming=False,
+        cached_activations_path=str(folder),
+        hook_name=hook_name(layer),
+        hook_head_index=None,
+        context_size=CONTEXT,
+        d_in=dataset.kind.hidden,
+        n_batches_in_buffer=DEFAULT_WINDOW // CONTEXT,
+        total_training_tokens=dataset.num_vectors,
+        store_batch_size_prompts=read,
+        train_batch_size_tokens=batch,
+        prepend_bos=False,
+        normalize_activations="none",
+        device="cpu",
+        dtype="float32",
+    )
 
 
-def dictionary_learning(dataset: ActivationDataset, layer: int, batch: int, folder: Path) -> Loader:
+def dictionary_learning(
+    dataset: ActivationDataset, layer: int, batch: int, folder: Path
+) -> Iterator[Any]:
     """dictionary_learning's buffer."""
     from dictionary_learning import ActivationBuffer
 
     from activation_dataset.exporters.dictionary_learning import export
 
     export(dataset, layer, folder, batch)
-
-    def load() -> Iterator[Any]:
-        model = _ModelOnDisk(folder)
-        return ActivationBuffer(
-            cycle(range(batch * model.batches // CONTEXT)),
-            model,
-            model.submodule,
-            d_submodule=dataset.kind.hidden,
-            n_ctxs=DEFAULT_WINDOW // CONTEXT,
-            ctx_len=CONTEXT,
-            refresh_batch_size=batch // CONTEXT,
-            out_batch_size=batch,
-        )
-
-    return load
+    model = _ModelOnDisk(folder)
+    return ActivationBuffer(
+        cycle([""]),
+        model,
+        model.submodule,
+        d_submodule=dataset.kind.hidden,
+        n_ctxs=DEFAULT_WINDOW // CONTEXT,
+        ctx_len=CONTEXT,
+        refresh_batch_size=batch // CONTEXT,
+        out_batch_size=batch,
+    )
 
 
 class _ModelOnDisk:
@@ -96,9 +107,8 @@ class _ModelOnDisk:
 
         self.dtype = torch.float32
         files = [safe_open(file, "pt") for file in sorted(folder.glob("*.safetensors"))]
-        self._slices = [file.get_slice("activations") for file in files]
-        self.batches = sum(each.get_shape()[0] for each in self._slices)
-        self._order = cycle((each, n) for each in self._slices for n in range(each.get_shape()[0]))
+        slices = [file.get_slice("activations") for file in files]
+        self._order = cycle((each, n) for each in slices for n in range(each.get_shape()[0]))
         self._hidden: Any = None
         self.submodule = SimpleNamespace(
             output=SimpleNamespace(save=lambda: SimpleNamespace(value=self._hidden), stop=list)
@@ -106,7 +116,7 @@ class _ModelOnDisk:
         self.inputs = SimpleNamespace(save=self._inputs)
 
     @contextmanager
-    def trace(self, texts: list[int], **options: Any) -> Iterator[None]:
+    def trace(self, texts: list[str], **options: Any) -> Iterator[None]:
         tensor, number = next(self._order)
         rows = tensor[number]
         self._hidden = rows.reshape(-1, CONTEXT, rows.shape[-1])
@@ -119,19 +129,47 @@ class _ModelOnDisk:
         return SimpleNamespace(value=((), {"attention_mask": mask}))
 
 
-PEERS: dict[str, tuple[str, Callable[[ActivationDataset, int, int, Path], Loader]]] = {
-    "SAELens": ("sae_lens", sae_lens),
-    "dictionary_learning": ("dictionary_learning", dictionary_learning),
+PEERS: dict[str, Callable[[ActivationDataset, int, int, Path], Iterator[Any]]] = {
+    "SAELens": sae_lens,
+    "SAELens, 256 contexts at a time": partial(sae_lens, read=256),
+    "dictionary_learning": dictionary_learning,
 }
 
 
-def installed() -> list[str]:
-    """Which of the peers can be imported here."""
-    return [name for name, (module, _) in PEERS.items() if find_spec(module) is not None]
+def side_by_side(name: str, dataset: ActivationDataset, folder: Path, rounds: int) -> Result:
+    """As many shuffled batches as an epoch has, against those of a peer."""
+    batches = dataset.num_vectors // BATCH
+    mine = ours(dataset, LAYER, BATCH)
+    other = PEERS[name](dataset, LAYER, BATCH, folder)
+    pairs = run_in_turn(lambda: take(mine, batches), lambda: take(other, batches), rounds)
+    gigabytes = 4 * dataset.kind.hidden * BATCH * batches / 1e9
+    return Result(name, 10.0, gigabytes, pairs)
 
 
-def take(load: Loader, batches: int) -> None:
-    """Opens a loader and has it deliver that many batches."""
-    taken = sum(1 for _ in islice(load(), batches))
-    if taken != batches:
-        raise RuntimeError(f"the loader delivered {taken} batches, expected {batches}")
+def take(loader: Iterator[Any], batches: int) -> None:
+    """Has a loader deliver that many batches."""
+    for _ in islice(loader, batches):
+        pass
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--gigabytes", type=float, default=0.5, help="as this project stores them")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--folder", type=Path, help="where to put them for the time; default: /tmp")
+    arguments = parser.parse_args()
+    print(f"speed of shuffled batches of {BATCH} over that of others, {arguments.gigabytes} GB")
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
+        folder = Path(name)
+        tokens = int(arguments.gigabytes * 1e9 / 4 / VECTOR_BYTES)
+        shards = [prompt_lengths(tokens, shard) for shard in range(4)]
+        write_dataset(folder / "dataset", shards, [LAYER], "none", "bfloat16")
+        dataset = ActivationDataset(folder / "dataset")
+        for number, peer in enumerate(PEERS):
+            export = folder / str(number)
+            print(side_by_side(peer, dataset, export, arguments.rounds), flush=True)
+            shutil.rmtree(export)
+
+
+if __name__ == "__main__":
+    main()

@@ -4,8 +4,7 @@
 
 The yardstick is what no reader that checks its bytes can beat: the same files, one after the other,
 in blocks of a megabyte, with one CRC32C each. All files are in the page cache, and both sides run
-in turn; the medians of the ratios are the result. SAELens and dictionary_learning take part where
-they are installed (see `benchmarks/loaders.py`).
+in turn; the medians of the ratios are the result.
 """
 
 from __future__ import annotations
@@ -28,7 +27,6 @@ from activation_dataset.batches import Batches
 from activation_dataset.checksum import extend
 from activation_dataset.elements import Dtype
 from activation_dataset.verify import verify
-from benchmarks import loaders
 from benchmarks.paired import Pairs, run_in_turn
 from benchmarks.synthetic_dataset import prompt_lengths, write_dataset
 
@@ -120,21 +118,7 @@ def every_token(folder: Path, gigabytes: float, rounds: int) -> list[Result]:
         found.append(against_plain_reads(f"in order, {dtype}", in_order, files, rounds, run))
         run = partial(shuffled, ActivationDataset(path).batches(LAYER, BATCH, dtype=dtype))
         found.append(against_plain_reads(f"shuffled, {dtype}", in_batches, files, rounds, run))
-    return found + [peer(name, path, folder, rounds) for name in loaders.installed()]
-
-
-def peer(name: str, path: Path, folder: Path, rounds: int) -> Result:
-    """Shuffled batches of one epoch against a peer's, from opening to the last."""
-    dataset = ActivationDataset(path)
-    load = loaders.PEERS[name][1](dataset, LAYER, BATCH, folder / name)
-    batches = dataset.num_vectors // BATCH
-    pairs = run_in_turn(
-        lambda: loaders.take(lambda: loaders.ours(path, LAYER, BATCH), batches),
-        lambda: loaders.take(load, batches),
-        rounds,
-    )
-    gigabytes = 4 * dataset.kind.hidden * BATCH * batches / 1e9
-    return Result(f"shuffled batches, against {name}", 10.0, gigabytes, pairs)
+    return found
 
 
 def verifying(folder: Path, gigabytes: float, rounds: int) -> list[Result]:
@@ -194,8 +178,6 @@ def main() -> None:
         times = opening(folder)
     for result in results:
         print(result)
-    for missing in loaders.PEERS.keys() - loaders.installed():
-        print(f"  {missing} is not installed here, so it was not measured")
     print(f"  opening 1,400 files: {times['open'] * 1e3:.0f} ms (target below 1,000)")
     print(
         f"  a random sample: {times['sample'] * 1e3:.2f} ms (target below 1), 99 % within "

@@ -18,6 +18,7 @@ from activation_dataset.sites import Site, hook_name, place_of
 _FILE_BYTES = 1 << 28
 
 _HOW_TO_LOAD = """\
+from pathlib import Path
 from safetensors import safe_open
 def batches():
     for file in sorted(Path({out!r}).glob("*.safetensors")):
@@ -25,7 +26,7 @@ def batches():
             rows = tensors.get_slice("activations")
             for batch in range(rows.get_shape()[0]):
                 yield rows[batch]                        # [{batch_size}, {hidden}] float32
-trainSAE(data=list(batches()), ...)                      # or a generator, if one pass is enough"""
+data = list(batches())                                   # for trainSAE(data=data, ...)"""
 
 
 def export(

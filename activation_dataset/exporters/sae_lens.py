@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from activation_dataset.batches import DEFAULT_WINDOW
 from activation_dataset.exporters.exported import Exported, ExportError, new_folder
 from activation_dataset.reader import ActivationDataset
 from activation_dataset.sites import Site, hook_name
@@ -22,15 +23,19 @@ from activation_dataset.vectors import Vectors
 
 _FILE_BYTES = 1 << 28
 
+# SAELens copies its buffer for each read, so that larger ones than its default are faster.
+_READ = 128
+
 _HOW_TO_LOAD = """\
 from sae_lens.training.activations_store import ActivationsStore
 store = ActivationsStore(
     model=None, dataset=None, streaming=False, cached_activations_path={out!r},
     hook_name={hook!r}, hook_head_index=None, context_size={context_size}, d_in={hidden},
-    n_batches_in_buffer=64, total_training_tokens={vectors}, store_batch_size_prompts=8,
-    train_batch_size_tokens=4096, prepend_bos=False, normalize_activations="none",
-    device="cpu", dtype="float32",
-)                                # an iterator of [4096, {hidden}] tensors, for SAETrainer
+    n_batches_in_buffer={contexts}, total_training_tokens={vectors},
+    store_batch_size_prompts={read}, train_batch_size_tokens=4096, prepend_bos=False,
+    normalize_activations="none", device="cpu", dtype="float32",
+)                                # an iterator of [4096, {hidden}] tensors, for SAETrainer, from
+                                 # a buffer of {mixed:,} vectors
 # or in LanguageModelSAERunnerConfig: use_cached_activations=True,
 #     cached_activations_path={out!r}, context_size={context_size}"""
 
@@ -75,7 +80,14 @@ def export(dataset: ActivationDataset, layer: Site, out: Path, context_size: int
         (folder / "state.json").write_text(json.dumps(_state(names, dataset, hook)))
     vectors_written = rows * context_size
     how = _HOW_TO_LOAD.format(
-        out=str(out), hook=hook, context_size=context_size, hidden=hidden, vectors=vectors_written
+        out=str(out),
+        hook=hook,
+        context_size=context_size,
+        hidden=hidden,
+        vectors=vectors_written,
+        contexts=-(-DEFAULT_WINDOW // context_size),
+        read=min(rows, _READ),
+        mixed=-(-DEFAULT_WINDOW // context_size) * context_size,
     )
     return Exported(vectors_written, dataset.num_vectors - vectors_written, how)
 

@@ -16,6 +16,7 @@ from activation_dataset.sites import Site, hook_name, place_of
 SAMPLES_FILE = "samples.jsonl"
 
 _HOW_TO_LOAD = """\
+from pathlib import Path
 from safetensors import safe_open
 for file in sorted(Path({out!r}).glob("*.safetensors")):
     with safe_open(file, "pt") as tensors:

@@ -4,10 +4,13 @@ They need sae-lens and dictionary-learning, which live in an environment of thei
 are not installed, these tests are skipped.
 """
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from activation_dataset import ActivationDataset
+from activation_dataset.__main__ import main
 from tests.activation_dataset.synthetic import write_dataset
 
 LAYER, HIDDEN = 11, 32
@@ -20,6 +23,20 @@ def dataset(tmp_path_factory):
     lengths = np.random.default_rng(0).integers(20, 180, 60).tolist()
     write_dataset(path, [lengths[:30], lengths[30:]], "none", "bfloat16", HIDDEN, layers=(LAYER,))
     return ActivationDataset(path)
+
+
+@pytest.fixture
+def export_and_load(dataset, tmp_path, capsys):
+    """Exports as the command does, and runs the lines that it prints; returns their variables."""
+
+    def run(*arguments):
+        command = ["export", dataset.path, str(tmp_path / "out"), "--layer", str(LAYER)]
+        assert main([*command, *arguments]) == 0
+        found: dict[str, Any] = {}
+        exec(capsys.readouterr().out.partition("To load them:")[2], found)
+        return found
+
+    return run
 
 
 @pytest.fixture(scope="session")

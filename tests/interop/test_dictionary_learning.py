@@ -73,6 +73,11 @@ def test_it_trains_on_the_export(batches, values, tmp_path):
     assert explained(tmp_path, values) > 0.5
 
 
+def test_the_lines_that_the_export_prints_load_it(export_and_load):
+    data = export_and_load("--to", "dictionary_learning", "--batch_size", "1000")["data"]
+    assert {tuple(batch.shape) for batch in data} == {(1000, HIDDEN)}
+
+
 def test_it_trains_on_batches_without_an_export(dataset, values, tmp_path):
     data = (batch["values"] for batch in batch_dataset(dataset, LAYER, BATCH))
     train(data, tmp_path, STEPS, normalise=False)

@@ -86,6 +86,13 @@ def test_its_store_reads_the_export(export, dataset, values):
     assert len(store.cached_activation_dataset) == dataset.num_vectors // CONTEXT
 
 
+def test_the_lines_that_the_export_prints_load_it(export_and_load, values):
+    batch = next(iter(export_and_load("--to", "sae_lens", "--context_size", "16")["store"]))
+    assert batch.shape == (4096, HIDDEN)
+    known = {row.tobytes() for row in values}
+    assert all(row.tobytes() in known for row in batch.numpy())
+
+
 def test_several_files_are_one_dataset(dataset, values, tmp_path, monkeypatch):
     size = 10 * CONTEXT * HIDDEN * 4
     monkeypatch.setattr("activation_dataset.exporters.sae_lens._FILE_BYTES", size)
