@@ -20,8 +20,9 @@ from activation_dataset.inspect import inspect, inspect_vectors
 from activation_dataset.reader import ActivationDataset, DatasetError
 from activation_dataset.report import report
 from activation_dataset.sites import site_label
+from activation_dataset.summary import count_of
 from activation_dataset.survey import survey
-from activation_dataset.tfrecord import CorruptRecordError
+from activation_dataset.tfrecord import ADVICE, CorruptRecordError
 from activation_dataset.verify import verify
 
 # Below this size, starting workers takes longer than reading.
@@ -102,10 +103,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status: int = options.run(options)
         return status
     except EXPLAINED as error:
-        print(f"{options.folder} cannot be {options.done}: {error}", file=sys.stderr)
+        said = _explained(error, options.folder)
+        print(f"{options.folder} cannot be {options.done}: {said}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+def _explained(error: Exception, folder: str) -> str:
+    """What is wrong, and what to do if a file of the dataset is damaged or missing."""
+    if isinstance(error, FileNotFoundError) and error.filename and Path(folder).is_dir():
+        missing = Path(error.filename).is_relative_to(folder)
+        return f"{error}; {ADVICE}" if missing else str(error)
+    return "; ".join([str(error), *getattr(error, "__notes__", [])])
 
 
 def _add_looks(commands: Any) -> None:
@@ -164,8 +174,11 @@ def _inspect(options: argparse.Namespace) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     dataset = ActivationDataset(options.folder)
+    output = Path(options.output)
+    if not output.parent.is_dir():  # before much is read
+        raise FileNotFoundError(f"--output {output}: there is no folder {output.parent}")
     found = survey(dataset, whole=options.full, seed=options.seed)
-    Path(options.output).write_text(report(dataset, found), "utf-8")
+    output.write_text(report(dataset, found), "utf-8")
     read = "all" if found.whole else f"{found.vectors:,}"
     print(f"{options.output}: {read} vectors of each layer were read")
     return 0
@@ -223,7 +236,7 @@ def _verify(folder: str, repair_list: bool) -> int:
         print(line)
     read = f"{report.files} files, {report.bytes / 1e6:.1f} MB in {seconds:.1f} s"
     if report.problems:
-        print(f"{len(report.problems)} problems in {read}", file=sys.stderr)
+        print(f"{count_of(len(report.problems), 'problem')} in {read}", file=sys.stderr)
         return 1
     if not repair_list:
         print(f"sound: {read}")

@@ -126,6 +126,13 @@ class Batches:
         }
         self._arrays = ReusedArrays()
         self._position = Position()
+        if drop_last and not self._norms:
+            most = min(self._reader.sizes(0))
+            _check(
+                most >= batch_size,
+                f"batch_size is {batch_size}, but there are {most} vectors for each reader: ask "
+                "for smaller batches, or for the incomplete one with drop_last=False",
+            )
 
     @property
     def epoch(self) -> int:
@@ -161,6 +168,8 @@ class Batches:
         Raises:
             ValueError: the state is of a stream with another order; says in what they differ.
         """
+        missing = {"stream", *asdict(Position())} - state.keys()
+        _check(not missing, f"the state has no {', '.join(sorted(missing))}: it is no state_dict")
         differing = [
             f"{name} {state['stream'].get(name)} (here {here})"
             for name, here in self._stream.items()

@@ -10,7 +10,7 @@ from typing import Any
 from activation_dataset.exporters import dictionary_learning, sae_lens, safetensors
 from activation_dataset.exporters.exported import Exported, ExportError
 from activation_dataset.reader import ActivationDataset
-from activation_dataset.sites import parse_site
+from activation_dataset.sites import Site, parse_site
 
 EXPORTERS: dict[str, Callable[..., Exported]] = {
     "sae_lens": sae_lens.export,
@@ -35,7 +35,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--layer",
         required=True,
-        type=parse_site,
+        type=_site,
         metavar="LAYER",
         help="number of the layer, or a name such as blocks.10.hook_mlp_out",
     )
@@ -48,6 +48,13 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--seed", type=int, help="dictionary_learning: of the order of the vectors (default: 0)"
     )
+
+
+def _site(text: str) -> Site:
+    try:
+        return parse_site(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def run(arguments: argparse.Namespace) -> int:

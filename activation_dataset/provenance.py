@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
@@ -177,14 +178,34 @@ def where(dataset: ActivationDataset, query: TokenQuery) -> NDArray[np.int64]:
     """The numbers of the vectors that a query asks for, [n] int64, ascending.
 
     Raises:
-        ValueError: it asks for tokens, and the dataset's vectors are means over prompts.
+        ValueError: it asks for tokens, and the dataset's vectors are means over prompts; or for a
+            task, source or sample that the dataset does not have.
     """
     if query.asks_for_tokens and dataset.kind.pooling == "mean":
         raise ValueError(
             "the vectors of this dataset are means over prompts (pooling mean), which belong to no "
             "token: ask for tasks, test inputs or samples only"
         )
-    return np.concatenate([np.empty(0, np.int64), *_found(dataset, query)])
+    found = np.concatenate([np.empty(0, np.int64), *_found(dataset, query)])
+    if not len(found):
+        _check_names(dataset, query)
+    return found
+
+
+def _check_names(dataset: ActivationDataset, query: TokenQuery) -> None:
+    """Tells a name that is misspelt from tokens that are not there."""
+    ids = [(dataset.sample_id(n), dataset.task_id(n)) for n in range(len(dataset))]
+    for name, wanted, known in (
+        ("task", query.task, {task_id for _, task_id in ids}),
+        ("sample", query.sample, {sample_id for sample_id, _ in ids}),
+        ("source", query.source, {SampleName.of(*each).source for each in ids}),
+    ):
+        if wanted is not None and wanted not in known:
+            some = get_close_matches(wanted, known, 3) or sorted(known)[:3]
+            raise ValueError(
+                f"the dataset has no {name} {wanted!r}, but {len(known)} others such as "
+                f"{', '.join(map(repr, some))}; tasks that were rejected are in its errors/"
+            )
 
 
 def _found(dataset: ActivationDataset, query: TokenQuery) -> Iterator[NDArray[np.int64]]:

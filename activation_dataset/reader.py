@@ -158,8 +158,7 @@ class ActivationDataset:
                 before is sound.
         """
         wanted = Wanted.of(self.metadata, layers, dtype, normalise)
-        shards = range(len(self.metadata.batches)) if shard is None else [shard]
-        yield from BlockReader(self, wanted).blocks(shards)
+        yield from BlockReader(self, wanted).blocks(self._shards(shard))
 
     def records(self, layer: Site, shard: int | None = None) -> Iterator[ActivationRecord]:
         """The records of a layer, or of one of its shards, in order.
@@ -169,8 +168,7 @@ class ActivationDataset:
                 fewer records than the metadata says.
         """
         site = self.metadata.run.site(layer)
-        shards = range(len(self.metadata.batches)) if shard is None else [shard]
-        for each in shards:
+        for each in self._shards(shard):
             yield from self._shard_records(site, each)
 
     def sample(self, layer: Site, index: int) -> ActivationRecord:
@@ -184,11 +182,8 @@ class ActivationDataset:
             CorruptRecordError: as `records`, for this record.
         """
         site = self.metadata.run.site(layer)
-        if not 0 <= index < len(self):
-            raise IndexError(f"sample {index} is not in 0..{len(self) - 1}")
-        shard = int(np.searchsorted(self._sample_starts, index, side="right")) - 1
+        shard, number = self._place(index)
         path = self.metadata.batches[shard].files[site].path
-        number = index - int(self._sample_starts[shard])
         start, end = self.index(shard).record_starts[number : number + 2].tolist()
         block = np.empty(end - start, np.uint8)
         with closing(self.folder.source(path)) as source:
@@ -218,13 +213,13 @@ class ActivationDataset:
 
     def sample_id(self, index: int) -> str:
         """The id of a sample, by its number, 0..len - 1."""
-        shard = int(np.searchsorted(self._sample_starts, index, side="right")) - 1
-        return self.index(shard).sample_id(index - int(self._sample_starts[shard]))
+        shard, number = self._place(index)
+        return self.index(shard).sample_id(number)
 
     def task_id(self, index: int) -> str:
         """The id of a sample's task, by the sample's number, 0..len - 1."""
-        shard = int(np.searchsorted(self._sample_starts, index, side="right")) - 1
-        return self.index(shard).task_id(index - int(self._sample_starts[shard]))
+        shard, number = self._place(index)
+        return self.index(shard).task_id(number)
 
     def where(self, **query: Any) -> NDArray[np.int64]:
         """The numbers of the vectors of some tokens, [n] int64, ascending.
@@ -247,12 +242,21 @@ class ActivationDataset:
         """
         return trace(self, number)
 
-    def locate(self, numbers: NDArray[np.int64]) -> Places:
+    def locate(self, numbers: NDArray[np.int64] | Sequence[int]) -> Places:
         """Where vectors come from.
 
         Args:
             numbers: [n] int64, the vectors' numbers, 0..num_vectors - 1.
+
+        Raises:
+            IndexError: there is no vector of one of these numbers.
         """
+        numbers = np.asarray(numbers, np.int64)
+        if len(numbers) and not 0 <= numbers.min() <= numbers.max() < self.num_vectors:
+            raise IndexError(
+                f"vectors {numbers.min()} to {numbers.max()} are not all in "
+                f"0..{self.num_vectors - 1}"
+            )
         places = Places.empty(len(numbers))
         shards = np.searchsorted(self._vector_starts, numbers, side="right") - 1
         for shard in np.unique(shards).tolist():
@@ -280,6 +284,20 @@ class ActivationDataset:
         start = int(self._vector_starts[shard])
         first = int(ends[run.first - 1]) if run.first else 0
         return range(start + first, start + int(ends[run.last - 1]))
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """The shard of a sample, and its number there."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} is not in 0..{len(self) - 1}")
+        shard = int(np.searchsorted(self._sample_starts, index, side="right")) - 1
+        return shard, index - int(self._sample_starts[shard])
+
+    def _shards(self, shard: int | None) -> Sequence[int]:
+        """One shard, or all."""
+        count = len(self.metadata.batches)
+        if shard is not None and not 0 <= shard < count:
+            raise IndexError(f"shard {shard} is not in 0..{count - 1}")
+        return range(count) if shard is None else [shard]
 
     def _shard_records(self, layer: Site, shard: int) -> Iterator[ActivationRecord]:
         batch = self.metadata.batches[shard]
@@ -329,10 +347,14 @@ def _read_metadata(folder: Folder, path: str) -> Metadata:
         with folder.open(METADATA_FILE) as stream:
             text = stream.read()
     except FileNotFoundError:
+        if folder.local and not os.path.isdir(path):
+            raise DatasetError(f"there is no folder {path}") from None
         raise DatasetError(
             f"{path} has no {METADATA_FILE}: it is no dataset, or the run that writes it has not "
             "finished. Run the same command again to finish it"
         ) from None
+    except NotADirectoryError:
+        raise DatasetError(f"{path} is a file: give the folder that the dataset is in") from None
     except OSError as error:
         raise DatasetError(f"{path}/{METADATA_FILE} cannot be read: {error}") from None
     try:

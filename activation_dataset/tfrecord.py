@@ -29,6 +29,12 @@ _CRC = struct.Struct("<I")
 LENGTH_CRC = "the CRC of the length does not match"
 DATA_CRC = "the CRC of the data does not match"
 
+ADVICE = (
+    "python -m activation_dataset verify DATASET lists all that is damaged in it; running the same "
+    "command of the job again writes that again"
+)
+"""What to do about a dataset that cannot be read."""
+
 Crc = TypeVar("Crc", int, NDArray[np.int64])
 
 
@@ -36,12 +42,13 @@ class CorruptRecordError(ValueError):
     """A TFRecord file whose bytes are not what was written.
 
     Attributes: file (name), record (number within the file, from 0), offset (of the record's first
-    byte), detail (what is wrong).
+    byte), detail (what is wrong). A note, which tracebacks show, says what to do.
     """
 
     def __init__(self, file: str, record: int, offset: int, detail: str) -> None:
         super().__init__(f"{file}: record {record} at byte {offset}: {detail}")
         self.file, self.record, self.offset, self.detail = file, record, offset, detail
+        self.add_note(ADVICE)
 
     def __reduce__(self) -> tuple[type[CorruptRecordError], tuple[str, int, int, str]]:
         return CorruptRecordError, (self.file, self.record, self.offset, self.detail)

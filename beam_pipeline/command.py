@@ -16,6 +16,7 @@ from apache_beam.options.pipeline_options import WorkerOptions
 from activation_dataset.format import METADATA_FILE
 from activation_dataset.metadata import Metadata
 from activation_dataset.sites import DEFAULT_HOOK_POINT
+from activation_dataset.summary import count_of, layers_named
 from beam_pipeline.options import parse_flags, parse_plan_flags
 from beam_pipeline.pipeline import run_pipeline
 from beam_pipeline.plan import make_plan, report
@@ -122,14 +123,14 @@ def summary(metadata: Metadata, output_dir: str, seconds: float) -> str:
     run = metadata.run
     files = sum(len(batch.files) for batch in metadata.batches)
     size = sum(entry.bytes for batch in metadata.batches for entry in batch.files.values())
-    layers = f"{run.layers_extracted[0]} to {run.layers_extracted[-1]}"
+    layers = layers_named(run.layers_extracted)
     at = f" at {', '.join(run.hook_points)}" if run.hook_points != (DEFAULT_HOOK_POINT,) else ""
     lines = [
         f"{output_dir}: {metadata.total_samples:,} samples, {metadata.total_tokens:,} tokens",
         f"  model    {run.model_name}" + (" (random weights)" if run.weights.get("random") else ""),
         f"  layers   {len(run.layers_extracted)} ({layers}){at}, {run.hidden_dim} wide, "
         f"pooling {run.pooling}, {run.storage_dtype}",
-        f"  files    {files:,} in {len(metadata.batches):,} shards, {size / 1e6:,.1f} MB",
+        f"  files    {files:,} in {count_of(len(metadata.batches), 'shard')}, {size / 1e6:,.1f} MB",
         f"  rejected {sum(metadata.rejected.values()):,}"
         + "".join(f"; {count} {reason}" for reason, count in metadata.rejected.items()),
         f"  time     {seconds:,.1f} s, {metadata.total_tokens / seconds:,.0f} tokens/s in all",

@@ -62,7 +62,10 @@ def training_batches(
         ValueError: there are too few vectors for a batch.
     """
     if len(numbers) < batch_size:
-        raise ValueError(f"{len(numbers)} vectors to learn from make no batch of {batch_size}")
+        raise ValueError(
+            f"{len(numbers)} vectors to learn from make no batch of {batch_size}: make the dataset "
+            "with --pooling none, or ask for a smaller --batch_size"
+        )
     batches = DeviceBatches(
         dataset.batches(layer, batch_size, seed=seed, only=numbers, **_options(dataset, layer))
     )

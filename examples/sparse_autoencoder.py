@@ -25,6 +25,9 @@ class Settings:
         idle_steps: a feature that was not active for so many steps is dead.
         revival: weight of the loss by which dead features learn what the others miss.
         seed: of the first weights.
+
+    Raises:
+        ValueError: more features are to be active than there are.
     """
 
     features: int
@@ -35,6 +38,10 @@ class Settings:
     idle_steps: int = 50
     revival: float = 1 / 32
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.active <= self.features:
+            raise ValueError(f"active is {self.active}, expected 1 to features = {self.features}")
 
 
 class TopKAutoencoder(nnx.Module):

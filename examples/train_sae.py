@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from activation_dataset import ActivationDataset
+from activation_dataset import ActivationDataset, CorruptRecordError, DatasetError
 from examples.fit import Fit
 from examples.sae_page import sae_page
 from examples.sparse_autoencoder import Settings
@@ -24,11 +24,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-o", "--output", type=Path, default=Path("sae"), help="folder to write")
     options = parser.parse_args(arguments)
+    try:
+        _train(options)
+    except (DatasetError, CorruptRecordError, OSError, KeyError, ValueError) as error:
+        parser.exit(2, f"error: {error.args[0] if isinstance(error, KeyError) else error}\n")
 
+
+def _train(options: argparse.Namespace) -> None:
     dataset = ActivationDataset(options.dataset)
     layer = options.layer
     if layer is None:
         layer = dataset.layers[len(dataset.layers) // 2]
+    dataset.metadata.run.site(layer)  # refuses a layer that is not there
     settings = Settings(
         features=options.features or 4 * dataset.metadata.run.hidden_dim,
         active=options.active,

@@ -38,13 +38,13 @@ def export(
     Raises:
         ExportError: there are fewer vectors than one batch takes.
     """
-    batches = dataset.batches(layer, batch_size, seed=seed)
-    count = len(batches)
-    if not count:
+    if dataset.num_vectors < batch_size:
         raise ExportError(
             f"the layer has {dataset.num_vectors} vectors, too few for a batch of {batch_size}: "
             "ask for a smaller batch_size"
         )
+    batches = dataset.batches(layer, batch_size, seed=seed)
+    count = len(batches)
     hidden = dataset.metadata.run.hidden_dim
     in_a_file = max(1, _FILE_BYTES // (4 * batch_size * hidden))
     metadata = {

@@ -79,7 +79,8 @@ def test_drop_last(dataset):
     assert [len(batch) for batch in batches] == [50] * (dataset.num_vectors // 50)
     assert batches.epoch == 1
     assert [len(batch) for batch in batches] == [50] * (dataset.num_vectors // 50)
-    assert list(dataset.batches(10, 5000)) == []
+    with pytest.raises(ValueError, match=r"batch_size is 5000, but there are \d+ vectors for each"):
+        dataset.batches(10, 5000)
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 5])
@@ -139,10 +140,12 @@ def test_a_state_of_another_stream_is_refused(dataset):
         ({"seed": 1, "window": 40, "norms": (0, 1)}, "norms"),
         ({"seed": 1, "window": 40, "only": np.array([3])}, "only None"),
     ]:
-        batches = dataset.batches(10, 9, **options)  # type: ignore[arg-type]
+        batches = dataset.batches(10, 9, drop_last=False, **options)  # type: ignore[arg-type]
         with pytest.raises(ValueError, match=message):
             batches.load_state_dict(state)
     dataset.batches([11, 12], 4, seed=1, window=40, dtype="bits").load_state_dict(state)
+    with pytest.raises(ValueError, match="the state has no epoch, row, rows, window: it is no"):
+        dataset.batches(10, 9).load_state_dict({"stream": {}})
 
 
 def test_only_some_vectors(dataset):

@@ -41,6 +41,30 @@ def test_a_broken_dataset(dataset, capsys):
     assert capsys.readouterr().out == f"{BROKEN}\n"
 
 
+def test_a_damaged_or_missing_file_is_named_and_what_to_do_is_said(dataset, capsys):
+    (dataset / BROKEN).write_bytes(b"short")
+    assert main(["inspect", str(dataset), "--full"]) == 2
+    error = capsys.readouterr().err
+    assert f"cannot be inspected: {BROKEN}: record 0 at byte 0" in error
+    assert error.endswith("running the same command of the job again writes that again\n")
+    (dataset / BROKEN).unlink()
+    assert main(["inspect", str(dataset), "--full"]) == 2
+    error = capsys.readouterr().err
+    assert f"{dataset / BROKEN}'; python -m activation_dataset verify DATASET lists" in error
+
+
+def test_an_output_that_cannot_be_written(dataset, tmp_path, capsys):
+    assert main(["report", str(dataset), "-o", str(tmp_path / "nowhere" / "page.html")]) == 2
+    error = capsys.readouterr().err
+    assert error.endswith(f"page.html: there is no folder {tmp_path / 'nowhere'}\n")
+
+
+def test_a_layer_that_is_none(dataset, capsys):
+    with pytest.raises(SystemExit):
+        main(["export", str(dataset), "out", "--to", "safetensors", "--layer", "ten"])
+    assert "argument --layer: 'ten' is neither a layer's number nor" in capsys.readouterr().err
+
+
 def test_a_folder_that_is_not_there(tmp_path, capsys):
     assert main(["verify", str(tmp_path / "nowhere")]) == 2
     error = capsys.readouterr().err

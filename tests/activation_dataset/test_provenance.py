@@ -83,7 +83,7 @@ SAMPLES: list[dict[str, Any]] = [
     {"source": "training/é2.json", "task": "00000000", "test": 0},
     {"sample": "training/é1.json#00000001/0"},
     {"test": 1},
-    {"task": "nowhere"},
+    {"task": "00000001", "test": 9},
 ]
 TOKENS: list[dict[str, Any]] = [
     {},
@@ -135,6 +135,15 @@ def test_means_belong_to_samples_and_to_no_token(datasets: dict[Pooling, Activat
         ({"example": -1}, "example is -1"),
         ({"example": "first"}, "example is 'first', expected a number from 0, or \"test\""),
         ({"role": "text", "row": 0}, "a token of text has no example, row or column"),
+        (
+            {"task": "0000001"},
+            "no task '0000001', but 3 others such as '00000001'",
+        ),
+        ({"sample": "?"}, r"the dataset has no sample '\?', but \d+ others such as 'training/"),
+        (
+            {"source": "training/0.json"},
+            r"no source .*training/.*rejected are in its errors",
+        ),
     ],
 )
 def test_a_query_that_no_token_can_meet_is_refused(

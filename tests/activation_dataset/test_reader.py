@@ -84,6 +84,14 @@ def test_what_is_not_there(case):
     for index in (6, -7):
         with pytest.raises(IndexError, match=r"is not in 0\.\.5"):
             dataset[10][index]
+    with pytest.raises(IndexError, match=r"sample 6 is not in 0\.\.5"):
+        dataset.task_id(6)
+    for read in (dataset.records, dataset.blocks):
+        with pytest.raises(IndexError, match=r"shard 3 is not in 0\.\.2"):
+            next(read(10, shard=3))
+    for numbers in ([-1], [0, dataset.num_vectors]):
+        with pytest.raises(IndexError, match=r"are not all in 0\.\."):
+            dataset.locate(numbers)
 
 
 def test_through_fsspec(case):
@@ -106,8 +114,11 @@ def test_an_incomplete_folder_is_refused(tmp_path):
     (tmp_path / "metadata.json").unlink()
     with pytest.raises(DatasetError, match=r"has no metadata\.json: .*same command again"):
         ActivationDataset(tmp_path)
-    with pytest.raises(DatasetError, match=r"has no metadata\.json"):
+    with pytest.raises(DatasetError, match=r"there is no folder .*nowhere"):
         ActivationDataset(tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    with pytest.raises(DatasetError, match="file is a file: give the folder that"):
+        ActivationDataset(tmp_path / "file")
 
 
 def test_another_schema_version_is_refused(tmp_path):

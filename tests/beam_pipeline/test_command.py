@@ -140,7 +140,7 @@ def test_the_summary_is_for_a_person(tmp_path: Path):
     for part in (
         "out: 3 samples, 12 tokens",
         "random:tiny (random weights)",
-        "3 (10 to 12), 8 wide, pooling last, float32",
+        "3 (10-12), 8 wide, pooling last, float32",
         "6 in 2 shards",
         "rejected 3; 2 bad_cell; 1 not_json",
         "2.0 s, 6 tokens/s",

@@ -83,6 +83,22 @@ def test_a_feature_that_is_a_colour_is_found(trained):
         assert black[grid.cells].any()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--layer", "99"], "layer 99 is not in the dataset, which has (12,)"),
+        (["--features", "4"], "active is 8, expected 1 to features = 4"),
+        (["--batch_size", "10000000"], "with --pooling none, or ask for a smaller --batch_size"),
+    ],
+)
+def test_a_mistake_is_said_in_one_line(dataset, capsys, arguments, message):
+    with pytest.raises(SystemExit):
+        main([dataset.path, *arguments])
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
 def test_the_command_leaves_weights_and_a_page_that_a_phone_shows(dataset, tmp_path, capsys):
     out = tmp_path / "sae"
     main([dataset.path, "--steps", "20", "--batch_size", "256", "-o", str(out)])

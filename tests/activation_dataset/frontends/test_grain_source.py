@@ -44,7 +44,7 @@ def test_a_checkpoint_goes_on_with_the_very_next_batch(dataset, wanted, taken):
 
 
 def test_an_epoch_without_a_batch_is_the_end(dataset):
-    assert list(batch_dataset(dataset, 10, 1000)) == []
+    assert list(batch_dataset(dataset, 10, 1000, norms=(0, 0))) == []
 
 
 def test_samples_are_a_data_source(dataset):
