@@ -78,8 +78,14 @@ def read_safetensors_header(path: Path) -> dict[str, TensorEntry]:
     def bad(problem: str) -> CheckpointError:
         return CheckpointError(f"{path}: {problem}. Download or copy the file again.")
 
-    size = path.stat().st_size
-    with path.open("rb") as stream:
+    try:
+        size = path.stat().st_size
+        stream = path.open("rb")
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: cannot be read ({error.strerror}); this user must be able to read it"
+        ) from error
+    with stream:
         prefix = stream.read(HEADER_LENGTH_BYTES)
         if len(prefix) < HEADER_LENGTH_BYTES:
             raise bad(f"a safetensors file starts with 8 bytes of header length, it has {size}")

@@ -161,7 +161,13 @@ class ActivationExtractor:
           Pooled: for each site [texts, hidden]. Every token: for each text, by site,
           [tokens, hidden]. The site of the residual stream after a layer is the layer's number;
           another one is called as in TransformerLens, such as ``blocks.10.hook_mlp_out``.
+
+        Raises:
+          TypeError: if it is one text alone.
+          ValueError: if a text has no token.
         """
+        if isinstance(texts, str):
+            raise TypeError("texts is one string; give a list of them")
         tokenizer = self.source.tokenizer()
         token_ids = [
             np.asarray(tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)

@@ -129,6 +129,10 @@ def _read_config(path: Path) -> Qwen2Config:
             f"{path} does not exist: --model_path needs a folder in the Hugging Face layout "
             "(config.json, tokenizer.json, *.safetensors)"
         ) from error
+    except OSError as error:
+        raise ModelConfigError(
+            f"{path}: cannot be read ({error.strerror}); this user must be able to read it"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise ModelConfigError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(fields, Mapping):

@@ -46,6 +46,10 @@ class TasksNotFoundError(ValueError):
     """A ``--tasks_file`` that matches nothing."""
 
 
+class TasksUnreadableError(OSError):
+    """A file of tasks that is there and cannot be opened."""
+
+
 def resolve_patterns(tasks_files: Sequence[str]) -> tuple[str, ...]:
     """Makes each input a pattern that matches at least one file; a folder stands for its files.
 
@@ -161,8 +165,17 @@ def read_file(path: str, source: str) -> Iterator[Task | Document | RejectedTask
 
     Args:
       source: what the file is called in sample ids.
+
+    Raises:
+      TasksUnreadableError: if it cannot be opened.
     """
-    with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as raw:
+    try:
+        stream = FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
+    except OSError as error:
+        raise TasksUnreadableError(
+            f"{path}: cannot be read ({error}); this user must be able to read all of --tasks_file"
+        ) from error
+    with stream as raw:
         digesting = _DigestingStream(raw)
         if path.endswith(TABLE_SUFFIXES):
             # What is where in a table stands at its end, so it is read a second time, in order.

@@ -160,6 +160,11 @@ def test_a_damaged_header_is_explained(
     assert str(path) in str(raised.value)
 
 
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"cannot be read \(Is a directory\)"):
+        read_safetensors_header(tmp_path)
+
+
 @pytest.mark.parametrize("dtype", ["F16", "F64", "F8_E4M3", "I8", "BOOL", "bf16", 3, ["F32"]])
 def test_weights_of_another_dtype_are_refused(tmp_path: Path, dtype: object) -> None:
     path = raw_file(tmp_path, {"a": entry([1], 0, 2, dtype)}, b"\0\0")

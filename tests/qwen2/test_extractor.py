@@ -141,6 +141,11 @@ def test_no_texts_give_no_rows(pooling: Pooling) -> None:
         assert {layer: rows.shape for layer, rows in found.items()} == {0: (0, 64), 1: (0, 64)}
 
 
+def test_one_text_is_not_taken_for_its_letters() -> None:
+    with pytest.raises(TypeError, match="texts is one string; give a list of them"):
+        tiny([0])("The residual stream")
+
+
 def test_an_empty_text_is_refused() -> None:
     extractor = tiny([0])
     with pytest.raises(ValueError, match="sample 1: expected at least one token"):

@@ -155,6 +155,12 @@ def test_a_config_that_is_not_json(tmp_path: Path, content: bytes) -> None:
         open_model(str(tmp_path))
 
 
+def test_a_config_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(ModelConfigError, match=r"config\.json: cannot be read \(Is a directory\)"):
+        open_model(str(tmp_path))
+
+
 def test_a_config_that_is_not_an_object(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(ModelConfigError, match=r"config\.json: expected a JSON object"):

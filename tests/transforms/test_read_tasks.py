@@ -21,6 +21,7 @@ from transforms.read_tasks import (
     REJECTED,
     ReadTasks,
     TasksNotFoundError,
+    TasksUnreadableError,
     common_root,
     match_files,
     read_file,
@@ -245,3 +246,8 @@ def test_a_table_that_is_cut_short_is_rejected(tmp_path: Path):
     assert rejected.reason == "bad_table"
     assert isinstance(read, InputFile)
     assert read.bytes == path.stat().st_size
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path):
+    with pytest.raises(TasksUnreadableError, match=rf"{tmp_path}: cannot be read .*--tasks_file"):
+        list(read_file(str(tmp_path), "name"))
