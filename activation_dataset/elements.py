@@ -89,7 +89,13 @@ def element_dtype(dtype: Dtype, storage_dtype: StorageDtype) -> np.dtype[Any]:
         raise ValueError(f"dtype {dtype!r} needs a dataset stored in bfloat16, not {storage_dtype}")
     if dtype == "bits":
         return np.dtype(np.uint16)
-    bfloat16: np.dtype[Any] = np.dtype(import_module("ml_dtypes").bfloat16)
+    try:
+        bfloat16: np.dtype[Any] = np.dtype(import_module("ml_dtypes").bfloat16)
+    except ImportError as error:
+        raise ImportError(
+            'dtype "bfloat16" needs numpy to know it: pip install ml_dtypes, or ask for "bits", '
+            "which are the same as uint16"
+        ) from error
     return bfloat16
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from activation_dataset import ActivationDataset
 from activation_dataset.exporters.safetensors_file import Tensor, write_tensors
+from activation_dataset.sites import Site, hook_name
 from activation_dataset.vectors import Vectors
 from examples.held_out import Split, read, split, training_batches
 from examples.judge import codes_of, explained_by, explained_by_components
@@ -52,7 +53,7 @@ class Fit:
     """
 
     dataset: ActivationDataset
-    layer: int
+    layer: Site
     settings: Settings
     split: Split = field(init=False)
     learnt: Vectors = field(init=False)
@@ -97,7 +98,7 @@ class Fit:
         tensors = [Tensor(name, each.dtype, each.shape, [each]) for name, each in arrays.items()]
         metadata = {
             "model_name": self.dataset.metadata.run.model_name,
-            "layer": str(self.layer),
+            "hook_name": hook_name(self.layer),
             "k": str(self.settings.active),
             "normalise": "sae_lens",
         }

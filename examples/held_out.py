@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from activation_dataset import ActivationDataset
 from activation_dataset.frontends.jax_devices import DeviceBatches
+from activation_dataset.sites import Site
 from activation_dataset.summary import OUTLIER_FACTORS
 from activation_dataset.vectors import Vectors
 
@@ -54,7 +55,7 @@ def split(dataset: ActivationDataset, seed: int = 0) -> Split:
 
 
 def training_batches(
-    dataset: ActivationDataset, layer: int, numbers: NDArray[np.int64], batch_size: int, seed: int
+    dataset: ActivationDataset, layer: Site, numbers: NDArray[np.int64], batch_size: int, seed: int
 ) -> Iterator[Any]:
     """Shuffled batches without end, jax.Arrays of [batch_size, hidden] float32.
 
@@ -73,7 +74,7 @@ def training_batches(
         yield from (batch.values for batch in batches)
 
 
-def read(dataset: ActivationDataset, layer: int, numbers: NDArray[np.int64]) -> Vectors:
+def read(dataset: ActivationDataset, layer: Site, numbers: NDArray[np.int64]) -> Vectors:
     """The vectors of those numbers, in order; a run of them from the front if they are many."""
     numbers = numbers[:MOST]
     options = _options(dataset, layer)
@@ -82,7 +83,7 @@ def read(dataset: ActivationDataset, layer: int, numbers: NDArray[np.int64]) -> 
     return Vectors(batch.values[order], batch.numbers[order], dataset)
 
 
-def _options(dataset: ActivationDataset, layer: int) -> dict[str, Any]:
+def _options(dataset: ActivationDataset, layer: Site) -> dict[str, Any]:
     """Scaled to a mean norm of sqrt(hidden); without the sinks, which would be all of the loss."""
     bound = OUTLIER_FACTORS[0] * dataset.metadata.statistics[layer].norm_histogram.median
     return {"normalise": "sae_lens", "norms": (0, bound)}

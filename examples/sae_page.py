@@ -12,7 +12,7 @@ import numpy as np
 from activation_dataset import charts
 from activation_dataset.grid_figure import NOTHING, colours_of, grid_drawing
 from activation_dataset.page import Section, page
-from activation_dataset.sites import hook_name
+from activation_dataset.sites import hook_name, site_label
 from examples.features import Feature, grid_features
 from examples.fit import Fit, Judgement
 
@@ -26,7 +26,7 @@ def sae_page(fit: Fit, judgement: Judgement) -> str:
     tasks = ", ".join(fit.split.tasks[:8]) + ", …" * (len(fit.split.tasks) > 8)
     details = json.dumps({"layer": fit.layer} | asdict(settings), indent=2)
     return page(
-        f"Sparse autoencoder of layer {fit.layer}",
+        f"Sparse autoencoder of layer {site_label(fit.layer)}",
         f"Activations of {run.model_name}{weights}, {hook_name(fit.layer)}, as sums of "
         f"{settings.active} of {settings.features:,} directions; judged on tasks that it never "
         f"saw: {tasks}.",

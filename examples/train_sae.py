@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from activation_dataset import ActivationDataset, CorruptRecordError, DatasetError
+from activation_dataset.sites import parse_site, site_label
 from examples.fit import Fit
 from examples.sae_page import sae_page
 from examples.sparse_autoencoder import Settings
@@ -15,7 +16,9 @@ from examples.sparse_autoencoder import Settings
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m examples.train_sae", description=__doc__)
     parser.add_argument("dataset", help="a dataset, made with --pooling none for many vectors")
-    parser.add_argument("--layer", type=int, help="default: the one in the middle")
+    parser.add_argument(
+        "--layer", help="a number, or a name such as blocks.10.hook_mlp_out (default: the middle)"
+    )
     parser.add_argument("--features", type=int, help="default: four times the width of the layer")
     parser.add_argument("--active", type=int, default=8, help="features that are active at a time")
     parser.add_argument("--steps", type=int, default=1000)
@@ -32,10 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _train(options: argparse.Namespace) -> None:
     dataset = ActivationDataset(options.dataset)
-    layer = options.layer
-    if layer is None:
-        layer = dataset.layers[len(dataset.layers) // 2]
-    dataset.metadata.run.site(layer)  # refuses a layer that is not there
+    count = len(dataset.layers)
+    named = options.layer or dataset.sites[count // 2 - count]  # at the last hook point
+    layer = dataset.metadata.run.site(parse_site(str(named)))
     settings = Settings(
         features=options.features or 4 * dataset.metadata.run.hidden_dim,
         active=options.active,
@@ -45,7 +47,7 @@ def _train(options: argparse.Namespace) -> None:
         seed=options.seed,
     )
     fit = Fit(dataset, layer, settings)
-    print(f"layer {layer}: {len(fit.split.train):,} vectors to learn from")
+    print(f"layer {site_label(layer)}: {len(fit.split.train):,} vectors to learn from")
     print(f"held out: {', '.join(fit.split.tasks)}")
     for progress in fit:
         if progress.step % 200 == 0 or progress.step == settings.steps:

@@ -48,6 +48,12 @@ def values_of(path, **options):
     )
 
 
+def test_bfloat16_says_what_it_needs(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    with pytest.raises(ImportError, match=r'pip install ml_dtypes, or ask for "bits"'):
+        element_dtype("bfloat16", "bfloat16")
+
+
 @pytest.mark.parametrize("storage_dtype", ["float32", "bfloat16"])
 def test_normalised_as_sae_lens_and_dictionary_learning_define_it(tmp_path, storage_dtype):
     write_dataset(tmp_path, [[30, 50], [20]], "none", storage_dtype)

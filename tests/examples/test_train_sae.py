@@ -86,6 +86,7 @@ def test_a_feature_that_is_a_colour_is_found(trained):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--layer", "ten"], "'ten' is neither a layer's number nor"),
         (["--layer", "99"], "layer 99 is not in the dataset, which has (12,)"),
         (["--features", "4"], "active is 8, expected 1 to features = 4"),
         (["--batch_size", "10000000"], "with --pooling none, or ask for a smaller --batch_size"),
