@@ -187,7 +187,7 @@ def where(dataset: ActivationDataset, query: TokenQuery) -> NDArray[np.int64]:
             "token: ask for tasks, test inputs or samples only"
         )
     found = np.concatenate([np.empty(0, np.int64), *_found(dataset, query)])
-    if not len(found):
+    if not len(found) and (query.task, query.sample, query.source) != (None, None, None):
         _check_names(dataset, query)
     return found
 
