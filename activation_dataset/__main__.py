@@ -72,7 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--model_path", required=True, metavar="FOLDER", help="the checkpoint that it was made with"
     )
     command.add_argument("--samples", type=int, default=16, help="how many samples to compute")
-    command.add_argument("--seed", type=int, default=0, help="of the choice of samples")
+    command.add_argument(
+        "--seed", type=export.at_least(0), default=0, help="of the choice of samples"
+    )
     command.add_argument(
         "--tolerance",
         type=float,
@@ -114,8 +116,10 @@ def _explained(error: Exception, folder: str) -> str:
     """What is wrong, and what to do if a file of the dataset is damaged or missing."""
     if isinstance(error, FileNotFoundError) and error.filename and Path(folder).is_dir():
         missing = Path(error.filename).is_relative_to(folder)
-        return f"{error}; {ADVICE}" if missing else str(error)
-    return "; ".join([str(error), *getattr(error, "__notes__", [])])
+        said = f"{error}; {ADVICE}" if missing else str(error)
+    else:
+        said = "; ".join([str(error), *getattr(error, "__notes__", [])])
+    return said.replace("DATASET", folder)
 
 
 def _add_looks(commands: Any) -> None:
@@ -140,7 +144,9 @@ def _add_looks(commands: Any) -> None:
     command.add_argument("folder", metavar="DIR", help="the dataset: a folder, or a gs:// URL")
     command.add_argument("-o", "--output", default="report.html", metavar="FILE", help="the page")
     command.add_argument("--full", action="store_true", help="read every vector")
-    command.add_argument("--seed", type=_seed, default=0, help="of the choice of what is read")
+    command.add_argument(
+        "--seed", type=export.at_least(0), default=0, help="of the choice of what is read"
+    )
     command.set_defaults(run=_report, done="reported on")
     command = commands.add_parser(
         "card",
@@ -156,12 +162,6 @@ def _add_looks(commands: Any) -> None:
         "the card says, or else unknown)",
     )
     command.set_defaults(run=_card, done="described")
-
-
-def _seed(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, got {text!r}")
-    return int(text)
 
 
 def _inspect(options: argparse.Namespace) -> int:

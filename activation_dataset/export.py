@@ -40,14 +40,31 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         help="number of the layer, or a name such as blocks.10.hook_mlp_out",
     )
     command.add_argument(
-        "--context_size", type=int, help="sae_lens: vectors of a row (default: 128)"
+        "--context_size", type=at_least(1), help="sae_lens: vectors of a row (default: 128)"
     )
     command.add_argument(
-        "--batch_size", type=int, help="dictionary_learning: vectors of a batch (default: 4096)"
+        "--batch_size",
+        type=at_least(1),
+        help="dictionary_learning: vectors of a batch (default: 4096)",
     )
     command.add_argument(
-        "--seed", type=int, help="dictionary_learning: of the order of the vectors (default: 0)"
+        "--seed",
+        type=at_least(0),
+        help="dictionary_learning: of the order of the vectors (default: 0)",
     )
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """Reads an argument that is a whole number, not below another."""
+
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(
+                f"expected a whole number of at least {least}, got {text!r}"
+            )
+        return int(text)
+
+    return number
 
 
 def _site(text: str) -> Site:

@@ -50,7 +50,7 @@ def test_a_damaged_or_missing_file_is_named_and_what_to_do_is_said(dataset, caps
     (dataset / BROKEN).unlink()
     assert main(["inspect", str(dataset), "--full"]) == 2
     error = capsys.readouterr().err
-    assert f"{dataset / BROKEN}'; python -m activation_dataset verify DATASET lists" in error
+    assert f"{dataset / BROKEN}'; python -m activation_dataset verify {dataset} lists" in error
 
 
 def test_an_output_that_cannot_be_written(dataset, tmp_path, capsys):
@@ -59,10 +59,20 @@ def test_an_output_that_cannot_be_written(dataset, tmp_path, capsys):
     assert error.endswith(f"page.html: there is no folder {tmp_path / 'nowhere'}\n")
 
 
-def test_a_layer_that_is_none(dataset, capsys):
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("--layer", "ten", "'ten' is neither a layer's number nor"),
+        ("--batch_size", "0", "expected a whole number of at least 1, got '0'"),
+        ("--context_size", "-1", "expected a whole number of at least 1, got '-1'"),
+        ("--seed", "-1", "expected a whole number of at least 0, got '-1'"),
+    ],
+)
+def test_a_wrong_value_is_said(dataset, capsys, flag, value, message):
+    command = ["export", str(dataset), "out", "--to", "dictionary_learning", "--layer", "10"]
     with pytest.raises(SystemExit):
-        main(["export", str(dataset), "out", "--to", "safetensors", "--layer", "ten"])
-    assert "argument --layer: 'ten' is neither a layer's number nor" in capsys.readouterr().err
+        main([*command, flag, value])
+    assert f"argument {flag}: {message}" in capsys.readouterr().err
 
 
 def test_a_folder_that_is_not_there(tmp_path, capsys):
