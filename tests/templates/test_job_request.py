@@ -1,7 +1,4 @@
-"""The request that DataflowRunner makes of the service, for one accelerator of each kind.
-
-What Beam's client makes of the flags of all the others is in test_accelerators.py.
-"""
+"""The request that DataflowRunner makes of the service, for every accelerator."""
 
 from typing import Any
 
@@ -37,7 +34,7 @@ def submit(cloud: Cloud, *flags: str) -> Any:
     return request
 
 
-@pytest.mark.parametrize("name", ["cpu", "tpu-v5e-8", "gpu-l4-1"])
+@pytest.mark.parametrize("name", ACCELERATORS)
 def test_the_request_asks_for_one_process_on_the_right_machine(cloud: Cloud, name: str):
     settings = ACCELERATORS[name]
     environment = submit(cloud, f"--accelerator={name}", "--num_workers=8").environment
