@@ -21,7 +21,9 @@ PARAMETERS = {
 }
 
 
-def launch(cloud: Cloud, parameters: dict[str, str], **more: str) -> subprocess.CompletedProcess[str]:
+def launch(
+    cloud: Cloud, parameters: dict[str, str], **more: str
+) -> subprocess.CompletedProcess[str]:
     """Runs the entry module in a process of its own, in the environment that a launcher has."""
     flags = [f"--{name}={value}" for name, value in parameters.items()]
     return subprocess.run(
