@@ -93,6 +93,7 @@ def replay(steps: list[Step], root: Path, stages: dict[str, Path], **more: str) 
 @pytest.mark.image
 @pytest.mark.timeout(1500)
 def test_what_the_image_installs_is_enough_for_the_job(tmp_path: Path):
+    assert shutil.which("g++"), "the stage that builds the wheel has a C++ compiler; install g++"
     dockerfile = DOCKERFILE.read_text(encoding="utf-8")
     wheel = {"wheel": tmp_path / "wheel"}
     replay(steps_of("wheel", dockerfile, {}), wheel["wheel"], {})
