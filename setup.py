@@ -4,6 +4,7 @@ The ranges say what the code has been tested with; `requirements/` pins every pa
 The dataset reader alone needs numpy and google-crc32c: install those and add `--no-deps`.
 """
 
+import os
 import platform
 import sys
 from glob import glob
@@ -18,9 +19,13 @@ def kernels() -> list[Extension]:
     """The CPU kernels, where they can be built: Linux on x86-64, with JAX's headers at hand.
 
     Those come with the locked requirements, not with pip's isolated builds: use
-    --no-build-isolation. Without a C++ compiler an extension is left out with a warning.
+    --no-build-isolation. Without a C++ compiler an extension is left out with a warning, and with
+    QWEN2_KERNELS=required in the environment, as for the image, that is an error.
     """
-    if (sys.platform, platform.machine()) != ("linux", "x86_64") or find_spec("jax") is None:
+    required = os.environ.get("QWEN2_KERNELS") == "required"
+    if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+        return []
+    if find_spec("jax") is None and not required:
         return []
     from jax.ffi import include_dir
 
@@ -32,7 +37,7 @@ def kernels() -> list[Extension]:
             depends=glob("qwen2/kernels/**/*.h", recursive=True),
             language="c++",
             extra_compile_args=[*arguments, *(f"-m{feature}" for feature in processor)],
-            optional=True,
+            optional=not required,
         )
 
     return [extension("amx", "avx512f", "avx512bw", "avx512bf16", "amx-tile", "amx-bf16", "fma")]

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.options.pipeline_options import PipelineOptions, WorkerOptions
 
 from activation_dataset.format import POOLINGS, STORAGE_DTYPES
 from activation_dataset.sites import DEFAULT_HOOK_POINT, HOOK_POINTS, HookPoint
@@ -284,6 +284,9 @@ def _to_config(ours: argparse.Namespace, rest: list[str]) -> tuple[Config, Pipel
     rest = _with_runner(rest)
     _refuse_unknown(rest)
     options = PipelineOptions(rest)
+    workers = options.view_as(WorkerOptions).num_workers
+    if workers is not None and workers < 1:
+        raise ConfigError(f"--num_workers={workers} is no number of workers; take 1 or more")
     if ours.accelerator:
         settings = expand_accelerator(ours.accelerator)
         check_mesh(settings, ours.mesh_shape)

@@ -309,11 +309,12 @@ def _time_lines(plan: Plan, config: Config, prices: Prices) -> list[str]:
             why = f"{config.accelerator} is no one kind of device"
         return [f"  time     not predicted: {why}"]
     price = prices.of(time.accelerator.price_key)
+    cost = price * time.device_hours
     written = plan.size.total(plan.sites) / time.seconds / time.workers
     lines = [
         f"  time     {duration(time.seconds)} on {time.workers} x {time.accelerator.name}, where "
         f"{time.efficiency:.0%} of the peak is reached",
-        f"  cost     {price * time.device_hours:,.2f} {prices.currency}: "
+        f"  cost     {f'{cost:,.2f}' if cost >= 0.01 else 'under 0.01'} {prices.currency}: "
         f"{time.device_hours:,.3g} device hours at {price:,.2f}",
         f"  writing  {written / 1e6:,.3g} MB/s from each worker, or else that takes longer",
         "Time and cost are of the devices' work alone: starting workers, compiling, and what a run "

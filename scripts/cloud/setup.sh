@@ -18,8 +18,9 @@ worker=qwen2-activations@$project.iam.gserviceaccount.com
 builder=qwen2-activations-build@$project.iam.gserviceaccount.com
 
 gcloud services enable --project "$project" \
-    artifactregistry.googleapis.com cloudbuild.googleapis.com compute.googleapis.com \
-    dataflow.googleapis.com logging.googleapis.com storage.googleapis.com
+    artifactregistry.googleapis.com cloudbuild.googleapis.com cloudresourcemanager.googleapis.com \
+    compute.googleapis.com dataflow.googleapis.com iam.googleapis.com logging.googleapis.com \
+    storage.googleapis.com
 
 # The bucket in the workers' region: model and tasks are read, and activations written, at no charge
 # for traffic.

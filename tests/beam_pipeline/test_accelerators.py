@@ -124,6 +124,14 @@ def test_what_the_user_chose_stands():
     assert merged("gpu-l4-1", *chosen) == []
 
 
+def test_a_cpu_worker_may_be_another_machine_with_another_disk():
+    disk = "compute.googleapis.com/projects//zones//diskTypes/pd-ssd"
+    flags = ["--worker_machine_type=c3-standard-8", f"--worker_disk_type={disk}"]
+    (pool,) = environment_of_request("cpu", *flags).worker_pools
+    assert pool.machine_type == "c3-standard-8"
+    assert pool.disk_type == disk
+
+
 @pytest.mark.parametrize(
     ("name", "flag", "message"),
     [

@@ -180,6 +180,7 @@ def test_the_report(capsys: pytest.CaptureFixture[str], tasks: Path, tmp_path: P
         " a layer, ",
         " in 24 layers, ",
         " on 8 x tpu-v5e-8, where 50% of the peak is reached",
+        "  cost     under 0.01 USD: ",
         " device hours at 1.20",
         "Prices of 2026-11-23: list prices",
         "Only 3 of 8 workers have something to do",
@@ -250,6 +251,8 @@ def test_plan_and_run_refuse_alike_before_the_model_is_loaded(
         (["--prices=absent.toml"], "absent.toml: no table of prices can be read there"),
         (["--max_output_bytes=1.5TB"], "expected bytes, such as 1000000, 500GB or 2TB, got '1.5"),
         (["--layers_to_extract=24"], "--layers_to_extract: layer 24 does not exist"),
+        (["--num_workers=0"], "--num_workers=0 is no number of workers; take 1 or more"),
+        (["--num_workers=-3", "--accelerator=tpu-v5e-8"], "--num_workers=-3 is no number of"),
         (["--zzz"], "unknown flag --zzz."),
     ],
 )

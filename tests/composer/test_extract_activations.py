@@ -5,6 +5,7 @@ Needs Airflow, so it runs in an environment of its own: `make composer-test`.
 
 import datetime
 import json
+import re
 import threading
 from collections.abc import Iterator
 from concurrent import futures
@@ -22,7 +23,9 @@ from google.cloud.dataflow_v1beta3.services.jobs_v1_beta3.transports import (
 )
 from google.protobuf import json_format
 
-DAGS = Path(__file__).parents[2] / "templates" / "composer"
+TEMPLATES = Path(__file__).parents[2] / "templates"
+DAGS = TEMPLATES / "composer"
+PARAMETERS = json.loads((TEMPLATES / "flex" / "metadata.json").read_text("utf-8"))["parameters"]
 
 CONFIGURATION = {
     "project": "research",
@@ -46,6 +49,19 @@ METADATA = {
 }
 
 
+def refused(parameters: dict[str, str]) -> list[str]:
+    """The parameters of a launch that the template does not have, misses, or does not allow."""
+    known = {each["name"]: each for each in PARAMETERS}
+    needed = {name for name, each in known.items() if not each["isOptional"]}
+    wrong = [
+        name
+        for name, value in parameters.items()
+        if name in known
+        and not all(re.search(pattern, value) for pattern in known[name].get("regexes", []))
+    ]
+    return [*parameters.keys() - known.keys(), *needed - parameters.keys(), *wrong]
+
+
 class Cloud:
     """Dataflow's launch (REST) and job state (gRPC), and the objects of one bucket."""
 
@@ -55,7 +71,10 @@ class Cloud:
         self.objects: dict[str, Any] = {}
 
     def launch(self, body: dict[str, Any]) -> dict[str, Any]:
+        """The service's answer; ValueError for a request that it would refuse."""
         json_format.ParseDict(body, dataflow.LaunchFlexTemplateRequest.pb()())
+        if names := refused(body["launchParameter"]["parameters"]):
+            raise ValueError(f"The template parameters are invalid: {names}")
         self.launches.append(body)
         if self.states[len(self.launches) - 1] == "JOB_STATE_DONE":
             self.objects["datasets/first/metadata.json"] = METADATA
@@ -84,7 +103,10 @@ def cloud(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
                 "/v1b3/projects/research/locations/us-west4/flexTemplates:launch"
             )
             length = int(self.headers["Content-Length"])
-            self.answer(200, cloud.launch(json.loads(self.rfile.read(length))))
+            try:
+                self.answer(200, cloud.launch(json.loads(self.rfile.read(length))))
+            except (ValueError, json_format.ParseError) as error:
+                self.answer(400, {"error": {"code": 400, "message": str(error)}})
 
         def do_GET(self) -> None:
             path = self.path.partition("?")[0]
@@ -189,6 +211,16 @@ def test_a_failed_job_is_repeated_into_the_same_folder(cloud: Cloud, dag: Any):
     first, second = (body["launchParameter"] for body in cloud.launches)
     assert first["parameters"] == second["parameters"]
     assert first["jobName"] != second["jobName"]
+
+
+@pytest.mark.parametrize("cloud", [["JOB_STATE_DONE"]], indirect=True)
+@pytest.mark.parametrize("parameters", [{"samples_a_shard": 256}, {"samples_per_shard": "many"}])
+def test_what_the_template_does_not_allow_fails_the_run(
+    cloud: Cloud, dag: Any, parameters: dict[str, Any]
+):
+    run = dag.test(run_conf={**CONFIGURATION, "parameters": parameters})
+    assert states_of(run)["extract"] == "failed"
+    assert cloud.launches == []
 
 
 @pytest.mark.parametrize("cloud", [["JOB_STATE_FAILED"] * 3], indirect=True)

@@ -45,7 +45,10 @@ def test_an_empty_project_gets_everything(tmp_path: Path, bucket: str):
         "iam service-accounts create",
         "iam service-accounts create",
     ]
-    assert any("dataflow.googleapis.com" in call for call in calls)
+    (enabled,) = [call for call in calls if call.startswith("services enable")]
+    for api in ("artifactregistry", "cloudbuild", "compute", "dataflow", "iam", "storage"):
+        assert f" {api}.googleapis.com" in enabled
+    assert calls[0] == enabled, "what the next calls need"
     assert "bucket           gs://data\n" in printed
 
 

@@ -1,5 +1,7 @@
 """The image's Dockerfile and its build, against the tools that will read them."""
 
+import os
+import platform
 import re
 import shutil
 import subprocess
@@ -44,7 +46,7 @@ def test_the_sdk_of_the_image_is_the_sdk_of_the_job():
 def test_no_base_image_floats():
     images = re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)
     arguments = dict(re.findall(r"^ARG (\w+)=(.*)$", DOCKERFILE, re.MULTILINE))
-    assert len(images) == 3
+    assert len(images) == 4
     for image in images:
         name = re.sub(r"\$\{(\w+)\}", lambda match: arguments[match[1]], image)
         tag = name.rpartition(":")[2]
@@ -64,6 +66,28 @@ def test_what_is_copied_exists():
         for source in sources.split():
             for lock in LOCKS:
                 assert (ROOT / source.replace("${LOCK}", lock)).exists(), source
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="no kernels for this processor")
+@pytest.mark.parametrize(("kernels", "works"), [("required", False), ("", True)])
+def test_a_build_without_a_compiler_fails_where_the_kernels_are_required(
+    tmp_path: Path, kernels: str, works: bool
+):
+    assert "RUN QWEN2_KERNELS=required pip wheel" in DOCKERFILE
+    result = subprocess.run(
+        [
+            *(sys.executable, "setup.py", "build_ext", "--force"),
+            *(f"--build-lib={tmp_path}", f"--build-temp={tmp_path}"),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "CC": "no-compiler", "CXX": "no-compiler", "QWEN2_KERNELS": kernels},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (result.returncode == 0) == works
+    assert "no-compiler" in result.stderr
+    assert not list(tmp_path.rglob("*.so"))
 
 
 @pytest.mark.parametrize("lock", LOCKS)

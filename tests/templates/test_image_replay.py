@@ -21,16 +21,23 @@ ROOT = Path(__file__).parents[2]
 DOCKERFILE = ROOT / "templates" / "flex" / "Dockerfile"
 
 Step = tuple[str, str]
+WITHOUT_COMPILER = {"CC": "/bin/false", "CXX": "/bin/false"}
+KERNELS = "from qwen2.kernels import amx; print(amx.find_spec(amx.LIBRARY) is not None)"
 
 
-def last_stage(dockerfile: str, arguments: dict[str, str]) -> list[Step]:
-    """Instructions of the image itself, in order, with the build's arguments put in."""
+def steps_of(stage: str, dockerfile: str, arguments: dict[str, str]) -> list[Step]:
+    """Instructions of a stage, by the name or image that its FROM ends with, in order.
+
+    The build's arguments are put in.
+    """
     text = re.sub(r"\\\n", " ", re.sub(r"^#.*\n", "", dockerfile, flags=re.MULTILINE))
     steps = [(word, rest) for word, _, rest in (line.partition(" ") for line in text.splitlines())]
-    start = max(index for index, (word, _) in enumerate(steps) if word == "FROM")
+    starts = [index for index, (word, _) in enumerate(steps) if word == "FROM"]
+    (start,) = (index for index in starts if steps[index][1].split()[-1] == stage)
+    (end,) = [index for index in starts if index > start][:1] or [len(steps)]
     values = dict(arguments)
     found = []
-    for word, rest in steps[start + 1 :]:
+    for word, rest in steps[start + 1 : end]:
         if word == "ARG":
             name, _, default = rest.partition("=")
             values.setdefault(name, default)
@@ -39,41 +46,62 @@ def last_stage(dockerfile: str, arguments: dict[str, str]) -> list[Step]:
     return found
 
 
-def copy(sources: list[str], target: Path) -> None:
+def copy(sources: list[Path], target: Path) -> None:
     for source in sources:
-        if (ROOT / source).is_dir():
-            shutil.copytree(ROOT / source, target, ignore=shutil.ignore_patterns("__pycache__"))
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
         else:
-            shutil.copy(ROOT / source, target)
+            shutil.copy(source, target)
 
 
-@pytest.mark.image
-@pytest.mark.timeout(1500)
-def test_what_the_image_installs_is_enough_for_the_job(tmp_path: Path):
-    venv.create(tmp_path / "python", with_pip=True)
-    workdir = tmp_path / "root"
+def replay(steps: list[Step], root: Path, stages: dict[str, Path], **more: str) -> dict[str, str]:
+    """Carries steps out in a Python of their own under `root`; gives the environment at their end.
+
+    Args:
+      stages: roots of the stages before, by name; what is copied from others is left out.
+    """
+    venv.create(root / "python", with_pip=True)
+    workdir = root
     environment = {
-        "PATH": f"{tmp_path / 'python' / 'bin'}:/usr/bin:/bin",
-        "HOME": str(tmp_path),
+        "PATH": f"{root / 'python' / 'bin'}:/usr/bin:/bin",
+        "HOME": str(root),
         **{
             name: value
             for name, value in os.environ.items()
             if name.startswith(("PIP_", "SSL_", "UV_"))
         },
+        **more,
     }
-    for word, rest in last_stage(DOCKERFILE.read_text(encoding="utf-8"), {"LOCK": "base"}):
+    for word, rest in steps:
         if word == "WORKDIR":
-            workdir = tmp_path / rest.lstrip("/")
+            workdir = root / rest.lstrip("/")
             workdir.mkdir(parents=True)
-        elif word == "COPY" and not rest.startswith("--from"):
+        elif word == "COPY":
             *sources, target = shlex.split(rest)
-            copy(sources, workdir / target)
+            stage = sources.pop(0).removeprefix("--from=") if "--from=" in rest else None
+            if stage is None or stage in stages:
+                origin = stages[stage] if stage else ROOT
+                copy([origin / source.lstrip("/") for source in sources], workdir / target)
         elif word == "RUN":
             subprocess.run(rest, shell=True, check=True, cwd=workdir, env=environment)
         elif word == "ENV":
             name, _, value = rest.partition("=")
             environment[name] = value.replace("/template", str(workdir))
+    return environment
 
+
+@pytest.mark.image
+@pytest.mark.timeout(1500)
+def test_what_the_image_installs_is_enough_for_the_job(tmp_path: Path):
+    assert shutil.which("g++"), "the stage that builds the wheel has a C++ compiler; install g++"
+    dockerfile = DOCKERFILE.read_text(encoding="utf-8")
+    wheel = {"wheel": tmp_path / "wheel"}
+    replay(steps_of("wheel", dockerfile, {}), wheel["wheel"], {})
+    steps = steps_of("python:3.11-slim-bookworm", dockerfile, {"LOCK": "base"})
+    environment = replay(steps, tmp_path / "image", wheel, **WITHOUT_COMPILER)
+
+    kernels = subprocess.check_output(["python", "-c", KERNELS], cwd=tmp_path, env=environment)
+    assert kernels == b"True\n"
     output = tmp_path / "dataset"
     subprocess.run(
         [
@@ -92,8 +120,9 @@ def test_what_the_image_installs_is_enough_for_the_job(tmp_path: Path):
     assert metadata.total_samples > 0
 
 
-def test_the_steps_are_those_of_the_last_stage_with_arguments_put_in():
-    dockerfile = "ARG A=1\nFROM x:${A} AS s\nRUN no\n# c\nFROM y\nARG L=b\nRUN a \\\n  ${L}\n"
-    assert last_stage(dockerfile, {"L": "t"}) == [("RUN", "a    t")]
-    assert last_stage(dockerfile, {}) == [("RUN", "a    b")]
+def test_the_steps_are_those_of_one_stage_with_arguments_put_in():
+    dockerfile = "ARG A=1\nFROM x:${A} AS s\nRUN s\n# c\nFROM y\nARG L=b\nRUN a \\\n  ${L}\n"
+    assert steps_of("s", dockerfile, {}) == [("RUN", "s")]
+    assert steps_of("y", dockerfile, {"L": "t"}) == [("RUN", "a    t")]
+    assert steps_of("y", dockerfile, {}) == [("RUN", "a    b")]
     assert sys.version_info[:2] == (3, 11), "the image's Python is the one that is tested"

@@ -1,11 +1,10 @@
-"""The request that DataflowRunner makes of the service, for one accelerator of each kind.
-
-What Beam's client makes of the flags of all the others is in test_accelerators.py.
-"""
+"""The request that DataflowRunner makes of the service, for every accelerator."""
 
 from typing import Any
 
 import pytest
+from apache_beam.internal import pickler
+from apache_beam.portability import common_urns
 from apache_beam.portability.api import beam_runner_api_pb2
 from google.cloud import dataflow_v1beta3
 from google.protobuf import json_format
@@ -37,7 +36,27 @@ def submit(cloud: Cloud, *flags: str) -> Any:
     return request
 
 
-@pytest.mark.parametrize("name", ["cpu", "tpu-v5e-8", "gpu-l4-1"])
+def staged_pipeline(cloud: Cloud) -> Any:
+    """The newest graph in the bucket, which the request names."""
+    names = [name for name in cloud.names("staging/") if name.endswith("/pipeline.pb")]
+    content = cloud.read(names[-1])
+    assert len(content) < 1_000_000
+    return beam_runner_api_pb2.Pipeline.FromString(content)
+
+
+def extraction(pipeline: Any) -> Any:
+    """The function of the step that a worker gets."""
+    (step,) = [
+        step
+        for step in pipeline.components.transforms.values()
+        if step.unique_name.startswith("Extract/")
+        and step.spec.urn == common_urns.primitives.PAR_DO.urn
+    ]
+    payload = beam_runner_api_pb2.ParDoPayload.FromString(step.spec.payload)
+    return pickler.loads(payload.do_fn.payload)[0]
+
+
+@pytest.mark.parametrize("name", ACCELERATORS)
 def test_the_request_asks_for_one_process_on_the_right_machine(cloud: Cloud, name: str):
     settings = ACCELERATORS[name]
     environment = submit(cloud, f"--accelerator={name}", "--num_workers=8").environment
@@ -53,6 +72,8 @@ def test_the_request_asks_for_one_process_on_the_right_machine(cloud: Cloud, nam
     assert list(environment.service_options) == (asked if settings.worker_accelerator else [])
     fixed = dataflow_v1beta3.AutoscalingAlgorithm.AUTOSCALING_ALGORITHM_NONE
     assert (pool.autoscaling_settings.algorithm == fixed) == (name != "cpu")
+    # What JAX must know of a worker's chips goes with the step that starts JAX.
+    assert extraction(staged_pipeline(cloud))._settings.environment == settings.environment
 
 
 def test_the_request_is_small_and_holds_no_secret(cloud: Cloud, monkeypatch: pytest.MonkeyPatch):
@@ -68,10 +89,7 @@ def test_the_request_is_small_and_holds_no_secret(cloud: Cloud, monkeypatch: pyt
 
 def test_the_graph_reads_well_and_hints_at_no_resource(cloud: Cloud):
     submit(cloud, "--accelerator=tpu-v5e-8")
-    (name,) = [name for name in cloud.names("staging/") if name.endswith("/pipeline.pb")][-1:]
-    content = cloud.read(name)
-    assert len(content) < 1_000_000
-    pipeline = beam_runner_api_pb2.Pipeline.FromString(content)
+    pipeline = staged_pipeline(cloud)
     steps = {transform.unique_name for transform in pipeline.components.transforms.values()}
     for step in ("ReadTasks", "Tokenize", "AssignShards", "Extract", "CombineMetadata"):
         assert step in steps

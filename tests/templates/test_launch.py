@@ -21,7 +21,9 @@ PARAMETERS = {
 }
 
 
-def launch(cloud: Cloud, parameters: dict[str, str]) -> subprocess.CompletedProcess[str]:
+def launch(
+    cloud: Cloud, parameters: dict[str, str], **more: str
+) -> subprocess.CompletedProcess[str]:
     """Runs the entry module in a process of its own, in the environment that a launcher has."""
     flags = [f"--{name}={value}" for name, value in parameters.items()]
     return subprocess.run(
@@ -40,6 +42,7 @@ def launch(cloud: Cloud, parameters: dict[str, str]) -> subprocess.CompletedProc
             "GOOGLE_APPLICATION_CREDENTIALS": str(cloud.credentials),
             "GOOGLE_CLOUD_PROJECT": "research-project",
             "STORAGE_EMULATOR_HOST": cloud.storage_address,
+            **more,
         },
         capture_output=True,
         text=True,
@@ -62,6 +65,16 @@ def test_a_launch_leaves_the_job_file_and_ends(cloud: Cloud):
     assert pool["machineType"] == "ct5lp-hightpu-8t"
     assert "--accelerator=tpu-v5e-8 sets" in result.stderr
     assert not cloud.requests, "the launcher, not the program, creates the job"
+
+
+def test_the_launcher_has_no_use_for_jax(cloud: Cloud):
+    put_task(cloud)
+    result = launch(cloud, PARAMETERS, PYTHONPROFILEIMPORTTIME="1")
+    assert result.returncode == 0, result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.startswith("import time:")]
+    imported = {line.rpartition("|")[2].strip() for line in lines}
+    assert "beam_pipeline.pipeline" in imported
+    assert "jax" not in imported
 
 
 def test_a_wrong_parameter_is_one_line_in_the_launchers_log(cloud: Cloud):

@@ -13,7 +13,7 @@ from google.cloud import dataflow_v1beta3
 from google.protobuf import json_format
 
 from beam_pipeline.accelerators import ACCELERATORS
-from beam_pipeline.options import build_parser
+from beam_pipeline.options import build_parser, parse_flags
 
 FLEX = Path(__file__).parents[2] / "templates" / "flex"
 METADATA = (FLEX / "metadata.json").read_text(encoding="utf-8")
@@ -78,6 +78,23 @@ def test_a_default_passes_its_own_check(name: str):
             assert re.search(pattern, fields["defaultValue"])
         options = [option["value"] for option in fields.get("enumOptions", [])]
         assert not options or fields["defaultValue"] in options
+
+
+def test_a_form_that_is_left_as_it_is_changes_nothing():
+    """The console sends what it shows, defaults too, and the launcher makes flags of all of it."""
+    given = [
+        "--model_path=random:tiny",
+        "--tasks_file=gs://bucket/tasks",
+        "--output_dir=gs://bucket/out",
+        "--accelerator=cpu",
+    ]
+    shown = [
+        f"--{name}={fields['defaultValue']}"
+        for name, fields in PARAMETERS.items()
+        if "defaultValue" in fields
+    ]
+    assert len(shown) > 10
+    assert parse_flags([*given, *shown])[0] == parse_flags(given)[0]
 
 
 def test_the_accelerators_are_those_of_the_job():
