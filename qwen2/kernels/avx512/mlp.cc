@@ -9,7 +9,7 @@ namespace {
 namespace ffi = xla::ffi;
 using Matrix = ffi::Buffer<ffi::F32>;
 
-constexpr int64_t kRows = 96;          // at a time
+constexpr int64_t kRows = 192;         // at a time
 constexpr int64_t kHalf = kPanel / 2;  // columns of gate, and of up, in one panel
 
 // The weights as every unit of work reads them, from the first to the last: for each 128 columns
