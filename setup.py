@@ -40,7 +40,10 @@ def kernels() -> list[Extension]:
             optional=not required,
         )
 
-    return [extension("amx", "avx512f", "avx512bw", "avx512bf16", "amx-tile", "amx-bf16", "fma")]
+    return [
+        extension("amx", "avx512f", "avx512bw", "avx512bf16", "amx-tile", "amx-bf16", "fma"),
+        extension("avx512", "avx512f", "fma"),
+    ]
 
 
 setup(

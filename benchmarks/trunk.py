@@ -135,6 +135,7 @@ CONTENDERS: dict[str, tuple[Callable[..., Runner], tuple[Any, ...]]] = {
     "ours bf16": (ours, ("bfloat16", multiprocessing.cpu_count())),
     "ours bf16, one device": (ours, ("bfloat16", 1)),
     "ours f32": (ours, ("float32", multiprocessing.cpu_count())),
+    "ours f32, one device": (ours, ("float32", 1)),
     "HF bf16, one at a time": (hugging_face, ("bfloat16", 1, False)),
     "HF bf16, batches of 8": (hugging_face, ("bfloat16", 8, False)),
     "HF bf16, by length": (hugging_face, ("bfloat16", 8, True)),
@@ -148,6 +149,7 @@ TARGETS = (
     ("ours bf16", "HF bf16, one at a time", 1.0),
     ("ours bf16", "HF bf16, batches of 8", 5.0),
     ("ours f32", "HF f32, one at a time", 1.2),
+    ("ours f32, one device", "HF f32, one at a time", 1.2),
     ("ours bf16", "nnsight bf16", 2.0),
     ("ours bf16", "TransformerLens bf16", 6.0),
 )

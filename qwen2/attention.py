@@ -23,10 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from qwen2.config import Qwen2Config
-from qwen2.kernels import amx
+from qwen2.kernels import amx, avx512
 from qwen2.rounding import round_to
 
-AttentionForm = Literal["reference", "blocked", "amx", "splash", "cudnn"]
+AttentionForm = Literal["reference", "blocked", "amx", "avx512", "splash", "cudnn"]
 
 MASKED = -1e30
 """Score of a pair that may not attend; finite, so that no row of scores is all infinities."""
@@ -49,6 +49,8 @@ def fastest_form(
     """
     if device.platform == "cpu" and amx.fits(config, dtype, parts):
         return "amx"
+    if device.platform == "cpu" and avx512.fits(config, dtype, parts):
+        return "avx512"
     if device.platform == "tpu":
         return "splash"
     if device.platform == "gpu" and dtype.itemsize == 2:
@@ -71,6 +73,8 @@ def causal_attention(
         return blocked_attention(query, key, value, segment_ids, positions)
     if form == "amx":
         return amx.attention(query, key, value, positions)
+    if form == "avx512":
+        return avx512.attention(query, key, value, positions)
     if form == "splash":
         return splash_attention(query, key, value, segment_ids, positions)
     if form == "cudnn":

@@ -115,7 +115,7 @@ def preferred_row_length(form: str, slots: int) -> int:
 
     The forms for CPUs do not touch other samples of a row, so their rows are as long as a step.
     """
-    return slots if form in ("blocked", "amx") else min(slots, SHORT_ROW)
+    return slots if form in ("blocked", "amx", "avx512") else min(slots, SHORT_ROW)
 
 
 def packing_for(form: str, batch_size: int, rows: int) -> Packing:

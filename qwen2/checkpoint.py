@@ -98,6 +98,7 @@ def read_safetensors_header(path: Path) -> dict[str, TensorEntry]:
         raw = stream.read(header_bytes)
     try:
         header = json.loads(raw, object_pairs_hook=_no_duplicates)
+        json.dumps(header, ensure_ascii=False).encode()  # Half a character is no character.
     except (ValueError, RecursionError) as error:
         raise bad(f"the header is not valid JSON ({error})") from error
     if not isinstance(header, dict):

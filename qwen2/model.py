@@ -19,7 +19,7 @@ from flax import nnx
 
 from qwen2.attention import AttentionForm, attention_of_slots, causal_attention
 from qwen2.config import Qwen2Config
-from qwen2.kernels import amx
+from qwen2.kernels import amx, avx512
 from qwen2.rounding import round_to
 from qwen2.sites import HookPoint
 
@@ -29,7 +29,12 @@ MLP_CHUNK_ON_CPU = 512
 """Token slots that go through the MLP at a time on a CPU: what keeps its intermediate in cache."""
 
 
-def project(x: jax.Array, kernel: jax.Array, reduce_over: str | None = None) -> jax.Array:
+def project(
+    x: jax.Array,
+    kernel: jax.Array,
+    reduce_over: str | None = None,
+    form: AttentionForm = "reference",
+) -> jax.Array:
     """``x @ kernel`` over the last axis of x and the first of the kernel, in float32.
 
     The float32 result is what XLA runs fast for bfloat16 on CPUs, and what follows is computed on
@@ -38,8 +43,12 @@ def project(x: jax.Array, kernel: jax.Array, reduce_over: str | None = None) -> 
     Args:
       reduce_over: the mesh axis over which the contracted dimension is split, if it is.
     """
-    precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
-    out = jnp.tensordot(x, kernel, 1, precision=precision, preferred_element_type=jnp.float32)
+    if form == "avx512":
+        flat = avx512.product(x, kernel.reshape(kernel.shape[0], -1))
+        out = flat.reshape(*x.shape[:-1], *kernel.shape[1:])
+    else:
+        precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+        out = jnp.tensordot(x, kernel, 1, precision=precision, preferred_element_type=jnp.float32)
     return out if reduce_over is None else sum_over(out, reduce_over)
 
 
@@ -91,19 +100,19 @@ class Attention(nnx.Module):
         self.out_kernel = nnx.Param(jnp.zeros((heads, groups, head_dim, config.hidden_size), dtype))
 
     def queries_keys_values(
-        self, x: jax.Array, rotary: tuple[jax.Array, jax.Array]
+        self, x: jax.Array, rotary: tuple[jax.Array, jax.Array], form: AttentionForm
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """[R, L, K, G, D], [R, L, K, D], [R, L, K, D]"""
-        qkv = project(x, self.qkv_kernel[...]) + self.qkv_bias[...].astype(jnp.float32)
+        qkv = project(x, self.qkv_kernel[...], form=form) + self.qkv_bias[...].astype(jnp.float32)
         rotated = round_to(rotate(qkv[..., :-1, :], rotary), x.dtype)
         return rotated[..., :-1, :], rotated[..., -1, :], round_to(qkv[..., -1, :], x.dtype)
 
-    def output(self, attended: jax.Array) -> jax.Array:
+    def output(self, attended: jax.Array, form: AttentionForm) -> jax.Array:
         """[R, L, K, G, D] to [R, L, H] float32"""
         kernel = self.out_kernel[...]
         width, hidden = kernel.size // kernel.shape[-1], kernel.shape[-1]
         flat = attended.reshape(*attended.shape[:2], width)
-        return project(flat, kernel.reshape(width, hidden), reduce_over=MODEL_AXIS)
+        return project(flat, kernel.reshape(width, hidden), MODEL_AXIS, form)
 
 
 class MLP(nnx.Module):
@@ -115,9 +124,10 @@ class MLP(nnx.Module):
 
     def __call__(self, x: jax.Array, form: AttentionForm) -> jax.Array:
         """[..., H] to [..., H] float32"""
-        if form == "amx":
+        if form in ("amx", "avx512"):
+            mlp = amx.mlp if form == "amx" else avx512.mlp
             kernels = (self.gate_kernel[...], self.up_kernel[...], self.down_kernel[...])
-            return sum_over(amx.mlp(x, *kernels), MODEL_AXIS)
+            return sum_over(mlp(x, *kernels), MODEL_AXIS)
         gated = jax.nn.silu(project(x, self.gate_kernel[...])) * project(x, self.up_kernel[...])
         return project(round_to(gated, x.dtype), self.down_kernel[...], reduce_over=MODEL_AXIS)
 
@@ -142,9 +152,9 @@ class DecoderLayer(nnx.Module):
         form: AttentionForm,
     ) -> HookValues:
         """At each hook point [R, L, H]: the residual stream in its dtype, updates in float32."""
-        q, k, v = self.attention.queries_keys_values(self.attention_norm(x), rotary)
+        q, k, v = self.attention.queries_keys_values(self.attention_norm(x), rotary, form)
         attended = causal_attention(q, k, v, segment_ids, positions, form)
-        return self._hook_values(x, self.attention.output(attended), form)
+        return self._hook_values(x, self.attention.output(attended, form), form)
 
     def at_slots(
         self,
@@ -152,16 +162,16 @@ class DecoderLayer(nnx.Module):
         rotary: tuple[jax.Array, jax.Array],
         segment_ids: jax.Array,
         slots: jax.Array,
+        form: AttentionForm,
     ) -> HookValues:
         """The same at slots [R, S] only, [R, S, H].
 
         Keys and values are those of the whole row; everything else is computed at the slots alone.
         """
-        q, k, v = self.attention.queries_keys_values(self.attention_norm(x), rotary)
+        q, k, v = self.attention.queries_keys_values(self.attention_norm(x), rotary, form)
         attended = attention_of_slots(gather_slots(q, slots), slots, k, v, segment_ids)
-        return self._hook_values(
-            gather_slots(x, slots), self.attention.output(attended), "reference"
-        )
+        attn_out = self.attention.output(attended, "reference")
+        return self._hook_values(gather_slots(x, slots), attn_out, "reference")
 
     def _hook_values(self, x: jax.Array, attn_out: jax.Array, form: AttentionForm) -> HookValues:
         resid_mid = _add(x, attn_out)

@@ -218,7 +218,7 @@ class Programs:
         if self._pooling != "last":
             return self._layer(state, x, rotary, inputs)[1]
         layer: DecoderLayer = nnx.merge(self._graph, state)
-        values = layer.at_slots(x, rotary, inputs["segment_ids"], inputs["last_slots"])
+        values = layer.at_slots(x, rotary, inputs["segment_ids"], inputs["last_slots"], self._form)
         return {point: values[point].astype(self._capture_dtype) for point in self._hook_points}
 
     def _pooled(self, x: jax.Array, inputs: Inputs) -> jax.Array:

@@ -22,7 +22,7 @@ from qwen2.attention import (
 )
 from qwen2.batching import preferred_row_length
 from qwen2.config import PRESETS
-from qwen2.kernels import amx
+from qwen2.kernels import amx, avx512
 
 RELATIVE_ERROR = {"float32": 1e-5, "bfloat16": 2e-2}
 """Largest relative L2 error of a query head's output; bfloat16 has 8 bits of precision."""
@@ -45,11 +45,16 @@ LAYOUTS: dict[str, tuple[int, list[Row]]] = {
 needs_amx = pytest.mark.skipif(
     not amx.available(), reason="the AMX kernels are not built, or this processor has no AMX"
 )
+needs_avx512 = pytest.mark.skipif(
+    not avx512.available(),
+    reason="the AVX-512 kernels are not built, or this processor has no AVX-512",
+)
 needs_gpu = pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN needs an NVIDIA GPU")
 
 FORMS_AND_DTYPES: list[object] = [
     *((form, dtype) for form in ("reference", "blocked", "splash") for dtype in RELATIVE_ERROR),
     pytest.param("amx", "bfloat16", marks=needs_amx),
+    pytest.param("avx512", "float32", marks=needs_avx512),
     pytest.param("cudnn", "bfloat16", marks=needs_gpu),
 ]
 """The TPU's form runs in interpret mode elsewhere."""
@@ -150,6 +155,7 @@ def packed_rows(draw: st.DrawFn, length: int) -> list[int]:
         ("reference", "float32"),
         ("blocked", "float32"),
         pytest.param("amx", "bfloat16", marks=needs_amx),
+        pytest.param("avx512", "float32", marks=needs_avx512),
     ],
 )
 @settings(deadline=None, max_examples=20)
@@ -194,7 +200,7 @@ def test_blocks_of_other_samples_are_skipped(form: AttentionForm) -> None:
 @pytest.mark.parametrize(
     ("platform", "capability", "dtype", "form"),
     [
-        ("cpu", None, "float32", "blocked"),
+        pytest.param("cpu", None, "float32", "avx512", marks=needs_avx512),
         pytest.param("cpu", None, "bfloat16", "amx", marks=needs_amx),
         ("tpu", None, "bfloat16", "splash"),
         ("tpu", None, "float32", "splash"),
@@ -221,6 +227,7 @@ def test_each_device_has_a_form_that_it_can_run(
     [
         ("blocked", 4096, 4096),
         ("amx", 4096, 4096),
+        ("avx512", 4096, 4096),
         ("splash", 4096, 2048),
         ("splash", 512, 512),
         ("cudnn", 8192, 2048),

@@ -108,6 +108,7 @@ def test_bytes_after_the_last_tensor_are_noticed(tmp_path: Path) -> None:
             "a key occurs twice",
         ),
         ({"__metadata__": []}, b"", None, "__metadata__ is not an object of strings"),
+        (b'{"__metadata__":{"\\ud800":"pt"}}', b"", None, "the header is not valid JSON"),
         (b'{"__metadata__":{"format":1e999}}', b"", None, "__metadata__ is not an object of"),
         ({"a": 3}, b"", None, "the entry of tensor 'a' is not an object"),
         ({"a": {}}, b"", None, "tensor 'a' has dtype None"),
