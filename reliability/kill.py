@@ -130,7 +130,8 @@ def kill_worker(
     if process.returncode == 0:  # It had done its work when it died, or was not killed at all.
         assert state == "complete", errors
     else:
-        assert process.returncode == 2 and "error: a worker process died" in errors, errors
+        assert process.returncode == 2, errors
+        assert "error: a worker process died" in errors
     return f"{state}, exit {process.returncode}" + ("" if came else ", ended before")
 
 
