@@ -132,7 +132,7 @@ class ActivationExtractor:
         form = attention or fastest_form(mesh.devices.flat[0], compute, config, mesh.shape["model"])
         narrow = storage_dtype == "bfloat16" or (compute_dtype == "bfloat16" and pooling != "mean")
         self._programs = Programs(
-            load_model(weights, config, self.layers[-1] + 1, compute, mesh),
+            load_model(weights, config, self.layers[-1] + 1, compute, mesh, form),
             config,
             mesh,
             self.layers,

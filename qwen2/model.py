@@ -13,6 +13,9 @@ What a module sees is its device's part, so shapes come from the arrays, not fro
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -100,19 +103,28 @@ class Attention(nnx.Module):
         self.out_kernel = nnx.Param(jnp.zeros((heads, groups, head_dim, config.hidden_size), dtype))
 
     def queries_keys_values(
-        self, x: jax.Array, rotary: tuple[jax.Array, jax.Array], form: AttentionForm
+        self, x: jax.Array, norm: RMSNorm, rotary: tuple[jax.Array, jax.Array], form: AttentionForm
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """[R, L, K, G, D], [R, L, K, D], [R, L, K, D]"""
-        qkv = project(x, self.qkv_kernel[...], form=form) + self.qkv_bias[...].astype(jnp.float32)
+        """Of the normalised x: [R, L, K, G, D], [R, L, K, D], [R, L, K, D]"""
+        if form == "amx":
+            parameters = (self.qkv_kernel[...], self.qkv_bias[...])
+            return amx.queries_keys_values(x, norm.scale[...], norm.epsilon, *parameters, rotary)
+        qkv = project(norm(x), self.qkv_kernel[...], form=form)
+        qkv += self.qkv_bias[...].astype(jnp.float32)
         rotated = round_to(rotate(qkv[..., :-1, :], rotary), x.dtype)
         return rotated[..., :-1, :], rotated[..., -1, :], round_to(qkv[..., -1, :], x.dtype)
 
-    def output(self, attended: jax.Array, form: AttentionForm) -> jax.Array:
-        """[R, L, K, G, D] to [R, L, H] float32"""
+    def output(
+        self, x: jax.Array, attended: jax.Array, form: AttentionForm, update: bool
+    ) -> Updated:
+        """What attention, [R, L, K, G, D], adds to x."""
         kernel = self.out_kernel[...]
+        if form == "amx":
+            return _by_kernel(x, lambda dtype: amx.output(attended, kernel, x, dtype), update)
         width, hidden = kernel.size // kernel.shape[-1], kernel.shape[-1]
         flat = attended.reshape(*attended.shape[:2], width)
-        return project(flat, kernel.reshape(width, hidden), MODEL_AXIS, form)
+        out = project(flat, kernel.reshape(width, hidden), MODEL_AXIS, form)
+        return out, _add(x, out)
 
 
 class MLP(nnx.Module):
@@ -122,14 +134,49 @@ class MLP(nnx.Module):
         self.up_kernel = nnx.Param(jnp.zeros((hidden, intermediate), dtype))
         self.down_kernel = nnx.Param(jnp.zeros((intermediate, hidden), dtype))
 
-    def __call__(self, x: jax.Array, form: AttentionForm) -> jax.Array:
-        """[..., H] to [..., H] float32"""
-        if form in ("amx", "avx512"):
-            mlp = amx.mlp if form == "amx" else avx512.mlp
+    def __call__(self, x: jax.Array, norm: RMSNorm, form: AttentionForm, update: bool) -> Updated:
+        """What the MLP of the normalised x, [R, L, H], adds to it."""
+        if form == "amx":
             kernels = (self.gate_kernel[...], self.up_kernel[...], self.down_kernel[...])
-            return sum_over(mlp(x, *kernels), MODEL_AXIS)
-        gated = jax.nn.silu(project(x, self.gate_kernel[...])) * project(x, self.up_kernel[...])
-        return project(round_to(gated, x.dtype), self.down_kernel[...], reduce_over=MODEL_AXIS)
+            call = partial(amx.mlp, x, norm.scale[...], norm.epsilon, *kernels)
+            return _by_kernel(x, lambda dtype: call(dtype=dtype), update)
+        if form == "avx512":
+            kernels = (self.gate_kernel[...], self.up_kernel[...], self.down_kernel[...])
+            out = sum_over(avx512.mlp(norm(x), *kernels), MODEL_AXIS)
+            return out, _add(x, out)
+        rows, length, hidden = x.shape
+        slots = rows * length
+        if form != "blocked" or slots <= MLP_CHUNK_ON_CPU or slots % MLP_CHUNK_ON_CPU:
+            return self._of_slots(x, norm)
+        out, after = jax.lax.map(
+            lambda part: self._of_slots(part, norm), x.reshape(-1, MLP_CHUNK_ON_CPU, hidden)
+        )
+        return out.reshape(x.shape), after.reshape(x.shape)
+
+    def _of_slots(self, x: jax.Array, norm: RMSNorm) -> tuple[jax.Array, jax.Array]:
+        normed = norm(x)
+        gate, up = (project(normed, k[...]) for k in (self.gate_kernel, self.up_kernel))
+        gated = round_to(jax.nn.silu(gate) * up, x.dtype)
+        out = project(gated, self.down_kernel[...], reduce_over=MODEL_AXIS)
+        return out, _add(x, out)
+
+
+Updated = tuple[jax.Array | None, jax.Array]
+"""An update of the residual stream in float32, None if it was not asked for and was never apart,
+and the stream with it, [..., H] each."""
+
+
+def _add(x: jax.Array, update: jax.Array) -> jax.Array:
+    """The residual stream plus a float32 update, in its own dtype."""
+    return round_to(x.astype(jnp.float32) + update, x.dtype)
+
+
+def _by_kernel(x: jax.Array, kernel: Callable[[jnp.dtype], jax.Array], update: bool) -> Updated:
+    """The update by a kernel that gives it out in float32, or in x's dtype added to x."""
+    if not update and jax.lax.axis_size(MODEL_AXIS) == 1:
+        return None, kernel(x.dtype)
+    out = sum_over(kernel(jnp.dtype(jnp.float32)), MODEL_AXIS)
+    return out, _add(x, out)
 
 
 HookValues = dict[HookPoint, jax.Array]
@@ -150,11 +197,13 @@ class DecoderLayer(nnx.Module):
         segment_ids: jax.Array,
         positions: jax.Array,
         form: AttentionForm,
+        hook_points: Collection[HookPoint],
     ) -> HookValues:
-        """At each hook point [R, L, H]: the residual stream in its dtype, updates in float32."""
-        q, k, v = self.attention.queries_keys_values(self.attention_norm(x), rotary, form)
+        """At these hook points, and after the layer, [R, L, H]: the residual stream in its dtype,
+        updates in float32. There may be more than asked for."""
+        q, k, v = self.attention.queries_keys_values(x, self.attention_norm, rotary, form)
         attended = causal_attention(q, k, v, segment_ids, positions, form)
-        return self._hook_values(x, self.attention.output(attended, form), form)
+        return self._hook_values(x, attended, form, hook_points)
 
     def at_slots(
         self,
@@ -163,45 +212,33 @@ class DecoderLayer(nnx.Module):
         segment_ids: jax.Array,
         slots: jax.Array,
         form: AttentionForm,
+        hook_points: Collection[HookPoint],
     ) -> HookValues:
         """The same at slots [R, S] only, [R, S, H].
 
-        Keys and values are those of the whole row; everything else is computed at the slots alone.
+        Keys and values are those of the whole row; what follows is computed at the slots alone.
         """
-        q, k, v = self.attention.queries_keys_values(self.attention_norm(x), rotary, form)
+        q, k, v = self.attention.queries_keys_values(x, self.attention_norm, rotary, form)
         attended = attention_of_slots(gather_slots(q, slots), slots, k, v, segment_ids)
-        attn_out = self.attention.output(attended, "reference")
-        return self._hook_values(gather_slots(x, slots), attn_out, "reference")
+        return self._hook_values(gather_slots(x, slots), attended, form, hook_points)
 
-    def _hook_values(self, x: jax.Array, attn_out: jax.Array, form: AttentionForm) -> HookValues:
-        resid_mid = _add(x, attn_out)
-        mlp_out, resid_post = self._with_mlp(resid_mid, form)
-        return {
+    def _hook_values(
+        self,
+        x: jax.Array,
+        attended: jax.Array,
+        form: AttentionForm,
+        hook_points: Collection[HookPoint],
+    ) -> HookValues:
+        attn_out, resid_mid = self.attention.output(x, attended, form, "attn_out" in hook_points)
+        mlp_out, resid_post = self.mlp(resid_mid, self.mlp_norm, form, "mlp_out" in hook_points)
+        values: dict[HookPoint, jax.Array | None] = {
             "resid_pre": x,
             "attn_out": attn_out,
             "resid_mid": resid_mid,
             "mlp_out": mlp_out,
             "resid_post": resid_post,
         }
-
-    def _with_mlp(self, x: jax.Array, form: AttentionForm) -> tuple[jax.Array, jax.Array]:
-        """What the MLP adds, in float32, and the residual stream with it."""
-
-        def block(part: jax.Array) -> tuple[jax.Array, jax.Array]:
-            update = self.mlp(self.mlp_norm(part), form)
-            return update, _add(part, update)
-
-        rows, length, hidden = x.shape
-        slots = rows * length
-        if form != "blocked" or slots <= MLP_CHUNK_ON_CPU or slots % MLP_CHUNK_ON_CPU:
-            return block(x)
-        update, after = jax.lax.map(block, x.reshape(-1, MLP_CHUNK_ON_CPU, hidden))
-        return update.reshape(x.shape), after.reshape(x.shape)
-
-
-def _add(x: jax.Array, update: jax.Array) -> jax.Array:
-    """The residual stream plus a float32 update, in its own dtype."""
-    return round_to(x.astype(jnp.float32) + update, x.dtype)
+        return {point: value for point, value in values.items() if value is not None}
 
 
 def gather_slots(x: jax.Array, slots: jax.Array) -> jax.Array:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -13,8 +15,10 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from qwen2.attention import AttentionForm
 from qwen2.checkpoint import Weights
 from qwen2.config import Qwen2Config
+from qwen2.kernels import amx
 from qwen2.model import MODEL_AXIS, DecoderLayer, Qwen2
 
 Layout = Callable[[list[np.ndarray], Qwen2Config], np.ndarray]
@@ -46,11 +50,28 @@ def _out_kernel(tensors: list[np.ndarray], config: Qwen2Config) -> np.ndarray:
 
 @dataclass(frozen=True)
 class ParameterSource:
-    """One parameter: the checkpoint tensors it is made of, their layout and its sharding."""
+    """One parameter: the checkpoint tensors it is made of, their layout and its sharding.
+
+    Attributes:
+      contracted: of a product's kernel, how many of its first axes the product contracts.
+    """
 
     tensors: tuple[str, ...]
     layout: Layout
     spec: P
+    contracted: int = 0
+
+    def spec_in(self, form: AttentionForm) -> P:
+        """Its sharding in the layout for a form: packed kernels have columns before depth."""
+        if form != "amx" or not self.contracted:
+            return self.spec
+        depth, columns = (*self.spec, None)[:2]
+        return P(columns, depth)
+
+    def packed(self, kernel: jax.Array) -> jax.Array:
+        """A product's kernel in the layout for AMX."""
+        depth = math.prod(kernel.shape[: self.contracted])
+        return amx.pack(kernel.reshape(depth, -1))
 
 
 _QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
@@ -60,49 +81,63 @@ EMBEDDING = ParameterSource(("model.embed_tokens.weight",), _as_is, P())
 LAYER_PARAMETERS: dict[tuple[str, ...], ParameterSource] = {
     ("attention_norm", "scale"): ParameterSource(("input_layernorm.weight",), _as_is, P()),
     ("attention", "qkv_kernel"): ParameterSource(
-        tuple(f"{name}.weight" for name in _QKV), _joined_qkv, P(None, MODEL_AXIS)
+        tuple(f"{name}.weight" for name in _QKV), _joined_qkv, P(None, MODEL_AXIS), contracted=1
     ),
     ("attention", "qkv_bias"): ParameterSource(
         tuple(f"{name}.bias" for name in _QKV), _joined_qkv, P(MODEL_AXIS)
     ),
     ("attention", "out_kernel"): ParameterSource(
-        ("self_attn.o_proj.weight",), _out_kernel, P(MODEL_AXIS)
+        ("self_attn.o_proj.weight",), _out_kernel, P(MODEL_AXIS), contracted=3
     ),
     ("mlp_norm", "scale"): ParameterSource(("post_attention_layernorm.weight",), _as_is, P()),
     ("mlp", "gate_kernel"): ParameterSource(
-        ("mlp.gate_proj.weight",), _transposed, P(None, MODEL_AXIS)
+        ("mlp.gate_proj.weight",), _transposed, P(None, MODEL_AXIS), contracted=1
     ),
     ("mlp", "up_kernel"): ParameterSource(
-        ("mlp.up_proj.weight",), _transposed, P(None, MODEL_AXIS)
+        ("mlp.up_proj.weight",), _transposed, P(None, MODEL_AXIS), contracted=1
     ),
-    ("mlp", "down_kernel"): ParameterSource(("mlp.down_proj.weight",), _transposed, P(MODEL_AXIS)),
+    ("mlp", "down_kernel"): ParameterSource(
+        ("mlp.down_proj.weight",), _transposed, P(MODEL_AXIS), contracted=1
+    ),
 }
 """Every parameter of a layer, by its path; tensors are named without ``model.layers.N.``"""
 
 
-def layer_specs(config: Qwen2Config, dtype: jnp.dtype) -> Any:
+def layer_specs(config: Qwen2Config, dtype: jnp.dtype, form: AttentionForm) -> Any:
     """The partition specs of one layer's state, as a pytree of the state's structure."""
     state = nnx.state(nnx.eval_shape(lambda: DecoderLayer(config, dtype)))
-    return nnx.map_state(lambda path, _: LAYER_PARAMETERS[path].spec, state)
+    return nnx.map_state(lambda path, _: LAYER_PARAMETERS[path].spec_in(form), state)
 
 
 def load_model(
-    weights: Weights, config: Qwen2Config, num_layers: int, dtype: jnp.dtype, mesh: Mesh
+    weights: Weights,
+    config: Qwen2Config,
+    num_layers: int,
+    dtype: jnp.dtype,
+    mesh: Mesh,
+    form: AttentionForm,
 ) -> Qwen2:
-    """A model of the first ``num_layers`` layers, its parameters on the mesh's devices.
+    """A model of the first ``num_layers`` layers, laid out for a form, on the mesh's devices.
 
     Tensors are read, laid out and cast one parameter at a time, and of a sharded parameter only
     the part that a device holds is copied, so that host memory stays near one parameter.
     """
 
+    @cache
+    def packing(source: ParameterSource) -> Callable[[jax.Array], jax.Array]:
+        in_specs, out_specs = source.spec, source.spec_in(form)
+        pack = partial(jax.shard_map, mesh=mesh, check_vma=False)
+        return jax.jit(pack(source.packed, in_specs=in_specs, out_specs=out_specs))
+
     def placed(source: ParameterSource, prefix: str, shape: tuple[int, ...]) -> jax.Array:
         tensors = [weights.read(prefix + name) for name in source.tensors]
         array = source.layout(tensors, config)
-        return jax.make_array_from_callback(
+        parameter = jax.make_array_from_callback(
             array.shape,
             NamedSharding(mesh, source.spec),
             lambda index: np.ascontiguousarray(array[index], dtype),
         )
+        return packing(source)(parameter) if form == "amx" and source.contracted else parameter
 
     return _with_parameters(placed, config, num_layers, dtype)
 

@@ -193,7 +193,7 @@ class Programs:
         }
 
     def _functions(self) -> Any:
-        specs = layer_specs(self._config, self._embedding.dtype)
+        specs = layer_specs(self._config, self._embedding.dtype, self._form)
         rows = P(DATA_AXIS)
         sharded = partial(jax.shard_map, mesh=self.mesh, check_vma=False)
         over_layer = partial(sharded, in_specs=(specs, rows, rows, rows), out_specs=rows)
@@ -210,7 +210,14 @@ class Programs:
         self, state: nnx.State, x: jax.Array, rotary: Rotary, inputs: Inputs
     ) -> tuple[jax.Array, HookValues]:
         layer: DecoderLayer = nnx.merge(self._graph, state)
-        values = layer(x, rotary, inputs["segment_ids"], inputs["positions"], self._form)
+        values = layer(
+            x,
+            rotary,
+            inputs["segment_ids"],
+            inputs["positions"],
+            self._form,
+            self._hook_points,
+        )
         captured = {point: self._pooled(values[point], inputs) for point in self._hook_points}
         return values["resid_post"], captured
 
@@ -218,7 +225,14 @@ class Programs:
         if self._pooling != "last":
             return self._layer(state, x, rotary, inputs)[1]
         layer: DecoderLayer = nnx.merge(self._graph, state)
-        values = layer.at_slots(x, rotary, inputs["segment_ids"], inputs["last_slots"], self._form)
+        values = layer.at_slots(
+            x,
+            rotary,
+            inputs["segment_ids"],
+            inputs["last_slots"],
+            self._form,
+            self._hook_points,
+        )
         return {point: values[point].astype(self._capture_dtype) for point in self._hook_points}
 
     def _pooled(self, x: jax.Array, inputs: Inputs) -> jax.Array:

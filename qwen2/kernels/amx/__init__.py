@@ -1,6 +1,8 @@
-"""Attention and the MLP on the matrix registers (AMX) of Intel processors, for bfloat16.
+"""The layers of the model on the matrix registers (AMX) of Intel processors, for bfloat16.
 
-XLA's own products reach half of what the registers can do, and it has no fused attention on CPUs.
+XLA's own products reach a third of what the registers can do, it makes passes over memory between
+them, and it has no fused attention on CPUs. Here a layer is four calls. Kernels of products are
+packed once, when a model is loaded: [columns / 32, depth / 32, 1024], as ``tiles.h`` describes.
 """
 
 from __future__ import annotations
@@ -11,11 +13,18 @@ from importlib.util import find_spec
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from qwen2.config import Qwen2Config
 
 LIBRARY = "qwen2.kernels.amx.library"
-KERNELS = {"qwen2_amx_attention": "Qwen2AmxAttention", "qwen2_amx_mlp": "Qwen2AmxMlp"}
+KERNELS = {
+    "qwen2_amx_attention": "Qwen2AmxAttention",
+    "qwen2_amx_mlp": "Qwen2AmxMlp",
+    "qwen2_amx_output": "Qwen2AmxOutput",
+    "qwen2_amx_pack": "Qwen2AmxPack",
+    "qwen2_amx_qkv": "Qwen2AmxQkv",
+}
 HEAD_DIMS = (64, 128)
 PANEL = 32
 """Rows and columns that a kernel takes at a time."""
@@ -47,6 +56,38 @@ def fits(config: Qwen2Config, dtype: jnp.dtype, parts: int) -> bool:
     )
 
 
+def pack(kernel: jax.Array) -> jax.Array:
+    """[depth, columns] bfloat16 to [columns / 32, depth / 32, 1024]; both are multiples of 32."""
+    depth, columns = kernel.shape
+    shape = (columns // PANEL, depth // PANEL, PANEL * PANEL)
+    return jax.ffi.ffi_call("qwen2_amx_pack", jax.ShapeDtypeStruct(shape, kernel.dtype))(kernel)
+
+
+def queries_keys_values(
+    x: jax.Array,
+    scale: jax.Array,
+    epsilon: float,
+    kernel: jax.Array,
+    bias: jax.Array,
+    rotary: tuple[jax.Array, jax.Array],
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """RMSNorm, product, bias and RoPE: [R, L, K, G, D], [R, L, K, D], [R, L, K, D] bfloat16.
+
+    Args:
+      x: [R, L, H] bfloat16, the residual stream.
+      scale, epsilon: of the norm; [H] bfloat16.
+      kernel: packed [H, K * (G + 2) * D].
+      bias: [K, G + 2, D] bfloat16.
+      rotary: cosines and sines, [R, L, D / 2] float32.
+    """
+    heads, roles, size = bias.shape
+    shapes = ((heads, roles - 2, size), (heads, size), (heads, size))
+    out = tuple(jax.ShapeDtypeStruct((*x.shape[:2], *shape), x.dtype) for shape in shapes)
+    call = jax.ffi.ffi_call("qwen2_amx_qkv", out)
+    query, key, value = call(x, scale, kernel, bias, *rotary, epsilon=np.float32(epsilon))
+    return query, key, value
+
+
 def attention(
     query: jax.Array, key: jax.Array, value: jax.Array, positions: jax.Array
 ) -> jax.Array:
@@ -58,14 +99,39 @@ def attention(
     return jax.ffi.ffi_call("qwen2_amx_attention", out)(query, key, value, positions)
 
 
-def mlp(x: jax.Array, gate: jax.Array, up: jax.Array, down: jax.Array) -> jax.Array:
-    """``down(silu(gate(x)) * up(x))``: [..., H] bfloat16 to [..., H] float32.
-
-    The product of silu and up is rounded to bfloat16. There must be a multiple of 32 rows.
+def output(attended: jax.Array, kernel: jax.Array, x: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """The output projection: [R, L, H] float32, or in bfloat16 the residual stream with it.
 
     Args:
-      gate, up: [H, I] bfloat16.
-      down: [I, H] bfloat16.
+      attended: [R, L, K, G, D] bfloat16.
+      kernel: packed [K * G * D, H].
+      x: [R, L, H] bfloat16, the residual stream.
     """
-    out = jax.ShapeDtypeStruct(x.shape, jnp.float32)
-    return jax.ffi.ffi_call("qwen2_amx_mlp", out)(x, gate, up, down)
+    out = jax.ShapeDtypeStruct(x.shape, dtype)
+    return jax.ffi.ffi_call("qwen2_amx_output", out)(attended, kernel, x)
+
+
+def mlp(
+    x: jax.Array,
+    scale: jax.Array,
+    epsilon: float,
+    gate: jax.Array,
+    up: jax.Array,
+    down: jax.Array,
+    *,
+    dtype: jnp.dtype,
+) -> jax.Array:
+    """``down(silu(gate(n)) * up(n))`` of the normalised rows n: [..., H] float32, or in bfloat16
+    the residual stream with it.
+
+    The product of silu and up is rounded to bfloat16.
+
+    Args:
+      x: [..., H] bfloat16, the residual stream.
+      scale, epsilon: of the norm; [H] bfloat16.
+      gate, up: packed [H, I].
+      down: packed [I, H].
+    """
+    out = jax.ShapeDtypeStruct(x.shape, dtype)
+    call = jax.ffi.ffi_call("qwen2_amx_mlp", out)
+    return call(x, scale, gate, up, down, epsilon=np.float32(epsilon))

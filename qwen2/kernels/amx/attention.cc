@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "tiles.h"
+#include "vectors.h"
 
 namespace qwen2 {
 namespace {

@@ -1,64 +1,89 @@
-// down(silu(gate(x)) * up(x)), without its wide intermediate ever leaving the cache.
+// The MLP of a layer with the norm before it: down(silu(gate(x)) * up(x)) with x normalised. The wide
+// intermediate never leaves the cache: of each unit of rows a piece of it is computed and multiplied
+// down at once.
 
+#include "rows.h"
 #include "tiles.h"
+#include "vectors.h"
 
 namespace qwen2 {
 namespace {
 
 namespace ffi = xla::ffi;
-using Matrix = ffi::Buffer<ffi::BF16>;
+using Tensor = ffi::Buffer<ffi::BF16>;
 
-constexpr int64_t kRows = 128;  // at a time: their intermediate fits into the second-level cache
+const bf16* Data(const Tensor& tensor) { return reinterpret_cast<const bf16*>(tensor.typed_data()); }
 
 __m512 Silu(__m512 x) {
   const __m512 decay = Exp(_mm512_sub_ps(_mm512_setzero_ps(), x));
   return _mm512_div_ps(x, _mm512_add_ps(_mm512_set1_ps(1.0f), decay));
 }
 
-// 32 x 32 of silu(gate) * up, as two left tiles, `stride` apart.
-void StoreGated(const float* gate, const float* up, bf16* to, int64_t stride) {
-  for (int64_t row = 0; row < kPanel; ++row, gate += kPanel, up += kPanel)
-    StoreRounded(to + row / kTileRows * stride + row % kTileRows * kTileDepth,
-                 _mm512_mul_ps(Silu(_mm512_load_ps(gate)), _mm512_load_ps(up)),
-                 _mm512_mul_ps(Silu(_mm512_load_ps(gate + 16)), _mm512_load_ps(up + 16)));
-}
+// Packs silu(gate) * up of a panel's 32 columns, a row at each call, and fetches memory ahead.
+class Gating {
+ public:
+  // gates: [blocks] sums, and as many of up after them.
+  Gating(const float* gates, int64_t rows, int64_t steps, bf16* to, Ahead ahead)
+      : gates_(gates), rows_(rows), steps_(steps), to_(to), ahead_(ahead) {}
 
-ffi::Error Mlp(ffi::ThreadPool pool, Matrix x, Matrix gate, Matrix up, Matrix down,
-               ffi::ResultBuffer<ffi::F32> out) {
-  const int64_t hidden = gate.dimensions()[0], wide = gate.dimensions()[1];
-  const int64_t rows = x.element_count() / hidden;
-  const int64_t wide_panels = wide / kPanel;
-  const auto* from = reinterpret_cast<const bf16*>(x.typed_data());
-  float* to = out->typed_data();
-  bf16* gates = Scratch<bf16, 0>(3 * hidden * wide + hidden * kPanel);
-  bf16 *ups = gates + hidden * wide, *downs = ups + hidden * wide;
-  PackMatrix(pool, reinterpret_cast<const bf16*>(gate.typed_data()), hidden, wide, gates);
-  PackMatrix(pool, reinterpret_cast<const bf16*>(up.typed_data()), hidden, wide, ups);
-  PackMatrix(pool, reinterpret_cast<const bf16*>(down.typed_data()), wide, hidden, downs);
-  Parallel(pool, (rows + kRows - 1) / kRows, [&](int64_t unit) {
-    const int64_t first = unit * kRows, count = std::min(kRows, rows - first);
-    bf16* left = Scratch<bf16, 1>(kRows * (hidden + wide));
-    bf16* gated = left + kRows * hidden;
-    float* gate_sums = Scratch<float, 2>(3 * kRows * kPanel);
-    float *up_sums = gate_sums + kRows * kPanel, *partial = up_sums + kRows * kPanel;
-    const int64_t gated_stride = wide / kTileDepth * kTile;
-    PackRows(from + first * hidden, count, hidden, left);
-    for (int64_t panel = 0; panel < wide_panels; ++panel) {
-      const bf16 *gate_panel = gates + panel * kPanel * hidden;
-      const bf16 *up_panel = ups + panel * kPanel * hidden;
-      MultiplyPanel(left, count, hidden, gate_panel, gate_sums, gate_panel + kPanel * hidden,
-                    kPanel, [&](int64_t m) { return gate_sums + m * kPanel; });
-      MultiplyPanel(left, count, hidden, up_panel, up_sums, up_panel + kPanel * hidden, kPanel,
-                    [&](int64_t m) { return up_sums + m * kPanel; });
-      for (int64_t m = 0; m < count; m += kPanel)
-        StoreGated(gate_sums + m * kPanel, up_sums + m * kPanel,
-                   gated + m / kTileRows * gated_stride + panel * kTile, gated_stride);
+  void operator()() {
+    ahead_();
+    if (row_ < rows_) GateRow();
+  }
+  void Fetch(Ahead ahead) { ahead_ = ahead; }
+  void Finish() {
+    while (row_ < rows_) GateRow();
+  }
+
+ private:
+  void GateRow() {
+    const float *first = gates_ + SumsAt(row_, 0), *second = gates_ + SumsAt(row_, 1);
+    const int64_t up = rows_ * kPanel;
+    StoreRounded(to_ + PackedAt(row_, 0, steps_),
+                 _mm512_mul_ps(Silu(_mm512_load_ps(first)), _mm512_load_ps(first + up)),
+                 _mm512_mul_ps(Silu(_mm512_load_ps(second)), _mm512_load_ps(second + up)));
+    ++row_;
+  }
+
+  const float* gates_;
+  int64_t rows_, steps_, row_ = 0;
+  bf16* to_;
+  Ahead ahead_;
+};
+
+ffi::Error Mlp(ffi::ThreadPool pool, Tensor x, Tensor scale, Tensor gate, Tensor up, Tensor down,
+               ffi::Result<ffi::AnyBuffer> out, float epsilon) {
+  const int64_t hidden = scale.element_count();
+  const Pieces depth(hidden), width(gate.dimensions()[0] * kPanel);
+  const int64_t panel_size = depth.steps * kStep;
+  const Stream stream(Data(x), *out);
+  const int64_t row_bytes = hidden * (sizeof(bf16) + sizeof(float));
+  ParallelRows(pool, x.element_count() / hidden, BlocksOfUnit(row_bytes),
+               [&](int64_t first, int64_t rows) {
+    const int64_t blocks = BlocksOf(rows), packed_rows = blocks * kPanel;
+    bf16* left = Scratch<bf16, 0>(packed_rows * (hidden + Pieces::kMost * kTileDepth));
+    bf16* gated = left + packed_rows * hidden;
+    float* sums = Scratch<float, 1>(packed_rows * (hidden + 4 * kPanel));
+    float* gates[2] = {sums + packed_rows * hidden, sums + packed_rows * (hidden + 2 * kPanel)};
+    PackNormalised(Data(x) + first * hidden, rows, hidden, Data(scale), epsilon, left);
+    for (int64_t piece = 0; piece < width.count; ++piece) {
+      const int64_t steps = width.size(piece);
+      Gating gating(nullptr, 0, steps, gated, Ahead(nullptr, 0, 1));
+      for (int64_t step = 0; step < steps; ++step) {
+        const int64_t panel = (width.begin(piece) + step) * panel_size;
+        float* sums_of_panel = gates[step % 2];
+        gating.Fetch(Ahead(Data(up) + panel, panel_size, depth.steps * blocks));
+        MultiplyPanel(left, blocks, depth, Data(gate) + panel, sums_of_panel, gating);
+        gating.Fetch(Ahead(Data(gate) + panel + panel_size, panel_size, depth.steps * blocks));
+        MultiplyPanel(left, blocks, depth, Data(up) + panel, sums_of_panel + packed_rows * kPanel,
+                      gating);
+        gating.Finish();
+        gating = Gating(sums_of_panel, packed_rows, steps, gated + step * kStep, Ahead(nullptr, 0, 1));
+      }
+      gating.Finish();
+      MultiplyPiece(gated, steps * kStep, blocks, width, piece, Data(down), hidden / kPanel, sums);
     }
-    for (int64_t panel = 0; panel < hidden / kPanel; ++panel) {
-      const bf16* down_panel = downs + panel * kPanel * wide;
-      MultiplyPanel(gated, count, wide, down_panel, partial, down_panel + kPanel * wide, hidden,
-                    [&](int64_t m) { return to + (first + m) * hidden + panel * kPanel; });
-    }
+    stream.Store(sums, first, rows, hidden);
   });
   return ffi::Error::Success();
 }
@@ -73,4 +98,6 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(Qwen2AmxMlp, qwen2::Mlp,
                                   .Arg<xla::ffi::Buffer<xla::ffi::BF16>>()
                                   .Arg<xla::ffi::Buffer<xla::ffi::BF16>>()
                                   .Arg<xla::ffi::Buffer<xla::ffi::BF16>>()
-                                  .Ret<xla::ffi::Buffer<xla::ffi::F32>>());
+                                  .Arg<xla::ffi::Buffer<xla::ffi::BF16>>()
+                                  .Ret<xla::ffi::AnyBuffer>()
+                                  .Attr<float>("epsilon"));

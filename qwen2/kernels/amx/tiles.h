@@ -1,9 +1,11 @@
 // Matrix products on the tile registers (AMX) of Intel processors.
 //
-// A tile holds 16 rows of 64 bytes. Products take bfloat16 and accumulate in float32. Operands are
-// packed so that every tile is 1 KB of consecutive memory:
-//   left   [rows / 16][depth / 32] tiles of 16 rows x 32 columns
-//   right  [columns / 32] panels of [depth / 32][2] tiles of 16 row pairs x 16 columns x 2
+// A tile holds 16 rows of 64 bytes. Products take bfloat16 and accumulate in float32, 32 x 32 at a
+// time. Operands and sums are packed so that every tile is 1 KB of consecutive memory:
+//   left   [rows / 32][depth / 32][2] tiles of 16 rows x 32 columns
+//   right  [columns / 32][depth / 32][2] tiles of 16 row pairs x 16 columns x 2
+//   sums   [rows / 32][2][2] tiles of 16 rows x 16 columns
+// 32 columns of a right matrix are a panel, 32 rows of a left one or of sums a block.
 // (Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18.)
 
 #ifndef QWEN2_KERNELS_AMX_TILES_H_
@@ -25,8 +27,9 @@ using bf16 = uint16_t;
 constexpr int64_t kTileRows = 16;
 constexpr int64_t kTileDepth = 32;
 constexpr int64_t kTile = kTileRows * kTileDepth;
-constexpr int64_t kPanel = 32;  // columns of a panel, and rows that meet it at a time
-constexpr int64_t kBlock = kPanel * kPanel;
+constexpr int64_t kPanel = 32;               // columns of a panel, rows of a block
+constexpr int64_t kBlock = kPanel * kPanel;  // sums of a block
+constexpr int64_t kStep = 2 * kTile;         // of a panel or of packed rows, for 32 of the depth
 
 // The tile registers of a thread, configured while this object lives.
 class TileRegisters {
@@ -48,6 +51,17 @@ inline void Parallel(xla::ffi::ThreadPool& pool, int64_t count,
   ParallelWith<TileRegisters>(pool, count, work);
 }
 
+// Shares rows out in units of at most `most` blocks: work(first row, rows of the unit).
+inline void ParallelRows(xla::ffi::ThreadPool& pool, int64_t rows, int64_t most,
+                         const std::function<void(int64_t, int64_t)>& work) {
+  const int64_t threads = pool.num_threads(), blocks = (rows + kPanel - 1) / kPanel;
+  const int64_t rounds = (blocks + most * threads - 1) / (most * threads);
+  const int64_t unit = (blocks + rounds * threads - 1) / (rounds * threads) * kPanel;
+  Parallel(pool, (rows + unit - 1) / unit, [=, &work](int64_t index) {
+    work(index * unit, std::min(unit, rows - index * unit));
+  });
+}
+
 // Packs `panels` times 32 columns of a row-major matrix, from `from` on. Several at a time, because
 // memory is read fastest where what follows in a row is wanted too.
 inline void PackPanels(const bf16* from, int64_t row_stride, int64_t depth, int64_t panels,
@@ -64,99 +78,121 @@ inline void PackPanels(const bf16* from, int64_t row_stride, int64_t depth, int6
       const bf16* columns = from + k * row_stride + panel * kPanel;
       const __m512i even = _mm512_loadu_si512(columns);
       const __m512i odd = _mm512_loadu_si512(columns + row_stride);
-      bf16* pairs = to + panel * kPanel * depth + k / kTileDepth * 2 * kTile + k % kTileDepth * 16;
-      _mm512_store_si512(pairs, _mm512_permutex2var_epi16(even, first_columns, odd));
-      _mm512_store_si512(pairs + kTile, _mm512_permutex2var_epi16(even, second_columns, odd));
+      bf16* pairs = to + panel * kPanel * depth + k / kTileDepth * kStep + k % kTileDepth * 16;
+      _mm512_storeu_si512(pairs, _mm512_permutex2var_epi16(even, first_columns, odd));
+      _mm512_storeu_si512(pairs + kTile, _mm512_permutex2var_epi16(even, second_columns, odd));
     }
 }
 
-// Packs a row-major matrix [depth, columns] as panels.
-inline void PackMatrix(xla::ffi::ThreadPool& pool, const bf16* from, int64_t depth,
-                       int64_t columns, bf16* to) {
-  constexpr int64_t kAtATime = 8;
-  const int64_t panels = columns / kPanel;
-  Parallel(pool, (panels + kAtATime - 1) / kAtATime, [=](int64_t unit) {
-    const int64_t first = unit * kAtATime, count = std::min(kAtATime, panels - first);
-    PackPanels(from + first * kPanel, columns, depth, count, to + first * kPanel * depth);
-  });
-}
+// Fetches memory that will be needed soon into the second-level cache, a part at each call.
+class Ahead {
+ public:
+  Ahead(const bf16* from, int64_t size, int64_t calls)
+      : at_(from), lines_((size + calls * 32 - 1) / (calls * 32)) {}
+  void operator()() {
+    for (int64_t line = 0; line < lines_; ++line, at_ += 32) _mm_prefetch(at_, _MM_HINT_T1);
+  }
 
-// Packs rows of a row-major matrix as left tiles.
-inline void PackRows(const bf16* from, int64_t rows, int64_t depth, bf16* tiles) {
-  for (int64_t row = 0; row < rows; ++row)
-    for (int64_t k = 0; k < depth; k += kTileDepth)
-      _mm512_store_si512(
-          tiles + (row / kTileRows * (depth / kTileDepth) + k / kTileDepth) * kTile +
-              row % kTileRows * kTileDepth,
-          _mm512_loadu_si512(from + row * depth + k));
-}
+ private:
+  const bf16* at_;
+  int64_t lines_;
+};
 
-// Products of packed rows with one panel: to(m) gives where rows m ... m + 31 go, `stride` floats
-// from row to row. `partial` holds rows * 32 floats. `next` is fetched meanwhile: the next panel.
-template <typename To>
-inline void MultiplyPanel(const bf16* left, int64_t rows, int64_t depth, const bf16* panel,
-                          float* partial, const bf16* next, int64_t stride, To to) {
-  constexpr int64_t kDepth = 256;  // as much of a panel as stays in the first-level cache
-  const int64_t row_tiles = depth / kTileDepth * kTile;  // from one 16 rows to the next
-  const int64_t share = depth * kPanel / (rows / kPanel) / (depth / kTileDepth);
-  for (int64_t begin = 0; begin < depth; begin += kDepth) {
-    const int64_t end = std::min(begin + kDepth, depth);
-    for (int64_t m = 0; m < rows; m += kPanel) {
-      float* sums = partial + m * kPanel;
-      if (begin == 0) {
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
-      } else {
-        _tile_loadd(0, sums, kPanel * 4);
-        _tile_loadd(1, sums + 16, kPanel * 4);
-        _tile_loadd(2, sums + 16 * kPanel, kPanel * 4);
-        _tile_loadd(3, sums + 16 * kPanel + 16, kPanel * 4);
-      }
-      const bf16* upper = left + m / kTileRows * row_tiles;
-      for (int64_t k = begin; k < end; k += kTileDepth) {
-        const bf16* right = panel + k * kPanel;
-        _tile_loadd(4, upper + k * kTileRows, 64);
-        _tile_loadd(6, right, 64);
-        _tile_loadd(7, right + kTile, 64);
-        _tile_loadd(5, upper + row_tiles + k * kTileRows, 64);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_dpbf16ps(1, 4, 7);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
-        const bf16* ahead = next + (m / kPanel * (depth / kTileDepth) + k / kTileDepth) * share;
-        for (int64_t i = 0; i < share; i += 32) _mm_prefetch(ahead + i, _MM_HINT_T1);
-      }
-      float* target = end == depth ? to(m) : sums;
-      const int64_t bytes = (end == depth ? stride : kPanel) * 4;
-      _tile_stored(0, target, bytes);
-      _tile_stored(1, target + 16, bytes);
-      _tile_stored(2, target + bytes * 4, bytes);
-      _tile_stored(3, target + bytes * 4 + 16, bytes);
+// Multiplies blocks of packed rows, `stride` apart, with the part of a panel that is `steps` times
+// 32 deep. The sums are added to those there, if kAdd. A block's sums leave their registers while
+// the next block's begin, and meanwhile() is called at each step: the registers need a part of a
+// core only.
+template <bool kAdd, typename Meanwhile>
+inline void Multiply(const bf16* left, int64_t stride, int64_t blocks, const bf16* right,
+                     int64_t steps, float* sums, Meanwhile& meanwhile) {
+#define QWEN2_NEXT_SUMS(tile)                                        \
+  if (block > 0) _tile_stored(tile, sums + tile * 256 - kBlock, 64); \
+  if constexpr (kAdd) {                                              \
+    _tile_loadd(tile, sums + tile * 256, 64);                        \
+  } else {                                                           \
+    _tile_zero(tile);                                                \
+  }
+  for (int64_t block = 0; block < blocks; ++block, sums += kBlock) {
+    const bf16 *rows = left + block * stride, *columns = right;
+    _tile_loadd(4, rows, 64);
+    _tile_loadd(6, columns, 64);
+    QWEN2_NEXT_SUMS(0)
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(7, columns + kTile, 64);
+    QWEN2_NEXT_SUMS(1)
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_loadd(5, rows + kTile, 64);
+    QWEN2_NEXT_SUMS(2)
+    _tile_dpbf16ps(2, 5, 6);
+    QWEN2_NEXT_SUMS(3)
+    _tile_dpbf16ps(3, 5, 7);
+    meanwhile();
+    for (int64_t step = 1; step < steps; ++step) {
+      rows += kStep, columns += kStep;
+      _tile_loadd(4, rows, 64);
+      _tile_loadd(6, columns, 64);
+      _tile_loadd(7, columns + kTile, 64);
+      _tile_loadd(5, rows + kTile, 64);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_dpbf16ps(1, 4, 7);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+      meanwhile();
     }
+  }
+#undef QWEN2_NEXT_SUMS
+  sums -= kBlock;
+  _tile_stored(0, sums, 64);
+  _tile_stored(1, sums + 256, 64);
+  _tile_stored(2, sums + 512, 64);
+  _tile_stored(3, sums + 768, 64);
+}
+
+// A depth cut into pieces, such that a piece of a panel stays in the first-level cache while the
+// same piece of the rows passes through it. Counted in steps of 32.
+struct Pieces {
+  explicit Pieces(int64_t depth) : steps(depth / kTileDepth), count((steps + kMost - 1) / kMost) {}
+  int64_t begin(int64_t piece) const { return steps * piece / count; }
+  int64_t size(int64_t piece) const { return begin(piece + 1) - begin(piece); }
+
+  static constexpr int64_t kMost = 10;
+  const int64_t steps, count;
+};
+
+// Multiplies blocks of packed rows with a panel: [blocks] sums.
+template <typename Meanwhile>
+inline void MultiplyPanel(const bf16* left, int64_t blocks, const Pieces& pieces,
+                          const bf16* panel, float* sums, Meanwhile& meanwhile) {
+  for (int64_t piece = 0; piece < pieces.count; ++piece) {
+    const int64_t from = pieces.begin(piece) * kStep, stride = pieces.steps * kStep;
+    const auto multiply = piece > 0 ? Multiply<true, Meanwhile> : Multiply<false, Meanwhile>;
+    multiply(left + from, stride, blocks, panel + from, pieces.size(piece), sums, meanwhile);
   }
 }
 
-// exp(x) to a relative 2^-22; 0 far below. Cephes' polynomial (https://www.netlib.org/cephes/).
-inline __m512 Exp(__m512 x) {
-  x = _mm512_max_ps(_mm512_min_ps(x, _mm512_set1_ps(88.0f)), _mm512_set1_ps(-104.0f));
-  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
-  __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
-  r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
-  __m512 p = _mm512_set1_ps(1.9875691500e-4f);
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.3981999507e-3f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(8.3334519073e-3f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(4.1665795894e-2f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.6666665459e-1f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.0000001201e-1f));
-  p = _mm512_fmadd_ps(p, _mm512_mul_ps(r, r), _mm512_add_ps(r, _mm512_set1_ps(1.0f)));
-  return _mm512_scalef_ps(p, n);
+// Multiplies blocks of packed rows, `stride` apart, which hold a piece of the depth, with that piece
+// of all panels of a matrix: [panels][blocks] sums, added to those there if the piece is not the
+// first.
+inline void MultiplyPiece(const bf16* left, int64_t stride, int64_t blocks, const Pieces& pieces,
+                          int64_t piece, const bf16* panels, int64_t count, float* sums) {
+  const int64_t size = pieces.size(piece);
+  const auto multiply = piece > 0 ? Multiply<true, Ahead> : Multiply<false, Ahead>;
+  for (int64_t panel = 0; panel < count; ++panel) {
+    const bf16* right = panels + (panel * pieces.steps + pieces.begin(piece)) * kStep;
+    Ahead ahead(right + pieces.steps * kStep, size * kStep, size * blocks);
+    multiply(left, stride, blocks, right, size, sums + panel * blocks * kBlock, ahead);
+  }
 }
 
-// Rounds 32 numbers to the nearest bfloat16, ties to even.
-inline void StoreRounded(bf16* to, __m512 first, __m512 second) {
-  _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(second, first));
+// Where 16 columns of a row are among sums.
+inline int64_t SumsAt(int64_t row, int64_t columns) {
+  return row / kPanel * kBlock + row / kTileRows % 2 * kBlock / 2 + columns * kBlock / 4 +
+         row % kTileRows * 16;
+}
+
+// Where 32 columns of a row are among packed rows of so many steps.
+inline int64_t PackedAt(int64_t row, int64_t step, int64_t steps) {
+  return (row / kPanel * steps + step) * kStep + row % kPanel * kTileDepth;
 }
 
 }  // namespace qwen2

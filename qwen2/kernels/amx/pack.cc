@@ -1,0 +1,32 @@
+// The right operand of products, packed once for all of them.
+
+#include "tiles.h"
+
+namespace qwen2 {
+namespace {
+
+namespace ffi = xla::ffi;
+
+// [depth, columns] to [columns / 32, depth / 32, 1024].
+ffi::Error Pack(ffi::ThreadPool pool, ffi::Buffer<ffi::BF16> matrix,
+                ffi::ResultBuffer<ffi::BF16> packed) {
+  constexpr int64_t kAtATime = 8;
+  const int64_t depth = matrix.dimensions()[0], columns = matrix.dimensions()[1];
+  const auto* from = reinterpret_cast<const bf16*>(matrix.typed_data());
+  auto* to = reinterpret_cast<bf16*>(packed->typed_data());
+  const int64_t panels = columns / kPanel;
+  Parallel(pool, (panels + kAtATime - 1) / kAtATime, [=](int64_t unit) {
+    const int64_t first = unit * kAtATime, count = std::min(kAtATime, panels - first);
+    PackPanels(from + first * kPanel, columns, depth, count, to + first * kPanel * depth);
+  });
+  return ffi::Error::Success();
+}
+
+}  // namespace
+}  // namespace qwen2
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(Qwen2AmxPack, qwen2::Pack,
+                              xla::ffi::Ffi::Bind()
+                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::BF16>>()
+                                  .Ret<xla::ffi::Buffer<xla::ffi::BF16>>());
