@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "../exponential.h"
 #include "tiles.h"
 #include "vectors.h"
 

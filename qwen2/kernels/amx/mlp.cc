@@ -2,6 +2,7 @@
 // intermediate never leaves the cache: of each unit of rows a piece of it is computed and multiplied
 // down at once.
 
+#include "../exponential.h"
 #include "rows.h"
 #include "tiles.h"
 #include "vectors.h"
@@ -13,11 +14,6 @@ namespace ffi = xla::ffi;
 using Tensor = ffi::Buffer<ffi::BF16>;
 
 const bf16* Data(const Tensor& tensor) { return reinterpret_cast<const bf16*>(tensor.typed_data()); }
-
-__m512 Silu(__m512 x) {
-  const __m512 decay = Exp(_mm512_sub_ps(_mm512_setzero_ps(), x));
-  return _mm512_div_ps(x, _mm512_add_ps(_mm512_set1_ps(1.0f), decay));
-}
 
 // Packs silu(gate) * up of a panel's 32 columns, a row at each call, and fetches memory ahead.
 class Gating {

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <limits>
 
-#include "exponential.h"
+#include "../exponential.h"
 #include "products.h"
 
 namespace qwen2 {

@@ -1,6 +1,6 @@
 // down(silu(gate(x)) * up(x)), without its wide intermediate ever leaving the cache.
 
-#include "exponential.h"
+#include "../exponential.h"
 #include "products.h"
 
 namespace qwen2 {

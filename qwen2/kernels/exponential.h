@@ -1,7 +1,7 @@
 // The exponential function and SiLU of 16 numbers at a time.
 
-#ifndef QWEN2_KERNELS_AVX512_EXPONENTIAL_H_
-#define QWEN2_KERNELS_AVX512_EXPONENTIAL_H_
+#ifndef QWEN2_KERNELS_EXPONENTIAL_H_
+#define QWEN2_KERNELS_EXPONENTIAL_H_
 
 #include <immintrin.h>
 
@@ -30,4 +30,4 @@ inline __m512 Silu(__m512 x) {
 
 }  // namespace qwen2
 
-#endif  // QWEN2_KERNELS_AVX512_EXPONENTIAL_H_
+#endif  // QWEN2_KERNELS_EXPONENTIAL_H_
