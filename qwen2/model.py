@@ -136,12 +136,11 @@ class MLP(nnx.Module):
 
     def __call__(self, x: jax.Array, norm: RMSNorm, form: AttentionForm, update: bool) -> Updated:
         """What the MLP of the normalised x, [R, L, H], adds to it."""
+        kernels = (self.gate_kernel[...], self.up_kernel[...], self.down_kernel[...])
         if form == "amx":
-            kernels = (self.gate_kernel[...], self.up_kernel[...], self.down_kernel[...])
             call = partial(amx.mlp, x, norm.scale[...], norm.epsilon, *kernels)
             return _by_kernel(x, lambda dtype: call(dtype=dtype), update)
         if form == "avx512":
-            kernels = (self.gate_kernel[...], self.up_kernel[...], self.down_kernel[...])
             out = sum_over(avx512.mlp(norm(x), *kernels), MODEL_AXIS)
             return out, _add(x, out)
         rows, length, hidden = x.shape

@@ -22,7 +22,10 @@ DOCKERFILE = ROOT / "templates" / "flex" / "Dockerfile"
 
 Step = tuple[str, str]
 WITHOUT_COMPILER = {"CC": "/bin/false", "CXX": "/bin/false"}
-KERNELS = "from qwen2.kernels import amx; print(amx.find_spec(amx.LIBRARY) is not None)"
+KERNELS = (
+    "from importlib.util import find_spec; "
+    "print(all(find_spec(f'qwen2.kernels.{each}.library') for each in ('amx', 'avx512')))"
+)
 
 
 def steps_of(stage: str, dockerfile: str, arguments: dict[str, str]) -> list[Step]:

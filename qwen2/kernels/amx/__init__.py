@@ -7,17 +7,15 @@ packed once, when a model is loaded: [columns / 32, depth / 32, 1024], as ``tile
 
 from __future__ import annotations
 
-import ctypes
 from functools import cache
-from importlib.util import find_spec
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from qwen2.config import Qwen2Config
+from qwen2.kernels.registration import register
 
-LIBRARY = "qwen2.kernels.amx.library"
 KERNELS = {
     "qwen2_amx_attention": "Qwen2AmxAttention",
     "qwen2_amx_mlp": "Qwen2AmxMlp",
@@ -33,16 +31,7 @@ PANEL = 32
 @cache
 def available() -> bool:
     """Whether the kernels were built and this machine can run them; they are then registered."""
-    spec = find_spec(LIBRARY)
-    if spec is None or spec.origin is None:
-        return False
-    library = ctypes.CDLL(spec.origin)
-    if not library.Qwen2AmxAvailable():
-        return False
-    for name, symbol in KERNELS.items():
-        handler = jax.ffi.pycapsule(getattr(library, symbol))
-        jax.ffi.register_ffi_target(name, handler, platform="cpu")
-    return True
+    return register("amx", "Qwen2AmxAvailable", KERNELS)
 
 
 def fits(config: Qwen2Config, dtype: jnp.dtype, parts: int) -> bool:

@@ -11,9 +11,6 @@
 namespace qwen2 {
 namespace {
 
-namespace ffi = xla::ffi;
-using Vectors = ffi::Buffer<ffi::BF16>;
-
 constexpr int64_t kKeys = 256;     // whose scores are held at a time
 constexpr int64_t kQueries = 64;   // of each head, in one unit of work
 constexpr float kMasked = -1e30f;  // finite, so that no maximum is an infinity
@@ -189,15 +186,12 @@ void Attend(ffi::ThreadPool& pool, const Shape& shape, const bf16* query, const 
   });
 }
 
-ffi::Error Attention(ffi::ThreadPool pool, Vectors query, Vectors key, Vectors value,
+ffi::Error Attention(ffi::ThreadPool pool, Tensor query, Tensor key, Tensor value,
                      ffi::Buffer<ffi::S32> positions, ffi::ResultBuffer<ffi::BF16> out) {
   const auto sizes = query.dimensions();
   const Shape shape{sizes[0], sizes[1], sizes[2], sizes[3]};
   const auto attend = sizes[4] == 64 ? Attend<64> : Attend<128>;
-  attend(pool, shape, reinterpret_cast<const bf16*>(query.typed_data()),
-         reinterpret_cast<const bf16*>(key.typed_data()),
-         reinterpret_cast<const bf16*>(value.typed_data()), positions.typed_data(),
-         reinterpret_cast<bf16*>(out->typed_data()));
+  attend(pool, shape, Data(query), Data(key), Data(value), positions.typed_data(), Data(out));
   return ffi::Error::Success();
 }
 

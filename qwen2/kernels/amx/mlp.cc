@@ -10,17 +10,12 @@
 namespace qwen2 {
 namespace {
 
-namespace ffi = xla::ffi;
-using Tensor = ffi::Buffer<ffi::BF16>;
-
-const bf16* Data(const Tensor& tensor) { return reinterpret_cast<const bf16*>(tensor.typed_data()); }
-
 // Packs silu(gate) * up of a panel's 32 columns, a row at each call, and fetches memory ahead.
 class Gating {
  public:
   // gates: [blocks] sums, and as many of up after them.
-  Gating(const float* gates, int64_t rows, int64_t steps, bf16* to, Ahead ahead)
-      : gates_(gates), rows_(rows), steps_(steps), to_(to), ahead_(ahead) {}
+  Gating(const float* gates, int64_t rows, int64_t steps, bf16* to)
+      : gates_(gates), rows_(rows), steps_(steps), to_(to) {}
 
   void operator()() {
     ahead_();
@@ -44,7 +39,7 @@ class Gating {
   const float* gates_;
   int64_t rows_, steps_, row_ = 0;
   bf16* to_;
-  Ahead ahead_;
+  Ahead ahead_{nullptr, 0, 1};
 };
 
 ffi::Error Mlp(ffi::ThreadPool pool, Tensor x, Tensor scale, Tensor gate, Tensor up, Tensor down,
@@ -64,7 +59,7 @@ ffi::Error Mlp(ffi::ThreadPool pool, Tensor x, Tensor scale, Tensor gate, Tensor
     PackNormalised(Data(x) + first * hidden, rows, hidden, Data(scale), epsilon, left);
     for (int64_t piece = 0; piece < width.count; ++piece) {
       const int64_t steps = width.size(piece);
-      Gating gating(nullptr, 0, steps, gated, Ahead(nullptr, 0, 1));
+      Gating gating(nullptr, 0, steps, gated);
       for (int64_t step = 0; step < steps; ++step) {
         const int64_t panel = (width.begin(piece) + step) * panel_size;
         float* sums_of_panel = gates[step % 2];
@@ -74,7 +69,7 @@ ffi::Error Mlp(ffi::ThreadPool pool, Tensor x, Tensor scale, Tensor gate, Tensor
         MultiplyPanel(left, blocks, depth, Data(up) + panel, sums_of_panel + packed_rows * kPanel,
                       gating);
         gating.Finish();
-        gating = Gating(sums_of_panel, packed_rows, steps, gated + step * kStep, Ahead(nullptr, 0, 1));
+        gating = Gating(sums_of_panel, packed_rows, steps, gated + step * kStep);
       }
       gating.Finish();
       MultiplyPiece(gated, steps * kStep, blocks, width, piece, Data(down), hidden / kPanel, sums);

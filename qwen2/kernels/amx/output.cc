@@ -6,11 +6,6 @@
 namespace qwen2 {
 namespace {
 
-namespace ffi = xla::ffi;
-using Tensor = ffi::Buffer<ffi::BF16>;
-
-const bf16* Data(const Tensor& tensor) { return reinterpret_cast<const bf16*>(tensor.typed_data()); }
-
 ffi::Error Output(ffi::ThreadPool pool, Tensor attended, Tensor kernel, Tensor x,
                   ffi::Result<ffi::AnyBuffer> out) {
   const int64_t panels = kernel.dimensions()[0], hidden = panels * kPanel;

@@ -5,15 +5,13 @@
 namespace qwen2 {
 namespace {
 
-namespace ffi = xla::ffi;
-
 // [depth, columns] to [columns / 32, depth / 32, 1024].
-ffi::Error Pack(ffi::ThreadPool pool, ffi::Buffer<ffi::BF16> matrix,
+ffi::Error Pack(ffi::ThreadPool pool, Tensor matrix,
                 ffi::ResultBuffer<ffi::BF16> packed) {
   constexpr int64_t kAtATime = 8;
   const int64_t depth = matrix.dimensions()[0], columns = matrix.dimensions()[1];
-  const auto* from = reinterpret_cast<const bf16*>(matrix.typed_data());
-  auto* to = reinterpret_cast<bf16*>(packed->typed_data());
+  const bf16* from = Data(matrix);
+  bf16* to = Data(packed);
   const int64_t panels = columns / kPanel;
   Parallel(pool, (panels + kAtATime - 1) / kAtATime, [=](int64_t unit) {
     const int64_t first = unit * kAtATime, count = std::min(kAtATime, panels - first);

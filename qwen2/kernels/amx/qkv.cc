@@ -7,11 +7,7 @@
 namespace qwen2 {
 namespace {
 
-namespace ffi = xla::ffi;
-using Tensor = ffi::Buffer<ffi::BF16>;
 using Angles = ffi::Buffer<ffi::F32>;
-
-const bf16* Data(const Tensor& tensor) { return reinterpret_cast<const bf16*>(tensor.typed_data()); }
 
 // Where the heads of one kind go: row r's to data + r * stride.
 struct Heads {
@@ -41,10 +37,9 @@ ffi::Error Qkv(ffi::ThreadPool pool, Tensor x, Tensor scale, Tensor kernel, Tens
         MultiplyPanel(left, blocks, depth, columns, sums + panel * panel_sums, ahead);
       }
       const int64_t kv = head / (groups + 2), role = head % (groups + 2);
-      const auto data = [](auto& buffer) { return reinterpret_cast<bf16*>(buffer->typed_data()); };
       const Heads to = role < groups
-                           ? Heads{data(query) + (kv * groups + role) * size, width * groups}
-                           : Heads{data(role == groups ? key : value) + kv * size, width};
+                           ? Heads{Data(query) + (kv * groups + role) * size, width * groups}
+                           : Heads{Data(role == groups ? key : value) + kv * size, width};
       const bf16* biases = Data(bias) + head * size;
       const auto biased = [&](int64_t row, int64_t i) {
         const float* at = sums + i / kPanel * panel_sums + SumsAt(row, i % kPanel / 16);

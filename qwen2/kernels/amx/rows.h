@@ -13,8 +13,6 @@
 
 namespace qwen2 {
 
-inline int64_t BlocksOf(int64_t rows) { return (rows + kPanel - 1) / kPanel; }
-
 // What is in the second-level cache beside the rows of a unit of work takes a fourth of it.
 constexpr int64_t kUnitBytes = 3 << 19;
 
@@ -59,9 +57,9 @@ inline void PackNormalised(const bf16* from, int64_t rows, int64_t depth, const 
 // with the update added, bfloat16, or the update alone, float32.
 class Stream {
  public:
-  Stream(const bf16* before, xla::ffi::AnyBuffer& out)
+  Stream(const bf16* before, ffi::AnyBuffer& out)
       : before_(before), out_(out.untyped_data()),
-        added_(out.element_type() == xla::ffi::DataType::BF16) {}
+        added_(out.element_type() == ffi::DataType::BF16) {}
 
   // Stores rows `first` and following, of the update [columns / 32][blocks] sums.
   void Store(const float* sums, int64_t first, int64_t rows, int64_t columns) const {

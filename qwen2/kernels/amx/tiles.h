@@ -22,7 +22,17 @@
 
 namespace qwen2 {
 
+namespace ffi = xla::ffi;
+
 using bf16 = uint16_t;
+using Tensor = ffi::Buffer<ffi::BF16>;
+
+inline const bf16* Data(const Tensor& tensor) {
+  return reinterpret_cast<const bf16*>(tensor.typed_data());
+}
+inline bf16* Data(ffi::ResultBuffer<ffi::BF16>& tensor) {
+  return reinterpret_cast<bf16*>(tensor->typed_data());
+}
 
 constexpr int64_t kTileRows = 16;
 constexpr int64_t kTileDepth = 32;
@@ -46,15 +56,17 @@ class TileRegisters {
 };
 
 // Runs work(0) ... work(count - 1) on XLA's threads and on this one, each with its tile registers.
-inline void Parallel(xla::ffi::ThreadPool& pool, int64_t count,
+inline void Parallel(ffi::ThreadPool& pool, int64_t count,
                      const std::function<void(int64_t)>& work) {
   ParallelWith<TileRegisters>(pool, count, work);
 }
 
+inline int64_t BlocksOf(int64_t rows) { return (rows + kPanel - 1) / kPanel; }
+
 // Shares rows out in units of at most `most` blocks: work(first row, rows of the unit).
-inline void ParallelRows(xla::ffi::ThreadPool& pool, int64_t rows, int64_t most,
+inline void ParallelRows(ffi::ThreadPool& pool, int64_t rows, int64_t most,
                          const std::function<void(int64_t, int64_t)>& work) {
-  const int64_t threads = pool.num_threads(), blocks = (rows + kPanel - 1) / kPanel;
+  const int64_t threads = pool.num_threads(), blocks = BlocksOf(rows);
   const int64_t rounds = (blocks + most * threads - 1) / (most * threads);
   const int64_t unit = (blocks + rounds * threads - 1) / (rounds * threads) * kPanel;
   Parallel(pool, (rows + unit - 1) / unit, [=, &work](int64_t index) {

@@ -5,16 +5,14 @@ XLA's own products reach two fifths of what such a processor can do.
 
 from __future__ import annotations
 
-import ctypes
 from functools import cache
-from importlib.util import find_spec
 
 import jax
 import jax.numpy as jnp
 
 from qwen2.config import Qwen2Config
+from qwen2.kernels.registration import register
 
-LIBRARY = "qwen2.kernels.avx512.library"
 KERNELS = {
     "qwen2_avx512_attention": "Qwen2Avx512Attention",
     "qwen2_avx512_mlp": "Qwen2Avx512Mlp",
@@ -28,16 +26,7 @@ PANEL = 64
 @cache
 def available() -> bool:
     """Whether the kernels were built and this machine can run them; they are then registered."""
-    spec = find_spec(LIBRARY)
-    if spec is None or spec.origin is None:
-        return False
-    library = ctypes.CDLL(spec.origin)
-    if not library.Qwen2Avx512Available():
-        return False
-    for name, symbol in KERNELS.items():
-        handler = jax.ffi.pycapsule(getattr(library, symbol))
-        jax.ffi.register_ffi_target(name, handler, platform="cpu")
-    return True
+    return register("avx512", "Qwen2Avx512Available", KERNELS)
 
 
 def fits(config: Qwen2Config, dtype: jnp.dtype, parts: int) -> bool:
