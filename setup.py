@@ -55,7 +55,8 @@ setup(
     packages=find_packages(include=[*PACKAGES, *(f"{package}.*" for package in PACKAGES)]),
     ext_modules=kernels(),
     package_data={
-        "activation_dataset": ["py.typed", "report.html"],
+        "activation_dataset": ["py.typed"],
+        "activation_dataset.reporting": ["report.html"],
         "beam_pipeline": ["prices.toml"],
         "corpus": ["py.typed", "templates/*.toml"],
         "qwen2": ["py.typed", "presets/*", "presets/*/*"],

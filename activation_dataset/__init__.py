@@ -4,7 +4,7 @@ Needs numpy and google-crc32c only. docs/format.md describes the files.
 """
 
 from activation_dataset.metadata import Metadata
-from activation_dataset.reader import (
+from activation_dataset.reading.reader import (
     ActivationDataset,
     ActivationRecord,
     DatasetError,

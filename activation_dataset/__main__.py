@@ -11,19 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from activation_dataset import export
-from activation_dataset.card import CARD_FILE, CardError, renewed_card
 from activation_dataset.certify import CERTIFICATE_FILE, CertifyError, certify
 from activation_dataset.exporters.exported import ExportError
 from activation_dataset.folder import Folder
 from activation_dataset.index_file import keep_indexes
-from activation_dataset.inspect import inspect, inspect_vectors
-from activation_dataset.reader import ActivationDataset, DatasetError
-from activation_dataset.report import report
+from activation_dataset.reading.reader import ActivationDataset, DatasetError
+from activation_dataset.reporting.card import CARD_FILE, CardError, renewed_card
+from activation_dataset.reporting.inspect import inspect, inspect_vectors
+from activation_dataset.reporting.report import report
+from activation_dataset.reporting.summary import count_of
+from activation_dataset.reporting.survey import survey
 from activation_dataset.sites import site_label
-from activation_dataset.summary import count_of
-from activation_dataset.survey import survey
 from activation_dataset.tfrecord import ADVICE, CorruptRecordError
-from activation_dataset.verify import verify
+from activation_dataset.verifying.dataset import verify
 
 # Below this size, starting workers takes longer than reading.
 _SMALL_BYTES = 256 << 20

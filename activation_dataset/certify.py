@@ -25,7 +25,7 @@ from activation_dataset.folder import open_folder
 from activation_dataset.format import Pooling
 from activation_dataset.metadata import RunDescription
 from activation_dataset.prompts import Prompt, decode_prompt
-from activation_dataset.reader import ActivationDataset
+from activation_dataset.reading.reader import ActivationDataset
 from activation_dataset.sites import HookPoint, Site, place_of
 from activation_dataset.tfrecord import read_records
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from activation_dataset.exporters import dictionary_learning, sae_lens, safetensors
 from activation_dataset.exporters.exported import Exported, ExportError
-from activation_dataset.reader import ActivationDataset
+from activation_dataset.reading.reader import ActivationDataset
 from activation_dataset.sites import Site, parse_site
 
 EXPORTERS: dict[str, Callable[..., Exported]] = {

@@ -15,8 +15,8 @@ from apache_beam.options.pipeline_options import WorkerOptions
 
 from activation_dataset.format import METADATA_FILE
 from activation_dataset.metadata import Metadata
+from activation_dataset.reporting.summary import count_of, layers_named
 from activation_dataset.sites import DEFAULT_HOOK_POINT
-from activation_dataset.summary import count_of, layers_named
 from beam_pipeline.options import parse_flags, parse_plan_flags
 from beam_pipeline.pipeline import run_pipeline
 from beam_pipeline.plan import make_plan, report

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from itertools import cycle
 from pathlib import Path
 
-from activation_dataset.axes import HEIGHT, WIDTH, horizontal, vertical
+from activation_dataset.reporting.axes import HEIGHT, WIDTH, horizontal, vertical
 
 ROOT = Path(__file__).parents[1]
 SHARD = 512

@@ -28,7 +28,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from activation_dataset import ActivationDataset
-from activation_dataset.batches import DEFAULT_WINDOW
+from activation_dataset.reading.batches import DEFAULT_WINDOW
 from benchmarks.paired import run_in_turn
 from benchmarks.reading import BATCH, LAYER, VECTOR_BYTES, Result
 from benchmarks.synthetic_dataset import prompt_lengths, write_dataset

@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 
 from activation_dataset import ActivationDataset
-from activation_dataset.batches import Batches
 from activation_dataset.checksum import extend
 from activation_dataset.elements import Dtype
-from activation_dataset.verify import verify
+from activation_dataset.reading.batches import Batches
+from activation_dataset.verifying.dataset import verify
 from benchmarks.paired import Pairs, run_in_turn
 from benchmarks.synthetic_dataset import prompt_lengths, write_dataset
 

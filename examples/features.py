@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from activation_dataset.grid_figure import NO_COLOUR, colours_of
-from activation_dataset.vectors import Vectors
+from activation_dataset.reading.vectors import Vectors
+from activation_dataset.reporting.grid_figure import NO_COLOUR, colours_of
 
 COLOURS = (
     "black", "blue", "red", "green", "yellow", "grey", "magenta", "orange", "light blue", "maroon",

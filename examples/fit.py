@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from activation_dataset import ActivationDataset
 from activation_dataset.exporters.safetensors_file import Tensor, write_tensors
+from activation_dataset.reading.vectors import Vectors
 from activation_dataset.sites import Site, hook_name
-from activation_dataset.vectors import Vectors
 from examples.held_out import Split, read, split, training_batches
 from examples.judge import codes_of, explained_by, explained_by_components
 from examples.sparse_autoencoder import Settings, TopKAutoencoder, train

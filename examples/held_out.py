@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from activation_dataset import ActivationDataset
 from activation_dataset.frontends.jax_devices import DeviceBatches
+from activation_dataset.reading.vectors import Vectors
+from activation_dataset.reporting.summary import OUTLIER_FACTORS
 from activation_dataset.sites import Site
-from activation_dataset.summary import OUTLIER_FACTORS
-from activation_dataset.vectors import Vectors
 
 SHARE = 0.2
 """Share of the tasks that is held out."""

@@ -9,9 +9,9 @@ from html import escape
 
 import numpy as np
 
-from activation_dataset import charts
-from activation_dataset.grid_figure import NOTHING, colours_of, grid_drawing
-from activation_dataset.page import Section, page
+from activation_dataset.reporting import charts
+from activation_dataset.reporting.grid_figure import NOTHING, colours_of, grid_drawing
+from activation_dataset.reporting.page import Section, page
 from activation_dataset.sites import hook_name, site_label
 from examples.features import Feature, grid_features
 from examples.fit import Fit, Judgement

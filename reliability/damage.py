@@ -22,7 +22,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from activation_dataset.__main__ import main as command
-from activation_dataset.reader import ActivationDataset, DatasetError
+from activation_dataset.reading.reader import ActivationDataset, DatasetError
 from activation_dataset.tfrecord import FOOTER_BYTES, HEADER_BYTES, CorruptRecordError
 from reliability.job import Job
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from activation_dataset.verify import Problem, verify
+from activation_dataset.verifying.dataset import Problem, verify
 
 ROOT = Path(__file__).parents[1]
 TASKS = tuple(

@@ -25,7 +25,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from activation_dataset.reader import ActivationDataset, DatasetError
+from activation_dataset.reading.reader import ActivationDataset, DatasetError
 from reliability.job import TWO_WORKERS, Job, damage, digests
 
 HANGS_AFTER = 600.0

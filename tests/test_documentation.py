@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.activation_dataset.grid_prompts import grid_prompt, write_prompted
+from tests.activation_dataset.reporting.grid_prompts import grid_prompt, write_prompted
 
 ROOT = Path(__file__).resolve().parents[1]
 HIDDEN = 64

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 
 import apache_beam as beam
 
-from activation_dataset.card import CARD_FILE, renewed_card
 from activation_dataset.certify import CERTIFICATE_FILE
 from activation_dataset.format import METADATA_FILE
 from activation_dataset.manifest import Manifest, PromptsManifest, batches_of
 from activation_dataset.metadata import InputFile, Metadata, RunDescription
+from activation_dataset.reporting.card import CARD_FILE, renewed_card
 from activation_dataset.sites import Site
 from activation_dataset.statistics import LayerStatistics, OrderedMerge
 from transforms.assign_shards import ShardPlan

@@ -14,7 +14,7 @@ from activation_dataset.format import Sample, shard_file
 from activation_dataset.manifest import ShardManifest
 from activation_dataset.record import RecordKind
 from activation_dataset.sites import Site
-from activation_dataset.verify_file import (
+from activation_dataset.verifying.layer_file import (
     ExpectedRecords,
     LayerFileError,
     read_samples,

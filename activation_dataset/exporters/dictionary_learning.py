@@ -12,7 +12,7 @@ import numpy as np
 
 from activation_dataset.exporters.exported import Exported, ExportError, new_folder
 from activation_dataset.exporters.safetensors_file import Tensor, write_tensors
-from activation_dataset.reader import ActivationDataset
+from activation_dataset.reading.reader import ActivationDataset
 from activation_dataset.sites import Site, hook_name, place_of
 
 _FILE_BYTES = 1 << 28

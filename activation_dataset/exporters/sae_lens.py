@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from activation_dataset.batches import DEFAULT_WINDOW
 from activation_dataset.exporters.exported import Exported, ExportError, new_folder
-from activation_dataset.reader import ActivationDataset
+from activation_dataset.reading.batches import DEFAULT_WINDOW
+from activation_dataset.reading.reader import ActivationDataset
+from activation_dataset.reading.vectors import Vectors
 from activation_dataset.sites import Site, hook_name
-from activation_dataset.vectors import Vectors
 
 _FILE_BYTES = 1 << 28
 

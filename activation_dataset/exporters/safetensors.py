@@ -10,7 +10,7 @@ import numpy as np
 from activation_dataset.exporters.exported import Exported, new_folder
 from activation_dataset.exporters.safetensors_file import Tensor, write_tensors
 from activation_dataset.format import layer_folder, numpy_dtype
-from activation_dataset.reader import ActivationDataset
+from activation_dataset.reading.reader import ActivationDataset
 from activation_dataset.sites import Site, hook_name, place_of
 
 SAMPLES_FILE = "samples.jsonl"

@@ -1,4 +1,4 @@
-"""Batches for Grain. (`activation_dataset.samples.Samples` is a data source as it is.)"""
+"""Batches for Grain. (`activation_dataset.reading.samples.Samples` is a data source as it is.)"""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
 
-from activation_dataset.batches import Batches
-from activation_dataset.reader import ActivationDataset
+from activation_dataset.reading.batches import Batches
+from activation_dataset.reading.reader import ActivationDataset
+from activation_dataset.reading.vectors import Vectors
 from activation_dataset.sites import Site
-from activation_dataset.vectors import Vectors
 
 
 def batch_dataset(

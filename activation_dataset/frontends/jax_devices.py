@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from activation_dataset.batches import Batches
+from activation_dataset.reading.batches import Batches
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""Batches for PyTorch. (`activation_dataset.samples.Samples` is a map-style dataset as it is.)"""
+"""Batches for PyTorch. (`reading.samples.Samples` is a map-style dataset as it is.)"""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from activation_dataset.batches import Batches
-from activation_dataset.reader import ActivationDataset
+from activation_dataset.reading.batches import Batches
+from activation_dataset.reading.reader import ActivationDataset
+from activation_dataset.reading.vectors import Vectors
 from activation_dataset.sites import Site
-from activation_dataset.vectors import Vectors
 
 
 def batch_dataset(

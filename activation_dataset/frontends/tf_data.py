@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from activation_dataset.batches import Batches
+from activation_dataset.reading.batches import Batches
 
 
 def batch_dataset(batches: Batches) -> Any:

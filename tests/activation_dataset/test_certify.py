@@ -13,7 +13,7 @@ from activation_dataset.certify import (
     pooled,
     worse_of,
 )
-from activation_dataset.reader import DatasetError
+from activation_dataset.reading.reader import DatasetError
 from activation_dataset.sites import Site
 from tests.activation_dataset.synthetic import describe, write_dataset
 

@@ -21,9 +21,9 @@ from activation_dataset.prompts import (
     write_prompts,
 )
 from activation_dataset.tfrecord import frame_footer, frame_header, read_records
-from activation_dataset.verify import verify
-from activation_dataset.verify_file import LayerFileError
-from activation_dataset.verify_prompts import verify_prompts
+from activation_dataset.verifying.dataset import verify
+from activation_dataset.verifying.layer_file import LayerFileError
+from activation_dataset.verifying.prompts import verify_prompts
 from tests.activation_dataset.synthetic import make_prompts, text_prompt, write_dataset
 
 FIRST = prompts_file(0, 2)

@@ -3,7 +3,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from activation_dataset.in_order import map_in_order
+from activation_dataset.reading.in_order import map_in_order
 from activation_dataset.reuse import ReusedArrays
 
 

@@ -21,7 +21,7 @@ from activation_dataset.sites import (
     site_label,
     site_of,
 )
-from activation_dataset.verify import verify
+from activation_dataset.verifying.dataset import verify
 from tests.activation_dataset.synthetic import make_rows, make_samples, row_seed, write_dataset
 
 SHARDS = [[3, 40, 1, 17], [7, 60]]

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from activation_dataset.metadata import Metadata
-from activation_dataset.verify import verify
+from activation_dataset.verifying.dataset import verify
 from beam_pipeline.command import main
 from tests.conftest import COMPILED, ROOT
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from activation_dataset.format import Pooling, StorageDtype
-from activation_dataset.reader import ActivationDataset, ActivationRecord
+from activation_dataset.reading.reader import ActivationDataset, ActivationRecord
 from qwen2.extractor import ActivationExtractor
 from qwen2.sites import Site
 from tests.end_to_end.job import problems_of, run

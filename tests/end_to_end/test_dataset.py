@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from activation_dataset.reader import ActivationDataset
+from activation_dataset.reading.reader import ActivationDataset
 from corpus.layouts import Item
 from corpus.parse import parse_tasks
 from corpus.prompt import render

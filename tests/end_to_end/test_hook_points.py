@@ -8,7 +8,7 @@ import pytest
 
 from activation_dataset.__main__ import main
 from activation_dataset.certify import CERTIFICATE_FILE
-from activation_dataset.reader import ActivationDataset
+from activation_dataset.reading.reader import ActivationDataset
 from qwen2.extractor import ActivationExtractor
 from tests.end_to_end.job import digests, error_of, problems_of, run
 

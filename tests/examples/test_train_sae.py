@@ -14,7 +14,7 @@ from examples.held_out import split
 from examples.judge import explained_by_components
 from examples.sparse_autoencoder import Settings, strongest
 from examples.train_sae import main
-from tests.activation_dataset import browser
+from tests.activation_dataset.reporting import browser
 from tests.end_to_end.job import run
 
 LAYER = 12

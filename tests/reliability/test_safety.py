@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from activation_dataset.canonical_json import canonical_text, digest_of
-from activation_dataset.reader import ActivationDataset, DatasetError
-from activation_dataset.verify import verify
+from activation_dataset.reading.reader import ActivationDataset, DatasetError
+from activation_dataset.verifying.dataset import verify
 from qwen2.source import open_model
 from tests.activation_dataset.synthetic import write_dataset
 from tests.conftest import ROOT

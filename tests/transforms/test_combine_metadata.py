@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from activation_dataset.card import renewed_card
 from activation_dataset.format import Sample, prompts_file, shard_file
 from activation_dataset.manifest import Manifest, PromptsManifest, ShardManifest
 from activation_dataset.metadata import InputFile, Metadata
 from activation_dataset.prompts import write_prompts
+from activation_dataset.reporting.card import renewed_card
 from activation_dataset.writer import LayerFileWriter
 from tests.activation_dataset.synthetic import describe, make_prompts, make_rows, make_samples
 from transforms.assign_shards import FINGERPRINT, ShardPlan, plan_shards

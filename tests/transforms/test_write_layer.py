@@ -7,7 +7,7 @@ import pytest
 from activation_dataset.format import is_partial_file, shard_file
 from activation_dataset.manifest import ShardManifest
 from activation_dataset.record import RecordKind
-from activation_dataset.verify_file import ExpectedRecords, verify_file
+from activation_dataset.verifying.layer_file import ExpectedRecords, verify_file
 from tests.activation_dataset.synthetic import make_rows, make_samples
 from transforms.assign_shards import FINGERPRINT, plan_shards
 from transforms.extract_activations import LayerBlock

@@ -6,7 +6,7 @@ import pytest
 from absl import flags
 
 from activation_dataset.frontends.grain_source import batch_dataset
-from activation_dataset.samples import Samples
+from activation_dataset.reading.samples import Samples
 
 grain = pytest.importorskip("grain")
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from activation_dataset.frontends.pytorch import batch_dataset
-from activation_dataset.samples import Samples
+from activation_dataset.reading.samples import Samples
 
 torch = pytest.importorskip("torch")
 from torch.utils.data import DataLoader  # noqa: E402

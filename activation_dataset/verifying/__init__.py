@@ -1,0 +1,1 @@
+"""Whether the files of a dataset are, byte by byte, what its metadata says."""

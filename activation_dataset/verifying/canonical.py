@@ -1,0 +1,269 @@
+"""Reading the records of a file many at a time, if they are just as this package encodes them.
+
+Protobuf allows many encodings of a record; here only the one is taken that `record.py` makes. A
+record that is taken is therefore, byte for byte, what would be written for its sample. Whatever is
+not taken is for `example.py`, which is slower and says what is wrong.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from activation_dataset.checksum import crc32c_of_spans
+from activation_dataset.protobuf import field, varint
+from activation_dataset.reuse import windows
+from activation_dataset.tfrecord import FOOTER_BYTES, HEADER_BYTES, frame_header, mask
+from activation_dataset.verifying.sample_table import SampleTable
+
+Bytes = NDArray[np.uint8]
+Int64s = NDArray[np.int64]
+
+# Bytes behind a block that may be looked at, though they are none of it.
+_SLACK = 64
+_MAX_VARINT = 5  # bytes, for values below 2^35
+_LENGTH = struct.Struct("<Q")
+_BYTES_LIST, _INT64_LIST = b"\x0a", b"\x1a"
+
+
+class NotCanonicalError(ValueError):
+    """A file that is damaged, or not encoded as this package encodes it."""
+
+
+@dataclass(frozen=True, eq=False)
+class RecordBlock:
+    """Some whole records of a file, their CRCs checked.
+
+    Attributes:
+        data: [size] uint8, their bytes; overwritten by the next block.
+        starts, ends: [n] int64, where each record starts and ends in `data`.
+    """
+
+    data: Bytes
+    starts: Int64s
+    ends: Int64s
+
+
+@dataclass(frozen=True, eq=False)
+class ParsedRecords:
+    """What the records of a block hold.
+
+    Attributes:
+        samples: their samples.
+        payload_starts, payload_ends: [n] int64, places in the block.
+    """
+
+    samples: SampleTable
+    payload_starts: Int64s
+    payload_ends: Int64s
+
+
+def read_blocks(stream: BinaryIO, block_bytes: int) -> Iterator[RecordBlock]:
+    """The records of a file, from the stream's position on, many at a time.
+
+    Args:
+        stream: seekable binary stream.
+        block_bytes: at most as many at a time, or one record.
+
+    Raises:
+        NotCanonicalError: a CRC does not match, or the file ends inside a record.
+    """
+    start = stream.tell()
+    remaining = stream.seek(0, io.SEEK_END) - start
+    stream.seek(start)
+    buffer = np.empty(block_bytes + _SLACK, np.uint8)
+    filled, wanted = 0, block_bytes
+    while remaining or filled:
+        size = min(wanted - filled, remaining)
+        if not fill(stream, buffer[filled : filled + size]):
+            raise NotCanonicalError("the file became shorter while it was read")
+        remaining -= size
+        filled += size
+        ends, needed = _record_ends(buffer[:filled])
+        if ends:
+            block = RecordBlock(
+                buffer, np.array([0, *ends[:-1]], np.int64), np.array(ends, np.int64)
+            )
+            _check_data(block)
+            yield block
+            filled, wanted = filled - ends[-1], block_bytes
+            buffer[:filled] = buffer[ends[-1] : ends[-1] + filled].copy()
+        elif needed > filled + remaining:
+            raise NotCanonicalError("the file ends inside a record")
+        else:  # of a large record just as much as is missing, so that nothing has to be moved
+            wanted = needed
+            if wanted > len(buffer) - _SLACK:
+                buffer = np.concatenate(
+                    [buffer[:filled], np.empty(wanted - filled + _SLACK, np.uint8)]
+                )
+
+
+def parse_records(
+    block: RecordBlock, payload: bytes, width: int, every_token: bool, tokens_kept: int | None
+) -> ParsedRecords:
+    """Takes the records of a block apart.
+
+    Args:
+        block: the records.
+        payload: name of the feature that comes first and holds any bytes.
+        width: last number of the feature `shape`.
+        every_token: whether `shape` is [num_tokens, width], else [width].
+        tokens_kept: number of `token_ids`, None for `num_tokens`.
+
+    Raises:
+        NotCanonicalError: a record is not just as this package encodes it. (Also one without tokens
+            or with a token from 2^28 on, which are too rare to be fast.)
+    """
+    cursor = _Cursor(block)
+    payload_starts, payload_ends = cursor.feature(payload, _BYTES_LIST)
+    cursor.go_to(payload_ends)
+    _, ends = cursor.feature(b"num_tokens", _INT64_LIST)
+    num_tokens = cursor.varint()
+    cursor.arrive_at(ends)
+    sample_ids = cursor.texts(b"sample_id")
+    _, ends = cursor.feature(b"shape", _INT64_LIST)
+    if every_token:
+        cursor.require(cursor.varint() == num_tokens)
+    cursor.literal(varint(width))
+    cursor.arrive_at(ends)
+    task_ids = cursor.texts(b"task_id")
+    starts, ends = cursor.feature(b"token_ids", _INT64_LIST)
+    cursor.go_to(ends)
+    cursor.arrive_at(block.ends - FOOTER_BYTES)
+    tokens = np.concatenate([block.data[span] for span in _spans(starts, ends)])
+    token_ends = np.cumsum(ends - starts)
+    kept = num_tokens if tokens_kept is None else np.full_like(num_tokens, tokens_kept)
+    cursor.require(_varints(tokens, token_ends) == kept)
+    samples = SampleTable(sample_ids, task_ids, num_tokens, tokens, token_ends)
+    return ParsedRecords(samples, payload_starts, payload_ends)
+
+
+def fill(stream: BinaryIO, block: Bytes) -> bool:
+    """Reads until the block is full; False if the stream ends before."""
+    view = block.data
+    while len(view):
+        count = stream.readinto(view)  # type: ignore[attr-defined]
+        if not count:
+            return False
+        view = view[count:]
+    return True
+
+
+def _record_ends(block: Bytes) -> tuple[list[int], int]:
+    """Ends of the whole records in a block, and how many bytes the first needs if there is none."""
+    view = block.data
+    ends: list[int] = []
+    position = 0
+    while position + HEADER_BYTES <= len(view):
+        length = _LENGTH.unpack_from(view, position)[0]
+        if view[position : position + HEADER_BYTES] != frame_header(length):
+            raise NotCanonicalError("the CRC of a length does not match")
+        end = position + HEADER_BYTES + length + FOOTER_BYTES
+        if end > len(view):
+            return ends, end
+        ends.append(end)
+        position = end
+    return ends, position + HEADER_BYTES
+
+
+def _check_data(block: RecordBlock) -> None:
+    """Compares the CRC of each record's data with what its footer says."""
+    footers = block.ends - FOOTER_BYTES
+    crcs = mask(crc32c_of_spans(block.data, block.starts + HEADER_BYTES, footers))
+    stored = windows(block.data, FOOTER_BYTES)[footers].view("<u4")[:, 0]
+    if not np.array_equal(stored, crcs):
+        raise NotCanonicalError("the CRC of a record's data does not match")
+
+
+def _spans(starts: Int64s, ends: Int64s) -> list[slice]:
+    return [slice(*span) for span in zip(starts.tolist(), ends.tolist(), strict=True)]
+
+
+def _varints(packed: Bytes, ends: Int64s) -> Int64s:
+    """[n] int64: how many varints lie in each of n spans that follow each other; -1 if any is not
+    of at most 4 bytes, shortest, and whole."""
+    last = packed < 0x80
+    more = ~last
+    starts = np.concatenate([[0], ends[:-1]])
+    whole = (ends > starts).all() and last[ends - 1].all()
+    short = not (more[:-3] & more[1:-2] & more[2:-1] & more[3:]).any()
+    shortest = not ((packed[1:] == 0) & more[:-1]).any()
+    if whole and short and shortest:
+        return np.diff(np.searchsorted(np.flatnonzero(last), ends), prepend=0)
+    return np.full(len(ends), -1, np.int64)
+
+
+class _Cursor:
+    """A place in the data of each of n records, all at the same point of the encoding.
+
+    Its methods move all places on; they raise NotCanonicalError if a record has something else.
+    """
+
+    def __init__(self, block: RecordBlock) -> None:
+        self._block = block.data
+        self._at = block.starts + HEADER_BYTES
+        self._ends = block.ends - FOOTER_BYTES
+        self.require(self.enter(b"\x0a") == self._ends)
+
+    def require(self, condition: NDArray[np.bool_]) -> None:
+        if not condition.all():
+            raise NotCanonicalError(f"record {int(condition.argmin())} of a block is unusual")
+
+    def enter(self, tag: bytes) -> Int64s:
+        """[n] int64: the end of the field of that tag, whose content is where the places are."""
+        self.literal(tag)
+        ends = self.varint() + self._at
+        self.require(ends <= self._ends)
+        return ends
+
+    def feature(self, name: bytes, list_tag: bytes) -> tuple[Int64s, Int64s]:
+        """Start and end of the one value, or packed values, of the feature."""
+        ends = self.enter(b"\x0a")
+        self.literal(field(b"\x0a", name))
+        for tag in (b"\x12", list_tag, b"\x0a"):
+            self.require(self.enter(tag) == ends)
+        return self._at, ends
+
+    def texts(self, name: bytes) -> list[str]:
+        """The values of a feature of one text."""
+        starts, ends = self.feature(name, _BYTES_LIST)
+        self._at = ends
+        view = self._block.data
+        try:
+            return [str(view[span], "utf-8") for span in _spans(starts, ends)]
+        except UnicodeDecodeError as error:
+            raise NotCanonicalError(str(error)) from None
+
+    def literal(self, text: bytes) -> None:
+        found = windows(self._block, len(text))[self._at]
+        self.require((found == np.frombuffer(text, np.uint8)).all(axis=1))
+        self._at = self._at + len(text)
+
+    def varint(self) -> Int64s:
+        """[n] int64: a number of at most 5 bytes, in the shortest encoding."""
+        bytes_ = self._block[self._at]
+        values = (bytes_ & 0x7F).astype(np.int64)
+        self._at = self._at + 1
+        longer = np.flatnonzero(bytes_ >= 0x80)
+        for shift in range(7, 7 * _MAX_VARINT, 7):
+            if not len(longer):
+                break
+            bytes_ = self._block[self._at[longer]]
+            values[longer] |= (bytes_ & 0x7F).astype(np.int64) << shift
+            self._at[longer] += 1
+            self.require(bytes_ != 0)
+            longer = longer[bytes_ >= 0x80]
+        self.require(np.array([not len(longer)]))
+        return values
+
+    def arrive_at(self, ends: Int64s) -> None:
+        self.require(self._at == ends)
+
+    def go_to(self, ends: Int64s) -> None:
+        self._at = ends

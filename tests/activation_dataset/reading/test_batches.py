@@ -1,0 +1,203 @@
+import json
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from activation_dataset import ActivationDataset, CorruptRecordError
+from activation_dataset.format import shard_file
+from tests.activation_dataset.synthetic import write_dataset
+
+SHARDS = [[3, 40, 1, 17], [0, 7, 60], [12, 2]]
+VECTORS = sum(map(sum, SHARDS))
+HIDDEN = 8
+
+
+@pytest.fixture(scope="module", params=["none", "last"])
+def dataset(request, tmp_path_factory):
+    path = tmp_path_factory.mktemp(request.param)
+    shards = SHARDS if request.param == "none" else [[5] * 70, [5] * 60, [5] * 12]
+    write_dataset(path, shards, request.param, "bfloat16", HIDDEN)
+    return ActivationDataset(path)
+
+
+@pytest.fixture(autouse=True)
+def _short_runs(monkeypatch):
+    monkeypatch.setattr("activation_dataset.reading.layer_file.RUN_BYTES", 300)
+
+
+def all_values(dataset, layers=10, **options):
+    return np.concatenate([block.values for block in list(dataset.blocks(layers, **options))])
+
+
+def epoch(batches):
+    """All numbers of an epoch, in order, after checking the values that come with them."""
+    return np.concatenate([batch.numbers for batch in list(batches)])
+
+
+@pytest.mark.parametrize("remote", [False, True], ids=["local", "remote"])
+@pytest.mark.parametrize("layers", [11, [12, 10]], ids=str)
+@pytest.mark.parametrize("options", [{}, {"normalise": "sae_lens"}, {"dtype": "bits"}], ids=str)
+def test_an_epoch_has_every_vector_once(dataset, layers, options, remote):
+    if remote:
+        dataset = ActivationDataset(f"file://{dataset.path}")
+    values = all_values(dataset, layers, **options)
+    batches = dataset.batches(layers, 10, window=40, drop_last=False, **options)
+    assert len(batches) == -(-dataset.num_vectors // 10)
+    found = list(batches)
+    assert [len(batch) for batch in found[:-1]] == [10] * (len(batches) - 1)
+    for batch in found:
+        np.testing.assert_array_equal(batch.values, values[batch.numbers])
+    numbers = np.concatenate([batch.numbers for batch in found])
+    assert sorted(numbers) == list(range(dataset.num_vectors))
+
+
+def test_epochs_and_seeds_have_other_orders(dataset):
+    batches = dataset.batches(10, 10, window=40, drop_last=False)
+    first, second = epoch(batches), epoch(batches)
+    other = epoch(dataset.batches(10, 10, window=40, drop_last=False, seed=1))
+    orders = {tuple(order.tolist()) for order in (first, second, other)}
+    assert len(orders) == 3
+    again = dataset.batches(10, 7, window=40, drop_last=False)
+    np.testing.assert_array_equal(epoch(again), first)
+    np.testing.assert_array_equal(epoch(again), second)
+    assert again.epoch == 2
+
+
+def test_vectors_are_mixed_within_windows_of_all_shards(dataset):
+    numbers = epoch(dataset.batches(10, 10, window=80, drop_last=False))
+    assert (np.diff(numbers) == 1).mean() < 0.1
+    starts = [batch.samples for batch in dataset.metadata.batches]
+    assert len(starts) == 3
+    samples = dataset.locate(numbers[:80]).samples
+    shards = np.searchsorted(np.cumsum(starts), samples, side="right")
+    assert len(set(shards.tolist())) > 1
+
+
+def test_drop_last(dataset):
+    batches = dataset.batches(10, 50, window=40)
+    assert [len(batch) for batch in batches] == [50] * (dataset.num_vectors // 50)
+    assert batches.epoch == 1
+    assert [len(batch) for batch in batches] == [50] * (dataset.num_vectors // 50)
+    with pytest.raises(ValueError, match=r"batch_size is 5000, but there are \d+ vectors for each"):
+        dataset.batches(10, 5000)
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 5])
+def test_readers_share_an_epoch(dataset, world_size):
+    options = {"window": 30, "world_size": world_size}
+    parts = [
+        epoch(dataset.batches(10, 4, rank=rank, drop_last=False, **options))
+        for rank in range(world_size)
+    ]
+    assert sorted(np.concatenate(parts)) == list(range(dataset.num_vectors))
+    readers = [dataset.batches(10, 4, rank=rank, **options) for rank in range(world_size)]
+    lengths = {len(list(reader)) for reader in readers}
+    assert len(lengths) == 1
+    assert lengths == {len(dataset.batches(10, 4, **options))}
+
+
+@pytest.mark.parametrize("norms", [None, (0, 500)], ids=["all", "norms"])
+def test_a_saved_state_goes_on_with_the_very_next_batch(dataset, norms):
+    def fresh():
+        return dataset.batches(10, 9, window=40, seed=5, norms=norms)
+
+    whole = fresh()
+    wanted = [batch.numbers for _ in range(2) for batch in list(whole)]
+    half = len(wanted) // 2
+    for taken in range(len(wanted)):
+        batches = fresh()
+        found = [batch.numbers for batch in islice(batches, taken % half)]
+        if taken >= half:
+            list(batches)
+            found = [batch.numbers for batch in islice(batches, taken - half)]
+        state = json.loads(json.dumps(batches.state_dict()))
+        del batches
+        resumed = fresh()
+        resumed.load_state_dict(state)
+        found = [batch.numbers for batch in resumed]
+        expected = wanted[taken : half if taken < half else len(wanted)]
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_iterating_goes_on_where_it_stopped(dataset):
+    wanted = [batch.numbers for batch in list(dataset.batches(10, 9, window=40))]
+    batches = dataset.batches(10, 9, window=40)
+    found = [next(iter(batches)).numbers for _ in wanted]
+    assert batches.epoch == 1
+    for one, other in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_state_of_another_stream_is_refused(dataset):
+    state = dataset.batches(10, 9, seed=1, window=40).state_dict()
+    for options, message in [
+        ({"seed": 2, "window": 40}, r"another stream: seed 1 \(here 2\)$"),
+        ({"seed": 1, "window": 41}, r"window 40 \(here 41\)$"),
+        ({"seed": 1, "window": 40, "rank": 1, "world_size": 2}, "rank 0 .*world_size 1 "),
+        ({"seed": 1, "window": 40, "norms": (0, 1)}, "norms"),
+        ({"seed": 1, "window": 40, "only": np.array([3])}, "only None"),
+    ]:
+        batches = dataset.batches(10, 9, drop_last=False, **options)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=message):
+            batches.load_state_dict(state)
+    dataset.batches([11, 12], 4, seed=1, window=40, dtype="bits").load_state_dict(state)
+    with pytest.raises(ValueError, match="the state has no epoch, row, rows, window: it is no"):
+        dataset.batches(10, 9).load_state_dict({"stream": {}})
+
+
+def test_only_some_vectors(dataset):
+    rng = np.random.default_rng(0)
+    values = all_values(dataset, [10, 11])
+    for share in (0.0, 0.03, 0.5, 1.0):
+        only = np.flatnonzero(rng.random(dataset.num_vectors) < share)
+        batches = dataset.batches([10, 11], 7, window=30, only=only, drop_last=False)
+        assert len(batches) == -(-len(only) // 7)
+        found = list(batches)
+        for batch in found:
+            np.testing.assert_array_equal(batch.values, values[batch.numbers])
+        numbers = [number for batch in found for number in batch.numbers.tolist()]
+        assert sorted(numbers) == only.tolist()
+
+
+def test_only_norms_within_bounds(dataset):
+    norms = np.linalg.norm(all_values(dataset, [10, 12]).astype(np.float64), axis=2)
+    low, high = np.quantile(norms, [0.2, 0.8])
+    batches = dataset.batches([10, 12], 7, window=30, norms=(low, high), drop_last=False)
+    inside = (norms >= low) & (norms <= high)
+    np.testing.assert_array_equal(np.sort(epoch(batches)), np.flatnonzero(inside.all(axis=1)))
+    batches = dataset.batches([10, 12], 7, window=30, norms={12: (low, high)}, drop_last=False)
+    np.testing.assert_array_equal(np.sort(epoch(batches)), np.flatnonzero(inside[:, 1]))
+    with pytest.raises(TypeError, match="norms within the bounds is not known"):
+        len(batches)
+
+
+def test_arguments_that_cannot_be_met(dataset):
+    for options, message in [
+        ({"batch_size": 0}, "batch_size is 0, expected at least 1"),
+        ({"batch_size": 1, "window": 0}, "window is 0"),
+        ({"batch_size": 1, "seed": -1}, "seed is -1"),
+        ({"batch_size": 1, "rank": 2, "world_size": 2}, r"rank is 2, expected 0\.\.world_size - 1"),
+        ({"batch_size": 1, "only": np.array([2, 1])}, "not ascending"),
+        ({"batch_size": 1, "only": np.array([1, 10**6])}, "not ascending numbers in 0"),
+        ({"batch_size": 1, "norms": {11: (0, 1)}}, "norms has layer 11, which is not among"),
+        ({"batch_size": 1, "norms": (2, 1)}, "2 to 1: none is within"),
+        ({"batch_size": 1, "dtype": "float16"}, "'float16' is not one of"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            dataset.batches(10, **options)  # type: ignore[arg-type]
+
+
+def test_a_damaged_record_is_never_given_out(tmp_path):
+    write_dataset(tmp_path, SHARDS, "none", "bfloat16", HIDDEN)
+    path = tmp_path / shard_file(10, 0, 3)
+    content = bytearray(path.read_bytes())
+    content[300] ^= 1  # in the record of 40 tokens
+    path.write_bytes(content)
+    dataset = ActivationDataset(tmp_path)
+    damaged = set(range(3, 43))
+    with pytest.raises(CorruptRecordError, match=r"layer_10/activations-00000.*record 1 at byte"):  # noqa: PT012
+        for batch in dataset.batches(10, 4, window=20):
+            assert not damaged & set(batch.numbers.tolist())

@@ -1,0 +1,131 @@
+import numpy as np
+import pytest
+
+from activation_dataset import ActivationDataset, CorruptRecordError
+from activation_dataset.format import shard_file
+from tests.activation_dataset.synthetic import make_prompts, write_dataset
+
+SHARDS = [[3, 40, 1, 17], [0, 7, 200], [12, 2]]
+HIDDEN = 8
+
+
+@pytest.fixture(params=[1, 100, 1 << 20], ids="runs of {}".format)
+def run_bytes(request, monkeypatch):
+    """With 1, every record is read by itself; and large ones in pieces."""
+    monkeypatch.setattr("activation_dataset.reading.layer_file.RUN_BYTES", request.param)
+    monkeypatch.setattr("activation_dataset.folder._LocalFile.piece_bytes", 16 * HIDDEN)
+    return request.param
+
+
+def shards_of(pooling):
+    return SHARDS if pooling == "none" else [[3, 40, 1, 17], [5, 7, 200], [12, 2]]
+
+
+@pytest.mark.parametrize("remote", [False, True], ids=["local", "remote"])
+@pytest.mark.parametrize("pooling", ["last", "mean", "none"])
+@pytest.mark.parametrize("storage_dtype", ["float32", "bfloat16"])
+@pytest.mark.usefixtures("run_bytes")
+def test_blocks_hold_what_the_records_hold(tmp_path, pooling, storage_dtype, remote):
+    write_dataset(tmp_path, shards_of(pooling), pooling, storage_dtype, HIDDEN)
+    dataset = ActivationDataset(f"file://{tmp_path}" if remote else tmp_path)
+    for layers in (10, 12, [10], [12, 10]):
+        chosen = [layers] if isinstance(layers, int) else layers
+        records = [
+            [record.activation.reshape(-1, HIDDEN) for record in dataset.records(layer)]
+            for layer in chosen
+        ]
+        wanted = np.stack([np.concatenate(each) for each in records], axis=1)
+        blocks = list(dataset.blocks(layers))
+        found = np.concatenate([block.values for block in blocks])
+        assert found.dtype == np.float32
+        np.testing.assert_array_equal(found, wanted[:, 0] if layers in (10, 12) else wanted)
+        numbers = np.concatenate([block.numbers for block in blocks])
+        np.testing.assert_array_equal(numbers, np.arange(dataset.num_vectors))
+
+
+def test_bits_and_bfloat16(tmp_path):
+    write_dataset(tmp_path, SHARDS, "none", "bfloat16", HIDDEN)
+    dataset = ActivationDataset(tmp_path)
+    wide = np.concatenate([block.values for block in dataset.blocks(11)])
+    for dtype in ("bits", "bfloat16"):
+        values = np.concatenate([block.values for block in dataset.blocks(11, dtype=dtype)])
+        assert values.dtype.name == {"bits": "uint16"}.get(dtype, dtype)
+        np.testing.assert_array_equal(values.view(np.uint16), wide.view(np.uint32) >> 16)
+
+
+def test_blocks_that_are_kept_are_not_overwritten(tmp_path):
+    write_dataset(tmp_path, [[50] * 40], "none", "bfloat16", 1024, layers=(3,))
+    dataset = ActivationDataset(tmp_path)
+    copies = [block.values.copy() for block in dataset.blocks(3)]
+    kept = [block.values[::2] for block in dataset.blocks(3)]
+    assert len(kept) > 4
+    for copy, values in zip(copies, kept, strict=True):
+        np.testing.assert_array_equal(copy[::2], values)
+
+
+@pytest.mark.parametrize("pooling", ["last", "none"])
+def test_every_flipped_bit_is_an_error(tmp_path, pooling, run_bytes):
+    write_dataset(tmp_path, [[3, 2]], pooling, "bfloat16", 2, layers=(10,))
+    dataset = ActivationDataset(tmp_path)
+    path = tmp_path / shard_file(10, 0, 1)
+    content = path.read_bytes()
+    split = int(dataset.index(0).record_starts[1])
+    for bit in range(8 * len(content)):
+        broken = bytearray(content)
+        broken[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(broken)
+        record = int(bit // 8 >= split)
+        good = 0
+        with pytest.raises(CorruptRecordError, match=f"tfrecord: record {record} at byte"):  # noqa: PT012
+            for block in dataset.blocks(10):
+                good += len(block)
+        assert good in (0, record * (3 if pooling == "none" else 1))
+        assert good or not record or run_bytes > 1
+
+
+def test_a_record_of_another_prompt_is_an_error(tmp_path):
+    write_dataset(tmp_path, SHARDS, "none")
+    other = tmp_path / "other"
+    write_dataset(other, [[3, 41, 1, 17], *SHARDS[1:]], "none")
+    name = shard_file(10, 0, 3)
+    (tmp_path / name).write_bytes((other / name).read_bytes())
+    with pytest.raises(CorruptRecordError, match=r"record 1 .*bytes of data, expected"):
+        list(ActivationDataset(tmp_path).blocks(10))
+
+
+def test_what_is_not_there(tmp_path):
+    write_dataset(tmp_path, SHARDS, "none")
+    dataset = ActivationDataset(tmp_path)
+    with pytest.raises(KeyError, match="layer 9 is not in the dataset, which has"):
+        list(dataset.blocks([10, 9]))
+    with pytest.raises(ValueError, match="no layers were asked for"):
+        list(dataset.blocks([]))
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean", "none"])
+def test_each_vector_is_traced_to_its_token(tmp_path, pooling):
+    shards = shards_of(pooling)
+    write_dataset(tmp_path, shards, pooling, hidden=HIDDEN)
+    dataset = ActivationDataset(tmp_path)
+    prompts = [prompt for n, lengths in enumerate(shards) for prompt in make_prompts(lengths, n)]
+    wanted = []
+    for sample, prompt in enumerate(prompts):
+        kept = {"last": prompt.num_tokens - 1, "mean": prompt.num_tokens, "none": 0}[pooling]
+        wanted += [
+            (sample, place, int(prompt.token_ids[place]), prompt.cells[place].tolist())
+            for place in range(kept, prompt.num_tokens)
+        ]
+        if pooling == "mean":
+            wanted.append((sample, -1, -1, [-1] * 4))
+    numbers = np.random.default_rng(0).permutation(dataset.num_vectors)
+    places = dataset.locate(numbers)
+    found = zip(
+        places.samples.tolist(),
+        places.positions.tolist(),
+        places.token_ids.tolist(),
+        places.cells.tolist(),
+        strict=True,
+    )
+    assert list(found) == [wanted[number] for number in numbers.tolist()]
+    for block in dataset.blocks(10):
+        assert block.sample_ids == [prompts[n].sample_id for n in block.places.samples]

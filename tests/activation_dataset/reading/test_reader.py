@@ -1,0 +1,188 @@
+import json
+
+import numpy as np
+import pytest
+
+from activation_dataset.format import to_float32, to_storage
+from activation_dataset.reading.reader import ActivationDataset, DatasetError
+from activation_dataset.tfrecord import CorruptRecordError
+from tests.activation_dataset.synthetic import make_rows, make_samples, write_dataset
+
+SHARDS = [[3, 40, 1], [7], [12, 2]]
+HIDDEN = 8
+
+
+@pytest.fixture(params=[("last", "float32"), ("mean", "bfloat16"), ("none", "bfloat16")], ids=str)
+def case(request, tmp_path):
+    pooling, storage_dtype = request.param
+    write_dataset(tmp_path, SHARDS, pooling, storage_dtype, HIDDEN)
+    return tmp_path, pooling, storage_dtype
+
+
+def expected(layer, shard, pooling, storage_dtype):
+    """(sample, [vectors, hidden] float32) of each sample of a shard."""
+    samples = make_samples(SHARDS[shard], pooling, seed=shard)
+    rows = make_rows(samples, pooling, HIDDEN, seed=100 * layer + shard)
+    rows = to_float32(to_storage(rows, storage_dtype))
+    counts = [each.num_tokens if pooling == "none" else 1 for each in samples]
+    return list(zip(samples, np.split(rows, np.cumsum(counts)[:-1]), strict=True))
+
+
+def assert_record(record, sample, rows, pooling):
+    assert (record.sample_id, record.task_id) == (sample.sample_id, sample.task_id)
+    assert record.num_tokens == sample.num_tokens
+    assert record.token_ids.dtype == np.int32
+    np.testing.assert_array_equal(record.token_ids, sample.token_ids)
+    assert record.activation.dtype == np.float32
+    assert record.activation.flags.aligned
+    np.testing.assert_array_equal(record.activation, rows if pooling == "none" else rows[0])
+
+
+def test_in_order(case):
+    path, pooling, storage_dtype = case
+    dataset = ActivationDataset(path)
+    assert len(dataset) == 6
+    assert dataset.layers == (10, 11, 12)
+    for layer in dataset.layers:
+        wanted = [
+            each for shard in range(3) for each in expected(layer, shard, pooling, storage_dtype)
+        ]
+        for records in (dataset.records(layer), dataset[layer]):
+            for record, (sample, rows) in zip(records, wanted, strict=True):
+                assert_record(record, sample, rows, pooling)
+
+
+def test_one_shard(case):
+    path, pooling, storage_dtype = case
+    records = list(ActivationDataset(path).records(11, shard=2))
+    for record, (sample, rows) in zip(
+        records, expected(11, 2, pooling, storage_dtype), strict=True
+    ):
+        assert_record(record, sample, rows, pooling)
+
+
+def test_any_sample(case):
+    path, _, _ = case
+    dataset = ActivationDataset(str(path))
+    for layer in (12, 10):
+        in_order = list(dataset.records(layer))
+        for index in (5, 0, 3, 4, 1, 2, -1, -6):
+            found = dataset[layer][index]
+            assert found.sample_id == in_order[index].sample_id
+            np.testing.assert_array_equal(found.stored, in_order[index].stored)
+        assert dataset.sample(layer, 4).sample_id == in_order[4].sample_id
+        part = dataset[layer][1:6:2]
+        assert [each.sample_id for each in part] == [each.sample_id for each in in_order[1:6:2]]
+
+
+def test_what_is_not_there(case):
+    dataset = ActivationDataset(case[0])
+    with pytest.raises(KeyError, match="layer 9 is not in the dataset, which has"):
+        dataset[9]
+    with pytest.raises(KeyError, match="layer 9"):
+        next(dataset.records(9))
+    for index in (6, -7):
+        with pytest.raises(IndexError, match=r"is not in 0\.\.5"):
+            dataset[10][index]
+    with pytest.raises(IndexError, match=r"sample 6 is not in 0\.\.5"):
+        dataset.task_id(6)
+    for read in (dataset.records, dataset.blocks):
+        with pytest.raises(IndexError, match=r"shard 3 is not in 0\.\.2"):
+            next(read(10, shard=3))
+    for numbers in ([-1], [0, dataset.num_vectors]):
+        with pytest.raises(IndexError, match=r"are not all in 0\.\."):
+            dataset.locate(numbers)
+
+
+def test_through_fsspec(case):
+    pytest.importorskip("fsspec")
+    path, _, _ = case
+    local, remote = ActivationDataset(path), ActivationDataset(f"file://{path}")
+    assert [each.sample_id for each in remote.records(10)] == [
+        each.sample_id for each in local.records(10)
+    ]
+    np.testing.assert_array_equal(remote[11][4].stored, local[11][4].stored)
+
+
+def test_a_url_of_an_unknown_kind_says_what_to_install():
+    with pytest.raises(ImportError, match=r"nope://x: reading a URL needs fsspec and its driver"):
+        ActivationDataset("nope://x")
+
+
+def test_an_incomplete_folder_is_refused(tmp_path):
+    write_dataset(tmp_path, SHARDS)
+    (tmp_path / "metadata.json").unlink()
+    with pytest.raises(DatasetError, match=r"has no metadata\.json: .*same command again"):
+        ActivationDataset(tmp_path)
+    with pytest.raises(DatasetError, match=r"there is no folder .*nowhere"):
+        ActivationDataset(tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    with pytest.raises(DatasetError, match="file is a file: give the folder that"):
+        ActivationDataset(tmp_path / "file")
+
+
+def test_another_schema_version_is_refused(tmp_path):
+    write_dataset(tmp_path, SHARDS)
+    path = tmp_path / "metadata.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 9}))
+    with pytest.raises(DatasetError, match=r"metadata\.json: schema_version is 9.*install a newer"):
+        ActivationDataset(tmp_path)
+
+
+def layer_file(path, shard=0):
+    return path / f"layer_11/activations-0000{shard}-of-00003.tfrecord"
+
+
+def test_a_flipped_bit_is_an_error_not_a_value(tmp_path):
+    write_dataset(tmp_path, SHARDS)
+    content = bytearray(layer_file(tmp_path).read_bytes())
+    content[len(content) // 2] ^= 1
+    layer_file(tmp_path).write_bytes(content)
+    dataset = ActivationDataset(tmp_path)
+    with pytest.raises(CorruptRecordError, match=r"^layer_11/activations-00000-of-00003.tfrecord"):
+        list(dataset.records(11))
+    with pytest.raises(CorruptRecordError, match="record 1 at byte"):
+        dataset[11][1]
+    assert dataset[11][0].sample_id == dataset[10][0].sample_id
+
+
+@pytest.mark.parametrize("change", ["one record less", "one record more"])
+def test_a_file_with_another_number_of_records_is_an_error(tmp_path, change):
+    write_dataset(tmp_path, SHARDS)
+    single = layer_file(tmp_path, shard=1).read_bytes()
+    path = layer_file(tmp_path, shard=1)
+    path.write_bytes(b"" if change == "one record less" else single + single)
+    found = 0 if change == "one record less" else 2
+    message = f"the metadata says 1 records, the file has {found}"
+    with pytest.raises(CorruptRecordError, match=message):
+        list(ActivationDataset(tmp_path).records(11))
+
+
+def test_a_file_that_was_cut_short_is_an_error(tmp_path):
+    write_dataset(tmp_path, SHARDS)
+    content = layer_file(tmp_path).read_bytes()
+    layer_file(tmp_path).write_bytes(content[:-5])
+    dataset = ActivationDataset(tmp_path)
+    assert dataset[11][1].num_tokens == 40
+    with pytest.raises(CorruptRecordError, match=r"record 2 at byte .*: the file ends inside"):
+        dataset[11][2]
+    with pytest.raises(CorruptRecordError, match="the file ends inside"):
+        list(dataset.blocks(11))
+
+
+def test_a_dataset_without_its_prompts_says_so(tmp_path):
+    write_dataset(tmp_path, SHARDS)
+    (tmp_path / "prompts/prompts-00001-of-00003.tfrecord").unlink()
+    dataset = ActivationDataset(tmp_path)
+    assert dataset[11][0].num_tokens == 3
+    with pytest.raises(FileNotFoundError, match="prompts-00001-of-00003"):
+        dataset[11][3]
+
+
+def test_a_record_of_another_shape_is_an_error(tmp_path):
+    write_dataset(tmp_path, SHARDS)
+    other = tmp_path / "other"
+    write_dataset(other, SHARDS, hidden=9)
+    layer_file(tmp_path).write_bytes(layer_file(other).read_bytes())
+    with pytest.raises(CorruptRecordError, match=r"shape is \(9,\), expected \(8,\)"):
+        list(ActivationDataset(tmp_path).records(11))

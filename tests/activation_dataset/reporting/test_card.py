@@ -1,0 +1,128 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import DatasetCard
+
+from activation_dataset.__main__ import main
+from activation_dataset.metadata import Metadata
+from activation_dataset.reporting.card import CardError, renewed_card
+from activation_dataset.verifying.dataset import verify
+from tests.activation_dataset.synthetic import write_dataset
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    write_dataset(tmp_path, [[3, 4], [5]], pooling="none")
+    return tmp_path
+
+
+def read(dataset):
+    return Metadata.from_json((dataset / "metadata.json").read_bytes())
+
+
+def written(dataset: Path, certificate: bytes | None = None) -> str:
+    text = renewed_card(read(dataset), certificate=certificate)
+    assert text is not None
+    return text
+
+
+def card_of(dataset):
+    return (dataset / "README.md").read_text("utf-8")
+
+
+def certificate(dataset, **changes):
+    value = {
+        "metadata_sha256": json.loads((dataset / "metadata.json").read_bytes())["metadata_sha256"],
+        "samples": ["a", "b"],
+        "vectors": 9,
+        "tolerance": 0.045,
+        "reference": "transformers in PyTorch, float32",
+        "layers": {
+            "10": {"relative_error": 0.01, "cosine": 1.0},
+            "11": {"relative_error": 0.02, "cosine": 1.0},
+        },
+    }
+    return json.dumps(value | changes).encode()
+
+
+def test_the_hub_reads_it(dataset):
+    data = DatasetCard(written(dataset)).data.to_dict()
+    assert data["license"] == "unknown"
+    assert data["size_categories"] == ["n<1K"]
+    assert data["pretty_name"] == "Activations of random:tiny, layers 10-12"
+
+
+def test_it_says_what_the_dataset_is_and_is_a_function_of_it(dataset):
+    text = written(dataset)
+    assert text == written(dataset)
+    for part in ("3 samples, 12 tokens, 12 vectors in each layer", "every token", "8 wide"):
+        assert part in text
+    rows = [line for line in text.splitlines() if line.startswith("| 1")]
+    assert len(rows) == 3
+    assert "training.json" in text
+
+
+def test_its_three_lines_load_the_dataset(dataset):
+    text = written(dataset)
+    code = text.partition("```python\n")[2].partition("```")[0]
+    assert len(code.splitlines()) == 3
+    code = code.replace("this/folder", str(dataset))
+    found: dict[str, Any] = {}
+    exec(code, found)
+    assert found["batch"].values.shape == (12, 8)
+
+
+def test_the_command_writes_it_beside_the_metadata(dataset, capsys):
+    assert main(["card", str(dataset)]) == 0
+    assert capsys.readouterr().out == f"{dataset}/README.md\n"
+    assert card_of(dataset) == written(dataset)
+    assert not verify(dataset).problems
+
+
+def test_a_licence_that_was_given_stays(dataset):
+    assert "not known" in written(dataset)
+    assert main(["card", str(dataset), "--license", "apache-2.0"]) == 0
+    assert main(["card", str(dataset)]) == 0
+    assert DatasetCard(card_of(dataset)).data.to_dict()["license"] == "apache-2.0"
+    assert "given as `apache-2.0`" in card_of(dataset)
+
+
+@pytest.mark.parametrize("license", ["Apache 2", "mit\ntags:", ""])
+def test_no_licence(dataset, license):
+    with pytest.raises(CardError, match="identifier"):
+        renewed_card(read(dataset), license=license)
+
+
+def test_a_card_of_somebody_else_is_left_alone(dataset, capsys):
+    (dataset / "README.md").write_text("# Mine\n")
+    assert renewed_card(read(dataset), b"# Mine\n") is None
+    assert main(["card", str(dataset)]) == 2
+    assert "somebody else" in capsys.readouterr().err
+    assert card_of(dataset) == "# Mine\n"
+
+
+def test_a_certificate_is_quoted(dataset):
+    (dataset / "certificate.json").write_bytes(certificate(dataset))
+    assert main(["card", str(dataset)]) == 0
+    text = " ".join(card_of(dataset).split())
+    assert "2 samples, 9 vectors in each layer, were computed again by transformers" in text
+    assert "2.00e-02 in layer 11, is within the tolerance of 0.045" in text
+    past = written(dataset, certificate(dataset, tolerance=0.001))
+    assert "is **past** the tolerance" in past
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"{}", b'{"metadata_sha256": "0"}'])
+def test_a_certificate_of_something_else_is_not_quoted(dataset, content):
+    assert written(dataset, content) == written(dataset)
+
+
+def test_names_cannot_break_the_card(dataset):
+    metadata = read(dataset)
+    run = replace(metadata.run, model_name='a"`|\n---\n<b>')
+    card = renewed_card(replace(metadata, run=run))
+    assert card is not None
+    assert DatasetCard(card).data.to_dict()["pretty_name"].startswith('Activations of a"`| --- <b>')
+    assert "\n---\n<b>" not in card
