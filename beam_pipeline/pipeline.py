@@ -79,11 +79,10 @@ def build(pipeline: beam.Pipeline, run: Run, folder: OutputFolder) -> beam.PColl
             run.description.hidden_dim,
             config.pooling,
             config.storage_dtype,
-            plan,
         )
         for site in run.description.sites
     ]
-    prompts = extracted[PROMPTS] | "prompts" >> WritePrompts(folder, plan)
+    prompts = extracted[PROMPTS] | "prompts" >> WritePrompts(folder)
     return (
         [*written, prompts, extracted[FINISHED]]
         | "Manifests" >> beam.Flatten()

@@ -93,6 +93,7 @@ class LayerBlock:
     """Consecutive samples of one shard at one site.
 
     Attributes:
+      num_shards: of the dataset.
       samples: in the order of the file.
       vectors: [sum(vector_counts), hidden] in the storage dtype.
       vector_counts: vectors of each sample.
@@ -100,6 +101,7 @@ class LayerBlock:
     """
 
     shard: int
+    num_shards: int
     layer: Site
     samples: tuple[Sample, ...]
     vectors: np.ndarray
@@ -109,9 +111,10 @@ class LayerBlock:
 
 @dataclass(frozen=True, eq=False)
 class ShardPrompts:
-    """The prompts of a shard, in the order of its layer files."""
+    """The prompts of one of ``num_shards`` shards, in the order of its layer files."""
 
     shard: int
+    num_shards: int
     prompts: tuple[Prompt, ...]
 
 
@@ -122,6 +125,7 @@ def ordered_prompts(prompts: Iterable[Prompt]) -> list[Prompt]:
 
 def extract_shard(
     shard: int,
+    num_shards: int,
     prompts: Sequence[Prompt],
     extractor: ActivationExtractor,
     on_step: Callable[[CapturedSamples], None] = lambda captured: None,
@@ -136,10 +140,10 @@ def extract_shard(
     for captured in extractor.extract([prompt.token_ids for prompt in prompts]):
         on_step(captured)
         if previous is not None:
-            yield from _blocks(shard, samples, previous, is_last=False)
+            yield from _blocks(shard, num_shards, samples, previous, is_last=False)
         previous = captured
     if previous is not None:
-        yield from _blocks(shard, samples, previous, is_last=True)
+        yield from _blocks(shard, num_shards, samples, previous, is_last=True)
 
 
 def still_valid(
@@ -165,11 +169,16 @@ def stored_sample(prompt: Prompt, pooling: str) -> Sample:
 
 
 def _blocks(
-    shard: int, samples: Sequence[Sample], captured: CapturedSamples, is_last: bool
+    shard: int,
+    num_shards: int,
+    samples: Sequence[Sample],
+    captured: CapturedSamples,
+    is_last: bool,
 ) -> Iterator[LayerBlock]:
     chosen = tuple(samples[index] for index in captured.samples)
+    counts = captured.vector_counts
     for layer, vectors in captured.layers.items():
-        yield LayerBlock(shard, layer, chosen, vectors, captured.vector_counts, is_last)
+        yield LayerBlock(shard, num_shards, layer, chosen, vectors, counts, is_last)
 
 
 @dataclass(eq=False)
@@ -230,12 +239,13 @@ class _Extract(beam.DoFn):
                 done = WorkDone(len(captured.samples), tokens, captured.slots)
                 self._progress.step(plan, done)
 
-            for block in extract_shard(shard, prompts, self._extractor, on_step):
+            for block in extract_shard(shard, plan.num_shards, prompts, self._extractor, on_step):
                 if block.layer not in manifests:
                     yield TaggedOutput(layer_folder(block.layer), block)
             order = file_order(prompts, self._extractor)
         by_id = {prompt.sample_id: prompt for prompt in prompts}
-        yield TaggedOutput(PROMPTS, ShardPrompts(shard, tuple(by_id[each] for each in order)))
+        ordered = tuple(by_id[each] for each in order)
+        yield TaggedOutput(PROMPTS, ShardPrompts(shard, plan.num_shards, ordered))
         self._resumed.inc(len(manifests))
         for manifest in manifests.values():
             yield TaggedOutput(FINISHED, manifest)

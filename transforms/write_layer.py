@@ -12,7 +12,6 @@ from activation_dataset.format import Pooling, StorageDtype, shard_file
 from activation_dataset.manifest import ShardManifest
 from activation_dataset.sites import Site
 from activation_dataset.writer import LayerFileWriter
-from transforms.assign_shards import ShardPlan
 from transforms.extract_activations import LayerBlock
 from transforms.output_folder import OutputFolder
 from transforms.whole_file import WholeFile, store_errors
@@ -20,23 +19,17 @@ from transforms.whole_file import WholeFile, store_errors
 
 @dataclass(eq=False)
 class WriteLayer(beam.PTransform):
-    """``LayerBlock`` of one site to files; gives the ``ShardManifest`` of each file committed.
-
-    Attributes:
-      plan: a singleton PCollection of the ``ShardPlan``.
-    """
+    """``LayerBlock`` of one site to files; gives the ``ShardManifest`` of each file committed."""
 
     folder: OutputFolder
     layer: Site
     hidden: int
     pooling: Pooling
     storage_dtype: StorageDtype
-    plan: beam.PCollection
 
     def expand(self, blocks: beam.PCollection) -> beam.PCollection:
         return blocks | "Write" >> beam.ParDo(
-            _WriteLayer(self.folder, self.layer, self.hidden, self.pooling, self.storage_dtype),
-            plan=beam.pvalue.AsSingleton(self.plan),
+            _WriteLayer(self.folder, self.layer, self.hidden, self.pooling, self.storage_dtype)
         )
 
 
@@ -58,9 +51,9 @@ class _WriteLayer(beam.DoFn):
     def start_bundle(self) -> None:
         self._discard()
 
-    def process(self, block: LayerBlock, plan: ShardPlan) -> Iterator[ShardManifest]:
+    def process(self, block: LayerBlock) -> Iterator[ShardManifest]:
         if self._open is None:
-            file = self._folder.file(shard_file(self._layer, block.shard, plan.num_shards))
+            file = self._folder.file(shard_file(self._layer, block.shard, block.num_shards))
             writer = LayerFileWriter(
                 file.stream, self._layer, self._pooling, self._storage_dtype, self._hidden
             )
@@ -74,7 +67,7 @@ class _WriteLayer(beam.DoFn):
         with store_errors(file.path):
             writer.append(block.samples, block.vectors, block.vector_counts)
         if block.is_last:
-            manifest = writer.finish(shard, plan.num_shards)
+            manifest = writer.finish(shard, block.num_shards)
             file.commit(manifest.file.crc32c)
             self._open = None
             self._bytes.inc(manifest.file.bytes)

@@ -63,7 +63,7 @@ def test_a_shard_is_put_in_order_however_it_arrives(prompts: list[Prompt]):
 @pytest.mark.parametrize("pooling", ["last", "none"])
 def test_the_blocks_hold_every_sample_of_every_layer(prompts, extractors, pooling: str):
     extractor = extractors[pooling]
-    blocks = list(extract_shard(5, prompts, extractor))
+    blocks = list(extract_shard(5, 6, prompts, extractor))
     by_layer: dict[Site, list[LayerBlock]] = defaultdict(list)
     for block in blocks:
         by_layer[block.layer].append(block)
@@ -72,7 +72,7 @@ def test_the_blocks_hold_every_sample_of_every_layer(prompts, extractors, poolin
     for ours in by_layer.values():
         assert len(ours) > 1
         assert [block.is_last for block in ours] == [False] * (len(ours) - 1) + [True]
-        assert {block.shard for block in ours} == {5}
+        assert {(block.shard, block.num_shards) for block in ours} == {(5, 6)}
         orders.append([sample.sample_id for block in ours for sample in block.samples])
     assert orders[0] == orders[1]
     assert sorted(orders[0]) == sorted(prompt.sample_id for prompt in prompts)
@@ -86,7 +86,7 @@ def test_each_sample_gets_its_own_vectors(prompts, extractors, pooling: str):
     for prompt in prompts:
         (captured,) = extractor.extract([prompt.token_ids])
         alone[prompt.sample_id] = captured.layers
-    for block in extract_shard(0, prompts, extractor):
+    for block in extract_shard(0, 1, prompts, extractor):
         ends = np.cumsum(block.vector_counts)
         rows = np.split(block.vectors, ends[:-1])
         for sample, vectors in zip(block.samples, rows, strict=True):
@@ -100,7 +100,7 @@ def test_each_sample_gets_its_own_vectors(prompts, extractors, pooling: str):
 
 
 def test_a_shard_without_prompts_has_no_blocks(extractors):
-    assert list(extract_shard(0, [], extractors["last"])) == []
+    assert list(extract_shard(0, 1, [], extractors["last"])) == []
 
 
 def test_a_worker_with_other_weights_refuses_to_start():

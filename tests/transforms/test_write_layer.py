@@ -9,7 +9,6 @@ from activation_dataset.manifest import ShardManifest
 from activation_dataset.record import RecordKind
 from activation_dataset.verifying.layer_file import ExpectedRecords, verify_file
 from tests.activation_dataset.synthetic import make_rows, make_samples
-from transforms.assign_shards import FINGERPRINT, plan_shards
 from transforms.extract_activations import LayerBlock
 from transforms.output_folder import CLAIM_FILE, ClaimLostError, OutputFolder
 from transforms.whole_file import OutputError
@@ -18,7 +17,6 @@ from transforms.write_layer import _WriteLayer
 HIDDEN = 4
 SAMPLES = make_samples([3, 4, 5, 6], "last")
 ROWS = make_rows(SAMPLES, "last", HIDDEN, seed=0)
-PLAN = plan_shards(np.zeros(2, FINGERPRINT), 1)
 
 
 def blocks(shard: int, sizes: list[int]) -> list[LayerBlock]:
@@ -26,7 +24,7 @@ def blocks(shard: int, sizes: list[int]) -> list[LayerBlock]:
     cuts = np.cumsum([0, *sizes])
     return [
         LayerBlock(
-            shard, 10, tuple(SAMPLES[a:b]), ROWS[a:b], (1,) * (b - a), is_last=b == sum(sizes)
+            shard, 2, 10, tuple(SAMPLES[a:b]), ROWS[a:b], (1,) * (b - a), is_last=b == sum(sizes)
         )
         for a, b in pairwise(cuts)
     ]
@@ -40,7 +38,7 @@ def write(folder: Path, *given: LayerBlock) -> list[ShardManifest]:
     """What a runner does with a bundle."""
     do_fn = writer(folder)
     do_fn.start_bundle()
-    manifests = [manifest for block in given for manifest in do_fn.process(block, PLAN)]
+    manifests = [manifest for block in given for manifest in do_fn.process(block)]
     do_fn.finish_bundle()
     do_fn.teardown()
     return manifests
@@ -81,9 +79,9 @@ def test_a_shard_that_ends_too_early_is_an_error_and_leaves_nothing(tmp_path: Pa
 def test_shards_that_are_mixed_are_an_error_and_leave_nothing(tmp_path: Path):
     do_fn = writer(tmp_path)
     do_fn.start_bundle()
-    assert list(do_fn.process(blocks(0, [2, 2])[0], PLAN)) == []
+    assert list(do_fn.process(blocks(0, [2, 2])[0])) == []
     with pytest.raises(RuntimeError, match="a block of shard 1 came before shard 0 was complete"):
-        list(do_fn.process(blocks(1, [2, 2])[0], PLAN))
+        list(do_fn.process(blocks(1, [2, 2])[0]))
     do_fn.teardown()
     assert files(tmp_path) == []
 
@@ -91,9 +89,9 @@ def test_shards_that_are_mixed_are_an_error_and_leave_nothing(tmp_path: Path):
 def test_an_attempt_that_failed_does_not_leak_into_the_next(tmp_path: Path):
     do_fn = writer(tmp_path)
     do_fn.start_bundle()
-    list(do_fn.process(blocks(0, [2, 2])[0], PLAN))
+    list(do_fn.process(blocks(0, [2, 2])[0]))
     do_fn.start_bundle()
-    (manifest,) = (m for block in blocks(0, [2, 2]) for m in do_fn.process(block, PLAN))
+    (manifest,) = (m for block in blocks(0, [2, 2]) for m in do_fn.process(block))
     assert manifest.samples == 4
     assert files(tmp_path) == [manifest.file.path]
 
@@ -108,7 +106,7 @@ def test_nothing_but_whole_files_has_a_name(tmp_path: Path):
     do_fn = writer(tmp_path)
     do_fn.start_bundle()
     for block in blocks(0, [1, 1, 2])[:-1]:
-        list(do_fn.process(block, PLAN))
+        list(do_fn.process(block))
         assert all(is_partial_file(name) for name in files(tmp_path))
     do_fn.teardown()
 
@@ -117,10 +115,10 @@ def test_a_run_whose_folder_another_one_claims_writes_no_more(tmp_path: Path):
     do_fn = writer(tmp_path)
     do_fn.start_bundle()
     first, last = blocks(0, [2, 2])
-    list(do_fn.process(first, PLAN))
+    list(do_fn.process(first))
     other = OutputFolder.claim(str(tmp_path))
     with pytest.raises(ClaimLostError, match="another run was started into it"):
-        list(do_fn.process(last, PLAN))
+        list(do_fn.process(last))
     do_fn.teardown()
     assert files(tmp_path) == []
     other.check()
