@@ -1,7 +1,9 @@
-// Stored elements, eight at a time, in the compiler's own vectors.
+// Stored elements, eight at a time, as float32.
 
 #ifndef ACTIVATION_DATASET_NATIVE_ELEMENTS_H_
 #define ACTIVATION_DATASET_NATIVE_ELEMENTS_H_
+
+#include <immintrin.h>
 
 #include <cstdint>
 #include <cstring>
@@ -9,21 +11,13 @@
 namespace activation_dataset {
 
 constexpr int64_t kLanes = 8;
-typedef float Floats __attribute__((vector_size(4 * kLanes)));
-typedef uint32_t Words __attribute__((vector_size(4 * kLanes)));
-typedef uint16_t HalfWords __attribute__((vector_size(2 * kLanes)));
 
-inline Floats Load(const float* from) {
-  Floats values;
-  std::memcpy(&values, from, sizeof values);
-  return values;
-}
+inline __m256 Load(const float* from) { return _mm256_loadu_ps(from); }
 
 // Widens bfloat16.
-inline Floats Load(const uint16_t* from) {
-  HalfWords bits;
-  std::memcpy(&bits, from, sizeof bits);
-  return reinterpret_cast<Floats>(__builtin_convertvector(bits, Words) << 16);
+inline __m256 Load(const uint16_t* from) {
+  const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
 }
 
 inline float LoadOne(const float* from) { return *from; }
@@ -34,8 +28,6 @@ inline float LoadOne(const uint16_t* from) {
   std::memcpy(&value, &bits, sizeof value);
   return value;
 }
-
-inline void Store(Floats values, float* to) { std::memcpy(to, &values, sizeof values); }
 
 }  // namespace activation_dataset
 

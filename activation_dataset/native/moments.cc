@@ -65,17 +65,19 @@ void AddRows(const Element* rows, int64_t hidden, int64_t first, int64_t count, 
   int64_t column = first;
   for (int64_t row = 0; row < kRows; ++row) norms[row] = 0;
   if (count >= kLanes) {
-    Floats lanes[kRows] = {};
+    __m256 lanes[kRows];
+    for (int64_t row = 0; row < kRows; ++row) lanes[row] = _mm256_setzero_ps();
     for (; column + kLanes <= end; column += kLanes) {
-      Floats sums = Load(columns.sums + column), squares = Load(columns.squares + column);
+      __m256 sums = Load(columns.sums + column), squares = Load(columns.squares + column);
       for (int64_t row = 0; row < kRows; ++row) {
-        const Floats values = Load(rows + row * hidden + column), squared = values * values;
-        sums += values;
-        squares += squared;
-        lanes[row] += squared;
+        const __m256 values = Load(rows + row * hidden + column);
+        const __m256 squared = _mm256_mul_ps(values, values);
+        sums = _mm256_add_ps(sums, values);
+        squares = _mm256_add_ps(squares, squared);
+        lanes[row] = _mm256_add_ps(lanes[row], squared);
       }
-      Store(sums, columns.sums + column);
-      Store(squares, columns.squares + column);
+      _mm256_storeu_ps(columns.sums + column, sums);
+      _mm256_storeu_ps(columns.squares + column, squares);
     }
     for (int64_t row = 0; row < kRows; ++row) norms[row] = SumOfLanes(lanes[row]);
   }
