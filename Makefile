@@ -8,7 +8,8 @@ PACKAGES := activation_dataset beam_pipeline corpus qwen2 transforms
 # A stamp is newer than the lock that it was installed from, so unchanged locks cost nothing.
 RUNTIME := $(VENV)/.installed-base
 DEVELOP := $(VENV)/.installed-dev
-KERNELS := $(wildcard qwen2/kernels/*.h qwen2/kernels/*/*.cc qwen2/kernels/*/*.h)
+EXTENSIONS := $(wildcard activation_dataset/native/*.cc activation_dataset/native/*.h \
+    qwen2/kernels/*.h qwen2/kernels/*/*.cc qwen2/kernels/*/*.h)
 AUDIT_VENV := .venv-audit
 COMPOSER_VENV := .venv-composer
 COMPOSER := $(COMPOSER_VENV)/.installed
@@ -114,7 +115,7 @@ $(BIN)/uv: requirements/uv.txt
 	@$(PIP) install --require-hashes --requirement $<
 	@touch $@
 
-$(RUNTIME): requirements/base.txt setup.py $(KERNELS) $(BIN)/uv
+$(RUNTIME): requirements/base.txt setup.py $(EXTENSIONS) $(BIN)/uv
 	@echo "setup: what the job needs (requirements/base.txt)"
 	@$(call install,--require-hashes --requirement requirements/base.txt)
 	@$(call install,--no-deps --no-build-isolation --editable .)

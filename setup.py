@@ -15,35 +15,45 @@ from setuptools import Extension, find_packages, setup
 PACKAGES = ["activation_dataset", "beam_pipeline", "corpus", "qwen2", "transforms"]
 
 
-def kernels() -> list[Extension]:
-    """The CPU kernels, where they can be built: Linux on x86-64, with JAX's headers at hand.
+def extensions() -> list[Extension]:
+    """What is written in C++, where it can be built: Linux on x86-64.
 
-    Those come with the locked requirements, not with pip's isolated builds: use
-    --no-build-isolation. Without a C++ compiler an extension is left out with a warning, and with
-    QWEN2_KERNELS=required in the environment, as for the image, that is an error.
+    The kernels need JAX's headers, which come with the locked requirements, not with pip's isolated
+    builds: use --no-build-isolation. Without a C++ compiler an extension is left out with a
+    warning, and with QWEN2_EXTENSIONS=required in the environment, as for the image, that is an
+    error.
     """
-    required = os.environ.get("QWEN2_KERNELS") == "required"
+    required = os.environ.get("QWEN2_EXTENSIONS") == "required"
     if (sys.platform, platform.machine()) != ("linux", "x86_64"):
         return []
-    if find_spec("jax") is None and not required:
-        return []
-    from jax.ffi import include_dir
 
-    def extension(folder: str, *processor: str) -> Extension:
-        arguments = ["-std=c++17", "-O3", "-isystem", include_dir()]
+    def extension(folder: str, *arguments: str) -> Extension:
         return Extension(
-            f"qwen2.kernels.{folder}.library",
-            sorted(glob(f"qwen2/kernels/{folder}/*.cc")),
-            depends=glob("qwen2/kernels/**/*.h", recursive=True),
+            f"{folder.replace('/', '.')}.library",
+            sorted(glob(f"{folder}/*.cc")),
+            depends=glob(f"{folder.partition('/')[0]}/**/*.h", recursive=True),
             language="c++",
-            extra_compile_args=[*arguments, *(f"-m{feature}" for feature in processor)],
+            extra_compile_args=["-std=c++17", "-O3", *arguments],
             optional=not required,
         )
 
-    return [
-        extension("amx", "avx512f", "avx512bw", "avx512bf16", "amx-tile", "amx-bf16", "fma"),
-        extension("avx512", "avx512f", "fma"),
+    # A product and a sum in one instruction would have other bits than numpy's.
+    dataset = extension("activation_dataset/native", "-mavx2", "-ffp-contract=off")
+    if find_spec("jax") is None and not required:
+        return [dataset]
+    from jax.ffi import include_dir
+
+    amx = ("avx512f", "avx512bw", "avx512bf16", "amx-tile", "amx-bf16", "fma")
+    avx512 = ("avx512f", "fma")
+    kernels = [
+        extension(
+            f"qwen2/kernels/{folder}",
+            *("-isystem", include_dir()),
+            *(f"-m{feature}" for feature in features),
+        )
+        for folder, features in (("amx", amx), ("avx512", avx512))
     ]
+    return [dataset, *kernels]
 
 
 setup(
@@ -53,9 +63,10 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.13",
     packages=find_packages(include=[*PACKAGES, *(f"{package}.*" for package in PACKAGES)]),
-    ext_modules=kernels(),
+    ext_modules=extensions(),
     package_data={
         "activation_dataset": ["py.typed"],
+        "activation_dataset.native": ["*.cc", "*.h"],
         "activation_dataset.reporting": ["report.html"],
         "beam_pipeline": ["prices.toml"],
         "corpus": ["py.typed", "templates/*.toml"],

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from activation_dataset.checksum import to_text
 from activation_dataset.example import ACTIVATION, ExampleError, decode_example
@@ -19,7 +20,6 @@ from activation_dataset.statistics_builder import StatisticsBuilder
 from activation_dataset.tfrecord import CorruptRecordError, scan_records
 from activation_dataset.verifying.canonical import (
     NotCanonicalError,
-    fill,
     parse_records,
     read_blocks,
 )
@@ -28,7 +28,8 @@ from activation_dataset.verifying.sample_table import SampleTable
 
 # Records are read in groups of about this size, a larger record by itself.
 _GROUP_BYTES = 1 << 20
-_ALIGNMENT = 64
+# … and in pieces of this size, which stay in a core's cache.
+_PIECE_BYTES = 1 << 20
 _MAX_PROBLEMS = 5
 
 
@@ -67,6 +68,7 @@ class ExpectedRecords:
         if groups is None:
             groups = [RecordGroup.of_frames(frames) for frames in _grouped(self.samples, kind)]
         self._groups = groups
+        self._scratch = Scratch()
 
     @classmethod
     def read(cls, stream: BinaryIO, kind: RecordKind) -> ExpectedRecords:
@@ -137,17 +139,17 @@ def verify_file(
     stream.seek(0)
     crc = size = 0
     dtype = numpy_dtype(kind.storage_dtype)
-    scratch = Scratch()
-    for group in expected._groups:
-        # A record that is read by itself is put where its activation is aligned.
-        shift = -int(group.payload_starts[0]) % _ALIGNMENT
-        block = scratch.take(shift + group.size)[shift:]
-        extended = group.extend_crc(crc, block) if fill(stream, block) else None
-        if extended is None:
-            raise _diagnosis(stream, path, expected)
-        crc = extended
-        size += group.size
-        statistics.update(group.payloads(block).view(dtype).reshape(-1, kind.hidden))
+    piece_bytes = max(1, _PIECE_BYTES // kind.vector_bytes) * kind.vector_bytes
+
+    def take(activations: NDArray[np.uint8]) -> None:
+        statistics.update(activations.view(dtype).reshape(-1, kind.hidden))
+
+    try:
+        for group in expected._groups:
+            crc = group.read(stream, crc, expected._scratch, piece_bytes, take)
+            size += group.size
+    except NotCanonicalError:
+        raise _diagnosis(stream, path, expected) from None
     if stream.read(1):
         raise _diagnosis(stream, path, expected)
     return ShardManifest(

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from activation_dataset.checksum import combine, crc32c_of_spans, extend
 from activation_dataset.record import RecordFrame
-from activation_dataset.reuse import windows
-from activation_dataset.tfrecord import FOOTER_BYTES, HEADER_BYTES, mask
+from activation_dataset.reuse import Scratch, windows
+from activation_dataset.tfrecord import FOOTER_BYTES, HEADER_BYTES, frame_footer, mask
+from activation_dataset.verifying.canonical import NotCanonicalError, fill
 
 Bytes = NDArray[np.uint8]
 Int64s = NDArray[np.int64]
@@ -66,29 +68,72 @@ class RecordGroup:
         """Bytes of all records."""
         return int(self.ends[-1])
 
-    def extend_crc(self, crc: int, block: Bytes) -> int | None:
-        """The CRC32C of all that `crc` covers, followed by a block of the group's size.
+    def read(
+        self,
+        stream: BinaryIO,
+        crc: int,
+        scratch: Scratch,
+        piece_bytes: int,
+        take: Callable[[Bytes], object],
+    ) -> int:
+        """Reads such records; all bytes but the activations are compared with what is known.
 
-        None if the block is not such records, whatever their activations.
+        Args:
+            stream: at the group's first byte.
+            crc: CRC32C of all before it.
+            scratch: for what is read.
+            piece_bytes: of an activation that is read by itself, at a time.
+            take: called with the activations' bytes, in pieces, each overwritten by the next.
+
+        Returns:
+            CRC32C of all that `crc` covers, followed by the group.
+
+        Raises:
+            NotCanonicalError: it is something else. What was taken before is of no use.
         """
+        if len(self.ends) == 1:
+            return self._read_large(stream, crc, scratch, piece_bytes, take)
+        block = scratch.take(self.size)
+        _fill(stream, block)
         found = block[self._places]
         stored = found[self._crcs].reshape(-1, FOOTER_BYTES).view("<u4")[:, 0]
         found[self._crcs] = 0
         crcs = crc32c_of_spans(block, self._starts + HEADER_BYTES, self.ends - FOOTER_BYTES)
-        if not (np.array_equal(found, self.known) and np.array_equal(stored, mask(crcs))):
-            return None
-        if len(crcs) > 1:
-            return extend(crc, block)
-        # A large record is summed once.
-        crc = extend(crc, block[:HEADER_BYTES])
-        crc = combine(crc, int(crcs[0]), len(block) - HEADER_BYTES - FOOTER_BYTES)
-        return extend(crc, block[-FOOTER_BYTES:])
+        _require(np.array_equal(found, self.known) and np.array_equal(stored, mask(crcs)))
+        take(self._payloads(block))
+        return extend(crc, block)
 
-    def payloads(self, block: Bytes) -> Bytes:
-        """The activations' bytes, end to end; a view if there is one only."""
+    def _read_large(
+        self,
+        stream: BinaryIO,
+        crc: int,
+        scratch: Scratch,
+        piece_bytes: int,
+        take: Callable[[Bytes], object],
+    ) -> int:
+        """As `read`, of one record, whose pieces stay in a core's cache and are summed once."""
+        start, stop = int(self.payload_starts[0]), int(self.payload_ends[0])
+        head, tail = np.empty(start, np.uint8), np.empty(len(self.known) - start, np.uint8)
+        _fill(stream, head)
+        data_crc = extend(0, head[HEADER_BYTES:])
+        for first in range(start, stop, piece_bytes):
+            piece = scratch.take(min(piece_bytes, stop - first))
+            _fill(stream, piece)
+            data_crc = extend(data_crc, piece)
+            take(piece)
+        _fill(stream, tail)
+        suffix, footer = tail[:-FOOTER_BYTES], tail[-FOOTER_BYTES:]
+        data_crc = extend(data_crc, suffix)
+        _require(np.array_equal(head, self.known[:start]))
+        _require(np.array_equal(suffix, self.known[start:-FOOTER_BYTES]))
+        _require(footer.tobytes() == frame_footer(data_crc))
+        data_bytes = self.size - HEADER_BYTES - FOOTER_BYTES
+        crc = combine(extend(crc, head[:HEADER_BYTES]), data_crc, data_bytes)
+        return extend(crc, footer)
+
+    def _payloads(self, block: Bytes) -> Bytes:
+        """The activations' bytes, end to end."""
         sizes = self.payload_ends - self.payload_starts
-        if len(sizes) == 1:
-            return block[int(self.payload_starts[0]) : int(self.payload_ends[0])]
         if (sizes == sizes[0]).all():
             return windows(block, int(sizes[0]))[self.payload_starts].reshape(-1)
         spans = zip(self.payload_starts.tolist(), self.payload_ends.tolist(), strict=True)
@@ -113,3 +158,13 @@ class RecordGroup:
         payloads = np.cumsum(self.payload_ends - self.payload_starts)
         first = self.ends - payloads - FOOTER_BYTES
         return np.repeat(first, FOOTER_BYTES) + np.tile(np.arange(FOOTER_BYTES), len(first))
+
+
+def _fill(stream: BinaryIO, block: Bytes) -> None:
+    if not fill(stream, block):
+        raise NotCanonicalError("the file ends too early")
+
+
+def _require(condition: bool) -> None:
+    if not condition:
+        raise NotCanonicalError("the records are others than expected")

@@ -68,19 +68,24 @@ def test_what_is_copied_exists():
                 assert (ROOT / source.replace("${LOCK}", lock)).exists(), source
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="no kernels for this processor")
-@pytest.mark.parametrize(("kernels", "works"), [("required", False), ("", True)])
-def test_a_build_without_a_compiler_fails_where_the_kernels_are_required(
-    tmp_path: Path, kernels: str, works: bool
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="no extensions for this processor")
+@pytest.mark.parametrize(("extensions", "works"), [("required", False), ("", True)])
+def test_a_build_without_a_compiler_fails_where_extensions_are_required(
+    tmp_path: Path, extensions: str, works: bool
 ):
-    assert "RUN QWEN2_KERNELS=required pip wheel" in DOCKERFILE
+    assert "RUN QWEN2_EXTENSIONS=required pip wheel" in DOCKERFILE
     result = subprocess.run(
         [
             *(sys.executable, "setup.py", "build_ext", "--force"),
             *(f"--build-lib={tmp_path}", f"--build-temp={tmp_path}"),
         ],
         cwd=ROOT,
-        env={**os.environ, "CC": "no-compiler", "CXX": "no-compiler", "QWEN2_KERNELS": kernels},
+        env={
+            **os.environ,
+            "CC": "no-compiler",
+            "CXX": "no-compiler",
+            "QWEN2_EXTENSIONS": extensions,
+        },
         capture_output=True,
         text=True,
         check=False,

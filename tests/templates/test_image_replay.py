@@ -22,9 +22,10 @@ DOCKERFILE = ROOT / "templates" / "flex" / "Dockerfile"
 
 Step = tuple[str, str]
 WITHOUT_COMPILER = {"CC": "/bin/false", "CXX": "/bin/false"}
-KERNELS = (
+EXTENSIONS = (
     "from importlib.util import find_spec; "
-    "print(all(find_spec(f'qwen2.kernels.{each}.library') for each in ('amx', 'avx512')))"
+    "folders = ('activation_dataset.native', 'qwen2.kernels.amx', 'qwen2.kernels.avx512'); "
+    "print(all(find_spec(f'{each}.library') for each in folders))"
 )
 
 
@@ -103,8 +104,10 @@ def test_what_the_image_installs_is_enough_for_the_job(tmp_path: Path):
     steps = steps_of("python:3.11-slim-bookworm", dockerfile, {"LOCK": "base"})
     environment = replay(steps, tmp_path / "image", wheel, **WITHOUT_COMPILER)
 
-    kernels = subprocess.check_output(["python", "-c", KERNELS], cwd=tmp_path, env=environment)
-    assert kernels == b"True\n"
+    extensions = subprocess.check_output(
+        ["python", "-c", EXTENSIONS], cwd=tmp_path, env=environment
+    )
+    assert extensions == b"True\n"
     output = tmp_path / "dataset"
     subprocess.run(
         [
