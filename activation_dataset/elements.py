@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from activation_dataset import native
 from activation_dataset.format import StorageDtype
 from activation_dataset.metadata import Metadata
 from activation_dataset.sites import Site
@@ -22,6 +23,9 @@ it; "bits", bfloat16's bits as uint16. The last two need a dataset that is store
 
 Normalise = Literal["sae_lens", "dictionary_learning"]
 """Whose scaling of the vectors is applied; see `normalising_factor`."""
+
+# Rows that are gathered at a time: they fit into a core's cache.
+_GATHERED_ROWS = 128
 
 
 @dataclass(frozen=True)
@@ -128,12 +132,63 @@ def put(stored: NDArray[Any], out: NDArray[Any], factor: float = 1.0) -> None:
         out: [n, hidden], of a dtype that `element_dtype` gives for them.
         factor: multiplies them; 1 unless `out` is float32.
     """
+    if _library_takes(stored, out):
+        _gather_by_library(stored, None, out, factor)
+        return
     if stored.dtype.itemsize == out.dtype.itemsize:
         out.view(stored.dtype)[...] = stored
     else:
         _widening()(stored, out)
     if factor != 1.0:
         np.multiply(out, np.float32(factor), out=out)
+
+
+def gather(
+    stored: NDArray[Any], rows: NDArray[np.int64], out: NDArray[Any], factor: float = 1.0
+) -> None:
+    """Writes chosen rows of stored elements as the dtype of `out`.
+
+    Args:
+        stored: [n, hidden], as for `put`.
+        rows: [k] int64, which of them, 0..n - 1.
+        out: [k, hidden], as for `put`.
+        factor: as for `put`.
+    """
+    if _library_takes(stored, out):
+        _gather_by_library(stored, np.ascontiguousarray(rows), out, factor)
+        return
+    scratch = np.empty((_GATHERED_ROWS, stored.shape[1]), stored.dtype)
+    for start in range(0, len(rows), _GATHERED_ROWS):
+        chosen = rows[start : start + _GATHERED_ROWS]
+        taken = scratch[: len(chosen)]
+        # With any other mode, numpy would copy once more.
+        np.take(stored, chosen, axis=0, out=taken, mode="clip")
+        put(taken, out[start : start + len(chosen)], factor)
+
+
+def _library_takes(stored: NDArray[Any], out: NDArray[Any]) -> bool:
+    return (
+        native.library is not None
+        and stored.flags.c_contiguous
+        and out.strides[1] == out.dtype.itemsize
+    )
+
+
+def _gather_by_library(
+    stored: NDArray[Any], rows: NDArray[np.int64] | None, out: NDArray[Any], factor: float
+) -> None:
+    assert native.library is not None
+    native.library.Gather(
+        native.address(stored),
+        stored.dtype.itemsize == 2,
+        stored.shape[1],
+        None if rows is None else native.address(rows),
+        len(out),
+        native.address(out),
+        out.strides[0],
+        out.dtype.itemsize == 4,
+        factor,
+    )
 
 
 @cache

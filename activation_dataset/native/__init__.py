@@ -20,6 +20,10 @@ _INT, _FLOAT, _DOUBLE, _POINTER = (
 )
 # Result and arguments of each function, as its C++ has them.
 _SIGNATURES = {
+    "Gather": (
+        None,
+        [_POINTER, _INT, _INT, _POINTER, _INT, _POINTER, _INT, _INT, _FLOAT],
+    ),
     "Moments": (
         _INT,
         [_POINTER, *[_INT] * 4, _FLOAT, _FLOAT, _DOUBLE, *[_POINTER] * 3],

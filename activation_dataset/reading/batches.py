@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from activation_dataset.elements import Dtype, Normalise, Wanted, put
+from activation_dataset.elements import Dtype, Normalise, Wanted, gather
 from activation_dataset.reading.shuffle import ROWS, random_order
 from activation_dataset.reading.vectors import Vectors
 from activation_dataset.reading.window import Norms, Window, WindowReader
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 
 DEFAULT_WINDOW = 1 << 16
 """Vectors that are shuffled together unless another number is asked for."""
-
-# Rows that are gathered at a time: they fit into a core's cache.
-_GATHERED_ROWS = 128
 
 
 @dataclass(frozen=True)
@@ -226,15 +223,8 @@ class Batches:
 
     def _gather(self, window: Window, rows: NDArray[np.int64], out: NDArray[Any]) -> None:
         """Writes rows of a window as values of the wanted dtype."""
-        scratch = np.empty((_GATHERED_ROWS, window.stored.shape[2]), window.stored.dtype)
-        for start in range(0, len(rows), _GATHERED_ROWS):
-            chosen = rows[start : start + _GATHERED_ROWS]
-            for place, factor in enumerate(self._wanted.factors):
-                taken = scratch[: len(chosen)]
-                # With any other mode, numpy would copy once more.
-                np.take(window.stored[place], chosen, axis=0, out=taken, mode="clip")
-                part = out[start : start + len(chosen)]
-                put(taken, self._wanted.layer_of(part, place), factor)
+        for place, factor in enumerate(self._wanted.factors):
+            gather(window.stored[place], rows, self._wanted.layer_of(out, place), factor)
 
     def _empty(self) -> tuple[NDArray[Any], NDArray[np.int64]]:
         """Values and numbers of a batch, to be filled."""

@@ -4,16 +4,26 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from activation_dataset import ActivationDataset
-from activation_dataset.elements import _widening, element_dtype, normalising_factor, put
-from activation_dataset.format import bfloat16_to_float32
+from activation_dataset import ActivationDataset, native
+from activation_dataset.elements import (
+    _widening,
+    element_dtype,
+    gather,
+    normalising_factor,
+    put,
+)
+from activation_dataset.format import bfloat16_to_float32, float32_to_bfloat16
 from activation_dataset.statistics import LayerStatistics
 from tests.activation_dataset.synthetic import write_dataset
 
 
-@pytest.mark.parametrize("installed", [True, False], ids=["ml_dtypes", "numpy alone"])
-def test_every_bfloat16_is_widened_exactly(installed, monkeypatch):
-    if not installed:
+@pytest.mark.parametrize("by", ["library", "ml_dtypes", "numpy alone"])
+def test_every_bfloat16_is_widened_exactly(by, monkeypatch):
+    if by == "library" and native.library is None:
+        pytest.skip("the library is not built here")
+    if by != "library":
+        monkeypatch.setattr(native, "library", None)
+    if by == "numpy alone":
         monkeypatch.setitem(sys.modules, "ml_dtypes", None)
     _widening.cache_clear()
     bits = np.arange(1 << 16, dtype=np.uint16).reshape(256, 256)
@@ -23,6 +33,34 @@ def test_every_bfloat16_is_widened_exactly(installed, monkeypatch):
         out[:, 1].view(np.uint32), bfloat16_to_float32(bits).view(np.uint32)
     )
     _widening.cache_clear()
+
+
+@pytest.mark.parametrize("hidden", [1, 7, 8, 13, 64, 896])
+@pytest.mark.parametrize("factor", [1.0, 0.3])
+@pytest.mark.parametrize(
+    ("stored", "given"),
+    [(np.float32, np.float32), (np.uint16, np.float32), (np.uint16, np.uint16)],
+    ids=["float32", "widened", "bits"],
+)
+def test_the_rows_that_are_chosen(stored, given, factor, hidden, monkeypatch):
+    if factor != 1 and given != np.float32:
+        return
+    rng = np.random.default_rng(hidden)
+    values = rng.standard_normal((300, hidden), np.float32)
+    values[::50] = np.nan
+    rows = float32_to_bfloat16(values) if stored == np.uint16 else values
+    chosen = rng.integers(300, size=257)
+    found = []
+    for library in {native.library, None}:
+        monkeypatch.setattr(native, "library", library)
+        out = np.zeros((257, 2, hidden), given)
+        gather(rows, chosen, out[:, 1], factor)
+        assert not out[:, 0].any()
+        expected = np.empty((257, hidden), given)
+        put(rows[chosen], expected, factor)
+        np.testing.assert_array_equal(out[:, 1], expected)
+        found.append(out.tobytes())
+    assert len(set(found)) == 1
 
 
 def test_bits_stay_bits():
