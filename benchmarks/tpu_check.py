@@ -176,7 +176,7 @@ def check(name: str, pooling: Pooling, lengths: Sequence[int], batch_size: int) 
     chip, config, dtype = CHIPS[name], PRESETS["Qwen2.5-0.5B"], jnp.dtype(jnp.bfloat16)
     mesh = make_mesh(None, devices_of(chip))
     devices, depth = mesh.size, LAYERS[-1] + 1
-    model = abstract_model(config, depth, dtype, mesh)
+    model = abstract_model(config, depth, dtype, mesh, "splash")
     steps = plan_steps(lengths, packing_for("splash", batch_size, devices))
     compiled = compile_shapes(
         Programs(model, config, mesh, LAYERS, pooling, "splash", dtype),

@@ -33,7 +33,7 @@ from qwen2.batching import (
 )
 from qwen2.checkpoint import check_weights
 from qwen2.malloc import keep_freed_memory
-from qwen2.params import load_model
+from qwen2.params import abstract_model, load_model
 from qwen2.programs import POOLINGS, Pooling, Programs, check_mesh_fits_model, make_mesh
 from qwen2.sites import HookPoint, Site, in_forward_order, site_of
 from qwen2.source import ModelSource, open_model
@@ -94,6 +94,7 @@ class ActivationExtractor:
         mesh_shape: tuple[int, int] | None = None,
         attention: AttentionForm | None = None,
         hook_points: Sequence[HookPoint] = ("resid_post",),
+        lengths_to_come: Sequence[int] = (),
     ) -> None:
         """
         Args:
@@ -104,6 +105,8 @@ class ActivationExtractor:
           mesh_shape: devices along (data, model); all local devices along data by default.
           attention: the form of attention; the fastest of the platform by default.
           hook_points: where in each layer to capture it.
+          lengths_to_come: tokens of the samples that ``extract`` will be given first; programs
+            for them are compiled while the weights load.
 
         Raises:
           ValueError: for layers, hook points, pooling, dtypes, mesh or weights that do not fit.
@@ -131,8 +134,9 @@ class ActivationExtractor:
         compute = jnp.dtype(FLOAT_DTYPES[compute_dtype])
         form = attention or fastest_form(mesh.devices.flat[0], compute, config, mesh.shape["model"])
         narrow = storage_dtype == "bfloat16" or (compute_dtype == "bfloat16" and pooling != "mean")
+        num_layers = self.layers[-1] + 1
         self._programs = Programs(
-            load_model(weights, config, self.layers[-1] + 1, compute, mesh, form),
+            abstract_model(config, num_layers, compute, mesh, form),
             config,
             mesh,
             self.layers,
@@ -143,6 +147,8 @@ class ActivationExtractor:
         )
         self._packing = packing_for(form, batch_size, mesh.shape["data"])
         self._compilers = ThreadPoolExecutor(os.cpu_count(), "compile")
+        self._compile_ahead(self._plan(lengths_to_come))
+        self._programs.use_parameters(load_model(weights, config, num_layers, compute, mesh, form))
 
     @classmethod
     def load(cls, model_path: str, layers: Sequence[int], **options: object) -> ActivationExtractor:
@@ -202,7 +208,7 @@ class ActivationExtractor:
                     f"sample {index}: expected at least one token id, all in 0..{vocabulary - 1}"
                 )
         steps = self._plan([len(ids) for ids in token_ids])
-        self._programs.compile_ahead(list(dict.fromkeys(s.shape for s in steps)), self._compilers)
+        self._compile_ahead(steps)
         in_flight: deque[tuple[Step, dict[Site, jax.Array] | None]] = deque()
         for step in steps:
             in_flight.append((step, self._dispatch(step, token_ids)))
@@ -270,13 +276,16 @@ class ActivationExtractor:
         self, steps: Sequence[Step], token_ids: Sequence[np.ndarray]
     ) -> Iterator[CapturedSamples]:
         """Steps that stand in for another one, one at a time."""
-        self._programs.compile_ahead([step.shape for step in steps], self._compilers)
+        self._compile_ahead(steps)
         for step in steps:
             yield from self._collect(step, self._dispatch(step, token_ids), token_ids)
 
     def order(self, lengths: Sequence[int]) -> list[int]:
         """The order in which ``extract`` gives samples of these lengths, as their indices."""
         return [placed.sample for step in self._plan(lengths) for placed in step.placements]
+
+    def _compile_ahead(self, steps: Sequence[Step]) -> None:
+        self._programs.compile_ahead([step.shape for step in steps], self._compilers)
 
     def _plan(self, lengths: Sequence[int]) -> list[Step]:
         return plan_steps(lengths, self._packing)

@@ -123,12 +123,6 @@ def load_model(
     the part that a device holds is copied, so that host memory stays near one parameter.
     """
 
-    @cache
-    def packing(source: ParameterSource) -> Callable[[jax.Array], jax.Array]:
-        in_specs, out_specs = source.spec, source.spec_in(form)
-        pack = partial(jax.shard_map, mesh=mesh, check_vma=False)
-        return jax.jit(pack(source.packed, in_specs=in_specs, out_specs=out_specs))
-
     def placed(source: ParameterSource, prefix: str, shape: tuple[int, ...]) -> jax.Array:
         tensors = [weights.read(prefix + name) for name in source.tensors]
         array = source.layout(tensors, config)
@@ -137,20 +131,37 @@ def load_model(
             NamedSharding(mesh, source.spec),
             lambda index: np.ascontiguousarray(array[index], dtype),
         )
-        return packing(source)(parameter) if form == "amx" and source.contracted else parameter
+        if form != "amx" or not source.contracted:
+            return parameter
+        return _packing(source, mesh, form)(parameter)
 
     return _with_parameters(placed, config, num_layers, dtype)
 
 
-def abstract_model(config: Qwen2Config, num_layers: int, dtype: jnp.dtype, mesh: Mesh) -> Qwen2:
-    """The same with shapes, dtypes and shardings only, to compile for devices not at hand."""
+def abstract_model(
+    config: Qwen2Config, num_layers: int, dtype: jnp.dtype, mesh: Mesh, form: AttentionForm
+) -> Qwen2:
+    """The same with shapes, dtypes and shardings only, to compile before weights or devices are
+    at hand."""
 
     def abstract(
         source: ParameterSource, prefix: str, shape: tuple[int, ...]
     ) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, source.spec))
+        parameter = jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, source.spec))
+        if form != "amx" or not source.contracted:
+            return parameter
+        return jax.eval_shape(_packing(source, mesh, form), parameter)
 
     return _with_parameters(abstract, config, num_layers, dtype)
+
+
+@cache
+def _packing(
+    source: ParameterSource, mesh: Mesh, form: AttentionForm
+) -> Callable[[jax.Array], jax.Array]:
+    in_specs, out_specs = source.spec, source.spec_in(form)
+    pack = partial(jax.shard_map, mesh=mesh, check_vma=False)
+    return jax.jit(pack(source.packed, in_specs=in_specs, out_specs=out_specs))
 
 
 def _with_parameters(

@@ -118,11 +118,17 @@ class Programs:
         self._hook_points = tuple(hook_points)
         self._captured = frozenset(layers)
         self._capture_dtype = capture_dtype
-        self._embedding = model.embedding.get_value()
         self._graph = nnx.graphdef(model.layers[0])
-        self._layer_states = [nnx.state(layer) for layer in model.layers]
+        self.use_parameters(model)
+        self._functions = self._jitted()
         self._compiled: dict[StepShape, Future[StepPrograms]] = {}
         self._lock = Lock()
+        self._lowering = Lock()
+
+    def use_parameters(self, model: Qwen2) -> None:
+        """Takes the parameters of a model like the one before, which may have had no values."""
+        self._embedding = model.embedding.get_value()
+        self._layer_states = [nnx.state(layer) for layer in model.layers]
 
     def compile_ahead(self, shapes: Sequence[StepShape], executor: Executor) -> None:
         """Starts to compile these shapes in the background, each once whoever asks for it."""
@@ -161,18 +167,17 @@ class Programs:
         """
         inputs = self._abstract_inputs(shape)
         state = jax.tree.map(_abstract, self._layer_states[0])
-        functions = self._functions()
-        embed = functions.embed.lower(_abstract(self._embedding), inputs)
         rows = NamedSharding(self.mesh, P(DATA_AXIS))
-        x, rotary = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows),
-            embed.out_info,
-        )
-        return StepPrograms(
-            embed=embed.compile(),
-            layer=functions.layer.lower(state, x, rotary, inputs).compile(),
-            top=functions.top.lower(state, x, rotary, inputs).compile(),
-        )
+        # The interpreter does this, one shape at a time, so that the first one is not the last.
+        with self._lowering:
+            embed = self._functions.embed.lower(_abstract(self._embedding), inputs)
+            x, rotary = jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows),
+                embed.out_info,
+            )
+            layer = self._functions.layer.lower(state, x, rotary, inputs)
+            top = self._functions.top.lower(state, x, rotary, inputs)
+        return StepPrograms(embed=embed.compile(), layer=layer.compile(), top=top.compile())
 
     def _place(self, inputs: StepInputs) -> dict[str, jax.Array]:
         rows = NamedSharding(self.mesh, P(DATA_AXIS))
@@ -192,7 +197,7 @@ class Programs:
             for name, size in shapes.items()
         }
 
-    def _functions(self) -> Any:
+    def _jitted(self) -> Any:
         specs = layer_specs(self._config, self._embedding.dtype, self._form)
         rows = P(DATA_AXIS)
         sharded = partial(jax.shard_map, mesh=self.mesh, check_vma=False)

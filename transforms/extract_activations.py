@@ -58,8 +58,11 @@ class ExtractorSettings:
         """What is captured: every hook point of every layer."""
         return sites_of(self.layers, self.hook_points)
 
-    def build(self) -> ActivationExtractor:
+    def build(self, lengths_to_come: Sequence[int] = ()) -> ActivationExtractor:
         """Loads the model onto this worker's devices. Imports JAX.
+
+        Args:
+          lengths_to_come: as for the extractor.
 
         Raises:
           ValueError: if the weights are not those of the plan, or anything does not fit.
@@ -85,6 +88,7 @@ class ExtractorSettings:
             batch_size=self.batch_size,
             mesh_shape=self.mesh_shape,
             hook_points=self.hook_points,
+            lengths_to_come=lengths_to_come,
         )
 
 
@@ -231,7 +235,8 @@ class _Extract(beam.DoFn):
             self._progress.resumed(plan, len(prompts), tokens)
         else:
             # Once in a process, however many threads: a device has room for one model.
-            self._extractor = self._shared.acquire(self._settings.build)
+            lengths = [prompt.num_tokens for prompt in prompts]
+            self._extractor = self._shared.acquire(lambda: self._settings.build(lengths))
             manifests = still_valid(finished, prompts, self._extractor) if manifests else {}
 
             def on_step(captured: CapturedSamples) -> None:

@@ -1,5 +1,6 @@
 """A worker that holds several bundles at once: one model, and the bytes of a single thread."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -22,9 +23,11 @@ def test_threads_share_one_model(
     built = []
     build = ExtractorSettings.build
 
-    def counted(self: ExtractorSettings) -> ActivationExtractor:
+    def counted(
+        self: ExtractorSettings, lengths_to_come: Sequence[int] = ()
+    ) -> ActivationExtractor:
         built.append(self)
-        return build(self)
+        return build(self, lengths_to_come)
 
     monkeypatch.setattr(ExtractorSettings, "build", counted)
     threads = ("--direct_num_workers", "4", "--direct_running_mode", "multi_threading")

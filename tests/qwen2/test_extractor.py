@@ -318,6 +318,14 @@ def test_the_same_samples_give_the_same_bytes(checkpoint: Path) -> None:
         np.testing.assert_array_equal(a[2], b[2])
 
 
+def test_programs_compiled_while_the_weights_load_give_the_same_bytes(checkpoint: Path) -> None:
+    ahead = load(checkpoint, [2], lengths_to_come=LENGTHS)
+    for a, b in zip(
+        by_sample(ahead, prompts()), by_sample(load(checkpoint, [2]), prompts()), strict=True
+    ):
+        np.testing.assert_array_equal(a[2], b[2])
+
+
 def test_the_batch_size_changes_no_activation(
     checkpoint: Path, every_token: list[dict[Site, np.ndarray]]
 ) -> None:
