@@ -160,7 +160,12 @@ class Programs:
         }
 
     def compile(self, shape: StepShape) -> StepPrograms:
-        """The programs for steps of this shape.
+        """The programs for steps of this shape."""
+        lowered = self.lower(shape)
+        return StepPrograms(**{name: program.compile() for name, program in lowered.items()})
+
+    def lower(self, shape: StepShape) -> dict[str, jax.stages.Lowered]:
+        """The programs for steps of this shape, by their names, before they are compiled.
 
         The model's parameters need not have values (``abstract_model``), nor the mesh's devices be
         at hand (``jax.experimental.topologies``).
@@ -177,7 +182,7 @@ class Programs:
             )
             layer = self._functions.layer.lower(state, x, rotary, inputs)
             top = self._functions.top.lower(state, x, rotary, inputs)
-        return StepPrograms(embed=embed.compile(), layer=layer.compile(), top=top.compile())
+        return {"embed": embed, "layer": layer, "top": top}
 
     def _place(self, inputs: StepInputs) -> dict[str, jax.Array]:
         rows = NamedSharding(self.mesh, P(DATA_AXIS))
