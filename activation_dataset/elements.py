@@ -166,6 +166,26 @@ def gather(
         put(taken, out[start : start + len(chosen)], factor)
 
 
+def scatter(stored: NDArray[Any], out: NDArray[Any], rows: NDArray[np.int64]) -> None:
+    """Writes stored elements as they are into chosen rows.
+
+    Args:
+        stored: [k, hidden].
+        out: [n, hidden], of the same dtype, C-contiguous.
+        rows: [k] int64, which rows of `out`, 0..n - 1, none twice.
+    """
+    if native.library is None or not stored.flags.c_contiguous:
+        out[rows] = stored
+        return
+    native.library.Scatter(
+        native.address(stored),
+        stored.shape[1] * stored.itemsize,
+        native.address(np.ascontiguousarray(rows)),
+        len(rows),
+        native.address(out),
+    )
+
+
 def _library_takes(stored: NDArray[Any], out: NDArray[Any]) -> bool:
     return (
         native.library is not None

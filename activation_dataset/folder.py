@@ -69,7 +69,7 @@ class LocalFolder:
 
     root: Path
     local = True
-    parallel_reads = 1
+    parallel_reads = 2
 
     def open(self, path: str) -> BinaryIO:
         return open(self.root / path, "rb", buffering=_BUFFER_BYTES)

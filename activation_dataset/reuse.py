@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+_LINE_BYTES = 64  # of a cache
+
 
 class ReusedArrays:
     """Gives out arrays; one that the caller has dropped, with all views of it, is given out again.
@@ -27,10 +29,12 @@ class ReusedArrays:
         self._lock = Lock()
 
     def take(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-        """An array of that shape and dtype, aligned, with anything in it."""
+        """An array of that shape and dtype, from a cache line on, with anything in it."""
         size = math.prod(shape) * np.dtype(dtype).itemsize
         with self._lock:
-            return self._free(size)[:size].view(dtype).reshape(shape)
+            array = self._free(size + _LINE_BYTES)
+            start = -array.ctypes.data % _LINE_BYTES
+            return array[start : start + size].view(dtype).reshape(shape)
 
     def _free(self, size: int) -> NDArray[np.uint8]:
         for place in range(len(self._arrays)):

@@ -20,9 +20,17 @@ _INT, _FLOAT, _DOUBLE, _POINTER = (
 )
 # Result and arguments of each function, as its C++ has them.
 _SIGNATURES = {
+    "CrcsOfSpans": (
+        None,
+        [_POINTER, _POINTER, _POINTER, _POINTER, _INT, _POINTER],
+    ),
     "Gather": (
         None,
         [_POINTER, _INT, _INT, _POINTER, _INT, _POINTER, _INT, _INT, _FLOAT],
+    ),
+    "Scatter": (
+        None,
+        [_POINTER, _INT, _POINTER, _INT, _POINTER],
     ),
     "Moments": (
         _INT,

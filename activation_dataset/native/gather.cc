@@ -1,4 +1,4 @@
-// Rows from all over a window into a batch, converted on the way.
+// Rows into places all over a window, and from there into a batch, converted on the way.
 
 #include <cstddef>
 #include <cstdint>
@@ -42,8 +42,34 @@ void ForRows(const Element* stored, int64_t hidden, const int64_t* chosen, int64
   }
 }
 
+constexpr int64_t kStream = sizeof(__m256i);
+
+// Writes to memory, past the caches; both sizes and the target are multiples of kStream.
+void Stream(const char* from, int64_t bytes, char* to) {
+  for (int64_t i = 0; i < bytes; i += kStream)
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(to + i),
+                        _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i)));
+}
+
 }  // namespace
 }  // namespace activation_dataset
+
+// Rows of `row_bytes` into the rows `chosen` [count] of [n, row_bytes].
+extern "C" void Scatter(const char* stored, int64_t row_bytes, const int64_t* chosen, int64_t count,
+                        char* out) {
+  using namespace activation_dataset;
+  // Rows that are needed much later would push from the caches what is needed soon.
+  const bool stream = row_bytes % kStream == 0 && reinterpret_cast<uintptr_t>(out) % kStream == 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const char* from = stored + i * row_bytes;
+    char* to = out + chosen[i] * row_bytes;
+    if (stream)
+      Stream(from, row_bytes, to);
+    else
+      std::memcpy(to, from, row_bytes);
+  }
+  _mm_sfence();
+}
 
 // Rows of [n, hidden] float32 or, if `bfloat16`, of its bits.
 //   chosen  [count] which rows; null for the first `count`

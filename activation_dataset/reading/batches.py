@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from activation_dataset.elements import Dtype, Normalise, Wanted, gather
-from activation_dataset.reading.shuffle import ROWS, random_order
 from activation_dataset.reading.vectors import Vectors
 from activation_dataset.reading.window import Norms, Window, WindowReader
 from activation_dataset.reuse import ReusedArrays
@@ -184,17 +184,18 @@ class Batches:
         start = self._position
         end = len(self) * self.batch_size if self._drop_last and not self._norms else None
         window, row, rows, filled = start.window, start.row, start.rows, 0
-        plan = self._reader.windows(start.epoch, self._rank)
+        windows = len(self._reader.windows(start.epoch, self._rank))
+        load = partial(self._reader.load, start.epoch, self._rank)
         values, numbers = self._empty()
         with ThreadPoolExecutor(1, "window") as background:
-            if window < len(plan):
-                coming = background.submit(self._load, plan, start.epoch, window)
-            while window < len(plan) and rows != end:
-                loaded, order = coming.result()
-                if window + 1 < len(plan):
-                    coming = background.submit(self._load, plan, start.epoch, window + 1)
-                while row < len(order) and rows != end:
-                    chosen = order[row : row + self.batch_size - filled]
+            if window < windows:
+                coming = background.submit(load, window)
+            while window < windows and rows != end:
+                loaded = coming.result()
+                if window + 1 < windows:
+                    coming = background.submit(load, window + 1)
+                while row < len(loaded.kept) and rows != end:
+                    chosen = loaded.kept[row : row + self.batch_size - filled]
                     part = slice(filled, filled + len(chosen))
                     self._gather(loaded, chosen, values[part])
                     numbers[part] = loaded.numbers[chosen]
@@ -212,14 +213,6 @@ class Batches:
         self._position = Position(start.epoch + 1)
         if filled and not self._drop_last:
             yield Vectors(values[:filled], numbers[:filled], self.dataset)
-
-    def _load(
-        self, plan: Sequence[Sequence[int]], epoch: int, window: int
-    ) -> tuple[Window, NDArray[np.int64]]:
-        """A window, and [n] int64: its rows in the order in which they are given out."""
-        loaded = self._reader.load(plan[window])
-        order = random_order(len(loaded.kept), self._seed, ROWS, epoch, window)
-        return loaded, loaded.kept[order]
 
     def _gather(self, window: Window, rows: NDArray[np.int64], out: NDArray[Any]) -> None:
         """Writes rows of a window as values of the wanted dtype."""

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from activation_dataset.elements import put
+from activation_dataset.elements import put, scatter
 from activation_dataset.format import numpy_dtype
 from activation_dataset.reading.in_order import map_in_order
 from activation_dataset.reading.layer_file import Run, runs_of
-from activation_dataset.reading.shuffle import RUNS, deal, random_order, windows
+from activation_dataset.reading.shuffle import ROWS, RUNS, deal, random_order, windows
 from activation_dataset.reuse import ReusedArrays, Scratch
 from activation_dataset.sites import Site
 
@@ -29,7 +29,7 @@ _NORM_ROWS = 128
 
 @dataclass(frozen=True, eq=False)
 class Window:
-    """Vectors in memory.
+    """Vectors in memory, in a random order.
 
     Attributes:
         stored: [layers, n, hidden], as they are stored.
@@ -113,27 +113,30 @@ class WindowReader:
         part = self._plan(epoch)[reader]
         return [part[cut] for cut in windows([self._runs[run].size for run in part], self._window)]
 
-    def load(self, window: Sequence[int]) -> Window:
-        """Reads a window into memory.
+    def load(self, epoch: int, reader: int, number: int) -> Window:
+        """Reads a window, given by its number in `windows`, into memory.
+
+        Vectors are put in their places while they are in a core's cache.
 
         Raises:
             CorruptRecordError: a CRC does not match, or a file ends too early.
         """
-        runs = [self._runs[run] for run in window]
+        runs = [self._runs[run] for run in self.windows(epoch, reader)[number]]
         ends = np.cumsum([run.size for run in runs]).tolist()
         count = ends[-1]
+        places = random_order(count, self._seed, ROWS, epoch, number)
         kind = self._dataset.kind
         pool = self._pools.take(
             (len(self._layers), self._capacity, kind.hidden), numpy_dtype(kind.storage_dtype)
         )[:, :count]
         numbers = np.empty(count, np.int64)
 
-        def read(place: int) -> None:
-            run, end = runs[place], ends[place]
-            part = slice(end - run.size, end)
+        def read(item: int) -> None:
+            run = runs[item]
+            part = places[ends[item] - run.size : ends[item]]
             numbers[part] = run.start + (np.arange(run.count) if run.chosen is None else run.chosen)
             for layer, stored in zip(self._layers, pool, strict=True):
-                self._read(run, layer, stored[part])
+                self._read(run, layer, stored, part)
 
         for _ in map_in_order(read, range(len(runs)), self._dataset.folder.parallel_reads):
             pass
@@ -145,18 +148,20 @@ class WindowReader:
         dealt = deal([self._runs[run].size for run in order], self._readers)
         return [[order[place] for place in part] for part in dealt]
 
-    def _read(self, run: _ShardRun, layer: Site, out: NDArray[Any]) -> None:
-        """Reads the wanted vectors of a run as [size, hidden]."""
+    def _read(
+        self, run: _ShardRun, layer: Site, out: NDArray[Any], places: NDArray[np.int64]
+    ) -> None:
+        """Reads the wanted vectors of a run into these places, [size], of [n, hidden]."""
         with self._dataset.layer_file(layer, run.shard, self._scratch) as file:
-            if run.chosen is None:
-                file.read(run.run, out)
-                return
             start = position = 0
             for piece in file.pieces(run.run):
-                first, last = np.searchsorted(run.chosen, [start, start + len(piece)]).tolist()
-                out[position : position + last - first] = piece[run.chosen[first:last] - start]
+                wanted = piece
+                if run.chosen is not None:
+                    ends = np.searchsorted(run.chosen, [start, start + len(piece)])
+                    wanted = piece[run.chosen[slice(*ends)] - start]
+                scatter(wanted, out, places[position : position + len(wanted)])
                 start += len(piece)
-                position += last - first
+                position += len(wanted)
 
     def _kept(self, pool: NDArray[Any]) -> NDArray[np.int64]:
         kept = np.ones(pool.shape[1], np.bool_)

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from activation_dataset import checksum
-from activation_dataset.checksum import combine, crc32c, extend, to_text
+from activation_dataset import checksum, native
+from activation_dataset.checksum import combine, crc32c, crc32c_of_spans, extend, to_text
 
 
 def test_published_values():
@@ -28,6 +28,32 @@ def test_any_contiguous_buffer_will_do():
     array = np.frombuffer(content, np.float32)
     for buffer in (content, bytearray(content), memoryview(content), array, array.reshape(5, 10)):
         assert extend(0, buffer) == crc32c(content)
+
+
+@pytest.mark.parametrize("size", [0, 1, 1 << 15, (1 << 15) + 1, 3_000_001])
+@pytest.mark.parametrize("start", [0, 3])
+def test_large_buffers_are_summed_as_small_ones(size, start):
+    content = np.random.default_rng(size).integers(256, size=start + size, dtype=np.uint8)[start:]
+    assert extend(7, content) == google_crc32c.extend(7, content.tobytes())
+
+
+def test_a_buffer_with_gaps_is_refused():
+    with pytest.raises((ValueError, BufferError)):
+        extend(0, np.zeros((1 << 16, 2), np.uint8)[:, 0])
+
+
+@pytest.mark.parametrize("by", ["library", "google_crc32c"])
+def test_many_spans_of_a_block(by, monkeypatch):
+    if by == "library" and native.library is None:
+        pytest.skip("the library is not built here")
+    if by != "library":
+        monkeypatch.setattr(native, "library", None)
+    block = np.random.default_rng(0).integers(256, size=5000, dtype=np.uint8)
+    starts = np.arange(0, 2400, 3)
+    ends = starts + np.arange(len(starts)) % 1000
+    found = crc32c_of_spans(block, starts, ends)
+    expected = [crc32c(block[i:j].tobytes()) for i, j in zip(starts, ends, strict=True)]
+    assert found.tolist() == expected
 
 
 @given(st.lists(st.binary(max_size=50), max_size=5))

@@ -11,8 +11,10 @@ from activation_dataset.elements import (
     gather,
     normalising_factor,
     put,
+    scatter,
 )
 from activation_dataset.format import bfloat16_to_float32, float32_to_bfloat16
+from activation_dataset.reuse import ReusedArrays
 from activation_dataset.statistics import LayerStatistics
 from tests.activation_dataset.synthetic import write_dataset
 
@@ -61,6 +63,24 @@ def test_the_rows_that_are_chosen(stored, given, factor, hidden, monkeypatch):
         np.testing.assert_array_equal(out[:, 1], expected)
         found.append(out.tobytes())
     assert len(set(found)) == 1
+
+
+@pytest.mark.parametrize("hidden", [1, 7, 13, 64, 896])
+@pytest.mark.parametrize("dtype", [np.float32, np.uint16])
+@pytest.mark.parametrize("first", [0, 1], ids=["aligned", "not aligned"])
+def test_the_places_that_are_chosen(dtype, hidden, first, monkeypatch):
+    rng = np.random.default_rng(hidden)
+    stored = rng.integers(1 << 16, size=(100, hidden)).astype(dtype)
+    places = rng.permutation(300)[:100]
+    expected = np.zeros((300, hidden), dtype)
+    expected[places] = stored
+    for library in {native.library, None}:
+        monkeypatch.setattr(native, "library", library)
+        memory = ReusedArrays().take((first + 300 * hidden,), dtype)
+        memory[...] = 0
+        out = memory[first:].reshape(300, hidden)
+        scatter(stored, out, places)
+        np.testing.assert_array_equal(out, expected)
 
 
 def test_bits_stay_bits():
