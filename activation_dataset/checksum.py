@@ -45,7 +45,8 @@ def _c_function() -> Callable[[int, int, int], int] | None:
     return function
 
 
-_unlocked_extend = _c_function()
+c_extend = _c_function()
+"""(crc, address, size) to the CRC32C of what `crc` covers and those bytes; for C code as well."""
 
 
 def extend(crc: int, buffer: Buffer) -> int:
@@ -53,10 +54,10 @@ def extend(crc: int, buffer: Buffer) -> int:
     # The C function refuses memoryviews and bytearrays, but takes any ndarray.
     if not isinstance(buffer, bytes | np.ndarray):
         buffer = np.frombuffer(buffer, np.uint8)
-    if _unlocked_extend and isinstance(buffer, np.ndarray) and buffer.nbytes >= _LARGE_BYTES:
+    if c_extend and isinstance(buffer, np.ndarray) and buffer.nbytes >= _LARGE_BYTES:
         if not buffer.flags.c_contiguous:
             raise ValueError("the buffer is not C-contiguous")
-        return _unlocked_extend(crc, native.address(buffer), buffer.nbytes)
+        return c_extend(crc, native.address(buffer), buffer.nbytes)
     return int(google_crc32c.extend(crc, buffer))
 
 
@@ -72,11 +73,11 @@ def crc32c_of_spans(
     block: NDArray[np.uint8], starts: NDArray[np.int64], ends: NDArray[np.int64]
 ) -> NDArray[np.int64]:
     """[n] int64: CRC32C of block[start:end], [bytes] and contiguous, for each of n spans."""
-    if native.library and _unlocked_extend:
+    if native.library and c_extend:
         crcs = np.empty(len(starts), np.int64)
         starts, ends = np.ascontiguousarray(starts), np.ascontiguousarray(ends)
         native.library.CrcsOfSpans(
-            _unlocked_extend,
+            c_extend,
             native.address(block),
             native.address(starts),
             native.address(ends),

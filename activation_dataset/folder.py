@@ -26,6 +26,10 @@ class Source(Protocol):
     def piece_bytes(self) -> int:
         """How much to ask for at once: what fits into a core's cache, or what fills a network."""
 
+    @property
+    def descriptor(self) -> int | None:
+        """What the operating system knows the file by; None if it does not."""
+
     def read(self, offset: int, views: list[NDArray[np.uint8]]) -> bool:
         """Fills the views, one after the other, with the bytes from `offset` on.
 
@@ -149,12 +153,12 @@ class _LocalFile:
     piece_bytes = 1 << 19
 
     def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
+        self.descriptor = descriptor
 
     def read(self, offset: int, views: list[Any]) -> bool:
         missing = sum(map(len, views))
         while missing:
-            count = os.preadv(self._descriptor, views, offset)
+            count = os.preadv(self.descriptor, views, offset)
             if not count:
                 return False
             missing -= count
@@ -167,7 +171,7 @@ class _LocalFile:
         return True
 
     def close(self) -> None:
-        os.close(self._descriptor)
+        os.close(self.descriptor)
 
 
 @dataclass(frozen=True)
@@ -175,6 +179,7 @@ class _RemoteFile:
     file_system: Any
     path: str
     piece_bytes = 1 << 25
+    descriptor = None
 
     def read(self, offset: int, views: list[NDArray[np.uint8]]) -> bool:
         end = offset + sum(map(len, views))

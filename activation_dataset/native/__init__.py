@@ -32,6 +32,10 @@ _SIGNATURES = {
         None,
         [_POINTER, _INT, _POINTER, _INT, _POINTER],
     ),
+    "ReadRows": (
+        _INT,
+        [_POINTER, *[_INT] * 5, _POINTER, _INT, _POINTER, _POINTER],
+    ),
     "Moments": (
         _INT,
         [_POINTER, *[_INT] * 4, _FLOAT, _FLOAT, _DOUBLE, *[_POINTER] * 3],

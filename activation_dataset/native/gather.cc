@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "elements.h"
+#include "scatter.h"
 
 namespace activation_dataset {
 namespace {
@@ -54,15 +55,14 @@ void Stream(const char* from, int64_t bytes, char* to) {
 }  // namespace
 }  // namespace activation_dataset
 
-// Rows of `row_bytes` into the rows `chosen` [count] of [n, row_bytes].
-extern "C" void Scatter(const char* stored, int64_t row_bytes, const int64_t* chosen, int64_t count,
+extern "C" void Scatter(const char* stored, int64_t row_bytes, const int64_t* places, int64_t count,
                         char* out) {
   using namespace activation_dataset;
   // Rows that are needed much later would push from the caches what is needed soon.
   const bool stream = row_bytes % kStream == 0 && reinterpret_cast<uintptr_t>(out) % kStream == 0;
   for (int64_t i = 0; i < count; ++i) {
     const char* from = stored + i * row_bytes;
-    char* to = out + chosen[i] * row_bytes;
+    char* to = out + places[i] * row_bytes;
     if (stream)
       Stream(from, row_bytes, to);
     else

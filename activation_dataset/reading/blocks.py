@@ -65,7 +65,7 @@ class BlockReader:
                 for layer in layers
             ]
             runs = runs_of(self._dataset.index(shard))
-            yield from map_in_order(read, runs, self._dataset.folder.parallel_reads)
+            yield from map_in_order(read, runs, self._dataset.parallel_reads)
 
     def _blocks(self, numbers: range, stored: NDArray[Any]) -> Iterator[Vectors]:
         wanted = self._wanted

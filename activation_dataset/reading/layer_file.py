@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from activation_dataset.checksum import crc32c_of_spans, extend
+from activation_dataset import native
+from activation_dataset.checksum import c_extend, crc32c_of_spans, extend
+from activation_dataset.elements import scatter
 from activation_dataset.folder import Source
 from activation_dataset.format import numpy_dtype
 from activation_dataset.index import ShardIndex
@@ -26,6 +29,8 @@ from activation_dataset.tfrecord import (
 )
 
 Bytes = NDArray[np.uint8]
+
+TOO_SHORT = "the file ends inside it, or inside one soon after it"
 
 RUN_BYTES = 1 << 18
 """Records are read in runs of about this size, a larger record by itself."""
@@ -51,6 +56,29 @@ def runs_of(index: ShardIndex) -> list[Run]:
     return runs
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where a record lies in its file, in bytes.
+
+    Attributes:
+        start, end: of the record with its framing.
+        activation, size: where its activation starts, and how long it is.
+    """
+
+    start: int
+    activation: int
+    size: int
+    end: int
+
+    def head(self) -> Bytes:
+        """For what comes before the activation."""
+        return np.empty(self.activation - self.start, np.uint8)
+
+    def tail(self) -> Bytes:
+        """For what comes after the activation."""
+        return np.empty(self.end - self.activation - self.size, np.uint8)
+
+
 class LayerFileReader:
     """Reads runs of one layer file, in any number of threads; closes it as a context manager.
 
@@ -70,6 +98,8 @@ class LayerFileReader:
     ) -> None:
         self._source, self._name, self._index, self._kind = source, name, index, kind
         self._scratch = scratch
+        self._piece_rows = max(1, source.piece_bytes // kind.vector_bytes)
+        self._descriptor = source.descriptor if native.library and c_extend else None
         self.stored = numpy_dtype(kind.storage_dtype)
 
     def __enter__(self) -> LayerFileReader:
@@ -91,45 +121,91 @@ class LayerFileReader:
         for piece in pieces:
             yield piece.reshape(-1).view(self.stored).reshape(-1, self._kind.hidden)
 
-    def read(self, run: Run, out: NDArray[Any]) -> None:
-        """Reads the stored vectors of a run into [vectors, hidden], which is C-contiguous.
+    def read(self, run: Run, out: NDArray[Any], places: NDArray[np.int64] | None = None) -> None:
+        """Reads the stored vectors of a run into [n, hidden], which is C-contiguous.
+
+        Args:
+            run: the records.
+            out: of the dtype `stored`.
+            places: [vectors] int64, the rows of `out` that they go to; None for the first ones.
 
         Raises:
             CorruptRecordError: as `pieces`; what `out` holds then is of no use.
         """
-        if run.last - run.first == 1:
-            for _ in self._large(run.first, out.reshape(-1).view(np.uint8)):
-                pass
-        else:
-            (block,) = self.pieces(run)
-            out[...] = block
-
-    def _large(self, record: int, target: Bytes | None = None) -> Iterator[Bytes]:
-        """The activation of a record piece by piece, read into `target` or else into a buffer."""
-        start, end = self._index.record_starts[record : record + 2].tolist()
-        activation = int(self._index.activation_starts[record])
-        size = int(self._index.vector_counts[record]) * self._kind.vector_bytes
-        head = np.empty(activation - start, np.uint8)
-        tail = np.empty(end - activation - size, np.uint8)
-        step = max(1, self._source.piece_bytes // self._kind.vector_bytes) * self._kind.vector_bytes
-        crc = 0
-        for position in range(0, max(size, 1), step):
-            length = min(step, size - position)
-            piece = (
-                self._scratch.take(length)
-                if target is None
-                else target[position : position + length]
-            )
-            views = [piece, tail] if position + length == size else [piece]
-            if position == 0:
-                self._fill(record, start, [head, *views])
-                check_header(head[:HEADER_BYTES], end - start, self._name, record, start)
-                crc = extend(0, head[HEADER_BYTES:])
+        if run.last - run.first == 1 and self._descriptor is not None:
+            self._large_by_library(run.first, self._descriptor, out, places)
+            return
+        start = 0
+        for piece in self.pieces(run):
+            end = start + len(piece)
+            if places is None:
+                out[start:end] = piece
             else:
-                self._fill(record, activation + position, views)
+                scatter(piece, out, places[start:end])
+            start = end
+
+    def _large(self, record: int) -> Iterator[Bytes]:
+        """The activation of a record piece by piece."""
+        place = self._place(record)
+        step = self._piece_rows * self._kind.vector_bytes
+        head, tail = place.head(), place.tail()
+        crc = 0
+        for position in range(0, max(place.size, 1), step):
+            length = min(step, place.size - position)
+            piece = self._scratch.take(length)
+            views = [piece, tail] if position + length == place.size else [piece]
+            if position == 0:
+                self._fill(record, place.start, [head, *views])
+                crc = self._checked_head(record, place, head)
+            else:
+                self._fill(record, place.activation + position, views)
             crc = extend(crc, piece)
             yield piece
-        if frame_footer(extend(crc, tail[:-FOOTER_BYTES])) != tail[-FOOTER_BYTES:].tobytes():
+        self._check_tail(record, crc, tail)
+
+    def _large_by_library(
+        self, record: int, descriptor: int, out: NDArray[Any], places: NDArray[np.int64] | None
+    ) -> None:
+        """Reads the activation of a record as `read`, without the interpreter's lock."""
+        assert native.library is not None
+        place = self._place(record)
+        head, tail = place.head(), place.tail()
+        self._fill(record, place.start, [head])
+        scratch = self._scratch.take(self._piece_rows * self._kind.vector_bytes)
+        crc = native.library.ReadRows(
+            c_extend,
+            self._checked_head(record, place, head),
+            descriptor,
+            place.activation,
+            int(self._index.vector_counts[record]),
+            self._kind.vector_bytes,
+            native.address(scratch),
+            self._piece_rows,
+            None if places is None else native.address(places),
+            native.address(out),
+        )
+        if crc == -1:
+            raise self._corrupt(record, TOO_SHORT)
+        if crc < 0:
+            raise OSError(-1 - crc, os.strerror(-1 - crc), self._name)
+        self._fill(record, place.activation + place.size, [tail])
+        self._check_tail(record, crc, tail)
+
+    def _place(self, record: int) -> _Place:
+        start, end = self._index.record_starts[record : record + 2].tolist()
+        size = int(self._index.vector_counts[record]) * self._kind.vector_bytes
+        return _Place(start, int(self._index.activation_starts[record]), size, end)
+
+    def _checked_head(self, record: int, place: _Place, head: Bytes) -> int:
+        """CRC32C of what comes before the activation in the data, after checking the header."""
+        header, prefix = head[:HEADER_BYTES], head[HEADER_BYTES:]
+        check_header(header, place.end - place.start, self._name, record, place.start)
+        return extend(0, prefix)
+
+    def _check_tail(self, record: int, crc: int, tail: Bytes) -> None:
+        """Compares the CRC of the data with the footer, given that of all up to the activation."""
+        suffix, footer = tail[:-FOOTER_BYTES], tail[-FOOTER_BYTES:]
+        if frame_footer(extend(crc, suffix)) != footer.tobytes():
             raise self._corrupt(record, DATA_CRC)
 
     def _small(self, run: Run) -> Iterator[Bytes]:
@@ -161,7 +237,7 @@ class LayerFileReader:
 
     def _fill(self, record: int, offset: int, views: list[Bytes]) -> None:
         if not self._source.read(offset, views):
-            raise self._corrupt(record, "the file ends inside it, or inside one soon after it")
+            raise self._corrupt(record, TOO_SHORT)
 
     def _corrupt(self, record: int, detail: str) -> CorruptRecordError:
         return CorruptRecordError(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from activation_dataset import native
 from activation_dataset.elements import Dtype, Normalise, Wanted
 from activation_dataset.example import ExampleError, decode_example
 from activation_dataset.fields import FieldError
@@ -21,7 +22,7 @@ from activation_dataset.index_file import open_index
 from activation_dataset.metadata import Metadata
 from activation_dataset.reading.batches import Batches
 from activation_dataset.reading.blocks import BlockReader
-from activation_dataset.reading.layer_file import LayerFileReader, Run
+from activation_dataset.reading.layer_file import RUN_BYTES, LayerFileReader, Run
 from activation_dataset.reading.provenance import Origin, TokenQuery, trace, where
 from activation_dataset.reading.vectors import Places, Vectors
 from activation_dataset.record import RecordKind
@@ -273,6 +274,18 @@ class ActivationDataset:
         index = self.index(shard)
         source = self.folder.source(path)
         return LayerFileReader(source, path, index, self.kind, scratch or Scratch())
+
+    @property
+    def parallel_reads(self) -> int:
+        """How many runs to read at a time.
+
+        Threads that read small records of a local file would wait for the interpreter's lock.
+        """
+        vectors_per_record = self.num_vectors / max(1, len(self))
+        small = vectors_per_record * self.kind.vector_bytes < RUN_BYTES
+        if self.folder.local and (small or native.library is None):
+            return 1
+        return self.folder.parallel_reads
 
     def shard_numbers(self, shard: int) -> range:
         """The numbers of the vectors of a shard."""

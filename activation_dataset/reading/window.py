@@ -138,7 +138,7 @@ class WindowReader:
             for layer, stored in zip(self._layers, pool, strict=True):
                 self._read(run, layer, stored, part)
 
-        for _ in map_in_order(read, range(len(runs)), self._dataset.folder.parallel_reads):
+        for _ in map_in_order(read, range(len(runs)), self._dataset.parallel_reads):
             pass
         return Window(pool, numbers, self._kept(pool))
 
@@ -153,12 +153,13 @@ class WindowReader:
     ) -> None:
         """Reads the wanted vectors of a run into these places, [size], of [n, hidden]."""
         with self._dataset.layer_file(layer, run.shard, self._scratch) as file:
+            if run.chosen is None:
+                file.read(run.run, out, places)
+                return
             start = position = 0
             for piece in file.pieces(run.run):
-                wanted = piece
-                if run.chosen is not None:
-                    ends = np.searchsorted(run.chosen, [start, start + len(piece)])
-                    wanted = piece[run.chosen[slice(*ends)] - start]
+                first, last = np.searchsorted(run.chosen, [start, start + len(piece)]).tolist()
+                wanted = piece[run.chosen[first:last] - start]
                 scatter(wanted, out, places[position : position + len(wanted)])
                 start += len(piece)
                 position += len(wanted)

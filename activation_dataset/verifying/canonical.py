@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from activation_dataset.checksum import crc32c_of_spans
 from activation_dataset.protobuf import field, varint
 from activation_dataset.reuse import windows
-from activation_dataset.tfrecord import FOOTER_BYTES, HEADER_BYTES, frame_header, mask
+from activation_dataset.tfrecord import FOOTER_BYTES, HEADER_BYTES, mask
 from activation_dataset.verifying.sample_table import SampleTable
 
 Bytes = NDArray[np.uint8]
@@ -86,14 +86,13 @@ def read_blocks(stream: BinaryIO, block_bytes: int) -> Iterator[RecordBlock]:
         remaining -= size
         filled += size
         ends, needed = _record_ends(buffer[:filled])
-        if ends:
-            block = RecordBlock(
-                buffer, np.array([0, *ends[:-1]], np.int64), np.array(ends, np.int64)
-            )
-            _check_data(block)
-            yield block
-            filled, wanted = filled - ends[-1], block_bytes
-            buffer[:filled] = buffer[ends[-1] : ends[-1] + filled].copy()
+        if len(ends):
+            starts = np.concatenate([[0], ends[:-1]])
+            _check(buffer, starts + HEADER_BYTES, ends - FOOTER_BYTES)
+            yield RecordBlock(buffer, starts, ends)
+            done = int(ends[-1])
+            filled, wanted = filled - done, block_bytes
+            buffer[:filled] = buffer[done : done + filled].copy()
         elif needed > filled + remaining:
             raise NotCanonicalError("the file ends inside a record")
         else:  # of a large record just as much as is missing, so that nothing has to be moved
@@ -155,30 +154,32 @@ def fill(stream: BinaryIO, block: Bytes) -> bool:
     return True
 
 
-def _record_ends(block: Bytes) -> tuple[list[int], int]:
+def _record_ends(block: Bytes) -> tuple[Int64s, int]:
     """Ends of the whole records in a block, and how many bytes the first needs if there is none."""
     view = block.data
     ends: list[int] = []
     position = 0
+    needed = HEADER_BYTES
     while position + HEADER_BYTES <= len(view):
-        length = _LENGTH.unpack_from(view, position)[0]
-        if view[position : position + HEADER_BYTES] != frame_header(length):
-            raise NotCanonicalError("the CRC of a length does not match")
-        end = position + HEADER_BYTES + length + FOOTER_BYTES
-        if end > len(view):
-            return ends, end
-        ends.append(end)
-        position = end
-    return ends, position + HEADER_BYTES
+        needed = HEADER_BYTES + _LENGTH.unpack_from(view, position)[0] + FOOTER_BYTES
+        if position + needed > len(view):
+            break
+        position += needed
+        ends.append(position)
+        needed = HEADER_BYTES
+    # No length is believed before its CRC has been checked; the last may be of half a record.
+    lengths = np.array([0, *ends] if needed > HEADER_BYTES else [0, *ends][:-1], np.int64)
+    _check(block, lengths, lengths + _LENGTH.size)
+    return np.array(ends, np.int64), position + needed
 
 
-def _check_data(block: RecordBlock) -> None:
-    """Compares the CRC of each record's data with what its footer says."""
-    footers = block.ends - FOOTER_BYTES
-    crcs = mask(crc32c_of_spans(block.data, block.starts + HEADER_BYTES, footers))
-    stored = windows(block.data, FOOTER_BYTES)[footers].view("<u4")[:, 0]
-    if not np.array_equal(stored, crcs):
-        raise NotCanonicalError("the CRC of a record's data does not match")
+def _check(block: Bytes, starts: Int64s, ends: Int64s) -> None:
+    """Compares the CRC of each block[start:end] with the four bytes behind it."""
+    if not len(starts):
+        return
+    stored = windows(block, FOOTER_BYTES)[ends].view("<u4")[:, 0]
+    if not np.array_equal(stored, mask(crc32c_of_spans(block, starts, ends))):
+        raise NotCanonicalError("a CRC does not match")
 
 
 def _spans(starts: Int64s, ends: Int64s) -> list[slice]:
@@ -195,7 +196,8 @@ def _varints(packed: Bytes, ends: Int64s) -> Int64s:
     short = not (more[:-3] & more[1:-2] & more[2:-1] & more[3:]).any()
     shortest = not ((packed[1:] == 0) & more[:-1]).any()
     if whole and short and shortest:
-        return np.diff(np.searchsorted(np.flatnonzero(last), ends), prepend=0)
+        counts = [np.count_nonzero(last[span]) for span in _spans(starts, ends)]
+        return np.array(counts, np.int64)
     return np.full(len(ends), -1, np.int64)
 
 

@@ -83,11 +83,13 @@ class SampleTable:
         """As the layer files of a dataset of that pooling have the samples of whole prompts."""
         if pooling != "last":
             return self
-        ends = np.flatnonzero(self.tokens < 0x80) + 1
-        last = np.searchsorted(ends, self.token_ends)
-        # A sample's last varint starts where the one before ends, or where the sample starts.
-        before = np.where(last > 0, ends[last - 1], 0)
-        starts = np.maximum(before, np.concatenate([[0], self.token_ends])[:-1])
+        first = np.concatenate([[0], self.token_ends])[:-1]
+        starts = np.maximum(self.token_ends - 1, first)
+        # Every byte of a varint but its last has the highest bit.
+        longer = np.flatnonzero(starts > first)
+        while len(longer := longer[self.tokens[starts[longer] - 1] >= 0x80]):
+            starts[longer] -= 1
+            longer = longer[starts[longer] > first[longer]]
         lengths = self.token_ends - starts
         new_ends = np.cumsum(lengths)
         places = np.arange(int(lengths.sum()))
