@@ -27,7 +27,7 @@ from activation_dataset.verifying.record_group import RecordGroup
 from activation_dataset.verifying.sample_table import SampleTable
 
 # Records are read in groups of about this size, a larger record by itself.
-_GROUP_BYTES = 1 << 20
+_GROUP_BYTES = 1 << 21
 # … and in pieces of this size, which stay in a core's cache.
 _PIECE_BYTES = 1 << 20
 _MAX_PROBLEMS = 5

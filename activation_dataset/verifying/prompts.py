@@ -27,7 +27,7 @@ from activation_dataset.verifying.canonical import NotCanonicalError, parse_reco
 from activation_dataset.verifying.layer_file import LayerFileError, Problems
 from activation_dataset.verifying.sample_table import SampleTable
 
-_BLOCK_BYTES = 1 << 22
+_BLOCK_BYTES = 1 << 24
 
 
 def verify_prompts(
