@@ -265,6 +265,9 @@ def _verify_in_worker(shard: int) -> ShardReport:
 def _read_metadata(folder: Folder, present: set[str]) -> tuple[Metadata | None, list[Problem]]:
     remedy = "run the same command again, which verifies the layer files and writes it"
     if METADATA_FILE not in present:
+        if not any(parse_shard_file(file) or parse_prompts_file(file) for file in present):
+            what = "missing, as are files of layers and prompts: this is no dataset"
+            return None, [Problem(METADATA_FILE, what, "give the folder that the job wrote to")]
         return None, [Problem(METADATA_FILE, "missing: the run has not finished", remedy)]
     remedy = f"delete it and {remedy}"
     try:

@@ -276,6 +276,13 @@ def test_without_metadata_the_records_are_still_checked(dataset):
     assert redo == [MIDDLE, LAST]
 
 
+def test_a_folder_that_is_no_dataset(tmp_path):
+    (tmp_path / "notes.txt").write_text("elsewhere")
+    [problem] = verify(tmp_path).problems
+    assert problem.file == "metadata.json"
+    assert "this is no dataset" in problem.what
+
+
 def test_without_metadata_runs_of_different_sizes_are_told_apart(dataset):
     (dataset / "metadata.json").unlink()
     shutil.copy(dataset / MIDDLE, dataset / shard_file(11, 0, 4))
