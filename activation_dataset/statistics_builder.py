@@ -62,6 +62,11 @@ class StatisticsBuilder:
                     self._rows = 0
             position += taken
 
+    @property
+    def rows_to_block(self) -> int:
+        """Rows that complete the block that has been begun; 0 if none has."""
+        return -self._rows % BLOCK_ROWS
+
     def result(self) -> LayerStatistics:
         """Statistics of all rows so far. More may follow."""
         total = self._total.merge(self._group_statistics())

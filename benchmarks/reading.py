@@ -132,7 +132,7 @@ def verifying(folder: Path, gigabytes: float, rounds: int) -> list[Result]:
     found = []
     for name in ("every token, bfloat16", "last token, float32"):
         path = folder / name
-        files = sorted(path.glob("layer_*/*")) + sorted(path.glob("prompts/*"))
+        files = [file for file in sorted(path.rglob("*")) if file.is_file()]
         run = partial(verified, path)
         found.append(against_plain_reads(f"verify, {name}", 0.5, files, rounds, run))
     return found

@@ -20,6 +20,10 @@ _INT, _FLOAT, _DOUBLE, _POINTER = (
 )
 # Result and arguments of each function, as its C++ has them.
 _SIGNATURES = {
+    "CountVarints": (
+        _INT,
+        [_POINTER, _POINTER, _INT, _POINTER],
+    ),
     "CrcsOfSpans": (
         None,
         [_POINTER, _POINTER, _POINTER, _POINTER, _INT, _POINTER],

@@ -16,6 +16,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from activation_dataset import native
 from activation_dataset.checksum import crc32c_of_spans
 from activation_dataset.protobuf import field, varint
 from activation_dataset.reuse import windows
@@ -138,7 +139,7 @@ def parse_records(
     tokens = np.concatenate([block.data[span] for span in _spans(starts, ends)])
     token_ends = np.cumsum(ends - starts)
     kept = num_tokens if tokens_kept is None else np.full_like(num_tokens, tokens_kept)
-    cursor.require(_varints(tokens, token_ends) == kept)
+    cursor.require(count_varints(tokens, token_ends) == kept)
     samples = SampleTable(sample_ids, task_ids, num_tokens, tokens, token_ends)
     return ParsedRecords(samples, payload_starts, payload_ends)
 
@@ -186,9 +187,23 @@ def _spans(starts: Int64s, ends: Int64s) -> list[slice]:
     return [slice(*span) for span in zip(starts.tolist(), ends.tolist(), strict=True)]
 
 
-def _varints(packed: Bytes, ends: Int64s) -> Int64s:
-    """[n] int64: how many varints lie in each of n spans that follow each other; -1 if any is not
-    of at most 4 bytes, shortest, and whole."""
+def count_varints(packed: Bytes, ends: Int64s) -> Int64s:
+    """Counts the varints in spans that follow each other.
+
+    Args:
+        packed: [bytes] uint8, contiguous.
+        ends: [n] int64, where each span ends.
+
+    Returns:
+        [n] int64; all -1 if a varint is not whole, of 1 to 4 bytes and shortest, or a span empty.
+    """
+    unusual = np.full(len(ends), -1, np.int64)
+    if native.library is not None:
+        counts = np.empty(len(ends), np.int64)
+        usual = native.library.CountVarints(
+            native.address(packed), native.address(ends), len(ends), native.address(counts)
+        )
+        return counts if usual else unusual
     last = packed < 0x80
     more = ~last
     starts = np.concatenate([[0], ends[:-1]])
@@ -196,9 +211,8 @@ def _varints(packed: Bytes, ends: Int64s) -> Int64s:
     short = not (more[:-3] & more[1:-2] & more[2:-1] & more[3:]).any()
     shortest = not ((packed[1:] == 0) & more[:-1]).any()
     if whole and short and shortest:
-        counts = [np.count_nonzero(last[span]) for span in _spans(starts, ends)]
-        return np.array(counts, np.int64)
-    return np.full(len(ends), -1, np.int64)
+        return np.array([np.count_nonzero(last[span]) for span in _spans(starts, ends)], np.int64)
+    return unusual
 
 
 class _Cursor:

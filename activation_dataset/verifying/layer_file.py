@@ -16,7 +16,7 @@ from activation_dataset.manifest import LayerFile, ShardManifest
 from activation_dataset.record import RecordFrame, RecordKind, frame_record
 from activation_dataset.reuse import Scratch
 from activation_dataset.sites import Site
-from activation_dataset.statistics_builder import StatisticsBuilder
+from activation_dataset.statistics_builder import BLOCK_ROWS, StatisticsBuilder
 from activation_dataset.tfrecord import CorruptRecordError, scan_records
 from activation_dataset.verifying.canonical import (
     NotCanonicalError,
@@ -139,7 +139,10 @@ def verify_file(
     stream.seek(0)
     crc = size = 0
     dtype = numpy_dtype(kind.storage_dtype)
-    piece_bytes = max(1, _PIECE_BYTES // kind.vector_bytes) * kind.vector_bytes
+    blocks_of_rows = max(1, _PIECE_BYTES // (BLOCK_ROWS * kind.vector_bytes)) * BLOCK_ROWS
+
+    def piece_bytes() -> int:  # whole blocks need not be copied
+        return (statistics.rows_to_block or blocks_of_rows) * kind.vector_bytes
 
     def take(activations: NDArray[np.uint8]) -> None:
         statistics.update(activations.view(dtype).reshape(-1, kind.hidden))

@@ -73,7 +73,7 @@ class RecordGroup:
         stream: BinaryIO,
         crc: int,
         scratch: Scratch,
-        piece_bytes: int,
+        piece_bytes: Callable[[], int],
         take: Callable[[Bytes], object],
     ) -> int:
         """Reads such records; all bytes but the activations are compared with what is known.
@@ -82,7 +82,7 @@ class RecordGroup:
             stream: at the group's first byte.
             crc: CRC32C of all before it.
             scratch: for what is read.
-            piece_bytes: of an activation that is read by itself, at a time.
+            piece_bytes: how much to read next of an activation that is read by itself.
             take: called with the activations' bytes, in pieces, each overwritten by the next.
 
         Returns:
@@ -108,7 +108,7 @@ class RecordGroup:
         stream: BinaryIO,
         crc: int,
         scratch: Scratch,
-        piece_bytes: int,
+        piece_bytes: Callable[[], int],
         take: Callable[[Bytes], object],
     ) -> int:
         """As `read`, of one record, whose pieces stay in a core's cache and are summed once."""
@@ -116,11 +116,13 @@ class RecordGroup:
         head, tail = np.empty(start, np.uint8), np.empty(len(self.known) - start, np.uint8)
         _fill(stream, head)
         data_crc = extend(0, head[HEADER_BYTES:])
-        for first in range(start, stop, piece_bytes):
-            piece = scratch.take(min(piece_bytes, stop - first))
+        missing = stop - start
+        while missing:
+            piece = scratch.take(min(piece_bytes(), missing))
             _fill(stream, piece)
             data_crc = extend(data_crc, piece)
             take(piece)
+            missing -= len(piece)
         _fill(stream, tail)
         suffix, footer = tail[:-FOOTER_BYTES], tail[-FOOTER_BYTES:]
         data_crc = extend(data_crc, suffix)

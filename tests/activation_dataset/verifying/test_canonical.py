@@ -6,12 +6,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from activation_dataset import native
 from activation_dataset.checksum import crc32c
 from activation_dataset.example import ACTIVATION, decode_example
 from activation_dataset.format import Sample
+from activation_dataset.protobuf import varint
 from activation_dataset.record import RecordKind, frame_record
 from activation_dataset.tfrecord import frame_footer, frame_header
-from activation_dataset.verifying.canonical import NotCanonicalError, parse_records, read_blocks
+from activation_dataset.verifying.canonical import (
+    NotCanonicalError,
+    count_varints,
+    parse_records,
+    read_blocks,
+)
 from activation_dataset.verifying.sample_table import SampleTable
 
 SIZES = [127, 128, 1, 300, 16_383, 2]
@@ -136,6 +143,37 @@ def test_a_prompt_without_tokens_is_left_to_the_slow_reader():
     content = record_of(Sample("id", "task", np.empty(0, np.int32), 0), kind_of("none"))
     with pytest.raises(NotCanonicalError):
         parse(content, kind_of("none"))
+
+
+NUMBERS = st.one_of(st.integers(0, 2**28 - 1), st.sampled_from([0, 127, 128, 2**21, 2**28, 2**32]))
+
+
+@given(st.lists(st.lists(NUMBERS, max_size=90), min_size=1, max_size=4), st.integers(0, 200))
+@pytest.mark.parametrize("by", ["library", "numpy"])
+def test_counting_varints(by, spans, junk):
+    if by == "library" and native.library is None:
+        pytest.skip("the library is not built here")
+    encoded = [b"".join(map(varint, span)) for span in spans]
+    content = bytearray(b"".join(encoded))
+    ends = np.cumsum([len(each) for each in encoded])
+    with pytest.MonkeyPatch.context() as patch:
+        if by == "numpy":
+            patch.setattr(native, "library", None)
+        found = count_varints(np.frombuffer(content, np.uint8), ends).tolist()
+        usual = all(spans) and max(map(max, spans)) < 2**28
+        assert found == ([len(span) for span in spans] if usual else [-1] * len(spans))
+        if not usual:
+            return
+        place = junk % len(content)
+        last = content[place] < 0x80
+        content[place] ^= 0x80  # joins two numbers, or cuts one in two
+        found = count_varints(np.frombuffer(content, np.uint8), ends).tolist()
+        change = -1 if last else 1
+        span = int(np.searchsorted(ends, place, side="right"))
+        expected = [len(each) + change * (number == span) for number, each in enumerate(spans)]
+        assert found in (expected, [-1] * len(spans))
+        if last and place + 1 in ends:
+            assert found == [-1] * len(spans)
 
 
 def test_tables_are_equal_only_if_all_is():
