@@ -6,6 +6,7 @@ rows and columns alone (no BLAS, and no einsum, whose bits depend on the CPU and
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +51,41 @@ class Moments:
         """Of the blocks start to stop - 1; a view."""
         blocks = slice(start, stop)
         return Moments(self.mean[blocks], self.variance[blocks], self.squares[blocks])
+
+
+class VectorBlocks(ctypes.Structure):
+    """Vectors on their way to moments, in blocks, as native/known_records.cc has it.
+
+    Attributes:
+        filled: bytes of the block that is being filled.
+        measured: blocks whose moments are there.
+    """
+
+    filled: int
+    measured: int
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("bfloat16", "hidden", "rows", "blocks")),
+        *((name, ctypes.c_int64) for name in ("filled", "measured")),
+        *((name, ctypes.c_float) for name in ("least_square", "largest_square")),
+        ("cancellation", ctypes.c_double),
+        *((name, ctypes.c_void_p) for name in ("block", "mean", "variance", "squares")),
+    )
+
+    @classmethod
+    def of(cls, block: NDArray[Any], into: Moments) -> VectorBlocks:
+        """Of a block [rows, hidden], as for `measure`, and as many as there is room for."""
+        memory = (block, into.mean, into.variance, into.squares)
+        return cls(
+            block.dtype == np.uint16,
+            block.shape[1],
+            len(block),
+            len(into.mean),
+            0,
+            0,
+            *_SAFE_SQUARES,
+            _MAX_CANCELLATION,
+            *map(native.address, memory),
+        )
 
 
 def measure(blocks: NDArray[Any], into: Moments) -> int:

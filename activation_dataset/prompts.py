@@ -14,6 +14,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from activation_dataset import native
 from activation_dataset.checksum import crc32c, extend, to_text
 from activation_dataset.example import (
     DecodedExample,
@@ -161,13 +162,20 @@ def _cells(example: DecodedExample) -> NDArray[np.int16]:
     if len(example.activation) != size:
         raise ExampleError(f"cells has {len(example.activation)} bytes, expected {size}")
     payload = np.frombuffer(example.activation, np.uint8)
-    if not are_cells(payload):
+    if not spans_are_cells(payload, np.zeros(1, np.int64), np.full(1, size)):
         raise ExampleError("cells has a row that is neither a cell nor -1 throughout")
     return payload.view(_STORED).reshape(shape).astype(np.int16)
 
 
-def are_cells(payload: NDArray[np.uint8]) -> bool:
-    """Whether stored cells, [8 * n] uint8, are each a cell or -1 throughout."""
+def spans_are_cells(
+    block: NDArray[np.uint8], starts: NDArray[np.int64], ends: NDArray[np.int64]
+) -> bool:
+    """Whether stored cells, each block[start:end] of whole ones, are a cell or -1 throughout."""
+    if native.library is not None:
+        places = (native.address(block), native.address(starts), native.address(ends))
+        return bool(native.library.AreCells(*places, len(starts)))
+    spans = zip(starts.tolist(), ends.tolist(), strict=True)
+    payload = np.concatenate([block[start:end] for start, end in spans])
     rows = payload.view("<i8")  # example in the lowest 16 bits, then role, row and column
     return all(
         _are_cells(rows[start : start + _ROWS_CHECKED])

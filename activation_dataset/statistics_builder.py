@@ -6,15 +6,15 @@ are the moments of blocks (`moments.py`), and what joins them here.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from activation_dataset.elements import put
 from activation_dataset.format import to_float32
-from activation_dataset.moments import Moments, mean, mean_and_variance, measure
+from activation_dataset.moments import Moments, VectorBlocks, mean, mean_and_variance, measure
 from activation_dataset.norms import NormHistogram
 from activation_dataset.statistics import Float64Array, LayerStatistics
 
@@ -35,16 +35,20 @@ class StatisticsBuilder:
 
     def __init__(self, hidden: int) -> None:
         self._total = LayerStatistics.empty(hidden)
-        self._pending = np.empty((BLOCK_ROWS, hidden), np.float32)
+        self._pending: NDArray[Any] = np.empty((BLOCK_ROWS, hidden), np.float32)
         self._rows = 0
         self._group = Moments.empty(GROUP_BLOCKS, BLOCK_ROWS, hidden)
         self._blocks = 0
 
     def update(self, rows: NDArray[Any]) -> None:
-        """Adds rows [n, hidden], float32 or uint16 with bfloat16's bits; they are not kept."""
+        """Adds rows [n, hidden], float32 or uint16 with bfloat16's bits; they are not kept.
+
+        All calls must give the same of the two.
+        """
         hidden = self._pending.shape[1]
         if rows.ndim != 2 or rows.shape[1] != hidden:
             raise ValueError(f"rows have shape {rows.shape}, expected [n, {hidden}]")
+        self._keep(rows.dtype)
         # The order of a sum follows from the shape only where rows lie one behind the other.
         usable = rows.flags.c_contiguous and rows.flags.aligned
         position = 0
@@ -55,12 +59,36 @@ class StatisticsBuilder:
                 self._add(left[:taken].reshape(whole, BLOCK_ROWS, hidden))
             else:
                 taken = min(BLOCK_ROWS - self._rows, len(left))
-                put(left[:taken], self._pending[self._rows : self._rows + taken])
+                self._pending[self._rows : self._rows + taken] = left[:taken]
                 self._rows += taken
                 if self._rows == BLOCK_ROWS:
                     self._add(self._pending[np.newaxis])
                     self._rows = 0
             position += taken
+
+    def update_by(self, read: Callable[[VectorBlocks], bool], bfloat16: bool) -> None:
+        """Adds rows that `read` finds, as `update` would.
+
+        Args:
+            read: fills the block, measures it as `measure` does, and so on, until it has no more
+                rows, there is no room for more moments, or a full block cannot be measured.
+                Returns whether it has more.
+            bfloat16: whether the rows are bfloat16's bits, else they are float32.
+        """
+        self._keep(np.dtype(np.uint16 if bfloat16 else np.float32))
+        vectors = VectorBlocks.of(self._pending, self._group)
+        row_bytes = self._pending[0].nbytes
+        more = True
+        while more:
+            vectors.filled, vectors.measured = self._rows * row_bytes, self._blocks
+            more = read(vectors)
+            self._rows, self._blocks = vectors.filled // row_bytes, vectors.measured
+            extreme = self._rows == BLOCK_ROWS
+            if extreme or self._blocks == GROUP_BLOCKS:
+                self._join_group()
+            if extreme:
+                self._total = self._total.merge(_extreme(self._pending))
+                self._rows = 0
 
     @property
     def rows_to_block(self) -> int:
@@ -76,6 +104,12 @@ class StatisticsBuilder:
         moments = Moments.empty(*last.shape)
         return total.merge(_joined(moments) if measure(last, moments) else _extreme(last[0]))
 
+    def _keep(self, dtype: np.dtype[Any]) -> None:
+        if dtype != self._pending.dtype:
+            if self._rows:
+                raise ValueError(f"rows are {dtype} after {self._pending.dtype}")
+            self._pending = np.empty(self._pending.shape, dtype)
+
     def _add(self, blocks: NDArray[Any]) -> None:
         """Adds blocks [n, BLOCK_ROWS, hidden]."""
         while len(blocks):
@@ -84,11 +118,14 @@ class StatisticsBuilder:
             self._blocks += done
             extreme = fitting[done : done + 1]
             if len(extreme) or self._blocks == GROUP_BLOCKS:
-                self._total = self._total.merge(self._group_statistics())
-                self._blocks = 0
+                self._join_group()
             for block in extreme:
                 self._total = self._total.merge(_extreme(block))
             blocks = blocks[done + len(extreme) :]
+
+    def _join_group(self) -> None:
+        self._total = self._total.merge(self._group_statistics())
+        self._blocks = 0
 
     def _group_statistics(self) -> LayerStatistics:
         if not self._blocks:

@@ -20,6 +20,10 @@ _INT, _FLOAT, _DOUBLE, _POINTER = (
 )
 # Result and arguments of each function, as its C++ has them.
 _SIGNATURES = {
+    "AreCells": (
+        _INT,
+        [*[_POINTER] * 3, _INT],
+    ),
     "CountVarints": (
         _INT,
         [_POINTER, _POINTER, _INT, _POINTER],
@@ -39,6 +43,18 @@ _SIGNATURES = {
     "ReadRows": (
         _INT,
         [_POINTER, *[_INT] * 5, _POINTER, _INT, _POINTER, _POINTER],
+    ),
+    "FindRecords": (
+        _INT,
+        [_POINTER, _POINTER, _INT, _INT, _POINTER, _POINTER],
+    ),
+    "ParseRecords": (
+        _INT,
+        [*[_POINTER] * 3, _INT, ctypes.c_char_p, *[_INT] * 3, *[_POINTER] * 2],
+    ),
+    "ReadKnownRecords": (
+        _INT,
+        [_POINTER] * 4,
     ),
     "Moments": (
         _INT,

@@ -1,40 +1,18 @@
 // Rows from a file into memory, with their checksum, while they are in a core's cache.
 
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
-#include <cstddef>
 #include <cstdint>
 
+#include "file.h"
+#include "framing.h"
 #include "scatter.h"
 
-namespace activation_dataset {
-namespace {
-
-// Returns 0, -1 where the file ends too early, or else -1 - errno.
-int64_t Fill(int file, int64_t offset, char* to, int64_t bytes) {
-  while (bytes) {
-    const ssize_t count = pread(file, to, bytes, offset);
-    if (count < 0 && errno == EINTR) continue;
-    if (count <= 0) return count ? -1 - errno : -1;
-    to += count;
-    offset += count;
-    bytes -= count;
-  }
-  return 0;
-}
-
-}  // namespace
-}  // namespace activation_dataset
-
 // Reads `count` rows of `row_bytes` that lie one behind the other in a file, from `offset` on.
-//   extend   crc32c_extend of Google's crc32c
 //   crc      CRC32C of what comes before
 //   scratch  [piece_rows, row_bytes]
 //   places   [count] the rows of `out` that they go to; null for the first `count`
 // Returns the CRC32C that includes them, or a negative number as Fill.
-extern "C" int64_t ReadRows(uint32_t (*extend)(uint32_t, const char*, size_t), int64_t crc,
+extern "C" int64_t ReadRows(activation_dataset::Extend extend, int64_t crc,
                             int64_t file, int64_t offset, int64_t count, int64_t row_bytes,
                             char* scratch, int64_t piece_rows, const int64_t* places, char* out) {
   for (int64_t row = 0; row < count; row += piece_rows) {
@@ -43,7 +21,7 @@ extern "C" int64_t ReadRows(uint32_t (*extend)(uint32_t, const char*, size_t), i
     const int64_t failed =
         activation_dataset::Fill(file, offset + row * row_bytes, piece, bytes);
     if (failed) return failed;
-    crc = extend(crc, piece, bytes);
+    crc = extend(crc, reinterpret_cast<const uint8_t*>(piece), bytes);
     if (places) Scatter(piece, row_bytes, places + row, rows, out);
   }
   return crc;

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from activation_dataset import native
-from activation_dataset.checksum import crc32c_of_spans
+from activation_dataset.checksum import c_extend, crc32c_of_spans
 from activation_dataset.protobuf import field, varint
 from activation_dataset.reuse import windows
 from activation_dataset.tfrecord import FOOTER_BYTES, HEADER_BYTES, mask
@@ -65,6 +65,20 @@ class ParsedRecords:
     payload_ends: Int64s
 
 
+_Spans = tuple[Int64s, Int64s]
+
+
+@dataclass(frozen=True, eq=False)
+class _Parts:
+    """Where the parts of n records start and end in their block, [n] int64 each, and num_tokens."""
+
+    payloads: _Spans
+    num_tokens: Int64s
+    sample_ids: _Spans
+    task_ids: _Spans
+    token_ids: _Spans
+
+
 def read_blocks(stream: BinaryIO, block_bytes: int) -> Iterator[RecordBlock]:
     """The records of a file, from the stream's position on, many at a time.
 
@@ -86,11 +100,9 @@ def read_blocks(stream: BinaryIO, block_bytes: int) -> Iterator[RecordBlock]:
             raise NotCanonicalError("the file became shorter while it was read")
         remaining -= size
         filled += size
-        ends, needed = _record_ends(buffer[:filled])
+        ends, needed = _find_records(buffer[:filled])
         if len(ends):
-            starts = np.concatenate([[0], ends[:-1]])
-            _check(buffer, starts + HEADER_BYTES, ends - FOOTER_BYTES)
-            yield RecordBlock(buffer, starts, ends)
+            yield RecordBlock(buffer, np.concatenate([[0], ends[:-1]]), ends)
             done = int(ends[-1])
             filled, wanted = filled - done, block_bytes
             buffer[:filled] = buffer[done : done + filled].copy()
@@ -120,28 +132,22 @@ def parse_records(
         NotCanonicalError: a record is not just as this package encodes it. (Also one without tokens
             or with a token from 2^28 on, which are too rare to be fast.)
     """
-    cursor = _Cursor(block)
-    payload_starts, payload_ends = cursor.feature(payload, _BYTES_LIST)
-    cursor.go_to(payload_ends)
-    _, ends = cursor.feature(b"num_tokens", _INT64_LIST)
-    num_tokens = cursor.varint()
-    cursor.arrive_at(ends)
-    sample_ids = cursor.texts(b"sample_id")
-    _, ends = cursor.feature(b"shape", _INT64_LIST)
-    if every_token:
-        cursor.require(cursor.varint() == num_tokens)
-    cursor.literal(varint(width))
-    cursor.arrive_at(ends)
-    task_ids = cursor.texts(b"task_id")
-    starts, ends = cursor.feature(b"token_ids", _INT64_LIST)
-    cursor.go_to(ends)
-    cursor.arrive_at(block.ends - FOOTER_BYTES)
-    tokens = np.concatenate([block.data[span] for span in _spans(starts, ends)])
+    take = _take_apart if native.library is None else _take_apart_by_library
+    parts = take(block, payload, width, every_token)
+    tokens = np.concatenate([block.data[span] for span in _slices(*parts.token_ids)])
+    starts, ends = parts.token_ids
     token_ends = np.cumsum(ends - starts)
-    kept = num_tokens if tokens_kept is None else np.full_like(num_tokens, tokens_kept)
-    cursor.require(count_varints(tokens, token_ends) == kept)
-    samples = SampleTable(sample_ids, task_ids, num_tokens, tokens, token_ends)
-    return ParsedRecords(samples, payload_starts, payload_ends)
+    kept = parts.num_tokens if tokens_kept is None else tokens_kept
+    if (count_varints(tokens, token_ends) != kept).any():
+        raise NotCanonicalError("token_ids has another number of tokens")
+    samples = SampleTable(
+        _texts(block.data, parts.sample_ids),
+        _texts(block.data, parts.task_ids),
+        parts.num_tokens,
+        tokens,
+        token_ends,
+    )
+    return ParsedRecords(samples, *parts.payloads)
 
 
 def fill(stream: BinaryIO, block: Bytes) -> bool:
@@ -155,8 +161,22 @@ def fill(stream: BinaryIO, block: Bytes) -> bool:
     return True
 
 
-def _record_ends(block: Bytes) -> tuple[Int64s, int]:
-    """Ends of the whole records in a block, and how many bytes the first needs if there is none."""
+def _find_records(block: Bytes) -> tuple[Int64s, int]:
+    """Ends of the whole records in a block, checked, and how many bytes one more would need."""
+    if native.library is not None and c_extend is not None:
+        ends_found = np.empty(len(block) // HEADER_BYTES, np.int64)
+        bytes_needed = np.empty(1, np.int64)
+        count = native.library.FindRecords(
+            c_extend,
+            native.address(block),
+            len(block),
+            len(ends_found),
+            native.address(ends_found),
+            native.address(bytes_needed),
+        )
+        if count < 0:
+            raise NotCanonicalError("a CRC does not match")
+        return ends_found[:count], int(bytes_needed[0])
     view = block.data
     ends: list[int] = []
     position = 0
@@ -171,6 +191,7 @@ def _record_ends(block: Bytes) -> tuple[Int64s, int]:
     # No length is believed before its CRC has been checked; the last may be of half a record.
     lengths = np.array([0, *ends] if needed > HEADER_BYTES else [0, *ends][:-1], np.int64)
     _check(block, lengths, lengths + _LENGTH.size)
+    _check(block, lengths[: len(ends)] + HEADER_BYTES, np.array(ends, np.int64) - FOOTER_BYTES)
     return np.array(ends, np.int64), position + needed
 
 
@@ -183,8 +204,16 @@ def _check(block: Bytes, starts: Int64s, ends: Int64s) -> None:
         raise NotCanonicalError("a CRC does not match")
 
 
-def _spans(starts: Int64s, ends: Int64s) -> list[slice]:
+def _slices(starts: Int64s, ends: Int64s) -> list[slice]:
     return [slice(*span) for span in zip(starts.tolist(), ends.tolist(), strict=True)]
+
+
+def _texts(block: Bytes, spans: _Spans) -> list[str]:
+    view = block.data
+    try:
+        return [str(view[span], "utf-8") for span in _slices(*spans)]
+    except UnicodeDecodeError as error:
+        raise NotCanonicalError(str(error)) from None
 
 
 def count_varints(packed: Bytes, ends: Int64s) -> Int64s:
@@ -211,8 +240,50 @@ def count_varints(packed: Bytes, ends: Int64s) -> Int64s:
     short = not (more[:-3] & more[1:-2] & more[2:-1] & more[3:]).any()
     shortest = not ((packed[1:] == 0) & more[:-1]).any()
     if whole and short and shortest:
-        return np.array([np.count_nonzero(last[span]) for span in _spans(starts, ends)], np.int64)
+        return np.array([np.count_nonzero(last[span]) for span in _slices(starts, ends)], np.int64)
     return unusual
+
+
+def _take_apart_by_library(
+    block: RecordBlock, payload: bytes, width: int, every_token: bool
+) -> _Parts:
+    assert native.library is not None
+    num_tokens = np.empty(len(block.ends), np.int64)
+    spans = np.empty((4, 2, len(block.ends)), np.int64)
+    unusual = native.library.ParseRecords(
+        native.address(block.data),
+        native.address(block.starts),
+        native.address(block.ends),
+        len(block.ends),
+        payload,
+        len(payload),
+        width,
+        every_token,
+        native.address(num_tokens),
+        native.address(spans),
+    )
+    if unusual >= 0:
+        raise NotCanonicalError(f"record {unusual} of a block is unusual")
+    payloads, sample_ids, task_ids, token_ids = ((starts, ends) for starts, ends in spans)
+    return _Parts(payloads, num_tokens, sample_ids, task_ids, token_ids)
+
+
+def _take_apart(block: RecordBlock, payload: bytes, width: int, every_token: bool) -> _Parts:
+    cursor = _Cursor(block)
+    payloads = cursor.value(payload, _BYTES_LIST)
+    _, ends = cursor.feature(b"num_tokens", _INT64_LIST)
+    num_tokens = cursor.varint()
+    cursor.arrive_at(ends)
+    sample_ids = cursor.value(b"sample_id", _BYTES_LIST)
+    _, ends = cursor.feature(b"shape", _INT64_LIST)
+    if every_token:
+        cursor.require(cursor.varint() == num_tokens)
+    cursor.literal(varint(width))
+    cursor.arrive_at(ends)
+    task_ids = cursor.value(b"task_id", _BYTES_LIST)
+    token_ids = cursor.value(b"token_ids", _INT64_LIST)
+    cursor.arrive_at(block.ends - FOOTER_BYTES)
+    return _Parts(payloads, num_tokens, sample_ids, task_ids, token_ids)
 
 
 class _Cursor:
@@ -238,7 +309,7 @@ class _Cursor:
         self.require(ends <= self._ends)
         return ends
 
-    def feature(self, name: bytes, list_tag: bytes) -> tuple[Int64s, Int64s]:
+    def feature(self, name: bytes, list_tag: bytes) -> _Spans:
         """Start and end of the one value, or packed values, of the feature."""
         ends = self.enter(b"\x0a")
         self.literal(field(b"\x0a", name))
@@ -246,15 +317,11 @@ class _Cursor:
             self.require(self.enter(tag) == ends)
         return self._at, ends
 
-    def texts(self, name: bytes) -> list[str]:
-        """The values of a feature of one text."""
-        starts, ends = self.feature(name, _BYTES_LIST)
+    def value(self, name: bytes, list_tag: bytes) -> _Spans:
+        """As `feature`; the places are behind it."""
+        starts, ends = self.feature(name, list_tag)
         self._at = ends
-        view = self._block.data
-        try:
-            return [str(view[span], "utf-8") for span in _spans(starts, ends)]
-        except UnicodeDecodeError as error:
-            raise NotCanonicalError(str(error)) from None
+        return starts, ends
 
     def literal(self, text: bytes) -> None:
         found = windows(self._block, len(text))[self._at]
@@ -280,6 +347,3 @@ class _Cursor:
 
     def arrive_at(self, ends: Int64s) -> None:
         self.require(self._at == ends)
-
-    def go_to(self, ends: Int64s) -> None:
-        self._at = ends

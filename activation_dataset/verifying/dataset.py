@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ from activation_dataset.format import (
     ERRORS_FOLDER,
     METADATA_FILE,
     PROMPTS_FOLDER,
+    Pooling,
     index_file,
     is_partial_file,
     parse_prompts_file,
@@ -26,7 +27,7 @@ from activation_dataset.format import (
 )
 from activation_dataset.index_file import IndexFileError, decode_index, index_key
 from activation_dataset.manifest import Batch, FileEntry, Manifest
-from activation_dataset.metadata import Metadata
+from activation_dataset.metadata import Metadata, RunDescription
 from activation_dataset.record import RecordKind
 from activation_dataset.sites import Site
 from activation_dataset.statistics import LayerStatistics, OrderedMerge
@@ -117,8 +118,7 @@ def verify(path: str | os.PathLike[str], workers: int = 1) -> Report:
         OSError: the folder itself cannot be listed.
         ImportError: a URL that cannot be opened here.
     """
-    location = os.fspath(path)
-    folder = open_folder(location)
+    folder = open_folder(path)
     present = set(folder.files())
     partial = [
         Problem(file, "left behind by a writer that was interrupted", DELETE)
@@ -130,7 +130,7 @@ def verify(path: str | os.PathLike[str], workers: int = 1) -> Report:
     if metadata is None:
         return _verify_without_metadata(folder, present, problems)
     problems += _unlisted_files(metadata, present)
-    shards = list(_verify_shards(location, metadata, workers))
+    shards = _verify_shards(folder, metadata, workers)
     for shard in shards:
         problems += shard.problems
     problems += _check_statistics(metadata, shards)
@@ -140,9 +140,8 @@ def verify(path: str | os.PathLike[str], workers: int = 1) -> Report:
     return Report(tuple(sorted(set(problems))), files, sum(shard.bytes for shard in shards))
 
 
-def verify_shard(folder: Folder, metadata: Metadata, batch: Batch) -> ShardReport:
-    """Checks all layer files of one shard against the metadata and against each other."""
-    run = metadata.run
+def verify_shard(folder: Folder, run: RunDescription, batch: Batch, num_shards: int) -> ShardReport:
+    """Checks all files of one shard against what the metadata says and against each other."""
     kind = RecordKind(run.pooling, run.storage_dtype, run.hidden_dim)
     problems: list[Problem] = []
     statistics: dict[Site, LayerStatistics] = {}
@@ -153,7 +152,7 @@ def verify_shard(folder: Folder, metadata: Metadata, batch: Batch) -> ShardRepor
         try:
             with folder.open(entry.path) as stream:
                 records = expected or expected_records(stream, entry.path, kind)
-                manifest = verify_file(stream, layer, batch.shard, len(metadata.batches), records)
+                manifest = verify_file(stream, layer, batch.shard, num_shards, records)
         except FileNotFoundError:
             problems.append(Problem(entry.path, "missing", RERUN, redo=True))
             continue
@@ -171,14 +170,16 @@ def verify_shard(folder: Folder, metadata: Metadata, batch: Batch) -> ShardRepor
         statistics[layer] = manifest.file.statistics
         expected = records
     samples = expected.table if expected else None
-    prompts_problems, prompts_bytes = _verify_prompts(folder, metadata, batch, samples)
-    problems += prompts_problems + _verify_index(folder, metadata, batch, kind)
+    prompts_problems, prompts_bytes = _verify_prompts(
+        folder, run.pooling, batch, num_shards, samples
+    )
+    problems += prompts_problems + _verify_index(folder, batch, num_shards, kind)
     sample_ids = samples.sample_ids if samples else []
     return ShardReport(problems, total + prompts_bytes, statistics, sample_ids)
 
 
 def _verify_prompts(
-    folder: Folder, metadata: Metadata, batch: Batch, samples: SampleTable | None
+    folder: Folder, pooling: Pooling, batch: Batch, num_shards: int, samples: SampleTable | None
 ) -> tuple[list[Problem], int]:
     """Checks the file of a shard's prompts, also against the samples of its layer files if known.
 
@@ -187,7 +188,7 @@ def _verify_prompts(
     path = batch.prompts.path
     try:
         with folder.open(path) as stream:
-            manifest, prompts = verify_prompts(stream, batch.shard, len(metadata.batches))
+            manifest, prompts = verify_prompts(stream, batch.shard, num_shards)
     except FileNotFoundError:
         return [Problem(path, "missing", RERUN, redo=True)], 0
     except OSError as error:
@@ -196,16 +197,14 @@ def _verify_prompts(
         return [Problem(path, what, RERUN, redo=True) for what in error.problems], 0
     wrong = [_contradictions(manifest, batch.prompts, batch)]
     if samples is not None:
-        wrong += differences(prompts, samples, metadata.run.pooling)
+        wrong += differences(prompts, samples, pooling)
     problems = [Problem(path, what, RERUN, redo=True) for what in wrong if what]
     return problems, manifest.file.bytes
 
 
-def _verify_index(
-    folder: Folder, metadata: Metadata, batch: Batch, kind: RecordKind
-) -> list[Problem]:
+def _verify_index(folder: Folder, batch: Batch, num_shards: int, kind: RecordKind) -> list[Problem]:
     """Checks the index of a shard, if it has one."""
-    path = index_file(batch.shard, len(metadata.batches))
+    path = index_file(batch.shard, num_shards)
     try:
         decode_index(folder.load(path), index_key(batch.prompts, kind))
     except FileNotFoundError:
@@ -230,36 +229,21 @@ def _contradictions(manifest: Manifest, entry: FileEntry, batch: Batch) -> str:
     )
 
 
-def _verify_shards(location: str, metadata: Metadata, workers: int) -> Iterator[ShardReport]:
+def _verify_shards(folder: Folder, metadata: Metadata, workers: int) -> list[ShardReport]:
+    """Of all shards, in order; this process takes its part, from the last one on."""
+    jobs = [(folder, metadata.run, batch, len(metadata.batches)) for batch in metadata.batches]
     if workers == 1:
-        folder = open_folder(location)
-        for batch in metadata.batches:
-            yield verify_shard(folder, metadata, batch)
-        return
+        return [verify_shard(*job) for job in jobs]
     # Spawned, since the caller may have threads, which a fork would break.
-    with ProcessPoolExecutor(
-        workers, get_context("spawn"), initializer=_start_worker, initargs=(location, metadata)
-    ) as pool:
+    with ProcessPoolExecutor(workers - 1, get_context("spawn")) as pool:
+        others = [pool.submit(verify_shard, *job) for job in jobs]
+        own = {n: verify_shard(*jobs[n]) for n in reversed(range(len(jobs))) if others[n].cancel()}
         try:
-            yield from pool.map(_verify_in_worker, range(len(metadata.batches)))
+            return [own[n] if n in own else others[n].result() for n in range(len(jobs))]
         except BrokenProcessPool as error:
             raise OSError(
                 f"a worker process was killed, probably for lack of memory: {error}"
             ) from None
-
-
-_worker_job: tuple[Folder, Metadata] | None = None
-
-
-def _start_worker(location: str, metadata: Metadata) -> None:
-    global _worker_job
-    _worker_job = open_folder(location), metadata
-
-
-def _verify_in_worker(shard: int) -> ShardReport:
-    assert _worker_job is not None
-    folder, metadata = _worker_job
-    return verify_shard(folder, metadata, metadata.batches[shard])
 
 
 def _read_metadata(folder: Folder, present: set[str]) -> tuple[Metadata | None, list[Problem]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import BinaryIO
@@ -23,6 +24,7 @@ from activation_dataset.verifying.canonical import (
     parse_records,
     read_blocks,
 )
+from activation_dataset.verifying.known_records import descriptor_of, read_known_records
 from activation_dataset.verifying.record_group import RecordGroup
 from activation_dataset.verifying.sample_table import SampleTable
 
@@ -50,6 +52,8 @@ class ExpectedRecords:
     Attributes:
         kind: of the records.
         table: the shard's samples, in order.
+        groups: their records, in order.
+        scratch: for reading them.
 
     Args:
         kind: of the records.
@@ -67,8 +71,8 @@ class ExpectedRecords:
         self.table = samples if isinstance(samples, SampleTable) else SampleTable.of(samples)
         if groups is None:
             groups = [RecordGroup.of_frames(frames) for frames in _grouped(self.samples, kind)]
-        self._groups = groups
-        self._scratch = Scratch()
+        self.groups = groups
+        self.scratch = Scratch()
 
     @classmethod
     def read(cls, stream: BinaryIO, kind: RecordKind) -> ExpectedRecords:
@@ -136,8 +140,29 @@ def verify_file(
     path = shard_file(layer, shard, num_shards)
     kind = expected.kind
     statistics = StatisticsBuilder(kind.hidden)
-    stream.seek(0)
-    crc = size = 0
+    try:
+        if (descriptor := descriptor_of(stream)) is not None:
+            bfloat16 = kind.storage_dtype == "bfloat16"
+            crc = read_known_records(descriptor, expected.groups, bfloat16, statistics)
+        else:
+            crc = _read_groups(stream, expected, statistics)
+    except NotCanonicalError:
+        raise _diagnosis(stream, path, expected) from None
+    size = sum(group.size for group in expected.groups)
+    if stream.seek(0, io.SEEK_END) != size:
+        raise _diagnosis(stream, path, expected)
+    return ShardManifest(
+        shard=shard,
+        samples=len(expected.table),
+        tokens=expected.tokens,
+        vectors=expected.vectors,
+        file=LayerFile(layer, path, size, to_text(crc), statistics.result()),
+    )
+
+
+def _read_groups(stream: BinaryIO, expected: ExpectedRecords, statistics: StatisticsBuilder) -> int:
+    """As `read_known_records`, of any stream."""
+    kind = expected.kind
     dtype = numpy_dtype(kind.storage_dtype)
     blocks_of_rows = max(1, _PIECE_BYTES // (BLOCK_ROWS * kind.vector_bytes)) * BLOCK_ROWS
 
@@ -147,21 +172,11 @@ def verify_file(
     def take(activations: NDArray[np.uint8]) -> None:
         statistics.update(activations.view(dtype).reshape(-1, kind.hidden))
 
-    try:
-        for group in expected._groups:
-            crc = group.read(stream, crc, expected._scratch, piece_bytes, take)
-            size += group.size
-    except NotCanonicalError:
-        raise _diagnosis(stream, path, expected) from None
-    if stream.read(1):
-        raise _diagnosis(stream, path, expected)
-    return ShardManifest(
-        shard=shard,
-        samples=len(expected.table),
-        tokens=expected.tokens,
-        vectors=expected.vectors,
-        file=LayerFile(layer, path, size, to_text(crc), statistics.result()),
-    )
+    stream.seek(0)
+    crc = 0
+    for group in expected.groups:
+        crc = group.read(stream, crc, expected.scratch, piece_bytes, take)
+    return crc
 
 
 def expected_records(stream: BinaryIO, file: str, kind: RecordKind) -> ExpectedRecords:

@@ -17,9 +17,9 @@ from activation_dataset.prompts import (
     CELLS_BYTES,
     PAYLOAD,
     Prompt,
-    are_cells,
     decode_prompt,
     encode_prompt,
+    spans_are_cells,
     write_prompts,
 )
 from activation_dataset.tfrecord import CorruptRecordError, scan_records
@@ -27,7 +27,7 @@ from activation_dataset.verifying.canonical import NotCanonicalError, parse_reco
 from activation_dataset.verifying.layer_file import LayerFileError, Problems
 from activation_dataset.verifying.sample_table import SampleTable
 
-_BLOCK_BYTES = 1 << 24
+_BLOCK_BYTES = 1 << 20
 
 
 def verify_prompts(
@@ -108,8 +108,7 @@ def _read_many(
         tokens = records.samples.num_tokens
         if (ends - starts != tokens * CELLS_BYTES).any():
             raise NotCanonicalError("cells has another size than its shape")
-        spans = zip(starts.tolist(), ends.tolist(), strict=True)
-        if not are_cells(np.concatenate([block.data[start:end] for start, end in spans])):
+        if not spans_are_cells(block.data, starts, ends):
             raise NotCanonicalError("cells has a row that is neither a cell nor -1 throughout")
         tables.append(records.samples)
         crc = extend(crc, block.data[: block.ends[-1]])

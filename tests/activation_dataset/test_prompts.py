@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from activation_dataset import native
 from activation_dataset.checksum import crc32c, to_text
 from activation_dataset.example import ExampleError, encode_prefix, encode_suffix
 from activation_dataset.format import Sample, prompts_file, shard_file
@@ -18,6 +19,7 @@ from activation_dataset.prompts import (
     Prompt,
     decode_prompt,
     encode_prompt,
+    spans_are_cells,
     write_prompts,
 )
 from activation_dataset.tfrecord import frame_footer, frame_header, read_records
@@ -66,6 +68,36 @@ def test_a_file_holds_its_prompts_in_order_and_is_verified(given_prompts: list[P
     verified, samples = verify_prompts(io.BytesIO(content), 0, 2)
     assert verified == manifest
     assert samples.samples() == [prompt.sample for prompt in given_prompts]
+
+
+def is_cell(example, role, row, column):
+    """As the module's docstring says it, of one token."""
+    if (example, role, row, column) == (-1, -1, -1, -1):
+        return True
+    return example >= -1 and role in (0, 1) and row >= 0 and column >= 0
+
+
+EDGES = st.sampled_from([-(2**15), -2, -1, 0, 1, 2, 2**15 - 1])
+
+
+@given(
+    st.lists(st.lists(st.tuples(EDGES, EDGES, EDGES, EDGES), max_size=5), min_size=1, max_size=3)
+)
+@pytest.mark.parametrize("by", ["library", "numpy"])
+def test_only_cells_are_taken_for_cells(by, spans):
+    if by == "library" and native.library is None:
+        pytest.skip("the library is not built here")
+    # A byte before, so that nothing is aligned.
+    block = np.frombuffer(
+        b"\0" + np.array([cell for span in spans for cell in span], "<i2").tobytes(), np.uint8
+    )
+    ends = 1 + np.cumsum([8 * len(span) for span in spans], dtype=np.int64)
+    starts = ends - [8 * len(span) for span in spans]
+    with pytest.MonkeyPatch.context() as patch:
+        if by == "numpy":
+            patch.setattr(native, "library", None)
+        found = spans_are_cells(block, starts.astype(np.int64), ends)
+    assert found == all(is_cell(*cell) for span in spans for cell in span)
 
 
 def test_cells_of_another_dtype_or_shape_are_refused():

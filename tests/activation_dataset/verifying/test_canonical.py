@@ -24,6 +24,17 @@ from activation_dataset.verifying.sample_table import SampleTable
 SIZES = [127, 128, 1, 300, 16_383, 2]
 
 
+@pytest.fixture(params=["library", "numpy"], autouse=True, scope="module")
+def by(request):
+    """Every test is run by both; they must not differ in what they take."""
+    if request.param == "library" and native.library is None:
+        pytest.skip("the library is not built here")
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "numpy":
+            patch.setattr(native, "library", None)
+        yield request.param
+
+
 def kind_of(pooling):
     return RecordKind(pooling, "bfloat16", 3)
 
@@ -149,31 +160,25 @@ NUMBERS = st.one_of(st.integers(0, 2**28 - 1), st.sampled_from([0, 127, 128, 2**
 
 
 @given(st.lists(st.lists(NUMBERS, max_size=90), min_size=1, max_size=4), st.integers(0, 200))
-@pytest.mark.parametrize("by", ["library", "numpy"])
-def test_counting_varints(by, spans, junk):
-    if by == "library" and native.library is None:
-        pytest.skip("the library is not built here")
+def test_counting_varints(spans, junk):
     encoded = [b"".join(map(varint, span)) for span in spans]
     content = bytearray(b"".join(encoded))
     ends = np.cumsum([len(each) for each in encoded])
-    with pytest.MonkeyPatch.context() as patch:
-        if by == "numpy":
-            patch.setattr(native, "library", None)
-        found = count_varints(np.frombuffer(content, np.uint8), ends).tolist()
-        usual = all(spans) and max(map(max, spans)) < 2**28
-        assert found == ([len(span) for span in spans] if usual else [-1] * len(spans))
-        if not usual:
-            return
-        place = junk % len(content)
-        last = content[place] < 0x80
-        content[place] ^= 0x80  # joins two numbers, or cuts one in two
-        found = count_varints(np.frombuffer(content, np.uint8), ends).tolist()
-        change = -1 if last else 1
-        span = int(np.searchsorted(ends, place, side="right"))
-        expected = [len(each) + change * (number == span) for number, each in enumerate(spans)]
-        assert found in (expected, [-1] * len(spans))
-        if last and place + 1 in ends:
-            assert found == [-1] * len(spans)
+    found = count_varints(np.frombuffer(content, np.uint8), ends).tolist()
+    usual = all(spans) and max(map(max, spans)) < 2**28
+    assert found == ([len(span) for span in spans] if usual else [-1] * len(spans))
+    if not usual:
+        return
+    place = junk % len(content)
+    last = content[place] < 0x80
+    content[place] ^= 0x80  # joins two numbers, or cuts one in two
+    found = count_varints(np.frombuffer(content, np.uint8), ends).tolist()
+    change = -1 if last else 1
+    span = int(np.searchsorted(ends, place, side="right"))
+    expected = [len(each) + change * (number == span) for number, each in enumerate(spans)]
+    assert found in (expected, [-1] * len(spans))
+    if last and place + 1 in ends:
+        assert found == [-1] * len(spans)
 
 
 def test_tables_are_equal_only_if_all_is():
