@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -14,7 +15,8 @@ class Pairs:
 
     Attributes:
         ours, other: [rounds] seconds of wall time.
-        ours_cpu, other_cpu: [rounds] seconds of processor time, of all threads.
+        ours_cpu, other_cpu: [rounds] seconds of processor time, of all threads and of
+            processes that have ended.
     """
 
     ours: list[float]
@@ -41,9 +43,14 @@ def run_in_turn(ours: Callable[[], object], other: Callable[[], object], rounds:
             (other, pairs.other, pairs.other_cpu),
             (ours, pairs.ours, pairs.ours_cpu),
         ):
-            started, used = time.perf_counter(), time.process_time()
+            started, used = time.perf_counter(), _processor_seconds()
             run()
             if number:
                 wall.append(time.perf_counter() - started)
-                cpu.append(time.process_time() - used)
+                cpu.append(_processor_seconds() - used)
     return pairs
+
+
+def _processor_seconds() -> float:
+    used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(each.ru_utime + each.ru_stime for each in used)
