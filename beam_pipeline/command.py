@@ -5,6 +5,7 @@ With ``plan`` before the flags nothing is extracted: it says what the job would 
 
 from __future__ import annotations
 
+import gc
 import logging
 import re
 import sys
@@ -62,6 +63,9 @@ def main(argv: Sequence[str]) -> int:
 def extract(argv: Sequence[str]) -> None:
     """Runs the job, and says what was made."""
     started = time.monotonic()
+    # What was imported stays, so that the collector need not look through all of it again and again
+    # while Beam makes its graph.
+    gc.freeze()
     config, options = parse_flags(argv)
     run_pipeline(config, options)
     content = read_if_exists(join(config.output_dir, METADATA_FILE))

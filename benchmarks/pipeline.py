@@ -25,8 +25,7 @@ import numpy as np
 from activation_dataset.checksum import crc32c
 from activation_dataset.format import Sample, to_storage
 from activation_dataset.writer import LayerFileWriter
-from beam_pipeline.options import parse_flags
-from beam_pipeline.pipeline import run_pipeline
+from beam_pipeline.command import extract
 from benchmarks.paired import Pairs, run_in_turn
 from benchmarks.prompts import TRAINING, arc_prompts
 from benchmarks.synthetic_dataset import residual_stream
@@ -61,7 +60,7 @@ def job(extractor: ActivationExtractor, model: str, tasks: Path, folder: Path) -
     if extractor.pooling == "none":
         flags += ["--storage_dtype", "bfloat16"]
     with mock.patch.object(ExtractorSettings, "build", return_value=extractor):
-        run_pipeline(*parse_flags(flags))
+        extract(flags)
 
 
 def bare_loop(extractor: ActivationExtractor, prompts: Sequence[np.ndarray]) -> None:

@@ -291,23 +291,33 @@ class ActivationExtractor:
         return plan_steps(lengths, self._packing)
 
     def _on_host(self, step: Step, captured: Mapping[Site, jax.Array]) -> CapturedSamples:
+        rows = np.array([placed.row for placed in step.placements])
         if self.pooling == "none":
-            counts = tuple(p.length for p in step.placements)
-            rows = [(p.row, slice(p.start, p.start + p.length)) for p in step.placements]
+            counts = np.array([placed.length for placed in step.placements])
+            places = np.array([placed.start for placed in step.placements])
         else:
-            counts = (1,) * len(step.placements)
-            rows = [
-                (p.row, slice(segment, segment + 1))
-                for p, segment in zip(step.placements, step.segment_of, strict=True)
-            ]
+            counts = np.ones(len(rows), np.int64)
+            places = np.array(step.segment_of)
         layers: dict[Site, np.ndarray] = {}
         for site in self.sites:
             array = np.asarray(captured[site])
-            vectors = np.empty((sum(counts), self.hidden_size), self._storage)
-            np.concatenate([array[place] for place in rows], out=vectors, casting="unsafe")
-            layers[site] = vectors
+            starts = rows * array.shape[1] + places
+            vectors = _spans(array.reshape(-1, self.hidden_size), starts, counts)
+            layers[site] = vectors.astype(self._storage, copy=False)
         samples = tuple(placed.sample for placed in step.placements)
-        return CapturedSamples(samples, counts, layers, step.shape.slots)
+        return CapturedSamples(samples, tuple(counts.tolist()), layers, step.shape.slots)
+
+
+def _spans(vectors: np.ndarray, starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """[sum(counts), hidden]: `counts` vectors from each of `starts` on.
+
+    A view, where they lie end to end.
+    """
+    ends = starts + counts
+    if np.array_equal(starts[1:], ends[:-1]):
+        return vectors[starts[0] : ends[-1]]
+    spans = zip(starts.tolist(), ends.tolist(), strict=True)
+    return np.concatenate([vectors[start:end] for start, end in spans])
 
 
 def _reraise_unless_out_of_memory(error: jax.errors.JaxRuntimeError) -> None:

@@ -25,11 +25,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 
+from activation_dataset import native
 from activation_dataset.checksum import crc32c
 from activation_dataset.example import (
+    ACTIVATION,
     ExampleError,
     decode_example,
     encode_prefix,
@@ -38,13 +41,16 @@ from activation_dataset.example import (
 from activation_dataset.fields import FieldError
 from activation_dataset.format import Sample
 from activation_dataset.metadata import Metadata
-from activation_dataset.prompts import Prompt, decode_prompt, encode_prompt
+from activation_dataset.prompts import PAYLOAD, Prompt, decode_prompt, encode_prompt
 from activation_dataset.tfrecord import (
+    FOOTER_BYTES,
+    HEADER_BYTES,
     CorruptRecordError,
     frame_footer,
     frame_header,
     read_records,
 )
+from activation_dataset.verifying.canonical import NotCanonicalError, parse_records, read_blocks
 from corpus.parse import parse_tasks
 from corpus.task import MAX_GRID_SIDE, REASONS, Document, Grid, Task
 from qwen2.checkpoint import CheckpointError, read_safetensors_header
@@ -164,17 +170,49 @@ def check_example(data: bytes) -> str:
         assert other.sample == one.sample
         assert np.array_equal(other.cells, one.cells)
         answer = "accepted"
+    for payload_name, width in ((ACTIVATION, 2), (PAYLOAD, 4)):
+        check_canonical(data, payload_name, width)
     return answer
+
+
+def check_canonical(data: bytes, payload_name: bytes, width: int) -> None:
+    """What verifying takes for a record as a writer makes it must be what a writer makes.
+
+    The library and numpy must take the same.
+    """
+    accepted = []
+    for library in (native.library, None):
+        with patch.object(native, "library", library):
+            (block,) = read_blocks(io.BytesIO(framed(data)), 1 << 16)
+            try:
+                records = parse_records(block, payload_name, width, True, None)
+            except NotCanonicalError:
+                accepted.append(False)
+                continue
+        (sample,) = records.samples.samples()
+        payload = block.data[records.payload_starts[0] : records.payload_ends[0]].tobytes()
+        suffix = encode_suffix(sample, (sample.num_tokens, width))
+        assert encode_prefix(len(payload), len(suffix), payload_name) + payload + suffix == data
+        accepted.append(True)
+    assert accepted[0] == accepted[1]
 
 
 def check_records(data: bytes) -> str:
     """Reads a file of records; what is accepted must be the file's very bytes."""
-    try:
+    records = None
+    with contextlib.suppress(CorruptRecordError):
         records = [bytes(record) for record in read_records(io.BytesIO(data), "file")]
-    except CorruptRecordError:
-        return "refused"
-    assert framed(*records) == data
-    return "accepted"
+        assert framed(*records) == data
+    for library in (native.library, None):
+        found = None
+        with patch.object(native, "library", library), contextlib.suppress(NotCanonicalError):
+            found = [
+                block.data[start + HEADER_BYTES : end - FOOTER_BYTES].tobytes()
+                for block in read_blocks(io.BytesIO(data), 20)
+                for start, end in zip(block.starts, block.ends, strict=True)
+            ]
+        assert found == records
+    return "refused" if records is None else "accepted"
 
 
 # Safetensors

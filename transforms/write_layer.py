@@ -66,6 +66,7 @@ class _WriteLayer(beam.DoFn):
             )
         with store_errors(file.path):
             writer.append(block.samples, block.vectors, block.vector_counts)
+            file.start_writeback()
         if block.is_last:
             manifest = writer.finish(shard, block.num_shards)
             file.commit(manifest.file.crc32c)

@@ -92,35 +92,81 @@ void AddRows(const Element* rows, int64_t hidden, int64_t first, int64_t count, 
   }
 }
 
-// Means and variances of some columns of a block, in float64 and around the mean.
+// Columns first to first + kLanes - 1 of a row, in float64.
+struct Doubles {
+  __m256d low, high;
+};
+
+template <typename Element>
+Doubles LoadDoubles(const Element* from) {
+  const __m256 values = Load(from);
+  return {_mm256_cvtps_pd(_mm256_castps256_ps128(values)),
+          _mm256_cvtps_pd(_mm256_extractf128_ps(values, 1))};
+}
+
+// Means and variances of kLanes columns of a block, in float64 and around the mean.
+template <typename Element>
+void PreciselyByLanes(const Element* block, int64_t rows, int64_t hidden, double* mean,
+                      double* variance) {
+  const __m256d count = _mm256_set1_pd(rows), zero = _mm256_setzero_pd();
+  Doubles sums{zero, zero}, squares{zero, zero};
+  for (int64_t row = 0; row < rows; ++row) {
+    const Doubles values = LoadDoubles(block + row * hidden);
+    sums.low = _mm256_add_pd(sums.low, values.low);
+    sums.high = _mm256_add_pd(sums.high, values.high);
+  }
+  const Doubles center{_mm256_div_pd(sums.low, count), _mm256_div_pd(sums.high, count)};
+  for (int64_t row = 0; row < rows; ++row) {
+    const Doubles values = LoadDoubles(block + row * hidden);
+    const __m256d low = _mm256_sub_pd(values.low, center.low);
+    const __m256d high = _mm256_sub_pd(values.high, center.high);
+    squares.low = _mm256_add_pd(squares.low, _mm256_mul_pd(low, low));
+    squares.high = _mm256_add_pd(squares.high, _mm256_mul_pd(high, high));
+  }
+  _mm256_storeu_pd(mean, center.low);
+  _mm256_storeu_pd(mean + kLanes / 2, center.high);
+  _mm256_storeu_pd(variance, _mm256_div_pd(squares.low, count));
+  _mm256_storeu_pd(variance + kLanes / 2, _mm256_div_pd(squares.high, count));
+}
+
+// Mean and variance of a column, of which `value(row)` are the elements, as numpy sums numbers that
+// lie one behind the other, or else row after row.
+template <typename Value>
+void PreciselyByOne(int64_t rows, bool in_pairs, Value value, double* mean, double* variance) {
+  const auto sum = [&](auto each) {
+    if (in_pairs) return PairwiseLeaf(rows, each);
+    double total = 0;
+    for (int64_t row = 0; row < rows; ++row) total += each(row);
+    return total;
+  };
+  const double center = sum(value) / rows;
+  *mean = center;
+  *variance = sum([&](int64_t row) {
+                const double deviation = value(row) - center;
+                return deviation * deviation;
+              }) /
+              rows;
+}
+
+// Means and variances of the chosen columns of a block, in float64 and around the mean.
 template <typename Element>
 void Precisely(const Element* block, int64_t rows, int64_t hidden,
                const std::vector<int64_t>& chosen, double* mean, double* variance) {
-  const auto value = [&](int64_t row, int64_t column) {
-    return double{LoadOne(block + row * hidden + column)};
-  };
-  if (chosen.size() == 1) {  // for numpy, numbers that lie one behind the other
-    const int64_t column = chosen[0];
-    const double center =
-        PairwiseLeaf(rows, [&](int64_t row) { return value(row, column); }) / rows;
-    const double squares = PairwiseLeaf(rows, [&](int64_t row) {
-      const double deviation = value(row, column) - center;
-      return deviation * deviation;
-    });
-    mean[column] = center;
-    variance[column] = squares / rows;
-    return;
-  }
-  for (const int64_t column : chosen) mean[column] = variance[column] = 0;
-  for (int64_t row = 0; row < rows; ++row)
-    for (const int64_t column : chosen) mean[column] += value(row, column);
-  for (const int64_t column : chosen) mean[column] /= rows;
-  for (int64_t row = 0; row < rows; ++row)
-    for (const int64_t column : chosen) {
-      const double deviation = value(row, column) - mean[column];
-      variance[column] += deviation * deviation;
+  for (size_t i = 0; i < chosen.size();) {
+    const int64_t first = chosen[i];
+    if (chosen.size() == 1 || first + kLanes > hidden) {
+      const auto value = [&](int64_t row) { return double{LoadOne(block + row * hidden + first)}; };
+      PreciselyByOne(rows, chosen.size() == 1, value, mean + first, variance + first);
+      ++i;
+      continue;
     }
-  for (const int64_t column : chosen) variance[column] /= rows;
+    double means[kLanes], variances[kLanes];
+    PreciselyByLanes(block + first, rows, hidden, means, variances);
+    for (; i < chosen.size() && chosen[i] < first + kLanes; ++i) {
+      mean[chosen[i]] = means[chosen[i] - first];
+      variance[chosen[i]] = variances[chosen[i] - first];
+    }
+  }
 }
 
 struct Limits {
