@@ -9,13 +9,14 @@ are in none of the figures. Paired runs in turn; ratios are the result.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -52,14 +53,19 @@ def tasks_file(tasks: int, folder: Path) -> Iterator[Path]:
     yield path
 
 
-def job(extractor: ActivationExtractor, model: str, tasks: Path, folder: Path) -> None:
-    """The job as its command runs it, with a model that is already there."""
-    output = tempfile.mkdtemp(dir=folder)
+def job(extractor: ActivationExtractor, model: str, tasks: Path) -> float:
+    """Seconds of the job as its command runs it, with a model that is already there."""
+    with tempfile.TemporaryDirectory(dir=tasks.parent) as output:
+        return seconds(lambda: extract_into(output, extractor, model, tasks))
+
+
+def extract_into(output: str, extractor: ActivationExtractor, model: str, tasks: Path) -> None:
     flags = ["--model_path", model, "--tasks_file", str(tasks), "--output_dir", output]
     flags += ["--pooling", extractor.pooling]
     if extractor.pooling == "none":
         flags += ["--storage_dtype", "bfloat16"]
-    with mock.patch.object(ExtractorSettings, "build", return_value=extractor):
+    built = mock.patch.object(ExtractorSettings, "build", return_value=extractor)
+    with built, redirect_stdout(io.StringIO()):
         extract(flags)
 
 
@@ -110,8 +116,8 @@ def measure(model: str, tasks: int, rounds: int) -> dict[str, Any]:
         bare_loop(every, prompts)
         for _ in range(rounds):
             times["loop"].append(seconds(lambda: bare_loop(pooled, prompts)))
-            times["pooled job"].append(seconds(lambda: job(pooled, model, path, folder)))
-            times["every-token job"].append(seconds(lambda: job(every, model, path, folder)))
+            times["pooled job"].append(job(pooled, model, path))
+            times["every-token job"].append(job(every, model, path))
         writing = writer_ratio(folder, rounds)
 
     def paired(one: str, other: str) -> float:

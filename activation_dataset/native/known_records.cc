@@ -35,7 +35,7 @@ struct Reading {
 };
 
 // The payloads' vectors, as far as they have not been joined into statistics.
-struct Vectors {
+struct VectorBlocks {
   int64_t bfloat16, hidden, rows, blocks;  // rows of a block, and blocks for which there is room
   int64_t filled;                          // bytes of the block
   int64_t measured;                        // blocks
@@ -50,7 +50,7 @@ namespace {
 
 class Reader {
  public:
-  Reader(Extend extend, const KnownRecords& records, Reading& reading, Vectors& vectors)
+  Reader(Extend extend, const KnownRecords& records, Reading& reading, VectorBlocks& vectors)
       : extend_(extend), records_(records), reading_(reading), vectors_(vectors) {}
 
   int64_t Run() {
@@ -162,7 +162,7 @@ class Reader {
   const Extend extend_;
   const KnownRecords& records_;
   Reading& reading_;
-  Vectors& vectors_;
+  VectorBlocks& vectors_;
 };
 
 }  // namespace
@@ -175,6 +175,6 @@ class Reader {
 extern "C" int64_t ReadKnownRecords(activation_dataset::Extend extend,
                                     const activation_dataset::KnownRecords* records,
                                     activation_dataset::Reading* reading,
-                                    activation_dataset::Vectors* vectors) {
+                                    activation_dataset::VectorBlocks* vectors) {
   return activation_dataset::Reader(extend, *records, *reading, *vectors).Run();
 }
