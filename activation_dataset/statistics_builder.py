@@ -70,9 +70,9 @@ class StatisticsBuilder:
         """Adds rows that `read` finds, as `update` would.
 
         Args:
-            read: fills the block, measures it as `measure` does, and so on, until it has no more
-                rows, there is no room for more moments, or a full block cannot be measured.
-                Returns whether it has more.
+            read: fills the block and, when it is full, measures it as `measure` does, over and
+                over, until it has no more rows, there is no room for more moments, or a full block
+                cannot be measured and stays. It leaves whole rows, and returns whether it has more.
             bfloat16: whether the rows are bfloat16's bits, else they are float32.
         """
         self._keep(np.dtype(np.uint16 if bfloat16 else np.float32))

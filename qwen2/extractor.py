@@ -58,7 +58,7 @@ class CapturedSamples:
       samples: which samples, as indices into what was given to ``extract``.
       vector_counts: for each of them the number of its vectors: 1 if pooled, else its tokens.
       layers: for each site, which for the residual stream after a layer is the layer's number,
-        [sum(vector_counts), hidden] in the storage dtype, in sample order.
+        [sum(vector_counts), hidden] in the storage dtype, in sample order; perhaps read-only.
       slots: token slots of the step that computed them, padding included.
     """
 
@@ -185,7 +185,7 @@ class ActivationExtractor:
             for site, vectors in captured.layers.items():
                 parts = np.split(vectors, ends[:-1])
                 for sample, part in zip(captured.samples, parts, strict=True):
-                    found[sample][site] = part
+                    found[sample][site] = part.copy()
         if self.pooling == "none":
             return found
         nothing = np.empty((0, self.hidden_size), self._storage)

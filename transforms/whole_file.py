@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import secrets
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import BinaryIO
@@ -15,8 +16,10 @@ from apache_beam.io.filesystems import FileSystems
 from activation_dataset import checksum
 from activation_dataset.format import partial_file
 
-# Of Linux: begins to write, and waits for nothing (man 2 sync_file_range).
-_sync_file_range = getattr(ctypes.CDLL(None), "sync_file_range", None)
+# Of Linux: begins to write, and does not wait for the end of it (man 2 sync_file_range).
+_sync_file_range = None
+if sys.platform == "linux":
+    _sync_file_range = getattr(ctypes.CDLL(None), "sync_file_range", None)
 if _sync_file_range is not None:
     _sync_file_range.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
 _SYNC_FILE_RANGE_WRITE = 2

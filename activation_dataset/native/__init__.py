@@ -71,7 +71,13 @@ def _load() -> ctypes.CDLL | None:
     if not loaded.Available():
         return None
     for name, (result, arguments) in _SIGNATURES.items():
-        function = getattr(loaded, name)
+        try:
+            function = getattr(loaded, name)
+        except AttributeError:
+            raise ImportError(
+                f"{spec.origin} is of another version of this package: build it again with "
+                "make setup, or pip install --editable ."
+            ) from None
         function.restype, function.argtypes = result, arguments
     return loaded
 

@@ -92,7 +92,7 @@ class Cursor {
 
 // The whole records at the beginning of a block of `size` bytes.
 //   ends   [most] where each of them ends
-//   needed gets how many bytes of the block it takes to hold one more record, as far as they show
+//   needed gets the size of a block that holds one more, as far as its header is there to tell
 // Returns how many there are, or -1 where a CRC does not match.
 extern "C" int64_t FindRecords(activation_dataset::Extend extend, const uint8_t* block,
                                int64_t size, int64_t most, int64_t* ends, int64_t* needed) {

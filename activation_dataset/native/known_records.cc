@@ -38,7 +38,7 @@ struct Reading {
 struct VectorBlocks {
   int64_t bfloat16, hidden, rows, blocks;  // rows of a block, and blocks for which there is room
   int64_t filled;                          // bytes of the block
-  int64_t measured;                        // blocks
+  int64_t measured;                        // blocks whose moments are there
   float least_square, largest_square;
   double cancellation;
   uint8_t* block;           // [rows, hidden]
@@ -64,7 +64,7 @@ class Reader {
       if (!result) result = Compare(start, true);
       if (!result && reading_.at < stop) result = Take(stop);
       if (!result) result = Compare(crc, true);
-      if (!result) result = CompareCrc(crc);
+      if (!result) result = CompareCrc();
       if (result) return result;
       AddToFile(data, crc);
       ++reading_.record;
@@ -103,11 +103,10 @@ class Reader {
     return 0;
   }
 
-  int64_t CompareCrc(int64_t start) {
+  int64_t CompareCrc() {
     const uint32_t masked = Masked(reading_.data_crc);
     const uint8_t* expected = reinterpret_cast<const uint8_t*>(&masked);
     for (int64_t place = 0; place < kCrcBytes; ++place) {
-      if (reading_.at > start + place) continue;
       if (const int64_t failed = More()) return failed;
       if (*Here() != expected[place]) return -1;
       ++reading_.known;

@@ -176,7 +176,7 @@ def _find_records(block: Bytes) -> tuple[Int64s, int]:
         )
         if count < 0:
             raise NotCanonicalError("a CRC does not match")
-        return ends_found[:count], int(bytes_needed[0])
+        return ends_found[:count].copy(), int(bytes_needed[0])
     view = block.data
     ends: list[int] = []
     position = 0

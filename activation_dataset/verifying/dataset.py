@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
 
@@ -115,7 +116,7 @@ def verify(path: str | os.PathLike[str], workers: int = 1) -> Report:
         workers: processes that share the shards. Above 1, call it from a guarded __main__.
 
     Raises:
-        OSError: the folder itself cannot be listed.
+        OSError: the folder itself cannot be listed, or a worker was killed.
         ImportError: a URL that cannot be opened here.
     """
     folder = open_folder(path)
@@ -230,20 +231,50 @@ def _contradictions(manifest: Manifest, entry: FileEntry, batch: Batch) -> str:
 
 
 def _verify_shards(folder: Folder, metadata: Metadata, workers: int) -> list[ShardReport]:
-    """Of all shards, in order; this process takes its part, from the last one on."""
+    """Of all shards, in order. This process takes them from the last one on, others from the first.
+
+    Raises:
+        OSError: another process was killed.
+    """
     jobs = [(folder, metadata.run, batch, len(metadata.batches)) for batch in metadata.batches]
     if workers == 1:
         return [verify_shard(*job) for job in jobs]
-    # Spawned, since the caller may have threads, which a fork would break.
-    with ProcessPoolExecutor(workers - 1, get_context("spawn")) as pool:
-        others = [pool.submit(verify_shard, *job) for job in jobs]
-        own = {n: verify_shard(*jobs[n]) for n in reversed(range(len(jobs))) if others[n].cancel()}
+    left = deque(range(len(jobs)))
+    reports: dict[int, ShardReport] = {}
+
+    def give_away() -> None:
+        """Has one other process verify shards, one at a time, while any are left."""
         try:
-            return [own[n] if n in own else others[n].result() for n in range(len(jobs))]
+            for number in _until_empty(left.popleft):
+                reports[number] = pool.submit(verify_shard, *jobs[number]).result()
+        except BaseException:
+            left.clear()  # so that the error is not kept until the others are through
+            raise
+
+    # Spawned, since the caller may have threads, which a fork would break.
+    with (
+        ProcessPoolExecutor(workers - 1, get_context("spawn")) as pool,
+        ThreadPoolExecutor(workers - 1) as threads,
+    ):
+        givers = [threads.submit(give_away) for _ in range(workers - 1)]
+        try:
+            for number in _until_empty(left.pop):
+                reports[number] = verify_shard(*jobs[number])
+            for giver in givers:
+                giver.result()
         except BrokenProcessPool as error:
             raise OSError(
                 f"a worker process was killed, probably for lack of memory: {error}"
             ) from None
+        finally:
+            left.clear()
+    return [reports[number] for number in range(len(jobs))]
+
+
+def _until_empty(take: Callable[[], int]) -> Iterator[int]:
+    with suppress(IndexError):
+        while True:
+            yield take()
 
 
 def _read_metadata(folder: Folder, present: set[str]) -> tuple[Metadata | None, list[Problem]]:

@@ -1,18 +1,22 @@
 import json
+import multiprocessing
+import os
 import re
 import shutil
-from dataclasses import replace
+import signal
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 
 from activation_dataset import ActivationDataset
 from activation_dataset.checksum import crc32c
+from activation_dataset.folder import LocalFolder
 from activation_dataset.format import shard_file
 from activation_dataset.metadata import Metadata
 from activation_dataset.record import RecordKind
 from activation_dataset.tfrecord import frame_footer, frame_header, read_records
-from activation_dataset.verifying.dataset import verify
+from activation_dataset.verifying.dataset import _verify_shards, verify
 from activation_dataset.verifying.layer_file import (
     ExpectedRecords,
     LayerFileError,
@@ -323,3 +327,41 @@ def test_an_index_is_checked_if_there_is_one(dataset):
         f"index/shard-00001-of-00003.index: damaged, its CRC does not match: {remedy}",
     ]
     assert redo == []
+
+
+@dataclass(frozen=True)
+class Deadly(LocalFolder):
+    """A folder whose files kill every process that opens one, but the one that began."""
+
+    def open(self, path):
+        if multiprocessing.parent_process() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().open(path)
+
+
+def test_a_killed_worker_is_an_error_and_no_hang(dataset):
+    metadata = Metadata.from_json((dataset / "metadata.json").read_text())
+    many = replace(metadata, batches=metadata.batches * 2000)  # none is ready before the worker is
+    with pytest.raises(OSError, match="a worker process was killed"):
+        _verify_shards(Deadly(dataset), many, workers=3)
+
+
+@dataclass(frozen=True)
+class Interrupted(LocalFolder):
+    """A folder that cannot be read by the process that began; others note what they read."""
+
+    def open(self, path):
+        if multiprocessing.parent_process() is None:
+            raise KeyboardInterrupt
+        with (self.root / "opened").open("a") as stream:
+            stream.write(f"{path}\n")
+        return super().open(path)
+
+
+def test_an_interruption_does_not_wait_for_all_shards(dataset):
+    metadata = Metadata.from_json((dataset / "metadata.json").read_text())
+    many = replace(metadata, batches=metadata.batches * 500)
+    (dataset / "opened").touch()
+    with pytest.raises(KeyboardInterrupt):
+        _verify_shards(Interrupted(dataset), many, workers=2)
+    assert len((dataset / "opened").read_text().splitlines()) < 500
