@@ -76,6 +76,10 @@ def _resolve(path: str) -> str:
     except BeamIOError as error:
         raise TasksNotFoundError(f"--tasks_file {path!r} cannot be listed: {error}") from error
     if path and os.path.isdir(place):
+        try:
+            os.listdir(place)  # a glob finds nothing where it may not look
+        except OSError as error:
+            raise TasksNotFoundError(f"--tasks_file {path!r} cannot be listed: {error}") from error
         raise TasksNotFoundError(
             f"--tasks_file {path!r}: the folder holds no file of tasks: "
             f"{', '.join(TASK_SUFFIXES + TABLE_SUFFIXES)}. Folders in it are not looked into"

@@ -5,6 +5,9 @@ import hashlib
 import io
 import json
 import lzma
+import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +115,26 @@ def test_an_input_that_matches_nothing_is_named(here: Path, path: str, message: 
     (here / "empty" / "folder.json").mkdir(parents=True)
     with pytest.raises(TasksNotFoundError, match=message):
         resolve_patterns(["tasks/a.json", path])
+
+
+@pytest.fixture
+def locked() -> Iterator[Path]:
+    """A folder that this process may not list; root becomes someone else for the time."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "tasks.json").write_text("{}")
+        folder.chmod(0)
+        user = os.geteuid()
+        if user == 0:
+            os.seteuid(65_534)
+        yield folder
+        os.seteuid(user)
+        folder.chmod(0o700)
+
+
+def test_a_folder_that_may_not_be_listed_is_named(locked: Path):
+    with pytest.raises(TasksNotFoundError, match=r"cannot be listed: .*Permission denied"):
+        resolve_patterns([str(locked)])
 
 
 @pytest.mark.parametrize(
