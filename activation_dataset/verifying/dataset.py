@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -244,6 +245,9 @@ def _verify_shards(folder: Folder, metadata: Metadata, workers: int) -> list[Sha
 
     def give_away() -> None:
         """Has one other process verify shards, one at a time, while any are left."""
+        # What is started here inherits it: Ctrl-C is for the process that began, and ends it all.
+        if hasattr(signal, "pthread_sigmask"):
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             for number in _until_empty(left.popleft):
                 reports[number] = pool.submit(verify_shard, *jobs[number]).result()
