@@ -43,7 +43,9 @@ class StatisticsBuilder:
     def update(self, rows: NDArray[Any]) -> None:
         """Adds rows [n, hidden], float32 or uint16 with bfloat16's bits; they are not kept.
 
-        All calls must give the same of the two.
+        Raises:
+            ValueError: they have another shape.
+            TypeError: they are neither, or not what the rows before them were.
         """
         hidden = self._pending.shape[1]
         if rows.ndim != 2 or rows.shape[1] != hidden:
@@ -105,9 +107,11 @@ class StatisticsBuilder:
         return total.merge(_joined(moments) if measure(last, moments) else _extreme(last[0]))
 
     def _keep(self, dtype: np.dtype[Any]) -> None:
+        if dtype not in (np.float32, np.uint16):
+            raise TypeError(f"rows are {dtype}, expected float32, or uint16 with bfloat16's bits")
         if dtype != self._pending.dtype:
             if self._rows:
-                raise ValueError(f"rows are {dtype} after {self._pending.dtype}")
+                raise TypeError(f"rows are {dtype} after {self._pending.dtype}")
             self._pending = np.empty(self._pending.shape, dtype)
 
     def _add(self, blocks: NDArray[Any]) -> None:

@@ -140,6 +140,15 @@ def test_a_wrong_width_is_refused():
         StatisticsBuilder(4).update(np.zeros((2, 3), np.float32))
 
 
+def test_rows_of_another_dtype_are_refused():
+    builder = StatisticsBuilder(4)
+    with pytest.raises(TypeError, match="rows are float64, expected float32, or uint16"):
+        builder.update(np.zeros((2, 4)))
+    builder.update(np.zeros((2, 4), np.float32))
+    with pytest.raises(TypeError, match="rows are uint16 after float32"):
+        builder.update(np.zeros((2, 4), np.uint16))
+
+
 def test_merging_gives_the_statistics_of_all():
     rows = activations()
     parts = [statistics_of(part) for part in np.split(rows, [1, 500, 1400])]
