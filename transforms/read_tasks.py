@@ -14,7 +14,7 @@ from itertools import takewhile
 from typing import IO, Any
 
 import apache_beam as beam
-from apache_beam.io.filesystem import BeamIOError, CompressionTypes, FileMetadata
+from apache_beam.io.filesystem import CompressionTypes, FileMetadata
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.pvalue import TaggedOutput
 
@@ -73,13 +73,11 @@ def _resolve(path: str) -> str:
         for pattern in candidates if path else []:
             if match_files(pattern):
                 return pattern
-    except BeamIOError as error:
+        if path and os.path.isdir(place):
+            os.listdir(place)  # a glob finds nothing where it may not look
+    except OSError as error:  # Beam's is one too
         raise TasksNotFoundError(f"--tasks_file {path!r} cannot be listed: {error}") from error
     if path and os.path.isdir(place):
-        try:
-            os.listdir(place)  # a glob finds nothing where it may not look
-        except OSError as error:
-            raise TasksNotFoundError(f"--tasks_file {path!r} cannot be listed: {error}") from error
         raise TasksNotFoundError(
             f"--tasks_file {path!r}: the folder holds no file of tasks: "
             f"{', '.join(TASK_SUFFIXES + TABLE_SUFFIXES)}. Folders in it are not looked into"

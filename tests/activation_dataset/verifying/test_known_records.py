@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from activation_dataset import native
-from activation_dataset.format import Sample
 from activation_dataset.record import RecordKind
 from activation_dataset.statistics_builder import BLOCK_ROWS, GROUP_BLOCKS, StatisticsBuilder
 from activation_dataset.verifying import known_records
@@ -19,6 +18,7 @@ from activation_dataset.verifying.layer_file import (
     verify_file,
 )
 from activation_dataset.writer import LayerFileWriter
+from tests.activation_dataset.synthetic import make_samples
 
 pytestmark = pytest.mark.skipif(native.library is None, reason="the library is not built here")
 
@@ -26,18 +26,9 @@ DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 GROUP_ROWS = BLOCK_ROWS * GROUP_BLOCKS
 
 
-def make_samples(kind, lengths):
-    samples = []
-    for number, length in enumerate(lengths):
-        tokens = np.arange(length, dtype=np.int32) * 37 % 150_000
-        kept = tokens[-1:] if kind.pooling == "last" else tokens
-        samples.append(Sample(f"{'x' * (number % 7)}#{number}", "task", kept, length))
-    return samples
-
-
 def write(file, kind, lengths, spoilt=()):
     """Writes a layer file, some of whose vectors are not for float32; returns what it holds."""
-    samples = make_samples(kind, lengths)
+    samples = make_samples(lengths, kind.pooling)
     counts = [kind.vectors(sample) for sample in samples]
     rows = np.random.default_rng(0).normal(2, 1, (sum(counts), kind.hidden)).astype(np.float32)
     for row, value in spoilt:
