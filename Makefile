@@ -3,13 +3,13 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-PACKAGES := activation_dataset beam_pipeline corpus qwen2 transforms
+PACKAGES := activation_dataset beam_pipeline corpus qwen transforms
 
 # A stamp is newer than the lock that it was installed from, so unchanged locks cost nothing.
 RUNTIME := $(VENV)/.installed-base
 DEVELOP := $(VENV)/.installed-dev
 EXTENSIONS := $(wildcard activation_dataset/native/*.cc activation_dataset/native/*.h \
-    qwen2/kernels/*.h qwen2/kernels/*/*.cc qwen2/kernels/*/*.h)
+    qwen/ops/*/*.cc qwen/ops/*/*.h)
 AUDIT_VENV := .venv-audit
 AUDIT := $(AUDIT_VENV)/.installed
 PIP_AUDIT := $(AUDIT_VENV)/bin/pip-audit --disable-pip

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 
 from setuptools import Extension, find_packages, setup
 
-PACKAGES = ["activation_dataset", "beam_pipeline", "corpus", "qwen2", "transforms"]
+PACKAGES = ["activation_dataset", "beam_pipeline", "corpus", "qwen", "transforms"]
 
 
 def extensions() -> list[Extension]:
@@ -20,10 +20,10 @@ def extensions() -> list[Extension]:
 
     The kernels need JAX's headers, which come with the locked requirements, not with pip's isolated
     builds: use --no-build-isolation. Without a C++ compiler an extension is left out with a
-    warning, and with QWEN2_EXTENSIONS=required in the environment, as for the image, that is an
+    warning, and with QWEN_EXTENSIONS=required in the environment, as for the image, that is an
     error.
     """
-    required = os.environ.get("QWEN2_EXTENSIONS") == "required"
+    required = os.environ.get("QWEN_EXTENSIONS") == "required"
     if (sys.platform, platform.machine()) != ("linux", "x86_64"):
         return []
 
@@ -44,20 +44,12 @@ def extensions() -> list[Extension]:
     from jax.ffi import include_dir
 
     amx = ("avx512f", "avx512bw", "avx512bf16", "amx-tile", "amx-bf16", "fma")
-    avx512 = ("avx512f", "fma")
-    kernels = [
-        extension(
-            f"qwen2/kernels/{folder}",
-            *("-isystem", include_dir()),
-            *(f"-m{feature}" for feature in features),
-        )
-        for folder, features in (("amx", amx), ("avx512", avx512))
-    ]
-    return [dataset, *kernels]
+    flags = ("-isystem", include_dir(), *(f"-m{feature}" for feature in amx))
+    return [dataset, extension("qwen/ops/amx", *flags)]
 
 
 setup(
-    name="qwen2-activations",
+    name="qwen-activations",
     version="0.1.0",
     description="Per-layer activation datasets from Qwen2.5, with Apache Beam, JAX and Flax",
     license="Apache-2.0",
@@ -70,8 +62,8 @@ setup(
         "activation_dataset.reporting": ["report.html"],
         "beam_pipeline": ["prices.toml"],
         "corpus": ["py.typed", "templates/*.toml"],
-        "qwen2": ["py.typed", "presets/*", "presets/*/*"],
-        "qwen2.kernels": ["*.h", "*/*.cc", "*/*.h"],
+        "qwen": ["py.typed", "presets/*", "presets/*/*"],
+        "qwen.ops.amx": ["*.cc", "*.h"],
     },
     install_requires=[
         "apache-beam[gcp]>=2.77,<3",

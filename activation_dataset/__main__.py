@@ -223,7 +223,7 @@ def _certify(options: argparse.Namespace) -> int:
 def _index(options: argparse.Namespace) -> int:
     dataset = ActivationDataset(options.folder)
     made = keep_indexes(dataset.folder, dataset.metadata)
-    print(f"{len(dataset.metadata.batches)} indexes, {made} of them made now")
+    print(f"{len(dataset.metadata.shards)} indexes, {made} of them made now")
     return 0
 
 

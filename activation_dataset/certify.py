@@ -215,14 +215,14 @@ def load_reference(model_path: Path, run: RunDescription) -> Reference:
     if not (model_path / "config.json").is_file():
         raise CertifyError(
             f"{model_path}: there is no config.json. Give the checkpoint as a local folder in the "
-            "Hugging Face layout; python -m qwen2.export_preset writes that of a random preset"
+            "Hugging Face layout; python -m qwen.export_preset writes that of a random preset"
         )
     try:
         torch, transformers = import_module("torch"), import_module("transformers")
     except ImportError as error:
         raise ImportError(
             f"the reference needs PyTorch and transformers ({error}): "
-            "pip install 'qwen2-activations[certify]'"
+            "pip install 'qwen-activations[certify]'"
         ) from error
     transformers.utils.logging.disable_progress_bar()
     config = transformers.AutoConfig.from_pretrained(model_path, trust_remote_code=False)
@@ -277,7 +277,7 @@ def _prompts(dataset: ActivationDataset, chosen: Sequence[int]) -> Iterator[Prom
     wanted = iter(chosen)
     index = next(wanted, None)
     start = 0
-    for batch in dataset.metadata.batches:
+    for batch in dataset.metadata.shards:
         end = start + batch.samples
         if index is not None and index < end:
             with folder.open(batch.prompts.path) as stream:

@@ -54,8 +54,8 @@ def keep_indexes(folder: Folder, metadata: Metadata) -> int:
     run = metadata.run
     kind = RecordKind(run.pooling, run.storage_dtype, run.hidden_dim)
     made = 0
-    for batch in metadata.batches:
-        path = index_file(batch.shard, len(metadata.batches))
+    for batch in metadata.shards:
+        path = index_file(batch.shard, len(metadata.shards))
         key = index_key(batch.prompts, kind)
         try:
             decode_index(folder.load(path), key)

@@ -53,7 +53,7 @@ class LayerFile:
 
 
 @dataclass(frozen=True)
-class ShardManifest:
+class LayerManifest:
     """One layer of one shard, written.
 
     Attributes:
@@ -88,15 +88,15 @@ class PromptsManifest:
     file: FileEntry
 
 
-Manifest = ShardManifest | PromptsManifest
+Manifest = LayerManifest | PromptsManifest
 
 
 @dataclass(frozen=True)
-class Batch:
+class Shard:
     """One shard in all its layers.
 
     Attributes:
-        shard, samples, tokens: as in ShardManifest, the same in every layer.
+        shard, samples, tokens: as in LayerManifest, the same in every layer.
         prompts: the file of its prompts.
         files: site to file.
     """
@@ -117,7 +117,7 @@ class Batch:
         }
 
     @classmethod
-    def from_json(cls, value: object, where: str) -> Batch:
+    def from_json(cls, value: object, where: str) -> Shard:
         fields = Fields(value, where)
         result = cls(
             fields.integer("shard"),
@@ -133,9 +133,9 @@ class Batch:
         return result
 
 
-def batches_of(
+def shards_of(
     manifests: Iterable[Manifest], layers: tuple[Site, ...], num_shards: int
-) -> tuple[Batch, ...]:
+) -> tuple[Shard, ...]:
     """Puts the manifests of all files of all shards together, in whatever order they come.
 
     Raises:
@@ -163,7 +163,7 @@ def batches_of(
 
 def _batch(
     shard: int, paths: Sequence[str], layers: Sequence[Site], found: Mapping[str, Manifest]
-) -> Batch:
+) -> Shard:
     for path in paths:
         if path not in found:
             raise ValueError(f"{path} was not written")
@@ -177,11 +177,11 @@ def _batch(
             )
     *entries, prompts = (_entry(found[path]) for path in paths)
     files = dict(zip(layers, entries, strict=True))
-    return Batch(shard, first.samples, first.tokens, prompts, files)
+    return Shard(shard, first.samples, first.tokens, prompts, files)
 
 
 def _entry(manifest: Manifest) -> FileEntry:
-    return manifest.file.entry if isinstance(manifest, ShardManifest) else manifest.file
+    return manifest.file.entry if isinstance(manifest, LayerManifest) else manifest.file
 
 
 def by_site(fields: Fields, name: str) -> dict[Site, Json]:

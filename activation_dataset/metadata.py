@@ -17,7 +17,7 @@ from activation_dataset.format import (
     prompts_file,
     shard_file,
 )
-from activation_dataset.manifest import Batch, by_site
+from activation_dataset.manifest import Shard, by_site
 from activation_dataset.sites import (
     DEFAULT_HOOK_POINT,
     HOOK_POINTS,
@@ -177,24 +177,24 @@ class Metadata:
 
     Attributes:
         run: how the dataset was made.
-        batches: the shards, 0 to the last.
+        shards: the shards, 0 to the last.
         rejected: reason to number of rejected tasks.
         statistics: site to the statistics of all its vectors.
     """
 
     run: RunDescription
-    batches: tuple[Batch, ...]
+    shards: tuple[Shard, ...]
     rejected: Mapping[str, int]
     statistics: Mapping[Site, LayerStatistics]
 
     @property
     def total_samples(self) -> int:
-        return sum(batch.samples for batch in self.batches)
+        return sum(batch.samples for batch in self.shards)
 
     @property
     def total_tokens(self) -> int:
         """Tokens of all prompts."""
-        return sum(batch.tokens for batch in self.batches)
+        return sum(batch.tokens for batch in self.shards)
 
     @property
     def total_vectors(self) -> int:
@@ -233,8 +233,8 @@ class Metadata:
             )
         result = cls(
             run=RunDescription.take(fields, version),
-            batches=tuple(
-                Batch.from_json(each, f"batches[{index}]")
+            shards=tuple(
+                Shard.from_json(each, f"batches[{index}]")
                 for index, each in enumerate(fields.items("batches"))
             ),
             rejected=_counts(fields, "rejected"),
@@ -265,17 +265,17 @@ class Metadata:
             "total_samples": self.total_samples,
             "total_tokens": self.total_tokens,
             "total_vectors": self.total_vectors,
-            "batches": [batch.to_json() for batch in self.batches],
+            "batches": [batch.to_json() for batch in self.shards],
             "rejected": dict(self.rejected),
             "statistics": {str(layer): each.to_json() for layer, each in self.statistics.items()},
         }
 
     def _check_consistency(self) -> None:
         layers = list(self.run.sites)
-        for index, batch in enumerate(self.batches):
+        for index, batch in enumerate(self.shards):
             if batch.shard != index:
                 raise FieldError(f"batches[{index}].shard is {batch.shard}, expected {index}")
-            if batch.prompts.path != (expected := prompts_file(index, len(self.batches))):
+            if batch.prompts.path != (expected := prompts_file(index, len(self.shards))):
                 raise FieldError(
                     f"batches[{index}].prompts.path is {batch.prompts.path!r}, "
                     f"expected {expected!r}"
@@ -285,7 +285,7 @@ class Metadata:
                     f"batches[{index}].files has layers {list(batch.files)}, expected {layers}"
                 )
             for layer, entry in batch.files.items():
-                expected = shard_file(layer, index, len(self.batches))
+                expected = shard_file(layer, index, len(self.shards))
                 if entry.path != expected:
                     raise FieldError(
                         f"batches[{index}].files.{layer}.path is {entry.path!r}, "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, TypeVar, get_args
 
 HookPoint = Literal["resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post"]
@@ -91,3 +91,18 @@ def forward_order(site: Site) -> tuple[int, int]:
     """By which sites are sorted: first by hook point, then by layer."""
     layer, hook_point = place_of(site)
     return HOOK_POINTS.index(hook_point), layer
+
+
+def in_forward_order(hook_points: Iterable[str]) -> tuple[HookPoint, ...]:
+    """Each hook point once.
+
+    Raises:
+        ValueError: if there is none, or one that no layer has.
+    """
+    chosen = set(hook_points)
+    if not chosen or chosen - set(HOOK_POINTS):
+        raise ValueError(
+            f"hook points must be some of {', '.join(HOOK_POINTS)}, got "
+            f"{', '.join(sorted(chosen)) or 'none'}"
+        )
+    return tuple(point for point in HOOK_POINTS if point in chosen)

@@ -17,7 +17,7 @@ from activation_dataset.format import (
     shard_file,
     to_storage,
 )
-from activation_dataset.manifest import LayerFile, ShardManifest
+from activation_dataset.manifest import LayerFile, LayerManifest
 from activation_dataset.record import RecordKind, frame_record
 from activation_dataset.sites import Site
 from activation_dataset.statistics_builder import StatisticsBuilder
@@ -88,9 +88,9 @@ class LayerFileWriter:
         self._samples += len(samples)
         self._vectors += len(rows)
 
-    def finish(self, shard: int, num_shards: int) -> ShardManifest:
+    def finish(self, shard: int, num_shards: int) -> LayerManifest:
         """What was written, as a shard of the dataset. Closing the stream is up to the caller."""
-        return ShardManifest(
+        return LayerManifest(
             shard=shard,
             samples=self._samples,
             tokens=self._tokens,

@@ -28,7 +28,7 @@ from transforms.whole_file import join, read_if_exists
 USER_ERROR = 2
 INTERRUPTED = 130
 
-PACKAGES = ("activation_dataset", "beam_pipeline", "corpus", "qwen2", "transforms")
+PACKAGES = ("activation_dataset", "beam_pipeline", "corpus", "qwen", "transforms")
 
 # As a trace prints it, after a line break that may be escaped where it came through a log.
 OUR_ERROR = re.compile(rf"(?:^|\\n)(?:{'|'.join(PACKAGES)})\.[\w.]+: (.+)", re.MULTILINE)
@@ -125,8 +125,8 @@ def is_news(record: logging.LogRecord) -> bool:
 def summary(metadata: Metadata, output_dir: str, seconds: float) -> str:
     """What was made, for a person."""
     run = metadata.run
-    files = sum(len(batch.files) for batch in metadata.batches)
-    size = sum(entry.bytes for batch in metadata.batches for entry in batch.files.values())
+    files = sum(len(batch.files) for batch in metadata.shards)
+    size = sum(entry.bytes for batch in metadata.shards for entry in batch.files.values())
     layers = layers_named(run.layers_extracted)
     at = f" at {', '.join(run.hook_points)}" if run.hook_points != (DEFAULT_HOOK_POINT,) else ""
     lines = [
@@ -134,7 +134,7 @@ def summary(metadata: Metadata, output_dir: str, seconds: float) -> str:
         f"  model    {run.model_name}" + (" (random weights)" if run.weights.get("random") else ""),
         f"  layers   {len(run.layers_extracted)} ({layers}){at}, {run.hidden_dim} wide, "
         f"pooling {run.pooling}, {run.storage_dtype}",
-        f"  files    {files:,} in {count_of(len(metadata.batches), 'shard')}, {size / 1e6:,.1f} MB",
+        f"  files    {files:,} in {count_of(len(metadata.shards), 'shard')}, {size / 1e6:,.1f} MB",
         f"  rejected {sum(metadata.rejected.values()):,}"
         + "".join(f"; {count} {reason}" for reason, count in metadata.rejected.items()),
         f"  time     {seconds:,.1f} s, {metadata.total_tokens / seconds:,.0f} tokens/s in all",

@@ -12,7 +12,7 @@ from activation_dataset.sites import DEFAULT_HOOK_POINT, HookPoint
 from beam_pipeline.accelerators import expand_accelerator
 from corpus.augment import AugmentationPlan
 from corpus.template import PromptTemplate
-from qwen2.source import ModelSource
+from qwen.source import ModelSource
 from transforms.extract_activations import ExtractorSettings
 from transforms.tokenize_tasks import LengthLimit, Overlength
 

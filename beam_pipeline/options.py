@@ -29,7 +29,7 @@ LOCAL_RUNNER = "FnApiRunner"
 """Beam's in-process portable runner. ``DirectRunner`` would try to download another one first."""
 
 
-DEFAULT_COMPILE_CACHE = "~/.cache/qwen2-activations"
+DEFAULT_COMPILE_CACHE = "~/.cache/qwen-activations"
 
 
 def _boolean(text: str) -> bool:

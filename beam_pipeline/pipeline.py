@@ -12,7 +12,7 @@ from beam_pipeline.config import Config, ConfigError, Run, resolve
 from beam_pipeline.lost_worker import ends_with_its_workers
 from beam_pipeline.progress import shown
 from corpus.template import load_template
-from qwen2.source import open_model
+from qwen.source import open_model
 from transforms.assign_shards import AssignShards, PlanShards
 from transforms.combine_metadata import CombineMetadata
 from transforms.commit_run import CommitRun, Limits, check_output_dir

@@ -25,9 +25,9 @@ from beam_pipeline.prices import Prices
 from corpus.augment import AugmentationPlan
 from corpus.task import RejectedTask
 from corpus.template import PromptTemplate, load_template
-from qwen2.batching import Packing, packing_for, plan_steps
-from qwen2.config import Qwen2Config
-from qwen2.source import ModelSource, open_model
+from qwen.batching import Packing, packing_for, plan_steps
+from qwen.config import ModelConfig
+from qwen.source import ModelSource, open_model
 from transforms.assign_shards import FINGERPRINT, fingerprint, plan_shards
 from transforms.measure_output import OutputSize, output_size
 from transforms.read_tasks import common_root, match_files, read_file, resolve_patterns
@@ -155,7 +155,7 @@ def survey(
 
 
 def work_of(
-    shards: Iterable[np.ndarray], model: Qwen2Config, layers: Sequence[int], packing: Packing
+    shards: Iterable[np.ndarray], model: ModelConfig, layers: Sequence[int], packing: Packing
 ) -> Work:
     """The floating-point work of shards, each [samples] lengths in the order of extraction.
 
@@ -209,7 +209,7 @@ def device_time(
 
 def predict(
     found: Survey,
-    model: Qwen2Config,
+    model: ModelConfig,
     layers: Sequence[int],
     config: Config,
     workers: int = 1,

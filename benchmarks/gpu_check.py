@@ -30,9 +30,9 @@ import jax
 import numpy as np
 
 from benchmarks.torch_model import torch_model
-from qwen2 import ActivationExtractor
-from qwen2.batching import TOKENS_PER_BATCH_ROW
-from qwen2.config import PRESETS, Qwen2Config
+from qwen import ActivationExtractor
+from qwen.batching import TOKENS_PER_BATCH_ROW
+from qwen.config import PRESETS, ModelConfig
 
 LAYERS = tuple(range(10, 24))
 LEAST_RATIO, LEAST_SHARE_OF_PEAK = 1.5, 0.45
@@ -91,7 +91,7 @@ class Result:
         return text
 
 
-def flops_of(length: int, config: Qwen2Config, depth: int) -> int:
+def flops_of(length: int, config: ModelConfig, depth: int) -> int:
     """Useful FLOPs of a prompt in ``depth`` layers; the LM head is never computed."""
     pairs = length * (length + 1) // 2
     return depth * (length * config.layer_flops_per_token + config.attention_flops(pairs))

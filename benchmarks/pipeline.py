@@ -30,7 +30,7 @@ from beam_pipeline.command import extract
 from benchmarks.paired import Pairs, run_in_turn
 from benchmarks.prompts import TRAINING, arc_prompts
 from benchmarks.synthetic_dataset import residual_stream
-from qwen2.extractor import ActivationExtractor
+from qwen.extractor import ActivationExtractor
 from transforms.extract_activations import ExtractorSettings
 
 LAYERS = range(10, 24)

@@ -10,7 +10,7 @@ from activation_dataset.prompts import Prompt
 from corpus.parse import parse_tasks
 from corpus.task import Task
 from corpus.template import load_template
-from qwen2.source import open_model
+from qwen.source import open_model
 from transforms.tokenize_tasks import LengthLimit, prompts_of
 
 TRAINING = Path(__file__).parents[2] / "shared" / "data" / "arc_agi_1" / "training.json"

@@ -21,8 +21,8 @@ def first_activation(connection: Connection, model: str, cache: str) -> None:
     """In a process of its own: sends seconds to import; then to load, and to an activation."""
     prompts = arc_prompts(8)
     started = time.perf_counter()
-    from qwen2.compile_cache import use_compile_cache
-    from qwen2.extractor import ActivationExtractor
+    from qwen.compile_cache import use_compile_cache
+    from qwen.extractor import ActivationExtractor
 
     use_compile_cache(cache)
     imported = time.perf_counter()

@@ -16,7 +16,7 @@ from activation_dataset.format import (
     shard_file,
     to_storage,
 )
-from activation_dataset.manifest import Manifest, batches_of
+from activation_dataset.manifest import Manifest, shards_of
 from activation_dataset.metadata import Metadata, RunDescription
 from activation_dataset.prompts import Prompt, write_prompts
 from activation_dataset.statistics import OrderedMerge
@@ -76,7 +76,7 @@ def write_dataset(
             merges[layer].add(shard, manifest.file.statistics)
     metadata = Metadata(
         run=_run(layers, pooling, storage_dtype, hidden),
-        batches=batches_of(manifests, tuple(layers), len(shards)),
+        shards=shards_of(manifests, tuple(layers), len(shards)),
         rejected={},
         statistics={layer: merge.result(len(shards)) for layer, merge in merges.items()},
     )

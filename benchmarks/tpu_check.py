@@ -27,13 +27,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.experimental import topologies
 
+from activation_dataset.format import POOLINGS, Pooling
 from benchmarks.prompts import arc_prompts
 from benchmarks.tpu_model import CHIPS, Chip, estimated_cycles, work_of
-from qwen2.batching import StepShape, packing_for, plan_steps
-from qwen2.config import PRESETS
-from qwen2.extractor import STEPS_IN_FLIGHT
-from qwen2.params import abstract_model
-from qwen2.programs import POOLINGS, Pooling, Programs, make_mesh
+from qwen.batching import StepShape, packing_for, plan_steps
+from qwen.config import PRESETS
+from qwen.extractor import STEPS_IN_FLIGHT
+from qwen.params import abstract_model
+from qwen.programs import Programs, make_mesh
 
 LAYERS = tuple(range(10, 24))
 BATCH_SIZE = 8

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qwen2.attention import SPLASH_BLOCK
-from qwen2.batching import Step
-from qwen2.config import Qwen2Config
+from qwen.attention import SPLASH_BLOCK
+from qwen.batching import Step
+from qwen.config import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def seen_blocks(step: Step) -> np.ndarray:
 
 
 def work_of(
-    step: Step, config: Qwen2Config, devices: int, depth: int, kernel: KernelCycles
+    step: Step, config: ModelConfig, devices: int, depth: int, kernel: KernelCycles
 ) -> Work:
     """The work of ``depth`` whole layers, rows split over ``devices``."""
     block = math.gcd(step.shape.length, SPLASH_BLOCK)

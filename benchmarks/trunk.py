@@ -35,7 +35,7 @@ Runner = Callable[[Prompts], None]
 
 def ours(dtype: str) -> Runner:
     """The extractor of this project, as the job sets it up."""
-    from qwen2 import ActivationExtractor
+    from qwen import ActivationExtractor
 
     extractor = ActivationExtractor.load(
         f"random:{PRESET}", LAYERS, pooling="last", compute_dtype=dtype
@@ -107,7 +107,7 @@ def transformer_lens(dtype: str) -> Runner:
     import torch
     from transformer_lens.model_bridge import TransformerBridge
 
-    from qwen2.source import open_model
+    from qwen.source import open_model
 
     model = torch_model(PRESET, dtype, with_head=True)
     with tempfile.TemporaryDirectory() as folder:  # it reads the configuration again by name

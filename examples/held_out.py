@@ -48,7 +48,7 @@ def split(dataset: ActivationDataset, seed: int = 0) -> Split:
         raise ValueError(f"{dataset.path} has the tasks {tasks}, expected at least two")
     count = max(1, round(SHARE * len(tasks)))
     chosen = sorted(np.random.default_rng(seed).permutation(tasks)[:count].tolist())
-    shards = range(len(dataset.metadata.batches))
+    shards = range(len(dataset.metadata.shards))
     vectors = np.concatenate([dataset.index(shard).vector_counts for shard in shards])
     held_out = np.repeat(np.isin(task_of, chosen), vectors)
     return Split(np.flatnonzero(~held_out), np.flatnonzero(held_out), tuple(chosen))

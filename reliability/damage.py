@@ -88,7 +88,7 @@ def is_refused(dataset: Path, file: str) -> bool:
     try:
         opened = ActivationDataset(dataset)
         for layer in opened.layers:
-            for batch in opened.metadata.batches:
+            for batch in opened.metadata.shards:
                 if batch.files[layer].path == file:
                     for record in opened.records(layer, batch.shard):
                         _ = record.activation

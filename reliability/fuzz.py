@@ -53,7 +53,7 @@ from activation_dataset.tfrecord import (
 from activation_dataset.verifying.canonical import NotCanonicalError, parse_records, read_blocks
 from corpus.parse import parse_tasks
 from corpus.task import MAX_GRID_SIDE, REASONS, Document, Grid, Task
-from qwen2.checkpoint import CheckpointError, read_safetensors_header
+from qwen.checkpoint import CheckpointError, read_safetensors_header
 
 HANGS_AFTER = 20
 """Seconds that one input may take."""

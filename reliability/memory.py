@@ -22,7 +22,7 @@ from pathlib import Path
 
 from corpus.task import Document, Task
 from corpus.template import load_template
-from qwen2.source import open_model
+from qwen.source import open_model
 from reliability.job import ROOT, Job
 from transforms.read_tasks import read_file
 from transforms.tokenize_tasks import LengthLimit, prompts_of

@@ -1,6 +1,6 @@
 """Train the small tokenizer that the `random:` presets use.
 
-    python scripts/train_preset_tokenizer.py qwen2/presets/tokenizer
+    python scripts/train_preset_tokenizer.py qwen/presets/tokenizer
 
 It cuts text as Qwen2's tokenizer does (NFC, the same splitting pattern, bytes, every digit a token
 of its own) but knows only the words of `preset_tokenizer_corpus.txt`, which was written for this

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from qwen2.source import PRESET_FILES
-from tests.qwen2.checkpoints import SMALL, write_checkpoint
+from qwen.source import PRESET_FILES
+from tests.qwen.checkpoints import SMALL, write_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 

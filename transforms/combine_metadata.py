@@ -9,7 +9,7 @@ import apache_beam as beam
 
 from activation_dataset.certify import CERTIFICATE_FILE
 from activation_dataset.format import METADATA_FILE
-from activation_dataset.manifest import Manifest, PromptsManifest, batches_of
+from activation_dataset.manifest import Manifest, PromptsManifest, shards_of
 from activation_dataset.metadata import InputFile, Metadata, RunDescription
 from activation_dataset.reporting.card import CARD_FILE, renewed_card
 from activation_dataset.sites import Site
@@ -82,13 +82,13 @@ def build_metadata(
     """
     layers = run.sites
     try:
-        batches = batches_of(gathered.manifests, layers, plan.num_shards)
+        shards = shards_of(gathered.manifests, layers, plan.num_shards)
         statistics = {layer: gathered.of_layer(layer).result(plan.num_shards) for layer in layers}
     except ValueError as error:
         raise IncompleteError(f"the dataset is not complete: {error}") from error
     metadata = Metadata(
         run=replace(run, inputs=tuple(sorted(inputs, key=lambda file: file.path))),
-        batches=batches,
+        shards=shards,
         rejected=rejected,
         statistics=statistics,
     )
@@ -118,7 +118,7 @@ def check_files(metadata: Metadata, sizes: Mapping[str, int]) -> None:
       IncompleteError: naming what is not, or has another size.
     """
     entries = [
-        entry for batch in metadata.batches for entry in (*batch.files.values(), batch.prompts)
+        entry for batch in metadata.shards for entry in (*batch.files.values(), batch.prompts)
     ]
     if lost := [entry.path for entry in entries if sizes.get(entry.path) != entry.bytes]:
         raise IncompleteError(

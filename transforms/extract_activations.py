@@ -14,17 +14,17 @@ from apache_beam.pvalue import TaggedOutput
 from apache_beam.utils.shared import Shared
 
 from activation_dataset.format import Pooling, Sample, StorageDtype, layer_folder
-from activation_dataset.manifest import ShardManifest
+from activation_dataset.manifest import LayerManifest
 from activation_dataset.prompts import Prompt
 from activation_dataset.record import RecordKind
 from activation_dataset.sites import DEFAULT_HOOK_POINT, HookPoint, Site, sites_of
-from qwen2.source import open_model
+from qwen.source import open_model
 from transforms.assign_shards import ShardPlan, rank
 from transforms.extraction_progress import ProgressCounters, WorkDone
 from transforms.resume import FinishedLayers, finished_layers
 
 if TYPE_CHECKING:
-    from qwen2.extractor import ActivationExtractor, CapturedSamples
+    from qwen.extractor import ActivationExtractor, CapturedSamples
 
 
 FINISHED = "finished"
@@ -69,8 +69,8 @@ class ExtractorSettings:
         """
         for name, value in self.environment:
             os.environ.setdefault(name, value)
-        from qwen2.compile_cache import use_compile_cache
-        from qwen2.extractor import ActivationExtractor
+        from qwen.compile_cache import use_compile_cache
+        from qwen.extractor import ActivationExtractor
 
         use_compile_cache(self.compile_cache)
         source = open_model(self.model_path)
@@ -152,7 +152,7 @@ def extract_shard(
 
 def still_valid(
     finished: FinishedLayers, prompts: Sequence[Prompt], extractor: ActivationExtractor
-) -> Mapping[Site, ShardManifest]:
+) -> Mapping[Site, LayerManifest]:
     """The finished layers, if this worker would write the samples in the same order.
 
     It would not if it has another number of devices than the worker that wrote them.
@@ -191,7 +191,7 @@ class ExtractActivations(beam.PTransform):
 
     The blocks of a shard leave in order, within one bundle, and are large: consume them in the same
     stage, never through a shuffle. Layer files that are already there and sound are not computed
-    again: their ``ShardManifest`` is in the output ``finished``. The output ``prompts`` has the
+    again: their ``LayerManifest`` is in the output ``finished``. The output ``prompts`` has the
     ``ShardPrompts`` of each shard.
 
     Attributes:

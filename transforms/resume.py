@@ -11,7 +11,7 @@ from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 from activation_dataset.format import Sample, shard_file
-from activation_dataset.manifest import ShardManifest
+from activation_dataset.manifest import LayerManifest
 from activation_dataset.record import RecordKind
 from activation_dataset.sites import Site
 from activation_dataset.verifying.layer_file import (
@@ -35,7 +35,7 @@ class FinishedLayers:
     """
 
     order: tuple[str, ...]
-    manifests: Mapping[Site, ShardManifest]
+    manifests: Mapping[Site, LayerManifest]
 
 
 def finished_layers(
@@ -52,7 +52,7 @@ def finished_layers(
       samples: of the shard, in any order.
     """
     records: ExpectedRecords | None = None
-    manifests: dict[Site, ShardManifest] = {}
+    manifests: dict[Site, LayerManifest] = {}
     for layer in layers:
         path = join(output_dir, shard_file(layer, shard, num_shards))
         if not FileSystems.exists(path):

@@ -17,7 +17,7 @@ from corpus.prompt import RenderedPrompt, render
 from corpus.task import Document, RejectedTask, Task
 from corpus.template import PromptTemplate
 from corpus.token_cells import token_cells
-from qwen2.source import open_model
+from qwen.source import open_model
 from transforms.packing import pack_item, unpack_item
 from transforms.read_tasks import REJECTED
 

@@ -9,7 +9,7 @@ import apache_beam as beam
 from apache_beam.metrics import Metrics
 
 from activation_dataset.format import Pooling, StorageDtype, shard_file
-from activation_dataset.manifest import ShardManifest
+from activation_dataset.manifest import LayerManifest
 from activation_dataset.sites import Site
 from activation_dataset.writer import LayerFileWriter
 from transforms.extract_activations import LayerBlock
@@ -19,7 +19,7 @@ from transforms.whole_file import WholeFile, store_errors
 
 @dataclass(eq=False)
 class WriteLayer(beam.PTransform):
-    """``LayerBlock`` of one site to files; gives the ``ShardManifest`` of each file committed."""
+    """``LayerBlock`` of one site to files; gives the ``LayerManifest`` of each file committed."""
 
     folder: OutputFolder
     layer: Site
@@ -51,7 +51,7 @@ class _WriteLayer(beam.DoFn):
     def start_bundle(self) -> None:
         self._discard()
 
-    def process(self, block: LayerBlock) -> Iterator[ShardManifest]:
+    def process(self, block: LayerBlock) -> Iterator[LayerManifest]:
         if self._open is None:
             file = self._folder.file(shard_file(self._layer, block.shard, block.num_shards))
             writer = LayerFileWriter(

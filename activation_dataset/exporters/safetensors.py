@@ -41,7 +41,7 @@ def export(dataset: ActivationDataset, layer: Site, out: Path) -> Exported:
         "mean_squared_norm": repr(statistics.mean_squared_norm),
     }
     stored = numpy_dtype(run.storage_dtype)
-    shards = len(dataset.metadata.batches)
+    shards = len(dataset.metadata.shards)
     with new_folder(out) as folder:
         for shard in range(shards):
             numbers = dataset.shard_numbers(shard)

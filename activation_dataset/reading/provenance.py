@@ -211,7 +211,7 @@ def _check_names(dataset: ActivationDataset, query: TokenQuery) -> None:
 def _found(dataset: ActivationDataset, query: TokenQuery) -> Iterator[NDArray[np.int64]]:
     """The numbers in each shard."""
     start = 0
-    for shard in range(len(dataset.metadata.batches)):
+    for shard in range(len(dataset.metadata.shards)):
         index = dataset.index(shard)
         samples = query.samples(index)
         if samples.any():

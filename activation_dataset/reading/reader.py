@@ -89,7 +89,7 @@ class ActivationDataset:
         self.path = os.fspath(path)
         self.folder = open_folder(path)
         self.metadata = _read_metadata(self.folder, self.path)
-        run, batches = self.metadata.run, self.metadata.batches
+        run, batches = self.metadata.run, self.metadata.shards
         self.kind = RecordKind(run.pooling, run.storage_dtype, run.hidden_dim)
         samples = [batch.samples for batch in batches]
         vectors = [batch.tokens for batch in batches] if run.pooling == "none" else samples
@@ -184,7 +184,7 @@ class ActivationDataset:
         """
         site = self.metadata.run.site(layer)
         shard, number = self._place(index)
-        path = self.metadata.batches[shard].files[site].path
+        path = self.metadata.shards[shard].files[site].path
         start, end = self.index(shard).record_starts[number : number + 2].tolist()
         block = np.empty(end - start, np.uint8)
         with closing(self.folder.source(path)) as source:
@@ -205,8 +205,8 @@ class ActivationDataset:
             CorruptRecordError: the prompts are not what was written.
         """
         if shard not in self._indexes:
-            batch = self.metadata.batches[shard]
-            num_shards = len(self.metadata.batches)
+            batch = self.metadata.shards[shard]
+            num_shards = len(self.metadata.shards)
             index = open_index(self.folder, batch.prompts, shard, num_shards, self.kind)
             _check_count(batch.prompts.path, len(index), batch.samples, 0)
             self._indexes[shard] = index
@@ -270,7 +270,7 @@ class ActivationDataset:
         self, layer: Site, shard: int, scratch: Scratch | None = None
     ) -> LayerFileReader:
         """A layer file, opened to be read in runs; close it by using it as a context manager."""
-        path = self.metadata.batches[shard].files[layer].path
+        path = self.metadata.shards[shard].files[layer].path
         index = self.index(shard)
         source = self.folder.source(path)
         return LayerFileReader(source, path, index, self.kind, scratch or Scratch())
@@ -307,13 +307,13 @@ class ActivationDataset:
 
     def _shards(self, shard: int | None) -> Sequence[int]:
         """One shard, or all."""
-        count = len(self.metadata.batches)
+        count = len(self.metadata.shards)
         if shard is not None and not 0 <= shard < count:
             raise IndexError(f"shard {shard} is not in 0..{count - 1}")
         return range(count) if shard is None else [shard]
 
     def _shard_records(self, layer: Site, shard: int) -> Iterator[ActivationRecord]:
-        batch = self.metadata.batches[shard]
+        batch = self.metadata.shards[shard]
         path = batch.files[layer].path
         number = offset = 0
         with self.folder.open(path) as stream:

@@ -92,7 +92,7 @@ class WindowReader:
         self._window, self._seed, self._readers = window, seed, readers
         self._runs = [
             run
-            for shard in range(len(dataset.metadata.batches))
+            for shard in range(len(dataset.metadata.shards))
             for run in _shard_runs(dataset, shard, only)
             if run.size
         ]

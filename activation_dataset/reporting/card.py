@@ -128,7 +128,7 @@ def _description(metadata: Metadata) -> Iterator[str]:
         ),
         ("weights", _code(str(run.weights["fingerprint"]))),
         ("tokenizer", _code(str(run.tokenizer["fingerprint"]))),
-        ("size", f"{size(total_bytes(metadata))} in {count_of(len(metadata.batches), 'shard')}"),
+        ("size", f"{size(total_bytes(metadata))} in {count_of(len(metadata.shards), 'shard')}"),
         ("rejected", f"{count_of(rejected, 'task')}" + (", in `errors/`" if rejected else "")),
     ]
     yield _table(("", ""), facts)

@@ -72,7 +72,7 @@ def prompt_lines(prompts: PromptSurvey) -> list[str]:
 def _facts(metadata: Metadata, layers: Sequence[LayerSummary]) -> Iterator[str]:
     run = metadata.run
     weights = " (random weights)" if run.weights.get("random") else ""
-    files = sum(1 + len(batch.files) for batch in metadata.batches)
+    files = sum(1 + len(batch.files) for batch in metadata.shards)
     rejected = ", ".join(
         f"{count:,} {reason}" for reason, count in sorted(metadata.rejected.items())
     )
@@ -82,7 +82,7 @@ def _facts(metadata: Metadata, layers: Sequence[LayerSummary]) -> Iterator[str]:
         f"{run.hidden_dim:,} wide, {', '.join(run.hook_points)}",
         "pooling": f"{run.pooling}: {POOLINGS_EXPLAINED[run.pooling]}",
         "stored as": f"{run.storage_dtype}, little-endian",
-        "files": f"{count_of(files, 'file')} in {count_of(len(metadata.batches), 'shard')}, "
+        "files": f"{count_of(files, 'file')} in {count_of(len(metadata.shards), 'shard')}, "
         f"{size(total_bytes(metadata))}",
         "non-finite": count_of(sum(layer.nonfinite for layer in layers), "vector"),
         "rejected": rejected or "no task",

@@ -80,7 +80,7 @@ def run_seconds(path: str, metadata: Metadata) -> float | None:
         last = (folder / METADATA_FILE).stat().st_mtime
         written = [
             (folder / entry.path).stat().st_mtime
-            for batch in metadata.batches
+            for batch in metadata.shards
             for entry in batch.files.values()
         ]
     except OSError:
@@ -104,7 +104,7 @@ def _tiles(
     metadata: Metadata, layers: Sequence[LayerSummary], seconds: float | None
 ) -> list[tuple[str, str, str]]:
     run = metadata.run
-    shards = count_of(len(metadata.batches), "shard")
+    shards = count_of(len(metadata.shards), "shard")
     vectors = f"{count_of(metadata.total_vectors, 'vector')} in each layer"
     nonfinite = sum(layer.nonfinite for layer in layers)
     outliers = max((layer.outliers[0] for layer in layers), default=0)
@@ -384,7 +384,7 @@ def _details(metadata: Metadata) -> str:
 
 
 def _footer(metadata: Metadata, found: Survey) -> str:
-    shards = len(metadata.batches)
+    shards = len(metadata.shards)
     read = "All vectors" if found.whole else f"{found.vectors:,} vectors of each layer"
     looked = "" if found.prompts.shards == shards else f" of {found.prompts.shards:,} shards"
     return (

@@ -210,7 +210,7 @@ def total_bytes(metadata: Metadata) -> int:
     """Size of all layer files and files of prompts."""
     return sum(
         batch.prompts.bytes + sum(entry.bytes for entry in batch.files.values())
-        for batch in metadata.batches
+        for batch in metadata.shards
     )
 
 

@@ -113,7 +113,7 @@ def survey(dataset: ActivationDataset, whole: bool = False, seed: int = 0) -> Su
         CorruptRecordError: a record that was read is damaged.
     """
     rng = np.random.default_rng(seed)
-    shards = list(range(len(dataset.metadata.batches)))
+    shards = list(range(len(dataset.metadata.shards)))
     if not whole and len(shards) > MAX_SHARDS:
         shards = sorted(rng.permutation(shards)[:MAX_SHARDS].tolist())
     pieces = [

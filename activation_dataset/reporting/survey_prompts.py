@@ -34,7 +34,7 @@ class PromptSurvey:
 
 def survey_prompts(dataset: ActivationDataset, shards: Sequence[int]) -> PromptSurvey:
     """Looks at the prompts of some shards, ascending."""
-    starts = np.cumsum([0, *(batch.samples for batch in dataset.metadata.batches)])
+    starts = np.cumsum([0, *(batch.samples for batch in dataset.metadata.shards)])
     indexes = [dataset.index(shard) for shard in shards]
     samples = _joined(
         [

@@ -28,7 +28,7 @@ from activation_dataset.format import (
     shard_file,
 )
 from activation_dataset.index_file import IndexFileError, decode_index, index_key
-from activation_dataset.manifest import Batch, FileEntry, Manifest
+from activation_dataset.manifest import FileEntry, Manifest, Shard
 from activation_dataset.metadata import Metadata, RunDescription
 from activation_dataset.record import RecordKind
 from activation_dataset.sites import Site
@@ -138,11 +138,11 @@ def verify(path: str | os.PathLike[str], workers: int = 1) -> Report:
     problems += _check_statistics(metadata, shards)
     problems += _repeated_samples(metadata, shards)
     problems += _check_rejected(folder, metadata, present)
-    files = sum(1 + len(batch.files) for batch in metadata.batches)
+    files = sum(1 + len(batch.files) for batch in metadata.shards)
     return Report(tuple(sorted(set(problems))), files, sum(shard.bytes for shard in shards))
 
 
-def verify_shard(folder: Folder, run: RunDescription, batch: Batch, num_shards: int) -> ShardReport:
+def verify_shard(folder: Folder, run: RunDescription, batch: Shard, num_shards: int) -> ShardReport:
     """Checks all files of one shard against what the metadata says and against each other."""
     kind = RecordKind(run.pooling, run.storage_dtype, run.hidden_dim)
     problems: list[Problem] = []
@@ -181,7 +181,7 @@ def verify_shard(folder: Folder, run: RunDescription, batch: Batch, num_shards: 
 
 
 def _verify_prompts(
-    folder: Folder, pooling: Pooling, batch: Batch, num_shards: int, samples: SampleTable | None
+    folder: Folder, pooling: Pooling, batch: Shard, num_shards: int, samples: SampleTable | None
 ) -> tuple[list[Problem], int]:
     """Checks the file of a shard's prompts, also against the samples of its layer files if known.
 
@@ -204,7 +204,7 @@ def _verify_prompts(
     return problems, manifest.file.bytes
 
 
-def _verify_index(folder: Folder, batch: Batch, num_shards: int, kind: RecordKind) -> list[Problem]:
+def _verify_index(folder: Folder, batch: Shard, num_shards: int, kind: RecordKind) -> list[Problem]:
     """Checks the index of a shard, if it has one."""
     path = index_file(batch.shard, num_shards)
     try:
@@ -216,7 +216,7 @@ def _verify_index(folder: Folder, batch: Batch, num_shards: int, kind: RecordKin
     return []
 
 
-def _contradictions(manifest: Manifest, entry: FileEntry, batch: Batch) -> str:
+def _contradictions(manifest: Manifest, entry: FileEntry, batch: Shard) -> str:
     """In what a file is not as the metadata says, or nothing."""
     found = {
         "bytes": (manifest.file.bytes, entry.bytes),
@@ -237,7 +237,7 @@ def _verify_shards(folder: Folder, metadata: Metadata, workers: int) -> list[Sha
     Raises:
         OSError: another process was killed.
     """
-    jobs = [(folder, metadata.run, batch, len(metadata.batches)) for batch in metadata.batches]
+    jobs = [(folder, metadata.run, batch, len(metadata.shards)) for batch in metadata.shards]
     if workers == 1:
         return [verify_shard(*job) for job in jobs]
     left = deque(range(len(jobs)))
@@ -302,8 +302,8 @@ def _read_metadata(folder: Folder, present: set[str]) -> tuple[Metadata | None, 
 
 def _unlisted_files(metadata: Metadata, present: set[str]) -> list[Problem]:
     """Files in folders of layers and prompts that are not listed: of another run, or no one's."""
-    listed = {entry.path for batch in metadata.batches for entry in batch.files.values()}
-    listed |= {batch.prompts.path for batch in metadata.batches}
+    listed = {entry.path for batch in metadata.shards for entry in batch.files.values()}
+    listed |= {batch.prompts.path for batch in metadata.shards}
     return [
         Problem(file, "not listed in metadata.json", DELETE)
         for file in present - listed
@@ -340,7 +340,7 @@ def _repeated_samples(metadata: Metadata, shards: Sequence[ShardReport]) -> list
     for number, shard in enumerate(shards):
         for sample_id in shard.sample_ids:
             if sample_id in first:
-                file = next(iter(metadata.batches[number].files.values())).path
+                file = next(iter(metadata.shards[number].files.values())).path
                 what = f"sample {sample_id!r} of shard {first[sample_id]} comes again in this shard"
                 problems.append(Problem(file, what, "extract into a new folder"))
             first.setdefault(sample_id, number)

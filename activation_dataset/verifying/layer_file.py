@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from activation_dataset.checksum import to_text
 from activation_dataset.example import ACTIVATION, ExampleError, decode_example
 from activation_dataset.format import Sample, numpy_dtype, shard_file
-from activation_dataset.manifest import LayerFile, ShardManifest
+from activation_dataset.manifest import LayerFile, LayerManifest
 from activation_dataset.record import RecordFrame, RecordKind, frame_record
 from activation_dataset.reuse import Scratch
 from activation_dataset.sites import Site
@@ -122,7 +122,7 @@ class ExpectedRecords:
 
 def verify_file(
     stream: BinaryIO, layer: Site, shard: int, num_shards: int, expected: ExpectedRecords
-) -> ShardManifest:
+) -> LayerManifest:
     """Checks a layer file against its samples and returns the manifest that its writer returned.
 
     Nothing is trusted: every record's framing, CRCs, encoding, sample, shape and token_ids are
@@ -151,7 +151,7 @@ def verify_file(
     size = sum(group.size for group in expected.groups)
     if stream.seek(0, io.SEEK_END) != size:
         raise _diagnosis(stream, path, expected)
-    return ShardManifest(
+    return LayerManifest(
         shard=shard,
         samples=len(expected.table),
         tokens=expected.tokens,

@@ -13,9 +13,9 @@ fi
 project=$1
 region=$2
 bucket=gs://${3#gs://}
-repository=qwen2-activations
-worker=qwen2-activations@$project.iam.gserviceaccount.com
-builder=qwen2-activations-build@$project.iam.gserviceaccount.com
+repository=qwen-activations
+worker=qwen-activations@$project.iam.gserviceaccount.com
+builder=qwen-activations-build@$project.iam.gserviceaccount.com
 
 gcloud services enable --project "$project" \
     artifactregistry.googleapis.com cloudbuild.googleapis.com cloudresourcemanager.googleapis.com \

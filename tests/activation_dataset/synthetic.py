@@ -15,7 +15,7 @@ from activation_dataset.format import (
     prompts_file,
     shard_file,
 )
-from activation_dataset.manifest import Manifest, batches_of
+from activation_dataset.manifest import Manifest, shards_of
 from activation_dataset.metadata import InputFile, Metadata, RunDescription
 from activation_dataset.prompts import Prompt, write_prompts
 from activation_dataset.sites import HOOK_POINTS, HookPoint, Site, place_of
@@ -140,7 +140,7 @@ def write_dataset(
             merges[site].add(shard, manifest.file.statistics)
     metadata = Metadata(
         run=run,
-        batches=batches_of(manifests, run.sites, len(shards)),
+        shards=shards_of(manifests, run.sites, len(shards)),
         rejected=rejected or {},
         statistics={site: merge.result(len(shards)) for site, merge in merges.items()},
     )

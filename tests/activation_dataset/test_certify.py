@@ -95,7 +95,7 @@ def test_a_folder_without_a_dataset_is_refused(tmp_path):
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
     write_dataset(tmp_path, [[3]])
-    with pytest.raises(CertifyError, match=r"no config\.json.*qwen2\.export_preset"):
+    with pytest.raises(CertifyError, match=r"no config\.json.*qwen\.export_preset"):
         certify(tmp_path, tmp_path)
     with pytest.raises(CertifyError, match="no sample to compare"):
         certify(tmp_path, tmp_path, samples=0)

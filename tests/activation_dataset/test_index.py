@@ -21,7 +21,7 @@ def path(request, tmp_path):
 
 def test_it_says_where_records_and_activations_lie(path):
     dataset = ActivationDataset(path)
-    for shard, batch in enumerate(dataset.metadata.batches):
+    for shard, batch in enumerate(dataset.metadata.shards):
         index = dataset.index(shard)
         for layer in dataset.layers:
             content = (path / batch.files[layer].path).read_bytes()
@@ -36,7 +36,7 @@ def test_it_says_where_records_and_activations_lie(path):
 
 def test_it_holds_the_prompts(path):
     dataset = ActivationDataset(path)
-    for shard in range(len(dataset.metadata.batches)):
+    for shard in range(len(dataset.metadata.shards)):
         index = dataset.index(shard)
         prompts = make_prompts(SHARDS[shard], shard)
         starts = [0, *index.token_ends.tolist()]
@@ -53,7 +53,7 @@ def test_it_is_kept_and_used(path, caplog):
     first = ActivationDataset(path).index(0)
     assert "is made from prompts/prompts-00000" in caplog.text
     caplog.clear()
-    (path / ActivationDataset(path).metadata.batches[0].prompts.path).unlink()
+    (path / ActivationDataset(path).metadata.shards[0].prompts.path).unlink()
     second = ActivationDataset(path).index(0)
     assert second is not first
     for name in ("record_starts", "activation_starts", "token_ids", "cells", "sample_ids"):
@@ -63,7 +63,7 @@ def test_it_is_kept_and_used(path, caplog):
 
 def test_a_damaged_one_is_made_again(path, caplog):
     caplog.set_level(logging.INFO)
-    kept = path / index_file(0, len(ActivationDataset(path).metadata.batches))
+    kept = path / index_file(0, len(ActivationDataset(path).metadata.shards))
     ActivationDataset(path).index(0)
     content = kept.read_bytes()
     for broken in (b"", content[:10], content[:-1], content[:-9] + b"x" + content[-8:]):
@@ -78,7 +78,7 @@ def test_one_of_another_dataset_is_made_again(path, tmp_path_factory, caplog):
     other = tmp_path_factory.mktemp("other")
     write_dataset(other, SHARDS, "none", hidden=9)
     ActivationDataset(other).index(0)
-    shards = len(ActivationDataset(path).metadata.batches)
+    shards = len(ActivationDataset(path).metadata.shards)
     (path / "index").mkdir()
     kept = path / index_file(0, shards)
     (other / index_file(0, 3)).replace(kept)
@@ -115,7 +115,7 @@ def test_nothing_is_added_to_a_remote_folder(tmp_path):
 
 
 def test_the_command_makes_what_is_missing(path, capsys):
-    shards = len(ActivationDataset(path).metadata.batches)
+    shards = len(ActivationDataset(path).metadata.shards)
     assert main(["index", str(path)]) == 0
     assert capsys.readouterr().out == f"{shards} indexes, {shards} of them made now\n"
     (path / index_file(0, shards)).write_bytes(b"damaged")

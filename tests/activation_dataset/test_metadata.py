@@ -12,9 +12,9 @@ from activation_dataset.format import prompts_file, shard_file
 from activation_dataset.manifest import (
     FileEntry,
     LayerFile,
+    LayerManifest,
     PromptsManifest,
-    ShardManifest,
-    batches_of,
+    shards_of,
 )
 from activation_dataset.metadata import Metadata
 from activation_dataset.norms import NormHistogram
@@ -32,7 +32,7 @@ def statistics(count, nonfinite=0):
 
 def manifest(shard, layer, samples=2, tokens=30, num_shards=2):
     file = LayerFile(layer, shard_file(layer, shard, num_shards), 99, "AAAAAA==", statistics(2))
-    return ShardManifest(shard, samples, tokens, samples, file)
+    return LayerManifest(shard, samples, tokens, samples, file)
 
 
 def prompts(shard, samples=2, tokens=30):
@@ -46,7 +46,7 @@ def manifests():
 
 METADATA = Metadata(
     run=describe("last", "bfloat16", HIDDEN),
-    batches=batches_of(manifests(), LAYERS, 2),
+    shards=shards_of(manifests(), LAYERS, 2),
     rejected={"ragged_grid": 2, "overlength": 1},
     statistics={layer: statistics(3, 1) for layer in LAYERS},
 )
@@ -111,7 +111,7 @@ def test_the_text_does_not_depend_on_the_order_of_construction():
         METADATA,
         rejected=dict(reversed(list(METADATA.rejected.items()))),
         statistics=dict(reversed(list(METADATA.statistics.items()))),
-        batches=batches_of(reversed(manifests()), LAYERS, 2),
+        shards=shards_of(reversed(manifests()), LAYERS, 2),
     )
     assert other.to_json() == METADATA.to_json()
 
@@ -237,4 +237,4 @@ def test_a_change_of_one_bit_is_noticed():
 )
 def test_manifests_that_do_not_fit_together_are_refused(given_manifests, message):
     with pytest.raises(ValueError, match=message):
-        batches_of(given_manifests, LAYERS, 2)
+        shards_of(given_manifests, LAYERS, 2)

@@ -172,14 +172,13 @@ def test_only_what_version_1_cannot_say_is_version_2(path):
     metadata = ActivationDataset(path).metadata
     run = replace(metadata.run, hook_points=("resid_post",))
     files: list[dict[Site, FileEntry]] = [
-        {site: each.files[site] for site in LAYERS} for each in metadata.batches
+        {site: each.files[site] for site in LAYERS} for each in metadata.shards
     ]
     plain = replace(
         metadata,
         run=run,
-        batches=tuple(
-            replace(batch, files=those)
-            for batch, those in zip(metadata.batches, files, strict=True)
+        shards=tuple(
+            replace(batch, files=those) for batch, those in zip(metadata.shards, files, strict=True)
         ),
         statistics={site: metadata.statistics[site] for site in LAYERS},
     )

@@ -14,18 +14,18 @@ from transforms.whole_file import OutputError
 
 WORKER_TRACE = """Traceback (most recent call last):
   File "apache_beam/runners/common.py", line 1512, in process
-  File "qwen2/programs.py", line 52, in make_mesh
+  File "qwen/programs.py", line 52, in make_mesh
     raise MeshError(
-qwen2.programs.MeshError: mesh_shape 4,1 needs 4 devices.
+qwen.programs.MeshError: mesh_shape 4,1 needs 4 devices.
 
 During handling of the above exception, another exception occurred:
 
 Traceback (most recent call last):
   File "apache_beam/runners/worker/sdk_worker.py", line 310, in _execute
     response = task()
-qwen2.programs.MeshError: mesh_shape 4,1 needs 4 devices. [while running 'Extract/Extract']
+qwen.programs.MeshError: mesh_shape 4,1 needs 4 devices. [while running 'Extract/Extract']
 """
-THEIR_TRACE = 'Traceback (most recent call last):\n  File "qwen2/a.py"\nValueError: a bug in qwen2.'
+THEIR_TRACE = 'Traceback (most recent call last):\n  File "qwen/a.py"\nValueError: a bug in qwen.'
 
 
 def test_an_error_of_ours_explains_itself():
@@ -58,7 +58,7 @@ def test_an_error_of_ours_is_found_in_the_trace_of_another_process():
     [
         ValueError("a bug"),
         RuntimeError(THEIR_TRACE),
-        RuntimeError("see qwen2.programs.MeshError: not at the start of a line"),
+        RuntimeError("see qwen.programs.MeshError: not at the start of a line"),
     ],
 )
 def test_a_bug_is_not_explained_away(error: Exception):

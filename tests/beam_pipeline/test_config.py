@@ -8,7 +8,7 @@ from beam_pipeline.config import ConfigError, resolve_layers
 from beam_pipeline.options import parse_flags
 from beam_pipeline.pipeline import prepare
 from corpus.template import TemplateError, load_template
-from qwen2.source import open_model
+from qwen.source import open_model
 from transforms.extract_activations import ExtractorSettings
 from transforms.read_tasks import TasksNotFoundError
 from transforms.tokenize_tasks import LengthLimit

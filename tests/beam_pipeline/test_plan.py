@@ -19,9 +19,9 @@ from beam_pipeline.plan import (
     predict,
     work_of,
 )
-from qwen2.batching import Packing
-from qwen2.config import PRESETS
-from qwen2.extractor import ActivationExtractor
+from qwen.batching import Packing
+from qwen.config import PRESETS
+from qwen.extractor import ActivationExtractor
 from tests.conftest import ROOT
 from tests.end_to_end.job import metadata_of, run
 from transforms.assign_shards import FINGERPRINT
@@ -60,14 +60,14 @@ def test_what_is_planned_is_what_a_run_makes(checkpoint: Path, tasks: Path, tmp_
     run(checkpoint, tasks, out, *flags)
     metadata = metadata_of(out)
     assert (plan.samples, plan.tokens) == (metadata.total_samples, metadata.total_tokens)
-    assert plan.shards == len(metadata.batches) > 1
+    assert plan.shards == len(metadata.shards) > 1
     assert plan.rejected == metadata.rejected == {"bad_cell": 1, "too_long": 1}
     assert plan.files == len(metadata.run.inputs)
     assert plan.input_bytes == sum(file.bytes for file in metadata.run.inputs)
     for layer in (0, 2):
-        files = [batch.files[layer] for batch in metadata.batches]
+        files = [batch.files[layer] for batch in metadata.shards]
         assert sum(file.bytes for file in files) == plan.size.layer
-    assert sum(batch.prompts.bytes for batch in metadata.batches) == plan.size.prompts
+    assert sum(batch.prompts.bytes for batch in metadata.shards) == plan.size.prompts
     written = sum(path.stat().st_size for path in out.glob("*/*.tfrecord"))
     assert plan.size.total(plan.layers) == written
 

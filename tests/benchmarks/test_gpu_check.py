@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.gpu_check import flops_of, peak_of
-from qwen2.config import PRESETS
+from qwen.config import PRESETS
 
 
 @pytest.mark.parametrize(

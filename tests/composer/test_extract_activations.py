@@ -30,8 +30,8 @@ PARAMETERS = json.loads((TEMPLATES / "flex" / "metadata.json").read_text("utf-8"
 CONFIGURATION = {
     "project": "research",
     "region": "us-west4",
-    "template": "gs://bucket/templates/qwen2-activations.json",
-    "image": "us-west4-docker.pkg.dev/research/jobs/qwen2-activations:1",
+    "template": "gs://bucket/templates/qwen-activations.json",
+    "image": "us-west4-docker.pkg.dev/research/jobs/qwen-activations:1",
     "service_account": "worker@research.iam.gserviceaccount.com",
     "temp_location": "gs://bucket/temp",
     "model_path": "gs://bucket/models/Qwen2.5-0.5B",

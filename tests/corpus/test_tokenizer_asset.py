@@ -1,4 +1,4 @@
-"""The tokenizer in qwen2/presets, used as the job uses it: on the prompts of tasks."""
+"""The tokenizer in qwen/presets, used as the job uses it: on the prompts of tasks."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ from corpus import Task, load_template, parse_tasks, render, shipped_templates
 from scripts import train_preset_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDER = ROOT / "qwen2" / "presets" / "tokenizer"
+FOLDER = ROOT / "qwen" / "presets" / "tokenizer"
 ARC = ROOT.parent / "shared" / "data" / "arc_agi_1" / "training.json"
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 

@@ -9,8 +9,8 @@ import pytest
 
 from activation_dataset.format import Pooling, StorageDtype
 from activation_dataset.reading.reader import ActivationDataset, ActivationRecord
-from qwen2.extractor import ActivationExtractor
-from qwen2.sites import Site
+from activation_dataset.sites import Site
+from qwen.extractor import ActivationExtractor
 from tests.end_to_end.job import problems_of, run
 
 

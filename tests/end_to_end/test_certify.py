@@ -9,8 +9,8 @@ import pytest
 
 from activation_dataset.__main__ import main
 from activation_dataset.certify import CERTIFICATE_FILE, certify
-from qwen2.export_preset import export_preset
-from qwen2.source import open_model
+from qwen.export_preset import export_preset
+from qwen.source import open_model
 from tests.end_to_end.job import metadata_of, run
 
 pytest.importorskip("torch")

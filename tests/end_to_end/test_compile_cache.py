@@ -19,8 +19,8 @@ __all__ = ["address", "bucket"]
 WORKER = """
 import collections, json, sys
 import jax
-from qwen2.compile_cache import use_compile_cache
-from qwen2.extractor import ActivationExtractor
+from qwen.compile_cache import use_compile_cache
+from qwen.extractor import ActivationExtractor
 
 events = collections.Counter()
 jax.monitoring.register_event_listener(lambda name, **_: events.update([name]))

@@ -16,7 +16,7 @@ from corpus.parse import parse_tasks
 from corpus.prompt import render
 from corpus.task import RejectedTask, Task
 from corpus.template import load_template
-from qwen2.source import open_model
+from qwen.source import open_model
 from tests.end_to_end.job import dead_letters, metadata_of, problems_of, run
 
 BAD = {
@@ -146,7 +146,7 @@ def test_tensorflow_alone_reads_every_file_and_gets_the_statistics(dataset: Path
     metadata = metadata_of(dataset)
     orders = set()
     for layer, statistics in metadata.statistics.items():
-        files = [str(dataset / batch.files[layer].path) for batch in metadata.batches]
+        files = [str(dataset / batch.files[layer].path) for batch in metadata.shards]
         vectors, tokens, order = [], 0, []
         for data in tf.data.TFRecordDataset(files):
             record = tf.io.parse_single_example(data, features)

@@ -20,9 +20,9 @@ from google.api_core.retry import retry_base, retry_unary
 from google.cloud.storage import Bucket
 
 from activation_dataset.checksum import crc32c, to_text
-from qwen2 import model_files
-from qwen2.checkpoint import SINGLE_FILE
-from qwen2.source import open_model
+from qwen import model_files
+from qwen.checkpoint import SINGLE_FILE
+from qwen.source import open_model
 from tests.end_to_end.faulty_proxy import FAULTS, FaultyProxy, faulty_proxy
 from tests.end_to_end.job import digests, error_of, problems_of, run
 from tests.end_to_end.test_cloud_storage import BUCKET, address, bucket, download, upload

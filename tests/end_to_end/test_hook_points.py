@@ -9,7 +9,7 @@ import pytest
 from activation_dataset.__main__ import main
 from activation_dataset.certify import CERTIFICATE_FILE
 from activation_dataset.reading.reader import ActivationDataset
-from qwen2.extractor import ActivationExtractor
+from qwen.extractor import ActivationExtractor
 from tests.end_to_end.job import digests, error_of, problems_of, run
 
 LAYERS = ("--layers_to_extract", "0", "2")

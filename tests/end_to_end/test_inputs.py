@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from activation_dataset.reading.reader import ActivationDataset
-from qwen2.source import open_model
+from qwen.source import open_model
 from tests.conftest import ROOT
 from tests.end_to_end.job import dead_letters, metadata_of, problems_of, run
 

@@ -62,7 +62,7 @@ def test_a_listener_hears_of_every_shard_and_step(counted):
     counters, heard, totals, out = counted
     metadata = metadata_of(out)
     assert totals == {(metadata.total_samples, metadata.total_tokens)}
-    assert heard.count(WorkDone()) == len(metadata.batches)
+    assert heard.count(WorkDone()) == len(metadata.shards)
     steps = [done for done in heard if done.slots]
     assert len(steps) == counters["steps"]
     for name in ("samples", "tokens", "slots"):

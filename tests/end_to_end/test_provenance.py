@@ -9,7 +9,7 @@ from activation_dataset import ActivationDataset
 from corpus import Task, parse_tasks
 from corpus.augment import apply, original_place, split_sample_id
 from corpus.task import Grid
-from qwen2.source import open_model
+from qwen.source import open_model
 from tests.end_to_end.job import problems_of, run
 
 

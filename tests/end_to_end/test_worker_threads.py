@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from qwen2.extractor import ActivationExtractor
+from qwen.extractor import ActivationExtractor
 from tests.end_to_end.job import digests, run
 from transforms.extract_activations import ExtractorSettings
 

@@ -10,7 +10,7 @@ import pytest
 from activation_dataset.canonical_json import canonical_text, digest_of
 from activation_dataset.reading.reader import ActivationDataset, DatasetError
 from activation_dataset.verifying.dataset import verify
-from qwen2.source import open_model
+from qwen.source import open_model
 from tests.activation_dataset.synthetic import write_dataset
 from tests.conftest import ROOT
 from tests.end_to_end.job import dead_letters, digests, run, run_process

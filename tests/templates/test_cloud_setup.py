@@ -62,7 +62,7 @@ def test_a_second_run_makes_nothing_again(tmp_path: Path):
     ("account", "roles"),
     [
         (
-            "qwen2-activations",
+            "qwen-activations",
             {
                 "roles/dataflow.worker": "projects",
                 "roles/storage.objectUser": "storage",
@@ -70,7 +70,7 @@ def test_a_second_run_makes_nothing_again(tmp_path: Path):
             },
         ),
         (
-            "qwen2-activations-build",
+            "qwen-activations-build",
             {
                 "roles/logging.logWriter": "projects",
                 "roles/storage.objectUser": "storage",

@@ -73,7 +73,7 @@ def test_what_is_copied_exists():
 def test_a_build_without_a_compiler_fails_where_extensions_are_required(
     tmp_path: Path, extensions: str, works: bool
 ):
-    assert "RUN QWEN2_EXTENSIONS=required pip wheel" in DOCKERFILE
+    assert "RUN QWEN_EXTENSIONS=required pip wheel" in DOCKERFILE
     result = subprocess.run(
         [
             *(sys.executable, "setup.py", "build_ext", "--force"),
@@ -84,7 +84,7 @@ def test_a_build_without_a_compiler_fails_where_extensions_are_required(
             **os.environ,
             "CC": "no-compiler",
             "CXX": "no-compiler",
-            "QWEN2_EXTENSIONS": extensions,
+            "QWEN_EXTENSIONS": extensions,
         },
         capture_output=True,
         text=True,

@@ -24,7 +24,7 @@ Step = tuple[str, str]
 WITHOUT_COMPILER = {"CC": "/bin/false", "CXX": "/bin/false"}
 EXTENSIONS = (
     "from importlib.util import find_spec; "
-    "folders = ('activation_dataset.native', 'qwen2.kernels.amx', 'qwen2.kernels.avx512'); "
+    "folders = ('activation_dataset.native', 'qwen.ops.amx'); "
     "print(all(find_spec(f'{each}.library') for each in folders))"
 )
 

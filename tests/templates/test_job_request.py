@@ -13,7 +13,7 @@ from beam_pipeline.accelerators import ACCELERATORS
 from beam_pipeline.command import main
 from tests.templates.conftest import Cloud
 
-IMAGE = "us-west4-docker.pkg.dev/research-project/qwen2-activations/job:1"
+IMAGE = "us-west4-docker.pkg.dev/research-project/qwen-activations/job:1"
 
 
 def submit(cloud: Cloud, *flags: str) -> Any:

@@ -17,7 +17,7 @@ PARAMETERS = {
     "pooling": "mean",
     "overwrite": "true",
     "accelerator": "tpu-v5e-8",
-    "sdk_container_image": "us-west4-docker.pkg.dev/research-project/qwen2-activations/job:1",
+    "sdk_container_image": "us-west4-docker.pkg.dev/research-project/qwen-activations/job:1",
 }
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from activation_dataset.format import Sample, prompts_file, shard_file
-from activation_dataset.manifest import Manifest, PromptsManifest, ShardManifest
+from activation_dataset.manifest import LayerManifest, Manifest, PromptsManifest
 from activation_dataset.metadata import InputFile, Metadata
 from activation_dataset.prompts import write_prompts
 from activation_dataset.reporting.card import renewed_card
@@ -30,7 +30,7 @@ RUN = describe("last", "float32", HIDDEN)
 INPUTS = [InputFile("b.json", 2, "02"), InputFile("a.json", 1, "01")]
 
 
-def manifest(layer: int, shard: int, num_shards: int, nonfinite: int = 0) -> ShardManifest:
+def manifest(layer: int, shard: int, num_shards: int, nonfinite: int = 0) -> LayerManifest:
     """Of a file with two samples of 3 and 4 tokens, as the writer would give it."""
     samples = make_samples([3, 4], "last", seed=shard)
     rows = make_rows(samples, "last", HIDDEN, seed=100 * layer + shard)

@@ -8,7 +8,7 @@ import pytest
 
 from activation_dataset.prompts import Prompt
 from activation_dataset.sites import Site
-from qwen2.extractor import ActivationExtractor
+from qwen.extractor import ActivationExtractor
 from tests.activation_dataset.synthetic import text_prompt
 from tests.conftest import COMPILED
 from transforms.assign_shards import rank

@@ -27,7 +27,7 @@ def test_the_files_have_just_the_bytes_that_were_measured(
     prompts = [*make_prompts(LENGTHS, seed=0), *make_prompts([5], seed=1)]
     size = sum((output_size(prompt, kind) for prompt in prompts), OutputSize())
     for layer in (10, 11, 12):
-        files = [batch.files[layer] for batch in metadata.batches]
+        files = [batch.files[layer] for batch in metadata.shards]
         assert sum((tmp_path / file.path).stat().st_size for file in files) == size.layer
     prompts_files = list((tmp_path / "prompts").iterdir())
     assert sum(file.stat().st_size for file in prompts_files) == size.prompts

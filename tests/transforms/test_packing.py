@@ -10,7 +10,7 @@ from activation_dataset.prompts import Prompt
 from corpus.parse import parse_tasks
 from corpus.task import Document, Message, Pair, Task
 from corpus.template import load_template
-from qwen2.source import open_model
+from qwen.source import open_model
 from tests.conftest import ROOT
 from transforms.packing import pack_item, pack_prompt, unpack_item, unpack_prompt
 from transforms.tokenize_tasks import LengthLimit, prompts_of

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from activation_dataset.format import Pooling, Sample, StorageDtype, shard_file
-from activation_dataset.manifest import ShardManifest
+from activation_dataset.manifest import LayerManifest
 from activation_dataset.record import RecordKind
 from activation_dataset.writer import LayerFileWriter
 from tests.activation_dataset.synthetic import make_rows, make_samples, row_counts
@@ -20,7 +20,7 @@ def write(
     samples: list[Sample] = SAMPLES,
     pooling: Pooling = "last",
     dtype: StorageDtype = "float32",
-) -> ShardManifest:
+) -> LayerManifest:
     path = folder / shard_file(layer, 1, 2)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "wb") as stream:

@@ -11,7 +11,7 @@ from corpus.augment import Augmentation, AugmentationPlan, apply, augment
 from corpus.prompt import TEST_PAIR, render
 from corpus.task import Document, Message, Pair, RejectedTask, Task
 from corpus.template import load_template, shipped_templates
-from qwen2.source import open_model
+from qwen.source import open_model
 from transforms.read_tasks import REJECTED
 from transforms.tokenize_tasks import (
     LengthLimit,

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from activation_dataset.format import is_partial_file, shard_file
-from activation_dataset.manifest import ShardManifest
+from activation_dataset.manifest import LayerManifest
 from activation_dataset.record import RecordKind
 from activation_dataset.verifying.layer_file import ExpectedRecords, verify_file
 from tests.activation_dataset.synthetic import make_rows, make_samples
@@ -34,7 +34,7 @@ def writer(folder: Path) -> _WriteLayer:
     return _WriteLayer(OutputFolder.claim(str(folder)), 10, HIDDEN, "last", "float32")
 
 
-def write(folder: Path, *given: LayerBlock) -> list[ShardManifest]:
+def write(folder: Path, *given: LayerBlock) -> list[LayerManifest]:
     """What a runner does with a bundle."""
     do_fn = writer(folder)
     do_fn.start_bundle()

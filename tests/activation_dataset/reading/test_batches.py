@@ -67,7 +67,7 @@ def test_epochs_and_seeds_have_other_orders(dataset):
 def test_vectors_are_mixed_within_windows_of_all_shards(dataset):
     numbers = epoch(dataset.batches(10, 10, window=80, drop_last=False))
     assert (np.diff(numbers) == 1).mean() < 0.1
-    starts = [batch.samples for batch in dataset.metadata.batches]
+    starts = [batch.samples for batch in dataset.metadata.shards]
     assert len(starts) == 3
     samples = dataset.locate(numbers[:80]).samples
     shards = np.searchsorted(np.cumsum(starts), samples, side="right")

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from activation_dataset.format import Pooling, Sample, StorageDtype, prompts_file, shard_file
-from activation_dataset.manifest import Manifest, batches_of
+from activation_dataset.manifest import Manifest, shards_of
 from activation_dataset.metadata import Metadata
 from activation_dataset.prompts import NO_CELL, TEST_PAIR, Prompt, write_prompts
 from activation_dataset.sites import HookPoint, place_of
@@ -78,7 +78,7 @@ def write_prompted(
             merges[site].add(shard, manifest.file.statistics)
     metadata = Metadata(
         run=run,
-        batches=batches_of(manifests, run.sites, len(shards)),
+        shards=shards_of(manifests, run.sites, len(shards)),
         rejected=rejected or {},
         statistics={site: merge.result(len(shards)) for site, merge in merges.items()},
     )

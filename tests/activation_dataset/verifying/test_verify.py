@@ -59,9 +59,7 @@ def test_a_sound_dataset(tmp_path, pooling, storage_dtype):
     assert report.problems == ()
     assert report.files == 12
     assert report.bytes == sum(
-        entry.bytes
-        for batch in metadata.batches
-        for entry in (batch.prompts, *batch.files.values())
+        entry.bytes for batch in metadata.shards for entry in (batch.prompts, *batch.files.values())
     )
 
 
@@ -90,7 +88,7 @@ def test_every_flipped_bit_of_a_layer_file_is_caught(dataset):
     path = dataset / FIRST
     with open(path, "r+b") as stream:
         manifest = verify_file(stream, 10, 1, 3, expected)
-        assert manifest.file.entry == metadata.batches[1].files[10]
+        assert manifest.file.entry == metadata.shards[1].files[10]
         for bit in range(8 * len(content)):
             broken = content[bit // 8] ^ 1 << bit % 8
             stream.seek(bit // 8)
@@ -341,7 +339,7 @@ class Deadly(LocalFolder):
 
 def test_a_killed_worker_is_an_error_and_no_hang(dataset):
     metadata = Metadata.from_json((dataset / "metadata.json").read_text())
-    many = replace(metadata, batches=metadata.batches * 2000)  # none is ready before the worker is
+    many = replace(metadata, shards=metadata.shards * 2000)  # none is ready before the worker is
     with pytest.raises(OSError, match="a worker process was killed"):
         _verify_shards(Deadly(dataset), many, workers=3)
 
@@ -360,7 +358,7 @@ class Interrupted(LocalFolder):
 
 def test_an_interruption_does_not_wait_for_all_shards(dataset):
     metadata = Metadata.from_json((dataset / "metadata.json").read_text())
-    many = replace(metadata, batches=metadata.batches * 500)
+    many = replace(metadata, shards=metadata.shards * 500)
     (dataset / "opened").touch()
     with pytest.raises(KeyboardInterrupt):
         _verify_shards(Interrupted(dataset), many, workers=2)

@@ -1,0 +1,283 @@
+"""Plans how the samples of a shard share fixed-shape steps. Pure functions, no JAX.
+
+XLA compiles one program per shape, and every slot of a shape costs the same whether it holds a
+real token or padding. The planner packs several samples into a row, so that nearly every slot is
+real, and takes row lengths from a short ladder, so that few programs are compiled. Attention is
+masked by segment; a row's unused tail is a segment of its own.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+ROW_ALIGNMENT = 128
+"""Row lengths are multiples of this, the smallest block of the TPU attention kernel."""
+
+SLOTS_PER_SEGMENT = 32
+"""A row of L slots holds at most L / 32 samples, so pooled outputs have a fixed shape."""
+
+TOKENS_PER_BATCH_ROW = 512
+"""What one unit of batch size means in token slots."""
+
+SHORT_ROW = 2048
+"""Row length to prefer where attention visits every pair of a row's blocks, if only to skip most
+of them: there packing into longer rows costs more than it saves."""
+
+
+@dataclass(frozen=True)
+class StepShape:
+    """The shape of one device step: ``rows`` x ``length`` token slots."""
+
+    rows: int
+    length: int
+
+    @property
+    def slots(self) -> int:
+        return self.rows * self.length
+
+    @property
+    def segments(self) -> int:
+        """Most samples that one row holds."""
+        return self.length // SLOTS_PER_SEGMENT
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a sample lies in a step: ``length`` slots of ``row`` from ``start`` on."""
+
+    sample: int
+    row: int
+    start: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call of the model: a shape and the samples in it, in output order."""
+
+    shape: StepShape
+    placements: tuple[Placement, ...]
+
+    @property
+    def tokens(self) -> int:
+        return sum(p.length for p in self.placements)
+
+    @cached_property
+    def segment_of(self) -> tuple[int, ...]:
+        """For each placement, its rank among the samples of its row."""
+        seen = [0] * self.shape.rows
+        ranks = []
+        for placement in self.placements:
+            ranks.append(seen[placement.row])
+            seen[placement.row] += 1
+        return tuple(ranks)
+
+
+@dataclass(frozen=True)
+class Packing:
+    """What a platform wants of its steps.
+
+    Attributes:
+      rows: rows are a multiple of this, the devices along the mesh's data axis.
+      slots: token slots per step and device that keep the device busy.
+      row_length: the row length to prefer where samples fit in it, in tokens. Long rows pack
+        tighter; where the attention kernel cannot skip other segments they cost more.
+    """
+
+    rows: int = 1
+    slots: int = 4096
+    row_length: int = 4096
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "slots", "row_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+
+    def shape(self, length: int, tokens: int) -> StepShape:
+        """The step with rows of this length, halved until it has no more slots than tokens.
+
+        It keeps one row per device, though that may be more.
+        """
+        rows = max(1, self.slots // length)
+        while rows > 1 and self.rows * rows * length > tokens:
+            rows //= 2
+        return StepShape(self.rows * rows, length)
+
+
+def preferred_row_length(form: str, slots: int) -> int:
+    """The row length that a form of attention wastes least with, for steps of that many slots.
+
+    The forms for CPUs do not touch other samples of a row, so their rows are as long as a step.
+    """
+    return slots if form in ("blocked", "amx") else min(slots, SHORT_ROW)
+
+
+def packing_for(form: str, batch_size: int, rows: int) -> Packing:
+    """What a form of attention wants of its steps.
+
+    Args:
+      batch_size: slots per device and step, in units of 512.
+      rows: devices along the mesh's data axis.
+    """
+    slots = batch_size * TOKENS_PER_BATCH_ROW
+    return Packing(rows, slots, preferred_row_length(form, slots))
+
+
+def row_lengths(longest: int, row_length: int) -> tuple[int, ...]:
+    """The ladder of row lengths up to the first that holds ``longest`` tokens, ascending.
+
+    Below ``row_length`` it halves down to 512 (for what is left at a shard's end), above it
+    grows by 1.5 and 1.33 in turn.
+    """
+
+    def aligned(length: float) -> int:
+        return -(-int(length) // ROW_ALIGNMENT) * ROW_ALIGNMENT
+
+    base = aligned(row_length)
+    ladder = {base}
+    shorter = base
+    while shorter >= 1024:
+        shorter = aligned(shorter / 2)
+        ladder.add(shorter)
+    longer = base
+    while max(ladder) < longest:
+        ladder.add(aligned(longer * 1.5))
+        longer *= 2
+        ladder.add(aligned(longer))
+    ordered = sorted(ladder)
+    return tuple(ordered[: bisect.bisect_left(ordered, max(longest, base)) + 1])
+
+
+def plan_steps(lengths: Sequence[int], packing: Packing) -> list[Step]:
+    """Packs samples of these lengths (tokens) into steps. Every sample appears exactly once.
+
+    The longest sample left decides the row length of the next step; its rows are then filled, best
+    fit first, with what is left. When less is left than a step holds, the steps get fewer and then
+    shorter rows, the largest that can still be filled.
+
+    Returns:
+      Steps in the order in which they should run: long rows first. The result depends on nothing
+      but the arguments; equal lengths keep the order of their indices.
+
+    Raises:
+      ValueError: if a length is not positive.
+    """
+    if any(length < 1 for length in lengths):
+        raise ValueError(f"every sample needs at least one token, got lengths {min(lengths)}")
+    if not lengths:
+        return []
+    ladder = row_lengths(max(lengths), packing.row_length)
+    base = ladder.index(-(-packing.row_length // ROW_ALIGNMENT) * ROW_ALIGNMENT)
+    # Ascending by length, and by descending index among equals, because samples leave at the end.
+    waiting = sorted((length, -index) for index, length in enumerate(lengths))
+    tokens = sum(lengths)
+    steps = []
+    while waiting:
+        fitting = bisect.bisect_left(ladder, waiting[-1][0])
+        shapes = [packing.shape(n, tokens) for n in ladder[fitting : max(fitting, base) + 1]]
+        filled = [shape for shape in shapes if shape.slots <= tokens]
+        step, waiting = _fill(filled[-1] if filled else shapes[0], waiting)
+        tokens -= step.tokens
+        steps.append(step)
+    return steps
+
+
+def _fill(shape: StepShape, waiting: list[tuple[int, int]]) -> tuple[Step, list[tuple[int, int]]]:
+    """Fills one step best fit first; returns it and what is still waiting."""
+    left = list(waiting)
+    placements = []
+    for row in range(shape.rows):
+        start = 0
+        for _ in range(shape.segments):
+            position = bisect.bisect_right(left, (shape.length - start, 0)) - 1
+            if position < 0:
+                break
+            length, negative_index = left.pop(position)
+            placements.append(Placement(-negative_index, row, start, length))
+            start += length
+    return Step(shape, tuple(placements)), left
+
+
+def split_step(step: Step, rows: int) -> tuple[Step, ...] | None:
+    """Two steps of about half the slots, for the same samples in the same order.
+
+    For a device that has no memory for the whole step. One sample is put in the smallest step that
+    holds it; None if it is in that already.
+
+    Args:
+      rows: of each new step, the devices along the mesh's data axis.
+    """
+    if len(step.placements) == 1:
+        alone = _balanced(step.placements, rows)
+        return (alone,) if alone.shape.slots < step.shape.slots else None
+    middle, tokens = 1, step.placements[0].length
+    while middle < len(step.placements) - 1 and 2 * tokens < step.tokens:
+        tokens += step.placements[middle].length
+        middle += 1
+    return _balanced(step.placements[:middle], rows), _balanced(step.placements[middle:], rows)
+
+
+def separate_samples(step: Step, rows: int) -> tuple[Step, ...]:
+    """A step for each sample, in the same order; none if no two of them share a row.
+
+    Args:
+      rows: of each new step, the devices along the mesh's data axis.
+    """
+    if not any(step.segment_of):
+        return ()
+    return tuple(_balanced((placement,), rows) for placement in step.placements)
+
+
+def _balanced(placements: Sequence[Placement], rows: int) -> Step:
+    """The samples in their order, each in the row that is shortest so far."""
+    ends = [0] * rows
+    moved = []
+    for placement in placements:
+        row = ends.index(min(ends))
+        moved.append(replace(placement, row=row, start=ends[row]))
+        ends[row] += placement.length
+    most = max(Counter(placement.row for placement in moved).values())
+    needed = max(*ends, SLOTS_PER_SEGMENT * most)
+    return Step(StepShape(rows, -(-needed // ROW_ALIGNMENT) * ROW_ALIGNMENT), tuple(moved))
+
+
+@dataclass(frozen=True)
+class StepInputs:
+    """The arrays of one step, ready for the device.
+
+    Attributes:
+      token_ids: [rows, length] int32, 0 where there is no token.
+      positions: [rows, length] int32, a token's position in its own sample; 0 for padding.
+      segment_ids: [rows, length] int32, 1, 2, ... for the samples of a row, 0 for padding.
+      last_slots: [rows, segments] int32, the slot of each sample's last token; 0 where unused.
+    """
+
+    token_ids: np.ndarray
+    positions: np.ndarray
+    segment_ids: np.ndarray
+    last_slots: np.ndarray
+
+
+def step_inputs(step: Step, token_ids: Sequence[np.ndarray]) -> StepInputs:
+    """Lays out the samples' token ids ([tokens] int32 each) as the step's arrays."""
+    shape = (step.shape.rows, step.shape.length)
+    inputs = StepInputs(
+        token_ids=np.zeros(shape, np.int32),
+        positions=np.zeros(shape, np.int32),
+        segment_ids=np.zeros(shape, np.int32),
+        last_slots=np.zeros((step.shape.rows, step.shape.segments), np.int32),
+    )
+    for placement, segment in zip(step.placements, step.segment_of, strict=True):
+        end = placement.start + placement.length
+        slots = (placement.row, slice(placement.start, end))
+        inputs.token_ids[slots] = token_ids[placement.sample]
+        inputs.positions[slots] = np.arange(placement.length, dtype=np.int32)
+        inputs.segment_ids[slots] = segment + 1
+        inputs.last_slots[placement.row, segment] = end - 1
+    return inputs

@@ -1,0 +1,343 @@
+"""What Qwen2 computes inside, layer by layer, for token ids or text. No Beam.
+
+In a notebook::
+
+    from qwen import ActivationExtractor
+    extractor = ActivationExtractor.load("Qwen/Qwen2.5-0.5B", layers=range(10, 24))
+    activations = extractor(["The residual stream"])   # {layer: [texts, hidden]}
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+
+from activation_dataset.format import POOLINGS, Pooling
+from activation_dataset.sites import HookPoint, Site, in_forward_order, site_of
+from qwen.attention import AttentionForm, fastest_form
+from qwen.batching import (
+    Step,
+    packing_for,
+    plan_steps,
+    separate_samples,
+    split_step,
+    step_inputs,
+)
+from qwen.checkpoint import check_weights
+from qwen.malloc import keep_freed_memory
+from qwen.params import abstract_model, load_model
+from qwen.programs import Programs, check_mesh_fits_model, make_mesh
+from qwen.source import ModelSource, open_model
+
+LOGGER = logging.getLogger(__name__)
+
+FloatName = Literal["float32", "bfloat16"]
+FLOAT_DTYPES: dict[str, np.dtype] = {
+    "float32": np.dtype(np.float32),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+}
+
+STEPS_IN_FLIGHT = 2
+"""Steps that may be on the device, or on their way to the host, at the same time."""
+
+
+@dataclass(frozen=True)
+class CapturedSamples:
+    """The captured vectors of a few samples, at every site.
+
+    Attributes:
+      samples: which samples, as indices into what was given to ``extract``.
+      vector_counts: for each of them the number of its vectors: 1 if pooled, else its tokens.
+      layers: for each site, which for the residual stream after a layer is the layer's number,
+        [sum(vector_counts), hidden] in the storage dtype, in sample order; perhaps read-only.
+      slots: token slots of the step that computed them, padding included.
+    """
+
+    samples: tuple[int, ...]
+    vector_counts: tuple[int, ...]
+    layers: Mapping[Site, np.ndarray]
+    slots: int
+
+
+class DeviceMemoryError(RuntimeError):
+    """A sample that is too long for the memory of the device."""
+
+
+class ActivationExtractor:
+    """Qwen2 with its weights resident on the devices, capturing chosen layers.
+
+    The captured value is the residual stream after a layer, before the final norm for the last
+    one too, unless other hook points are asked for. Layers above the highest captured one are not
+    even loaded.
+
+    Attributes:
+      sites: what is captured: each hook point of each layer.
+    """
+
+    def __init__(
+        self,
+        source: ModelSource,
+        layers: Sequence[int],
+        pooling: Pooling = "last",
+        compute_dtype: FloatName = "bfloat16",
+        storage_dtype: FloatName = "float32",
+        batch_size: int = 8,
+        mesh_shape: tuple[int, int] | None = None,
+        attention: AttentionForm | None = None,
+        hook_points: Sequence[HookPoint] = ("resid_post",),
+        lengths_to_come: Sequence[int] = (),
+    ) -> None:
+        """
+        Args:
+          source: the model, from ``open_model``.
+          layers: which layers to capture, counted from 0.
+          pooling: ``last`` or ``mean`` token of a sample, or ``none`` for every token.
+          batch_size: token slots per device and step, in units of 512.
+          mesh_shape: devices along (data, model); all local devices along data by default.
+          attention: the form of attention; the fastest of the platform by default.
+          hook_points: where in each layer to capture it.
+          lengths_to_come: tokens of the samples that ``extract`` will be given first; programs
+            for them are compiled while the weights load.
+
+        Raises:
+          ValueError: for layers, hook points, pooling, dtypes, mesh or weights that do not fit.
+        """
+        config = source.config
+        self.layers = tuple(sorted(check_layers(layers, config.num_hidden_layers)))
+        hook_points = in_forward_order(hook_points)
+        self.sites = tuple(site_of(layer, point) for point in hook_points for layer in self.layers)
+        self._top_sites = tuple(site_of(self.layers[-1], point) for point in hook_points)
+        if pooling not in POOLINGS:
+            raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, got {pooling!r}")
+        for name, value in (("compute_dtype", compute_dtype), ("storage_dtype", storage_dtype)):
+            if value not in FLOAT_DTYPES:
+                raise ValueError(f"{name} must be float32 or bfloat16, got {value!r}")
+        mesh = make_mesh(mesh_shape, jax.local_devices())
+        check_mesh_fits_model(mesh, config)
+        weights = source.weights()
+        check_weights(weights, config, source.name)
+
+        if mesh.devices.flat[0].platform == "cpu":
+            keep_freed_memory()
+        self.source, self.pooling = source, pooling
+        self.hidden_size = config.hidden_size
+        self._storage = FLOAT_DTYPES[storage_dtype]
+        compute = jnp.dtype(FLOAT_DTYPES[compute_dtype])
+        form = attention or fastest_form(mesh.devices.flat[0], compute, config, mesh.shape["model"])
+        narrow = storage_dtype == "bfloat16" or (compute_dtype == "bfloat16" and pooling != "mean")
+        num_layers = self.layers[-1] + 1
+        self._programs = Programs(
+            abstract_model(config, num_layers, compute, mesh, form),
+            config,
+            mesh,
+            self.layers,
+            pooling,
+            form,
+            jnp.dtype(FLOAT_DTYPES["bfloat16" if narrow else "float32"]),
+            hook_points,
+        )
+        self._packing = packing_for(form, batch_size, mesh.shape["data"])
+        self._compilers = ThreadPoolExecutor(os.cpu_count(), "compile")
+        self._compile_ahead(self._plan(lengths_to_come))
+        self._programs.use_parameters(load_model(weights, config, num_layers, compute, mesh, form))
+
+    @classmethod
+    def load(cls, model_path: str, layers: Sequence[int], **options: object) -> ActivationExtractor:
+        """Opens a model by folder, ``gs://`` folder, hub id or ``random:`` preset.
+
+        The options are those of the constructor.
+        """
+        return cls(open_model(model_path), layers, **options)  # type: ignore[arg-type]
+
+    def __call__(
+        self, texts: Sequence[str]
+    ) -> dict[Site, np.ndarray] | list[dict[Site, np.ndarray]]:
+        """Tokenises texts and captures them.
+
+        Returns:
+          Pooled: for each site [texts, hidden]. Every token: for each text, by site,
+          [tokens, hidden]. The site of the residual stream after a layer is the layer's number;
+          another one is called as in TransformerLens, such as ``blocks.10.hook_mlp_out``.
+
+        Raises:
+          TypeError: if it is one text alone.
+          ValueError: if a text has no token.
+        """
+        if isinstance(texts, str):
+            raise TypeError("texts is one string; give a list of them")
+        tokenizer = self.source.tokenizer()
+        token_ids = [
+            np.asarray(tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
+            for text in texts
+        ]
+        found: list[dict[Site, np.ndarray]] = [{} for _ in texts]
+        for captured in self.extract(token_ids):
+            ends = np.cumsum(captured.vector_counts)
+            for site, vectors in captured.layers.items():
+                parts = np.split(vectors, ends[:-1])
+                for sample, part in zip(captured.samples, parts, strict=True):
+                    found[sample][site] = part.copy()
+        if self.pooling == "none":
+            return found
+        nothing = np.empty((0, self.hidden_size), self._storage)
+        return {site: np.concatenate([nothing, *(f[site] for f in found)]) for site in self.sites}
+
+    def extract(self, token_ids: Sequence[np.ndarray]) -> Iterator[CapturedSamples]:
+        """Captures samples of [tokens] int32 ids each, all of them exactly once.
+
+        While a step computes, the previous one is copied to the host; at most two are in flight,
+        so host memory does not grow with the number of samples. The order of the samples is that
+        of the plan: a function of their lengths and the batch size alone.
+
+        Raises:
+          ValueError: if a sample is empty or holds an id outside the vocabulary.
+        """
+        vocabulary = self.source.config.vocab_size
+        for index, ids in enumerate(token_ids):
+            if not len(ids) or ids.min() < 0 or ids.max() >= vocabulary:
+                raise ValueError(
+                    f"sample {index}: expected at least one token id, all in 0..{vocabulary - 1}"
+                )
+        steps = self._plan([len(ids) for ids in token_ids])
+        self._compile_ahead(steps)
+        in_flight: deque[tuple[Step, dict[Site, jax.Array] | None]] = deque()
+        for step in steps:
+            in_flight.append((step, self._dispatch(step, token_ids)))
+            if len(in_flight) >= STEPS_IN_FLIGHT:
+                yield from self._collect(*in_flight.popleft(), token_ids)
+        while in_flight:
+            yield from self._collect(*in_flight.popleft(), token_ids)
+
+    def _dispatch(
+        self, step: Step, token_ids: Sequence[np.ndarray]
+    ) -> dict[Site, jax.Array] | None:
+        """Starts a step; None if the device has no memory for it."""
+        try:
+            captured = self._programs.run(step_inputs(step, token_ids), step.shape)
+        except jax.errors.JaxRuntimeError as error:
+            _reraise_unless_out_of_memory(error)
+            return None
+        for array in captured.values():
+            array.copy_to_host_async()
+        return captured
+
+    def _collect(
+        self,
+        step: Step,
+        captured: dict[Site, jax.Array] | None,
+        token_ids: Sequence[np.ndarray],
+    ) -> Iterator[CapturedSamples]:
+        """Waits for a step; runs it as smaller ones if the device had no memory for it.
+
+        Samples that shared rows with one whose activations are not finite are run again, each by
+        itself: attention multiplies what it masks with 0, and 0 x NaN is NaN.
+
+        Raises:
+          DeviceMemoryError: if a single sample is too long for the device.
+        """
+        if captured is not None:
+            try:
+                found = self._on_host(step, captured)
+            except jax.errors.JaxRuntimeError as error:
+                _reraise_unless_out_of_memory(error)
+            else:
+                alone = separate_samples(step, self._packing.rows)
+                # What is not finite in the residual stream is not so in any layer above.
+                top = (found.layers[site] for site in self._top_sites)
+                if not alone or all(np.isfinite(vectors).all() for vectors in top):
+                    yield found
+                else:
+                    yield from self._run(alone, token_ids)
+                return
+        halves = split_step(step, self._packing.rows)
+        if halves is None:
+            raise DeviceMemoryError(
+                f"the device has no memory for one sample of {step.tokens} tokens; lower "
+                "--max_length, or split the model over more devices with --mesh_shape"
+            )
+        LOGGER.warning(
+            "the device has no memory for %d x %d token slots: running them in smaller steps; a "
+            "lower --batch_size avoids this",
+            step.shape.rows,
+            step.shape.length,
+        )
+        yield from self._run(halves, token_ids)
+
+    def _run(
+        self, steps: Sequence[Step], token_ids: Sequence[np.ndarray]
+    ) -> Iterator[CapturedSamples]:
+        """Steps that stand in for another one, one at a time."""
+        self._compile_ahead(steps)
+        for step in steps:
+            yield from self._collect(step, self._dispatch(step, token_ids), token_ids)
+
+    def order(self, lengths: Sequence[int]) -> list[int]:
+        """The order in which ``extract`` gives samples of these lengths, as their indices."""
+        return [placed.sample for step in self._plan(lengths) for placed in step.placements]
+
+    def _compile_ahead(self, steps: Sequence[Step]) -> None:
+        self._programs.compile_ahead([step.shape for step in steps], self._compilers)
+
+    def _plan(self, lengths: Sequence[int]) -> list[Step]:
+        return plan_steps(lengths, self._packing)
+
+    def _on_host(self, step: Step, captured: Mapping[Site, jax.Array]) -> CapturedSamples:
+        rows = np.array([placed.row for placed in step.placements])
+        if self.pooling == "none":
+            counts = np.array([placed.length for placed in step.placements])
+            places = np.array([placed.start for placed in step.placements])
+        else:
+            counts = np.ones(len(rows), np.int64)
+            places = np.array(step.segment_of)
+        layers: dict[Site, np.ndarray] = {}
+        for site in self.sites:
+            array = np.asarray(captured[site])
+            starts = rows * array.shape[1] + places
+            vectors = _spans(array.reshape(-1, self.hidden_size), starts, counts)
+            layers[site] = vectors.astype(self._storage, copy=False)
+        samples = tuple(placed.sample for placed in step.placements)
+        return CapturedSamples(samples, tuple(counts.tolist()), layers, step.shape.slots)
+
+
+def _spans(vectors: np.ndarray, starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """[sum(counts), hidden]: `counts` vectors from each of `starts` on.
+
+    A view, where they lie end to end.
+    """
+    ends = starts + counts
+    if np.array_equal(starts[1:], ends[:-1]):
+        return vectors[starts[0] : ends[-1]]
+    spans = zip(starts.tolist(), ends.tolist(), strict=True)
+    return np.concatenate([vectors[start:end] for start, end in spans])
+
+
+def _reraise_unless_out_of_memory(error: jax.errors.JaxRuntimeError) -> None:
+    if "RESOURCE_EXHAUSTED" not in str(error):
+        raise error
+
+
+def check_layers(layers: Sequence[int], num_layers: int) -> Sequence[int]:
+    """
+    Raises:
+      ValueError: if there is no layer, one twice, or one that the model does not have.
+    """
+    if not layers:
+        raise ValueError("no layer to capture")
+    if len(set(layers)) != len(layers):
+        raise ValueError(f"a layer is named twice: {', '.join(map(str, layers))}")
+    if outside := [layer for layer in layers if not 0 <= layer < num_layers]:
+        raise ValueError(
+            f"layers {', '.join(map(str, outside))} do not exist: this model has {num_layers} "
+            f"layers, 0 to {num_layers - 1}"
+        )
+    return layers

@@ -1,0 +1,94 @@
+// The MLP of a layer with the norm before it: down(silu(gate(x)) * up(x)) with x normalised. The wide
+// intermediate never leaves the cache: of each unit of rows a piece of it is computed and multiplied
+// down at once.
+
+#include "exponential.h"
+#include "rows.h"
+#include "tiles.h"
+#include "vectors.h"
+
+namespace qwen {
+namespace {
+
+// Packs silu(gate) * up of a panel's 32 columns, a row at each call, and fetches memory ahead.
+class Gating {
+ public:
+  // gates: [blocks] sums, and as many of up after them.
+  Gating(const float* gates, int64_t rows, int64_t steps, bf16* to)
+      : gates_(gates), rows_(rows), steps_(steps), to_(to) {}
+
+  void operator()() {
+    ahead_();
+    if (row_ < rows_) GateRow();
+  }
+  void Fetch(Ahead ahead) { ahead_ = ahead; }
+  void Finish() {
+    while (row_ < rows_) GateRow();
+  }
+
+ private:
+  void GateRow() {
+    const float *first = gates_ + SumsAt(row_, 0), *second = gates_ + SumsAt(row_, 1);
+    const int64_t up = rows_ * kPanel;
+    StoreRounded(to_ + PackedAt(row_, 0, steps_),
+                 _mm512_mul_ps(Silu(_mm512_load_ps(first)), _mm512_load_ps(first + up)),
+                 _mm512_mul_ps(Silu(_mm512_load_ps(second)), _mm512_load_ps(second + up)));
+    ++row_;
+  }
+
+  const float* gates_;
+  int64_t rows_, steps_, row_ = 0;
+  bf16* to_;
+  Ahead ahead_{nullptr, 0, 1};
+};
+
+ffi::Error Mlp(ffi::ThreadPool pool, Tensor x, Tensor scale, Tensor gate, Tensor up, Tensor down,
+               ffi::Result<ffi::AnyBuffer> out, float epsilon) {
+  const int64_t hidden = scale.element_count();
+  const Pieces depth(hidden), width(gate.dimensions()[0] * kPanel);
+  const int64_t panel_size = depth.steps * kStep;
+  const Stream stream(Data(x), *out);
+  const int64_t row_bytes = hidden * (sizeof(bf16) + sizeof(float));
+  ParallelRows(pool, x.element_count() / hidden, BlocksOfUnit(row_bytes),
+               [&](int64_t first, int64_t rows) {
+    const int64_t blocks = BlocksOf(rows), packed_rows = blocks * kPanel;
+    bf16* left = Scratch<bf16, 0>(packed_rows * (hidden + Pieces::kMost * kTileDepth));
+    bf16* gated = left + packed_rows * hidden;
+    float* sums = Scratch<float, 1>(packed_rows * (hidden + 4 * kPanel));
+    float* gates[2] = {sums + packed_rows * hidden, sums + packed_rows * (hidden + 2 * kPanel)};
+    PackNormalised(Data(x) + first * hidden, rows, hidden, Data(scale), epsilon, left);
+    for (int64_t piece = 0; piece < width.count; ++piece) {
+      const int64_t steps = width.size(piece);
+      Gating gating(nullptr, 0, steps, gated);
+      for (int64_t step = 0; step < steps; ++step) {
+        const int64_t panel = (width.begin(piece) + step) * panel_size;
+        float* sums_of_panel = gates[step % 2];
+        gating.Fetch(Ahead(Data(up) + panel, panel_size, depth.steps * blocks));
+        MultiplyPanel(left, blocks, depth, Data(gate) + panel, sums_of_panel, gating);
+        gating.Fetch(Ahead(Data(gate) + panel + panel_size, panel_size, depth.steps * blocks));
+        MultiplyPanel(left, blocks, depth, Data(up) + panel, sums_of_panel + packed_rows * kPanel,
+                      gating);
+        gating.Finish();
+        gating = Gating(sums_of_panel, packed_rows, steps, gated + step * kStep);
+      }
+      gating.Finish();
+      MultiplyPiece(gated, steps * kStep, blocks, width, piece, Data(down), hidden / kPanel, sums);
+    }
+    stream.Store(sums, first, rows, hidden);
+  });
+  return ffi::Error::Success();
+}
+
+}  // namespace
+}  // namespace qwen
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(QwenAmxMlp, qwen::Mlp,
+                              xla::ffi::Ffi::Bind()
+                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::BF16>>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::BF16>>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::BF16>>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::BF16>>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::BF16>>()
+                                  .Ret<xla::ffi::AnyBuffer>()
+                                  .Attr<float>("epsilon"));

@@ -1,0 +1,91 @@
+// Row-major activations to packed rows, and sums back to row-major activations.
+
+#ifndef QWEN2_KERNELS_AMX_ROWS_H_
+#define QWEN2_KERNELS_AMX_ROWS_H_
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+#include "tiles.h"
+#include "vectors.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace qwen {
+
+// What is in the second-level cache beside the rows of a unit of work takes a fourth of it.
+constexpr int64_t kUnitBytes = 3 << 19;
+
+// The most blocks of a unit whose rows take so many bytes each.
+inline int64_t BlocksOfUnit(int64_t row_bytes) {
+  return std::clamp<int64_t>(kUnitBytes / row_bytes / kPanel, 1, 8);
+}
+
+// Fills up the last block of packed rows with zeros.
+inline void PadRows(int64_t rows, int64_t steps, bf16* to) {
+  for (int64_t row = rows; row < BlocksOf(rows) * kPanel; ++row)
+    for (int64_t step = 0; step < steps; ++step)
+      std::memset(to + PackedAt(row, step, steps), 0, kTileDepth * sizeof(bf16));
+}
+
+inline void PackRows(const bf16* from, int64_t rows, int64_t depth, bf16* to) {
+  const int64_t steps = depth / kTileDepth;
+  for (int64_t row = 0; row < rows; ++row, from += depth)
+    for (int64_t step = 0; step < steps; ++step)
+      _mm512_store_si512(to + PackedAt(row, step, steps),
+                         _mm512_loadu_si512(from + step * kTileDepth));
+  PadRows(rows, steps, to);
+}
+
+// Packs rows after RMSNorm: row / sqrt(mean(row * row) + epsilon) * scale.
+inline void PackNormalised(const bf16* from, int64_t rows, int64_t depth, const bf16* scale,
+                           float epsilon, bf16* to) {
+  const int64_t steps = depth / kTileDepth;
+  for (int64_t row = 0; row < rows; ++row, from += depth) {
+    const __m512 inverse = _mm512_set1_ps(InverseNorm(from, depth, epsilon));
+    const auto normalised = [&](int64_t i) {
+      return _mm512_mul_ps(_mm512_mul_ps(Widen(from + i), inverse), Widen(scale + i));
+    };
+    for (int64_t step = 0; step < steps; ++step)
+      StoreRounded(to + PackedAt(row, step, steps), normalised(step * kTileDepth),
+                   normalised(step * kTileDepth + 16));
+  }
+  PadRows(rows, steps, to);
+}
+
+// What a kernel gives out, as the type of its result says: [rows, columns] of the residual stream
+// with the update added, bfloat16, or the update alone, float32.
+class Stream {
+ public:
+  Stream(const bf16* before, ffi::AnyBuffer& out)
+      : before_(before), out_(out.untyped_data()),
+        added_(out.element_type() == ffi::DataType::BF16) {}
+
+  // Stores rows `first` and following, of the update [columns / 32][blocks] sums.
+  void Store(const float* sums, int64_t first, int64_t rows, int64_t columns) const {
+    const int64_t blocks = BlocksOf(rows);
+    for (int64_t row = 0; row < rows; ++row)
+      for (int64_t panel = 0; panel < columns / kPanel; ++panel) {
+        const float* of_panel = sums + panel * blocks * kBlock;
+        const __m512 left = _mm512_load_ps(of_panel + SumsAt(row, 0));
+        const __m512 right = _mm512_load_ps(of_panel + SumsAt(row, 1));
+        const int64_t at = (first + row) * columns + panel * kPanel;
+        if (added_) {
+          StoreRounded(static_cast<bf16*>(out_) + at, _mm512_add_ps(Widen(before_ + at), left),
+                       _mm512_add_ps(Widen(before_ + at + 16), right));
+        } else {
+          _mm512_storeu_ps(static_cast<float*>(out_) + at, left);
+          _mm512_storeu_ps(static_cast<float*>(out_) + at + 16, right);
+        }
+      }
+  }
+
+ private:
+  const bf16* before_;
+  void* out_;
+  const bool added_;
+};
+
+}  // namespace qwen
+
+#endif  // QWEN2_KERNELS_AMX_ROWS_H_

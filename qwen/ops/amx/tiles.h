@@ -1,0 +1,212 @@
+// Matrix products on the tile registers (AMX) of Intel processors.
+//
+// A tile holds 16 rows of 64 bytes. Products take bfloat16 and accumulate in float32, 32 x 32 at a
+// time. Operands and sums are packed so that every tile is 1 KB of consecutive memory:
+//   left   [rows / 32][depth / 32][2] tiles of 16 rows x 32 columns
+//   right  [columns / 32][depth / 32][2] tiles of 16 row pairs x 16 columns x 2
+//   sums   [rows / 32][2][2] tiles of 16 rows x 16 columns
+// 32 columns of a right matrix are a panel, 32 rows of a left one or of sums a block.
+// (Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18.)
+
+#ifndef QWEN2_KERNELS_AMX_TILES_H_
+#define QWEN2_KERNELS_AMX_TILES_H_
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <functional>
+
+#include "threads.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace qwen {
+
+namespace ffi = xla::ffi;
+
+using bf16 = uint16_t;
+using Tensor = ffi::Buffer<ffi::BF16>;
+
+inline const bf16* Data(const Tensor& tensor) {
+  return reinterpret_cast<const bf16*>(tensor.typed_data());
+}
+inline bf16* Data(ffi::ResultBuffer<ffi::BF16>& tensor) {
+  return reinterpret_cast<bf16*>(tensor->typed_data());
+}
+
+constexpr int64_t kTileRows = 16;
+constexpr int64_t kTileDepth = 32;
+constexpr int64_t kTile = kTileRows * kTileDepth;
+constexpr int64_t kPanel = 32;               // columns of a panel, rows of a block
+constexpr int64_t kBlock = kPanel * kPanel;  // sums of a block
+constexpr int64_t kStep = 2 * kTile;         // of a panel or of packed rows, for 32 of the depth
+
+// The tile registers of a thread, configured while this object lives.
+class TileRegisters {
+ public:
+  TileRegisters() {
+    struct alignas(64) {
+      uint8_t palette = 1, start_row = 0, reserved[14] = {};
+      uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+      uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+    } config;
+    _tile_loadconfig(&config);
+  }
+  ~TileRegisters() { _tile_release(); }
+};
+
+// Runs work(0) ... work(count - 1) on XLA's threads and on this one, each with its tile registers.
+inline void Parallel(ffi::ThreadPool& pool, int64_t count,
+                     const std::function<void(int64_t)>& work) {
+  ParallelWith<TileRegisters>(pool, count, work);
+}
+
+inline int64_t BlocksOf(int64_t rows) { return (rows + kPanel - 1) / kPanel; }
+
+// Shares rows out in units of at most `most` blocks: work(first row, rows of the unit).
+inline void ParallelRows(ffi::ThreadPool& pool, int64_t rows, int64_t most,
+                         const std::function<void(int64_t, int64_t)>& work) {
+  const int64_t threads = pool.num_threads(), blocks = BlocksOf(rows);
+  const int64_t rounds = (blocks + most * threads - 1) / (most * threads);
+  const int64_t unit = (blocks + rounds * threads - 1) / (rounds * threads) * kPanel;
+  Parallel(pool, (rows + unit - 1) / unit, [=, &work](int64_t index) {
+    work(index * unit, std::min(unit, rows - index * unit));
+  });
+}
+
+// Packs `panels` times 32 columns of a row-major matrix, from `from` on. Several at a time, because
+// memory is read fastest where what follows in a row is wanted too.
+inline void PackPanels(const bf16* from, int64_t row_stride, int64_t depth, int64_t panels,
+                       bf16* to) {
+  alignas(64) uint16_t first[32], second[32];
+  for (int i = 0; i < 16; ++i) {
+    first[2 * i] = i, first[2 * i + 1] = 32 + i;
+    second[2 * i] = 16 + i, second[2 * i + 1] = 48 + i;
+  }
+  const __m512i first_columns = _mm512_load_si512(first);
+  const __m512i second_columns = _mm512_load_si512(second);
+  for (int64_t k = 0; k < depth; k += 2)
+    for (int64_t panel = 0; panel < panels; ++panel) {
+      const bf16* columns = from + k * row_stride + panel * kPanel;
+      const __m512i even = _mm512_loadu_si512(columns);
+      const __m512i odd = _mm512_loadu_si512(columns + row_stride);
+      bf16* pairs = to + panel * kPanel * depth + k / kTileDepth * kStep + k % kTileDepth * 16;
+      _mm512_storeu_si512(pairs, _mm512_permutex2var_epi16(even, first_columns, odd));
+      _mm512_storeu_si512(pairs + kTile, _mm512_permutex2var_epi16(even, second_columns, odd));
+    }
+}
+
+// Fetches memory that will be needed soon into the second-level cache, a part at each call.
+class Ahead {
+ public:
+  Ahead(const bf16* from, int64_t size, int64_t calls)
+      : at_(from), lines_((size + calls * 32 - 1) / (calls * 32)) {}
+  void operator()() {
+    for (int64_t line = 0; line < lines_; ++line, at_ += 32) _mm_prefetch(at_, _MM_HINT_T1);
+  }
+
+ private:
+  const bf16* at_;
+  int64_t lines_;
+};
+
+// Multiplies blocks of packed rows, `stride` apart, with the part of a panel that is `steps` times
+// 32 deep. The sums are added to those there, if kAdd. A block's sums leave their registers while
+// the next block's begin, and meanwhile() is called at each step: the registers need a part of a
+// core only.
+template <bool kAdd, typename Meanwhile>
+inline void Multiply(const bf16* left, int64_t stride, int64_t blocks, const bf16* right,
+                     int64_t steps, float* sums, Meanwhile& meanwhile) {
+#define QWEN2_NEXT_SUMS(tile)                                        \
+  if (block > 0) _tile_stored(tile, sums + tile * 256 - kBlock, 64); \
+  if constexpr (kAdd) {                                              \
+    _tile_loadd(tile, sums + tile * 256, 64);                        \
+  } else {                                                           \
+    _tile_zero(tile);                                                \
+  }
+  for (int64_t block = 0; block < blocks; ++block, sums += kBlock) {
+    const bf16 *rows = left + block * stride, *columns = right;
+    _tile_loadd(4, rows, 64);
+    _tile_loadd(6, columns, 64);
+    QWEN2_NEXT_SUMS(0)
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(7, columns + kTile, 64);
+    QWEN2_NEXT_SUMS(1)
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_loadd(5, rows + kTile, 64);
+    QWEN2_NEXT_SUMS(2)
+    _tile_dpbf16ps(2, 5, 6);
+    QWEN2_NEXT_SUMS(3)
+    _tile_dpbf16ps(3, 5, 7);
+    meanwhile();
+    for (int64_t step = 1; step < steps; ++step) {
+      rows += kStep, columns += kStep;
+      _tile_loadd(4, rows, 64);
+      _tile_loadd(6, columns, 64);
+      _tile_loadd(7, columns + kTile, 64);
+      _tile_loadd(5, rows + kTile, 64);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_dpbf16ps(1, 4, 7);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+      meanwhile();
+    }
+  }
+#undef QWEN2_NEXT_SUMS
+  sums -= kBlock;
+  _tile_stored(0, sums, 64);
+  _tile_stored(1, sums + 256, 64);
+  _tile_stored(2, sums + 512, 64);
+  _tile_stored(3, sums + 768, 64);
+}
+
+// A depth cut into pieces, such that a piece of a panel stays in the first-level cache while the
+// same piece of the rows passes through it. Counted in steps of 32.
+struct Pieces {
+  explicit Pieces(int64_t depth) : steps(depth / kTileDepth), count((steps + kMost - 1) / kMost) {}
+  int64_t begin(int64_t piece) const { return steps * piece / count; }
+  int64_t size(int64_t piece) const { return begin(piece + 1) - begin(piece); }
+
+  static constexpr int64_t kMost = 10;
+  const int64_t steps, count;
+};
+
+// Multiplies blocks of packed rows with a panel: [blocks] sums.
+template <typename Meanwhile>
+inline void MultiplyPanel(const bf16* left, int64_t blocks, const Pieces& pieces,
+                          const bf16* panel, float* sums, Meanwhile& meanwhile) {
+  for (int64_t piece = 0; piece < pieces.count; ++piece) {
+    const int64_t from = pieces.begin(piece) * kStep, stride = pieces.steps * kStep;
+    const auto multiply = piece > 0 ? Multiply<true, Meanwhile> : Multiply<false, Meanwhile>;
+    multiply(left + from, stride, blocks, panel + from, pieces.size(piece), sums, meanwhile);
+  }
+}
+
+// Multiplies blocks of packed rows, `stride` apart, which hold a piece of the depth, with that piece
+// of all panels of a matrix: [panels][blocks] sums, added to those there if the piece is not the
+// first.
+inline void MultiplyPiece(const bf16* left, int64_t stride, int64_t blocks, const Pieces& pieces,
+                          int64_t piece, const bf16* panels, int64_t count, float* sums) {
+  const int64_t size = pieces.size(piece);
+  const auto multiply = piece > 0 ? Multiply<true, Ahead> : Multiply<false, Ahead>;
+  for (int64_t panel = 0; panel < count; ++panel) {
+    const bf16* right = panels + (panel * pieces.steps + pieces.begin(piece)) * kStep;
+    Ahead ahead(right + pieces.steps * kStep, size * kStep, size * blocks);
+    multiply(left, stride, blocks, right, size, sums + panel * blocks * kBlock, ahead);
+  }
+}
+
+// Where 16 columns of a row are among sums.
+inline int64_t SumsAt(int64_t row, int64_t columns) {
+  return row / kPanel * kBlock + row / kTileRows % 2 * kBlock / 2 + columns * kBlock / 4 +
+         row % kTileRows * 16;
+}
+
+// Where 32 columns of a row are among packed rows of so many steps.
+inline int64_t PackedAt(int64_t row, int64_t step, int64_t steps) {
+  return (row / kPanel * steps + step) * kStep + row % kPanel * kTileDepth;
+}
+
+}  // namespace qwen
+
+#endif  // QWEN2_KERNELS_AMX_TILES_H_

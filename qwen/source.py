@@ -1,0 +1,167 @@
+"""A model before its weights are loaded: its shape, its tokenizer, and what identifies it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qwen.checkpoint import CheckpointFolder, RandomWeights, Weights, check_weights
+from qwen.config import PRESETS, ModelConfig, ModelConfigError
+from qwen.model_files import LocalFiles, ModelFiles, ModelNotFoundError, find_files
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PRESET_PREFIX = "random:"
+PRESET_FILES = LocalFiles(Path(__file__).parent / "presets" / "tokenizer")
+PRESET_SEED = 0
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+
+VOCABULARY_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
+"""What a tokenizer's vocabulary may stand in: all the files of one of these."""
+
+
+class TokenizerError(ValueError):
+    """A tokenizer that is missing or does not fit the model."""
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model that can be loaded.
+
+    Attributes:
+      name: what the user called it.
+      files: the checkpoint; of a preset, whose weights are random, the tokenizer alone.
+    """
+
+    name: str
+    config: ModelConfig
+    files: ModelFiles
+
+    @property
+    def is_random(self) -> bool:
+        """Whether the weights are drawn from a seed and not read."""
+        return self.name.startswith(PRESET_PREFIX)
+
+    def weights(self) -> Weights:
+        """The tensors.
+
+        Raises:
+          CheckpointError: if the checkpoint has none, or they are damaged.
+        """
+        if self.is_random:
+            return RandomWeights(self.config, PRESET_SEED)
+        return CheckpointFolder(self.files.weights_folder())
+
+    def check_weights(self) -> None:
+        """Whether the files of the weights are whole and hold the tensors of the config.
+
+        By their sizes and headers, so that a job can be refused before it changes anything.
+
+        Raises:
+          CheckpointError: if not.
+        """
+        if not self.is_random:
+            check_weights(CheckpointFolder(self.files.headers_folder()), self.config, self.name)
+
+    def weights_fingerprint(self) -> str:
+        """Identifies the weights: each file's CRC32C, or the preset and its seed."""
+        if self.is_random:
+            return f"{self.name}, seed {PRESET_SEED}"
+        checksums = self.files.weights_crc32c()
+        return ", ".join(f"{name}: {crc}" for name, crc in sorted(checksums.items()))
+
+    def tokenizer_fingerprint(self) -> str:
+        """SHA-256 (hex) over the names and contents of the tokenizer's files."""
+        folder = self.files.text_folder()
+        digest = hashlib.sha256()
+        for name in TOKENIZER_FILES:
+            if (folder / name).exists():
+                digest.update(name.encode() + b"\0" + (folder / name).read_bytes())
+        return digest.hexdigest()
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer; loaded once per process.
+
+        Raises:
+          TokenizerError: if there is none, or it makes ids that the embedding does not have.
+        """
+        return _load_tokenizer(self.files.text_folder(), self.config.vocab_size)
+
+
+def open_model(model_path: str) -> ModelSource:
+    """Opens a local folder, ``gs://`` folder, hub id, or ``random:NAME`` preset.
+
+    Raises:
+      ModelNotFoundError: if there is no model at that path.
+      ModelConfigError: if its ``config.json`` is damaged or not of a model supported here.
+    """
+    if model_path.startswith(PRESET_PREFIX):
+        preset = model_path.removeprefix(PRESET_PREFIX)
+        if preset not in PRESETS:
+            raise ModelNotFoundError(
+                f"--model_path {model_path!r} is not a preset; there are: "
+                + ", ".join(PRESET_PREFIX + name for name in PRESETS)
+            )
+        return ModelSource(model_path, PRESETS[preset], PRESET_FILES)
+    files = find_files(model_path)
+    return ModelSource(model_path, _read_config(files.text_folder() / "config.json"), files)
+
+
+def _read_config(path: Path) -> ModelConfig:
+    try:
+        fields = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise ModelNotFoundError(
+            f"{path} does not exist: --model_path needs a folder in the Hugging Face layout "
+            "(config.json, tokenizer.json, *.safetensors)"
+        ) from error
+    except OSError as error:
+        raise ModelConfigError(
+            f"{path}: cannot be read ({error.strerror}); this user must be able to read it"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise ModelConfigError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(fields, Mapping):
+        raise ModelConfigError(f"{path}: expected a JSON object")
+    return ModelConfig.from_json(fields, str(path))
+
+
+@cache
+def _load_tokenizer(folder: Path, vocab_size: int) -> PreTrainedTokenizerBase:
+    # It would say on every start that PyTorch, which nothing here needs, is not installed.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    from transformers import AutoTokenizer
+
+    advice = "Put the tokenizer.json of the model beside its weights."
+    if not any(all((folder / n).is_file() for n in names) for names in VOCABULARY_FILES):
+        # transformers would make up a tokenizer that knows no text.
+        raise TokenizerError(f"{folder}: there is no tokenizer. {advice}")
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True
+        )
+    except Exception as error:  # Of a damaged file transformers raises what it stumbles over.
+        raise TokenizerError(
+            f"{folder}: no tokenizer could be loaded ({type(error).__name__}: {error}). {advice}"
+        ) from error
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= vocab_size:
+        raise TokenizerError(
+            f"{folder}: the tokenizer makes ids up to {largest}, but the model's vocab_size is "
+            f"{vocab_size}: they do not belong together. Copy the tokenizer of this model."
+        )
+    return tokenizer

@@ -1,0 +1,76 @@
+"""Small checkpoints on disk, made of numpy alone and written by the safetensors library."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from qwen.checkpoint import SINGLE_FILE, expected_shapes
+from qwen.config import ModelConfig
+
+SMALL = ModelConfig(
+    vocab_size=64,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+    rms_norm_eps=1e-3,
+    tie_word_embeddings=False,
+)
+
+GROUPED_BY_FOUR = replace(SMALL, num_attention_heads=8, num_key_value_heads=4)
+"""Whose heads divide among 4 devices but not among 8."""
+
+
+def varied_weights(config: ModelConfig, seed: int = 0) -> dict[str, np.ndarray]:
+    """Every tensor of the config's checkpoint, float32, with biases and norms that matter.
+
+    The values are the same on every machine and in every version of numpy, whose legacy generator
+    is frozen (https://numpy.org/doc/stable/reference/random/legacy.html).
+    """
+    generator = np.random.RandomState(seed)
+    tensors = {}
+    for name, shape in expected_shapes(config).items():
+        noise = generator.standard_normal(shape)
+        if name.endswith("norm.weight"):
+            values = 1 + 0.3 * noise
+        elif name.endswith("bias"):
+            values = 0.5 * noise
+        elif name in ("model.embed_tokens.weight", "lm_head.weight"):
+            values = noise
+        else:
+            values = noise / np.sqrt(shape[1])
+        tensors[name] = values.astype(np.float32)
+    return tensors
+
+
+def config_fields(config: ModelConfig, **changes: Any) -> dict[str, Any]:
+    """The ``config.json`` of a published checkpoint; ``changes`` add or replace fields."""
+    return {
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "hidden_act": "silu",
+        **asdict(config),
+        **changes,
+    }
+
+
+def write_checkpoint(
+    folder: Path,
+    config: ModelConfig = SMALL,
+    tensors: Mapping[str, np.ndarray] | None = None,
+    **changes: Any,
+) -> Path:
+    """Writes ``config.json`` and one safetensors file; ``changes`` as in ``config_fields``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config_fields(config, **changes)))
+    save_file(dict(varied_weights(config) if tensors is None else tensors), folder / SINGLE_FILE)
+    return folder

@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import transformers
+
+from qwen.config import PRESETS, ModelConfig, ModelConfigError
+from tests.qwen.checkpoints import SMALL, config_fields
+
+PUBLISHED_QWEN2_5_0_5B: dict[str, Any] = {
+    "architectures": ["Qwen2ForCausalLM"],
+    "attention_dropout": 0.0,
+    "bos_token_id": 151643,
+    "eos_token_id": 151643,
+    "hidden_act": "silu",
+    "hidden_size": 896,
+    "initializer_range": 0.02,
+    "intermediate_size": 4864,
+    "max_position_embeddings": 32768,
+    "max_window_layers": 24,
+    "model_type": "qwen2",
+    "num_attention_heads": 14,
+    "num_hidden_layers": 24,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000.0,
+    "sliding_window": 32768,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.40.1",
+    "use_cache": True,
+    "use_mrope": False,
+    "use_sliding_window": False,
+    "vocab_size": 151936,
+}
+"""https://huggingface.co/Qwen/Qwen2.5-0.5B/blob/main/config.json"""
+
+
+def without(fields: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if name not in names}
+
+
+def rewritten_by_transformers(fields: dict[str, Any]) -> dict[str, Any]:
+    return transformers.Qwen2Config.from_dict(dict(fields)).to_dict()
+
+
+def test_the_published_config_is_the_preset() -> None:
+    assert ModelConfig.from_json(PUBLISHED_QWEN2_5_0_5B) == PRESETS["Qwen2.5-0.5B"]
+
+
+def test_the_config_that_transformers_rewrites_is_the_same_model() -> None:
+    fields = rewritten_by_transformers(PUBLISHED_QWEN2_5_0_5B)
+    assert "rope_theta" not in fields
+    assert ModelConfig.from_json(fields) == PRESETS["Qwen2.5-0.5B"]
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_theta": 5e5},
+        {"rope_theta": 500_000},
+        {"rope_theta": 5e5, "rope_scaling": None},
+        {"rope_theta": 5e5, "rope_scaling": {"type": "default"}},
+        {"rope_theta": 5e5, "rope_scaling": {"rope_type": "default"}},
+        {"rope_parameters": {"rope_theta": 5e5}},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}, "rope_theta": 1e4},
+        {"rope_parameters": {"rope_type": "default"}, "rope_theta": 5e5},
+        {"rope_parameters": None, "rope_theta": 5e5},
+        {"rope_scaling": {"rope_type": "default", "rope_theta": 5e5}, "rope_theta": 1e4},
+        {},
+    ],
+)
+def test_every_spelling_of_rope_means_what_it_means_to_transformers(rope: dict[str, Any]) -> None:
+    fields = without(config_fields(SMALL), "rope_theta") | rope
+    theirs = rewritten_by_transformers(fields)["rope_parameters"]["rope_theta"]
+    assert ModelConfig.from_json(fields).rope_theta == theirs == (5e5 if rope else 1e4)
+
+
+def test_what_is_left_out_has_the_value_that_transformers_gives_it() -> None:
+    names = ("rms_norm_eps", "tie_word_embeddings", "max_position_embeddings", "head_dim")
+    fields = without(config_fields(SMALL), *names)
+    config, theirs = ModelConfig.from_json(fields), transformers.Qwen2Config.from_dict(dict(fields))
+    for name in names[:-1]:
+        assert getattr(config, name) == getattr(theirs, name), name
+    assert config.head_dim == 8
+
+
+def test_an_own_head_dim_is_kept() -> None:
+    assert ModelConfig.from_json(config_fields(SMALL, head_dim=20)).head_dim == 20
+
+
+def test_null_key_value_heads_mean_one_for_each_query_head() -> None:
+    fields = config_fields(SMALL, num_key_value_heads=None)
+    assert ModelConfig.from_json(fields).num_key_value_heads == 4
+
+
+def test_unknown_fields_are_no_matter() -> None:
+    assert ModelConfig.from_json(config_fields(SMALL, use_mrope=False, new_field=[1])) == SMALL
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"model_type": "llama"}, ["model_type='llama'", "'qwen2'"]),
+        ({"model_type": "qwen2_moe"}, ["model_type='qwen2_moe'", "'qwen2'"]),
+        ({"hidden_act": "gelu"}, ["hidden_act='gelu'", "'silu'"]),
+        ({"use_sliding_window": True}, ["use_sliding_window=True", "False"]),
+        (
+            {"layer_types": ["full_attention", "sliding_attention", "full_attention"]},
+            ["layer_types", "'sliding_attention'", "'full_attention'"],
+        ),
+        (
+            {"rope_scaling": {"type": "yarn", "factor": 4.0}},
+            ["rope_scaling.rope_type='yarn'", "'default'"],
+        ),
+        (
+            {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+            ["rope_scaling.rope_type='linear'", "'default'"],
+        ),
+        (
+            {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e6}},
+            ["rope_parameters.rope_type='dynamic'", "'default'"],
+        ),
+        (
+            {"rope_parameters": {"full_attention": {"rope_theta": 1e6}}},
+            ["rope_parameters", "'full_attention'"],
+        ),
+        ({"rope_scaling": "yarn"}, ["rope_scaling", "must be an object", "'yarn'"]),
+        ({"rope_parameters": [1]}, ["rope_parameters", "must be an object", "[1]"]),
+        ({"rope_theta": 0}, ["rope_theta", "positive", "0"]),
+        ({"rope_theta": "ten"}, ["rope_theta", "positive", "'ten'"]),
+        ({"rope_theta": float("nan")}, ["rope_theta", "positive", "nan"]),
+        ({"rms_norm_eps": -1e-6}, ["rms_norm_eps", "positive", "-1e-06"]),
+        ({"rms_norm_eps": None}, ["rms_norm_eps", "positive", "None"]),
+        ({"hidden_size": "32"}, ["hidden_size", "positive integer", "'32'"]),
+        ({"hidden_size": 32.0}, ["hidden_size", "positive integer", "32.0"]),
+        ({"hidden_size": "32", "head_dim": None}, ["hidden_size", "positive integer", "'32'"]),
+        ({"num_hidden_layers": 0}, ["num_hidden_layers", "positive integer", "0"]),
+        ({"num_hidden_layers": True}, ["num_hidden_layers", "positive integer", "True"]),
+        ({"vocab_size": -5}, ["vocab_size", "positive integer", "-5"]),
+        ({"num_attention_heads": 0, "head_dim": None}, ["num_attention_heads", "positive integer"]),
+        ({"num_key_value_heads": 3}, ["num_attention_heads (4)", "num_key_value_heads (3)"]),
+        ({"head_dim": 7}, ["head_dim", "even", "7"]),
+        ({"tie_word_embeddings": "no"}, ["tie_word_embeddings", "'no'"]),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_what_cannot_be_run_faithfully_is_refused_with_the_field_and_its_value(
+    changes: dict[str, Any], parts: list[str]
+) -> None:
+    with pytest.raises(ModelConfigError) as raised:
+        ModelConfig.from_json(config_fields(SMALL, **changes), "models/a/config.json")
+    message = str(raised.value)
+    assert message.startswith("models/a/config.json: ")
+    assert message.count("models/a/config.json") == 1
+    assert all(part in message for part in parts), message
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model_type",
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+    ],
+)
+def test_a_missing_field_is_named(name: str) -> None:
+    with pytest.raises(ModelConfigError, match=rf"^config\.json: .*'{name}' is missing"):
+        ModelConfig.from_json(without(config_fields(SMALL), name))
+
+
+def test_flops_of_qwen2_5_0_5b() -> None:
+    """Its trunk has 0.358 G parameters, each used in one multiplication and addition per token."""
+    config = PRESETS["Qwen2.5-0.5B"]
+    assert config.num_hidden_layers * config.layer_flops_per_token == pytest.approx(
+        0.716e9, rel=2e-3
+    )
+    assert config.attention_flops(10) == 4 * 14 * 64 * 10
+    assert config.query_groups == 7
+    assert replace(config, num_key_value_heads=14).query_groups == 1

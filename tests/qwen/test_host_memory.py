@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from qwen.checkpoint import expected_shapes
+from tests.qwen.checkpoints import SMALL, write_checkpoint
+
+ROOT = Path(__file__).resolve().parents[2]
+
+MEASURE_LOADING = """
+import threading, sys
+import jax
+from qwen.extractor import ActivationExtractor
+from qwen.source import open_model
+
+def private_bytes():
+    for line in open("/proc/self/status"):
+        if line.startswith("RssAnon:"):
+            return 1024 * int(line.split()[1])
+
+jax.numpy.zeros(1).block_until_ready()
+source = open_model(sys.argv[1])
+before = peak = private_bytes()
+done = threading.Event()
+
+def watch():
+    global peak
+    while not done.wait(0.001):
+        peak = max(peak, private_bytes())
+
+watcher = threading.Thread(target=watch)
+watcher.start()
+layers = range(source.config.num_hidden_layers)
+extractor = ActivationExtractor(source, layers, compute_dtype=sys.argv[2])
+done.set()
+watcher.join()
+print(peak - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+def test_loading_needs_the_memory_of_the_weights_and_of_one_parameter(tmp_path: Path) -> None:
+    """On a CPU the device's arrays are host memory too, so the weights count once, in any case."""
+    config = replace(
+        SMALL,
+        vocab_size=1024,
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=6,
+        head_dim=256,
+    )
+    shapes = expected_shapes(config)
+    tensors = {name: np.ones(shape, ml_dtypes.bfloat16) for name, shape in shapes.items()}
+    folder = write_checkpoint(tmp_path, config, tensors)
+    weights_bytes = 2 * sum(map(math.prod, shapes.values()))
+    largest = 2 * max(map(math.prod, shapes.values()))
+    output = subprocess.run(
+        [sys.executable, "-c", MEASURE_LOADING, str(folder), "bfloat16"],
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    ).stdout
+    peak = int(output)
+    assert weights_bytes > 180e6
+    assert peak <= weights_bytes + 4 * largest + 20e6

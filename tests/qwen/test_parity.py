@@ -1,0 +1,334 @@
+"""The activations are those of Hugging Face transformers, at every hook point of every layer.
+
+Where PyTorch is installed, every checkpoint here is written by transformers' ``save_pretrained``
+and run by transformers' own model, one unpadded prompt at a time. Where it is not, stored values
+of such a run stand in (``reference/``). The figures are in ``docs/parity.md``.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+
+from activation_dataset.format import POOLINGS, Pooling
+from activation_dataset.sites import HOOK_POINTS, HookPoint, site_of
+from qwen.checkpoint import INDEX_FILE, CheckpointFolder
+from qwen.extractor import ActivationExtractor, FloatName
+from qwen.source import open_model
+from tests.qwen.checkpoints import SMALL, write_checkpoint
+from tests.qwen.reference.make_reference import REFERENCE_FILE, prompts
+from tests.qwen.transformers_model import transformers_model
+
+RELATIVE_ERROR_FLOAT32 = 1e-4
+"""Largest |ours - theirs| / |theirs| of a vector, L2."""
+
+COSINE_BFLOAT16: dict[HookPoint, float] = {
+    "resid_pre": 0.999,
+    "attn_out": 0.998,
+    "resid_mid": 0.999,
+    "mlp_out": 0.998,
+    "resid_post": 0.999,
+}
+"""Of what is added to the residual stream, more is rounding than of the stream itself."""
+
+VOCABULARY = 320
+
+SHORT_LENGTHS = (1, 300, 2, 17, 64, 1, 127, 128, 129, 5, 511, 512, 33)
+"""Up to a row of the default length: several samples in a row, full rows, several steps."""
+
+LONG_LENGTHS = (1100,)
+"""Longer than a row of the default length, so a second shape."""
+
+BATCH_SIZE = 1
+"""One row of 512 slots, so that the prompts need several steps."""
+
+COMPUTE_DTYPES: tuple[FloatName, ...] = get_args(FloatName)
+
+RecordProperty = Callable[[str, object], None]
+
+needs_torch = pytest.mark.skipif(
+    importlib.util.find_spec("torch") is None,
+    reason="PyTorch is not installed; only the stored reference values are compared",
+)
+
+
+def rope(theta: float) -> dict[str, Any]:
+    return {"rope_parameters": {"rope_type": "default", "rope_theta": theta}}
+
+
+GROUPED = {
+    "hidden_size": 64,
+    "intermediate_size": 160,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A checkpoint that transformers writes: an architecture, and a form on disk.
+
+    Attributes:
+      published: whether ``config.json`` is rewritten with the field names of the published
+        Qwen2.5 checkpoints, which transformers 5 renamed.
+      longer: lengths of prompts besides the short ones; each may cost a compiled shape.
+    """
+
+    name: str
+    architecture: dict[str, Any]
+    disk_dtype: FloatName = "float32"
+    max_shard_size: str = "1GB"
+    published: bool = False
+    longer: Sequence[int] = ()
+
+
+CASES = (
+    Case("tied head", GROUPED | rope(1e6) | {"tie_word_embeddings": True}, longer=LONG_LENGTHS),
+    Case(
+        "published config, sharded, untied head, rope_theta 50,000",
+        GROUPED | rope(5e4) | {"tie_word_embeddings": False},
+        max_shard_size="300KB",
+        published=True,
+        longer=LONG_LENGTHS,
+    ),
+    Case(
+        "sharded, bfloat16 on disk, tied head, rope_theta 500",
+        GROUPED | rope(500) | {"tie_word_embeddings": True},
+        disk_dtype="bfloat16",
+        max_shard_size="150KB",
+    ),
+    Case(
+        "multi-head, bfloat16 on disk, untied head, rms_norm_eps 1e-3",
+        {
+            "hidden_size": 48,
+            "intermediate_size": 128,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "rms_norm_eps": 1e-3,
+            "tie_word_embeddings": False,
+        }
+        | rope(1e6),
+        disk_dtype="bfloat16",
+    ),
+    Case(
+        "14 query heads to 2, published config, bfloat16 on disk, tied head",
+        {
+            "hidden_size": 112,
+            "intermediate_size": 304,
+            "num_hidden_layers": 6,
+            "num_attention_heads": 14,
+            "num_key_value_heads": 2,
+            "tie_word_embeddings": True,
+        }
+        | rope(1e6),
+        disk_dtype="bfloat16",
+        published=True,
+    ),
+    Case(
+        "head_dim 32 where hidden / heads is 21, rope_theta 10,000",
+        {
+            "hidden_size": 64,
+            "intermediate_size": 96,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 3,
+            "num_key_value_heads": 1,
+            "head_dim": 32,
+            "tie_word_embeddings": True,
+        }
+        | rope(1e4),
+    ),
+    Case(
+        "head_dim 64 as in Qwen2.5-0.5B, bfloat16 on disk, tied head",
+        {
+            "hidden_size": 128,
+            "intermediate_size": 416,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 2,
+            "head_dim": 64,
+            "tie_word_embeddings": True,
+        }
+        | rope(1e6),
+        disk_dtype="bfloat16",
+        longer=LONG_LENGTHS,
+    ),
+)
+
+
+def save(case: Case, folder: Path) -> None:
+    """Has transformers write the case with random weights, every bias and norm among them."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    model = Qwen2ForCausalLM(Qwen2Config(vocab_size=VOCABULARY, **case.architecture))
+    generator = torch.Generator().manual_seed(5)
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        if name.endswith("norm.weight"):
+            parameter.data = 1 + 0.3 * noise
+        elif name.endswith("bias"):
+            parameter.data = 0.5 * noise
+        elif "embed_tokens" in name or "lm_head" in name:
+            parameter.data = noise
+        else:
+            parameter.data = noise * parameter.shape[1] ** -0.5
+    model.to(getattr(torch, case.disk_dtype))
+    model.save_pretrained(folder, max_shard_size=case.max_shard_size)
+    if case.published:
+        config_file = folder / "config.json"
+        fields = json.loads(config_file.read_text())
+        fields["rope_theta"] = fields.pop("rope_parameters")["rope_theta"]
+        fields["torch_dtype"] = fields.pop("dtype")
+        config_file.write_text(json.dumps(fields))
+
+
+@dataclass
+class Checkpoint:
+    """A case's folder, some prompts, and what transformers makes of them."""
+
+    case: Case
+    folder: Path
+    token_ids: list[np.ndarray]
+    _theirs: dict[FloatName, list[np.ndarray]] = field(default_factory=dict)
+
+    def theirs(self, dtype: FloatName) -> list[np.ndarray]:
+        """For each prompt [sites, tokens, hidden] float32."""
+        if dtype not in self._theirs:
+            run = transformers_model(self.folder, dtype, HOOK_POINTS)
+            self._theirs[dtype] = [run(ids[None])[:, 0] for ids in self.token_ids]
+        return self._theirs[dtype]
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: case.name)
+def checkpoint(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Checkpoint:
+    case: Case = request.param
+    folder = tmp_path_factory.mktemp("checkpoint")
+    save(case, folder)
+    rng = np.random.default_rng(11)
+    lengths = (*SHORT_LENGTHS, *case.longer)
+    token_ids = [rng.integers(0, VOCABULARY, length, dtype=np.int32) for length in lengths]
+    return Checkpoint(case, folder, token_ids)
+
+
+def extracted(
+    model_path: Path,
+    token_ids: list[np.ndarray],
+    pooling: Pooling,
+    compute_dtype: FloatName,
+    hook_points: Sequence[HookPoint] = HOOK_POINTS,
+) -> list[np.ndarray]:
+    """For each prompt [sites, vectors, hidden] float32: every layer at each hook point."""
+    source = open_model(str(model_path))
+    layers = range(source.config.num_hidden_layers)
+    extractor = ActivationExtractor(
+        source, layers, pooling, compute_dtype, batch_size=BATCH_SIZE, hook_points=hook_points
+    )
+    sites = [site_of(layer, hook_point) for hook_point in hook_points for layer in layers]
+    found: dict[int, np.ndarray] = {}
+    for captured in extractor.extract(token_ids):
+        ends = np.cumsum(captured.vector_counts)[:-1]
+        by_site = [np.split(captured.layers[site], ends) for site in sites]
+        for sample, *vectors in zip(captured.samples, *by_site, strict=True):
+            found[sample] = np.stack(vectors)
+    return [found[sample] for sample in range(len(token_ids))]
+
+
+def pooled(activations: np.ndarray, pooling: Pooling) -> np.ndarray:
+    """[sites, tokens, hidden] to [sites, vectors, hidden]"""
+    if pooling == "last":
+        return activations[:, -1:]
+    if pooling == "mean":
+        return activations.mean(axis=1, keepdims=True, dtype=np.float64)
+    return activations
+
+
+def compare(
+    ours: list[np.ndarray],
+    theirs: list[np.ndarray],
+    dtype: FloatName,
+    record_property: RecordProperty,
+    hook_points: Sequence[HookPoint] = HOOK_POINTS,
+) -> None:
+    """Checks every vector, and leaves the worst figures in the report (``--junitxml``)."""
+    assert [o.shape for o in ours] == [t.shape for t in theirs]
+    a, b = (np.concatenate(x, axis=1).astype(np.float64) for x in (ours, theirs))
+    norms_a, norms_b = np.linalg.norm(a, axis=-1), np.linalg.norm(b, axis=-1)
+    errors = (np.linalg.norm(a - b, axis=-1) / norms_b).max(axis=1)
+    cosines = ((a * b).sum(-1) / (norms_a * norms_b)).min(axis=1)
+    for hook_point, worst, least in zip(
+        hook_points,
+        np.split(errors, len(hook_points)),
+        np.split(cosines, len(hook_points)),
+        strict=True,
+    ):
+        record_property(f"worst_relative_error_{hook_point}", float(worst.max()))
+        record_property(f"worst_cosine_{hook_point}", float(least.min()))
+        if dtype == "float32":
+            assert (worst <= RELATIVE_ERROR_FLOAT32).all(), f"{hook_point} by layer: {worst}"
+        else:
+            assert (least >= COSINE_BFLOAT16[hook_point]).all(), f"{hook_point} by layer: {least}"
+
+
+@needs_torch
+@pytest.mark.parametrize("dtype", COMPUTE_DTYPES)
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_every_layer_is_that_of_transformers(
+    checkpoint: Checkpoint, pooling: Pooling, dtype: FloatName, record_property: RecordProperty
+) -> None:
+    ours = extracted(checkpoint.folder, checkpoint.token_ids, pooling, dtype)
+    theirs = [pooled(activations, pooling) for activations in checkpoint.theirs(dtype)]
+    compare(ours, theirs, dtype, record_property)
+
+
+@needs_torch
+def test_a_batch_that_transformers_pads(
+    checkpoint: Checkpoint, record_property: RecordProperty
+) -> None:
+    token_ids = [ids for ids in checkpoint.token_ids if len(ids) <= 130]
+    lengths = np.array([len(ids) for ids in token_ids])
+    mask = (np.arange(lengths.max()) < lengths[:, None]).astype(np.int64)
+    padded = np.zeros(mask.shape, np.int32)
+    padded[mask == 1] = np.concatenate(token_ids)
+    activations = transformers_model(checkpoint.folder, "float32", HOOK_POINTS)(padded, mask)
+    theirs = [activations[:, row, :length] for row, length in enumerate(lengths)]
+    ours = extracted(checkpoint.folder, token_ids, "none", "float32")
+    compare(ours, theirs, "float32", record_property)
+
+
+@needs_torch
+def test_the_checkpoint_is_in_the_form_that_its_name_says(checkpoint: Checkpoint) -> None:
+    """Guards the comparison: transformers may change what it writes."""
+    case, folder = checkpoint.case, checkpoint.folder
+    fields = json.loads((folder / "config.json").read_text())
+    weights = CheckpointFolder(folder)
+    assert ((folder / INDEX_FILE).exists()) == ("sharded" in case.name)
+    assert ("lm_head.weight" in weights.shapes()) == ("untied" in case.name)
+    assert ("rope_theta" in fields, "rope_parameters" in fields) == (
+        case.published,
+        not case.published,
+    )
+    assert {str(weights.read(name).dtype) for name in weights.shapes()} == {case.disk_dtype}
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("dtype", COMPUTE_DTYPES)
+def test_stored_values_of_transformers(
+    tmp_path: Path, pooling: Pooling, dtype: FloatName, record_property: RecordProperty
+) -> None:
+    ours = extracted(write_checkpoint(tmp_path), prompts(), pooling, dtype, ["resid_post"])
+    with np.load(REFERENCE_FILE) as stored:
+        theirs = [stored[f"prompt_{index}"] for index in range(len(prompts()))]
+    assert theirs[0].shape == (SMALL.num_hidden_layers, 1, SMALL.hidden_size)
+    theirs = [pooled(activations, pooling) for activations in theirs]
+    compare(ours, theirs, dtype, record_property, ["resid_post"])
