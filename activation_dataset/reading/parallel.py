@@ -1,4 +1,4 @@
-"""Doing a few things at a time, and giving out the results in order."""
+"""Several calls at a time, with results in order."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Result = TypeVar("Result")
 def map_in_order(
     function: Callable[[Item], Result], items: Iterable[Item], threads: int
 ) -> Iterator[Result]:
-    """As `map`; with more than one thread, that many calls at a time, and as many ahead."""
+    """Yield the results of `map`, computed by some threads that run a bounded number ahead."""
     if threads == 1:
         yield from map(function, items)
         return
