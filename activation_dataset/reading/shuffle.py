@@ -139,9 +139,7 @@ class WindowReader:
         self._shards, self._sites, self._norms = shards, tuple(sites), dict(norms)
         self._window, self._seed, self._readers = window, seed, readers
         chunks = [
-            chunk
-            for shard in range(len(shards.metadata.shards))
-            for chunk in shards.chunks(shard)
+            chunk for shard in range(len(shards.metadata.shards)) for chunk in shards.chunks(shard)
         ]
         self._parts = [part for chunk in chunks if (part := _part_of(chunk, only)).size]
         sizes = [part.size for part in self._parts]
