@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from activation_dataset.checksum import extend
@@ -19,6 +21,8 @@ from activation_dataset.tfrecord import (
     CorruptRecordError,
     check_header,
     frame_footer,
+    frame_header,
+    mask,
     record_data,
 )
 
@@ -87,20 +91,35 @@ class LayerFile:
             raise CorruptRecordError(self.path, record, start, DATA_CRC)
 
     def _read_records(self, stream: BinaryIO, first: int, last: int, payload: Bytes) -> None:
-        """Read many small records with one read, and copy their activations."""
+        """Read many small records with one read, check them, and copy their activations."""
         index = self.index
         offset = int(index.record_starts[first])
-        starts = (index.record_starts[first : last + 1] - offset).tolist()
-        activations = (index.activation_starts[first:last] - offset).tolist()
-        sizes = (index.vector_counts[first:last] * self.kind.vector_bytes).tolist()
-        block = np.empty(starts[-1], np.uint8)
+        starts = index.record_starts[first : last + 1] - offset
+        activations = index.activation_starts[first:last] - offset
+        block = np.empty(int(starts[-1]), np.uint8)
         self._fill(stream, first, block)
-        position = 0
-        for number, (activation, size) in enumerate(zip(activations, sizes, strict=True)):
-            record = block[starts[number] : starts[number + 1]]
-            record_data(record, self.path, first + number, offset + starts[number])
-            payload[position : position + size] = block[activation : activation + size]
-            position += size
+        self._check(block, starts, first)
+        if self.kind.pooling == "none":
+            sizes = index.vector_counts[first:last] * self.kind.vector_bytes
+            spans = zip(activations.tolist(), (activations + sizes).tolist(), strict=True)
+            np.concatenate([block[start:end] for start, end in spans], out=payload)
+        else:
+            vectors = payload.reshape(-1, self.kind.vector_bytes)
+            vectors[...] = sliding_window_view(block, vectors.shape[1])[activations]
+
+    def _check(self, block: Bytes, starts: NDArray[np.int64], first: int) -> None:
+        """Check the CRCs of all records in a block, [n + 1] `starts`, together."""
+        bounds = starts.tolist()
+        data = [block[start + HEADER_BYTES : end - FOOTER_BYTES] for start, end in pairwise(bounds)]
+        headers = b"".join([frame_header(len(each)) for each in data])
+        footers = mask(np.array([extend(0, each) for each in data], np.int64)).astype("<u4")
+        found_headers = sliding_window_view(block, HEADER_BYTES)[starts[:-1]]
+        found_footers = sliding_window_view(block, FOOTER_BYTES)[starts[1:] - FOOTER_BYTES]
+        if found_headers.tobytes() == headers and found_footers.tobytes() == footers.tobytes():
+            return
+        for number, (start, end) in enumerate(pairwise(bounds), first):
+            offset = int(self.index.record_starts[number])
+            record_data(block[start:end], self.path, number, offset)
 
     def _fill(self, stream: Any, record: int, view: Bytes) -> None:
         filled = 0
