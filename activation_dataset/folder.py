@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 from activation_dataset.format import partial_file
 
@@ -17,54 +17,32 @@ from activation_dataset.format import partial_file
 _BUFFER_BYTES = 1 << 16
 
 
-class Folder(Protocol):
-    """Operations that readers need from a folder. Paths are relative to it and use "/"."""
-
-    @property
-    def local(self) -> bool:
-        """True if the folder is on this machine, so that the reader may add index files to it."""
-
-    @property
-    def parallel_reads(self) -> int:
-        """Number of concurrent reads that reach the folder's full speed."""
-
-    def open(self, path: str) -> BinaryIO:
-        """Open a file for sequential reading; seekable.
-
-        Raises:
-            FileNotFoundError, OSError: the file cannot be opened.
-        """
-
-    def open_range(self, path: str, start: int, end: int) -> BinaryIO:
-        """Open a file to read the bytes from `start` to `end`. Raises as `open`.
-
-        The stream is positioned at `start`. It may continue past `end`.
-        """
-
-    def save(self, path: str, data: bytes) -> None:
-        """Write a file, whole or not at all. Raises OSError."""
-
-    def files(self) -> Iterator[str]:
-        """Yield the paths of all files in the folder and its subfolders, in no order."""
-
-
 @dataclass(frozen=True)
 class LocalFolder:
-    """A folder of this machine."""
+    """A folder of this machine.
+
+    Attributes:
+        root: path of the folder. Paths of files are relative to it and use "/".
+        local: True; readers may add index files to the folder.
+        parallel_reads: number of concurrent reads that reach the folder's full speed.
+    """
 
     root: Path
     local = True
     parallel_reads = 1
 
     def open(self, path: str) -> BinaryIO:
+        """Open a file for sequential reading; seekable. Raises OSError."""
         return open(self.root / path, "rb", buffering=_BUFFER_BYTES)
 
     def open_range(self, path: str, start: int, end: int) -> BinaryIO:
-        stream: Any = open(self.root / path, "rb", buffering=0)
+        """Open a file at the byte `start`, to be read up to `end`. Raises OSError."""
+        stream: Any = open(self.root / path, "rb", buffering=0)  # noqa: SIM115
         stream.seek(start)
         return stream  # type: ignore[no-any-return]
 
     def save(self, path: str, data: bytes) -> None:
+        """Write a file, whole or not at all. Raises OSError."""
         target = self.root / path
         target.parent.mkdir(exist_ok=True)
         partial = self.root / partial_file(path, secrets.token_hex(8))
@@ -76,6 +54,7 @@ class LocalFolder:
             raise
 
     def files(self) -> Iterator[str]:
+        """Yield the paths of all files in the folder and its subfolders, in no order."""
         for folder, _, names in os.walk(self.root, onerror=_raise):
             for name in names:
                 yield (Path(folder) / name).relative_to(self.root).as_posix()
@@ -83,7 +62,7 @@ class LocalFolder:
 
 @dataclass(frozen=True)
 class RemoteFolder:
-    """A folder of an fsspec file system."""
+    """A folder of an fsspec file system; methods as those of LocalFolder."""
 
     file_system: Any
     root: str
@@ -103,6 +82,9 @@ class RemoteFolder:
     def files(self) -> Iterator[str]:
         for path in self.file_system.find(self.root):
             yield path.removeprefix(self.root).lstrip("/")
+
+
+Folder = LocalFolder | RemoteFolder
 
 
 def open_folder(path: str | os.PathLike[str]) -> Folder:

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from activation_dataset.reading.batches import Batches
 from activation_dataset.reading.reader import ActivationDataset
@@ -191,21 +190,8 @@ def tf_dataset(batches: Batches) -> Any:
     )
 
 
-@dataclass(frozen=True, eq=False)
-class DeviceBatch:
-    """A batch on a device.
-
-    Attributes:
-        values: jax.Array, as the values of `Batches`.
-        numbers: [batch_size] int64 on the host, numbers of the vectors.
-    """
-
-    values: Any
-    numbers: NDArray[np.int64]
-
-
 class DeviceBatches:
-    """Batches as jax.Arrays. The next ones are transferred while one is in use.
+    """Batches whose values are jax.Arrays. The next ones are transferred while one is in use.
 
         for batch in DeviceBatches(dataset.batches(10, 4096)):
             state = train_step(state, batch.values)
@@ -228,15 +214,15 @@ class DeviceBatches:
     def __len__(self) -> int:
         return len(self._batches)
 
-    def __iter__(self) -> Iterator[DeviceBatch]:
+    def __iter__(self) -> Iterator[Vectors]:
         """Yield the rest of the epoch."""
         import jax
 
         self._batches.load_state_dict(self._state)
-        sent: deque[tuple[DeviceBatch, dict[str, Any]]] = deque()
+        sent: deque[tuple[Vectors, dict[str, Any]]] = deque()
         for batch in self._batches:
             values = jax.device_put(batch.values, self._sharding)
-            sent.append((DeviceBatch(values, batch.numbers), self._batches.state_dict()))
+            sent.append((replace(batch, values=values), self._batches.state_dict()))
             if len(sent) > self._ahead:
                 yield self._next(sent)
         while sent:
@@ -252,6 +238,6 @@ class DeviceBatches:
         self._batches.load_state_dict(state)
         self._state = self._batches.state_dict()
 
-    def _next(self, sent: deque[tuple[DeviceBatch, dict[str, Any]]]) -> DeviceBatch:
+    def _next(self, sent: deque[tuple[Vectors, dict[str, Any]]]) -> Vectors:
         batch, self._state = sent.popleft()
         return batch

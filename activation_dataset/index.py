@@ -9,7 +9,7 @@ import io
 import json
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 
 import numpy as np
@@ -80,38 +80,35 @@ class ShardIndex:
 
 
 def open_index(folder: Folder, metadata: Metadata, shard: int) -> ShardIndex:
-    """Load the index of a shard from its index file, or build it from the shard's prompts.
+    """Load the index of a shard from its file, or build it from the shard's prompts.
 
     An index that was built is saved if the folder is local and can be written to.
 
     Raises:
         CorruptRecordError, OSError: the prompts cannot be read.
     """
-    index = _load(folder, metadata, shard)
-    if index is None:
-        index = _build(folder, metadata, shard)
-        if folder.local:
-            try:
-                _save(folder, metadata, shard, index)
-            except OSError as error:
-                LOGGER.info("the index of shard %d is not saved: %s", shard, error)
+    index, data = _load_or_build(folder, metadata, shard)
+    if data and folder.local:
+        try:
+            folder.save(index_file(shard, len(metadata.shards)), data)
+        except OSError as error:
+            LOGGER.info("the index of shard %d is not saved: %s", shard, error)
     return index
 
 
 def keep_indexes(folder: Folder, metadata: Metadata) -> int:
-    """Build and save the index of each shard that has none, or a stale or damaged one.
-
-    Returns:
-        Number of indexes that were built.
+    """Save the index of each shard that has none, or a stale or damaged one; return their number.
 
     Raises:
         CorruptRecordError, OSError: prompts cannot be read, or an index cannot be written.
     """
-    shards = range(len(metadata.shards))
-    missing = [shard for shard in shards if _load(folder, metadata, shard) is None]
-    for shard in missing:
-        _save(folder, metadata, shard, _build(folder, metadata, shard))
-    return len(missing)
+    built = 0
+    for shard in range(len(metadata.shards)):
+        _, data = _load_or_build(folder, metadata, shard)
+        if data:
+            folder.save(index_file(shard, len(metadata.shards)), data)
+            built += 1
+    return built
 
 
 def record_kind(metadata: Metadata) -> RecordKind:
@@ -120,52 +117,39 @@ def record_kind(metadata: Metadata) -> RecordKind:
     return RecordKind(run.pooling, run.storage_dtype, run.hidden_dim)
 
 
-def _load(folder: Folder, metadata: Metadata, shard: int) -> ShardIndex | None:
+def _load_or_build(folder: Folder, metadata: Metadata, shard: int) -> tuple[ShardIndex, bytes]:
+    """Return the index of a shard, and the content of its file if that has to be written."""
     path = index_file(shard, len(metadata.shards))
+    prompts, kind = metadata.shards[shard].prompts, record_kind(metadata)
+    # Names what the index is built from. A file with another key is stale.
+    key = digest_of({"prompts": prompts.to_json(), **asdict(kind)})
     try:
         with folder.open(path) as stream:
-            return decode_index(stream.read(), _key(metadata, shard))
+            return decode_index(stream.read(), key), b""
     except (OSError, IndexFileError) as error:
-        LOGGER.info("%s cannot be used: %s", path, error)
-        return None
-
-
-def _build(folder: Folder, metadata: Metadata, shard: int) -> ShardIndex:
-    path = metadata.shards[shard].prompts.path
-    LOGGER.info("building the index of shard %d from %s", shard, path)
-    with folder.open(path) as stream:
-        return build_index(read_prompts(stream, path), record_kind(metadata))
-
-
-def _save(folder: Folder, metadata: Metadata, shard: int, index: ShardIndex) -> None:
-    data = encode_index(index, _key(metadata, shard))
-    folder.save(index_file(shard, len(metadata.shards)), data)
+        LOGGER.info("building %s from %s: %s", path, prompts.path, error)
+    with folder.open(prompts.path) as stream:
+        index = build_index(read_prompts(stream, prompts.path), kind)
+    return index, encode_index(index, key)
 
 
 def build_index(prompts: Iterable[Prompt], kind: RecordKind) -> ShardIndex:
     """Return the index of a shard with these prompts, whose layer files have records of `kind`."""
-    record_starts, activation_starts, token_counts = [0], [], []
-    token_ids = [np.empty(0, np.int32)]
-    cells = [np.empty((0, len(CELL_FIELDS)), np.int16)]
-    sample_ids, task_ids = [], []
-    for prompt in prompts:
-        frame = frame_record(kind.sample(prompt), kind)
-        activation_starts.append(record_starts[-1] + len(frame.head))
-        record_starts.append(record_starts[-1] + frame.size)
-        token_counts.append(prompt.num_tokens)
-        token_ids.append(prompt.token_ids)
-        cells.append(prompt.cells)
-        sample_ids.append(prompt.sample_id)
-        task_ids.append(prompt.task_id)
+    prompts = list(prompts)
+    frames = [frame_record(kind.sample(prompt), kind) for prompt in prompts]
+    record_starts = np.cumsum([0, *(frame.size for frame in frames)], dtype=np.int64)
+    heads = np.array([len(frame.head) for frame in frames], np.int64)
+    token_counts = [prompt.num_tokens for prompt in prompts]
+    no_tokens, no_cells = np.empty(0, np.int32), np.empty((0, len(CELL_FIELDS)), np.int16)
     return ShardIndex(
         pooling=kind.pooling,
-        record_starts=np.array(record_starts, np.int64),
-        activation_starts=np.array(activation_starts, np.int64),
+        record_starts=record_starts,
+        activation_starts=record_starts[:-1] + heads,
         token_ends=np.cumsum(token_counts, dtype=np.int64),
-        token_ids=np.concatenate(token_ids),
-        cells=np.concatenate(cells),
-        sample_ids=sample_ids,
-        task_ids=task_ids,
+        token_ids=np.concatenate([no_tokens, *(prompt.token_ids for prompt in prompts)]),
+        cells=np.concatenate([no_cells, *(prompt.cells for prompt in prompts)]),
+        sample_ids=[prompt.sample_id for prompt in prompts],
+        task_ids=[prompt.task_id for prompt in prompts],
     )
 
 
@@ -173,17 +157,9 @@ def encode_index(index: ShardIndex, key: str) -> bytes:
     """Encode an index file: arrays in numpy's .npy format, then their CRC32C (uint32).
 
     The first array, uint8, holds JSON: the key, the pooling, and the ids. All is little-endian.
-
-    Args:
-        index: the index.
-        key: names what the index was built from.
     """
-    texts = {
-        "key": key,
-        "pooling": index.pooling,
-        "sample_ids": index.sample_ids,
-        "task_ids": index.task_ids,
-    }
+    texts = {name: getattr(index, name) for name in ("pooling", "sample_ids", "task_ids")}
+    texts["key"] = key
     stream = io.BytesIO()
     np.save(stream, np.frombuffer(json.dumps(texts).encode(), np.uint8))
     for name in _COLUMNS:
@@ -211,16 +187,3 @@ def decode_index(data: bytes, key: str) -> ShardIndex:
     if texts.pop("key") != key:
         raise IndexFileError("stale, built from other prompts or for another kind of records")
     return ShardIndex(**texts, **{name: np.load(stream) for name in _COLUMNS})
-
-
-def _key(metadata: Metadata, shard: int) -> str:
-    """Return a digest of what an index is built from. A file with another key is stale."""
-    kind = record_kind(metadata)
-    return digest_of(
-        {
-            "prompts": metadata.shards[shard].prompts.to_json(),
-            "pooling": kind.pooling,
-            "storage_dtype": kind.storage_dtype,
-            "hidden": kind.hidden,
-        }
-    )

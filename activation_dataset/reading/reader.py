@@ -14,20 +14,11 @@ from activation_dataset.format import to_float32
 from activation_dataset.reading.batches import Batches
 from activation_dataset.reading.provenance import Origin, TokenQuery, trace, where
 from activation_dataset.reading.shards import Shards, check_count
-from activation_dataset.reading.vectors import (
-    Dtype,
-    Normalize,
-    VectorFormat,
-    Vectors,
-    read_in_order,
-)
+from activation_dataset.reading.vectors import Dtype, Normalize, VectorFormat, Vectors
 from activation_dataset.sites import Site
-from activation_dataset.tfrecord import (
-    FOOTER_BYTES,
-    HEADER_BYTES,
-    CorruptRecordError,
-    read_records,
-)
+from activation_dataset.tfrecord import CorruptRecordError, decode_records
+
+_BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +117,19 @@ class ActivationDataset(Shards):
                 before are sound.
         """
         wanted = VectorFormat.of(self.metadata, sites, dtype, normalize)
-        yield from read_in_order(self, self._chosen(shard), wanted)
+        rows = max(1, _BLOCK_BYTES // (len(wanted.sites) * wanted.hidden * wanted.dtype.itemsize))
+        unchanged = wanted.single and wanted.factors == (1.0,)
+        for each in self._chosen(shard):
+            for chunk, stored in self.read_chunks(self.chunks(each), wanted.sites):
+                numbers = np.arange(chunk.numbers.start, chunk.numbers.stop)
+                for start in range(0, len(numbers), rows):
+                    part = stored[:, start : start + rows]
+                    if unchanged and part.itemsize == wanted.dtype.itemsize:
+                        values = part[0].view(wanted.dtype)
+                    else:
+                        values = np.empty(wanted.shape(part.shape[1]), wanted.dtype)
+                        wanted.fill(values, part)
+                    yield Vectors(values, numbers[start : start + rows], self)
 
     def records(self, site: Site, shard: int | None = None) -> Iterator[ActivationRecord]:
         """Yield the records of a site, or of one of its shards, in order.
@@ -139,14 +142,13 @@ class ActivationDataset(Shards):
         for each in self._chosen(shard):
             entry = self.metadata.shards[each]
             path = entry.files[site].path
-            number = offset = 0
+            count = 0
             with self.folder.open(path) as stream:
-                for data in read_records(stream, path):
-                    if number < entry.samples:
-                        yield self._decode(data, path, number, offset)
-                    number += 1
-                    offset += HEADER_BYTES + len(data) + FOOTER_BYTES
-            check_count(path, number, entry.samples, offset)
+                for record in decode_records(stream, path, self._decode):
+                    count += 1
+                    if count <= entry.samples:
+                        yield record
+                check_count(path, count, entry.samples, stream.tell())
 
     def sample(self, site: Site, sample: int) -> ActivationRecord:
         """Read one record by random access.
@@ -161,7 +163,10 @@ class ActivationDataset(Shards):
         shard, number = self.shard_of(sample)
         file = self.layer_file(self.metadata.run.site(site), shard)
         offset = int(file.index.record_starts[number])
-        return self._decode(file.record(number), file.path, number, offset)
+        try:
+            return self._decode(file.record(number))
+        except ExampleError as error:
+            raise CorruptRecordError(file.path, number, offset, str(error)) from None
 
     def where(self, **query: Any) -> NDArray[np.int64]:
         """Return the numbers of the vectors of some tokens, [n] int64, ascending.
@@ -191,13 +196,9 @@ class ActivationDataset(Shards):
             raise IndexError(f"shard {shard} is not in 0..{count - 1}")
         return range(count) if shard is None else [shard]
 
-    def _decode(self, data: memoryview, path: str, number: int, offset: int) -> ActivationRecord:
-        try:
-            example = decode_example(data)
-            stored = self.kind.activation(example)
-        except ExampleError as error:
-            raise CorruptRecordError(path, number, offset, str(error)) from None
-        sample = example.sample
+    def _decode(self, data: memoryview) -> ActivationRecord:
+        example = decode_example(data)
+        stored, sample = self.kind.activation(example), example.sample
         return ActivationRecord(
             sample.sample_id, sample.task_id, stored, sample.token_ids, sample.num_tokens
         )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,6 @@ from activation_dataset.index import ShardIndex, open_index, record_kind
 from activation_dataset.metadata import Metadata
 from activation_dataset.prompts import CELL_FIELDS, NO_CELL
 from activation_dataset.reading.layer_file import LayerFile
-from activation_dataset.reading.parallel import map_in_order
 from activation_dataset.sites import Site
 from activation_dataset.tfrecord import CorruptRecordError
 
@@ -70,11 +70,7 @@ class Shards:
 
     Samples and vectors are numbered in the order of the shards, the same at every site.
 
-    Attributes:
-        path: path or URL of the dataset.
-        folder: its folder.
-        metadata: its metadata.
-        kind: format of its records.
+    Attributes: path, folder, metadata, and kind, the format of the records.
 
     Args:
         path: local folder, or a URL that fsspec can open.
@@ -105,11 +101,7 @@ class Shards:
         return int(self._vector_starts[-1])
 
     def index(self, shard: int) -> ShardIndex:
-        """Return the index of a shard, the same for every site.
-
-        Raises:
-            CorruptRecordError: the prompts are damaged.
-        """
+        """Return the index of a shard, the same for every site."""
         if shard not in self._indexes:
             entry = self.metadata.shards[shard]
             index = open_index(self.folder, self.metadata, shard)
@@ -118,11 +110,7 @@ class Shards:
         return self._indexes[shard]
 
     def shard_of(self, sample: int) -> tuple[int, int]:
-        """Return the shard of a sample, and the sample's number in the shard.
-
-        Raises:
-            IndexError: the number is not in 0..len - 1.
-        """
+        """Return the shard of a sample, and the sample's number in the shard. Raises IndexError."""
         if not 0 <= sample < len(self):
             raise IndexError(f"sample {sample} is not in 0..{len(self) - 1}")
         shard = int(np.searchsorted(self._sample_starts, sample, side="right")) - 1
@@ -162,23 +150,30 @@ class Shards:
         path = self.metadata.shards[shard].files[site].path
         return LayerFile(self.folder, path, self.index(shard), self.kind)
 
+    def stored_vectors(self, sites: int, count: int) -> NDArray[Any]:
+        """Return uninitialized memory for stored vectors, [sites, count, hidden]."""
+        dtype = numpy_dtype(self.kind.storage_dtype)
+        return np.empty((sites, count, self.kind.hidden), dtype)
+
     def read_chunks(
-        self, chunks: Iterable[Chunk], sites: Sequence[Site]
+        self, chunks: Sequence[Chunk], sites: Sequence[Site]
     ) -> Iterator[tuple[Chunk, NDArray[Any]]]:
-        """Yield chunks in order, each with its vectors, [sites, n, hidden] of the storage dtype.
+        """Yield chunks in order, with their vectors [sites, n, hidden] of the storage dtype.
 
         Raises:
             CorruptRecordError: a CRC does not match, or a file ends too early.
         """
-        dtype, hidden = numpy_dtype(self.kind.storage_dtype), self.kind.hidden
 
         def read(chunk: Chunk) -> tuple[Chunk, NDArray[Any]]:
-            stored = np.empty((len(sites), len(chunk.numbers), hidden), dtype)
+            stored = self.stored_vectors(len(sites), len(chunk.numbers))
             for site, rows in zip(sites, stored, strict=True):
                 self.layer_file(site, chunk.shard).read(chunk.first, chunk.last, rows)
             return chunk, stored
 
-        return map_in_order(read, chunks, self.folder.parallel_reads)
+        threads = self.folder.parallel_reads
+        with ThreadPoolExecutor(threads, "read") as pool:
+            for first in range(0, len(chunks), 2 * threads):
+                yield from pool.map(read, chunks[first : first + 2 * threads])
 
     def locate(self, numbers: NDArray[np.int64] | Sequence[int]) -> Places:
         """Return the samples and tokens that vectors belong to.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -15,8 +16,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from activation_dataset.format import numpy_dtype
-from activation_dataset.reading.parallel import map_in_order
 from activation_dataset.reading.shards import Chunk, Shards
 from activation_dataset.reading.vectors import widen
 from activation_dataset.sites import Site
@@ -158,9 +157,7 @@ class WindowReader:
 
     def memory(self) -> NDArray[Any]:
         """Return uninitialized memory for any window: [sites, capacity, hidden]."""
-        kind = self._shards.kind
-        shape = len(self._sites), self._capacity, kind.hidden
-        return np.empty(shape, numpy_dtype(kind.storage_dtype))
+        return self._shards.stored_vectors(len(self._sites), self._capacity)
 
     def load(self, memory: NDArray[Any], epoch: int, reader: int, window: int) -> Window:
         """Read a window, given by its position in `windows`, into memory.
@@ -181,8 +178,8 @@ class WindowReader:
             for site, rows in zip(self._sites, stored, strict=True):
                 self._read(site, part, rows[place])
 
-        for _ in map_in_order(read, range(len(parts)), self._shards.folder.parallel_reads):
-            pass
+        with ThreadPoolExecutor(self._shards.folder.parallel_reads, "read") as pool:
+            list(pool.map(read, range(len(parts))))
         order = random_order(ends[-1], self._seed, ROWS, epoch, window)
         for site, rows in zip(self._sites, stored, strict=True):
             if site in self._norms:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from activation_dataset.format import StorageDtype, numpy_dtype
+from activation_dataset.format import StorageDtype
 from activation_dataset.metadata import Metadata
 from activation_dataset.reading.shards import Places, Shards
 from activation_dataset.sites import Site
@@ -26,7 +26,6 @@ Normalize = Literal["sae_lens", "dictionary_learning"]
 
 # This many rows fit into a core's cache.
 _ROWS = 128
-_BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -35,11 +34,9 @@ class VectorFormat:
 
     Attributes:
         sites: sites, in the order of the values.
-        single: True if one site was asked for by itself: values are [n, hidden], and otherwise
-            [n, sites, hidden].
+        single: True if values are [n, hidden], False if they are [n, sites, hidden].
         hidden: elements of a vector.
         dtype: dtype of the values.
-        stored_bytes: bytes of a stored element.
         factors: factor of each site's vectors.
     """
 
@@ -47,7 +44,6 @@ class VectorFormat:
     single: bool
     hidden: int
     dtype: np.dtype[Any]
-    stored_bytes: int
     factors: tuple[float, ...]
 
     @classmethod
@@ -58,24 +54,18 @@ class VectorFormat:
         dtype: Dtype,
         normalize: Normalize | None,
     ) -> VectorFormat:
-        """Check a request against a dataset.
-
-        Raises:
-            KeyError: a site is not in the dataset.
-            ValueError: the dataset cannot give this dtype or normalization.
-        """
+        """Check a request against a dataset. Raises KeyError for a site, or ValueError."""
         single = isinstance(sites, int | str)
         named = (sites,) if isinstance(sites, int | str) else tuple(sites)
         if not named:
             raise ValueError("sites is empty, expected at least one")
-        chosen = tuple(map(metadata.run.site, named))
+        run = metadata.run
+        chosen = tuple(map(run.site, named))
         if normalize is not None and dtype != "float32":
             raise ValueError(f"normalized values are float32, not {dtype!r}")
         factors = tuple(normalization_factor(metadata.statistics[s], normalize) for s in chosen)
-        run = metadata.run
         given = element_dtype(dtype, run.storage_dtype)
-        stored_bytes = numpy_dtype(run.storage_dtype).itemsize
-        return cls(chosen, single, run.hidden_dim, given, stored_bytes, factors)
+        return cls(chosen, single, run.hidden_dim, given, factors)
 
     def shape(self, count: int) -> tuple[int, ...]:
         """Return the shape of the values of `count` vectors."""
@@ -84,20 +74,9 @@ class VectorFormat:
     def fill(
         self, values: NDArray[Any], stored: NDArray[Any], rows: NDArray[np.int64] | None = None
     ) -> None:
-        """Convert stored vectors to values.
-
-        Args:
-            values: [k, hidden] or [k, sites, hidden], the result.
-            stored: [sites, n, hidden] of the storage dtype.
-            rows: [k] int64, which of the vectors 0..n - 1; None for all, in order.
-        """
+        """Convert stored vectors [sites, n, hidden], all or the [k] `rows`, to `values`."""
         for place, factor in enumerate(self.factors):
             _convert(values if self.single else values[:, place], stored[place], rows, factor)
-
-    @property
-    def is_stored(self) -> bool:
-        """True if values have the same bits and shape as the stored vectors of one site."""
-        return self.single and self.factors == (1.0,) and self.dtype.itemsize == self.stored_bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,35 +110,8 @@ class Vectors:
         return [self.shards.sample_id(sample) for sample in self.places.samples.tolist()]
 
 
-def read_in_order(shards: Shards, chosen: Sequence[int], wanted: VectorFormat) -> Iterator[Vectors]:
-    """Yield all vectors of the chosen shards in order, in blocks of about 1 MiB.
-
-    Raises:
-        CorruptRecordError: a CRC does not match, or a file ends too early. All vectors yielded
-            before are sound.
-    """
-    row_bytes = len(wanted.sites) * wanted.hidden * wanted.dtype.itemsize
-    rows = max(1, _BLOCK_BYTES // row_bytes)
-    for shard in chosen:
-        for chunk, stored in shards.read_chunks(shards.chunks(shard), wanted.sites):
-            numbers = np.arange(chunk.numbers.start, chunk.numbers.stop)
-            for start in range(0, len(numbers), rows):
-                part = stored[:, start : start + rows]
-                if wanted.is_stored:
-                    values = part[0].view(wanted.dtype)
-                else:
-                    values = np.empty(wanted.shape(part.shape[1]), wanted.dtype)
-                    wanted.fill(values, part)
-                yield Vectors(values, numbers[start : start + rows], shards)
-
-
 def element_dtype(dtype: Dtype, storage_dtype: StorageDtype) -> np.dtype[Any]:
-    """Return the numpy dtype of values.
-
-    Raises:
-        ValueError: the dtype is unknown, or needs another storage dtype.
-        ImportError: "bfloat16" was asked for, and ml_dtypes is not installed.
-    """
+    """Return the numpy dtype of values. Raises ValueError, or ImportError without ml_dtypes."""
     if dtype not in get_args(Dtype):
         raise ValueError(f"dtype {dtype!r} is not one of {', '.join(get_args(Dtype))}")
     if dtype == "float32":
@@ -201,12 +153,7 @@ def normalization_factor(statistics: LayerStatistics, normalize: Normalize | Non
 
 
 def widen(stored: NDArray[Any], out: NDArray[np.float32]) -> None:
-    """Write stored vectors as float32; exact.
-
-    Args:
-        stored: [n, hidden] float32, or uint16 with the bits of bfloat16.
-        out: [n, hidden] float32.
-    """
+    """Write stored vectors [n, hidden], float32 or bits of bfloat16, as float32; exact."""
     if stored.dtype == np.float32:
         out[...] = stored
         return
