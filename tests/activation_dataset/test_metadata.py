@@ -208,7 +208,7 @@ def test_other_texts_are_refused(text):
 @pytest.mark.parametrize("number", ["5", "1e999", "NaN"])
 def test_a_changed_number_is_refused(number):
     text = METADATA.to_json().replace('"max_length": null', f'"max_length": {number}')
-    with pytest.raises(FieldError, match="metadata_sha256 does not match|not valid JSON|written"):
+    with pytest.raises(FieldError, match=r"metadata_sha256 does not match|not valid JSON|written"):
         Metadata.from_json(text)
 
 

@@ -101,7 +101,7 @@ def test_every_flipped_bit_is_caught():
     for bit in range(8 * len(stream.getvalue())):
         broken = bytearray(stream.getvalue())
         broken[bit // 8] ^= 1 << bit % 8
-        with pytest.raises(CorruptRecordError, match="^file: record [01] at byte "):
+        with pytest.raises(CorruptRecordError, match=r"^file: record [01] at byte "):
             list(read_prompts(io.BytesIO(broken), "file"))
 
 

@@ -92,7 +92,7 @@ def test_no_finite_vectors():
 def test_squares_that_overflow_in_float32():
     rows = activations()
     rows[5] = 3e38
-    with pytest.raises(OverflowError, match="use LayerStatistics.of_vectors"):
+    with pytest.raises(OverflowError, match=r"use LayerStatistics\.of_vectors"):
         device_statistics(rows)
     assert_close(LayerStatistics.of_vectors(rows), rows, 1e-9)
 

@@ -1,6 +1,5 @@
 import json
 import re
-import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -159,6 +158,9 @@ def test_without_metadata(dataset, tmp_path_factory):
 
 # Mistakes of a writer, with checksums that fit.
 
+TASK_ID = b"task_id\x12\x0c\n\n\n\x080"
+"""The feature task_id, up to the first character of its value."""
+
 
 def accept(dataset, name):
     """Put the size and CRC32C of a changed file into the metadata."""
@@ -202,14 +204,7 @@ def rewrite(dataset, name, change):
             "record 0 .* has another token_ids than its prompt",
         ),
         (
-            lambda data: (
-                [
-                    data[0].replace(
-                        b"task_id\x12\x0c\x0a\x0a\x0a\x080", b"task_id\x12\x0c\x0a\x0a\x0a\x08X"
-                    )
-                ]
-                + data[1:]
-            ),
+            lambda data: [data[0].replace(TASK_ID, TASK_ID[:-1] + b"X"), *data[1:]],
             "record 0 .* has another task_id than its prompt",
         ),
     ],

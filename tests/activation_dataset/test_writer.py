@@ -142,7 +142,7 @@ def test_frames_of_another_kind_are_refused():
     frames = frames_of(make_prompts([4]), RecordKind("last", "bfloat16", HIDDEN))
     writer = LayerFileWriter(io.BytesIO(), 10, RecordKind("last", "float32", HIDDEN))
     rows = np.zeros((1, HIDDEN), np.float32)
-    with pytest.raises(ValueError, match="frame of sample .* is of another kind"):
+    with pytest.raises(ValueError, match=r"frame of sample .* is of another kind"):
         writer.append(frames, rows, LayerStatistics.of_vectors(rows))
 
 
