@@ -15,6 +15,7 @@ from activation_dataset.statistics import LayerStatistics
 from activation_dataset.tfrecord import read_records
 from activation_dataset.writer import LayerFileWriter
 from tests.activation_dataset.synthetic import (
+    fields_of,
     frames_of,
     make_prompts,
     make_rows,
@@ -75,7 +76,7 @@ def test_what_was_written_is_read(pooling, storage_dtype, lengths, hidden):
     rows = stored(make_rows(samples, pooling, hidden, seed=1), storage_dtype)
     content, manifest = write(lengths, rows, kind)
     examples = [decode_example(data) for data in read_records(io.BytesIO(content), "file")]
-    assert [example.sample for example in examples] == samples
+    assert [fields_of(each.sample) for each in examples] == list(map(fields_of, samples))
     vectors = [kind.activation(example).reshape(-1, hidden) for example in examples]
     np.testing.assert_array_equal(np.concatenate(vectors), rows)
     assert (manifest.shard, manifest.samples, manifest.tokens) == (2, len(lengths), sum(lengths))
