@@ -11,6 +11,7 @@ from activation_dataset.checksum import crc32c, to_text
 from activation_dataset.example import ExampleError, decode_example
 from activation_dataset.manifest import sample_order
 from activation_dataset.record import RecordKind, frame_record
+from activation_dataset.sites import HookPoint
 from activation_dataset.statistics import LayerStatistics
 from activation_dataset.tfrecord import read_records
 from activation_dataset.writer import LayerFileWriter
@@ -57,7 +58,7 @@ def write(lengths, rows, kind, splits=()):
 
 @pytest.mark.parametrize(("pooling", "storage_dtype"), KNOWN_FILES)
 def test_the_bytes_are_those_of_every_version(tmp_path, pooling, storage_dtype):
-    hook_points = ("mlp_out", "resid_post")
+    hook_points: tuple[HookPoint, ...] = ("mlp_out", "resid_post")
     metadata = write_dataset(
         tmp_path, [[3, 700, 1], [40]], pooling, storage_dtype, 64, (10,), hook_points=hook_points
     )
