@@ -111,7 +111,7 @@ def test_a_site_is_exported_under_its_name(path, capsys):
     out = path.parent / "out"
     command = ["export", str(path), str(out), "--to", "safetensors", "--layer"]
     assert main([*command, "blocks.9.hook_attn_out"]) == 2
-    assert "there is no layer blocks.9.hook_attn_out" in capsys.readouterr().err
+    assert "blocks.9.hook_attn_out" in capsys.readouterr().err
     assert main([*command, MLP_9]) == 0
     files = sorted(out.glob("*.safetensors"))
     assert files[0].name == "layer_9_mlp_out-00000-of-00002.safetensors"
