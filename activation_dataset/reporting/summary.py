@@ -1,23 +1,24 @@
-"""What the metadata alone says of each layer, for people: no vector is read."""
+"""What metadata.json says about a dataset, in numbers, facts and tables for people."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 
 import numpy as np
+from numpy.typing import NDArray
 
 from activation_dataset.format import Pooling
 from activation_dataset.metadata import Metadata
 from activation_dataset.sites import DEFAULT_HOOK_POINT, HookPoint, Site, by_hook_point, place_of
-from activation_dataset.statistics import LayerStatistics
 
 OUTLIER_FACTORS = (10, 100)
-"""A vector is an outlier from this many times its layer's median norm on."""
+"""Multiples of a site's median norm from which a vector counts as an outlier."""
 
 MASSIVE_FACTOR = 10
-"""A dimension is massive from this many times the median root mean square of dimensions on."""
+"""Multiple of the median root mean square from which a dimension counts as massive."""
 
 POOLINGS_EXPLAINED: dict[Pooling, str] = {
     "last": "the last token of each prompt",
@@ -33,123 +34,189 @@ HOOK_POINTS_EXPLAINED: dict[HookPoint, str] = {
     "resid_post": "residual stream after the layer",
 }
 
+_QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
 
-@dataclass(frozen=True)
-class LayerSummary:
-    """One layer in numbers; norms are Euclidean, of the vectors that are finite.
+
+@dataclass(frozen=True, eq=False)
+class SiteSummary:
+    """Statistics of one site. Norms are Euclidean, of the vectors that are finite.
 
     Attributes:
-        layer: which it is, a site.
-        vectors: all of them.
-        nonfinite: those with a NaN or an infinity.
-        mean_norm, rms_norm, max_norm: of the norms.
-        low_norm, median_norm, high_norm: quantiles 0.01, 0.5 and 0.99, to within 1/128.
-        outliers: vectors of at least 10 and of at least 100 times the median norm.
-        massive: the massive dimensions, the largest first.
+        site: hook point and layer.
+        vectors: number of all vectors.
+        nonfinite: number of vectors with a NaN or an infinity.
+        mean_norm, rms_norm, max_norm: mean, root mean square and maximum of the norms.
+        quantiles: quantiles 0.01, 0.25, 0.5, 0.75 and 0.99 of the norms, to within 1/128.
+        outliers: number of vectors of at least 10 and of at least 100 times the median norm.
+        shares: [hidden] float64, share of each dimension of the mean squared norm.
     """
 
-    layer: Site
+    site: Site
     vectors: int
     nonfinite: int
     mean_norm: float
     rms_norm: float
     max_norm: float
-    low_norm: float
-    median_norm: float
-    high_norm: float
-    outliers: tuple[int, int]
-    massive: tuple[Dimension, ...]
+    quantiles: tuple[float, ...]
+    outliers: tuple[int, ...]
+    shares: NDArray[np.float64]
 
     @property
-    def max_to_median(self) -> float:
-        """0 where there is no norm to divide by."""
-        return self.max_norm / self.median_norm if self.median_norm else 0.0
+    def median_norm(self) -> float:
+        """Median of the norms, to within 1/128."""
+        return self.quantiles[2]
+
+    def massive_dimensions(self) -> list[int]:
+        """Dimensions whose root mean square is MASSIVE_FACTOR times the median one or more."""
+        deviations = np.sqrt(self.shares)
+        median = float(np.median(deviations))
+        return np.flatnonzero(deviations >= MASSIVE_FACTOR * median).tolist() if median else []
 
 
 @dataclass(frozen=True)
-class Dimension:
-    """A dimension of a layer's vectors.
+class Table:
+    """Table of text.
 
     Attributes:
-        number: which.
-        share: of the mean squared norm.
-        factor: its root mean square, in medians over all dimensions.
+        head: names of the columns.
+        groups: name to rows; the name is empty if there is one group.
     """
 
-    number: int
-    share: float
-    factor: float
+    head: Sequence[str]
+    groups: Mapping[str, Sequence[Sequence[str]]]
+
+    def text(self) -> list[str]:
+        """Lines for a terminal."""
+        rows = [self.head, *(row for rows in self.groups.values() for row in rows)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+
+        def line(row: Sequence[str]) -> str:
+            return "  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True))
+
+        lines = [line(self.head)]
+        for group, rows in self.groups.items():
+            lines += [f"{group}:"] if group else []
+            lines += map(line, rows)
+        return lines
+
+    def html(self, css: str = "") -> str:
+        """HTML with a CSS class."""
+        body = "".join(f"<th>{escape(each)}</th>" for each in self.head)
+        for group, rows in self.groups.items():
+            if group:
+                rest = f'<td colspan="{len(self.head) - 1}"></td>'
+                body += f'<tr class="group"><th>{escape(group)}</th>{rest}</tr>'
+            for row in rows:
+                body += "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>"
+        return f'<div class="scroll"><table class="{css}">{body}</table></div>'
 
 
-def summaries(metadata: Metadata) -> list[LayerSummary]:
-    """The layers of a dataset, ascending."""
-    return [_summary(metadata, layer) for layer in metadata.run.sites]
+def summaries(metadata: Metadata) -> list[SiteSummary]:
+    """Summary of each site, in the order of the metadata."""
+    return [_summary(metadata, site) for site in metadata.run.sites]
 
 
-def massive_dimensions(statistics: LayerStatistics) -> tuple[Dimension, ...]:
-    """The dimensions whose root mean square is `MASSIVE_FACTOR` times the median one or more."""
+def _summary(metadata: Metadata, site: Site) -> SiteSummary:
+    statistics = metadata.statistics[site]
+    norms, largest = statistics.norm_histogram, statistics.max_norm
+    quantiles = tuple(min(norms.quantile(each), largest) for each in _QUANTILES)
+    median = quantiles[2]
     squares = statistics.mean**2 + statistics.variance
-    deviations = np.sqrt(squares)
-    median = float(np.median(deviations))
-    if not median:
-        return ()
-    numbers = np.flatnonzero(deviations >= MASSIVE_FACTOR * median)
-    total = float(squares.sum())
-    return tuple(
-        Dimension(number, float(squares[number]) / total, float(deviations[number]) / median)
-        for number in sorted(numbers.tolist(), key=lambda number: -squares[number])
+    return SiteSummary(
+        site=site,
+        vectors=statistics.count + statistics.nonfinite_count,
+        nonfinite=statistics.nonfinite_count,
+        mean_norm=statistics.mean_norm,
+        rms_norm=math.sqrt(statistics.mean_squared_norm),
+        max_norm=largest,
+        quantiles=quantiles,
+        outliers=tuple(norms.count_from(f * median) if median else 0 for f in OUTLIER_FACTORS),
+        shares=squares / max(float(squares.sum()), 1e-300),
     )
 
 
-def by_dimension(layers: Sequence[LayerSummary]) -> list[tuple[int, list[Site], float]]:
-    """Each massive dimension, its layers and its largest share; those with large shares first."""
+def massive_dimensions(layers: Sequence[SiteSummary]) -> list[tuple[int, list[Site], float]]:
+    """Massive dimensions with their sites and their largest share, largest share first."""
     found: dict[int, tuple[list[Site], float]] = {}
     for layer in layers:
-        for each in layer.massive:
-            where, share = found.get(each.number, ([], 0.0))
-            found[each.number] = [*where, layer.layer], max(share, each.share)
+        for dimension in layer.massive_dimensions():
+            sites, share = found.get(dimension, ([], 0.0))
+            found[dimension] = [*sites, layer.site], max(share, float(layer.shares[dimension]))
     ordered = sorted(found.items(), key=lambda item: (-item[1][1], item[0]))
-    return [(number, where, share) for number, (where, share) in ordered]
+    return [(dimension, sites, share) for dimension, (sites, share) in ordered]
 
 
-def layer_table(
-    layers: Sequence[LayerSummary],
-) -> tuple[tuple[str, ...], dict[str, list[tuple[str, ...]]]]:
-    """The norms of the layers as a table of text, 80 letters wide.
+def facts(metadata: Metadata) -> dict[str, str]:
+    """What the dataset is and how it was made, by topic."""
+    run = metadata.run
+    random = " with random weights" if run.weights.get("random") else ""
+    rejected = ", ".join(f"{count:,} {why}" for why, count in sorted(metadata.rejected.items()))
+    files = sum(1 + len(shard.files) for shard in metadata.shards)
+    return {
+        "model": f"{run.model_name}{random}, computed in {run.compute_dtype}",
+        "layers": f"{layers_named(run.layers_extracted)}, {run.hidden_dim:,} wide",
+        "captured": ", ".join(f"{HOOK_POINTS_EXPLAINED[p]} ({p})" for p in run.hook_points),
+        "pooling": f"{run.pooling}: {POOLINGS_EXPLAINED[run.pooling]}",
+        "stored as": f"{run.storage_dtype}, little-endian",
+        "files": f"{count_of(files, 'file')} in {count_of(len(metadata.shards), 'shard')}, "
+        f"{size(total_bytes(metadata))}",
+        "non-finite": count_of(
+            sum(each.nonfinite_count for each in metadata.statistics.values()), "vector"
+        ),
+        "rejected": rejected or "no task",
+    }
 
-    Returns:
-        Its head, and its rows as `by_hook_point` has them, a layer each. Vectors that are not
-        finite have a column if there are any.
-    """
+
+def layer_table(layers: Sequence[SiteSummary]) -> Table:
+    """Norms of the sites, 80 letters wide; non-finite vectors have a column if there are any."""
     nonfinite = any(each.nonfinite for each in layers)
-    head = (
-        "layer",
-        *(["non-finite"] if nonfinite else []),
-        "mean",
-        "rms",
-        "p1",
-        "median",
-        "p99",
-        "max",
-        "max/median",
-        *(f">={factor}x" for factor in OUTLIER_FACTORS),
+    names = ("mean", "rms", "p1", "median", "p99", "max", "max/median")
+    head = ["layer", *(["non-finite"] if nonfinite else []), *names]
+    head += [f">={factor}x" for factor in OUTLIER_FACTORS]
+    rows = []
+    for each in layers:
+        low, *_, high = each.quantiles
+        norms = (each.mean_norm, each.rms_norm, low, each.median_norm, high, each.max_norm)
+        row = [str(place_of(each.site)[0]), *([f"{each.nonfinite:,}"] if nonfinite else [])]
+        row += [number(norm) for norm in norms]
+        row.append(f"{number(each.max_norm / each.median_norm if each.median_norm else 0)}x")
+        rows.append([*row, *(f"{count:,}" for count in each.outliers)])
+    return Table(head, by_hook_point([each.site for each in layers], rows))
+
+
+def massive_line(layers: Sequence[SiteSummary], most: int = 8) -> str:
+    """Sentence about the massive dimensions, of which the first are named."""
+    found = massive_dimensions(layers)
+    named = [f"{each} (layers {layers_named(sites)})" for each, sites, _ in found[:most]]
+    if len(found) > most:
+        named.append(f"and {len(found) - most:,} more")
+    return f"Massive dimensions: {', '.join(named) or 'none'}."
+
+
+def inspect(path: str, metadata: Metadata) -> str:
+    """Text for a terminal: facts, and a table of the layers."""
+    layers = summaries(metadata)
+    lines = [f"{path}: {headline(metadata)}"]
+    lines += [f"  {name:<11}{text}" for name, text in facts(metadata).items()]
+    lines += ["", "Norms of the vectors of each layer", *layer_table(layers).text()]
+    return "\n".join([*lines, "", massive_line(layers), ""])
+
+
+def headline(metadata: Metadata) -> str:
+    """Number of samples, tokens and vectors."""
+    return (
+        f"{count_of(metadata.total_samples, 'sample')}, "
+        f"{count_of(metadata.total_tokens, 'token')}, "
+        f"{count_of(metadata.total_vectors, 'vector')} in each layer"
     )
-    rows = [
-        (
-            str(place_of(each.layer)[0]),
-            *([f"{each.nonfinite:,}"] if nonfinite else []),
-            number(each.mean_norm),
-            number(each.rms_norm),
-            number(each.low_norm),
-            number(each.median_norm),
-            number(each.high_norm),
-            number(each.max_norm),
-            f"{number(each.max_to_median)}x",
-            *(f"{count:,}" for count in each.outliers),
-        )
-        for each in layers
-    ]
-    return head, by_hook_point([each.layer for each in layers], rows)
+
+
+def total_bytes(metadata: Metadata) -> int:
+    """Size of all layer files and files of prompts."""
+    return sum(
+        shard.prompts.bytes + sum(entry.bytes for entry in shard.files.values())
+        for shard in metadata.shards
+    )
 
 
 def number(value: float) -> str:
@@ -163,7 +230,7 @@ def number(value: float) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes in decimal units, as disks and bills count."""
+    """Bytes in decimal units."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if count < 999.5:
             return f"{count:.0f} B" if unit == "B" else f"{number(count)} {unit}"
@@ -171,18 +238,18 @@ def size(count: float) -> str:
     return f"{number(count)} PB"
 
 
-def count_of(count: int, singular: str, plural: str = "") -> str:
+def count_of(count: int, singular: str) -> str:
     """A count and its noun, such as "1 sample" and "2 samples"."""
-    return f"{count:,} {singular if count == 1 else plural or singular + 's'}"
+    return f"{count:,} {singular}" + ("" if count == 1 else "s")
 
 
 def layers_named(sites: Sequence[Site]) -> str:
-    """Sites by their layers, in ranges where they are such: "0, 4, 8-11; 10-23 mlp_out"."""
+    """Sites by their layers, in ranges where possible: "0, 4, 8-11; 10-23 mlp_out"."""
     parts = []
     for hook_point in dict.fromkeys(place_of(site)[1] for site in sites):
         layers = [layer for layer, each in map(place_of, sites) if each == hook_point]
-        of = "" if hook_point == DEFAULT_HOOK_POINT else f" {hook_point}"
-        parts.append(_ranges(layers) + of)
+        suffix = "" if hook_point == DEFAULT_HOOK_POINT else f" {hook_point}"
+        parts.append(_ranges(layers) + suffix)
     return "; ".join(parts)
 
 
@@ -194,41 +261,3 @@ def _ranges(layers: Sequence[int]) -> str:
         else:
             ranges.append([layer])
     return ", ".join(f"{r[0]}-{r[-1]}" if len(r) > 1 else str(r[0]) for r in ranges)
-
-
-def headline(metadata: Metadata) -> str:
-    """Samples, tokens and vectors."""
-    counts = {
-        "sample": metadata.total_samples,
-        "token": metadata.total_tokens,
-        "vector": metadata.total_vectors,
-    }
-    return ", ".join(count_of(count, noun) for noun, count in counts.items()) + " in each layer"
-
-
-def total_bytes(metadata: Metadata) -> int:
-    """Size of all layer files and files of prompts."""
-    return sum(
-        batch.prompts.bytes + sum(entry.bytes for entry in batch.files.values())
-        for batch in metadata.shards
-    )
-
-
-def _summary(metadata: Metadata, layer: Site) -> LayerSummary:
-    statistics = metadata.statistics[layer]
-    norms, largest = statistics.norm_histogram, statistics.max_norm
-    median = min(norms.median, largest)
-    few, fewer = (norms.count_from(factor * median) if median else 0 for factor in OUTLIER_FACTORS)
-    return LayerSummary(
-        layer=layer,
-        vectors=statistics.count + statistics.nonfinite_count,
-        nonfinite=statistics.nonfinite_count,
-        mean_norm=statistics.mean_norm,
-        rms_norm=math.sqrt(statistics.mean_squared_norm),
-        max_norm=largest,
-        low_norm=min(norms.quantile(0.01), largest),
-        median_norm=median,
-        high_norm=min(norms.quantile(0.99), largest),
-        outliers=(few, fewer),
-        massive=massive_dimensions(statistics),
-    )
