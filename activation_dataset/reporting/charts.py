@@ -141,9 +141,7 @@ def heat_map(
     for row, column in np.argwhere(np.isfinite(values)).tolist():
         x, y = left + column * width, base - (row + 1) * height
         tooltip = f"{rows[row]}, {columns[column]}: {say(values[row, column])}"
-        shapes += _rect(
-            f"h{LEVELS[levels[row, column]]}", x, y, width - gap, height - gap, tooltip
-        )
+        shapes += _rect(f"h{LEVELS[levels[row, column]]}", x, y, width - gap, height - gap, tooltip)
     for row in range(0, len(rows), math.ceil(11 / height)):
         shapes += _text(left - 5, base - (row + 0.5) * height + 4, rows[row], "end")
     turned = f"translate(9 {(top + base) / 2:.1f}) rotate(-90)"
@@ -154,7 +152,8 @@ def heat_map(
 def heat(values: NDArray[Any], low: float, high: float) -> NDArray[np.int64]:
     """Levels 0..15 of values between two ends; values beyond an end get its level, NaN gets 0."""
     shares = np.nan_to_num((values - low) / (high - low if high > low else 1.0))
-    return (np.clip(shares, 0, 1) * (len(LEVELS) - 1e-9)).astype(np.int64)
+    levels = (np.clip(shares, 0, 1) * len(LEVELS)).astype(np.int64)
+    return np.minimum(levels, len(LEVELS) - 1)
 
 
 def ramp(low: str, high: str, more: str = "") -> str:
@@ -173,9 +172,7 @@ def key(names: Sequence[str], classes: Sequence[str] = ("s0", "s1", "s2", "s3", 
     return f'<p class="key">{items}</p>'
 
 
-def _names_below(
-    names: Sequence[str], axis: str, left: float, width: float, base: float
-) -> str:
+def _names_below(names: Sequence[str], axis: str, left: float, width: float, base: float) -> str:
     """Names below columns, as many as there is room for, and below them that of the axis."""
     needed = max(map(len, names)) * LETTER + 8
     texts = _text(left + len(names) * width / 2, base + 30, axis)

@@ -1,4 +1,4 @@
-"""What metadata.json says about a dataset, in numbers, facts and tables for people."""
+"""What metadata.json says about a dataset, in facts, tables and words for people."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from activation_dataset.format import Pooling
 from activation_dataset.metadata import Metadata
 from activation_dataset.sites import DEFAULT_HOOK_POINT, HookPoint, Site, by_hook_point, place_of
+from activation_dataset.statistics import LayerStatistics
 
 OUTLIER_FACTORS = (10, 100)
 """Multiples of a site's median norm from which a vector counts as an outlier."""
@@ -34,44 +35,6 @@ HOOK_POINTS_EXPLAINED: dict[HookPoint, str] = {
     "resid_post": "residual stream after the layer",
 }
 
-_QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
-
-
-@dataclass(frozen=True, eq=False)
-class SiteSummary:
-    """Statistics of one site. Norms are Euclidean, of the vectors that are finite.
-
-    Attributes:
-        site: hook point and layer.
-        vectors: number of all vectors.
-        nonfinite: number of vectors with a NaN or an infinity.
-        mean_norm, rms_norm, max_norm: mean, root mean square and maximum of the norms.
-        quantiles: quantiles 0.01, 0.25, 0.5, 0.75 and 0.99 of the norms, to within 1/128.
-        outliers: number of vectors of at least 10 and of at least 100 times the median norm.
-        shares: [hidden] float64, share of each dimension of the mean squared norm.
-    """
-
-    site: Site
-    vectors: int
-    nonfinite: int
-    mean_norm: float
-    rms_norm: float
-    max_norm: float
-    quantiles: tuple[float, ...]
-    outliers: tuple[int, ...]
-    shares: NDArray[np.float64]
-
-    @property
-    def median_norm(self) -> float:
-        """Median of the norms, to within 1/128."""
-        return self.quantiles[2]
-
-    def massive_dimensions(self) -> list[int]:
-        """Dimensions whose root mean square is MASSIVE_FACTOR times the median one or more."""
-        deviations = np.sqrt(self.shares)
-        median = float(np.median(deviations))
-        return np.flatnonzero(deviations >= MASSIVE_FACTOR * median).tolist() if median else []
-
 
 @dataclass(frozen=True)
 class Table:
@@ -85,19 +48,20 @@ class Table:
     head: Sequence[str]
     groups: Mapping[str, Sequence[Sequence[str]]]
 
-    def text(self) -> list[str]:
+    def text(self) -> str:
         """Lines for a terminal."""
         rows = [self.head, *(row for rows in self.groups.values() for row in rows)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
 
         def line(row: Sequence[str]) -> str:
-            return "  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True))
+            cells = (f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True))
+            return "  ".join(cells) + "\n"
 
-        lines = [line(self.head)]
+        text = line(self.head)
         for group, rows in self.groups.items():
-            lines += [f"{group}:"] if group else []
-            lines += map(line, rows)
-        return lines
+            text += f"{group}:\n" if group else ""
+            text += "".join(map(line, rows))
+        return text
 
     def html(self, css: str = "") -> str:
         """HTML with a CSS class."""
@@ -111,112 +75,129 @@ class Table:
         return f'<div class="scroll"><table class="{css}">{body}</table></div>'
 
 
-def summaries(metadata: Metadata) -> list[SiteSummary]:
-    """Summary of each site, in the order of the metadata."""
-    return [_summary(metadata, site) for site in metadata.run.sites]
+@dataclass(frozen=True)
+class Fact:
+    """What a dataset is in one respect: name, value, and more about it."""
+
+    name: str
+    value: str
+    note: str
 
 
-def _summary(metadata: Metadata, site: Site) -> SiteSummary:
-    statistics = metadata.statistics[site]
-    norms, largest = statistics.norm_histogram, statistics.max_norm
-    quantiles = tuple(min(norms.quantile(each), largest) for each in _QUANTILES)
-    median = quantiles[2]
-    squares = statistics.mean**2 + statistics.variance
-    return SiteSummary(
-        site=site,
-        vectors=statistics.count + statistics.nonfinite_count,
-        nonfinite=statistics.nonfinite_count,
-        mean_norm=statistics.mean_norm,
-        rms_norm=math.sqrt(statistics.mean_squared_norm),
-        max_norm=largest,
-        quantiles=quantiles,
-        outliers=tuple(norms.count_from(f * median) if median else 0 for f in OUTLIER_FACTORS),
-        shares=squares / max(float(squares.sum()), 1e-300),
-    )
-
-
-def massive_dimensions(layers: Sequence[SiteSummary]) -> list[tuple[int, list[Site], float]]:
-    """Massive dimensions with their sites and their largest share, largest share first."""
-    found: dict[int, tuple[list[Site], float]] = {}
-    for layer in layers:
-        for dimension in layer.massive_dimensions():
-            sites, share = found.get(dimension, ([], 0.0))
-            found[dimension] = [*sites, layer.site], max(share, float(layer.shares[dimension]))
-    ordered = sorted(found.items(), key=lambda item: (-item[1][1], item[0]))
-    return [(dimension, sites, share) for dimension, (sites, share) in ordered]
-
-
-def facts(metadata: Metadata) -> dict[str, str]:
-    """What the dataset is and how it was made, by topic."""
+def facts(metadata: Metadata) -> list[Fact]:
+    """What the dataset is and how it was made."""
     run = metadata.run
-    random = " with random weights" if run.weights.get("random") else ""
+    statistics = metadata.statistics.values()
+    outliers = max(outlier_counts(each)[0] for each in statistics)
+    nonfinite = count_of(sum(each.nonfinite_count for each in statistics), "non-finite vector")
+    weights = "random weights, " if run.weights.get("random") else ""
+    files = count_of(sum(1 + len(shard.files) for shard in metadata.shards), "file")
+    stored = sum(
+        entry.bytes for shard in metadata.shards for entry in (shard.prompts, *shard.files.values())
+    )
     rejected = ", ".join(f"{count:,} {why}" for why, count in sorted(metadata.rejected.items()))
-    files = sum(1 + len(shard.files) for shard in metadata.shards)
-    return {
-        "model": f"{run.model_name}{random}, computed in {run.compute_dtype}",
-        "layers": f"{layers_named(run.layers_extracted)}, {run.hidden_dim:,} wide",
-        "captured": ", ".join(f"{HOOK_POINTS_EXPLAINED[p]} ({p})" for p in run.hook_points),
-        "pooling": f"{run.pooling}: {POOLINGS_EXPLAINED[run.pooling]}",
-        "stored as": f"{run.storage_dtype}, little-endian",
-        "files": f"{count_of(files, 'file')} in {count_of(len(metadata.shards), 'shard')}, "
-        f"{size(total_bytes(metadata))}",
-        "non-finite": count_of(
-            sum(each.nonfinite_count for each in metadata.statistics.values()), "vector"
+    return [
+        Fact(
+            "samples",
+            f"{metadata.total_samples:,}",
+            f"{count_of(metadata.total_tokens, 'token')}, "
+            f"{count_of(metadata.total_vectors, 'vector')} in each layer",
         ),
-        "rejected": rejected or "no task",
-    }
-
-
-def layer_table(layers: Sequence[SiteSummary]) -> Table:
-    """Norms of the sites, 80 letters wide; non-finite vectors have a column if there are any."""
-    nonfinite = any(each.nonfinite for each in layers)
-    names = ("mean", "rms", "p1", "median", "p99", "max", "max/median")
-    head = ["layer", *(["non-finite"] if nonfinite else []), *names]
-    head += [f">={factor}x" for factor in OUTLIER_FACTORS]
-    rows = []
-    for each in layers:
-        low, *_, high = each.quantiles
-        norms = (each.mean_norm, each.rms_norm, low, each.median_norm, high, each.max_norm)
-        row = [str(place_of(each.site)[0]), *([f"{each.nonfinite:,}"] if nonfinite else [])]
-        row += [number(norm) for norm in norms]
-        row.append(f"{number(each.max_norm / each.median_norm if each.median_norm else 0)}x")
-        rows.append([*row, *(f"{count:,}" for count in each.outliers)])
-    return Table(head, by_hook_point([each.site for each in layers], rows))
-
-
-def massive_line(layers: Sequence[SiteSummary], most: int = 8) -> str:
-    """Sentence about the massive dimensions, of which the first are named."""
-    found = massive_dimensions(layers)
-    named = [f"{each} (layers {layers_named(sites)})" for each, sites, _ in found[:most]]
-    if len(found) > most:
-        named.append(f"and {len(found) - most:,} more")
-    return f"Massive dimensions: {', '.join(named) or 'none'}."
+        Fact(
+            "model",
+            run.model_name,
+            f"{weights}computed in {run.compute_dtype} by {', '.join(metadata.ops)}",
+        ),
+        Fact("layers", layers_named(run.layers_extracted), f"{run.hidden_dim:,} wide"),
+        Fact(
+            "captured",
+            ", ".join(run.hook_points),
+            ", ".join(HOOK_POINTS_EXPLAINED[each] for each in run.hook_points),
+        ),
+        Fact("pooling", run.pooling, POOLINGS_EXPLAINED[run.pooling]),
+        Fact(
+            "size",
+            size(stored),
+            f"{run.storage_dtype}, {files} in {count_of(len(metadata.shards), 'shard')}",
+        ),
+        Fact("outliers", f"{outliers:,}", f"in the worst layer; {nonfinite} in all"),
+        Fact("rejected", count_of(sum(metadata.rejected.values()), "task"), rejected),
+    ]
 
 
 def inspect(path: str, metadata: Metadata) -> str:
     """Text for a terminal: facts, and a table of the layers."""
-    layers = summaries(metadata)
-    lines = [f"{path}: {headline(metadata)}"]
-    lines += [f"  {name:<11}{text}" for name, text in facts(metadata).items()]
-    lines += ["", "Norms of the vectors of each layer", *layer_table(layers).text()]
-    return "\n".join([*lines, "", massive_line(layers), ""])
-
-
-def headline(metadata: Metadata) -> str:
-    """Number of samples, tokens and vectors."""
+    lines = [f"  {each.name:<9} {each.value}" for each in facts(metadata)]
+    notes = [f"; {each.note}" if each.note else "" for each in facts(metadata)]
+    facts_text = "\n".join(line + note for line, note in zip(lines, notes, strict=True))
     return (
-        f"{count_of(metadata.total_samples, 'sample')}, "
-        f"{count_of(metadata.total_tokens, 'token')}, "
-        f"{count_of(metadata.total_vectors, 'vector')} in each layer"
+        f"{path}\n{facts_text}\n\nNorms of the vectors of each layer\n"
+        f"{layer_table(metadata).text()}\n{massive_line(metadata)}\n"
     )
 
 
-def total_bytes(metadata: Metadata) -> int:
-    """Size of all layer files and files of prompts."""
-    return sum(
-        shard.prompts.bytes + sum(entry.bytes for entry in shard.files.values())
-        for shard in metadata.shards
-    )
+def layer_table(metadata: Metadata) -> Table:
+    """Norms of each site, 80 letters wide; non-finite vectors have a column if there are any."""
+    nonfinite = any(each.nonfinite_count for each in metadata.statistics.values())
+    head = ["layer", "mean", "rms", "p1", "median", "p99", "max", "max/median"]
+    head += [f">={factor}x" for factor in OUTLIER_FACTORS] + ["non-finite"] * nonfinite
+    rows = []
+    for site, each in metadata.statistics.items():
+        low, median, high = quantiles(each, 0.01, 0.5, 0.99)
+        rms = math.sqrt(each.mean_squared_norm)
+        norms = (each.mean_norm, rms, low, median, high, each.max_norm)
+        row = [str(place_of(site)[0]), *map(number, norms)]
+        row.append(f"{number(each.max_norm / median if median else 0)}x")
+        row += [f"{count:,}" for count in outlier_counts(each)]
+        rows.append(row + [f"{each.nonfinite_count:,}"] * nonfinite)
+    return Table(head, by_hook_point(metadata.run.sites, rows))
+
+
+def quantiles(statistics: LayerStatistics, *qs: float) -> list[float]:
+    """Quantiles of the norms of a site, to within 1/128; 0 if there are none."""
+    return [min(statistics.norm_histogram.quantile(q), statistics.max_norm) for q in qs]
+
+
+def outlier_counts(statistics: LayerStatistics) -> list[int]:
+    """Number of vectors of at least 10 and of at least 100 times the median norm of a site."""
+    norms = statistics.norm_histogram
+    (median,) = quantiles(statistics, 0.5)
+    return [norms.count_from(each * median) if median else 0 for each in OUTLIER_FACTORS]
+
+
+def shares(statistics: LayerStatistics) -> NDArray[np.float64]:
+    """[hidden] float64: share of each dimension of the mean squared norm of a site."""
+    squares = statistics.mean**2 + statistics.variance
+    result: NDArray[np.float64] = squares / max(float(squares.sum()), 1e-300)
+    return result
+
+
+def massive_dimensions(metadata: Metadata) -> list[tuple[int, list[Site], float]]:
+    """Dimensions whose root mean square is MASSIVE_FACTOR times the median one at some sites.
+
+    Returns:
+        Each with these sites and its largest share of the squared norm, largest share first.
+    """
+    found: dict[int, tuple[list[Site], float]] = {}
+    for site, statistics in metadata.statistics.items():
+        share = shares(statistics)
+        bound = MASSIVE_FACTOR * np.median(np.sqrt(share))
+        for each in np.flatnonzero(np.sqrt(share) >= bound).tolist() if bound else []:
+            sites, largest = found.get(each, ([], 0.0))
+            found[each] = [*sites, site], max(largest, float(share[each]))
+    ordered = sorted(found.items(), key=lambda item: (-item[1][1], item[0]))
+    return [(dimension, *rest) for dimension, rest in ordered]
+
+
+def massive_line(metadata: Metadata, most: int = 8) -> str:
+    """Sentence about the massive dimensions, of which the first are named."""
+    found = massive_dimensions(metadata)
+    named = [
+        f"{each} (layers {layers_named(sites)}, up to {share:.0%} of the squared norm)"
+        for each, sites, share in found[:most]
+    ]
+    more = [f"and {len(found) - most:,} more"] if len(found) > most else []
+    return f"Massive dimensions: {', '.join(named + more) or 'none'}."
 
 
 def number(value: float) -> str:

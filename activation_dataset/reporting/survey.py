@@ -16,7 +16,7 @@ from activation_dataset.reading.layer_file import Run, runs_of
 from activation_dataset.reading.reader import ActivationDataset
 from activation_dataset.reading.vectors import Places
 from activation_dataset.reporting.similarity import Likeness, compare_sites
-from activation_dataset.reporting.summary import OUTLIER_FACTORS, summaries
+from activation_dataset.reporting.summary import OUTLIER_FACTORS, quantiles
 from activation_dataset.sites import Site
 
 MAX_SHARDS = 64
@@ -41,7 +41,8 @@ class Survey:
         repeated: number of prompts with exactly the tokens of an earlier one.
         numbers: [n] int64, numbers of the vectors that were read at each site.
         places: where they come from.
-        norms: [sites, n] float32, NaN if a vector is not finite.
+        factors: [sites, n] float32, norms in medians of the site; NaN if a vector is not finite, 0
+            if the median is 0.
         likeness: comparison of the sites on vectors that are outliers nowhere; None if there is one
             site, or too few vectors.
     """
@@ -51,11 +52,11 @@ class Survey:
     repeated: int
     numbers: NDArray[np.int64]
     places: Places
-    norms: NDArray[np.float32]
+    factors: NDArray[np.float32]
     likeness: Likeness | None
 
-    def mean_norms(self, groups: NDArray[np.int64], count: int) -> NDArray[np.float64]:
-        """Mean norms of groups of vectors; vectors that are not finite are left out.
+    def mean_factors(self, groups: NDArray[np.int64], count: int) -> NDArray[np.float64]:
+        """Mean factors of groups of vectors; vectors that are not finite are left out.
 
         Args:
             groups: [n] int64, the group of each vector; negative for none.
@@ -64,11 +65,11 @@ class Survey:
         Returns:
             [sites, count] float64, NaN if a group is empty.
         """
-        means = np.full((len(self.norms), count), np.nan)
-        for norms, row in zip(self.norms, means, strict=True):
-            kept = np.isfinite(norms) & (groups >= 0)
+        means = np.full((len(self.factors), count), np.nan)
+        for factors, row in zip(self.factors, means, strict=True):
+            kept = np.isfinite(factors) & (groups >= 0)
             counts = np.bincount(groups[kept], minlength=count)
-            sums = np.bincount(groups[kept], norms[kept], minlength=count)
+            sums = np.bincount(groups[kept], factors[kept], minlength=count)
             np.divide(sums, counts, out=row, where=counts > 0)
         return means
 
@@ -108,14 +109,15 @@ def survey(dataset: ActivationDataset, whole: bool = False, seed: int = 0) -> Su
         pieces = _bounded(pieces, min(MAX_VECTORS, MAX_BYTES // vector_bytes), rng)
     numbers = np.concatenate([np.empty(0, np.int64), *(np.array(each.numbers) for each in pieces)])
     compared = np.sort(rng.permutation(len(numbers))[:COMPARED_VECTORS])
-    norms = np.empty((len(dataset.sites), len(numbers)), np.float32)
+    factors = np.zeros((len(dataset.sites), len(numbers)), np.float32)
     usual = np.ones(len(compared), np.bool_)
     grams = []
-    for place, summary in enumerate(summaries(dataset.metadata)):
-        norms[place], rows = _read(dataset, summary.site, pieces, compared)
-        bound = OUTLIER_FACTORS[0] * summary.median_norm if summary.median_norm else np.inf
-        usual &= norms[place, compared] < bound  # false for NaN
-        grams.append(rows @ rows.T)
+    for row, (site, statistics) in zip(factors, dataset.metadata.statistics.items(), strict=True):
+        norms, vectors = _read(dataset, site, pieces, compared)
+        (median,) = quantiles(statistics, 0.5)
+        row[:] = norms / median if median else np.where(np.isnan(norms), np.nan, 0)
+        usual &= row[compared] < OUTLIER_FACTORS[0]  # false for NaN
+        grams.append(vectors @ vectors.T)
     comparable = len(grams) > 1 and np.count_nonzero(usual) >= _LEAST_COMPARED
     prompts = [digest for index in indexes.values() for digest in _digests(index)]
     return Survey(
@@ -126,7 +128,7 @@ def survey(dataset: ActivationDataset, whole: bool = False, seed: int = 0) -> Su
         repeated=len(prompts) - len(set(prompts)),
         numbers=numbers,
         places=dataset.locate(numbers),
-        norms=norms,
+        factors=factors,
         likeness=compare_sites(grams, usual) if comparable else None,
     )
 
