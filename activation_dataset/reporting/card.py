@@ -59,7 +59,8 @@ def renewed_card(
             "apache-2.0, cc-by-4.0 or other"
         )
     run = metadata.run
-    title = f"Activations of {run.model_name}, layers {layers_named(run.layers_extracted)}"
+    model = " ".join(run.model_name.split())
+    title = f"Activations of {model}, layers {layers_named(run.layers_extracted)}"
     front = [
         _MARK,
         f"license: {license}",
