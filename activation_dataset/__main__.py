@@ -12,9 +12,10 @@ from typing import Any
 
 from activation_dataset import export
 from activation_dataset.certify import CERTIFICATE_FILE, CertifyError, certify
-from activation_dataset.exporters.exported import ExportError
-from activation_dataset.index_file import keep_indexes
-from activation_dataset.reading.reader import ActivationDataset, DatasetError
+from activation_dataset.exporters import ExportError
+from activation_dataset.index import keep_indexes
+from activation_dataset.reading.reader import ActivationDataset
+from activation_dataset.reading.shards import DatasetError
 from activation_dataset.reporting.card import CARD_FILE, CardError, renewed_card
 from activation_dataset.reporting.report import report
 from activation_dataset.reporting.summary import count_of, inspect

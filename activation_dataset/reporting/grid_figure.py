@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from activation_dataset.prompts import ROLES, TEST_PAIR
-from activation_dataset.reading.vectors import Places
+from activation_dataset.reading.shards import Places
 from activation_dataset.reporting.charts import LEVELS, heat, ramp
 from activation_dataset.reporting.summary import OUTLIER_FACTORS, number
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
 
 from activation_dataset.format import to_float32
 from activation_dataset.index import ShardIndex
-from activation_dataset.reading.layer_file import Run, runs_of
 from activation_dataset.reading.reader import ActivationDataset
-from activation_dataset.reading.vectors import Places
+from activation_dataset.reading.shards import Chunk, Places
 from activation_dataset.reporting.similarity import Likeness, compare_sites
 from activation_dataset.reporting.summary import OUTLIER_FACTORS, quantiles
 from activation_dataset.sites import Site
@@ -74,15 +72,6 @@ class Survey:
         return means
 
 
-@dataclass(frozen=True)
-class _Piece:
-    """Samples of a shard that are read together, and the numbers of their vectors."""
-
-    shard: int
-    run: Run
-    numbers: range
-
-
 def survey(dataset: ActivationDataset, whole: bool = False, seed: int = 0) -> Survey:
     """Reads a dataset site by site, or as much of it as the bounds above allow.
 
@@ -99,21 +88,17 @@ def survey(dataset: ActivationDataset, whole: bool = False, seed: int = 0) -> Su
     if not whole and len(shards) > MAX_SHARDS:
         shards = sorted(rng.permutation(shards)[:MAX_SHARDS].tolist())
     indexes = {shard: dataset.index(shard) for shard in shards}
-    pieces = [
-        _Piece(shard, run, dataset.numbers(shard, run))
-        for shard, index in indexes.items()
-        for run in runs_of(index)
-    ]
+    chunks = [chunk for shard in shards for chunk in dataset.chunks(shard)]
     if not whole:
         vector_bytes = dataset.kind.vector_bytes * len(dataset.sites)
-        pieces = _bounded(pieces, min(MAX_VECTORS, MAX_BYTES // vector_bytes), rng)
-    numbers = np.concatenate([np.empty(0, np.int64), *(np.array(each.numbers) for each in pieces)])
+        chunks = _bounded(chunks, min(MAX_VECTORS, MAX_BYTES // vector_bytes), rng)
+    numbers = np.concatenate([np.empty(0, np.int64), *(np.array(each.numbers) for each in chunks)])
     compared = np.sort(rng.permutation(len(numbers))[:COMPARED_VECTORS])
     factors = np.zeros((len(dataset.sites), len(numbers)), np.float32)
     usual = np.ones(len(compared), np.bool_)
     grams = []
     for row, (site, statistics) in zip(factors, dataset.metadata.statistics.items(), strict=True):
-        norms, vectors = _read(dataset, site, pieces, compared)
+        norms, vectors = _read(dataset, site, chunks, compared)
         (median,) = quantiles(statistics, 0.5)
         row[:] = norms / median if median else np.where(np.isnan(norms), np.nan, 0)
         usual &= row[compared] < OUTLIER_FACTORS[0]  # false for NaN
@@ -133,16 +118,16 @@ def survey(dataset: ActivationDataset, whole: bool = False, seed: int = 0) -> Su
     )
 
 
-def _bounded(pieces: Sequence[_Piece], bound: int, rng: np.random.Generator) -> list[_Piece]:
-    """Random pieces, in their order, with just enough vectors to reach the bound."""
-    order = rng.permutation(len(pieces))
-    ends = np.cumsum([len(pieces[place].numbers) for place in order.tolist()])
+def _bounded(chunks: Sequence[Chunk], bound: int, rng: np.random.Generator) -> list[Chunk]:
+    """Random chunks, in their order, with just enough vectors to reach the bound."""
+    order = rng.permutation(len(chunks))
+    ends = np.cumsum([len(chunks[place].numbers) for place in order.tolist()])
     chosen = order[: np.searchsorted(ends, bound) + 1]
-    return [pieces[place] for place in sorted(chosen.tolist())]
+    return [chunks[place] for place in sorted(chosen.tolist())]
 
 
 def _read(
-    dataset: ActivationDataset, site: Site, pieces: Sequence[_Piece], compared: NDArray[np.int64]
+    dataset: ActivationDataset, site: Site, chunks: Sequence[Chunk], compared: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
     """Reads the vectors of one site.
 
@@ -154,19 +139,17 @@ def _read(
         rows: [m, hidden] float32, the kept vectors minus the site's mean, 0 if not finite.
     """
     mean = dataset.metadata.statistics[site].mean.astype(np.float32)
-    norms = np.empty(sum(len(piece.numbers) for piece in pieces))
+    norms = np.empty(sum(len(chunk.numbers) for chunk in chunks))
     rows = np.zeros((len(compared), dataset.kind.hidden), np.float32)
     start = 0
-    for shard, group in groupby(pieces, lambda piece: piece.shard):
-        with dataset.layer_file(site, shard) as file:
-            for stored in (stored for piece in group for stored in file.pieces(piece.run)):
-                values = np.require(to_float32(stored), requirements="A")
-                end = start + len(values)
-                squares = np.einsum("nh,nh->n", values, values, dtype=np.float64)
-                norms[start:end] = np.where(np.isfinite(squares), np.sqrt(squares), np.nan)
-                first, last = np.searchsorted(compared, [start, end]).tolist()
-                rows[first:last] = values[compared[first:last] - start] - mean
-                start = end
+    for _, stored in dataset.read_chunks(chunks, [site]):
+        values = to_float32(stored[0])
+        end = start + len(values)
+        squares = np.einsum("nh,nh->n", values, values, dtype=np.float64)
+        norms[start:end] = np.where(np.isfinite(squares), np.sqrt(squares), np.nan)
+        first, last = np.searchsorted(compared, [start, end]).tolist()
+        rows[first:last] = values[compared[first:last] - start] - mean
+        start = end
     rows[~np.isfinite(rows).all(axis=1)] = 0
     return norms, rows
 

@@ -12,7 +12,7 @@ from activation_dataset.certify import (
     default_tolerance,
     pooled,
 )
-from activation_dataset.reading.reader import DatasetError
+from activation_dataset.reading.shards import DatasetError
 from activation_dataset.sites import Site
 from tests.activation_dataset.synthetic import describe, write_dataset
 

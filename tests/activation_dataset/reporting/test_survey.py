@@ -83,7 +83,7 @@ def test_pooled_vectors(tmp_path, prompts, pooling):
 
 def test_of_a_large_dataset_a_choice_is_read(dataset, monkeypatch):
     monkeypatch.setattr(survey_module, "MAX_VECTORS", 100)
-    monkeypatch.setattr("activation_dataset.reading.layer_file.RUN_BYTES", 1)
+    monkeypatch.setattr("activation_dataset.reading.shards.CHUNK_BYTES", 1)
     whole, first, again, other = (
         survey(dataset, whole=each, seed=seed)
         for each, seed in ((True, 0), (False, 0), (False, 0), (False, 1))
