@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from activation_dataset import ActivationDataset
 from activation_dataset.reading.vectors import Vectors
@@ -68,7 +68,7 @@ class Fit:
         print(fit.evaluate())
 
     Attributes:
-        train: training vectors, or the first of them.
+        training: training vectors, or the first of them.
         held_out: vectors of the held-out tasks, or the first of them.
         history: progress of the training.
     """
@@ -77,16 +77,16 @@ class Fit:
     site: Site
     settings: Settings
     split: Split = field(init=False)
-    train: Vectors = field(init=False)
+    training: Vectors = field(init=False)
     held_out: Vectors = field(init=False)
     model: TopKAutoencoder = field(init=False)
     history: list[Progress] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
         self.split = split(self.dataset, self.settings.seed)
-        self.train = read(self.dataset, self.site, self.split.train)
+        self.training = read(self.dataset, self.site, self.split.train)
         self.held_out = read(self.dataset, self.site, self.split.held_out)
-        self.model = TopKAutoencoder(self.train.values.mean(axis=0), self.settings)
+        self.model = TopKAutoencoder(self.training.values.mean(axis=0), self.settings)
 
     def __iter__(self) -> Iterator[Progress]:
         """Train, and yield the progress every 50 steps."""
@@ -108,7 +108,7 @@ class Fit:
         """Evaluate the autoencoder on the held-out tasks."""
         values = self.held_out.values
         codes = self._codes(values)
-        components = explained_by_components(self.train.values, values, self.settings.active)
+        components = explained_by_components(self.training.values, values, self.settings.active)
         dead = int(np.sum(np.asarray(self.model.idle[...]) >= self.settings.idle_steps))
         explained = explained_variance(values, self._decode(codes))
         return Evaluation(explained, components, dead, codes)
@@ -123,7 +123,7 @@ class Fit:
             "k": str(self.settings.active),
             "normalize": "sae_lens",
         }
-        save_file(tensors, path, metadata)
+        path.write_bytes(save(tensors, metadata))
 
     def _codes(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the features [n, features] of vectors [n, hidden]."""

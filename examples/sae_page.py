@@ -74,7 +74,7 @@ def _frequencies(result: Evaluation) -> Iterator[Section]:
         marks = {"median": float(np.median(in_many))}
         label = "features by how often they are active"
         chart = charts.histogram(in_many, label, "of 10,000 tokens", marks)
-        text = f"{len(used):,} features are active on held-out vectors. Number of features by frequency."
+        text = f"{len(used):,} features are active on held-out vectors, counted here by frequency."
         yield Section("How often features are active", text, chart)
 
 
