@@ -153,9 +153,7 @@ def take(loader: Iterator[Any], batches: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "--gigabytes", type=float, default=0.5, help="size of the layer files of this project"
-    )
+    parser.add_argument("--gigabytes", type=float, default=0.5, help="size of the layer files")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="temporary folder (default: /tmp)")
     arguments = parser.parse_args()

@@ -26,8 +26,8 @@ import numpy as np
 
 from activation_dataset import ActivationDataset
 from activation_dataset.checksum import extend
-from activation_dataset.elements import Dtype
 from activation_dataset.reading.batches import Batches
+from activation_dataset.reading.vectors import Dtype
 from benchmarks.paired import Pairs, run_in_turn
 from benchmarks.synthetic_dataset import prompt_lengths, write_dataset
 
