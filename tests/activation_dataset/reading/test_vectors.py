@@ -12,7 +12,9 @@ from tests.activation_dataset.synthetic import write_dataset
 
 
 def values_of(path, sites, **options):
-    return np.concatenate([block.values for block in ActivationDataset(path).blocks(sites, **options)])
+    return np.concatenate(
+        [block.values for block in ActivationDataset(path).blocks(sites, **options)]
+    )
 
 
 def test_every_bfloat16_is_widened_exactly():
