@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import fields, is_dataclass
+from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -12,10 +13,10 @@ from numpy.typing import NDArray
 
 from activation_dataset.sites import Site, forward_order, parse_site
 
+_type_hints = cache(get_type_hints)
+
 Json = Any
 """A value that json can hold."""
-
-_LARGEST_INTEGER = 2**53  # of those that float64 holds exactly
 
 
 class FieldError(ValueError):
@@ -85,7 +86,7 @@ def check_names(found: Collection[str], expected: Collection[str], where: str) -
 
 def _dataclass(kind: Any, value: Json, where: str) -> Any:
     value = _expect(dict, value, where, "an object")
-    hints = get_type_hints(kind)
+    hints = _type_hints(kind)
     names = [each.name for each in fields(kind)]
     check_names(value, names, where)
     parts = {name: from_json(hints[name], value[name], _path(where, name)) for name in names}
@@ -112,9 +113,11 @@ def _mapping(key_kind: Any, kind: Any, value: Json, where: str) -> dict[Any, Any
 
 
 def _vector(value: Json, where: str) -> NDArray[np.float64]:
-    if not isinstance(value, list) or not all(map(_is_number, value)):
-        raise _wrong(value, where, "a list of finite numbers")
-    return np.array(value, np.float64)
+    if isinstance(value, list) and set(map(type, value)) <= {int, float}:
+        vector = np.array(value, np.float64)
+        if np.isfinite(vector).all():
+            return vector
+    raise _wrong(value, where, "a list of finite numbers")
 
 
 def _site(value: Json, where: str) -> Site:
@@ -133,7 +136,7 @@ def _plain(kind: type, value: Json, where: str) -> Any:
             raise _wrong(value, where, "an integer of at least 0")
         return value
     if kind is float:
-        if not _is_number(value) or value < 0:
+        if type(value) not in (int, float) or not 0 <= value < math.inf:
             raise _wrong(value, where, "a finite number of at least 0")
         return float(value)
     return _expect(kind, value, where, "a string")
@@ -143,12 +146,6 @@ def _expect(kind: type, value: Json, where: str, allowed: str) -> Any:
     if not isinstance(value, kind):
         raise _wrong(value, where, allowed)
     return value
-
-
-def _is_number(value: object) -> bool:
-    if isinstance(value, float):
-        return math.isfinite(value)
-    return type(value) is int and abs(value) <= _LARGEST_INTEGER
 
 
 def _path(where: str, name: str) -> str:

@@ -141,8 +141,8 @@ class Metadata:
     def to_json(self) -> str:
         """The text of metadata.json. Equal values give equal text, byte for byte.
 
-        Keys are sorted, each field, shard and site has a line, floats are the shortest that read
-        back to the same bits, and `metadata_sha256` is the digest of all other fields.
+        Each field, shard and site has a line, floats are the shortest that read back to the same
+        bits, and `metadata_sha256` is the digest of the text without its line.
         """
         stored = {**to_json(self.run), **self._derived()}
         stored["batches"] = to_json(self.shards)

@@ -136,7 +136,7 @@ def test_metadata_with_other_spaces_is_caught(dataset):
     path = dataset / "metadata.json"
     path.write_text(json.dumps(json.loads(path.read_text())))
     (problem,) = problems(dataset)
-    assert problem.startswith("metadata.json: its text was changed: delete it and run")
+    assert problem.startswith("metadata.json: metadata_sha256 does not match: ")
 
 
 @pytest.mark.parametrize("line", ["", "{", "[]", "[" * 100_000, '{"task": 1}'])
@@ -198,7 +198,10 @@ def rewrite(dataset, name, change):
         (lambda data: [data[1], data[0], data[2]], "record 0 .* sample '.*1/0', the prompts have"),
         (lambda data: data[:2], "record 2 .* the file ends, but the prompts have 3 records"),
         (lambda data: [*data, data[2]], "record 3 .* the prompts have only 3 records"),
-        (lambda data: [data[0], b"nonsense", data[2]], "record 1 at byte .* not a record of this format"),
+        (
+            lambda data: [data[0], b"nonsense", data[2]],
+            "record 1 at byte .* not a record of this format",
+        ),
         (
             lambda data: [data[0][:-1] + bytes([data[0][-1] ^ 1]), *data[1:]],
             "record 0 .* has another token_ids than its prompt",
