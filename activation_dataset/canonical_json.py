@@ -1,39 +1,13 @@
-"""JSON whose text is a function of its values, to be hashed and compared."""
+"""JSON files whose text is a function of their values, with a schema version and a digest."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
 
-Json = Any
-"""A value that json can hold."""
-
-
-def parse(text: str | bytes) -> Json:
-    """Reads JSON; unlike json.loads, without NaN and infinities.
-
-    Raises:
-        ValueError: the text is not JSON.
-    """
-    try:
-        return json.loads(text, parse_constant=_refuse_constant)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-
-
-def plain(value: Mapping[str, Json]) -> Json:
-    """As json gives it back: keys are strings, tuples are lists."""
-    return json.loads(json.dumps(value, allow_nan=False))
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON number")
-
-
-def _line(value: Json) -> str:
-    return json.dumps(value, sort_keys=True, allow_nan=False)
+from activation_dataset.fields import FieldError, Json
+from activation_dataset.format import SCHEMA_VERSION
 
 
 def digest_of(value: Mapping[str, Json]) -> str:
@@ -45,17 +19,59 @@ def digest_of(value: Mapping[str, Json]) -> str:
     return hashlib.sha256(_line(value).encode("utf-8")).hexdigest()
 
 
-def canonical_text(value: Mapping[str, Json]) -> str:
-    """A line for each field, and for each element of `batches` and `statistics`."""
-    lines = []
-    for key in sorted(value):
-        field = value[key]
-        if key == "batches" and field:
-            text = "[\n    " + ",\n    ".join(map(_line, field)) + "\n  ]"
-        elif key == "statistics" and field:
-            parts = [f"{_line(layer)}: {_line(field[layer])}" for layer in sorted(field)]
-            text = "{\n    " + ",\n    ".join(parts) + "\n  }"
-        else:
-            text = _line(field)
-        lines.append(f"  {_line(key)}: {text}")
-    return "{\n" + ",\n".join(lines) + "\n}\n"
+def sealed_text(value: Mapping[str, Json], digest_field: str) -> str:
+    """Text of an object, with the schema version and a digest in two more fields.
+
+    The second line holds the digest: SHA-256, in hex, of the text without this line. After it, each
+    field has a line, sorted by name, and so has each element of `batches` and `statistics`.
+    """
+    versioned = {**value, "schema_version": SCHEMA_VERSION}
+    lines = [f"  {_line(key)}: {_lines(key, versioned[key])}" for key in sorted(versioned)]
+    rest = ",\n".join(lines) + "\n}\n"
+    return f"{{\n{_digest_line(rest.encode(), digest_field)}\n{rest}"
+
+
+def read_sealed(text: str | bytes, digest_field: str) -> dict[str, Json]:
+    """The other fields of an object that `sealed_text` wrote.
+
+    Raises:
+        FieldError: the text is not JSON, has another schema version, or does not match its digest.
+    """
+    content = text.encode() if isinstance(text, str) else text
+    try:
+        value = json.loads(content)
+        del value[digest_field]
+        version = value.pop("schema_version")
+    except (ValueError, RecursionError) as error:
+        raise FieldError(f"not valid JSON: {error}") from None
+    except (KeyError, TypeError, AttributeError):
+        raise FieldError(f"not an object with schema_version and {digest_field}") from None
+    if version != SCHEMA_VERSION:
+        raise FieldError(
+            f"schema_version is {version}, but this package reads {SCHEMA_VERSION}: use a version "
+            "of the package that reads it, or extract again"
+        )
+    opening, _, rest = content.partition(b"\n")
+    line, _, rest = rest.partition(b"\n")
+    if opening != b"{" or line.decode(errors="replace") != _digest_line(rest, digest_field):
+        raise FieldError(f"{digest_field} does not match: the file was changed or is damaged")
+    result: dict[str, Json] = value
+    return result
+
+
+def _digest_line(rest: bytes, digest_field: str) -> str:
+    digest = hashlib.sha256(b"{\n" + rest).hexdigest()
+    return f'  "{digest_field}": "{digest}",'
+
+
+def _lines(key: str, value: Json) -> str:
+    if key == "batches" and value:
+        return "[\n    " + ",\n    ".join(map(_line, value)) + "\n  ]"
+    if key == "statistics" and value:
+        parts = [f"{_line(each)}: {_line(value[each])}" for each in sorted(value)]
+        return "{\n    " + ",\n    ".join(parts) + "\n  }"
+    return _line(value)
+
+
+def _line(value: Json) -> str:
+    return json.dumps(value, sort_keys=True, allow_nan=False)

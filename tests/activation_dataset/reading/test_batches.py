@@ -1,5 +1,4 @@
 import json
-from itertools import islice
 
 import numpy as np
 import pytest
@@ -23,7 +22,7 @@ def dataset(request, tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _short_runs(monkeypatch):
-    monkeypatch.setattr("activation_dataset.reading.layer_file.RUN_BYTES", 300)
+    monkeypatch.setattr("activation_dataset.reading.shards.CHUNK_BYTES", 300)
 
 
 def all_values(dataset, layers=10, **options):
@@ -37,7 +36,7 @@ def epoch(batches):
 
 @pytest.mark.parametrize("remote", [False, True], ids=["local", "remote"])
 @pytest.mark.parametrize("layers", [11, [12, 10]], ids=str)
-@pytest.mark.parametrize("options", [{}, {"normalise": "sae_lens"}, {"dtype": "bits"}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"normalize": "sae_lens"}, {"dtype": "bits"}], ids=str)
 def test_an_epoch_has_every_vector_once(dataset, layers, options, remote):
     if remote:
         dataset = ActivationDataset(f"file://{dataset.path}")
@@ -79,7 +78,7 @@ def test_drop_last(dataset):
     assert [len(batch) for batch in batches] == [50] * (dataset.num_vectors // 50)
     assert batches.epoch == 1
     assert [len(batch) for batch in batches] == [50] * (dataset.num_vectors // 50)
-    with pytest.raises(ValueError, match=r"batch_size is 5000, but there are \d+ vectors for each"):
+    with pytest.raises(ValueError, match=r"batch_size is 5000, .*drop_last=False"):
         dataset.batches(10, 5000)
 
 
@@ -99,42 +98,28 @@ def test_readers_share_an_epoch(dataset, world_size):
 
 @pytest.mark.parametrize("norms", [None, (0, 500)], ids=["all", "norms"])
 def test_a_saved_state_goes_on_with_the_very_next_batch(dataset, norms):
-    def fresh():
-        return dataset.batches(10, 9, window=40, seed=5, norms=norms)
-
-    whole = fresh()
-    wanted = [batch.numbers for _ in range(2) for batch in list(whole)]
-    half = len(wanted) // 2
-    for taken in range(len(wanted)):
-        batches = fresh()
-        found = [batch.numbers for batch in islice(batches, taken % half)]
-        if taken >= half:
-            list(batches)
-            found = [batch.numbers for batch in islice(batches, taken - half)]
-        state = json.loads(json.dumps(batches.state_dict()))
-        del batches
-        resumed = fresh()
-        resumed.load_state_dict(state)
-        found = [batch.numbers for batch in resumed]
-        expected = wanted[taken : half if taken < half else len(wanted)]
-        assert len(found) == len(expected)
-        for one, other in zip(found, expected, strict=True):
-            np.testing.assert_array_equal(one, other)
-
-
-def test_iterating_goes_on_where_it_stopped(dataset):
-    wanted = [batch.numbers for batch in list(dataset.batches(10, 9, window=40))]
-    batches = dataset.batches(10, 9, window=40)
-    found = [next(iter(batches)).numbers for _ in wanted]
-    assert batches.epoch == 1
-    for one, other in zip(found, wanted, strict=True):
-        np.testing.assert_array_equal(one, other)
+    options = {"window": 40, "seed": 5, "norms": norms}
+    batches = dataset.batches(10, 9, **options)
+    states, wanted = [], []
+    for _ in range(2):
+        for batch in batches:
+            wanted.append(batch.numbers.tolist())
+            states.append(json.dumps(batches.state_dict()))
+    for taken, state in enumerate(states, 1):
+        resumed = dataset.batches(10, 9, **options)
+        resumed.load_state_dict(json.loads(state))
+        found = []
+        while resumed.epoch < 2:
+            found += [batch.numbers.tolist() for batch in resumed]
+        assert found == wanted[taken:]
+    again = dataset.batches(10, 9, **options)  # an iteration continues where the last one stopped
+    assert [next(iter(again)).numbers.tolist() for _ in range(4)] == wanted[:4]
 
 
 def test_a_state_of_another_stream_is_refused(dataset):
     state = dataset.batches(10, 9, seed=1, window=40).state_dict()
     for options, message in [
-        ({"seed": 2, "window": 40}, r"another stream: seed 1 \(here 2\)$"),
+        ({"seed": 2, "window": 40}, r"seed 1 \(here 2\)$"),
         ({"seed": 1, "window": 41}, r"window 40 \(here 41\)$"),
         ({"seed": 1, "window": 40, "rank": 1, "world_size": 2}, "rank 0 .*world_size 1 "),
         ({"seed": 1, "window": 40, "norms": (0, 1)}, "norms"),
@@ -144,7 +129,7 @@ def test_a_state_of_another_stream_is_refused(dataset):
         with pytest.raises(ValueError, match=message):
             batches.load_state_dict(state)
     dataset.batches([11, 12], 4, seed=1, window=40, dtype="bits").load_state_dict(state)
-    with pytest.raises(ValueError, match="the state has no epoch, row, rows, window: it is no"):
+    with pytest.raises(ValueError, match="no epoch, row, rows, window"):
         dataset.batches(10, 9).load_state_dict({"stream": {}})
 
 
@@ -170,24 +155,32 @@ def test_only_norms_within_bounds(dataset):
     np.testing.assert_array_equal(np.sort(epoch(batches)), np.flatnonzero(inside.all(axis=1)))
     batches = dataset.batches([10, 12], 7, window=30, norms={12: (low, high)}, drop_last=False)
     np.testing.assert_array_equal(np.sort(epoch(batches)), np.flatnonzero(inside[:, 1]))
-    with pytest.raises(TypeError, match="norms within the bounds is not known"):
+    with pytest.raises(TypeError, match="norms"):
         len(batches)
 
 
 def test_arguments_that_cannot_be_met(dataset):
     for options, message in [
-        ({"batch_size": 0}, "batch_size is 0, expected at least 1"),
+        ({"batch_size": 0}, "batch_size is 0"),
         ({"batch_size": 1, "window": 0}, "window is 0"),
         ({"batch_size": 1, "seed": -1}, "seed is -1"),
-        ({"batch_size": 1, "rank": 2, "world_size": 2}, r"rank is 2, expected 0\.\.world_size - 1"),
+        ({"batch_size": 1, "rank": 2, "world_size": 2}, "rank is 2"),
         ({"batch_size": 1, "only": np.array([2, 1])}, "not ascending"),
-        ({"batch_size": 1, "only": np.array([1, 10**6])}, "not ascending numbers in 0"),
-        ({"batch_size": 1, "norms": {11: (0, 1)}}, "norms has layer 11, which is not among"),
-        ({"batch_size": 1, "norms": (2, 1)}, "2 to 1: none is within"),
+        ({"batch_size": 1, "only": np.array([1, 10**6])}, "not ascending"),
+        ({"batch_size": 1, "norms": {11: (0, 1)}}, "norms has site 11"),
+        ({"batch_size": 1, "norms": (2, 1)}, "2 to 1"),
         ({"batch_size": 1, "dtype": "float16"}, "'float16' is not one of"),
     ]:
         with pytest.raises(ValueError, match=message):
             dataset.batches(10, **options)  # type: ignore[arg-type]
+
+
+def test_two_iterations_at_a_time_do_not_share_memory(dataset):
+    values = all_values(dataset)
+    batches = dataset.batches(10, 10, window=40)
+    for one, other in zip(batches, batches, strict=False):
+        np.testing.assert_array_equal(one.values, values[one.numbers])
+        np.testing.assert_array_equal(other.values, values[other.numbers])
 
 
 def test_a_damaged_record_is_never_given_out(tmp_path):
