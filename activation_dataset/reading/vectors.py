@@ -89,12 +89,12 @@ class Vectors:
         values: [n, hidden], or [n, sites, hidden] if a sequence of sites was asked for; float32 by
             default.
         numbers: [n] int64, numbers of the vectors.
-        shards: shards of the dataset.
+        dataset: dataset of the vectors.
     """
 
     values: NDArray[Any]
     numbers: NDArray[np.int64]
-    shards: Shards = field(repr=False)
+    dataset: Shards = field(repr=False)
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -102,12 +102,12 @@ class Vectors:
     @cached_property
     def places(self) -> Places:
         """Samples, positions, tokens and cells of the vectors, looked up on first use."""
-        return self.shards.locate(self.numbers)
+        return self.dataset.locate(self.numbers)
 
     @property
     def sample_ids(self) -> list[str]:
         """[n] ids of the samples."""
-        return [self.shards.sample_id(sample) for sample in self.places.samples.tolist()]
+        return [self.dataset.sample_id(sample) for sample in self.places.samples.tolist()]
 
 
 def element_dtype(dtype: Dtype, storage_dtype: StorageDtype) -> np.dtype[Any]:
