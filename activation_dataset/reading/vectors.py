@@ -86,13 +86,13 @@ class Vectors:
     The number of a vector is its position in the order of the files, the same at every site.
 
     Attributes:
-        values: [n, hidden], or [n, sites, hidden] if a sequence of sites was asked for; float32 by
-            default.
+        values: [n, hidden], or [n, sites, hidden] if a sequence of sites was asked for; a numpy
+            array, float32 by default, or a jax.Array from `DeviceBatches`.
         numbers: [n] int64, numbers of the vectors.
         dataset: dataset of the vectors.
     """
 
-    values: NDArray[Any]
+    values: Any
     numbers: NDArray[np.int64]
     dataset: Shards = field(repr=False)
 
