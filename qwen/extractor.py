@@ -15,16 +15,15 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from activation_dataset.format import POOLINGS, Pooling
-from activation_dataset.sites import HookPoint, Site, in_forward_order, site_of
-from qwen.attention import AttentionForm, fastest_form
+from activation_dataset.sites import Site, sites_of
+from activation_dataset.statistics import LayerStatistics
+from qwen.attention import fastest_form
 from qwen.batching import (
     Step,
     packing_for,
@@ -34,14 +33,15 @@ from qwen.batching import (
     step_inputs,
 )
 from qwen.checkpoint import check_weights
+from qwen.compile_cache import use_compile_cache
 from qwen.malloc import keep_freed_memory
 from qwen.params import abstract_model, load_model
 from qwen.programs import Programs, check_mesh_fits_model, make_mesh
+from qwen.settings import ExtractorSettings
 from qwen.source import ModelSource, open_model
 
 LOGGER = logging.getLogger(__name__)
 
-FloatName = Literal["float32", "bfloat16"]
 FLOAT_DTYPES: dict[str, np.dtype] = {
     "float32": np.dtype(np.float32),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
@@ -58,15 +58,45 @@ class CapturedSamples:
     Attributes:
       samples: which samples, as indices into what was given to ``extract``.
       vector_counts: for each of them the number of its vectors: 1 if pooled, else its tokens.
-      layers: for each site, which for the residual stream after a layer is the layer's number,
-        [sum(vector_counts), hidden] in the storage dtype, in sample order; perhaps read-only.
+      vectors: for each site [sum(vector_counts), hidden] in the storage dtype, in sample order;
+        possibly read-only.
+      statistics: for each site those of exactly these vectors, as stored.
       slots: token slots of the step that computed them, padding included.
     """
 
     samples: tuple[int, ...]
     vector_counts: tuple[int, ...]
-    layers: Mapping[Site, np.ndarray]
+    vectors: Mapping[Site, np.ndarray]
+    statistics: Mapping[Site, LayerStatistics]
     slots: int
+
+
+def open_extractor(
+    settings: ExtractorSettings, lengths_to_come: Sequence[int] = ()
+) -> ActivationExtractor:
+    """Open the model of the settings on this worker's devices.
+
+    Sets the environment that JAX needs and the compile cache first, so call it before JAX is used.
+
+    Args:
+      settings: what to capture and how.
+      lengths_to_come: as for `ActivationExtractor`.
+
+    Raises:
+      ValueError: if the weights are not those of the settings, or anything does not fit.
+    """
+    for name, value in settings.environment:
+        os.environ.setdefault(name, value)
+    if settings.compile_cache:
+        use_compile_cache(settings.compile_cache)
+    source = open_model(settings.model_path)
+    expected = settings.weights_fingerprint
+    if expected and (found := source.weights_fingerprint()) != expected:
+        raise ValueError(
+            f"{settings.model_path}: this worker sees weights {found}, the run was started with "
+            f"{expected}. Give every worker the same model."
+        )
+    return ActivationExtractor(source, settings, lengths_to_come)
 
 
 class DeviceMemoryError(RuntimeError):
@@ -82,82 +112,74 @@ class ActivationExtractor:
 
     Attributes:
       sites: what is captured: each hook point of each layer.
+      ops: how the platform computes a layer: `xla`, `splash`, `cudnn` or `amx`.
     """
 
     def __init__(
         self,
         source: ModelSource,
-        layers: Sequence[int],
-        pooling: Pooling = "last",
-        compute_dtype: FloatName = "bfloat16",
-        storage_dtype: FloatName = "float32",
-        batch_size: int = 8,
-        mesh_shape: tuple[int, int] | None = None,
-        attention: AttentionForm | None = None,
-        hook_points: Sequence[HookPoint] = ("resid_post",),
+        settings: ExtractorSettings,
         lengths_to_come: Sequence[int] = (),
     ) -> None:
-        """
+        """Load the model onto this process's devices.
+
         Args:
-          source: the model, from ``open_model``.
-          layers: which layers to capture, counted from 0.
-          pooling: ``last`` or ``mean`` token of a sample, or ``none`` for every token.
-          batch_size: token slots per device and step, in units of 512.
-          mesh_shape: devices along (data, model); all local devices along data by default.
-          attention: the form of attention; the fastest of the platform by default.
-          hook_points: where in each layer to capture it.
-          lengths_to_come: tokens of the samples that ``extract`` will be given first; programs
-            for them are compiled while the weights load.
+          source: the model, from `open_model`.
+          settings: what to capture and how; its `model_path` is not opened again.
+          lengths_to_come: tokens of the samples that `extract` will be given first; programs for
+            them are compiled while the weights load.
 
         Raises:
-          ValueError: for layers, hook points, pooling, dtypes, mesh or weights that do not fit.
+          ValueError: for layers, a mesh or weights that do not fit the model or the devices.
         """
         config = source.config
-        self.layers = tuple(sorted(check_layers(layers, config.num_hidden_layers)))
-        hook_points = in_forward_order(hook_points)
-        self.sites = tuple(site_of(layer, point) for point in hook_points for layer in self.layers)
-        self._top_sites = tuple(site_of(self.layers[-1], point) for point in hook_points)
-        if pooling not in POOLINGS:
-            raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, got {pooling!r}")
-        for name, value in (("compute_dtype", compute_dtype), ("storage_dtype", storage_dtype)):
-            if value not in FLOAT_DTYPES:
-                raise ValueError(f"{name} must be float32 or bfloat16, got {value!r}")
-        mesh = make_mesh(mesh_shape, jax.local_devices())
+        check_layers(settings.layers, config.num_hidden_layers)
+        layers, hook_points, pooling = settings.layers, settings.hook_points, settings.pooling
+        self.sites = settings.sites
+        self._top_sites = sites_of(layers[-1:], hook_points)
+        mesh = make_mesh(settings.mesh_shape, jax.local_devices())
         check_mesh_fits_model(mesh, config)
         weights = source.weights()
         check_weights(weights, config, source.name)
 
         if mesh.devices.flat[0].platform == "cpu":
             keep_freed_memory()
-        self.source, self.pooling = source, pooling
+        self.source, self.settings, self.pooling = source, settings, pooling
         self.hidden_size = config.hidden_size
-        self._storage = FLOAT_DTYPES[storage_dtype]
-        compute = jnp.dtype(FLOAT_DTYPES[compute_dtype])
-        form = attention or fastest_form(mesh.devices.flat[0], compute, config, mesh.shape["model"])
-        narrow = storage_dtype == "bfloat16" or (compute_dtype == "bfloat16" and pooling != "mean")
-        num_layers = self.layers[-1] + 1
+        self._storage = FLOAT_DTYPES[settings.storage_dtype]
+        compute = jnp.dtype(FLOAT_DTYPES[settings.compute_dtype])
+        form = fastest_form(mesh.devices.flat[0], compute, config, mesh.shape["model"])
+        narrow = settings.storage_dtype == "bfloat16" or (
+            settings.compute_dtype == "bfloat16" and pooling != "mean"
+        )
+        num_layers = layers[-1] + 1
         self._programs = Programs(
             abstract_model(config, num_layers, compute, mesh, form),
             config,
             mesh,
-            self.layers,
+            layers,
             pooling,
             form,
             jnp.dtype(FLOAT_DTYPES["bfloat16" if narrow else "float32"]),
             hook_points,
         )
-        self._packing = packing_for(form, batch_size, mesh.shape["data"])
+        self.ops = {"blocked": "xla"}.get(form, form)
+        self._packing = packing_for(form, settings.batch_size, mesh.shape["data"])
         self._compilers = ThreadPoolExecutor(os.cpu_count(), "compile")
         self._compile_ahead(self._plan(lengths_to_come))
         self._programs.use_parameters(load_model(weights, config, num_layers, compute, mesh, form))
 
     @classmethod
-    def load(cls, model_path: str, layers: Sequence[int], **options: object) -> ActivationExtractor:
-        """Opens a model by folder, ``gs://`` folder, hub id or ``random:`` preset.
+    def load(
+        cls, model_path: str, layers: Sequence[int], **settings: object
+    ) -> ActivationExtractor:
+        """Open a model by folder, `gs://` folder, hub id or `random:` preset.
 
-        The options are those of the constructor.
+        Args:
+          model_path, layers: as in `ExtractorSettings`.
+          settings: other fields of `ExtractorSettings`.
         """
-        return cls(open_model(model_path), layers, **options)  # type: ignore[arg-type]
+        return open_extractor(ExtractorSettings(model_path, tuple(layers), **settings))  # type: ignore[arg-type]
 
     def __call__(
         self, texts: Sequence[str]
@@ -183,7 +205,7 @@ class ActivationExtractor:
         found: list[dict[Site, np.ndarray]] = [{} for _ in texts]
         for captured in self.extract(token_ids):
             ends = np.cumsum(captured.vector_counts)
-            for site, vectors in captured.layers.items():
+            for site, vectors in captured.vectors.items():
                 parts = np.split(vectors, ends[:-1])
                 for sample, part in zip(captured.samples, parts, strict=True):
                     found[sample][site] = part.copy()
@@ -253,7 +275,7 @@ class ActivationExtractor:
             else:
                 alone = separate_samples(step, self._packing.rows)
                 # What is not finite in the residual stream is not so in any layer above.
-                top = (found.layers[site] for site in self._top_sites)
+                top = (found.vectors[site] for site in self._top_sites)
                 if not alone or all(np.isfinite(vectors).all() for vectors in top):
                     yield found
                 else:
@@ -299,14 +321,21 @@ class ActivationExtractor:
         else:
             counts = np.ones(len(rows), np.int64)
             places = np.array(step.segment_of)
-        layers: dict[Site, np.ndarray] = {}
+        vectors: dict[Site, np.ndarray] = {}
         for site in self.sites:
             array = np.asarray(captured[site])
             starts = rows * array.shape[1] + places
-            vectors = _spans(array.reshape(-1, self.hidden_size), starts, counts)
-            layers[site] = vectors.astype(self._storage, copy=False)
+            found = _spans(array.reshape(-1, self.hidden_size), starts, counts)
+            vectors[site] = found.astype(self._storage, copy=False)
+        statistics = {
+            site: LayerStatistics.of_vectors(
+                found if found.dtype == np.float32 else found.view(np.uint16)
+            )
+            for site, found in vectors.items()
+        }
         samples = tuple(placed.sample for placed in step.placements)
-        return CapturedSamples(samples, tuple(counts.tolist()), layers, step.shape.slots)
+        counts_of_samples = tuple(counts.tolist())
+        return CapturedSamples(samples, counts_of_samples, vectors, statistics, step.shape.slots)
 
 
 def _spans(vectors: np.ndarray, starts: np.ndarray, counts: np.ndarray) -> np.ndarray:

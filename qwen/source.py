@@ -7,16 +7,16 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qwen.checkpoint import CheckpointFolder, RandomWeights, Weights, check_weights
 from qwen.config import PRESETS, ModelConfig, ModelConfigError
+from qwen.load_once import load_once
 from qwen.model_files import LocalFiles, ModelFiles, ModelNotFoundError, find_files
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 PRESET_PREFIX = "random:"
 PRESET_FILES = LocalFiles(Path(__file__).parent / "presets" / "tokenizer")
@@ -140,18 +140,24 @@ def _read_config(path: Path) -> ModelConfig:
     return ModelConfig.from_json(fields, str(path))
 
 
-@cache
-def _load_tokenizer(folder: Path, vocab_size: int) -> PreTrainedTokenizerBase:
+@load_once
+def _auto_tokenizer() -> type[AutoTokenizer]:
+    """Import transformers, whose lazy modules break if two threads enter them at once."""
     # It would say on every start that PyTorch, which nothing here needs, is not installed.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import AutoTokenizer
 
+    return AutoTokenizer
+
+
+@load_once
+def _load_tokenizer(folder: Path, vocab_size: int) -> PreTrainedTokenizerBase:
     advice = "Put the tokenizer.json of the model beside its weights."
     if not any(all((folder / n).is_file() for n in names) for names in VOCABULARY_FILES):
         # transformers would make up a tokenizer that knows no text.
         raise TokenizerError(f"{folder}: there is no tokenizer. {advice}")
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        tokenizer: PreTrainedTokenizerBase = _auto_tokenizer().from_pretrained(
             folder, trust_remote_code=False, local_files_only=True
         )
     except Exception as error:  # Of a damaged file transformers raises what it stumbles over.
