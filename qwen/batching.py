@@ -16,6 +16,8 @@ from functools import cached_property
 
 import numpy as np
 
+from qwen.ops import OpsName
+
 ROW_ALIGNMENT = 128
 """Row lengths are multiples of this, the smallest block of the TPU attention kernel."""
 
@@ -110,23 +112,17 @@ class Packing:
         return StepShape(self.rows * rows, length)
 
 
-def preferred_row_length(form: str, slots: int) -> int:
-    """The row length that a form of attention wastes least with, for steps of that many slots.
+def packing_for(ops: OpsName, batch_size: int, rows: int) -> Packing:
+    """Return what a platform's operations want of their steps.
 
-    The forms for CPUs do not touch other samples of a row, so their rows are as long as a step.
-    """
-    return slots if form in ("blocked", "amx") else min(slots, SHORT_ROW)
-
-
-def packing_for(form: str, batch_size: int, rows: int) -> Packing:
-    """What a form of attention wants of its steps.
+    Operations for CPUs do not touch other samples of a row, so their rows are as long as a step.
 
     Args:
       batch_size: slots per device and step, in units of 512.
       rows: devices along the mesh's data axis.
     """
     slots = batch_size * TOKENS_PER_BATCH_ROW
-    return Packing(rows, slots, preferred_row_length(form, slots))
+    return Packing(rows, slots, slots if ops in ("xla", "amx") else min(slots, SHORT_ROW))
 
 
 def row_lengths(longest: int, row_length: int) -> tuple[int, ...]:

@@ -23,7 +23,6 @@ import numpy as np
 
 from activation_dataset.sites import Site, sites_of
 from activation_dataset.statistics import LayerStatistics
-from qwen.attention import fastest_form
 from qwen.batching import (
     Step,
     packing_for,
@@ -35,10 +34,14 @@ from qwen.batching import (
 from qwen.checkpoint import check_weights
 from qwen.compile_cache import use_compile_cache
 from qwen.malloc import keep_freed_memory
-from qwen.params import abstract_model, load_model
-from qwen.programs import Programs, check_mesh_fits_model, make_mesh
+from qwen.mesh import DATA_AXIS, MODEL_AXIS, check_mesh_fits_model, make_mesh
+from qwen.ops import OpsName
+from qwen.ops.choose import choose_ops
+from qwen.parameters import abstract_model, load_model
+from qwen.programs import Captured, Programs
 from qwen.settings import ExtractorSettings
 from qwen.source import ModelSource, open_model
+from qwen.statistics import statistics_of
 
 LOGGER = logging.getLogger(__name__)
 
@@ -148,26 +151,27 @@ class ActivationExtractor:
         self.hidden_size = config.hidden_size
         self._storage = FLOAT_DTYPES[settings.storage_dtype]
         compute = jnp.dtype(FLOAT_DTYPES[settings.compute_dtype])
-        form = fastest_form(mesh.devices.flat[0], compute, config, mesh.shape["model"])
+        ops = choose_ops(mesh.devices.flat[0], compute, config, mesh.shape[MODEL_AXIS])
+        self.ops: OpsName = ops.name
+        LOGGER.info("%s: %s operations on %d devices", source.name, ops.name, mesh.size)
         narrow = settings.storage_dtype == "bfloat16" or (
             settings.compute_dtype == "bfloat16" and pooling != "mean"
         )
         num_layers = layers[-1] + 1
         self._programs = Programs(
-            abstract_model(config, num_layers, compute, mesh, form),
+            abstract_model(config, num_layers, compute, mesh, ops),
             config,
             mesh,
+            ops,
             layers,
-            pooling,
-            form,
-            jnp.dtype(FLOAT_DTYPES["bfloat16" if narrow else "float32"]),
             hook_points,
+            pooling,
+            jnp.dtype(FLOAT_DTYPES["bfloat16" if narrow else "float32"]),
         )
-        self.ops = {"blocked": "xla"}.get(form, form)
-        self._packing = packing_for(form, settings.batch_size, mesh.shape["data"])
+        self._packing = packing_for(ops.name, settings.batch_size, mesh.shape[DATA_AXIS])
         self._compilers = ThreadPoolExecutor(os.cpu_count(), "compile")
         self._compile_ahead(self._plan(lengths_to_come))
-        self._programs.use_parameters(load_model(weights, config, num_layers, compute, mesh, form))
+        self._programs.use_parameters(load_model(weights, config, num_layers, compute, mesh, ops))
 
     @classmethod
     def load(
@@ -232,7 +236,7 @@ class ActivationExtractor:
                 )
         steps = self._plan([len(ids) for ids in token_ids])
         self._compile_ahead(steps)
-        in_flight: deque[tuple[Step, dict[Site, jax.Array] | None]] = deque()
+        in_flight: deque[tuple[Step, dict[Site, Captured] | None]] = deque()
         for step in steps:
             in_flight.append((step, self._dispatch(step, token_ids)))
             if len(in_flight) >= STEPS_IN_FLIGHT:
@@ -240,23 +244,21 @@ class ActivationExtractor:
         while in_flight:
             yield from self._collect(*in_flight.popleft(), token_ids)
 
-    def _dispatch(
-        self, step: Step, token_ids: Sequence[np.ndarray]
-    ) -> dict[Site, jax.Array] | None:
+    def _dispatch(self, step: Step, token_ids: Sequence[np.ndarray]) -> dict[Site, Captured] | None:
         """Starts a step; None if the device has no memory for it."""
         try:
             captured = self._programs.run(step_inputs(step, token_ids), step.shape)
         except jax.errors.JaxRuntimeError as error:
             _reraise_unless_out_of_memory(error)
             return None
-        for array in captured.values():
+        for array in jax.tree.leaves(captured):
             array.copy_to_host_async()
         return captured
 
     def _collect(
         self,
         step: Step,
-        captured: dict[Site, jax.Array] | None,
+        captured: dict[Site, Captured] | None,
         token_ids: Sequence[np.ndarray],
     ) -> Iterator[CapturedSamples]:
         """Waits for a step; runs it as smaller ones if the device had no memory for it.
@@ -275,8 +277,8 @@ class ActivationExtractor:
             else:
                 alone = separate_samples(step, self._packing.rows)
                 # What is not finite in the residual stream is not so in any layer above.
-                top = (found.vectors[site] for site in self._top_sites)
-                if not alone or all(np.isfinite(vectors).all() for vectors in top):
+                broken = any(found.statistics[site].nonfinite_count for site in self._top_sites)
+                if not (alone and broken):
                     yield found
                 else:
                     yield from self._run(alone, token_ids)
@@ -313,7 +315,7 @@ class ActivationExtractor:
     def _plan(self, lengths: Sequence[int]) -> list[Step]:
         return plan_steps(lengths, self._packing)
 
-    def _on_host(self, step: Step, captured: Mapping[Site, jax.Array]) -> CapturedSamples:
+    def _on_host(self, step: Step, captured: Mapping[Site, Captured]) -> CapturedSamples:
         rows = np.array([placed.row for placed in step.placements])
         if self.pooling == "none":
             counts = np.array([placed.length for placed in step.placements])
@@ -322,17 +324,13 @@ class ActivationExtractor:
             counts = np.ones(len(rows), np.int64)
             places = np.array(step.segment_of)
         vectors: dict[Site, np.ndarray] = {}
+        statistics: dict[Site, LayerStatistics] = {}
         for site in self.sites:
-            array = np.asarray(captured[site])
+            array, moments = map(np.asarray, captured[site])
             starts = rows * array.shape[1] + places
             found = _spans(array.reshape(-1, self.hidden_size), starts, counts)
             vectors[site] = found.astype(self._storage, copy=False)
-        statistics = {
-            site: LayerStatistics.of_vectors(
-                found if found.dtype == np.float32 else found.view(np.uint16)
-            )
-            for site, found in vectors.items()
-        }
+            statistics[site] = statistics_of(moments, vectors[site])
         samples = tuple(placed.sample for placed in step.placements)
         counts_of_samples = tuple(counts.tolist())
         return CapturedSamples(samples, counts_of_samples, vectors, statistics, step.shape.slots)
