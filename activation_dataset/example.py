@@ -1,12 +1,15 @@
-"""One record's data: a tf.train.Example with exactly the features of an activation record.
+"""Encoding and strict decoding of a record's data, a tf.train.Example.
 
-Written and read without TensorFlow or protobuf. The messages are those of
-tensorflow/core/example/{example,feature}.proto; encoded bytes equal those of TensorFlow's
+Needs neither TensorFlow nor protobuf. The messages are those of
+tensorflow/core/example/{example,feature}.proto. The bytes equal those of TensorFlow's
 SerializeToString(deterministic=True), which sorts the features by name:
 
     activation  bytes, raw little-endian elements      shape      int64 list
     num_tokens  int64                                  task_id    bytes, UTF-8
     sample_id   bytes, UTF-8                           token_ids  int64 list
+
+The decoder accepts these bytes only: these six features in this order, packed lists, and every
+varint in its shortest form.
 """
 
 from __future__ import annotations
@@ -18,50 +21,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from activation_dataset.format import Sample
-from activation_dataset.protobuf import (
-    BYTES,
-    FIXED32,
-    VARINT,
-    Span,
-    WireError,
-    field,
-    fields,
-    messages,
-    read_varint,
-    unpack_varints,
-    varint,
-    varint_array,
-    varints,
-)
 
 ACTIVATION = b"activation"
 
 # Tags of length-delimited fields.
 _FIELD_1, _FIELD_2, _FIELD_3 = b"\x0a", b"\x12", b"\x1a"
-_BYTES_LIST, _FLOAT_LIST, _INT64_LIST = 1, 2, 3  # fields of Feature
-_KINDS = {_BYTES_LIST: "a bytes list", _FLOAT_LIST: "a float list", _INT64_LIST: "an int64 list"}
-_VALUE_TYPES = {
-    _BYTES_LIST: (BYTES,),
-    _FLOAT_LIST: (BYTES, FIXED32),
-    _INT64_LIST: (BYTES, VARINT),  # packed or not
-}
+_BYTES_LIST, _INT64_LIST = _FIELD_1, _FIELD_3  # fields of Feature
 
-Features = dict[bytes, tuple[int, list[Span]]]
-"""Name of a feature to its kind and values."""
+_MAX_VARINT_BYTES = 9  # 63 bits, since no integer of a record is negative
+_MAX_TOKEN_ID = 2**31 - 1
 
 
 class ExampleError(ValueError):
-    """Bytes that are not an activation record; says which part is wrong."""
+    """Data that is not a record of this format. The message says which part is wrong."""
 
 
 @dataclass(frozen=True, eq=False)
 class DecodedExample:
-    """What a record holds.
+    """Content of one record.
 
     Attributes:
         sample: sample_id, task_id, token_ids and num_tokens.
         shape: (hidden,) or (num_tokens, hidden).
-        activation: the raw bytes of the payload, a view of the data that was decoded.
+        activation: raw bytes of the payload, a view of the decoded data.
     """
 
     sample: Sample
@@ -70,29 +52,29 @@ class DecodedExample:
 
 
 def encode_prefix(payload_bytes: int, suffix_bytes: int, payload: bytes = ACTIVATION) -> bytes:
-    """What comes before the payload's bytes: lengths and its name, which sorts first.
+    """Encode everything before the bytes of the payload, whose feature sorts first.
 
     Args:
-        payload_bytes: bytes of the payload.
-        suffix_bytes: bytes of what `encode_suffix` returns.
-        payload: name of its feature.
+        payload_bytes: size of the payload.
+        suffix_bytes: size of the result of `encode_suffix`.
+        payload: name of the payload's feature.
     """
     lengths = []
     length = payload_bytes
     # From the inside: BytesList.value, Feature.bytes_list, the map entry's value.
     for _ in range(3):
-        lengths.append(varint(length))
+        lengths.append(_varint(length))
         length += 1 + len(lengths[-1])
     value, bytes_list, feature = lengths
-    entry = field(_FIELD_1, payload) + _FIELD_2 + feature
-    entry += _FIELD_1 + bytes_list + _FIELD_1 + value
+    entry = _field(_FIELD_1, payload) + _FIELD_2 + feature
+    entry += _BYTES_LIST + bytes_list + _FIELD_1 + value
     entry_bytes = len(entry) + payload_bytes
-    opening = _FIELD_1 + varint(entry_bytes)
-    return _FIELD_1 + varint(len(opening) + entry_bytes + suffix_bytes) + opening + entry
+    opening = _FIELD_1 + _varint(entry_bytes)
+    return _FIELD_1 + _varint(len(opening) + entry_bytes + suffix_bytes) + opening + entry
 
 
 def encode_suffix(sample: Sample, shape: Sequence[int]) -> bytes:
-    """What comes after the payload's bytes: the other features. The same in every layer.
+    """Encode everything after the bytes of the payload: the other features.
 
     Args:
         sample: the sample.
@@ -105,28 +87,41 @@ def encode_suffix(sample: Sample, shape: Sequence[int]) -> bytes:
         raise ValueError(f"sample {sample.sample_id!r} has a negative value in token_ids")
     return b"".join(
         (
-            _entry(b"num_tokens", _int64_feature(varints((sample.num_tokens,)))),
+            _entry(b"num_tokens", _int64_feature(_varint(sample.num_tokens))),
             _entry(b"sample_id", _bytes_feature(sample.sample_id.encode("utf-8"))),
-            _entry(b"shape", _int64_feature(varints(shape))),
+            _entry(b"shape", _int64_feature(b"".join(map(_varint, shape)))),
             _entry(b"task_id", _bytes_feature(sample.task_id.encode("utf-8"))),
-            _entry(b"token_ids", _int64_feature(varint_array(sample.token_ids))),
+            _entry(b"token_ids", _int64_feature(_varint_array(sample.token_ids))),
         )
     )
 
 
 def decode_example(data: bytes | memoryview, payload: bytes = ACTIVATION) -> DecodedExample:
-    """Reads a record's data; copies all but the payload, whose feature has that name.
+    """Decode a record's data. Copies everything except the payload.
 
-    Any order of fields and features, packed or unpacked lists, unknown fields and features are
-    accepted, as protobuf demands. Missing features and wrong types are not.
+    Args:
+        data: the record's data.
+        payload: name of the payload's feature.
 
     Raises:
-        ExampleError: the bytes are not protobuf, or not an activation record.
+        ExampleError: the data is not exactly what the encoder writes.
     """
-    try:
-        return _decode(memoryview(data), payload)
-    except WireError as error:
-        raise ExampleError(str(error)) from None
+    reader = _Reader(memoryview(data))
+    activation = reader.feature(payload, _BYTES_LIST)
+    num_tokens = reader.integers(b"num_tokens")
+    sample_id = reader.text(b"sample_id")
+    shape = reader.integers(b"shape")
+    task_id = reader.text(b"task_id")
+    token_ids = reader.integers(b"token_ids")
+    reader.done()
+    if len(num_tokens) != 1:
+        raise ExampleError(f"num_tokens has {len(num_tokens)} values, expected 1")
+    if len(shape) not in (1, 2):
+        raise ExampleError(f"shape has {len(shape)} values, expected 1 or 2")
+    if len(token_ids) and token_ids.max() > _MAX_TOKEN_ID:
+        raise ExampleError(f"token_ids has a value outside 0..{_MAX_TOKEN_ID}")
+    sample = Sample(sample_id, task_id, token_ids.astype(np.int32), int(num_tokens[0]))
+    return DecodedExample(sample, tuple(shape.tolist()), activation)
 
 
 # Encoding
@@ -134,138 +129,127 @@ def decode_example(data: bytes | memoryview, payload: bytes = ACTIVATION) -> Dec
 
 def _entry(name: bytes, feature: bytes) -> bytes:
     """One entry of the map Features.feature."""
-    return field(_FIELD_1, field(_FIELD_1, name) + field(_FIELD_2, feature))
+    return _field(_FIELD_1, _field(_FIELD_1, name) + _field(_FIELD_2, feature))
 
 
 def _bytes_feature(value: bytes) -> bytes:
-    return field(_FIELD_1, field(_FIELD_1, value))
+    return _field(_BYTES_LIST, _field(_FIELD_1, value))
 
 
 def _int64_feature(packed: bytes) -> bytes:
-    return field(_FIELD_3, field(_FIELD_1, packed) if packed else b"")
+    return _field(_INT64_LIST, _field(_FIELD_1, packed) if packed else b"")
+
+
+def _field(tag: bytes, content: bytes) -> bytes:
+    """A length-delimited field."""
+    return tag + _varint(len(content)) + content
+
+
+def _varint(value: int) -> bytes:
+    """Base 128, least significant group first."""
+    result = bytearray()
+    while value >= 0x80:
+        result.append(value & 0x7F | 0x80)
+        value >>= 7
+    result.append(value)
+    return bytes(result)
+
+
+def _varint_array(values: NDArray[np.int32]) -> bytes:
+    """Varints of [n] integers, each in 0..2^31 - 1."""
+    groups = values.astype(np.uint32)[:, None] >> np.arange(0, 35, 7, dtype=np.uint32)
+    used = groups != 0
+    used[:, 0] = True
+    encoded = (groups & 0x7F).astype(np.uint8)
+    encoded[:, :-1][used[:, 1:]] |= 0x80
+    return bytes(encoded[used])
 
 
 # Decoding
 
 
-def _decode(view: memoryview, payload: bytes) -> DecodedExample:
-    features: Features = {}
-    for message in messages(view, (0, len(view)), 1):
-        for entry in messages(view, message, 1):
-            name, kind, values = _short_entry(view, *entry) or _entry_of(view, *entry)
-            features[name] = kind, values  # a name that comes again replaces the first
-    num_tokens = _integers(view, features, b"num_tokens")
-    if len(num_tokens) != 1 or num_tokens[0] < 0:
-        raise ExampleError(f"num_tokens is {num_tokens[:4]}, expected one integer of at least 0")
-    shape = _integers(view, features, b"shape")
-    if len(shape) not in (1, 2) or min(shape) < 0:
-        raise ExampleError(f"shape is {shape[:4]}, expected one or two integers of at least 0")
-    token_ids = _integer_array(view, features, b"token_ids")
-    if len(token_ids) and (token_ids.min() < 0 or token_ids.max() > 0x7FFFFFFF):
-        raise ExampleError("token_ids has a value outside 0..2147483647")
-    return DecodedExample(
-        Sample(
-            sample_id=_text(view, features, b"sample_id"),
-            task_id=_text(view, features, b"task_id"),
-            token_ids=token_ids.astype(np.int32),
-            num_tokens=num_tokens[0],
-        ),
-        tuple(shape),
-        _single_bytes(view, features, payload),
-    )
+class _Reader:
+    """Reads the features of an Example one after the other."""
+
+    def __init__(self, view: memoryview) -> None:
+        self._view = view
+        self._position = 0
+        self._enter(_FIELD_1, until=len(view))
+
+    def feature(self, name: bytes, kind: bytes) -> memoryview:
+        """The value of the next feature: one byte string, or a packed list of integers."""
+        entry_end = self._enter(_FIELD_1)
+        name_end = self._enter(_FIELD_1)
+        found = bytes(self._view[self._position : name_end])
+        if found != name:
+            raise ExampleError(f"the feature {found!r} is where {name.decode()} is expected")
+        self._position = name_end
+        self._enter(_FIELD_2, until=entry_end)
+        self._enter(kind, until=entry_end)
+        if kind == _BYTES_LIST or self._position < entry_end:
+            self._enter(_FIELD_1, until=entry_end)
+        value = self._view[self._position : entry_end]
+        self._position = entry_end
+        return value
+
+    def text(self, name: bytes) -> str:
+        """The next feature, a string."""
+        try:
+            return str(self.feature(name, _BYTES_LIST), "utf-8")
+        except UnicodeDecodeError as error:
+            raise ExampleError(f"the feature {name.decode()} is not UTF-8: {error}") from None
+
+    def integers(self, name: bytes) -> NDArray[np.int64]:
+        """The next feature, [n] int64."""
+        return _integers(np.frombuffer(self.feature(name, _INT64_LIST), np.uint8), name.decode())
+
+    def done(self) -> None:
+        """Check that no feature is left."""
+        if self._position != len(self._view):
+            raise ExampleError(f"{len(self._view) - self._position} bytes follow token_ids")
+
+    def _enter(self, tag: bytes, until: int | None = None) -> int:
+        """Read the tag and length of a field, and return the end of its content.
+
+        Args:
+            tag: the expected tag, one byte.
+            until: the expected end; None for any end within the data.
+        """
+        view, start = self._view, self._position
+        if view[start : start + 1] != tag:
+            raise ExampleError(f"byte {start} does not start the field that belongs there")
+        length = shift = 0
+        for position in range(start + 1, min(start + 1 + _MAX_VARINT_BYTES, len(view))):
+            byte = view[position]
+            length |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                break
+        else:
+            raise ExampleError(f"the field at byte {start} has no valid length")
+        if byte == 0 and shift > 7:
+            raise ExampleError(f"the length at byte {start + 1} is not in its shortest form")
+        self._position = position + 1
+        end = self._position + length
+        if end > len(view) or (until is not None and end != until):
+            raise ExampleError(f"the field at byte {start} has the wrong length {length}")
+        return end
 
 
-def _short_entry(view: memoryview, start: int, end: int) -> tuple[bytes, int, list[Span]] | None:
-    """As `_entry_of`, several times faster, for entries below 128 bytes as they are encoded here.
-
-    Such an entry is: 0a, length, name, 12, length, kind's tag, length, 0a, length, value.
-    """
-    if end - start >= 0x80:
-        return None
-    entry = bytes(view[start:end])
-    try:
-        feature = 2 + entry[1]
-        tags = entry[0], entry[feature], entry[feature + 4]
-        kind, wire_type = divmod(entry[feature + 2], 8)
-        lengths = entry[feature + 1], entry[feature + 3], entry[feature + 5]
-    except IndexError:
-        return None
-    rest = len(entry) - feature - 2
-    if wire_type != BYTES or kind not in (_BYTES_LIST, _INT64_LIST):
-        return None
-    if tags != (0x0A, 0x12, 0x0A) or lengths != (rest, rest - 2, rest - 4):
-        return None
-    return entry[2:feature], kind, [(start + feature + 6, end)]
-
-
-def _entry_of(view: memoryview, start: int, end: int) -> tuple[bytes, int, list[Span]]:
-    """Name, kind (field of Feature) and values of one entry of the map Features.feature.
-
-    Each piece of a packed list is one value.
-    """
-    name = b""
-    kind = 0
-    values: list[Span] = []
-    for number, wire_type, *content in fields(view, start, end):
-        if wire_type != BYTES:
-            continue
-        if number == 1:
-            name = bytes(view[slice(*content)])
-        elif number == 2:  # a message that comes again is merged
-            for found, list_type, *items in fields(view, *content):
-                if list_type != BYTES or found not in _KINDS:
-                    continue
-                if found != kind:  # the last kind of a oneof wins
-                    kind, values = found, []
-                values += [
-                    (first, last)
-                    for item, value_type, first, last in fields(view, *items)
-                    if item == 1 and value_type in _VALUE_TYPES[kind]
-                ]
-    return name, kind, values
-
-
-def _values(features: Features, name: bytes, kind: int) -> list[Span]:
-    """Values of a feature, which must be of that kind."""
-    if name not in features:
-        raise ExampleError(f"the feature {name.decode()} is missing")
-    found, values = features[name]
-    if found != kind:
-        raise ExampleError(
-            f"the feature {name.decode()} is {_KINDS.get(found, 'empty')}, expected {_KINDS[kind]}"
-        )
-    return values
-
-
-def _single_bytes(view: memoryview, features: Features, name: bytes) -> memoryview:
-    values = _values(features, name, _BYTES_LIST)
-    if len(values) != 1:
-        raise ExampleError(f"the feature {name.decode()} has {len(values)} values, expected 1")
-    start, end = values[0]
-    return view[start:end]
-
-
-def _text(view: memoryview, features: Features, name: bytes) -> str:
-    try:
-        return str(_single_bytes(view, features, name), "utf-8")
-    except UnicodeDecodeError as error:
-        raise ExampleError(f"the feature {name.decode()} is not UTF-8: {error}") from None
-
-
-def _integers(view: memoryview, features: Features, name: bytes) -> list[int]:
-    """The integers of a short list."""
-    values = []
-    for position, end in _values(features, name, _INT64_LIST):
-        while position < end:
-            value, position = read_varint(view, position, end)
-            values.append(value - (value >> 63 << 64))
-    return values
-
-
-def _integer_array(view: memoryview, features: Features, name: bytes) -> NDArray[np.int64]:
-    """[n] int64, the integers of a list of any length."""
-    spans = _values(features, name, _INT64_LIST)
-    if len(spans) != 1 or spans[0][1] - spans[0][0] > 16:
-        pieces = [unpack_varints(view[start:end]) for start, end in spans]
-        return np.concatenate([np.empty(0, np.int64), *pieces])
-    return np.array(_integers(view, features, name), np.int64)
+def _integers(encoded: NDArray[np.uint8], name: str) -> NDArray[np.int64]:
+    """[n] int64 of varints end to end, [bytes] uint8."""
+    last = encoded < 0x80
+    ends = np.flatnonzero(last)
+    if not len(encoded):
+        return np.empty(0, np.int64)
+    if not last[-1]:
+        raise ExampleError(f"{name} ends inside a varint")
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    lengths = ends - starts + 1
+    if lengths.max() > _MAX_VARINT_BYTES:
+        raise ExampleError(f"{name} has a varint of more than {_MAX_VARINT_BYTES} bytes")
+    if (encoded[ends[lengths > 1]] == 0).any():
+        raise ExampleError(f"{name} has a varint that is not in its shortest form")
+    places = np.arange(len(encoded)) - np.repeat(starts, lengths)
+    groups = (encoded & 0x7F).astype(np.uint64) << (7 * places).astype(np.uint64)
+    return np.add.reduceat(groups, starts).view(np.int64)

@@ -60,10 +60,13 @@ class Fields:
             raise self._wrong(name, value, "a list of integers of at least 0")
         return tuple(value)
 
-    def texts(self, name: str, allowed: Sequence[str]) -> tuple[str, ...]:
+    def texts(self, name: str, allowed: Sequence[str] = ()) -> tuple[str, ...]:
+        """A list of strings, of the allowed ones if there are any."""
         value = self._take(name)
-        if not isinstance(value, list) or any(each not in allowed for each in value):
-            raise self._wrong(name, value, f"a list of {', '.join(allowed)}")
+        if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+            raise self._wrong(name, value, "a list of strings")
+        if allowed and any(each not in allowed for each in value):
+            raise FieldError(f"{self.path(name)} is {value}, expected some of {list(allowed)}")
         return tuple(value)
 
     def items(self, name: str) -> list[Any]:

@@ -1,6 +1,6 @@
-"""Histograms of norms in bins that are fixed for all datasets.
+"""Histograms of norms in bins that are the same for all datasets.
 
-They hold counts alone, so that they can be merged in any order, to the same histogram.
+They consist of counts, so merging them in any order gives the same histogram.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from activation_dataset.fields import FieldError, Fields
 
 BINS_PER_OCTAVE = 64
-"""Bins between a power of two and the next, equally wide: a bin is at most 1/64 of a norm wide."""
+"""Equally wide bins between a power of two and the next: a bin is at most 1/64 of a norm wide."""
 
 _DROPPED_BITS = 52 - BINS_PER_OCTAVE.bit_length() + 1
 _INFINITY = 0x7FF0_0000_0000_0000 >> _DROPPED_BITS
@@ -25,7 +25,7 @@ _INFINITY = 0x7FF0_0000_0000_0000 >> _DROPPED_BITS
 
 @dataclass(frozen=True)
 class NormHistogram:
-    """How many of some norms are in each bin.
+    """Number of norms in each bin.
 
     Bin `k` holds the norms x with lower_edge(k) <= x < lower_edge(k + 1): the norms whose float64
     bits, but for the lowest 46, are `k`.
@@ -57,13 +57,13 @@ class NormHistogram:
 
     @property
     def total(self) -> int:
-        """Norms in all bins."""
+        """Number of all norms."""
         return sum(self.counts.values())
 
     def quantile(self, q: float) -> float:
-        """The norm below which a share `q` of them lies, 0 to 1; off by at most 1/128 of itself.
+        """The quantile `q`, 0 to 1, with a relative error of at most 1/128.
 
-        It is the middle of the bin that holds the norm of rank ceil(q * total); 0 of no norms.
+        It is the middle of the bin of the norm of rank ceil(q * total), and 0 without norms.
         """
         rank = max(1, math.ceil(q * self.total))
         reached = 0
@@ -75,22 +75,37 @@ class NormHistogram:
 
     @property
     def median(self) -> float:
+        """The quantile 0.5."""
         return self.quantile(0.5)
 
     def count_from(self, norm: float) -> int:
-        """Norms in the bin of `norm` and above it."""
+        """Number of norms in the bin of `norm` and above."""
         first = bin_of(norm)
         return sum(count for number, count in self.counts.items() if number >= first)
 
+    def near(self, other: NormHistogram) -> bool:
+        """Return True if moving each norm by at most one bin leads from one to the other."""
+        bins = sorted({*self.counts, *other.counts})
+        ours, theirs = self._reached(bins), other._reached(bins)
+        ours_next, theirs_next = (each._reached([k + 1 for k in bins]) for each in (self, other))
+        return bool((ours <= theirs_next).all() and (theirs <= ours_next).all())
+
+    def _reached(self, bins: Sequence[int]) -> NDArray[np.int64]:
+        """[n] int64: number of norms up to and in each of n bins."""
+        ends = np.cumsum([0, *self.counts.values()])
+        result: NDArray[np.int64] = ends[np.searchsorted(list(self.counts), bins, side="right")]
+        return result
+
     def to_json(self) -> dict[str, int]:
+        """Values for json."""
         return {str(number): count for number, count in self.counts.items()}
 
     @classmethod
     def from_json(cls, value: Mapping[str, object], where: str) -> NormHistogram:
-        """Reads what `to_json` made.
+        """Read the result of `to_json`; errors call it `where`.
 
         Raises:
-            FieldError: a key is no bin, or a value no count.
+            FieldError: a key is not a bin, or a value not a count.
         """
         fields = Fields(value, where)
         counts = {}

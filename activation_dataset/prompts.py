@@ -1,8 +1,8 @@
-"""The prompts of a shard: every sample's tokens, and the grid cell that each of them shows.
+"""Prompts of a shard: the tokens of every sample, and the grid cell that each token shows.
 
-A file of prompts is a TFRecord file like a layer file. Its records are tf.train.Examples with the
-feature `cells` in place of `activation`, of int16, and the others as in a layer file of every
-token. Record i is of the same sample as record i of each layer file of the shard.
+A file of prompts is a TFRecord file like a layer file. Its records have the feature `cells`, int16,
+in place of `activation`. Record i belongs to the same sample as record i of each layer file of the
+shard.
 """
 
 from __future__ import annotations
@@ -14,17 +14,15 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from activation_dataset import native
 from activation_dataset.checksum import crc32c, extend, to_text
 from activation_dataset.example import (
-    DecodedExample,
     ExampleError,
     decode_example,
     encode_prefix,
     encode_suffix,
 )
 from activation_dataset.format import Sample, prompts_file
-from activation_dataset.manifest import FileEntry, PromptsManifest
+from activation_dataset.manifest import FileEntry, PromptsManifest, sample_order
 from activation_dataset.tfrecord import (
     FOOTER_BYTES,
     HEADER_BYTES,
@@ -36,20 +34,13 @@ from activation_dataset.tfrecord import (
 
 PAYLOAD = b"cells"
 CELL_FIELDS = ("example", "role", "row", "column")
-"""What the columns of `cells` hold."""
+"""Columns of `cells`."""
 
 TEST_PAIR = -1
 NO_CELL = -1
 ROLES = ("input", "output")
 
-CELLS_BYTES = 8
-"""Bytes of one token's cell."""
-
 _STORED = np.dtype("<i2")
-# As many as fit into a core's cache.
-_ROWS_CHECKED = 1 << 13
-# All bits of a role but the lowest, for there are two roles, and the signs of row and column.
-_NO_CELLS_BITS = np.int64(0x8000_8000_FFFE_0000 - (1 << 64))
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,10 +50,10 @@ class Prompt:
     Attributes:
         sample_id: unique in the dataset.
         task_id: id of the task, as its file gives it.
-        token_ids: [num_tokens] int32, the whole prompt, whatever the pooling.
-        cells: [num_tokens, 4] int16, what each token shows: example (0, 1, ... or -1 for the test
-            pair), role (0 input, 1 output), row and column of a grid's cell; -1 in all four for a
-            token that is no cell.
+        token_ids: [num_tokens] int32, the whole prompt with every pooling.
+        cells: [num_tokens, 4] int16, the grid cell that each token shows: example (0, 1, ... or -1
+            for the test pair), role (0 input, 1 output), row and column; -1 in all four for a token
+            that shows no cell.
 
     Raises:
         TypeError: an array has another dtype or shape.
@@ -82,23 +73,26 @@ class Prompt:
 
     @property
     def num_tokens(self) -> int:
+        """Tokens of the prompt."""
         return len(self.token_ids)
-
-    @property
-    def sample(self) -> Sample:
-        """The sample as the records of every token have it."""
-        return Sample(self.sample_id, self.task_id, self.token_ids, self.num_tokens)
 
 
 def write_prompts(
     stream: BinaryIO, prompts: Iterable[Prompt], shard: int, num_shards: int
 ) -> PromptsManifest:
-    """Writes the prompts of a shard, in the order of its layer files.
+    """Write the prompts of a shard, in the order of its layer files.
 
     Args:
-        stream: where the bytes go, from its position on; neither flushed nor closed.
+        stream: receives the bytes, from its position on; neither flushed nor closed.
+        prompts: of the shard.
+        shard: number of the shard.
+        num_shards: number of all shards.
+
+    Raises:
+        OSError: the stream did not take all bytes.
     """
-    crc = size = samples = tokens = 0
+    crc = size = tokens = 0
+    sample_ids = []
     for prompt in prompts:
         data = encode_prompt(prompt)
         record = frame_header(len(data)) + data + frame_footer(crc32c(data))
@@ -107,28 +101,29 @@ def write_prompts(
             raise OSError(f"only {written} of {len(record)} bytes were written")
         crc = extend(crc, record)
         size += len(record)
-        samples += 1
         tokens += prompt.num_tokens
+        sample_ids.append(prompt.sample_id)
     entry = FileEntry(prompts_file(shard, num_shards), size, to_text(crc))
-    return PromptsManifest(shard, samples, tokens, entry)
+    return PromptsManifest(shard, len(sample_ids), tokens, sample_order(sample_ids), entry)
 
 
 def encode_prompt(prompt: Prompt) -> bytes:
-    """A record's data; the bytes are a function of the prompt."""
+    """The data of a prompt's record."""
+    sample = Sample(prompt.sample_id, prompt.task_id, prompt.token_ids, prompt.num_tokens)
     payload = prompt.cells.astype(_STORED, copy=False).tobytes()
-    suffix = encode_suffix(prompt.sample, prompt.cells.shape)
+    suffix = encode_suffix(sample, prompt.cells.shape)
     return encode_prefix(len(payload), len(suffix), PAYLOAD) + payload + suffix
 
 
 def read_prompts(stream: BinaryIO, name: str) -> Iterator[Prompt]:
-    """The prompts of a file, in order, every CRC checked.
+    """The prompts of a file, in order. Checks every CRC.
 
     Args:
         stream: seekable binary stream, read from its position on.
-        name: what errors call the file.
+        name: name of the file in errors.
 
     Raises:
-        CorruptRecordError: a record is corrupt, or no prompt.
+        CorruptRecordError: a record is damaged or not a prompt.
     """
     offset = stream.tell()
     for number, data in enumerate(read_records(stream, name)):
@@ -140,10 +135,10 @@ def read_prompts(stream: BinaryIO, name: str) -> Iterator[Prompt]:
 
 
 def decode_prompt(data: bytes | memoryview) -> Prompt:
-    """Reads a record's data.
+    """Decode the data of a prompt's record.
 
     Raises:
-        ExampleError: the bytes are not a record of a prompt.
+        ExampleError: the data is not exactly what the encoder writes.
     """
     example = decode_example(data, PAYLOAD)
     sample = example.sample
@@ -151,41 +146,22 @@ def decode_prompt(data: bytes | memoryview) -> Prompt:
         raise ExampleError(
             f"token_ids has {len(sample.token_ids)} values, num_tokens says {sample.num_tokens}"
         )
-    return Prompt(sample.sample_id, sample.task_id, sample.token_ids, _cells(example))
-
-
-def _cells(example: DecodedExample) -> NDArray[np.int16]:
-    shape = (example.sample.num_tokens, len(CELL_FIELDS))
+    shape = (sample.num_tokens, len(CELL_FIELDS))
     if example.shape != shape:
         raise ExampleError(f"shape is {example.shape}, expected {shape}")
     size = shape[0] * shape[1] * _STORED.itemsize
     if len(example.activation) != size:
         raise ExampleError(f"cells has {len(example.activation)} bytes, expected {size}")
-    payload = np.frombuffer(example.activation, np.uint8)
-    if not spans_are_cells(payload, np.zeros(1, np.int64), np.full(1, size)):
-        raise ExampleError("cells has a row that is neither a cell nor -1 throughout")
-    return payload.view(_STORED).reshape(shape).astype(np.int16)
+    cells = np.frombuffer(example.activation, _STORED).reshape(shape).astype(np.int16)
+    _check_cells(cells)
+    return Prompt(sample.sample_id, sample.task_id, sample.token_ids, cells)
 
 
-def spans_are_cells(
-    block: NDArray[np.uint8], starts: NDArray[np.int64], ends: NDArray[np.int64]
-) -> bool:
-    """Whether stored cells, each block[start:end] of whole ones, are a cell or -1 throughout."""
-    if native.library is not None:
-        places = (native.address(block), native.address(starts), native.address(ends))
-        return bool(native.library.AreCells(*places, len(starts)))
-    spans = zip(starts.tolist(), ends.tolist(), strict=True)
-    payload = np.concatenate([block[start:end] for start, end in spans])
-    rows = payload.view("<i8")  # example in the lowest 16 bits, then role, row and column
-    return all(
-        _are_cells(rows[start : start + _ROWS_CHECKED])
-        for start in range(0, len(rows), _ROWS_CHECKED)
-    )
-
-
-def _are_cells(rows: NDArray[np.int64]) -> bool:
-    example = rows & 0xFFFF
-    sound = (rows & _NO_CELLS_BITS) == 0
-    sound &= (example < 0x8000) | (example == 0xFFFF)
-    sound |= rows == -1
-    return bool(sound.all())
+def _check_cells(cells: NDArray[np.int16]) -> None:
+    """Raise ExampleError unless each row of [n, 4] is a cell or -1 in all four columns."""
+    example, role, row, column = cells.T
+    is_cell = (example >= TEST_PAIR) & (role >= 0) & (role < len(ROLES)) & (row >= 0)
+    is_cell &= column >= 0
+    is_cell |= (cells == NO_CELL).all(axis=1)
+    if not is_cell.all():
+        raise ExampleError("cells has a row that is neither a cell nor -1 in all four columns")

@@ -1,7 +1,7 @@
-"""One record of a layer file: what it must look like, given the sample and the dataset's settings.
+"""Records of a layer file: which token ids they keep, and all their bytes but the vectors.
 
-All that a record holds but the activation itself follows from the sample, so its bytes can be made
-before the activation is known (writing) or compared after it was read (verifying).
+Everything in a record except the vectors follows from the prompt, so it is encoded once for each
+sample and shared by all sites.
 """
 
 from __future__ import annotations
@@ -12,46 +12,53 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from activation_dataset.example import (
-    DecodedExample,
-    ExampleError,
-    encode_prefix,
-    encode_suffix,
-)
-from activation_dataset.format import Pooling, Sample, StorageDtype, numpy_dtype
+from activation_dataset.example import DecodedExample, ExampleError, encode_prefix, encode_suffix
+from activation_dataset.format import POOLINGS, Pooling, Sample, StorageDtype, numpy_dtype
+from activation_dataset.prompts import Prompt
 from activation_dataset.tfrecord import FOOTER_BYTES, HEADER_BYTES, frame_header
 
 
 @dataclass(frozen=True)
 class RecordKind:
-    """What the records of a dataset have in common.
+    """Properties that all records of a dataset share.
 
     Attributes:
         pooling: "last", "mean" or "none".
         storage_dtype: of the stored elements.
         hidden: elements of a vector.
+
+    Raises:
+        ValueError: the pooling is unknown.
     """
 
     pooling: Pooling
     storage_dtype: StorageDtype
     hidden: int
 
+    def __post_init__(self) -> None:
+        if self.pooling not in POOLINGS:
+            raise ValueError(f"pooling {self.pooling!r} is not one of {', '.join(POOLINGS)}")
+
     @property
     def vector_bytes(self) -> int:
+        """Bytes of one stored vector."""
         return self.hidden * numpy_dtype(self.storage_dtype).itemsize
 
-    def vectors(self, sample: Sample) -> int:
-        """Vectors in the sample's record."""
-        return sample.num_tokens if self.pooling == "none" else 1
+    def sample(self, prompt: Prompt) -> Sample:
+        """The sample in the record of a prompt, with the token ids that the pooling keeps."""
+        kept = prompt.token_ids[-1:] if self.pooling == "last" else prompt.token_ids
+        return Sample(prompt.sample_id, prompt.task_id, kept, prompt.num_tokens)
 
-    def shape(self, sample: Sample) -> tuple[int, ...]:
-        """The feature `shape` of the sample's record."""
-        if self.pooling == "none":
-            return (sample.num_tokens, self.hidden)
-        return (self.hidden,)
+    def vectors(self, num_tokens: int) -> int:
+        """Vectors in the record of a prompt of that many tokens."""
+        return num_tokens if self.pooling == "none" else 1
+
+    def shape(self, num_tokens: int) -> tuple[int, ...]:
+        """The feature `shape` of the record of a prompt of that many tokens."""
+        return (num_tokens, self.hidden) if self.pooling == "none" else (self.hidden,)
 
     def check(self, sample: Sample) -> None:
-        """Raises ValueError unless the sample has as many token_ids as the pooling keeps."""
+        """Raise ValueError unless the sample has as many token ids as the pooling keeps."""
         expected = 1 if self.pooling == "last" else sample.num_tokens
         if len(sample.token_ids) != expected:
             raise ValueError(
@@ -62,19 +69,21 @@ class RecordKind:
     def activation(self, example: DecodedExample) -> NDArray[Any]:
         """The stored elements of a decoded record, [hidden] or [num_tokens, hidden].
 
-        A read-only view, "<f4" or "<u2" with bfloat16's bits, that need not be aligned.
+        Returns:
+            A read-only view, "<f4" or "<u2" with the bits of bfloat16, that may be unaligned.
 
         Raises:
-            ExampleError: shape, size or token_ids are not those of this kind of record.
+            ExampleError: the shape, size or token ids do not fit this kind of record.
         """
         try:
             self.check(example.sample)
         except ValueError as error:
             raise ExampleError(str(error)) from None
-        expected = self.shape(example.sample)
+        num_tokens = example.sample.num_tokens
+        expected = self.shape(num_tokens)
         if example.shape != expected:
             raise ExampleError(f"shape is {example.shape}, expected {expected}")
-        size = self.vectors(example.sample) * self.vector_bytes
+        size = self.vectors(num_tokens) * self.vector_bytes
         if len(example.activation) != size:
             raise ExampleError(f"activation has {len(example.activation)} bytes, expected {size}")
         stored = np.frombuffer(example.activation, numpy_dtype(self.storage_dtype))
@@ -83,22 +92,23 @@ class RecordKind:
 
 @dataclass(frozen=True)
 class RecordFrame:
-    """All bytes of a record but the activation and the CRC that covers it.
+    """All bytes of a record but the vectors and the CRC that covers them.
 
     Attributes:
-        head: the TFRecord header and the Example up to the activation's bytes.
-        payload_bytes: bytes of the activation.
-        suffix: the Example after them; what follows is the TFRecord footer.
+        head: the TFRecord header and the Example up to the vectors.
+        payload_bytes: bytes of the vectors.
+        suffix: the Example after the vectors. The TFRecord footer follows it.
+        sample_id: of the sample.
+        num_tokens: tokens of the prompt.
+        vectors: vectors in the record.
     """
 
     head: bytes
     payload_bytes: int
     suffix: bytes
-
-    @property
-    def prefix(self) -> bytes:
-        """The Example's part of the head."""
-        return self.head[HEADER_BYTES:]
+    sample_id: str
+    num_tokens: int
+    vectors: int
 
     @property
     def size(self) -> int:
@@ -107,9 +117,20 @@ class RecordFrame:
 
 
 def frame_record(sample: Sample, kind: RecordKind) -> RecordFrame:
-    """The frame of the sample's record."""
-    payload_bytes = kind.vectors(sample) * kind.vector_bytes
-    suffix = encode_suffix(sample, kind.shape(sample))
+    """Encode everything in the record of a sample but its vectors.
+
+    Raises:
+        ValueError: the sample has other token ids than the pooling keeps.
+    """
+    kind.check(sample)
+    vectors = kind.vectors(sample.num_tokens)
+    payload_bytes = vectors * kind.vector_bytes
+    suffix = encode_suffix(sample, kind.shape(sample.num_tokens))
     prefix = encode_prefix(payload_bytes, len(suffix))
-    header = frame_header(len(prefix) + payload_bytes + len(suffix))
-    return RecordFrame(header + prefix, payload_bytes, suffix)
+    head = frame_header(len(prefix) + payload_bytes + len(suffix)) + prefix
+    return RecordFrame(head, payload_bytes, suffix, sample.sample_id, sample.num_tokens, vectors)
+
+
+def prefix_of(frame: RecordFrame) -> bytes:
+    """The Example's part of a frame's head."""
+    return frame.head[HEADER_BYTES:]

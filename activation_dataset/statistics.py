@@ -1,4 +1,4 @@
-"""Statistics of a layer's vectors, and how those of its parts become those of the whole."""
+"""Statistics of the vectors of a site, in float64, and their merging."""
 
 from __future__ import annotations
 
@@ -10,24 +10,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from activation_dataset.fields import FieldError, Fields
+from activation_dataset.format import to_float32
 from activation_dataset.norms import NormHistogram
 
 Float64Array = NDArray[np.float64]
 
+# Vectors that `of_vectors` widens to float64 at a time.
+_CHUNK_BYTES = 1 << 22
+
 
 @dataclass(frozen=True, eq=False)
 class LayerStatistics:
-    """Statistics of the vectors of one layer. Vectors with a NaN or an infinity are only counted.
+    """Statistics of the vectors of one site. Vectors with a NaN or an infinity are only counted.
 
     Attributes:
-        count: vectors, all of whose elements are finite.
+        count: vectors whose elements are all finite.
         nonfinite_count: all other vectors.
         mean: [hidden] float64.
-        variance: [hidden] float64, of the population: the mean squared deviation from the mean.
-        mean_norm: mean of the vectors' Euclidean norms.
-        mean_squared_norm: mean of their squares.
-        max_norm: largest of the norms.
-        norm_histogram: how many of the norms are in each of the bins of NormHistogram.
+        variance: [hidden] float64, of the population: mean squared deviation from the mean.
+        mean_norm: mean of the Euclidean norms.
+        mean_squared_norm: mean of the squared norms.
+        max_norm: largest norm.
+        norm_histogram: number of norms in each bin.
 
     All are 0 where count is 0.
     """
@@ -42,24 +46,75 @@ class LayerStatistics:
     norm_histogram: NormHistogram
 
     @classmethod
-    def empty(cls, hidden: int) -> LayerStatistics:
-        """Statistics of no vectors of `hidden` elements."""
-        return cls(0, 0, np.zeros(hidden), np.zeros(hidden), 0.0, 0.0, 0.0, NormHistogram())
+    def empty(cls, hidden: int, nonfinite_count: int = 0) -> LayerStatistics:
+        """Statistics of no finite vectors of `hidden` elements."""
+        zeros = np.zeros(hidden)
+        return cls(0, nonfinite_count, zeros, zeros, 0.0, 0.0, 0.0, NormHistogram())
+
+    @classmethod
+    def of_moments(
+        cls, mean: NDArray[Any], m2: NDArray[Any], norms: NDArray[Any]
+    ) -> LayerStatistics:
+        """Statistics from moments that a device computed, for one step.
+
+        Args:
+            mean: [hidden] float32 or float64, mean of the finite vectors.
+            m2: [hidden] float32 or float64, sum of their squared deviations from the mean.
+            norms: [n] float32 or float64, Euclidean norm of each vector; NaN for a vector that is
+                not finite and is left out of `mean` and `m2`.
+
+        Raises:
+            OverflowError: a moment is not finite, because squares overflowed in float32. Use
+                `of_vectors` for these vectors.
+        """
+        finite = norms[~np.isnan(norms)].astype(np.float64)
+        nonfinite_count = len(norms) - len(finite)
+        if not len(finite):
+            return cls.empty(len(mean), nonfinite_count)
+        moments = (mean, m2, finite)
+        if not all(np.isfinite(each).all() for each in moments):
+            raise OverflowError("moments in float32 overflowed, use LayerStatistics.of_vectors")
+        return cls(
+            count=len(finite),
+            nonfinite_count=nonfinite_count,
+            mean=mean.astype(np.float64),
+            variance=m2.astype(np.float64) / len(finite),
+            mean_norm=float(finite.mean()),
+            mean_squared_norm=float(np.square(finite).mean()),
+            max_norm=float(finite.max()),
+            norm_histogram=NormHistogram.of(finite),
+        )
+
+    @classmethod
+    def of_vectors(cls, vectors: NDArray[Any]) -> LayerStatistics:
+        """Statistics computed on the host in float64, whatever the size of the elements.
+
+        Args:
+            vectors: [n, hidden] float32, or uint16 with the bits of bfloat16.
+        """
+        hidden = vectors.shape[1]
+        rows = max(1, _CHUNK_BYTES // (8 * hidden))
+        total = cls.empty(hidden)
+        for start in range(0, len(vectors), rows):
+            stored = to_float32(vectors[start : start + rows])
+            finite = np.isfinite(stored).all(axis=1)
+            chunk = (stored if finite.all() else stored[finite]).astype(np.float64)
+            norms = np.full(len(stored), np.nan)
+            norms[finite] = np.sqrt(np.square(chunk).sum(axis=1))
+            mean = chunk.sum(axis=0) / max(1, len(chunk))
+            m2 = np.square(chunk - mean).sum(axis=0)
+            total = total.merge(cls.of_moments(mean, m2, norms))
+        return total
 
     @property
     def hidden(self) -> int:
         """Elements of a vector."""
         return len(self.mean)
 
-    @property
-    def m2(self) -> Float64Array:
-        """[hidden] float64: sum of squared deviations from the mean."""
-        return self.variance * self.count
-
     def merge(self, other: LayerStatistics) -> LayerStatistics:
         """Statistics of these vectors and the other ones, pairwise (Chan, Golub, LeVeque 1979).
 
-        Exact in the counts; in the last bits the order of the two matters.
+        The counts are exact. The last bits of the other values depend on the order of the two.
         """
         if self.hidden != other.hidden:
             raise ValueError(
@@ -87,7 +142,7 @@ class LayerStatistics:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for json; `from_json` gives back the same bits."""
+        """Values for json. `from_json` restores the same bits."""
         return {
             "count": self.count,
             "nonfinite_count": self.nonfinite_count,
@@ -101,10 +156,10 @@ class LayerStatistics:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any], where: str = "statistics") -> LayerStatistics:
-        """Checks and reads what `to_json` made; `where` is what errors call it.
+        """Read the result of `to_json`; errors call it `where`.
 
         Raises:
-            FieldError: names the field that is missing, unknown or wrong.
+            FieldError: a field is missing, unknown or wrong.
         """
         fields = Fields(value, where)
         result = cls(
@@ -129,7 +184,7 @@ class LayerStatistics:
         return result
 
     def __eq__(self, other: object) -> bool:
-        """Whether every value has the same bits (but for the sign of zero)."""
+        """Return True if all values are equal."""
         if not isinstance(other, LayerStatistics):
             return NotImplemented
         return self.to_json() == other.to_json()
@@ -137,22 +192,30 @@ class LayerStatistics:
 
 @dataclass
 class OrderedMerge:
-    """Merges the statistics of shards 0..n-1 into one, the same bits whatever the arrival order.
+    """Merge of the statistics of shards 0..n-1, with the same bits for every order of arrival.
 
-    The merges form a fixed binary tree over the shard numbers: the nodes of two siblings become
-    their parent's as soon as both are there. Shards in order leave log2(n) nodes waiting, the worst
-    order n/2. Can be pickled.
+    The merges form a fixed binary tree over the shard numbers: two siblings are merged as soon as
+    both have arrived. Shards in order leave log2(n) nodes waiting, the worst order n/2. The object
+    can be pickled.
     """
 
     _nodes: dict[tuple[int, int], LayerStatistics] = field(default_factory=dict)
-    """(level, index) to the statistics of shards index * 2^level .. (index + 1) * 2^level - 1."""
+    """(level, index) to statistics of shards index * 2^level .. (index + 1) * 2^level - 1."""
 
     def add(self, shard: int, statistics: LayerStatistics) -> None:
-        """Adds one shard, which must not have been added before."""
+        """Add one shard.
+
+        Raises:
+            ValueError: the shard was added before.
+        """
         self._insert(0, shard, statistics)
 
     def merge(self, other: OrderedMerge) -> None:
-        """Adds all shards that `other` holds, which must be none of these."""
+        """Add all shards of `other`.
+
+        Raises:
+            ValueError: a shard was added before.
+        """
         for (level, index), statistics in other._nodes.items():
             self._insert(level, index, statistics)
 
@@ -160,7 +223,7 @@ class OrderedMerge:
         """Statistics of shards 0..num_shards - 1.
 
         Raises:
-            ValueError: shards are missing, too many, or were added twice.
+            ValueError: the shards that were added are not exactly these.
         """
         expected = list(_roots(num_shards))
         if not expected or set(expected) != set(self._nodes):
@@ -190,7 +253,7 @@ class OrderedMerge:
 
 
 def _roots(num_shards: int) -> Iterator[tuple[int, int]]:
-    """The nodes, left to right, of the fewest full subtrees that cover 0..num_shards - 1."""
+    """Nodes of the fewest full subtrees that cover 0..num_shards - 1, from left to right."""
     start = 0
     for level in range(num_shards.bit_length() - 1, -1, -1):
         if num_shards >> level & 1:

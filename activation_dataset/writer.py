@@ -1,4 +1,4 @@
-"""Writing one layer of one shard."""
+"""Writing one layer file: one site of one shard."""
 
 from __future__ import annotations
 
@@ -8,150 +8,138 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from activation_dataset.checksum import Buffer, combine, crc32c, extend, to_text
-from activation_dataset.format import (
-    POOLINGS,
-    Pooling,
-    Sample,
-    StorageDtype,
-    shard_file,
-    to_storage,
-)
-from activation_dataset.manifest import LayerFile, LayerManifest
-from activation_dataset.record import RecordKind, frame_record
+from activation_dataset.checksum import Buffer, extend, to_text
+from activation_dataset.format import numpy_dtype, shard_file
+from activation_dataset.manifest import FileEntry, LayerManifest, sample_order
+from activation_dataset.record import RecordFrame, RecordKind, prefix_of
 from activation_dataset.sites import Site
-from activation_dataset.statistics_builder import StatisticsBuilder
-from activation_dataset.tfrecord import FOOTER_BYTES, HEADER_BYTES, frame_footer
+from activation_dataset.statistics import LayerStatistics
+from activation_dataset.tfrecord import frame_footer
 
-# Payloads up to here are gathered into one write; larger ones are written where they lie.
-_GATHERED_PAYLOAD = 1 << 16
-_GATHERED_BLOCK = 1 << 20
+# Smaller vectors are joined to blocks of this size, larger ones are written without a copy.
+_JOINED_PAYLOAD = 1 << 16
+_JOINED_BLOCK = 1 << 20
 
 
 class LayerFileWriter:
-    """Writes the records of one layer file, keeping its checksum and statistics.
+    """Writer of the records of one layer file. Keeps its checksum and merges its statistics.
 
-    The bytes depend on the samples and rows alone, not on how they are split into `append` calls.
+    The bytes depend on the samples and vectors alone, not on how they are split into calls of
+    `append`.
 
     Args:
-        stream: where the bytes go, from its position on; neither flushed nor closed.
-        layer: the site that the vectors are of.
-        pooling: decides how many rows a sample has, and the feature `shape`.
-        storage_dtype: of the stored elements.
-        hidden: elements of a vector.
+        stream: receives the bytes, from its position on; neither flushed nor closed.
+        site: the site of the vectors.
+        kind: of the records.
     """
 
-    def __init__(
-        self,
-        stream: BinaryIO,
-        layer: Site,
-        pooling: Pooling,
-        storage_dtype: StorageDtype,
-        hidden: int,
-    ) -> None:
-        if pooling not in POOLINGS:
-            raise ValueError(f"pooling {pooling!r} is not one of {', '.join(POOLINGS)}")
+    def __init__(self, stream: BinaryIO, site: Site, kind: RecordKind) -> None:
         self._stream = stream
-        self._layer = layer
-        self._kind = RecordKind(pooling, storage_dtype, hidden)
-        self._statistics = StatisticsBuilder(hidden)
-        self._samples = self._tokens = self._vectors = self._bytes = self._crc = 0
-        self._gathered: list[Buffer] = []
-        self._gathered_bytes = 0
+        self._site = site
+        self._kind = kind
+        self._statistics = LayerStatistics.empty(kind.hidden)
+        self._sample_ids: list[str] = []
+        self._tokens = self._vectors = self._bytes = self._crc = 0
+        self._joined: list[Buffer] = []
+        self._joined_bytes = 0
 
     def append(
-        self, samples: Sequence[Sample], rows: NDArray[Any], row_counts: Sequence[int]
+        self, frames: Sequence[RecordFrame], vectors: NDArray[Any], statistics: LayerStatistics
     ) -> None:
-        """Writes one record for each sample.
+        """Write one record for each frame.
 
         Args:
-            samples: the samples, in the order of the file.
-            rows: [sum(row_counts), hidden] float32 or bfloat16 (see `to_storage`): the samples'
-                vectors end to end. Free to be reused after the call.
-            row_counts: rows of each sample: 1 if pooled, else its tokens.
+            frames: of the samples, in the order of the file.
+            vectors: [sum of the frames' vectors, hidden] in the storage dtype: float32, or bfloat16
+                as ml_dtypes has it or as its bits in uint16. Free to be reused after the call.
+            statistics: of exactly these vectors.
 
         Raises:
             ValueError: the arguments contradict each other; nothing has been written.
+            TypeError: the vectors have another dtype.
             OSError: the stream did not take all bytes.
         """
-        self._check(samples, rows, row_counts)
-        stored = to_storage(rows, self._kind.storage_dtype)
-        self._statistics.update(stored)
-        elements = stored.reshape(-1).view(np.uint8).data
+        payload = self._bytes_of(frames, vectors, statistics)
         start = 0
-        for sample, count in zip(samples, row_counts, strict=True):
-            end = start + count * self._kind.vector_bytes
-            self._write_record(sample, elements[start:end])
-            self._tokens += sample.num_tokens
+        for frame in frames:
+            end = start + frame.payload_bytes
+            self._write_record(frame, payload[start:end])
+            self._tokens += frame.num_tokens
             start = end
-        self._flush()
-        self._samples += len(samples)
-        self._vectors += len(rows)
+        self._write_joined()
+        self._sample_ids += [frame.sample_id for frame in frames]
+        self._vectors += len(vectors)
+        self._statistics = self._statistics.merge(statistics)
 
-    def finish(self, shard: int, num_shards: int) -> LayerManifest:
-        """What was written, as a shard of the dataset. Closing the stream is up to the caller."""
+    def finish(self, shard: int, num_shards: int, ops: str) -> LayerManifest:
+        """The manifest of the file. Closing the stream is up to the caller.
+
+        Args:
+            shard: number of the shard.
+            num_shards: number of all shards.
+            ops: implementation that computed the vectors, such as "xla".
+        """
+        path = shard_file(self._site, shard, num_shards)
         return LayerManifest(
             shard=shard,
-            samples=self._samples,
+            samples=len(self._sample_ids),
             tokens=self._tokens,
             vectors=self._vectors,
-            file=LayerFile(
-                layer=self._layer,
-                path=shard_file(self._layer, shard, num_shards),
-                bytes=self._bytes,
-                crc32c=to_text(self._crc),
-                statistics=self._statistics.result(),
-            ),
+            order=sample_order(self._sample_ids),
+            ops=ops,
+            site=self._site,
+            file=FileEntry(path, self._bytes, to_text(self._crc)),
+            statistics=self._statistics,
         )
 
-    def _check(
-        self, samples: Sequence[Sample], rows: NDArray[Any], row_counts: Sequence[int]
-    ) -> None:
-        if len(samples) != len(row_counts):
-            raise ValueError(f"{len(samples)} samples, but {len(row_counts)} row counts")
-        for sample, count in zip(samples, row_counts, strict=True):
-            self._kind.check(sample)
-            if count != self._kind.vectors(sample):
-                raise ValueError(
-                    f"sample {sample.sample_id!r} has {count} rows; with pooling "
-                    f"{self._kind.pooling!r} a prompt of {sample.num_tokens} tokens needs "
-                    f"{self._kind.vectors(sample)}"
-                )
-        if rows.shape != (sum(row_counts), self._kind.hidden):
+    def _bytes_of(
+        self, frames: Sequence[RecordFrame], vectors: NDArray[Any], statistics: LayerStatistics
+    ) -> NDArray[np.uint8]:
+        """The bytes of the vectors, [bytes] uint8, after a check of all arguments."""
+        expected = sum(frame.vectors for frame in frames)
+        if vectors.shape != (expected, self._kind.hidden):
             raise ValueError(
-                f"rows have shape {rows.shape}, expected [{sum(row_counts)}, {self._kind.hidden}]"
+                f"vectors have shape {vectors.shape}, expected [{expected}, {self._kind.hidden}]"
             )
+        if statistics.count + statistics.nonfinite_count != expected:
+            raise ValueError(
+                f"statistics are of {statistics.count + statistics.nonfinite_count} vectors, "
+                f"expected {expected}"
+            )
+        for frame in frames:
+            if frame.payload_bytes != frame.vectors * self._kind.vector_bytes:
+                raise ValueError(f"the frame of sample {frame.sample_id!r} is of another kind")
+        if vectors.dtype.name == "bfloat16":
+            vectors = vectors.view(np.uint16)
+        dtype = numpy_dtype(self._kind.storage_dtype)
+        if vectors.dtype != dtype:
+            raise TypeError(
+                f"vectors have dtype {vectors.dtype}, expected {self._kind.storage_dtype}"
+            )
+        return np.ascontiguousarray(vectors).reshape(-1).view(np.uint8)
 
-    def _write_record(self, sample: Sample, payload: memoryview) -> None:
-        frame = frame_record(sample, self._kind)
-        crc = crc32c(frame.prefix, payload, frame.suffix)
+    def _write_record(self, frame: RecordFrame, payload: NDArray[np.uint8]) -> None:
+        crc = extend(extend(extend(0, prefix_of(frame)), payload), frame.suffix)
         footer = frame_footer(crc)
-        if len(payload) <= _GATHERED_PAYLOAD:
-            self._gathered += (frame.head, payload, frame.suffix, footer)
-            self._gathered_bytes += frame.size
-            if self._gathered_bytes >= _GATHERED_BLOCK:
-                self._flush()
+        if frame.payload_bytes <= _JOINED_PAYLOAD:
+            self._joined += (frame.head, payload, frame.suffix, footer)
+            self._joined_bytes += frame.size
+            if self._joined_bytes >= _JOINED_BLOCK:
+                self._write_joined()
             return
-        self._flush()
+        self._write_joined()
         for piece in (frame.head, payload, frame.suffix, footer):
-            _write_whole(self._stream, piece)
-        # The file's CRC from the record's: a large payload is summed once.
-        self._crc = extend(self._crc, frame.head[:HEADER_BYTES])
-        self._crc = combine(self._crc, crc, frame.size - HEADER_BYTES - FOOTER_BYTES)
-        self._crc = extend(self._crc, footer)
-        self._bytes += frame.size
+            self._write(piece)
 
-    def _flush(self) -> None:
-        if self._gathered:
-            block = b"".join(self._gathered)
-            _write_whole(self._stream, block)
-            self._crc = extend(self._crc, block)
-            self._bytes += len(block)
-            self._gathered.clear()
-            self._gathered_bytes = 0
+    def _write_joined(self) -> None:
+        if self._joined:
+            self._write(b"".join(self._joined))
+            self._joined.clear()
+            self._joined_bytes = 0
 
-
-def _write_whole(stream: BinaryIO, block: Buffer) -> None:
-    written = stream.write(block)
-    if written is not None and written != len(block):
-        raise OSError(f"only {written} of {len(block)} bytes were written")
+    def _write(self, block: Buffer) -> None:
+        written = self._stream.write(block)
+        if written is not None and written != len(block):
+            raise OSError(f"only {written} of {len(block)} bytes were written")
+        self._crc = extend(self._crc, block)
+        self._bytes += len(block)

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import ml_dtypes
 import numpy as np
+from numpy.typing import NDArray
 
 from activation_dataset.format import (
     METADATA_FILE,
     Pooling,
-    Sample,
     StorageDtype,
     prompts_file,
     shard_file,
-    to_storage,
 )
 from activation_dataset.manifest import Manifest, shards_of
 from activation_dataset.metadata import Metadata, RunDescription
 from activation_dataset.prompts import Prompt, write_prompts
-from activation_dataset.statistics import OrderedMerge
+from activation_dataset.record import RecordKind, frame_record
+from activation_dataset.statistics import LayerStatistics, OrderedMerge
 from activation_dataset.writer import LayerFileWriter
 
 
-def residual_stream(vectors: int, hidden: int, seed: int) -> np.ndarray:
-    """[vectors, hidden] float32: normal, but for a few dimensions that are massive or biased."""
+def residual_stream(vectors: int, hidden: int, seed: int) -> NDArray[np.float32]:
+    """[vectors, hidden] float32: normal, except a few massive or biased dimensions."""
     rng = np.random.default_rng(seed)
     rows = rng.standard_normal((vectors, hidden), np.float32)
     rows *= rng.uniform(0.2, 2, hidden).astype(np.float32)
@@ -34,12 +36,17 @@ def residual_stream(vectors: int, hidden: int, seed: int) -> np.ndarray:
 
 
 def prompt_lengths(tokens: int, seed: int) -> list[int]:
-    """Lengths that add up to `tokens`, spread as those of ARC tasks are: 72 to 3,420."""
+    """Lengths that add up to `tokens`, distributed like those of ARC tasks: 72 to 3,420."""
     rng = np.random.default_rng(seed)
     lengths: list[int] = []
     while (left := tokens - sum(lengths)) > 0:
         lengths.append(min(left, int(np.exp(rng.uniform(np.log(72), np.log(3420))))))
     return lengths
+
+
+def in_storage(rows: NDArray[np.float32], storage_dtype: StorageDtype) -> NDArray[Any]:
+    """Rows in the storage dtype; bfloat16 as its bits in uint16."""
+    return rows if storage_dtype == "float32" else rows.astype(ml_dtypes.bfloat16).view(np.uint16)
 
 
 def write_dataset(
@@ -50,9 +57,10 @@ def write_dataset(
     storage_dtype: StorageDtype,
     hidden: int = 896,
 ) -> None:
-    """Writes a dataset whose shards hold prompts of those lengths, the same values in each file."""
-    most = max(sum(lengths) if pooling == "none" else len(lengths) for lengths in shards)
-    rows = to_storage(residual_stream(most, hidden, 0), storage_dtype)
+    """Write a dataset with prompts of those lengths in each shard, the same values in each file."""
+    kind = RecordKind(pooling, storage_dtype, hidden)
+    most = max(sum(map(kind.vectors, lengths)) for lengths in shards)
+    rows = in_storage(residual_stream(most, hidden, 0), storage_dtype)
     merges = {layer: OrderedMerge() for layer in layers}
     manifests: list[Manifest] = []
     (folder / "prompts").mkdir(parents=True)
@@ -62,23 +70,22 @@ def write_dataset(
         prompts = _prompts(shard, lengths)
         with (folder / prompts_file(shard, len(shards))).open("wb") as stream:
             manifests.append(write_prompts(stream, prompts, shard, len(shards)))
-        kept = -1 if pooling == "last" else 0
-        samples = [
-            Sample(p.sample_id, p.task_id, p.token_ids[kept:], p.num_tokens) for p in prompts
-        ]
-        counts = [p.num_tokens if pooling == "none" else 1 for p in prompts]
+        frames = [frame_record(kind.sample(prompt), kind) for prompt in prompts]
+        vectors = rows[: sum(map(kind.vectors, lengths))]
+        statistics = LayerStatistics.of_vectors(vectors)
         for layer in layers:
             with (folder / shard_file(layer, shard, len(shards))).open("wb") as stream:
-                writer = LayerFileWriter(stream, layer, pooling, storage_dtype, hidden)
-                writer.append(samples, rows[: sum(counts)], counts)
-            manifest = writer.finish(shard, len(shards))
+                writer = LayerFileWriter(stream, layer, kind)
+                writer.append(frames, vectors, statistics)
+            manifest = writer.finish(shard, len(shards), "xla")
             manifests.append(manifest)
-            merges[layer].add(shard, manifest.file.statistics)
+            merges[layer].add(shard, manifest.statistics)
     metadata = Metadata(
         run=_run(layers, pooling, storage_dtype, hidden),
         shards=shards_of(manifests, tuple(layers), len(shards)),
         rejected={},
         statistics={layer: merge.result(len(shards)) for layer, merge in merges.items()},
+        ops=("xla",),
     )
     (folder / METADATA_FILE).write_text(metadata.to_json(), "utf-8")
 

@@ -1,65 +1,64 @@
-"""Small datasets, written as the pipeline writes them."""
+"""Small datasets, written as the job writes them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from activation_dataset.format import (
-    Pooling,
-    Sample,
-    StorageDtype,
-    prompts_file,
-    shard_file,
-)
+from activation_dataset.format import Pooling, Sample, StorageDtype, prompts_file, shard_file
 from activation_dataset.manifest import Manifest, shards_of
 from activation_dataset.metadata import InputFile, Metadata, RunDescription
 from activation_dataset.prompts import Prompt, write_prompts
+from activation_dataset.record import RecordFrame, RecordKind, frame_record
 from activation_dataset.sites import HOOK_POINTS, HookPoint, Site, place_of
-from activation_dataset.statistics import OrderedMerge
+from activation_dataset.statistics import LayerStatistics, OrderedMerge
 from activation_dataset.writer import LayerFileWriter
 
 LAYERS = (10, 11, 12)
 
 
-def make_samples(lengths: list[int], pooling: Pooling, seed: int = 0) -> list[Sample]:
-    """One sample for each prompt length, its token ids random over Qwen's vocabulary."""
-    rng = np.random.default_rng(seed)
-    samples = []
-    for index, length in enumerate(lengths):
-        tokens = rng.integers(0, 151_936, length, dtype=np.int32)
-        samples.append(
-            Sample(
-                sample_id=f"training/é{seed}.json#{index:08x}/0",
-                task_id=f"{index:08x}",
-                token_ids=tokens[-1:] if pooling == "last" else tokens,
-                num_tokens=length,
-            )
-        )
-    return samples
-
-
 def text_prompt(sample_id: str, task_id: str, token_ids: NDArray[np.int32]) -> Prompt:
-    """A prompt that shows no grid."""
+    """A prompt without a grid."""
     return Prompt(sample_id, task_id, token_ids, np.full((len(token_ids), 4), -1, np.int16))
 
 
-def make_prompts(lengths: list[int], seed: int = 0) -> list[Prompt]:
-    """The prompts of `make_samples`: after a word, the cells of a column, then a word."""
+def make_prompts(lengths: Sequence[int], seed: int = 0) -> list[Prompt]:
+    """One prompt for each length: a word, the cells of a column, a word; with random token ids."""
+    rng = np.random.default_rng(seed)
     prompts = []
-    for sample in make_samples(lengths, "none", seed):
-        cells = np.full((sample.num_tokens, 4), -1, np.int16)
+    for index, length in enumerate(lengths):
+        token_ids = rng.integers(0, 151_936, length, dtype=np.int32)
+        cells = np.full((length, 4), -1, np.int16)
         inner = cells[1:-1]
         inner[:] = np.arange(len(inner))[:, None] * [0, 0, 1, 0] + [0, 1, 0, 2]
-        prompts.append(Prompt(sample.sample_id, sample.task_id, sample.token_ids, cells))
+        sample_id = f"training/é{seed}.json#{index:08x}/0"
+        prompts.append(Prompt(sample_id, f"{index:08x}", token_ids, cells))
     return prompts
 
 
+def make_samples(lengths: Sequence[int], pooling: Pooling, seed: int = 0) -> list[Sample]:
+    """The samples of `make_prompts`."""
+    kind = RecordKind(pooling, "float32", 1)
+    return [kind.sample(prompt) for prompt in make_prompts(lengths, seed)]
+
+
+def frames_of(prompts: Sequence[Prompt], kind: RecordKind) -> list[RecordFrame]:
+    """The frames of prompts."""
+    return [frame_record(kind.sample(prompt), kind) for prompt in prompts]
+
+
+def stored(rows: NDArray[np.float32], storage_dtype: StorageDtype) -> NDArray[Any]:
+    """Rows in the storage dtype; bfloat16 as its bits in uint16."""
+    return rows if storage_dtype == "float32" else rows.astype(ml_dtypes.bfloat16).view(np.uint16)
+
+
 def make_rows(
-    samples: list[Sample], pooling: Pooling, hidden: int, seed: int
+    samples: Sequence[Sample | Prompt], pooling: Pooling, hidden: int, seed: int
 ) -> NDArray[np.float32]:
     """[vectors, hidden] float32 with one dimension of massive activations, as Qwen has."""
     count = sum(sample.num_tokens for sample in samples) if pooling == "none" else len(samples)
@@ -68,12 +67,8 @@ def make_rows(
     return rows
 
 
-def row_counts(samples: list[Sample], pooling: Pooling) -> list[int]:
-    return [sample.num_tokens if pooling == "none" else 1 for sample in samples]
-
-
 def row_seed(site: Site, shard: int) -> int:
-    """The seed of `make_rows` for the rows of a site in a shard."""
+    """The seed of `make_rows` for a site of a shard."""
     layer, hook_point = place_of(site)
     return 100 * layer + shard + (10_000 * (4 - HOOK_POINTS.index(hook_point)))
 
@@ -114,35 +109,37 @@ def write_dataset(
     prompts_of: Callable[[list[int], int], list[Prompt]] = make_prompts,
     hook_points: tuple[HookPoint, ...] = ("resid_post",),
 ) -> Metadata:
-    """Writes a dataset with the given prompt lengths in each shard, and returns its metadata.
+    """Write a dataset with the given prompt lengths in each shard, and return its metadata.
 
-    The samples of a shard are those of `make_samples` with its seed, by default its number.
+    The samples of a shard are those of `prompts_of` with its seed, by default its number.
     """
     run = describe(pooling, storage_dtype, hidden, layers, hook_points)
+    kind = RecordKind(pooling, storage_dtype, hidden)
     merges = {site: OrderedMerge() for site in run.sites}
     manifests: list[Manifest] = []
     (folder / "prompts").mkdir(parents=True)
     for shard, lengths in enumerate(shards):
-        seed = seeds[shard] if seeds else shard
-        samples = make_samples(lengths, pooling, seed)
+        prompts = prompts_of(lengths, seeds[shard] if seeds else shard)
+        frames = frames_of(prompts, kind)
         with open(folder / prompts_file(shard, len(shards)), "wb") as stream:
-            prompts = prompts_of(lengths, seed)
             manifests.append(write_prompts(stream, prompts, shard, len(shards)))
         for site in run.sites:
             path = folder / shard_file(site, shard, len(shards))
             path.parent.mkdir(parents=True, exist_ok=True)
+            rows = make_rows(prompts, pooling, hidden, seed=row_seed(site, shard))
+            vectors = stored(rows, storage_dtype)
             with open(path, "wb") as stream:
-                writer = LayerFileWriter(stream, site, pooling, storage_dtype, hidden)
-                rows = make_rows(samples, pooling, hidden, seed=row_seed(site, shard))
-                writer.append(samples, rows, row_counts(samples, pooling))
-            manifest = writer.finish(shard, len(shards))
+                writer = LayerFileWriter(stream, site, kind)
+                writer.append(frames, vectors, LayerStatistics.of_vectors(vectors))
+            manifest = writer.finish(shard, len(shards), "xla")
             manifests.append(manifest)
-            merges[site].add(shard, manifest.file.statistics)
+            merges[site].add(shard, manifest.statistics)
     metadata = Metadata(
         run=run,
         shards=shards_of(manifests, run.sites, len(shards)),
         rejected=rejected or {},
         statistics={site: merge.result(len(shards)) for site, merge in merges.items()},
+        ops=("xla",),
     )
     (folder / "metadata.json").write_text(metadata.to_json(), "utf-8")
     return metadata
