@@ -23,14 +23,7 @@ from activation_dataset.example import (
 )
 from activation_dataset.format import Sample, prompts_file
 from activation_dataset.manifest import FileEntry, PromptsManifest, sample_order
-from activation_dataset.tfrecord import (
-    FOOTER_BYTES,
-    HEADER_BYTES,
-    CorruptRecordError,
-    frame_footer,
-    frame_header,
-    read_records,
-)
+from activation_dataset.tfrecord import decode_records, frame_footer, frame_header
 
 PAYLOAD = b"cells"
 CELL_FIELDS = ("example", "role", "row", "column")
@@ -125,13 +118,7 @@ def read_prompts(stream: BinaryIO, name: str) -> Iterator[Prompt]:
     Raises:
         CorruptRecordError: a record is damaged or not a prompt.
     """
-    offset = stream.tell()
-    for number, data in enumerate(read_records(stream, name)):
-        try:
-            yield decode_prompt(data)
-        except ExampleError as error:
-            raise CorruptRecordError(name, number, offset, str(error)) from None
-        offset += HEADER_BYTES + len(data) + FOOTER_BYTES
+    return decode_records(stream, name, decode_prompt)
 
 
 def decode_prompt(data: bytes | memoryview) -> Prompt:

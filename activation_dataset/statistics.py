@@ -15,6 +15,11 @@ from activation_dataset.norms import NormHistogram
 
 Float64Array = NDArray[np.float64]
 
+# Relative errors that sums in float32 over one step explain; docs/format.md derives them.
+MEAN_TOLERANCE = 1e-4
+VARIANCE_TOLERANCE = 1e-3
+NORM_TOLERANCE = 1e-4
+
 # Vectors that `of_vectors` widens to float64 at a time.
 _CHUNK_BYTES = 1 << 22
 
@@ -140,6 +145,36 @@ class LayerStatistics:
             max_norm=max(self.max_norm, other.max_norm),
             norm_histogram=self.norm_histogram.merge(other.norm_histogram),
         )
+
+    def differences(self, exact: LayerStatistics) -> list[str]:
+        """Differences from statistics of the same vectors in float64 that rounding cannot explain.
+
+        Args:
+            exact: result of `of_vectors`.
+
+        Returns:
+            The differing fields with their values; empty if all are within the tolerance.
+        """
+        found = [
+            f"{name} is {getattr(self, name)}, the vectors have {getattr(exact, name)}"
+            for name in ("count", "nonfinite_count")
+            if getattr(self, name) != getattr(exact, name)
+        ]
+        mean_square = np.square(exact.mean) + exact.variance
+        tolerances = {
+            "mean": MEAN_TOLERANCE * np.sqrt(mean_square),
+            "variance": VARIANCE_TOLERANCE * exact.variance + MEAN_TOLERANCE**2 * mean_square,
+            "mean_norm": NORM_TOLERANCE * exact.mean_norm,
+            "mean_squared_norm": 2 * NORM_TOLERANCE * exact.mean_squared_norm,
+            "max_norm": NORM_TOLERANCE * exact.max_norm,
+        }
+        for name, tolerance in tolerances.items():
+            error = np.abs(getattr(self, name) - getattr(exact, name))
+            if (error > tolerance).any():
+                found.append(f"{name} is off by up to {np.max(error):.3g}")
+        if not self.norm_histogram.near(exact.norm_histogram):
+            found.append("norm_histogram has norms that are more than one bin off")
+        return found
 
     def to_json(self) -> dict[str, Any]:
         """Values for json. `from_json` restores the same bits."""

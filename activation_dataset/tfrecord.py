@@ -1,7 +1,7 @@
-"""TFRecord framing: how records are laid end to end in a file.
+"""TFRecord framing of records in a file.
 
-Each record is: length (uint64), masked CRC32C of those 8 bytes (uint32), the data, masked CRC32C
-of the data (uint32); all little-endian. Source: tensorflow/core/lib/io/record_writer.h and
+A record is: length (uint64), masked CRC32C of those 8 bytes (uint32), data, masked CRC32C of the
+data (uint32); all little-endian. Source: tensorflow/core/lib/io/record_writer.h and
 tsl/lib/hash/crc32c.h (the mask).
 """
 
@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import BinaryIO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from activation_dataset.checksum import Buffer, crc32c, extend
+from activation_dataset.checksum import crc32c
 
 HEADER_BYTES = 12
 FOOTER_BYTES = 4
@@ -25,24 +25,28 @@ _HEADER = struct.Struct("<QI")
 _LENGTH = struct.Struct("<Q")
 _CRC = struct.Struct("<I")
 
-# What is wrong with a record.
+# Details of a CorruptRecordError.
 LENGTH_CRC = "the CRC of the length does not match"
 DATA_CRC = "the CRC of the data does not match"
 
 ADVICE = (
-    "python -m activation_dataset verify DATASET lists all that is damaged in it; running the same "
-    "command of the job again writes that again"
+    "python -m activation_dataset verify DATASET lists all damaged files; running the same command "
+    "of the job again writes them again"
 )
-"""What to do about a dataset that cannot be read."""
+"""Remedy for a dataset that cannot be read."""
 
 Crc = TypeVar("Crc", int, NDArray[np.int64])
+Decoded = TypeVar("Decoded")
 
 
 class CorruptRecordError(ValueError):
-    """A TFRecord file whose bytes are not what was written.
+    """A damaged TFRecord file. A note, which tracebacks show, gives the remedy.
 
-    Attributes: file (name), record (number within the file, from 0), offset (of the record's first
-    byte), detail (what is wrong). A note, which tracebacks show, says what to do.
+    Attributes:
+        file: name of the file.
+        record: number of the record in the file, from 0.
+        offset: of the record's first byte.
+        detail: what is wrong.
     """
 
     def __init__(self, file: str, record: int, offset: int, detail: str) -> None:
@@ -55,68 +59,74 @@ class CorruptRecordError(ValueError):
 
 
 def mask(crc: Crc) -> Crc:
-    """The masked form in which TFRecord stores a CRC32C; of an int, or of int64s elementwise."""
+    """The masked form in which TFRecord stores a CRC32C, elementwise for an array."""
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
-
-
-def masked_crc(*buffers: Buffer) -> int:
-    """Masked CRC32C of the buffers, as if they were one; copies nothing."""
-    return mask(crc32c(*buffers))
 
 
 @lru_cache(maxsize=1024)
 def frame_header(length: int) -> bytes:
-    """The 12 bytes before a record's data of `length` bytes."""
+    """The 12 bytes before the data of a record, `length` bytes."""
     packed = _LENGTH.pack(length)
-    return packed + _CRC.pack(mask(extend(0, packed)))
+    return packed + _CRC.pack(mask(crc32c(packed)))
 
 
 def frame_footer(crc: int) -> bytes:
-    """The 4 bytes after a record's data, whose (unmasked) CRC32C is `crc`."""
+    """The 4 bytes after the data of a record, whose unmasked CRC32C is `crc`."""
     return _CRC.pack(mask(crc))
 
 
 def read_records(stream: BinaryIO, name: str) -> Iterator[memoryview]:
-    """Yields the data of each record, from the stream's position to its end.
+    """The data of each record, from the stream's position to its end.
 
     Args:
         stream: seekable binary stream.
-        name: what errors call the file.
+        name: name of the file in errors.
 
     Raises:
         CorruptRecordError: a CRC does not match, or the file ends inside a record. A length that
             reaches past the end of the file is refused before memory is allocated for it.
     """
-    for data in scan_records(stream, name):
-        if isinstance(data, CorruptRecordError):
-            raise data
-        yield data
-
-
-def scan_records(stream: BinaryIO, name: str) -> Iterator[memoryview | CorruptRecordError]:
-    """As `read_records`, but yields errors, and goes on after one where the length is sound."""
-    offset, end = _extent(stream)
+    offset = stream.tell()
+    end = stream.seek(0, io.SEEK_END)
+    stream.seek(offset)
     record = 0
     while offset < end:
-        try:
-            length = _read_header(stream, name, record, offset, end)
-        except CorruptRecordError as error:
-            yield error
-            return
-        try:
-            yield _read_data(stream, name, record, offset, length)
-        except CorruptRecordError as error:
-            yield error
+        length = _read_header(stream, name, record, offset, end)
+        yield _read_data(stream, name, record, offset, length)
         offset += HEADER_BYTES + length + FOOTER_BYTES
         record += 1
 
 
+def decode_records(
+    stream: BinaryIO, name: str, decode: Callable[[memoryview], Decoded]
+) -> Iterator[Decoded]:
+    """The decoded data of each record, from the stream's position to its end.
+
+    Args:
+        stream: seekable binary stream.
+        name: name of the file in errors.
+        decode: decodes the data of a record, or raises ValueError.
+
+    Raises:
+        CorruptRecordError: as `read_records`, or the data cannot be decoded.
+    """
+    offset = stream.tell()
+    for number, data in enumerate(read_records(stream, name)):
+        try:
+            yield decode(data)
+        except ValueError as error:
+            raise CorruptRecordError(name, number, offset, str(error)) from None
+        offset += HEADER_BYTES + len(data) + FOOTER_BYTES
+
+
 def record_data(block: NDArray[np.uint8], name: str, record: int, offset: int) -> memoryview:
-    """The data of one record, checked.
+    """The data of one record, after a check of its CRCs.
 
     Args:
         block: [n] uint8, the bytes from the record's header to its footer.
-        name, record, offset: the file, the record's number and its first byte, for errors.
+        name: name of the file in errors.
+        record: number of the record in errors.
+        offset: of the record's first byte in errors.
 
     Raises:
         CorruptRecordError: a CRC does not match, or the record has another length.
@@ -129,10 +139,15 @@ def record_data(block: NDArray[np.uint8], name: str, record: int, offset: int) -
 
 
 def check_header(header: NDArray[np.uint8], size: int, name: str, record: int, offset: int) -> None:
-    """Checks the header, [12] uint8, of a record that must have `size` bytes with its framing.
+    """Check the header of a record against the size that the index gives.
+
+    Args:
+        header: [12] uint8.
+        size: bytes of the record with its framing.
+        name, record, offset: as in `record_data`.
 
     Raises:
-        CorruptRecordError: it is another; `name`, `record` and `offset` are as in `record_data`.
+        CorruptRecordError: the header is damaged or has another length.
     """
     found, expected = header.tobytes(), frame_header(size - HEADER_BYTES - FOOTER_BYTES)
     if found == expected:
@@ -148,23 +163,15 @@ def check_header(header: NDArray[np.uint8], size: int, name: str, record: int, o
     )
 
 
-def _extent(stream: BinaryIO) -> tuple[int, int]:
-    """The stream's position, which stays, and its end."""
-    start = stream.tell()
-    end = stream.seek(0, io.SEEK_END)
-    stream.seek(start)
-    return start, end
-
-
 def _read_header(stream: BinaryIO, name: str, record: int, offset: int, end: int) -> int:
-    """Reads a header and returns the length of the data that follows, known to be in the file."""
+    """Read a header and return the length of the data, which is known to be in the file."""
     header = _read_fully(stream, HEADER_BYTES)
     if len(header) < HEADER_BYTES:
         raise CorruptRecordError(
             name, record, offset, f"the file ends {len(header)} bytes into the 12-byte header"
         )
     length, stored = _HEADER.unpack(header)
-    if stored != mask(extend(0, header[:8])):
+    if stored != mask(crc32c(header[:8])):
         raise CorruptRecordError(name, record, offset, LENGTH_CRC)
     available = end - offset - HEADER_BYTES - FOOTER_BYTES
     if length > available:
@@ -178,20 +185,20 @@ def _read_header(stream: BinaryIO, name: str, record: int, offset: int, end: int
 
 
 def _read_data(stream: BinaryIO, name: str, record: int, offset: int, length: int) -> memoryview:
-    """Reads a record's data and footer and returns the data, checked."""
+    """Read the data and footer of a record and return the data."""
     block = memoryview(_read_fully(stream, length + FOOTER_BYTES))
     if len(block) < length + FOOTER_BYTES:
         raise CorruptRecordError(
             name, record, offset, f"the file ends inside the data of {length} bytes"
         )
     data = block[:length]
-    if _CRC.unpack(block[length:])[0] != masked_crc(data):
+    if _CRC.unpack(block[length:])[0] != mask(crc32c(data)):
         raise CorruptRecordError(name, record, offset, DATA_CRC)
     return data
 
 
 def _read_fully(stream: BinaryIO, count: int) -> bytes:
-    """`count` bytes, or fewer at the end of the stream, even where one read returns less."""
+    """`count` bytes, or fewer at the end of the stream, from as many reads as it takes."""
     block = stream.read(count)
     if len(block) == count or not block:
         return block

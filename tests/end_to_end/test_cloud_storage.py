@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from apache_beam.internal.gcp import auth
 from gcp_storage_emulator.server import create_server
 from google.auth.credentials import AnonymousCredentials
 from google.cloud.storage import Bucket, Client
@@ -13,7 +12,8 @@ from google.cloud.storage import Bucket, Client
 from beam_pipeline.command import main
 from tests.conftest import COMPILED
 from tests.end_to_end.job import digests, error_of, problems_of, run
-from transforms.whole_file import OutputError, WholeFile, read_if_exists
+from transforms.storage import OutputError, read_if_exists
+from transforms.whole_file import WholeFile
 
 FLAGS = ("--layers_to_extract", "all", "--batch_size", "1", "--samples_per_shard", "2")
 BUCKET = "research"
@@ -34,9 +34,6 @@ def address() -> Iterator[str]:
 def bucket(address: str, monkeypatch: pytest.MonkeyPatch) -> Bucket:
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)
     monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "project")
-    # Beam would look for credentials on the network, and keep what it finds for the whole process.
-    monkeypatch.setattr(auth._Credentials, "_credentials_init", True)
-    monkeypatch.setattr(auth._Credentials, "_credentials", None)
     return Client("project", AnonymousCredentials()).bucket(BUCKET)
 
 

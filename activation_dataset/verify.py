@@ -1,0 +1,180 @@
+"""Verifying a dataset against its metadata: every file by size and CRC32C, and on demand by record.
+
+The checksums find every flipped bit, every cut, and every missing or extra file. Decoding the
+records finds mistakes of a writer, which the checksums cannot show.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from activation_dataset.checksum import crc32c_of_stream, to_text
+from activation_dataset.fields import FieldError, Fields
+from activation_dataset.folder import Folder, open_folder
+from activation_dataset.format import (
+    ERRORS_FOLDER,
+    METADATA_FILE,
+    PROMPTS_FOLDER,
+    is_partial_file,
+    parse_data_file,
+)
+from activation_dataset.manifest import FileEntry
+from activation_dataset.metadata import Metadata
+from activation_dataset.verify_records import check_records
+
+RERUN = "run the same command again, which writes it again"
+_DELETE = "delete it"
+_REWRITE = "delete it and run the same command again, which verifies the other files and writes it"
+
+
+@dataclass(frozen=True, order=True)
+class Problem:
+    """One mistake in a dataset.
+
+    Attributes:
+        file: path relative to the dataset's folder.
+        what: what is wrong with the file.
+        remedy: what to do about it.
+    """
+
+    file: str
+    what: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.what}: {self.remedy}"
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """Result of verifying a dataset.
+
+    Attributes:
+        problems: all problems, sorted by file; empty for a sound dataset.
+        files: number of layer files and files of prompts that were read.
+        bytes: their size.
+    """
+
+    problems: tuple[Problem, ...]
+    files: int
+    bytes: int
+
+
+def verify(path: str | os.PathLike[str], records: bool = False) -> VerifyReport:
+    """Check a dataset against its metadata and report all problems.
+
+    Checks the digest and fields of metadata.json, presence, size and CRC32C of every file that it
+    lists, that the folders of sites and prompts hold no other file, that no partial file is left,
+    and the number of rejected tasks.
+
+    Args:
+        path: local folder, or a URL that fsspec can open.
+        records: also decode every record of the files without a problem, and check samples, their
+            order, shapes and token ids against the prompts, and the statistics.
+
+    Raises:
+        OSError: the folder cannot be listed.
+        ImportError: the URL needs a package that is not installed.
+    """
+    folder = open_folder(path)
+    present = set(folder.files())
+    problems = [
+        Problem(file, "left behind by an interrupted writer", _DELETE)
+        for file in present
+        if is_partial_file(file)
+    ]
+    metadata, wrong = _read_metadata(folder, present)
+    problems += wrong
+    if metadata is None:
+        return VerifyReport(tuple(sorted(problems)), 0, 0)
+    problems += _unlisted_files(metadata, present)
+    problems += _check_rejected(folder, metadata, present)
+    entries = [entry for shard in metadata.shards for entry in shard.all_files]
+    with ThreadPoolExecutor(_threads(folder)) as pool:
+        results = list(pool.map(lambda entry: _check_file(folder, entry, present), entries))
+        damaged = {problem.file for problem, _ in results if problem}
+        problems += [problem for problem, _ in results if problem]
+        if records:
+            problems += [
+                Problem(file, what, "report this, it is a mistake of the program that wrote it")
+                for file, what in check_records(folder, metadata, damaged, pool)
+            ]
+    size = sum(count for _, count in results)
+    read = sum(entry.path in present for entry in entries)
+    return VerifyReport(tuple(sorted(problems)), read, size)
+
+
+def _threads(folder: Folder) -> int:
+    """Files to read at a time."""
+    if not folder.local:
+        return folder.parallel_reads
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _check_file(folder: Folder, entry: FileEntry, present: set[str]) -> tuple[Problem | None, int]:
+    """The problem of a file, if any, and the bytes read."""
+    if entry.path not in present:
+        return Problem(entry.path, "missing", RERUN), 0
+    try:
+        with folder.open(entry.path) as stream:
+            crc, size = crc32c_of_stream(stream)
+    except OSError as error:
+        return Problem(entry.path, f"cannot be read: {error}", RERUN), 0
+    found = to_text(crc)
+    if size != entry.bytes:
+        what = f"has {size} bytes, {METADATA_FILE} says {entry.bytes}"
+    elif found != entry.crc32c:
+        what = f"has CRC32C {found}, {METADATA_FILE} says {entry.crc32c}"
+    else:
+        return None, size
+    return Problem(entry.path, what, RERUN), size
+
+
+def _read_metadata(folder: Folder, present: set[str]) -> tuple[Metadata | None, list[Problem]]:
+    if METADATA_FILE not in present:
+        if any(parse_data_file(file) for file in present):
+            what, remedy = "missing, the run has not finished", "run the same command again"
+        else:
+            what, remedy = "missing, this is no dataset", "give the folder that the job wrote to"
+        return None, [Problem(METADATA_FILE, what, remedy)]
+    try:
+        with folder.open(METADATA_FILE) as stream:
+            text = stream.read()
+        metadata = Metadata.from_json(text)
+    except (OSError, FieldError) as error:
+        return None, [Problem(METADATA_FILE, str(error), _REWRITE)]
+    if text != metadata.to_json().encode():
+        return metadata, [Problem(METADATA_FILE, "its text was changed", _REWRITE)]
+    return metadata, []
+
+
+def _unlisted_files(metadata: Metadata, present: set[str]) -> Iterator[Problem]:
+    listed = {entry.path for shard in metadata.shards for entry in shard.all_files}
+    for file in present - listed:
+        in_data_folder = file.startswith(("layer_", f"{PROMPTS_FOLDER}/")) and "/" in file
+        if in_data_folder and not is_partial_file(file):
+            yield Problem(file, f"not listed in {METADATA_FILE}", _DELETE)
+
+
+def _check_rejected(folder: Folder, metadata: Metadata, present: set[str]) -> list[Problem]:
+    """Compare the rejected tasks in `errors/` with the counts in the metadata."""
+    found: Counter[str] = Counter()
+    problems = []
+    for file in sorted(present):
+        if not file.startswith(f"{ERRORS_FOLDER}/") or not file.endswith(".jsonl"):
+            continue
+        try:
+            with folder.open(file) as stream:
+                for number, line in enumerate(stream, start=1):
+                    found[Fields(json.loads(line), f"line {number}").text("reason")] += 1
+        except (OSError, ValueError, RecursionError) as error:
+            problems.append(Problem(file, f"cannot be read: {error}", RERUN))
+    if not problems and found != Counter(metadata.rejected):
+        what = f"holds {dict(found)} rejected tasks, {METADATA_FILE} says {dict(metadata.rejected)}"
+        problems.append(Problem(ERRORS_FOLDER, what, RERUN))
+    return problems

@@ -1,0 +1,156 @@
+"""Checks of every record of a dataset against its prompts and its statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from activation_dataset.example import ExampleError, decode_example
+from activation_dataset.folder import Folder
+from activation_dataset.format import METADATA_FILE, Sample
+from activation_dataset.manifest import Shard
+from activation_dataset.metadata import Metadata
+from activation_dataset.prompts import Prompt, read_prompts
+from activation_dataset.record import RecordKind
+from activation_dataset.sites import Site
+from activation_dataset.statistics import LayerStatistics, OrderedMerge
+from activation_dataset.tfrecord import CorruptRecordError, decode_records
+
+# Vectors whose statistics are computed at a time.
+_BLOCK_BYTES = 1 << 22
+
+Finding = tuple[str, str]
+"""A file and what is wrong with it."""
+
+
+@dataclass
+class _ShardResult:
+    findings: list[Finding] = field(default_factory=list)
+    statistics: dict[Site, LayerStatistics] = field(default_factory=dict)
+    sample_ids: list[str] = field(default_factory=list)
+
+
+def check_records(
+    folder: Folder, metadata: Metadata, damaged: AbstractSet[str], pool: Executor
+) -> Iterator[Finding]:
+    """Decode all records and compare them with the prompts and the statistics.
+
+    Args:
+        folder: of the dataset.
+        metadata: of the dataset.
+        damaged: paths of files to leave out. The statistics of their sites are not checked.
+        pool: runs the checks of several shards at a time.
+    """
+    results = list(
+        pool.map(lambda shard: _check_shard(folder, metadata, shard, damaged), metadata.shards)
+    )
+    for result in results:
+        yield from result.findings
+    yield from _repeated_samples(metadata, results)
+    for site, expected in metadata.statistics.items():
+        if results and all(site in result.statistics for result in results):
+            merge = OrderedMerge()
+            for number, result in enumerate(results):
+                merge.add(number, result.statistics[site])
+            for difference in expected.differences(merge.result(len(results))):
+                yield METADATA_FILE, f"statistics.{site}: {difference}"
+
+
+def _check_shard(
+    folder: Folder, metadata: Metadata, shard: Shard, damaged: AbstractSet[str]
+) -> _ShardResult:
+    run = metadata.run
+    kind = RecordKind(run.pooling, run.storage_dtype, run.hidden_dim)
+    result = _ShardResult()
+    path = shard.prompts.path
+    if path in damaged:
+        return result
+    try:
+        with folder.open(path) as stream:
+            prompts = list(read_prompts(stream, path))
+    except (CorruptRecordError, OSError) as error:
+        result.findings.append((path, _described(error)))
+        return result
+    found = len(prompts), sum(prompt.num_tokens for prompt in prompts)
+    if found != (shard.samples, shard.tokens):
+        what = f"holds {found[0]} prompts of {found[1]} tokens, {METADATA_FILE} says"
+        result.findings.append((path, f"{what} {shard.samples} of {shard.tokens}"))
+    result.sample_ids = [prompt.sample_id for prompt in prompts]
+    for site, entry in shard.files.items():
+        if entry.path in damaged:
+            continue
+        try:
+            result.statistics[site] = _check_file(folder, entry.path, kind, prompts)
+        except (CorruptRecordError, OSError) as error:
+            result.findings.append((entry.path, _described(error)))
+    return result
+
+
+def _check_file(
+    folder: Folder, path: str, kind: RecordKind, prompts: Sequence[Prompt]
+) -> LayerStatistics:
+    """Statistics of the vectors of a layer file, each of whose records belongs to its prompt.
+
+    Raises:
+        CorruptRecordError: the first record that is wrong.
+        OSError: the file cannot be read.
+    """
+    remaining = iter(prompts)
+
+    def vectors_of(data: memoryview) -> NDArray[Any]:
+        """Vectors of the next record, [n, hidden]. Raises ValueError."""
+        example = decode_example(data)
+        prompt = next(remaining, None)
+        if prompt is None:
+            raise ExampleError(f"the prompts have only {len(prompts)} records")
+        _check_sample(example.sample, kind.sample(prompt))
+        return kind.activation(example).reshape(-1, kind.hidden)
+
+    total = LayerStatistics.empty(kind.hidden)
+    block: list[NDArray[Any]] = []
+    count = block_bytes = 0
+    with folder.open(path) as stream:
+        for vectors in decode_records(stream, path, vectors_of):
+            count += 1
+            block.append(vectors)
+            block_bytes += vectors.nbytes
+            if block_bytes > _BLOCK_BYTES:
+                total = total.merge(LayerStatistics.of_vectors(np.concatenate(block)))
+                block, block_bytes = [], 0
+        if count < len(prompts):
+            what = f"the file ends, but the prompts have {len(prompts)} records"
+            raise CorruptRecordError(path, count, stream.tell(), what)
+    if block:
+        total = total.merge(LayerStatistics.of_vectors(np.concatenate(block)))
+    return total
+
+
+def _check_sample(found: Sample, expected: Sample) -> None:
+    if found.sample_id != expected.sample_id:
+        raise ExampleError(f"sample {found.sample_id!r}, the prompts have {expected.sample_id!r}")
+    for name in ("task_id", "num_tokens", "token_ids"):
+        if not np.array_equal(getattr(found, name), getattr(expected, name)):
+            raise ExampleError(f"sample {found.sample_id!r} has another {name} than its prompt")
+
+
+def _described(error: CorruptRecordError | OSError) -> str:
+    """The error without the name of the file."""
+    if isinstance(error, CorruptRecordError):
+        return f"record {error.record} at byte {error.offset}: {error.detail}"
+    return f"cannot be read: {error}"
+
+
+def _repeated_samples(metadata: Metadata, results: Sequence[_ShardResult]) -> Iterator[Finding]:
+    first: dict[str, int] = {}
+    for number, result in enumerate(results):
+        for sample_id in result.sample_ids:
+            if sample_id in first:
+                path = metadata.shards[number].prompts.path
+                yield path, f"sample {sample_id!r} of shard {first[sample_id]} is repeated"
+            first.setdefault(sample_id, number)
