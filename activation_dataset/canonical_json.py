@@ -68,7 +68,11 @@ def read_sealed(text: str | bytes, digest_field: str) -> Fields:
         )
     digest = fields.text(digest_field)
     rest = {name: each for name, each in value.items() if name != digest_field}
-    if digest != digest_of(rest):
+    try:
+        unchanged = digest == digest_of(rest)
+    except (ValueError, RecursionError) as error:
+        raise FieldError(f"a value that cannot be written: {error}") from None
+    if not unchanged:
         raise FieldError(f"{digest_field} does not match: the file was changed or is damaged")
     return fields
 

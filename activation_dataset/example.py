@@ -30,6 +30,8 @@ _BYTES_LIST, _INT64_LIST = _FIELD_1, _FIELD_3  # fields of Feature
 
 _MAX_VARINT_BYTES = 9  # 63 bits, since no integer of a record is negative
 _MAX_TOKEN_ID = 2**31 - 1
+# Up to this size a loop in Python is faster than numpy.
+_SHORT_LIST_BYTES = 16
 
 
 class ExampleError(ValueError):
@@ -108,11 +110,11 @@ def decode_example(data: bytes | memoryview, payload: bytes = ACTIVATION) -> Dec
     """
     reader = _Reader(memoryview(data))
     activation = reader.feature(payload, _BYTES_LIST)
-    num_tokens = reader.integers(b"num_tokens")
+    num_tokens = _integers(reader.feature(b"num_tokens", _INT64_LIST))
     sample_id = reader.text(b"sample_id")
-    shape = reader.integers(b"shape")
+    shape = _integers(reader.feature(b"shape", _INT64_LIST))
     task_id = reader.text(b"task_id")
-    token_ids = reader.integers(b"token_ids")
+    token_ids = _integer_array(reader.feature(b"token_ids", _INT64_LIST))
     reader.done()
     if len(num_tokens) != 1:
         raise ExampleError(f"num_tokens has {len(num_tokens)} values, expected 1")
@@ -120,8 +122,8 @@ def decode_example(data: bytes | memoryview, payload: bytes = ACTIVATION) -> Dec
         raise ExampleError(f"shape has {len(shape)} values, expected 1 or 2")
     if len(token_ids) and token_ids.max() > _MAX_TOKEN_ID:
         raise ExampleError(f"token_ids has a value outside 0..{_MAX_TOKEN_ID}")
-    sample = Sample(sample_id, task_id, token_ids.astype(np.int32), int(num_tokens[0]))
-    return DecodedExample(sample, tuple(shape.tolist()), activation)
+    sample = Sample(sample_id, task_id, token_ids.astype(np.int32), num_tokens[0])
+    return DecodedExample(sample, tuple(shape), activation)
 
 
 # Encoding
@@ -199,10 +201,6 @@ class _Reader:
         except UnicodeDecodeError as error:
             raise ExampleError(f"the feature {name.decode()} is not UTF-8: {error}") from None
 
-    def integers(self, name: bytes) -> NDArray[np.int64]:
-        """The next feature, [n] int64."""
-        return _integers(np.frombuffer(self.feature(name, _INT64_LIST), np.uint8), name.decode())
-
     def done(self) -> None:
         """Check that no feature is left."""
         if self._position != len(self._view):
@@ -215,41 +213,55 @@ class _Reader:
             tag: the expected tag, one byte.
             until: the expected end; None for any end within the data.
         """
-        view, start = self._view, self._position
-        if view[start : start + 1] != tag:
+        start = self._position
+        if self._view[start : start + 1] != tag:
             raise ExampleError(f"byte {start} does not start the field that belongs there")
-        length = shift = 0
-        for position in range(start + 1, min(start + 1 + _MAX_VARINT_BYTES, len(view))):
-            byte = view[position]
-            length |= (byte & 0x7F) << shift
-            shift += 7
-            if byte < 0x80:
-                break
-        else:
-            raise ExampleError(f"the field at byte {start} has no valid length")
-        if byte == 0 and shift > 7:
-            raise ExampleError(f"the length at byte {start + 1} is not in its shortest form")
-        self._position = position + 1
+        length, self._position = _varint_at(self._view, start + 1)
         end = self._position + length
-        if end > len(view) or (until is not None and end != until):
+        if end > len(self._view) or (until is not None and end != until):
             raise ExampleError(f"the field at byte {start} has the wrong length {length}")
         return end
 
 
-def _integers(encoded: NDArray[np.uint8], name: str) -> NDArray[np.int64]:
-    """[n] int64 of varints end to end, [bytes] uint8."""
+def _varint_at(view: memoryview, start: int) -> tuple[int, int]:
+    """A varint and the position after it."""
+    if start < len(view) and view[start] < 0x80:
+        return view[start], start + 1
+    value = shift = 0
+    for position in range(start, min(start + _MAX_VARINT_BYTES, len(view))):
+        byte = view[position]
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            if not byte:
+                raise ExampleError(f"the varint at byte {start} is not in its shortest form")
+            return value, position + 1
+        shift += 7
+    raise ExampleError(f"the varint at byte {start} does not end")
+
+
+def _integers(packed: memoryview) -> list[int]:
+    """The integers of a short list of varints."""
+    values = []
+    position = 0
+    while position < len(packed):
+        value, position = _varint_at(packed, position)
+        values.append(value)
+    return values
+
+
+def _integer_array(packed: memoryview) -> NDArray[np.int64]:
+    """The integers of a list of varints of any length, [n] int64."""
+    if len(packed) <= _SHORT_LIST_BYTES:
+        return np.array(_integers(packed), np.int64)
+    encoded = np.frombuffer(packed, np.uint8)
     last = encoded < 0x80
     ends = np.flatnonzero(last)
-    if not len(encoded):
-        return np.empty(0, np.int64)
-    if not last[-1]:
-        raise ExampleError(f"{name} ends inside a varint")
-    starts = np.concatenate([[0], ends[:-1] + 1])
+    starts = np.concatenate([[0], ends + 1])[: len(ends)]
     lengths = ends - starts + 1
-    if lengths.max() > _MAX_VARINT_BYTES:
-        raise ExampleError(f"{name} has a varint of more than {_MAX_VARINT_BYTES} bytes")
+    if not last[-1] or lengths.max() > _MAX_VARINT_BYTES:
+        raise ExampleError("token_ids has a varint that does not end")
     if (encoded[ends[lengths > 1]] == 0).any():
-        raise ExampleError(f"{name} has a varint that is not in its shortest form")
+        raise ExampleError("token_ids has a varint that is not in its shortest form")
     places = np.arange(len(encoded)) - np.repeat(starts, lengths)
     groups = (encoded & 0x7F).astype(np.uint64) << (7 * places).astype(np.uint64)
     return np.add.reduceat(groups, starts).view(np.int64)
