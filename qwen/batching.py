@@ -259,16 +259,16 @@ class StepInputs:
     segment_ids: np.ndarray
     last_slots: np.ndarray
 
+    @classmethod
+    def empty(cls, shape: StepShape) -> StepInputs:
+        """Make the inputs of a step without samples."""
+        slots, segments = (shape.rows, shape.length), (shape.rows, shape.segments)
+        return cls(*(np.zeros(size, np.int32) for size in (slots, slots, slots, segments)))
+
 
 def step_inputs(step: Step, token_ids: Sequence[np.ndarray]) -> StepInputs:
-    """Lays out the samples' token ids ([tokens] int32 each) as the step's arrays."""
-    shape = (step.shape.rows, step.shape.length)
-    inputs = StepInputs(
-        token_ids=np.zeros(shape, np.int32),
-        positions=np.zeros(shape, np.int32),
-        segment_ids=np.zeros(shape, np.int32),
-        last_slots=np.zeros((step.shape.rows, step.shape.segments), np.int32),
-    )
+    """Lay out the samples' token ids ([tokens] int32 each) as the step's arrays."""
+    inputs = StepInputs.empty(step.shape)
     for placement, segment in zip(step.placements, step.segment_of, strict=True):
         end = placement.start + placement.length
         slots = (placement.row, slice(placement.start, end))

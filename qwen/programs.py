@@ -1,6 +1,6 @@
 """The compiled programs that take a step through the model.
 
-One program serves all layers but the top one, so a new shape costs three small compilations
+One program serves all layers but the top one, so a new shape costs a few small compilations
 whatever the depth of the model.
 """
 
@@ -23,7 +23,7 @@ from activation_dataset.format import Pooling
 from activation_dataset.sites import HookPoint, Site, site_of
 from qwen.batching import StepInputs, StepShape
 from qwen.config import ModelConfig
-from qwen.decoder import Decoder, DecoderLayer
+from qwen.decoder import Decoder, DecoderLayer, HookValues
 from qwen.layers.pooling import gather_slots, mean_of_segments
 from qwen.layers.rope import Rotary, rotary_embedding
 from qwen.load_once import load_once
@@ -33,7 +33,7 @@ from qwen.parameters import layer_specs
 from qwen.statistics import moments_of
 
 Inputs = Mapping[str, jax.Array]
-"""The arrays of ``StepInputs`` by name, on the devices."""
+"""The arrays of `StepInputs` by name, on the devices."""
 
 
 class Captured(NamedTuple):
@@ -48,23 +48,22 @@ class Captured(NamedTuple):
     moments: jax.Array
 
 
-CapturedPoints = dict[HookPoint, Captured]
-"""What is captured of one layer."""
-
-
 @dataclass(frozen=True)
 class StepPrograms:
     """Programs compiled for one step shape; x is the residual stream, [R, L, H].
 
     Attributes:
       embed: (embedding, inputs) to (x, rotary).
-      layer: (layer state, x, rotary, inputs) to (x after the layer, what is captured of it).
-      top: the same for the highest layer, without x.
+      layer: (layer state, x, rotary, inputs) to (x after the layer, captured values).
+      top: the same for the highest layer, captured values alone.
+      moments: (captured vectors, inputs) to their moments. A program of its own, because XLA may
+        recompute values inside a program, and then differs from the stored ones in the last bit.
     """
 
     embed: Callable[..., tuple[jax.Array, Rotary]]
-    layer: Callable[..., tuple[jax.Array, CapturedPoints]]
-    top: Callable[..., CapturedPoints]
+    layer: Callable[..., tuple[jax.Array, HookValues]]
+    top: Callable[..., HookValues]
+    moments: Callable[..., jax.Array]
 
 
 class Programs:
@@ -86,7 +85,7 @@ class Programs:
         capture_dtype: jnp.dtype,
     ) -> None:
         self.mesh = mesh
-        self._config, self._pooling, self._ops = config, pooling, ops
+        self._config, self._ops, self._pooling = config, ops, pooling
         self._hook_points = tuple(hook_points)
         self._captured = frozenset(layers)
         self._capture_dtype = capture_dtype
@@ -115,19 +114,19 @@ class Programs:
     def run(self, inputs: StepInputs, shape: StepShape) -> dict[Site, Captured]:
         """Dispatch a step; the arrays are futures until something reads them."""
         programs = self.of_shape(shape)
-        placed = self._place(inputs)
+        placed = jax.device_put(vars(inputs), self._rows)
         x, rotary = programs.embed(self._embedding, placed)
-        captured = {}
+        captured: dict[int, HookValues] = {}
         top = len(self._layer_states) - 1
         for index, state in enumerate(self._layer_states[:top]):
-            x, points = programs.layer(state, x, rotary, placed)
+            x, values = programs.layer(state, x, rotary, placed)
             if index in self._captured:
-                captured[index] = points
+                captured[index] = values
         captured[top] = programs.top(self._layer_states[top], x, rotary, placed)
         return {
-            site_of(layer, hook_point): found
-            for layer, points in captured.items()
-            for hook_point, found in points.items()
+            site_of(layer, hook_point): Captured(vectors, programs.moments(vectors, placed))
+            for layer, values in captured.items()
+            for hook_point, vectors in values.items()
         }
 
     def compile(self, shape: StepShape) -> StepPrograms:
@@ -141,47 +140,36 @@ class Programs:
         The model's parameters need no values (`abstract_model`), and the mesh's devices need not
         be at hand (`jax.experimental.topologies`).
         """
-        inputs = self._abstract_inputs(shape)
+
+        def on_rows(leaf: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self._rows)
+
+        inputs = jax.tree.map(on_rows, vars(StepInputs.empty(shape)))
         state = jax.tree.map(_abstract, self._layer_states[0])
-        rows = NamedSharding(self.mesh, P(DATA_AXIS))
         # Python traces one shape at a time, so that the first one is not finished last.
         with self._lowering:
             embed = self._functions.embed.lower(_abstract(self._embedding), inputs)
-            x, rotary = jax.tree.map(
-                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows),
-                embed.out_info,
-            )
+            x, rotary = jax.tree.map(on_rows, embed.out_info)
             layer = self._functions.layer.lower(state, x, rotary, inputs)
             top = self._functions.top.lower(state, x, rotary, inputs)
-        return {"embed": embed, "layer": layer, "top": top}
+            vectors = on_rows(top.out_info[self._hook_points[0]])
+            moments = self._functions.moments.lower(vectors, inputs)
+        return {"embed": embed, "layer": layer, "top": top, "moments": moments}
 
-    def _place(self, inputs: StepInputs) -> dict[str, jax.Array]:
-        rows = NamedSharding(self.mesh, P(DATA_AXIS))
-        return jax.device_put(vars(inputs), rows)
-
-    def _abstract_inputs(self, shape: StepShape) -> dict[str, jax.ShapeDtypeStruct]:
-        rows = NamedSharding(self.mesh, P(DATA_AXIS))
-        slots, segments = (shape.rows, shape.length), (shape.rows, shape.segments)
-        shapes = {
-            "token_ids": slots,
-            "positions": slots,
-            "segment_ids": slots,
-            "last_slots": segments,
-        }
-        return {
-            name: jax.ShapeDtypeStruct(size, jnp.int32, sharding=rows)
-            for name, size in shapes.items()
-        }
+    @property
+    def _rows(self) -> NamedSharding:
+        return NamedSharding(self.mesh, P(DATA_AXIS))
 
     def _jitted(self) -> Any:
         specs = layer_specs(self._config, self._embedding.dtype, self._ops)
         rows = P(DATA_AXIS)
-        sharded = partial(jax.shard_map, mesh=self.mesh, check_vma=False)
-        over_layer = partial(sharded, in_specs=(specs, rows, rows, rows), out_specs=rows)
+        sharded = partial(jax.shard_map, mesh=self.mesh, out_specs=rows, check_vma=False)
+        over_layer = partial(sharded, in_specs=(specs, rows, rows, rows))
         return StepPrograms(
-            embed=jax.jit(sharded(self._embed, in_specs=(P(), rows), out_specs=rows)),
+            embed=jax.jit(sharded(self._embed, in_specs=(P(), rows))),
             layer=jax.jit(over_layer(self._layer), donate_argnums=1),
             top=jax.jit(over_layer(self._top)),
+            moments=jax.jit(sharded(self._moments, in_specs=(rows, rows))),
         )
 
     def _embed(self, embedding: jax.Array, inputs: Inputs) -> tuple[jax.Array, Rotary]:
@@ -189,41 +177,37 @@ class Programs:
 
     def _layer(
         self, state: nnx.State, x: jax.Array, rotary: Rotary, inputs: Inputs
-    ) -> tuple[jax.Array, CapturedPoints]:
+    ) -> tuple[jax.Array, HookValues]:
         layer: DecoderLayer = nnx.merge(self._graph, state)
-        segment_ids = inputs["segment_ids"]
-        values = layer(x, rotary, segment_ids, inputs["positions"], self._ops, self._hook_points)
-        captured = {
-            point: self._captured_of(self._pooled(values[point], inputs), segment_ids)
-            for point in self._hook_points
-        }
+        values = layer(
+            x, rotary, inputs["segment_ids"], inputs["positions"], self._ops, self._hook_points
+        )
+        captured = {point: self._pooled(values[point], inputs) for point in self._hook_points}
         return values["resid_post"], captured
 
-    def _top(
-        self, state: nnx.State, x: jax.Array, rotary: Rotary, inputs: Inputs
-    ) -> CapturedPoints:
+    def _top(self, state: nnx.State, x: jax.Array, rotary: Rotary, inputs: Inputs) -> HookValues:
         if self._pooling != "last":
             return self._layer(state, x, rotary, inputs)[1]
         layer: DecoderLayer = nnx.merge(self._graph, state)
-        segment_ids, slots = inputs["segment_ids"], inputs["last_slots"]
-        values = layer.at_slots(x, rotary, segment_ids, slots, self._ops, self._hook_points)
-        return {point: self._captured_of(values[point], segment_ids) for point in self._hook_points}
+        values = layer.at_slots(
+            x, rotary, inputs["segment_ids"], inputs["last_slots"], self._ops, self._hook_points
+        )
+        return {point: values[point].astype(self._capture_dtype) for point in self._hook_points}
 
     def _pooled(self, x: jax.Array, inputs: Inputs) -> jax.Array:
-        """[R, L, H] to [R, S, H] if pooled, else unchanged."""
+        """[R, L, H] to [R, S, H] if pooled, in the dtype of captured vectors."""
         if self._pooling == "last":
-            return gather_slots(x, inputs["last_slots"])
-        if self._pooling == "mean":
-            return mean_of_segments(x, inputs["segment_ids"], inputs["last_slots"].shape[1])
-        return x
+            x = gather_slots(x, inputs["last_slots"])
+        elif self._pooling == "mean":
+            x = mean_of_segments(x, inputs["segment_ids"], inputs["last_slots"].shape[1])
+        return x.astype(self._capture_dtype)
 
-    def _captured_of(self, x: jax.Array, segment_ids: jax.Array) -> Captured:
-        vectors = x.astype(self._capture_dtype)
-        real = segment_ids > 0
-        if self._pooling != "none":
-            samples = segment_ids.max(axis=1, keepdims=True)
-            real = jnp.arange(vectors.shape[1]) < samples
-        return Captured(vectors, moments_of(vectors, real))
+    def _moments(self, vectors: jax.Array, inputs: Inputs) -> jax.Array:
+        segment_ids = inputs["segment_ids"]
+        if self._pooling == "none":
+            return moments_of(vectors, segment_ids > 0)
+        samples = segment_ids.max(axis=1, keepdims=True)  # [R, 1], of each row
+        return moments_of(vectors, jnp.arange(vectors.shape[1]) < samples)
 
 
 def _abstract(array: jax.Array) -> jax.ShapeDtypeStruct:

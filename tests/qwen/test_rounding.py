@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from qwen.rounding import round_to
+from qwen.layers.precision import round_to
 
 SIGNS_AND_EXPONENTS = np.arange(2**9, dtype=np.uint32) << 23
 MANTISSAS = np.array(
