@@ -1,15 +1,11 @@
-"""Per-layer activation datasets on disk: the format, and those who write, read and verify it.
+"""Per-layer activation datasets on disk: write, read and verify them.
 
 Needs numpy and google-crc32c only. docs/format.md describes the files.
 """
 
 from activation_dataset.metadata import Metadata
-from activation_dataset.reading.reader import (
-    ActivationDataset,
-    ActivationRecord,
-    DatasetError,
-    LayerRecords,
-)
+from activation_dataset.reading.reader import ActivationDataset, ActivationRecord, LayerRecords
+from activation_dataset.reading.shards import DatasetError
 from activation_dataset.statistics import LayerStatistics
 from activation_dataset.tfrecord import CorruptRecordError
 

@@ -55,13 +55,3 @@ def crc32c_of_stream(stream: BinaryIO) -> tuple[int, int]:
 def to_text(crc: int) -> str:
     """Base64 of the four bytes, big-endian: the crc32c that Cloud Storage shows for an object."""
     return base64.b64encode(crc.to_bytes(4, "big")).decode("ascii")
-
-
-# For activation_dataset.reading until it reads without C++.
-c_extend = None
-
-
-def crc32c_of_spans(block: Any, starts: Any, ends: Any) -> Any:
-    """[n] int64: CRC32C of block[start:end] for each of n spans."""
-    spans = zip(starts.tolist(), ends.tolist(), strict=True)
-    return np.array([google_crc32c.extend(0, block[start:end]) for start, end in spans], np.int64)

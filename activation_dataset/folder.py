@@ -1,92 +1,48 @@
-"""Where a dataset lies: a local folder, a bucket, or whatever fsspec can reach."""
+"""The folder of a dataset: local, or behind a URL that fsspec can open."""
 
 from __future__ import annotations
 
+import io
 import os
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any, BinaryIO
 
 from activation_dataset.format import partial_file
 
-# For small reads in order; a larger read goes past the buffer.
+# A read larger than the buffer bypasses it.
 _BUFFER_BYTES = 1 << 16
-
-
-class Source(Protocol):
-    """A file whose bytes are read by their position, by any number of threads."""
-
-    @property
-    def piece_bytes(self) -> int:
-        """How much to ask for at once: what fits into a core's cache, or what fills a network."""
-
-    @property
-    def descriptor(self) -> int | None:
-        """What the operating system knows the file by; None if it does not."""
-
-    def read(self, offset: int, views: list[NDArray[np.uint8]]) -> bool:
-        """Fills the views, one after the other, with the bytes from `offset` on.
-
-        Returns whether there were enough. Raises OSError.
-        """
-
-    def close(self) -> None:
-        """Gives up the file."""
-
-
-class Folder(Protocol):
-    """What reading needs of a folder. Paths are relative to it, with "/"."""
-
-    @property
-    def local(self) -> bool:
-        """Whether it is of this machine, so that a file may be added to it unasked."""
-
-    @property
-    def parallel_reads(self) -> int:
-        """How many reads at a time it takes to read at its speed."""
-
-    def open(self, path: str) -> BinaryIO:
-        """The file, to be read in order, seekable. Raises FileNotFoundError or another OSError."""
-
-    def source(self, path: str) -> Source:
-        """The file, to be read anywhere; close it. Raises as `open`, but perhaps later."""
-
-    def load(self, path: str) -> NDArray[np.uint8]:
-        """All bytes of the file, perhaps read only as they are used. Raises as `open`."""
-
-    def save(self, path: str, data: bytes) -> None:
-        """Writes the file, whole or not at all. Raises OSError."""
-
-    def files(self) -> Iterator[str]:
-        """All files in it and below, in no order."""
 
 
 @dataclass(frozen=True)
 class LocalFolder:
-    """A folder of this machine."""
+    """A folder of this machine.
+
+    Attributes:
+        root: path of the folder. Paths of files are relative to it and use "/".
+        local: True; readers may add index files to the folder.
+        parallel_reads: number of concurrent reads that reach the folder's full speed.
+    """
 
     root: Path
     local = True
-    parallel_reads = 2
+    parallel_reads = 1
 
     def open(self, path: str) -> BinaryIO:
+        """Open a file for sequential reading; seekable. Raises OSError."""
         return open(self.root / path, "rb", buffering=_BUFFER_BYTES)
 
-    def source(self, path: str) -> Source:
-        return _LocalFile(os.open(self.root / path, os.O_RDONLY))
-
-    def load(self, path: str) -> NDArray[np.uint8]:
-        if not (self.root / path).stat().st_size:
-            return np.empty(0, np.uint8)
-        return np.memmap(self.root / path, np.uint8, "r")
+    def open_range(self, path: str, start: int, end: int) -> BinaryIO:
+        """Open a file at the byte `start`, to be read up to `end`. Raises OSError."""
+        stream: Any = open(self.root / path, "rb", buffering=0)  # noqa: SIM115
+        stream.seek(start)
+        return stream  # type: ignore[no-any-return]
 
     def save(self, path: str, data: bytes) -> None:
+        """Write a file, whole or not at all. Raises OSError."""
         target = self.root / path
         target.parent.mkdir(exist_ok=True)
         partial = self.root / partial_file(path, secrets.token_hex(8))
@@ -98,6 +54,7 @@ class LocalFolder:
             raise
 
     def files(self) -> Iterator[str]:
+        """Yield the paths of all files in the folder and its subfolders, in no order."""
         for folder, _, names in os.walk(self.root, onerror=_raise):
             for name in names:
                 yield (Path(folder) / name).relative_to(self.root).as_posix()
@@ -105,7 +62,7 @@ class LocalFolder:
 
 @dataclass(frozen=True)
 class RemoteFolder:
-    """A folder of a file system of fsspec."""
+    """A folder of an fsspec file system; methods as those of LocalFolder."""
 
     file_system: Any
     root: str
@@ -116,11 +73,8 @@ class RemoteFolder:
         file: BinaryIO = self.file_system.open(f"{self.root}/{path}", "rb")
         return file
 
-    def source(self, path: str) -> Source:
-        return _RemoteFile(self.file_system, f"{self.root}/{path}")
-
-    def load(self, path: str) -> NDArray[np.uint8]:
-        return np.frombuffer(self.file_system.cat_file(f"{self.root}/{path}"), np.uint8)
+    def open_range(self, path: str, start: int, end: int) -> BinaryIO:
+        return io.BytesIO(self.file_system.cat_file(f"{self.root}/{path}", start, end))
 
     def save(self, path: str, data: bytes) -> None:
         self.file_system.pipe_file(f"{self.root}/{path}", data)
@@ -130,11 +84,14 @@ class RemoteFolder:
             yield path.removeprefix(self.root).lstrip("/")
 
 
+Folder = LocalFolder | RemoteFolder
+
+
 def open_folder(path: str | os.PathLike[str]) -> Folder:
-    """The folder at a local path, or at a URL such as gs://bucket/folder.
+    """Return the folder at a local path, or at a URL such as gs://bucket/folder.
 
     Raises:
-        ImportError: a URL, and fsspec or its driver for such URLs is not installed or not known.
+        ImportError: fsspec or its driver for this kind of URL is not installed.
     """
     location = os.fspath(path)
     if "://" not in location:
@@ -147,53 +104,6 @@ def open_folder(path: str | os.PathLike[str]) -> Folder:
             f"pip install gcsfs), or copy the dataset to a local folder first: {error}"
         ) from error
     return RemoteFolder(file_system, root.rstrip("/"))
-
-
-class _LocalFile:
-    piece_bytes = 1 << 19
-
-    def __init__(self, descriptor: int) -> None:
-        self.descriptor = descriptor
-
-    def read(self, offset: int, views: list[Any]) -> bool:
-        missing = sum(map(len, views))
-        while missing:
-            count = os.preadv(self.descriptor, views, offset)
-            if not count:
-                return False
-            missing -= count
-            offset += count
-            while missing and count >= len(views[0]):
-                count -= len(views[0])
-                views = views[1:]
-            if missing:
-                views = [views[0][count:], *views[1:]]
-        return True
-
-    def close(self) -> None:
-        os.close(self.descriptor)
-
-
-@dataclass(frozen=True)
-class _RemoteFile:
-    file_system: Any
-    path: str
-    piece_bytes = 1 << 25
-    descriptor = None
-
-    def read(self, offset: int, views: list[NDArray[np.uint8]]) -> bool:
-        end = offset + sum(map(len, views))
-        data = np.frombuffer(self.file_system.cat_file(self.path, offset, end), np.uint8)
-        if len(data) != end - offset:
-            return False
-        position = 0
-        for view in views:
-            view[:] = data[position : position + len(view)]
-            position += len(view)
-        return True
-
-    def close(self) -> None:
-        """Nothing is held open."""
 
 
 def _raise(error: OSError) -> None:

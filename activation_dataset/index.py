@@ -1,37 +1,51 @@
-"""The index of a shard: where its records lie, and its prompts as columns.
+"""The index of a shard: positions of its records, and its prompts as columns.
 
-All of it follows from the prompts, so it is made without reading an activation and serves every
-layer.
+All of it follows from the shard's prompts, so one index serves every site.
 """
 
 from __future__ import annotations
 
+import io
+import json
+import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from activation_dataset.format import Pooling, Sample
-from activation_dataset.prompts import CELL_FIELDS, Prompt
+from activation_dataset.canonical_json import digest_of
+from activation_dataset.checksum import crc32c
+from activation_dataset.folder import Folder
+from activation_dataset.format import Pooling, index_file
+from activation_dataset.metadata import Metadata
+from activation_dataset.prompts import CELL_FIELDS, Prompt, read_prompts
 from activation_dataset.record import RecordKind, frame_record
-from activation_dataset.tfrecord import FOOTER_BYTES, HEADER_BYTES, frame_header
+
+LOGGER = logging.getLogger(__name__)
+
+_CRC_BYTES = 4
+_COLUMNS = ("record_starts", "activation_starts", "token_ends", "token_ids", "cells")
+
+
+class IndexFileError(ValueError):
+    """A file that is not the index of its shard: damaged, or made from other prompts."""
 
 
 @dataclass(frozen=True, eq=False)
 class ShardIndex:
-    """A shard's records and prompts, in the order of its files.
+    """Records and prompts of a shard, in the order of its files.
 
     Attributes:
-        pooling: as in the metadata.
-        record_starts: [samples + 1] int64: where each record starts in a layer file, and its size.
-        activation_starts: [samples] int64: where each record's activation starts.
-        token_ends: [samples] int64: tokens of all prompts up to and with each.
-        token_ids: [tokens] int32, of all prompts end to end.
-        cells: [tokens, 4] int16, as in Prompt.
-        sample_id_ends, task_id_ends: [samples] int64: as token_ends, of the bytes below.
-        sample_ids, task_ids: [bytes] uint8: UTF-8, end to end.
+        pooling: pooling of the dataset.
+        record_starts: [samples + 1] int64, offset of each record in a layer file; the last element
+            is the size of the file.
+        activation_starts: [samples] int64, offset of each record's activation.
+        token_ends: [samples] int64, cumulative number of prompt tokens.
+        token_ids: [tokens] int32, tokens of all prompts.
+        cells: [tokens, 4] int16, grid cells of these tokens, as in Prompt.
+        sample_ids, task_ids: ids of each sample and of its task.
     """
 
     pooling: Pooling
@@ -40,89 +54,136 @@ class ShardIndex:
     token_ends: NDArray[np.int64]
     token_ids: NDArray[np.int32]
     cells: NDArray[np.int16]
-    sample_id_ends: NDArray[np.int64]
-    task_id_ends: NDArray[np.int64]
-    sample_ids: NDArray[np.uint8]
-    task_ids: NDArray[np.uint8]
+    sample_ids: list[str]
+    task_ids: list[str]
 
     def __len__(self) -> int:
-        """Samples."""
+        """Number of samples."""
         return len(self.token_ends)
-
-    @property
-    def pooled(self) -> bool:
-        """Whether a sample has one vector, and not one for each token."""
-        return self.pooling != "none"
 
     @cached_property
     def token_counts(self) -> NDArray[np.int64]:
-        """[samples] int64: tokens of each prompt."""
+        """[samples] int64, tokens of each prompt."""
         return np.diff(self.token_ends, prepend=0)
 
     @cached_property
     def vector_ends(self) -> NDArray[np.int64]:
-        """[samples] int64: vectors of all samples up to and with each."""
-        return np.arange(1, len(self) + 1, dtype=np.int64) if self.pooled else self.token_ends
+        """[samples] int64, cumulative number of vectors."""
+        if self.pooling == "none":
+            return self.token_ends
+        return np.arange(1, len(self) + 1, dtype=np.int64)
 
     @cached_property
     def vector_counts(self) -> NDArray[np.int64]:
-        """[samples] int64: vectors of each sample."""
+        """[samples] int64, vectors of each sample."""
         return np.diff(self.vector_ends, prepend=0)
 
-    @cached_property
-    def headers(self) -> NDArray[np.uint8]:
-        """[samples, 12] uint8: the TFRecord header of each record."""
-        lengths = np.diff(self.record_starts) - HEADER_BYTES - FOOTER_BYTES
-        distinct, which = np.unique(lengths, return_inverse=True)
-        headers = b"".join(frame_header(length) for length in distinct.tolist())
-        return np.frombuffer(headers, np.uint8).reshape(-1, HEADER_BYTES)[which]
 
-    def sample_id(self, sample: int) -> str:
-        """The id of a sample, by its number in the shard."""
-        return _text(self.sample_ids, self.sample_id_ends, sample)
+def open_index(folder: Folder, metadata: Metadata, shard: int) -> ShardIndex:
+    """Load the index of a shard from its file, or build it from the shard's prompts.
 
-    def task_id(self, sample: int) -> str:
-        """The id of a sample's task, by the sample's number in the shard."""
-        return _text(self.task_ids, self.task_id_ends, sample)
+    An index that was built is saved if the folder is local and can be written to.
+
+    Raises:
+        CorruptRecordError, OSError: the prompts cannot be read.
+    """
+    index, data = _load_or_build(folder, metadata, shard)
+    if data and folder.local:
+        try:
+            folder.save(index_file(shard, len(metadata.shards)), data)
+        except OSError as error:
+            LOGGER.info("the index of shard %d is not saved: %s", shard, error)
+    return index
+
+
+def keep_indexes(folder: Folder, metadata: Metadata) -> int:
+    """Save the index of each shard that has none, or a stale or damaged one; return their number.
+
+    Raises:
+        CorruptRecordError, OSError: prompts cannot be read, or an index cannot be written.
+    """
+    built = 0
+    for shard in range(len(metadata.shards)):
+        _, data = _load_or_build(folder, metadata, shard)
+        if data:
+            folder.save(index_file(shard, len(metadata.shards)), data)
+            built += 1
+    return built
+
+
+def record_kind(metadata: Metadata) -> RecordKind:
+    """Return the format of the records in a dataset's layer files."""
+    run = metadata.run
+    return RecordKind(run.pooling, run.storage_dtype, run.hidden_dim)
+
+
+def _load_or_build(folder: Folder, metadata: Metadata, shard: int) -> tuple[ShardIndex, bytes]:
+    """Return the index of a shard, and the content of its file if that has to be written."""
+    path = index_file(shard, len(metadata.shards))
+    prompts, kind = metadata.shards[shard].prompts, record_kind(metadata)
+    # Names what the index is built from. A file with another key is stale.
+    key = digest_of({"prompts": prompts.to_json(), **asdict(kind)})
+    try:
+        with folder.open(path) as stream:
+            return decode_index(stream.read(), key), b""
+    except (OSError, IndexFileError) as error:
+        LOGGER.info("building %s from %s: %s", path, prompts.path, error)
+    with folder.open(prompts.path) as stream:
+        index = build_index(read_prompts(stream, prompts.path), kind)
+    return index, encode_index(index, key)
 
 
 def build_index(prompts: Iterable[Prompt], kind: RecordKind) -> ShardIndex:
-    """The index of a shard with those prompts, whose layer files hold records of that kind."""
-    record_starts, activation_starts, token_ends = [0], [], []
-    token_ids = [np.empty(0, np.int32)]
-    cells = [np.empty((0, len(CELL_FIELDS)), np.int16)]
-    sample_ids, task_ids = [], []
-    tokens = 0
-    for prompt in prompts:
-        frame = frame_record(_sample(prompt, kind.pooling), kind)
-        activation_starts.append(record_starts[-1] + len(frame.head))
-        record_starts.append(record_starts[-1] + frame.size)
-        tokens += prompt.num_tokens
-        token_ends.append(tokens)
-        token_ids.append(prompt.token_ids)
-        cells.append(prompt.cells)
-        sample_ids.append(prompt.sample_id.encode("utf-8"))
-        task_ids.append(prompt.task_id.encode("utf-8"))
+    """Return the index of a shard with these prompts, whose layer files have records of `kind`."""
+    prompts = list(prompts)
+    frames = [frame_record(kind.sample(prompt), kind) for prompt in prompts]
+    record_starts = np.cumsum([0, *(frame.size for frame in frames)], dtype=np.int64)
+    heads = np.array([len(frame.head) for frame in frames], np.int64)
+    token_counts = [prompt.num_tokens for prompt in prompts]
+    no_tokens, no_cells = np.empty(0, np.int32), np.empty((0, len(CELL_FIELDS)), np.int16)
     return ShardIndex(
         pooling=kind.pooling,
-        record_starts=np.array(record_starts, np.int64),
-        activation_starts=np.array(activation_starts, np.int64),
-        token_ends=np.array(token_ends, np.int64),
-        token_ids=np.concatenate(token_ids),
-        cells=np.concatenate(cells),
-        sample_id_ends=np.cumsum([len(each) for each in sample_ids], dtype=np.int64),
-        task_id_ends=np.cumsum([len(each) for each in task_ids], dtype=np.int64),
-        sample_ids=np.frombuffer(b"".join(sample_ids), np.uint8),
-        task_ids=np.frombuffer(b"".join(task_ids), np.uint8),
+        record_starts=record_starts,
+        activation_starts=record_starts[:-1] + heads,
+        token_ends=np.cumsum(token_counts, dtype=np.int64),
+        token_ids=np.concatenate([no_tokens, *(prompt.token_ids for prompt in prompts)]),
+        cells=np.concatenate([no_cells, *(prompt.cells for prompt in prompts)]),
+        sample_ids=[prompt.sample_id for prompt in prompts],
+        task_ids=[prompt.task_id for prompt in prompts],
     )
 
 
-def _sample(prompt: Prompt, pooling: Pooling) -> Sample:
-    """The sample as the records of a layer file have it."""
-    kept = prompt.token_ids[-1:] if pooling == "last" else prompt.token_ids
-    return Sample(prompt.sample_id, prompt.task_id, kept, prompt.num_tokens)
+def encode_index(index: ShardIndex, key: str) -> bytes:
+    """Encode an index file: arrays in numpy's .npy format, then their CRC32C (uint32).
+
+    The first array, uint8, holds JSON: the key, the pooling, and the ids. All is little-endian.
+    """
+    texts = {name: getattr(index, name) for name in ("pooling", "sample_ids", "task_ids")}
+    texts["key"] = key
+    stream = io.BytesIO()
+    np.save(stream, np.frombuffer(json.dumps(texts).encode(), np.uint8))
+    for name in _COLUMNS:
+        column = getattr(index, name)
+        np.save(stream, column.astype(column.dtype.newbyteorder("<")))
+    body = stream.getvalue()
+    return body + crc32c(body).to_bytes(_CRC_BYTES, "little")
 
 
-def _text(data: NDArray[np.uint8], ends: NDArray[np.int64], number: int) -> str:
-    start = int(ends[number - 1]) if number else 0
-    return data[start : int(ends[number])].tobytes().decode("utf-8")
+def decode_index(data: bytes, key: str) -> ShardIndex:
+    """Decode an index file.
+
+    Raises:
+        IndexFileError: the bytes are damaged or have another key.
+    """
+    body, crc = data[:-_CRC_BYTES], data[-_CRC_BYTES:]
+    if not body or crc32c(body) != int.from_bytes(crc, "little"):
+        raise IndexFileError("damaged, its CRC does not match")
+    # Past this check the bytes are those that were written.
+    stream = io.BytesIO(body)
+    try:
+        texts = json.loads(np.load(stream).tobytes())
+    except ValueError:
+        raise IndexFileError("not an index, or one of another version") from None
+    if texts.pop("key") != key:
+        raise IndexFileError("stale, built from other prompts or for another kind of records")
+    return ShardIndex(**texts, **{name: np.load(stream) for name in _COLUMNS})

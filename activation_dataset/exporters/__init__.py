@@ -1,1 +1,95 @@
-"""Writing a layer as what trainers of sparse autoencoders load from disk."""
+"""Exports of a site to the files that trainers of sparse autoencoders load."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from activation_dataset.format import partial_file
+from activation_dataset.reading.reader import ActivationDataset
+from activation_dataset.reading.vectors import Dtype, VectorFormat, Vectors
+from activation_dataset.sites import Site
+
+FILE_BYTES = 1 << 28
+"""Approximate size of the files of an export."""
+
+
+class ExportError(ValueError):
+    """A request that does not fit the dataset or the output folder."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """Result of an export.
+
+    Attributes:
+        vectors: number of vectors written.
+        left_out: number of vectors that do not fill a last row or batch.
+        how_to_load: lines of Python that load the export.
+    """
+
+    vectors: int
+    left_out: int
+    how_to_load: str
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Make a folder that gets its name only when all files are written.
+
+    Raises:
+        ExportError: the path exists.
+    """
+    if path.exists():
+        raise ExportError(f"{path} exists already: choose another folder, or remove it")
+    partial = Path(partial_file(str(path), secrets.token_hex(8)))
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        partial.rename(path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def in_parts(dataset: ActivationDataset, site: Site, size: int, dtype: Dtype) -> Iterator[Vectors]:
+    """Yield all vectors of a site in order, `size` at a time; the last part may be smaller.
+
+    Each part is overwritten by the next.
+    """
+    wanted = VectorFormat.of(dataset.metadata, site, dtype, None)
+    values = np.empty(wanted.shape(min(size, dataset.num_vectors)), wanted.dtype)
+    first = filled = 0
+    for block in dataset.blocks(site, dtype=dtype):
+        start = 0
+        while start < len(block):
+            part = block.values[start : start + size - filled]
+            values[filled : filled + len(part)] = part
+            filled += len(part)
+            start += len(part)
+            if filled == size:
+                yield Vectors(values, np.arange(first, first + size), dataset)
+                first, filled = first + size, 0
+    if filled:
+        yield Vectors(values[:filled], np.arange(first, first + filled), dataset)
+
+
+def required(library: str, reason: str) -> Any:
+    """Import a library that an export needs.
+
+    Raises:
+        ImportError: it is not installed; says how to install it.
+    """
+    try:
+        return import_module(library)
+    except ImportError as error:
+        package = library.partition(".")[0]
+        raise ImportError(f"{reason}: pip install {package}") from error

@@ -1,1 +1,1 @@
-"""Reading vectors and records back: by index, in order, shuffled, by where they come from."""
+"""Readers of a dataset: by index, in order, shuffled, and by origin of the vectors."""

@@ -2,38 +2,34 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import partial
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from activation_dataset.elements import Dtype, Normalise, Wanted, gather
-from activation_dataset.reading.vectors import Vectors
-from activation_dataset.reading.window import Norms, Window, WindowReader
-from activation_dataset.reuse import ReusedArrays
+from activation_dataset.reading.shards import Shards
+from activation_dataset.reading.shuffle import Norms, Window, WindowReader
+from activation_dataset.reading.vectors import Dtype, Normalize, VectorFormat, Vectors
 from activation_dataset.sites import Site, parse_site
 
-if TYPE_CHECKING:
-    from activation_dataset.reading.reader import ActivationDataset
-
 DEFAULT_WINDOW = 1 << 16
-"""Vectors that are shuffled together unless another number is asked for."""
+"""Default number of vectors that are shuffled together."""
 
 
 @dataclass(frozen=True)
 class Position:
-    """What comes next.
+    """Position in the stream of batches.
 
     Attributes:
         epoch: number of the epoch.
         window: number of the window in this reader's part of the epoch.
-        row: vectors of the window that are done.
-        rows: vectors of the epoch that are done.
+        row: vectors of the window given out so far.
+        rows: vectors of the epoch given out so far.
     """
 
     epoch: int = 0
@@ -43,49 +39,51 @@ class Position:
 
 
 class Batches:
-    """Batches of shuffled vectors, epoch by epoch, from any position on.
+    """Batches of shuffled vectors, epoch by epoch, from any position.
 
-    Iterating goes on where the last iteration stopped, up to the end of the epoch; the next one is
-    the next epoch, in another order. The order is a function of the dataset, seed, window, filters
-    and the number of readers. What is read is checked: no vector of a damaged record is given out.
+    An iteration continues where the last one stopped, up to the end of the epoch. The next
+    iteration is the next epoch, in another order. The order depends only on the dataset, the seed,
+    the window, the filters and the number of readers. Every CRC is checked: no vector of a damaged
+    record is given out.
 
         batches = dataset.batches(10, 4096, seed=1)
         for batch in batches:                          # one epoch
             batch.values                               # [4096, hidden] float32
             batch.sample_ids, batch.places.positions
-        state = batches.state_dict()                   # at any moment; plain values, as for JSON
+        state = batches.state_dict()                   # at any time; can be saved as JSON
         batches.load_state_dict(state)                 # also in another process
 
     Attributes:
-        dataset, batch_size: as given.
-        shape, dtype: of the values of a whole batch.
+        batch_size: as given.
+        shape, dtype: shape and dtype of the values of a full batch.
 
     Args:
-        dataset: where the vectors are.
-        layers: a layer's number, or the name of another site, or several of them: then the values
-            are [batch_size, layers, hidden], the same tokens in every layer.
+        shards: the dataset.
+        sites: a layer's number, the name of another site, or a sequence of them. With a sequence,
+            values are [batch_size, sites, hidden], the same tokens at every site.
         batch_size: vectors of a batch.
-        seed: of the order, 0..2^64 - 1.
-        window: vectors that are shuffled together, at least. They are of runs of samples, about
-            256 KiB each, from all over the dataset. Two windows are in memory at a time.
-        rank, world_size: which of how many readers this is. They share the runs of each epoch.
-        dtype: of the values.
-        normalise: scaling of the values.
+        seed: seed of the order, 0..2^64 - 1.
+        window: smallest number of vectors that are shuffled together. They come from chunks of
+            about 256 KiB from all over the dataset. Two windows are in memory at a time.
+        rank, world_size: number of this reader, and number of readers that share each epoch.
+        dtype: dtype of the values.
+        normalize: scaling of the values.
         only: [n] ascending numbers of the vectors to read; None for all.
-        norms: least and largest Euclidean norm, as stored, of a vector to be given out; for every
-            layer, or for each layer that is named. One that is outside in a layer is left out.
-        drop_last: whether to leave out the incomplete last batch of an epoch, and the batches by
-            which other readers have fewer. How many other readers have is not known with `norms`:
-            then count steps, not epochs.
+        norms: smallest and largest Euclidean norm, as stored, of the vectors to give out: one pair
+            for every site, or a pair for each site that is named. A vector outside the bounds of
+            one site is left out.
+        drop_last: leave out the incomplete last batch of an epoch, and the batches that other
+            readers do not have. With `norms`, the number of batches of other readers is unknown:
+            count steps instead of epochs.
 
     Raises:
-        KeyError, ValueError: an argument that cannot be met; says which and why.
+        KeyError, ValueError: an argument is not allowed for this dataset.
     """
 
     def __init__(
         self,
-        dataset: ActivationDataset,
-        layers: Site | Sequence[Site],
+        shards: Shards,
+        sites: Site | Sequence[Site],
         batch_size: int,
         *,
         seed: int = 0,
@@ -93,7 +91,7 @@ class Batches:
         rank: int = 0,
         world_size: int = 1,
         dtype: Dtype = "float32",
-        normalise: Normalise | None = None,
+        normalize: Normalize | None = None,
         only: NDArray[np.int64] | None = None,
         norms: Norms | Mapping[Site, Norms] | None = None,
         drop_last: bool = True,
@@ -102,71 +100,71 @@ class Batches:
         _check(window > 0, f"window is {window}, expected at least 1")
         _check(0 <= seed < 1 << 64, f"seed is {seed}, expected 0..2^64 - 1")
         _check(0 <= rank < world_size, f"rank is {rank}, expected 0..world_size - 1")
-        self.dataset, self.batch_size = dataset, batch_size
-        self._wanted = Wanted.of(dataset.metadata, layers, dtype, normalise)
-        self.shape = self._wanted.shape(batch_size, dataset.kind.hidden)
-        self.dtype = self._wanted.dtype
-        self._norms = _norms_by_layer(norms, self._wanted.layers)
-        self._seed, self._rank, self._drop_last = seed, rank, drop_last
-        numbers = None if only is None else _checked(only, dataset.num_vectors)
+        self._shards, self.batch_size = shards, batch_size
+        self._wanted = VectorFormat.of(shards.metadata, sites, dtype, normalize)
+        self.shape, self.dtype = self._wanted.shape(batch_size), self._wanted.dtype
+        self._rank, self._drop_last = rank, drop_last
+        self._norms = _norms_by_site(norms, self._wanted.sites)
+        numbers = None if only is None else _ascending(only, shards.num_vectors)
         self._reader = WindowReader(
-            dataset, self._wanted.layers, numbers, self._norms, window, seed, world_size
+            shards, self._wanted.sites, numbers, self._norms, window, seed, world_size
         )
         self._stream = {
-            "dataset": sha256(dataset.metadata.to_json().encode()).hexdigest(),
+            "dataset": sha256(shards.metadata.to_json().encode()).hexdigest(),
             "seed": seed,
             "window": window,
             "rank": rank,
             "world_size": world_size,
             "only": None if numbers is None else sha256(numbers.tobytes()).hexdigest(),
-            "norms": {str(layer): list(each) for layer, each in self._norms.items()},
+            "norms": {str(site): list(bounds) for site, bounds in self._norms.items()},
         }
-        self._arrays = ReusedArrays()
         self._position = Position()
+        # Memory of two windows, kept between epochs; an iteration takes it and gives it back.
+        self._memory: list[list[NDArray[Any]]] = []
         if drop_last and not self._norms:
             most = min(self._reader.sizes(0))
             _check(
                 most >= batch_size,
-                f"batch_size is {batch_size}, but there are {most} vectors for each reader: ask "
-                "for smaller batches, or for the incomplete one with drop_last=False",
+                f"batch_size is {batch_size}, but each reader has {most} vectors: use a smaller "
+                "batch_size, or drop_last=False",
             )
 
     @property
     def epoch(self) -> int:
-        """Number of the epoch that the next batch is of."""
+        """Epoch of the next batch."""
         return self._position.epoch
 
     def set_epoch(self, epoch: int) -> None:
-        """Goes to the start of an epoch."""
+        """Go to the start of an epoch."""
         self._position = Position(epoch)
 
     def __len__(self) -> int:
-        """Batches of the whole epoch that the next batch is of.
+        """Number of batches of the whole epoch.
 
         Raises:
-            TypeError: there are bounds for norms; how many vectors are within is not known.
+            TypeError: the number of vectors within the bounds of `norms` is unknown.
         """
         if self._norms:
-            raise TypeError("how many vectors have norms within the bounds is not known beforehand")
+            raise TypeError("the number of vectors with norms within the bounds is unknown")
         sizes = self._reader.sizes(self.epoch)
         if self._drop_last:
             return min(sizes) // self.batch_size
         return -(-sizes[self._rank] // self.batch_size)
 
     def state_dict(self) -> dict[str, Any]:
-        """What comes after the last batch that was given out, for `load_state_dict`."""
+        """Return the position after the last batch, for `load_state_dict`."""
         return {"stream": self._stream, **asdict(self._position)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on where another one was: the next batches are those that it would have given.
+        """Continue at a saved position: the next batches are those that would have followed there.
 
-        Dtype, normalisation, batch size and, but for `norms`, layers may be others.
+        Dtype, normalization, batch size and, without `norms`, the sites may differ.
 
         Raises:
-            ValueError: the state is of a stream with another order; says in what they differ.
+            ValueError: the state belongs to a stream with another order; says what differs.
         """
         missing = {"stream", *asdict(Position())} - state.keys()
-        _check(not missing, f"the state has no {', '.join(sorted(missing))}: it is no state_dict")
+        _check(not missing, f"the state has no {', '.join(sorted(missing))}: not a state_dict")
         differing = [
             f"{name} {state['stream'].get(name)} (here {here})"
             for name, here in self._stream.items()
@@ -176,70 +174,73 @@ class Batches:
         self._position = Position(**{name: state[name] for name in asdict(Position())})
 
     def __iter__(self) -> Iterator[Vectors]:
-        """The rest of the epoch.
+        """Yield the rest of the epoch.
 
         Raises:
             CorruptRecordError: a CRC does not match, or a file ends too early.
         """
         start = self._position
+        epoch, row, rows, filled = start.epoch, start.row, start.rows, 0
         end = len(self) * self.batch_size if self._drop_last and not self._norms else None
-        window, row, rows, filled = start.window, start.row, start.rows, 0
-        windows = len(self._reader.windows(start.epoch, self._rank))
-        load = partial(self._reader.load, start.epoch, self._rank)
-        values, numbers = self._empty()
-        with ThreadPoolExecutor(1, "window") as background:
-            if window < windows:
-                coming = background.submit(load, window)
-            while window < windows and rows != end:
-                loaded = coming.result()
-                if window + 1 < windows:
-                    coming = background.submit(load, window + 1)
-                while row < len(loaded.kept) and rows != end:
-                    chosen = loaded.kept[row : row + self.batch_size - filled]
-                    part = slice(filled, filled + len(chosen))
-                    self._gather(loaded, chosen, values[part])
-                    numbers[part] = loaded.numbers[chosen]
-                    row += len(chosen)
-                    filled += len(chosen)
-                    if filled == self.batch_size:
-                        rows += filled
-                        self._position = Position(start.epoch, window, row, rows)
-                        if rows == end:
-                            self._position = Position(start.epoch + 1)
-                        yield Vectors(values, numbers, self.dataset)
-                        values, numbers = self._empty()
-                        filled = 0
-                window, row = window + 1, 0
-        self._position = Position(start.epoch + 1)
+        values, numbers = np.empty(self.shape, self.dtype), np.empty(self.batch_size, np.int64)
+        for number, window in enumerate(self._windows(epoch, start.window), start.window):
+            while row < len(window.order) and rows != end:
+                chosen = window.order[row : row + self.batch_size - filled]
+                part = slice(filled, filled + len(chosen))
+                self._wanted.fill(values[part], window.stored, chosen)
+                numbers[part] = window.numbers[chosen]
+                row += len(chosen)
+                filled += len(chosen)
+                if filled == self.batch_size:
+                    rows += filled
+                    self._position = Position(epoch, number, row, rows)
+                    if rows == end:
+                        self._position = Position(epoch + 1)
+                    yield Vectors(values, numbers, self._shards)
+                    values, numbers = np.empty_like(values), np.empty_like(numbers)
+                    filled = 0
+            if rows == end:
+                break
+            row = 0
+        self._position = Position(epoch + 1)
         if filled and not self._drop_last:
-            yield Vectors(values[:filled], numbers[:filled], self.dataset)
+            yield Vectors(values[:filled], numbers[:filled], self._shards)
 
-    def _gather(self, window: Window, rows: NDArray[np.int64], out: NDArray[Any]) -> None:
-        """Writes rows of a window as values of the wanted dtype."""
-        for place, factor in enumerate(self._wanted.factors):
-            gather(window.stored[place], rows, self._wanted.layer_of(out, place), factor)
+    def _windows(self, epoch: int, first: int) -> Iterator[Window]:
+        """Yield the windows of this reader, while a thread reads the next one."""
+        count = len(self._reader.windows(epoch, self._rank))
+        memory = self._memory.pop() if self._memory else [self._reader.memory() for _ in range(2)]
+        with ThreadPoolExecutor(1, "window") as background:
 
-    def _empty(self) -> tuple[NDArray[Any], NDArray[np.int64]]:
-        """Values and numbers of a batch, to be filled."""
-        return self._arrays.take(self.shape, self.dtype), np.empty(self.batch_size, np.int64)
+            def load(window: int) -> Future[Window]:
+                target = memory[window % 2]
+                return background.submit(self._reader.load, target, epoch, self._rank, window)
+
+            coming = deque([load(first)] if first < count else [])
+            for window in range(first, count):
+                loaded = coming.popleft().result()
+                if window + 1 < count:
+                    coming.append(load(window + 1))
+                yield loaded
+        self._memory.append(memory)
 
 
-def _norms_by_layer(
-    norms: Norms | Mapping[Site, Norms] | None, layers: Sequence[Site]
+def _norms_by_site(
+    norms: Norms | Mapping[Site, Norms] | None, sites: Sequence[Site]
 ) -> dict[Site, Norms]:
     if norms is None:
         return {}
     if isinstance(norms, Mapping):
-        norms = {parse_site(str(layer)): bounds for layer, bounds in norms.items()}
+        norms = {parse_site(str(site)): bounds for site, bounds in norms.items()}
     else:
-        norms = dict.fromkeys(layers, norms)
-    for layer, (least, largest) in norms.items():
-        _check(layer in layers, f"norms has layer {layer}, which is not among those read: {layers}")
-        _check(least <= largest, f"norms of layer {layer} are {least} to {largest}: none is within")
-    return {layer: (float(least), float(largest)) for layer, (least, largest) in norms.items()}
+        norms = dict.fromkeys(sites, norms)
+    for site, (least, largest) in norms.items():
+        _check(site in sites, f"norms has site {site}, which is not among those read: {sites}")
+        _check(least <= largest, f"norms of site {site} are {least} to {largest}: none is within")
+    return {site: (float(least), float(largest)) for site, (least, largest) in norms.items()}
 
 
-def _checked(only: NDArray[np.int64], num_vectors: int) -> NDArray[np.int64]:
+def _ascending(only: NDArray[np.int64], num_vectors: int) -> NDArray[np.int64]:
     numbers = np.ascontiguousarray(only, np.int64)
     _check(numbers.ndim == 1, f"only has shape {numbers.shape}, expected [n]")
     ascending = bool((np.diff(numbers) > 0).all())

@@ -1,24 +1,22 @@
-"""Which vectors are of which tokens, and the reverse."""
+"""From vectors to tokens of tasks, and from tokens to vectors."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from activation_dataset.index import ShardIndex
 from activation_dataset.prompts import ROLES, TEST_PAIR
-
-if TYPE_CHECKING:
-    from activation_dataset.index import ShardIndex
-    from activation_dataset.reading.reader import ActivationDataset
+from activation_dataset.reading.shards import Shards
 
 Role = Literal["input", "output", "text"]
-"""What a token shows: a cell of an input grid, one of an output grid, or no cell of a grid."""
+"""Content of a token: a cell of an input grid, a cell of an output grid, or text."""
 
 Example = int | Literal["test"]
 """A training pair by its number from 0, or the test pair."""
@@ -28,13 +26,13 @@ _TEST = re.compile(r"/([0-9]+)(?:\?(d4=[0-7]&colors=[0-9]{10}&order=[0-9-]+))?\Z
 
 @dataclass(frozen=True)
 class SampleName:
-    """What a sample's id says; docs/format.md describes ids.
+    """Parts of a sample's id; docs/format.md describes ids.
 
     Attributes:
-        source: the file that the task or document was read from.
+        source: file of the task or document.
         task_id: id of the task or document in its file.
         test: number of the test input, None for a document.
-        variant: key of the variant of the task, "" for the task as its file has it.
+        variant: augmentation key of a variant, "" for the task itself.
     """
 
     source: str
@@ -44,10 +42,10 @@ class SampleName:
 
     @classmethod
     def of(cls, sample_id: str, task_id: str) -> SampleName:
-        """Takes an id apart. `task_id`, as records have it, tells ids with "/" and "#" apart.
+        """Split an id. The `task_id` of its record makes ids with "/" and "#" unambiguous.
 
         Raises:
-            ValueError: the id is not made of that task's.
+            ValueError: the id does not contain the task's id.
         """
         end = f"#{task_id}"
         if sample_id.endswith(end):
@@ -60,30 +58,30 @@ class SampleName:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where one vector comes from; the same in every layer.
+    """Origin of a vector, the same at every site.
 
     Attributes:
-        number: the vector's number.
+        number: number of the vector.
         sample: number of its sample.
         sample_id: id of its sample.
-        name: what that id says.
-        position: place of the token in the prompt, None for the mean over a prompt.
+        name: parts of that id.
+        position: position of the token in the prompt, None for the mean over a prompt.
         token_id: the token, None for a mean.
-        role: what the token shows, None for a mean.
-        example, row, col: where the cell is, None if the token shows none. Of a variant's grids,
-            which `corpus.augment` leads back to the task's.
+        role: content of the token, None for a mean.
+        example, row, col: grid cell that the token shows, None if it shows none. For a variant,
+            `corpus.augment` maps the cell back to the task's.
     """
 
     number: int
     sample: int
     sample_id: str
     name: SampleName
-    position: int | None
-    token_id: int | None
-    role: Role | None
-    example: Example | None
-    row: int | None
-    col: int | None
+    position: int | None = None
+    token_id: int | None = None
+    role: Role | None = None
+    example: Example | None = None
+    row: int | None = None
+    col: int | None = None
 
     def __str__(self) -> str:
         if self.position is None:
@@ -97,19 +95,19 @@ class Origin:
 
 @dataclass(frozen=True)
 class TokenQuery:
-    """Which vectors are wanted; what is None does not matter.
+    """Properties of the wanted tokens; None matches any.
 
     Attributes:
-        task: id of the task or document. Ids recur across files: see `source`.
-        source: the file that it was read from.
-        test: number of the test input that was asked for.
+        task: id of the task or document. Ids can repeat in other files: see `source`.
+        source: file of the task or document.
+        test: number of the test input.
         sample: id of the sample.
-        role: what the token shows.
-        example: of which pair the cell is.
-        row, col: of the cell, from 0.
+        role: content of the token.
+        example: pair of the cell.
+        row, col: position of the cell, from 0.
 
     Raises:
-        ValueError: a value that no token can have.
+        ValueError: no token can have a value.
     """
 
     task: str | None = None
@@ -130,72 +128,98 @@ class TokenQuery:
                 raise ValueError(f"{name} is {value}, expected a number from 0")
         if isinstance(self.example, str) and self.example != "test":
             raise ValueError(f'example is {self.example!r}, expected a number from 0, or "test"')
-        if self.role == "text" and self._asks_for_cells:
+        if self.role == "text" and self._cell != (None, None, None):
             raise ValueError("a token of text has no example, row or column")
 
     @property
-    def asks_for_tokens(self) -> bool:
-        """Whether it tells tokens of one prompt apart."""
-        return self.role is not None or self._asks_for_cells
+    def _cell(self) -> tuple[Example | None, int | None, int | None]:
+        return self.example, self.row, self.col
 
     @property
-    def _asks_for_cells(self) -> bool:
-        return (self.example, self.row, self.col) != (None, None, None)
+    def selects_tokens(self) -> bool:
+        """True if the query tells tokens of one prompt apart."""
+        return (self.role, *self._cell) != (None,) * 4
 
     def samples(self, index: ShardIndex) -> NDArray[np.bool_]:
-        """[samples] bool, which samples of a shard may have such tokens."""
-        chosen = np.ones(len(index), np.bool_)
-        if self.task is not None:
-            chosen &= [index.task_id(number) == self.task for number in range(len(index))]
-        if (self.source, self.test, self.sample) != (None, None, None):
-            for number in np.flatnonzero(chosen).tolist():
-                chosen[number] = self._is_of(index.sample_id(number), index.task_id(number))
-        return chosen
+        """Return the samples of a shard that match, [samples] bool."""
+        ids = zip(index.sample_ids, index.task_ids, strict=True)
+        return np.array([self._matches(*each) for each in ids], np.bool_)
 
     def tokens(self, cells: NDArray[np.int16]) -> NDArray[np.bool_]:
-        """[n] bool, which tokens are such tokens, by the cells, [n, 4] int16, that they show."""
+        """Return the tokens that match, [n] bool, given the cells [n, 4] int16 that they show."""
         chosen = np.ones(len(cells), np.bool_)
-        if self.asks_for_tokens:
+        if self.selects_tokens:
             shows_cell = cells[:, 1] >= 0
             chosen = ~shows_cell if self.role == "text" else shows_cell
-        if self.role in ROLES:
-            chosen &= cells[:, 1] == ROLES.index(self.role)
-        if self.example is not None:
-            chosen &= cells[:, 0] == (TEST_PAIR if self.example == "test" else self.example)
-        for column, wanted in ((2, self.row), (3, self.col)):
+        example = TEST_PAIR if self.example == "test" else self.example
+        role = ROLES.index(self.role) if self.role in ROLES else None
+        for column, wanted in enumerate((example, role, self.row, self.col)):
             if wanted is not None:
                 chosen &= cells[:, column] == wanted
         return chosen
 
-    def _is_of(self, sample_id: str, task_id: str) -> bool:
-        if self.sample not in (None, sample_id):
+    def _matches(self, sample_id: str, task_id: str) -> bool:
+        if self.task not in (None, task_id) or self.sample not in (None, sample_id):
             return False
+        if self.source is None and self.test is None:
+            return True
         name = SampleName.of(sample_id, task_id)
         return self.source in (None, name.source) and self.test in (None, name.test)
 
 
-def where(dataset: ActivationDataset, query: TokenQuery) -> NDArray[np.int64]:
-    """The numbers of the vectors that a query asks for, [n] int64, ascending.
+def where(shards: Shards, query: TokenQuery) -> NDArray[np.int64]:
+    """Return the numbers of the vectors whose tokens match a query, [n] int64, ascending.
 
     Raises:
-        ValueError: it asks for tokens, and the dataset's vectors are means over prompts; or for a
-            task, source or sample that the dataset does not have.
+        ValueError: the query selects tokens, but the vectors are means over prompts; or the dataset
+            does not have the task, source or sample.
     """
-    if query.asks_for_tokens and dataset.kind.pooling == "mean":
+    if query.selects_tokens and shards.kind.pooling == "mean":
         raise ValueError(
             "the vectors of this dataset are means over prompts (pooling mean), which belong to no "
-            "token: ask for tasks, test inputs or samples only"
+            "token: query tasks, test inputs or samples only"
         )
-    found = np.concatenate([np.empty(0, np.int64), *_found(dataset, query)])
-    if not len(found) and (query.task, query.sample, query.source) != (None, None, None):
-        _check_names(dataset, query)
-    return found
+    found = [np.empty(0, np.int64)]
+    indexes = [shards.index(shard) for shard in range(len(shards.metadata.shards))]
+    for shard, index in enumerate(indexes):
+        samples = query.samples(index)
+        if samples.any():
+            chosen = np.repeat(samples, index.vector_counts)
+            if query.selects_tokens:
+                pooled = index.pooling != "none"
+                chosen &= query.tokens(index.cells[index.token_ends - 1] if pooled else index.cells)
+            found.append(shards.shard_numbers(shard).start + np.flatnonzero(chosen))
+    numbers = np.concatenate(found)
+    if not len(numbers):
+        _check_names(indexes, query)
+    return numbers
 
 
-def _check_names(dataset: ActivationDataset, query: TokenQuery) -> None:
-    """Tells a name that is misspelt from tokens that are not there."""
-    ids = [(dataset.sample_id(n), dataset.task_id(n)) for n in range(len(dataset))]
-    for name, wanted, known in (
+def trace(shards: Shards, number: int) -> Origin:
+    """Return the origin of a vector.
+
+    Raises:
+        IndexError: the number is not in 0..num_vectors - 1.
+    """
+    places = shards.locate([number])
+    sample = int(places.samples[0])
+    sample_id, task_id = shards.sample_id(sample), shards.task_id(sample)
+    name = SampleName.of(sample_id, task_id)
+    if shards.kind.pooling == "mean":
+        return Origin(number, sample, sample_id, name)
+    token = int(places.positions[0]), int(places.token_ids[0])
+    example, role, row, col = places.cells[0].tolist()
+    if role < 0:
+        return Origin(number, sample, sample_id, name, *token, "text")
+    pair: Example = "test" if example == TEST_PAIR else example
+    kind: Role = "input" if ROLES[role] == "input" else "output"
+    return Origin(number, sample, sample_id, name, *token, kind, pair, row, col)
+
+
+def _check_names(indexes: Sequence[ShardIndex], query: TokenQuery) -> None:
+    """Raise ValueError if a name in the query is not in the dataset, such as a misspelled one."""
+    ids = [each for index in indexes for each in zip(index.sample_ids, index.task_ids, strict=True)]
+    for what, wanted, known in (
         ("task", query.task, {task_id for _, task_id in ids}),
         ("sample", query.sample, {sample_id for sample_id, _ in ids}),
         ("source", query.source, {SampleName.of(*each).source for each in ids}),
@@ -203,47 +227,6 @@ def _check_names(dataset: ActivationDataset, query: TokenQuery) -> None:
         if wanted is not None and wanted not in known:
             some = get_close_matches(wanted, known, 3) or sorted(known)[:3]
             raise ValueError(
-                f"the dataset has no {name} {wanted!r}, but {len(known)} others such as "
-                f"{', '.join(map(repr, some))}; tasks that were rejected are in its errors/"
+                f"the dataset has no {what} {wanted!r}, but {len(known)} others such as "
+                f"{', '.join(map(repr, some))}; rejected tasks are listed in its errors/"
             )
-
-
-def _found(dataset: ActivationDataset, query: TokenQuery) -> Iterator[NDArray[np.int64]]:
-    """The numbers in each shard."""
-    start = 0
-    for shard in range(len(dataset.metadata.shards)):
-        index = dataset.index(shard)
-        samples = query.samples(index)
-        if samples.any():
-            chosen = np.repeat(samples, index.vector_counts)
-            if query.asks_for_tokens:
-                cells = index.cells[index.token_ends - 1] if index.pooled else index.cells
-                chosen &= query.tokens(cells)
-            yield start + np.flatnonzero(chosen)
-        start += int(index.vector_ends[-1]) if len(index) else 0
-
-
-def trace(dataset: ActivationDataset, number: int) -> Origin:
-    """Where a vector comes from.
-
-    Args:
-        number: the vector's number, 0..num_vectors - 1.
-
-    Raises:
-        IndexError: there is no such vector.
-    """
-    if not 0 <= number < dataset.num_vectors:
-        raise IndexError(f"vector {number} is not in 0..{dataset.num_vectors - 1}")
-    places = dataset.locate(np.array([number]))
-    sample = int(places.samples[0])
-    sample_id, task_id = dataset.sample_id(sample), dataset.task_id(sample)
-    name = SampleName.of(sample_id, task_id)
-    if dataset.kind.pooling == "mean":
-        return Origin(number, sample, sample_id, name, *[None] * 6)
-    token = int(places.positions[0]), int(places.token_ids[0])
-    example, role, row, col = places.cells[0].tolist()
-    if role < 0:
-        return Origin(number, sample, sample_id, name, *token, "text", None, None, None)
-    pair: Example = "test" if example == TEST_PAIR else example
-    kind: Role = "input" if ROLES[role] == "input" else "output"
-    return Origin(number, sample, sample_id, name, *token, kind, pair, row, col)

@@ -1,95 +1,183 @@
-"""Vectors of a dataset together with what is known of each."""
+"""Vectors in the dtype and scale that a reader asks for."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from importlib import import_module
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from activation_dataset.prompts import CELL_FIELDS, NO_CELL
+from activation_dataset.format import StorageDtype
+from activation_dataset.metadata import Metadata
+from activation_dataset.reading.shards import Places, Shards
+from activation_dataset.sites import Site
+from activation_dataset.statistics import LayerStatistics
 
-if TYPE_CHECKING:
-    from activation_dataset.index import ShardIndex
-    from activation_dataset.reading.reader import ActivationDataset
+Dtype = Literal["float32", "bfloat16", "bits"]
+"""Dtype of values: "float32", exact for every storage dtype; "bfloat16", that of ml_dtypes; "bits",
+the bits of bfloat16 as uint16. The last two need a dataset that is stored in bfloat16."""
 
-NO_TOKEN = -1
-"""Stands for position and token of a vector that is the mean over a prompt."""
+Normalize = Literal["sae_lens", "dictionary_learning"]
+"""Library whose scaling of vectors is applied; see `normalization_factor`."""
+
+# This many rows fit into a core's cache.
+_ROWS = 128
 
 
-@dataclass(frozen=True, eq=False)
-class Places:
-    """Where vectors come from.
+@dataclass(frozen=True)
+class VectorFormat:
+    """Sites, dtype and scale of the vectors that a reader gives out.
 
     Attributes:
-        samples: [n] int64, numbers of the samples.
-        positions: [n] int64, places of the tokens in their prompts, or NO_TOKEN.
-        token_ids: [n] int32, the tokens, or NO_TOKEN.
-        cells: [n, 4] int16, the cells of grids that the tokens show, as in Prompt.
+        sites: sites, in the order of the values.
+        single: True if values are [n, hidden], False if they are [n, sites, hidden].
+        hidden: elements of a vector.
+        dtype: dtype of the values.
+        factors: factor of each site's vectors.
     """
 
-    samples: NDArray[np.int64]
-    positions: NDArray[np.int64]
-    token_ids: NDArray[np.int32]
-    cells: NDArray[np.int16]
+    sites: tuple[Site, ...]
+    single: bool
+    hidden: int
+    dtype: np.dtype[Any]
+    factors: tuple[float, ...]
 
     @classmethod
-    def empty(cls, count: int) -> Places:
-        """To be filled: no tokens as yet."""
-        return cls(
-            np.empty(count, np.int64),
-            np.full(count, NO_TOKEN, np.int64),
-            np.full(count, NO_TOKEN, np.int32),
-            np.full((count, len(CELL_FIELDS)), NO_CELL, np.int16),
-        )
+    def of(
+        cls,
+        metadata: Metadata,
+        sites: Site | Sequence[Site],
+        dtype: Dtype,
+        normalize: Normalize | None,
+    ) -> VectorFormat:
+        """Check a request against a dataset. Raises KeyError for a site, or ValueError."""
+        single = isinstance(sites, int | str)
+        named = (sites,) if isinstance(sites, int | str) else tuple(sites)
+        if not named:
+            raise ValueError("sites is empty, expected at least one")
+        run = metadata.run
+        chosen = tuple(map(run.site, named))
+        if normalize is not None and dtype != "float32":
+            raise ValueError(f"normalized values are float32, not {dtype!r}")
+        factors = tuple(normalization_factor(metadata.statistics[s], normalize) for s in chosen)
+        given = element_dtype(dtype, run.storage_dtype)
+        return cls(chosen, single, run.hidden_dim, given, factors)
 
-    def put(self, where: NDArray[Any], index: ShardIndex, numbers: NDArray[np.int64]) -> None:
-        """Fills in the vectors of one shard.
+    def shape(self, count: int) -> tuple[int, ...]:
+        """Return the shape of the values of `count` vectors."""
+        return (count, self.hidden) if self.single else (count, len(self.sites), self.hidden)
 
-        Args:
-            where: [n] where they stand among these.
-            index: the shard's.
-            numbers: [n] int64, their numbers in the shard.
-        """
-        samples = np.searchsorted(index.vector_ends, numbers, side="right")
-        self.samples[where] = samples
-        if index.pooling == "mean":
-            return
-        tokens = index.token_ends[samples] - 1 if index.pooling == "last" else numbers
-        starts = index.token_ends[samples] - index.token_counts[samples]
-        self.positions[where] = tokens - starts
-        self.token_ids[where] = index.token_ids[tokens]
-        self.cells[where] = index.cells[tokens]
+    def fill(
+        self, values: NDArray[Any], stored: NDArray[Any], rows: NDArray[np.int64] | None = None
+    ) -> None:
+        """Convert stored vectors [sites, n, hidden], all or the [k] `rows`, to `values`."""
+        for place, factor in enumerate(self.factors):
+            _convert(values if self.single else values[:, place], stored[place], rows, factor)
 
 
 @dataclass(frozen=True, eq=False)
 class Vectors:
-    """Some vectors of one or more layers, and where each comes from.
+    """Some vectors of one or more sites, and the tokens that they belong to.
 
-    A vector's number is its place in the order of the files, the same in every layer.
+    The number of a vector is its position in the order of the files, the same at every site.
 
     Attributes:
-        values: [n, hidden], or [n, layers, hidden] if layers were asked for as a sequence; float32
-            unless another dtype was asked for.
-        numbers: [n] int64, the vectors' numbers.
-        dataset: which they are of.
+        values: [n, hidden], or [n, sites, hidden] if a sequence of sites was asked for; float32 by
+            default.
+        numbers: [n] int64, numbers of the vectors.
+        shards: shards of the dataset.
     """
 
     values: NDArray[Any]
     numbers: NDArray[np.int64]
-    dataset: ActivationDataset = field(repr=False)
+    shards: Shards = field(repr=False)
 
     def __len__(self) -> int:
         return len(self.numbers)
 
     @cached_property
     def places(self) -> Places:
-        """Samples, positions, tokens and cells of the vectors, looked up when first asked for."""
-        return self.dataset.locate(self.numbers)
+        """Samples, positions, tokens and cells of the vectors, looked up on first use."""
+        return self.shards.locate(self.numbers)
 
     @property
     def sample_ids(self) -> list[str]:
         """[n] ids of the samples."""
-        return [self.dataset.sample_id(sample) for sample in self.places.samples.tolist()]
+        return [self.shards.sample_id(sample) for sample in self.places.samples.tolist()]
+
+
+def element_dtype(dtype: Dtype, storage_dtype: StorageDtype) -> np.dtype[Any]:
+    """Return the numpy dtype of values. Raises ValueError, or ImportError without ml_dtypes."""
+    if dtype not in get_args(Dtype):
+        raise ValueError(f"dtype {dtype!r} is not one of {', '.join(get_args(Dtype))}")
+    if dtype == "float32":
+        return np.dtype(np.float32)
+    if storage_dtype != "bfloat16":
+        raise ValueError(f"dtype {dtype!r} needs a dataset stored in bfloat16, not {storage_dtype}")
+    if dtype == "bits":
+        return np.dtype(np.uint16)
+    try:
+        bfloat16: np.dtype[Any] = np.dtype(import_module("ml_dtypes").bfloat16)
+    except ImportError as error:
+        raise ImportError(
+            'dtype "bfloat16" needs ml_dtypes: pip install ml_dtypes, or ask for "bits", which '
+            "gives the same bits as uint16"
+        ) from error
+    return bfloat16
+
+
+def normalization_factor(statistics: LayerStatistics, normalize: Normalize | None) -> float:
+    """Return the factor that the vectors of a site are multiplied with.
+
+    "sae_lens": sqrt(hidden) / mean norm, as with its
+    `normalize_activations="expected_average_only_in"`; the mean norm becomes sqrt(hidden).
+    "dictionary_learning": 1 / sqrt(mean squared norm), as with its `normalize_activations=True`;
+    the mean squared norm becomes 1.
+
+    Raises:
+        ValueError: `normalize` is neither, or the mean norm of the site is 0.
+    """
+    if normalize is None:
+        return 1.0
+    if normalize not in get_args(Normalize):
+        raise ValueError(f"normalize {normalize!r} is not one of {', '.join(get_args(Normalize))}")
+    if not statistics.mean_norm > 0:
+        raise ValueError("the site has no vectors other than 0: there is nothing to normalize by")
+    if normalize == "sae_lens":
+        return float(np.sqrt(statistics.hidden)) / statistics.mean_norm
+    return 1.0 / float(np.sqrt(statistics.mean_squared_norm))
+
+
+def widen(stored: NDArray[Any], out: NDArray[np.float32]) -> None:
+    """Write stored vectors [n, hidden], float32 or bits of bfloat16, as float32; exact."""
+    if stored.dtype == np.float32:
+        out[...] = stored
+        return
+    words = out.view(np.uint32)
+    np.copyto(words, stored)
+    np.left_shift(words, 16, out=words)
+
+
+def _convert(
+    out: NDArray[Any], stored: NDArray[Any], rows: NDArray[np.int64] | None, factor: float
+) -> None:
+    """Convert rows of [n, hidden] into [k, hidden], block by block while they are in the cache."""
+    scratch = np.empty((_ROWS, stored.shape[1]), stored.dtype)
+    for start in range(0, len(out), _ROWS):
+        part = out[start : start + _ROWS]
+        if rows is None:
+            taken = stored[start : start + _ROWS]
+        else:
+            taken = scratch[: len(part)]
+            # With any other mode, numpy makes one more copy.
+            np.take(stored, rows[start : start + _ROWS], axis=0, out=taken, mode="clip")
+        if part.itemsize == stored.itemsize:
+            part.view(stored.dtype)[...] = taken
+        else:
+            widen(taken, part)
+        if factor != 1.0:
+            np.multiply(part, np.float32(factor), out=part)

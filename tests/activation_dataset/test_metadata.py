@@ -7,21 +7,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from activation_dataset.canonical_json import sealed_text
 from activation_dataset.fields import FieldError
-from activation_dataset.format import prompts_file, shard_file
+from activation_dataset.format import data_file
 from activation_dataset.manifest import (
     FileEntry,
-    LayerFile,
     LayerManifest,
     PromptsManifest,
+    sample_order,
     shards_of,
 )
 from activation_dataset.metadata import Metadata
 from activation_dataset.norms import NormHistogram
 from activation_dataset.statistics import LayerStatistics
-from tests.activation_dataset.synthetic import LAYERS, describe
+from tests.activation_dataset.synthetic import describe
 
 HIDDEN = 3
+MLP_OUT = "blocks.10.hook_mlp_out"
+SITES = (MLP_OUT, 10)
+ORDER = sample_order(["a", "b"])
 
 
 def statistics(count, nonfinite=0):
@@ -30,30 +34,40 @@ def statistics(count, nonfinite=0):
     return LayerStatistics(count, nonfinite, mean, np.abs(mean), 1 / 3, 2.0, 7.25, norms)
 
 
-def manifest(shard, layer, samples=2, tokens=30, num_shards=2):
-    file = LayerFile(layer, shard_file(layer, shard, num_shards), 99, "AAAAAA==", statistics(2))
-    return LayerManifest(shard, samples, tokens, samples, file)
+def manifest(shard, site, samples=2, order=ORDER, num_shards=2):
+    file = FileEntry(data_file(site, shard, num_shards), 99, "AAAAAA==")
+    return LayerManifest(shard, samples, 30, samples, order, "xla", site, file, statistics(2))
 
 
-def prompts(shard, samples=2, tokens=30):
-    return PromptsManifest(shard, samples, tokens, FileEntry(prompts_file(shard, 2), 9, "BBBBBB=="))
+def prompts(shard, tokens=30):
+    file = FileEntry(data_file(None, shard, 2), 9, "BBBBBB==")
+    return PromptsManifest(shard, 2, tokens, ORDER, file)
 
 
 def manifests():
-    layers = [manifest(shard, layer) for shard in range(2) for layer in LAYERS]
+    layers = [manifest(shard, site) for shard in range(2) for site in SITES]
     return [prompts(0), prompts(1), *layers]
 
 
 METADATA = Metadata(
-    run=describe("last", "bfloat16", HIDDEN),
-    shards=shards_of(manifests(), LAYERS, 2),
+    run=describe("last", "bfloat16", HIDDEN, (10,), ("mlp_out", "resid_post")),
+    shards=shards_of(manifests(), SITES, 2),
     rejected={"ragged_grid": 2, "overlength": 1},
-    statistics={layer: statistics(3, 1) for layer in LAYERS},
+    statistics={site: statistics(3, 1) for site in SITES},
+    ops=("amx", "xla"),
 )
 
 
+def sealed(value):
+    rest = {name: each for name, each in value.items() if name != "metadata_sha256"}
+    text = sealed_text(rest, "metadata_sha256")
+    if value.get("schema_version") == 1:
+        return text
+    return json.dumps({**json.loads(text), "schema_version": value.get("schema_version")})
+
+
 def changed(path, value):
-    """The metadata as JSON with one field set (or removed, if the value is ...)."""
+    """The metadata with one field set (or removed, if the value is ...) and a digest that fits."""
     whole = json.loads(METADATA.to_json())
     *parents, last = path
     inner = whole
@@ -63,7 +77,7 @@ def changed(path, value):
         del inner[last]
     else:
         inner[last] = value
-    return json.dumps(whole)
+    return sealed(whole)
 
 
 def test_what_was_written_is_read():
@@ -74,18 +88,21 @@ def test_what_was_written_is_read():
 
 def test_the_documented_fields_are_at_the_top():
     value = json.loads(METADATA.to_json())
+    assert value["schema_version"] == 1
     assert value["model_name"] == "random:tiny"
-    assert value["layers_extracted"] == [10, 11, 12]
-    assert (value["hidden_dim"], value["num_layers_extracted"]) == (3, 3)
+    assert (value["hidden_dim"], value["num_layers_extracted"]) == (3, 1)
     assert (value["total_samples"], value["total_tokens"], value["total_vectors"]) == (4, 60, 4)
     assert (value["storage_dtype"], value["byte_order"]) == ("bfloat16", "little")
-    assert value["compute_dtype"] == "bfloat16"
-    assert (value["pooling"], value["hook_point"]) == ("last", "residual_after_layer")
+    assert (value["compute_dtype"], value["pooling"]) == ("bfloat16", "last")
+    assert value["layers_extracted"] == [10]
+    assert value["hook_points"] == ["mlp_out", "resid_post"]
+    assert value["ops"] == ["amx", "xla"]
     assert value["weights"] == {"fingerprint": "sha256:01", "source": "random", "seed": 0}
     assert value["inputs"] == [{"path": "training.json", "bytes": 3, "sha256": "02"}]
     assert value["rejected"] == {"ragged_grid": 2, "overlength": 1}
-    assert value["schema_version"] == 1
-    assert value["statistics"]["11"]["mean"] == [0.1, -2.5e-8, 1e300]
+    assert sorted(value["statistics"]) == ["10", MLP_OUT]
+    assert value["statistics"]["10"]["mean"] == [0.1, -2.5e-8, 1e300]
+    folders = {MLP_OUT: "layer_10_mlp_out", "10": "layer_10"}
     assert value["batches"][1] == {
         "shard": 1,
         "samples": 2,
@@ -96,12 +113,12 @@ def test_the_documented_fields_are_at_the_top():
             "crc32c": "BBBBBB==",
         },
         "files": {
-            str(layer): {
-                "path": f"layer_{layer}/activations-00001-of-00002.tfrecord",
+            site: {
+                "path": f"{folder}/activations-00001-of-00002.tfrecord",
                 "bytes": 99,
                 "crc32c": "AAAAAA==",
             }
-            for layer in LAYERS
+            for site, folder in folders.items()
         },
     }
 
@@ -111,7 +128,7 @@ def test_the_text_does_not_depend_on_the_order_of_construction():
         METADATA,
         rejected=dict(reversed(list(METADATA.rejected.items()))),
         statistics=dict(reversed(list(METADATA.statistics.items()))),
-        shards=shards_of(reversed(manifests()), LAYERS, 2),
+        shards=shards_of(reversed(manifests()), SITES, 2),
     )
     assert other.to_json() == METADATA.to_json()
 
@@ -127,78 +144,71 @@ def test_a_person_can_read_it():
 @given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=3, max_size=3))
 def test_floats_keep_every_bit(values):
     mean = np.array(values)
-    metadata = replace(
-        METADATA, statistics={each: replace(statistics(4), mean=mean) for each in LAYERS}
-    )
-    read = Metadata.from_json(metadata.to_json())
-    assert read.statistics[10].mean.tobytes() == mean.tobytes()
+    each = replace(statistics(4), mean=mean)
+    metadata = replace(METADATA, statistics=dict.fromkeys(SITES, each))
+    assert Metadata.from_json(metadata.to_json()).statistics[10].mean.tobytes() == mean.tobytes()
+    layer = replace(manifest(0, 10), statistics=each)
+    read = LayerManifest.from_bytes(layer.to_bytes())
+    assert read.statistics.mean.tobytes() == mean.tobytes()
 
 
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (
-            ["schema_version"],
-            3,
-            "schema_version is 3, but this reader knows 1 and 2: install a ne",
-        ),
-        (["schema_version"], 0, "schema_version is 0, but this reader knows 1 and 2: extract"),
-        (["schema_version"], ..., "^schema_version is missing"),
+        (["schema_version"], 2, "^schema_version is 2, .* reads 1: use a version"),
+        (["schema_version"], 0, "^schema_version is 0, .* or extract again"),
         (["model_name"], 7, "^model_name is 7, expected a string"),
         (["pooling"], "max", '^pooling is \'max\', expected "last" or "mean" or "none"'),
-        (["storage_dtype"], "float16", "^storage_dtype is 'float16', expected"),
-        (["byte_order"], "big", "^byte_order is 'big', expected \"little\""),
-        (["layers_extracted"], [11, 10, 12], r"^layers_extracted is \[11, 10, 12\], expected asc"),
-        (["num_layers_extracted"], 4, "^num_layers_extracted is not 3"),
-        (["hidden_dim"], 4, r"^statistics\.10\.mean has 3 elements, expected hidden_dim = 4"),
-        (["total_samples"], 5, "^total_samples is 5, but the batches add up to 4"),
+        (["byte_order"], "big", "^byte_order is 'big', but the other fields say little"),
+        (["layers_extracted"], [11, 10], r"^layers_extracted is \[11, 10\], expected ascending"),
+        (["num_layers_extracted"], 4, "^num_layers_extracted is 4, but the other fields say 1"),
+        (["hook_points"], ["resid_post", "mlp_out"], "^hook_points is .* in order"),
+        (["hook_points"], [], "^hook_points is .* expected some of"),
+        (["hook_points"], ["mlp_out", "resid"], r"^hook_points\[1\] is 'resid', expected"),
+        (["hook_points"], ["mlp_out"], r"files has .* expected"),
+        (["hook_points"], ..., "^hook_points is missing"),
+        (["ops"], "xla", "^ops is 'xla', expected a list"),
+        (["hidden_dim"], 4, rf"^statistics\.{MLP_OUT}\.mean has 3 elements, expected hidden_dim"),
+        (["total_samples"], 5, "^total_samples is 5, but the other fields say 4"),
         (["batches", 1, "samples"], "2", r"^batches\[1\]\.samples is '2', expected an integer"),
         (["batches", 1, "shard"], 0, r"^batches\[1\]\.shard is 0, expected 1"),
-        (["batches", 0, "files", "12"], ..., r"^batches\[0\]\.files has layers \[10, 11\]"),
+        (["batches", 0, "files", "10"], ..., r"^batches\[0\]\.files has \['blocks"),
         (["batches", 0, "files", "+9"], {}, r"^batches\[0\]\.files has the key '\+9'"),
+        (["batches", 0, "files", "blocks.9.hook_resid_post"], {}, "resid_post', expected '9'"),
         (
             ["batches", 0, "files", "10", "path"],
             "../../etc/passwd",
-            r"^batches\[0\]\.files\.10\.path is '../../etc/passwd', expected 'layer_10/",
+            r"^batches\[0\] has the path '../../etc/passwd', expected 'layer_10/",
         ),
         (["batches", 0, "files", "10", "bytes"], -1, r"files\.10\.bytes is -1"),
-        (
-            ["batches", 0, "prompts", "path"],
-            "x",
-            r"prompts\.path is 'x', expected 'prompts/prompts-",
-        ),
-        (["batches", 0, "prompts"], ..., r"^batches\[0\]\.prompts is missing"),
+        (["batches", 0, "prompts", "path"], "x", "path 'x', expected 'prompts/prompts-"),
         (["batches", 0, "files", "10", "md5"], "", r"files\.10\.md5 is not a known field"),
-        (["statistics", "11"], ..., r"^statistics has layers \[10, 12\]"),
-        (
-            ["statistics", "11", "nonfinite_count"],
-            7,
-            r"^statistics\.11 counts 10 vectors, expected 4",
-        ),
-        (["statistics", "11", "count"], 9, r"^statistics\.11\.norm_histogram counts 3 norms"),
+        (["statistics", "10"], ..., r"^statistics has \['blocks"),
+        (["statistics", "10", "nonfinite_count"], 7, r"^statistics\.10 counts 10 .* expected 4"),
+        (["statistics", "10", "count"], 9, r"^statistics\.10: norm_histogram counts 3 norms"),
         (["rejected", "overlength"], 1.5, r"^rejected\.overlength is 1\.5, expected an integer"),
         (["weights", "fingerprint"], ..., r"^weights\.fingerprint is missing"),
         (["inputs", 0, "sha256"], None, r"^inputs\[0\]\.sha256 is None, expected a string"),
         (["comment"], "mine", "^comment is not a known field"),
-        (["settings", "max_length"], 5, "^metadata_sha256 does not match: the file was changed"),
-        (["settings", "max_length"], float("nan"), "not JSON: NaN is not a JSON number"),
     ],
     ids=str,
 )
-def test_what_is_wrong_is_said(path, value, message):
+def test_wrong_fields_are_named(path, value, message):
     with pytest.raises(FieldError, match=message):
         Metadata.from_json(changed(path, value))
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "\xff", "null", '"text"', "[" * 100_000])
-def test_what_is_no_metadata_is_refused(text):
-    with pytest.raises(FieldError):
-        Metadata.from_json(text)
+@pytest.mark.parametrize("text", ["", "{", "[]", "\xff", "null", '"text"', "{}", "[" * 100_000])
+def test_other_texts_are_refused(text):
+    for read in (Metadata.from_json, LayerManifest.from_bytes, PromptsManifest.from_bytes):
+        with pytest.raises(FieldError):
+            read(text)
 
 
-def test_a_number_that_overflows_is_refused():
-    text = METADATA.to_json().replace('"max_length": null', '"max_length": 1e999')
-    with pytest.raises(FieldError, match="a value that cannot be written"):
+@pytest.mark.parametrize("number", ["5", "1e999", "NaN"])
+def test_a_changed_number_is_refused(number):
+    text = METADATA.to_json().replace('"max_length": null', f'"max_length": {number}')
+    with pytest.raises(FieldError, match=r"metadata_sha256 does not match|not valid JSON|written"):
         Metadata.from_json(text)
 
 
@@ -211,30 +221,45 @@ def test_a_change_of_one_bit_is_noticed():
             assert Metadata.from_json(bytes(broken)).to_json().encode() != bytes(broken)
 
 
+# Manifests.
+
+
+def test_manifests_are_restored_from_their_bytes():
+    for layer in (manifest(0, 10), manifest(1, MLP_OUT)):
+        assert LayerManifest.from_bytes(layer.to_bytes()) == layer
+    assert PromptsManifest.from_bytes(prompts(1).to_bytes()) == prompts(1)
+
+
+def test_damaged_manifests_and_those_of_another_kind_are_refused():
+    content = manifest(0, 10).to_bytes()
+    for broken in (content.replace(b"7.25", b"7.26"), content[:-9], content.replace(b"xla", b"")):
+        with pytest.raises(FieldError):
+            LayerManifest.from_bytes(broken)
+    with pytest.raises(FieldError, match="is not a known field"):
+        PromptsManifest.from_bytes(content)
+    with pytest.raises(FieldError, match="vectors is missing"):
+        LayerManifest.from_bytes(prompts(0).to_bytes())
+
+
+def test_the_order_of_samples_tells_lists_apart():
+    lists = [["a", "b"], ["b", "a"], ["ab"], ["a", "b", ""], []]
+    assert len({sample_order(each) for each in lists}) == len(lists)
+
+
 @pytest.mark.parametrize(
     ("given_manifests", "message"),
     [
         (manifests()[1:], r"prompts/prompts-00000-of-00002\.tfrecord was not written"),
         ([*manifests(), prompts(1)], r"prompts/prompts-00001.* was written twice"),
-        ([*manifests()[1:], prompts(0, tokens=31)], r"prompts-00000.* 2 samples and 31 tokens"),
-        (manifests()[:-1], r"layer_12/activations-00001-of-00002\.tfrecord was not written"),
-        ([*manifests(), manifest(1, 11)], r"layer_11/activations-00001.* was written twice"),
-        (
-            [*manifests(), manifest(2, 11, num_shards=3)],
-            r"layer_11/activations-00002-of-00003.* of shard 2; expected",
-        ),
-        ([*manifests()[:-1], manifest(1, 12, 3)], r"3 samples and 30 tokens, .* 2 and 30"),
-    ],
-    ids=[
-        "no prompts",
-        "prompts twice",
-        "other prompts",
-        "missing",
-        "twice",
-        "another run's",
-        "unequal",
+        ([*manifests()[1:], prompts(0, tokens=31)], r"prompts-00000\S* 2 and 31"),
+        (manifests()[:-1], r"layer_10/activations-00001-of-00002\.tfrecord was not written"),
+        ([*manifests(), manifest(1, 10)], r"layer_10/activations-00001.* was written twice"),
+        ([*manifests(), manifest(2, 10, num_shards=3)], "00002-of-00003.* of shard 2; expected"),
+        ([*manifests(), manifest(1, 11)], "layer_11/.* of shard 1; expected"),
+        ([*manifests()[:-1], manifest(1, 10, samples=3)], "layer_10/.* 3 samples and 30 tokens"),
+        ([*manifests()[:-1], manifest(1, 10, order="x")], "layer_10/.* in another order"),
     ],
 )
 def test_manifests_that_do_not_fit_together_are_refused(given_manifests, message):
     with pytest.raises(ValueError, match=message):
-        shards_of(given_manifests, LAYERS, 2)
+        shards_of(given_manifests, SITES, 2)

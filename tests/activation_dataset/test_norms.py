@@ -54,6 +54,18 @@ def test_sinks_are_counted():
     assert histogram.count_from(0) == len(norms) == histogram.total
 
 
+@given(NORMS)
+def test_near_histograms_differ_by_at_most_one_bin(norms):
+    histogram = NormHistogram.of(norms)
+    assert histogram.near(histogram)
+    a_little_off = NormHistogram.of(norms * (1 + 1e-3))
+    assert histogram.near(a_little_off)
+    assert a_little_off.near(histogram)
+    if len(norms) and norms.max() > 1e-300:
+        assert not histogram.near(NormHistogram.of(norms * 1.1))
+        assert not NormHistogram.of(norms * 1.1).near(histogram)
+
+
 def test_json_reads_back():
     histogram = NormHistogram.of(np.array([0.0, 1.5, 1.5, 300.0]))
     text = json.dumps(histogram.to_json())

@@ -1,4 +1,5 @@
 import io
+from dataclasses import replace
 
 import ml_dtypes
 import numpy as np
@@ -7,148 +8,142 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from activation_dataset.checksum import crc32c, to_text
-from activation_dataset.example import decode_example
-from activation_dataset.format import to_float32, to_storage
-from activation_dataset.record import RecordKind
-from activation_dataset.statistics_builder import StatisticsBuilder
+from activation_dataset.example import ExampleError, decode_example
+from activation_dataset.manifest import sample_order
+from activation_dataset.record import RecordKind, frame_record
+from activation_dataset.statistics import LayerStatistics
 from activation_dataset.tfrecord import read_records
 from activation_dataset.writer import LayerFileWriter
-from tests.activation_dataset.synthetic import make_rows, make_samples, row_counts
+from tests.activation_dataset.synthetic import (
+    frames_of,
+    make_prompts,
+    make_rows,
+    make_samples,
+    stored,
+    write_dataset,
+)
 
 HIDDEN = 6
 LENGTHS = [3, 1, 17, 200, 2, 9]
 POOLINGS = ["last", "mean", "none"]
 
+# CRC32C of the layer files of write_dataset with [[3, 700, 1], [40]] and 64 elements, sites
+# mlp_out and resid_post of layer 10. They guard the bytes: a change makes old and new runs differ.
+KNOWN_FILES = {
+    ("last", "float32"): ["6+6QBg==", "XAqiMg==", "7hPk7w==", "HNNMFA=="],
+    ("last", "bfloat16"): ["sRttWw==", "Y3h3kg==", "WNHRuw==", "lf+o+Q=="],
+    ("mean", "float32"): ["ZqlPDg==", "eJjbuA==", "Rfdz8g==", "/pcZTg=="],
+    ("mean", "bfloat16"): ["yMkCKQ==", "g810gw==", "FFseow==", "JeGnSg=="],
+    ("none", "float32"): ["ja4NSw==", "APN6dg==", "gneMxg==", "g3l75Q=="],
+    ("none", "bfloat16"): ["ylV54w==", "Us93KQ==", "MEZA2g==", "Z/63jA=="],
+}
+KNOWN_PROMPTS = ["UBbo0w==", "H5NoVA=="]
 
-def write(samples, rows, pooling, storage_dtype="float32", splits=(), hidden=HIDDEN):
+
+def write(lengths, rows, kind, splits=()):
+    """The bytes and the manifest of a file, written in as many calls as there are pieces."""
+    frames = frames_of(make_prompts(lengths), kind)
     stream = io.BytesIO()
-    writer = LayerFileWriter(stream, 10, pooling, storage_dtype, hidden)
-    counts = row_counts(samples, pooling)
-    for indices in np.split(np.arange(len(samples)), sorted(splits)):
+    writer = LayerFileWriter(stream, 10, kind)
+    counts = [frame.vectors for frame in frames]
+    for indices in np.split(np.arange(len(frames)), sorted(splits)):
         if len(indices):
             first, last = indices[0], indices[-1] + 1
             piece = rows[sum(counts[:first]) : sum(counts[:last])]
-            writer.append(samples[first:last], piece, counts[first:last])
-    return stream.getvalue(), writer.finish(2, 5)
+            writer.append(frames[first:last], piece, LayerStatistics.of_vectors(piece))
+    return stream.getvalue(), writer.finish(2, 5, "xla")
+
+
+@pytest.mark.parametrize(("pooling", "storage_dtype"), KNOWN_FILES)
+def test_the_bytes_are_those_of_every_version(tmp_path, pooling, storage_dtype):
+    hook_points = ("mlp_out", "resid_post")
+    metadata = write_dataset(
+        tmp_path, [[3, 700, 1], [40]], pooling, storage_dtype, 64, (10,), hook_points=hook_points
+    )
+    files = [entry.crc32c for shard in metadata.shards for entry in shard.files.values()]
+    assert files == KNOWN_FILES[pooling, storage_dtype]
+    assert [shard.prompts.crc32c for shard in metadata.shards] == KNOWN_PROMPTS
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("storage_dtype", ["float32", "bfloat16"])
-def test_what_was_written_is_read(pooling, storage_dtype):
-    samples = make_samples(LENGTHS, pooling)
-    rows = make_rows(samples, pooling, HIDDEN, seed=1)
-    content, manifest = write(samples, rows, pooling, storage_dtype)
-    records = list(read_records(io.BytesIO(content), "file"))
-    assert len(records) == len(samples)
-    kind = RecordKind(pooling, storage_dtype, HIDDEN)
-    stored = []
-    for sample, record in zip(samples, records, strict=True):
-        example = decode_example(record)
-        assert example.sample == sample
-        assert example.shape == ((sample.num_tokens, HIDDEN) if pooling == "none" else (HIDDEN,))
-        stored.append(kind.activation(example).reshape(-1, HIDDEN))
-    expected = to_float32(to_storage(rows, storage_dtype))
-    np.testing.assert_array_equal(to_float32(np.concatenate(stored)), expected)
-    builder = StatisticsBuilder(HIDDEN)
-    builder.update(expected)
-    assert manifest.file.statistics == builder.result()
-
-
-def test_the_manifest_describes_the_file():
-    samples = make_samples(LENGTHS, "none")
-    content, manifest = write(samples, make_rows(samples, "none", HIDDEN, 1), "none")
-    assert (manifest.shard, manifest.samples) == (2, 6)
-    assert manifest.tokens == manifest.vectors == sum(LENGTHS)
-    assert manifest.file.layer == 10
+@pytest.mark.parametrize(("lengths", "hidden"), [(LENGTHS, HIDDEN), ([2, 700, 3, 1500, 1], 64)])
+def test_what_was_written_is_read(pooling, storage_dtype, lengths, hidden):
+    """Small records are joined, large ones are written without a copy."""
+    kind = RecordKind(pooling, storage_dtype, hidden)
+    samples = make_samples(lengths, pooling)
+    rows = stored(make_rows(samples, pooling, hidden, seed=1), storage_dtype)
+    content, manifest = write(lengths, rows, kind)
+    examples = [decode_example(data) for data in read_records(io.BytesIO(content), "file")]
+    assert [example.sample for example in examples] == samples
+    vectors = [kind.activation(example).reshape(-1, hidden) for example in examples]
+    np.testing.assert_array_equal(np.concatenate(vectors), rows)
+    assert (manifest.shard, manifest.samples, manifest.tokens) == (2, len(lengths), sum(lengths))
+    assert (manifest.vectors, manifest.site, manifest.ops) == (len(rows), 10, "xla")
+    assert manifest.order == sample_order(sample.sample_id for sample in samples)
     assert manifest.file.path == "layer_10/activations-00002-of-00005.tfrecord"
     assert manifest.file.bytes == len(content)
     assert manifest.file.crc32c == to_text(crc32c(content))
-    samples = make_samples(LENGTHS, "mean")
-    _, manifest = write(samples, make_rows(samples, "mean", HIDDEN, 1), "mean")
-    assert (manifest.tokens, manifest.vectors) == (sum(LENGTHS), len(LENGTHS))
+    assert manifest.statistics.differences(LayerStatistics.of_vectors(rows)) == []
 
 
 @settings(max_examples=30)
 @given(st.sampled_from(POOLINGS), st.lists(st.integers(0, 6), max_size=3))
 def test_the_same_bytes_whatever_the_split(pooling, splits):
-    samples = make_samples(LENGTHS, pooling)
-    rows = make_rows(samples, pooling, HIDDEN, seed=1)
-    assert write(samples, rows, pooling, splits=splits) == write(samples, rows, pooling)
+    kind = RecordKind(pooling, "float32", HIDDEN)
+    rows = make_rows(make_samples(LENGTHS, pooling), pooling, HIDDEN, seed=1)
+    content, manifest = write(LENGTHS, rows, kind, splits)
+    whole, other = write(LENGTHS, rows, kind)
+    assert content == whole
+    assert replace(manifest, statistics=other.statistics) == other
 
 
-def test_large_and_small_records_in_one_file():
-    """Large activations take another path: written where they lie, checksums combined."""
-    lengths = [2, 700, 3, 1500, 1200, 1]
-    samples = make_samples(lengths, "none")
-    rows = make_rows(samples, "none", 64, seed=1)
-    content, manifest = write(samples, rows, "none", hidden=64)
-    assert manifest.file.crc32c == to_text(crc32c(content))
-    records = [decode_example(data) for data in read_records(io.BytesIO(content), "file")]
-    assert [record.sample for record in records] == samples
-    assert b"".join(record.activation for record in records) == rows.tobytes()
-
-
-def test_bfloat16_rows_are_stored_as_they_are():
-    samples = make_samples(LENGTHS, "last")
-    rows = make_rows(samples, "last", HIDDEN, seed=1)
+def test_vectors_as_ml_dtypes_has_them_and_reused_after_the_call():
+    kind = RecordKind("none", "bfloat16", HIDDEN)
+    prompts = make_prompts(LENGTHS)
+    rows = make_rows(prompts, "none", HIDDEN, seed=1)
+    expected, _ = write(LENGTHS, stored(rows, "bfloat16"), kind)
+    stream = io.BytesIO()
     narrow = rows.astype(ml_dtypes.bfloat16)
-    assert write(samples, narrow, "last", "bfloat16") == write(samples, rows, "last", "bfloat16")
-    widened = write(samples, narrow.astype(np.float32), "last", "float32")
-    assert write(samples, narrow, "last", "float32") == widened
-
-
-def test_values_that_are_not_finite_are_written_and_counted():
-    samples = make_samples(LENGTHS, "last")
-    rows = make_rows(samples, "last", HIDDEN, seed=1)
-    rows[2, 3] = np.nan
-    _, manifest = write(samples, rows, "last")
-    assert manifest.file.statistics.nonfinite_count == 1
-    assert (manifest.vectors, manifest.file.statistics.count) == (6, 5)
+    writer = LayerFileWriter(stream, 10, kind)
+    statistics = LayerStatistics.of_vectors(narrow.view(np.uint16))
+    writer.append(frames_of(prompts, kind), narrow, statistics)
+    narrow[...] = 0
+    assert stream.getvalue() == expected
 
 
 def test_a_layer_file_without_samples():
-    content, manifest = write([], np.empty((0, HIDDEN), np.float32), "last")
+    content, manifest = write([], np.empty((0, 6), np.float32), RecordKind("last", "float32", 6))
     assert content == b""
     assert (manifest.samples, manifest.file.bytes, manifest.file.crc32c) == (0, 0, "AAAAAA==")
 
 
-def test_rows_may_be_reused_after_the_call():
-    samples = make_samples(LENGTHS, "none")
-    rows = make_rows(samples, "none", HIDDEN, seed=1)
-    expected = write(samples, rows, "none")
-    stream = io.BytesIO()
-    writer = LayerFileWriter(stream, 10, "none", "float32", HIDDEN)
-    writer.append(samples, rows, row_counts(samples, "none"))
-    rows[...] = 0
-    assert (stream.getvalue(), writer.finish(2, 5)) == expected
-
-
 @pytest.mark.parametrize(
-    ("rows", "counts", "message"),
+    ("vectors", "frames", "message"),
     [
-        ((2, HIDDEN), [1], "2 samples, but 1 row counts"),
-        ((2, HIDDEN + 1), [1, 1], r"rows have shape \(2, 7\), expected \[2, 6\]"),
-        ((3, HIDDEN), [1, 1], r"rows have shape \(3, 6\), expected \[2, 6\]"),
-        ((3, HIDDEN), [1, 2], r"has 2 rows; with pooling 'last' a prompt of 5 tokens needs 1"),
+        (np.zeros((2, 7), np.float32), [4, 5], r"shape \(2, 7\), expected \[2, 6\]"),
+        (np.zeros((3, 6), np.float32), [4, 5], r"shape \(3, 6\), expected \[2, 6\]"),
+        (np.zeros((2, 6), np.uint16), [4, 5], "dtype uint16, expected float32"),
+        (np.zeros((2, 6)), [4, 5], "dtype float64, expected float32"),
+        (np.zeros((1, 6), np.float32), [4], "statistics are of 2 vectors, expected 1"),
     ],
 )
-def test_arguments_that_contradict_each_other_are_refused(rows, counts, message):
+def test_arguments_that_contradict_each_other_are_refused(vectors, frames, message):
+    kind = RecordKind("last", "float32", HIDDEN)
     stream = io.BytesIO()
-    writer = LayerFileWriter(stream, 10, "last", "float32", HIDDEN)
-    with pytest.raises(ValueError, match=message):
-        writer.append(make_samples([4, 5], "last"), np.zeros(rows, np.float32), counts)
+    writer = LayerFileWriter(stream, 10, kind)
+    statistics = LayerStatistics.of_vectors(np.zeros((2, HIDDEN), np.float32))
+    with pytest.raises((ValueError, TypeError), match=message):
+        writer.append(frames_of(make_prompts(frames), kind), vectors, statistics)
     assert stream.getvalue() == b""
 
 
-def test_token_ids_that_do_not_fit_the_pooling_are_refused():
-    writer = LayerFileWriter(io.BytesIO(), 10, "last", "float32", HIDDEN)
-    with pytest.raises(ValueError, match=r"has 4 token_ids; with pooling 'last' .* needs 1"):
-        writer.append(make_samples([4], "none"), np.zeros((1, HIDDEN), np.float32), [1])
-
-
-def test_an_unknown_pooling_is_refused():
-    with pytest.raises(ValueError, match="pooling 'max' is not one of last, mean, none"):
-        LayerFileWriter(io.BytesIO(), 10, "max", "float32", HIDDEN)  # type: ignore[arg-type]
+def test_frames_of_another_kind_are_refused():
+    frames = frames_of(make_prompts([4]), RecordKind("last", "bfloat16", HIDDEN))
+    writer = LayerFileWriter(io.BytesIO(), 10, RecordKind("last", "float32", HIDDEN))
+    rows = np.zeros((1, HIDDEN), np.float32)
+    with pytest.raises(ValueError, match=r"frame of sample .* is of another kind"):
+        writer.append(frames, rows, LayerStatistics.of_vectors(rows))
 
 
 def test_a_stream_that_takes_only_a_part_is_an_error():
@@ -156,6 +151,48 @@ def test_a_stream_that_takes_only_a_part_is_an_error():
         def write(self, content):
             return super().write(bytes(content)[:-1])
 
-    writer = LayerFileWriter(Short(), 10, "last", "float32", HIDDEN)
+    kind = RecordKind("last", "float32", HIDDEN)
+    rows = np.zeros((1, HIDDEN), np.float32)
+    writer = LayerFileWriter(Short(), 10, kind)
     with pytest.raises(OSError, match=r"only \d+ of \d+ bytes were written"):
-        writer.append(make_samples([4], "last"), np.zeros((1, HIDDEN), np.float32), [1])
+        writer.append(frames_of(make_prompts([4]), kind), rows, LayerStatistics.of_vectors(rows))
+
+
+# Records.
+
+
+@pytest.mark.parametrize(("pooling", "kept"), [("last", 1), ("mean", 5), ("none", 5)])
+def test_a_record_keeps_the_token_ids_of_its_pooling(pooling, kept):
+    (prompt,) = make_prompts([5])
+    kind = RecordKind(pooling, "bfloat16", 4)
+    sample = kind.sample(prompt)
+    assert sample.token_ids.tolist() == prompt.token_ids[-kept:].tolist()
+    frame = frame_record(sample, kind)
+    vectors = 5 if pooling == "none" else 1
+    assert (frame.vectors, frame.payload_bytes, frame.num_tokens) == (vectors, 8 * vectors, 5)
+    assert kind.vectors(5) == vectors
+    assert kind.shape(5) == ((5, 4) if pooling == "none" else (4,))
+
+
+def test_token_ids_that_do_not_fit_the_pooling_are_refused():
+    (sample,) = make_samples([4], "none")
+    with pytest.raises(ValueError, match=r"has 4 token_ids; with pooling 'last' .* needs 1"):
+        frame_record(sample, RecordKind("last", "float32", HIDDEN))
+    with pytest.raises(ValueError, match="pooling 'max' is not one of last, mean, none"):
+        RecordKind("max", "float32", HIDDEN)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (RecordKind("mean", "float32", HIDDEN), "has 1 token_ids; with pooling 'mean'"),
+        (RecordKind("last", "float32", 7), r"shape is \(6,\), expected \(7,\)"),
+        (RecordKind("last", "bfloat16", HIDDEN), "activation has 24 bytes, expected 12"),
+    ],
+)
+def test_a_record_of_another_kind_is_refused(kind, message):
+    written = RecordKind("last", "float32", HIDDEN)
+    content, _ = write([4], np.zeros((1, HIDDEN), np.float32), written)
+    (data,) = read_records(io.BytesIO(content), "file")
+    with pytest.raises(ExampleError, match=message):
+        kind.activation(decode_example(data))

@@ -23,7 +23,7 @@ def dataset(request, tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _short_runs(monkeypatch):
-    monkeypatch.setattr("activation_dataset.reading.layer_file.RUN_BYTES", 300)
+    monkeypatch.setattr("activation_dataset.reading.shards.CHUNK_BYTES", 300)
 
 
 def all_values(dataset, layers=10, **options):
@@ -37,7 +37,7 @@ def epoch(batches):
 
 @pytest.mark.parametrize("remote", [False, True], ids=["local", "remote"])
 @pytest.mark.parametrize("layers", [11, [12, 10]], ids=str)
-@pytest.mark.parametrize("options", [{}, {"normalise": "sae_lens"}, {"dtype": "bits"}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"normalize": "sae_lens"}, {"dtype": "bits"}], ids=str)
 def test_an_epoch_has_every_vector_once(dataset, layers, options, remote):
     if remote:
         dataset = ActivationDataset(f"file://{dataset.path}")

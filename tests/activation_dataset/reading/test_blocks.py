@@ -12,8 +12,7 @@ HIDDEN = 8
 @pytest.fixture(params=[1, 100, 1 << 20], ids="runs of {}".format)
 def run_bytes(request, monkeypatch):
     """With 1, every record is read by itself; and large ones in pieces."""
-    monkeypatch.setattr("activation_dataset.reading.layer_file.RUN_BYTES", request.param)
-    monkeypatch.setattr("activation_dataset.folder._LocalFile.piece_bytes", 16 * HIDDEN)
+    monkeypatch.setattr("activation_dataset.reading.shards.CHUNK_BYTES", request.param)
     return request.param
 
 

@@ -3,10 +3,16 @@ import json
 import numpy as np
 import pytest
 
-from activation_dataset.format import to_float32, to_storage
-from activation_dataset.reading.reader import ActivationDataset, DatasetError
+from activation_dataset import ActivationDataset, DatasetError
+from activation_dataset.format import to_float32
 from activation_dataset.tfrecord import CorruptRecordError
-from tests.activation_dataset.synthetic import make_rows, make_samples, write_dataset
+from tests.activation_dataset.synthetic import (
+    make_prompts,
+    make_rows,
+    row_seed,
+    stored,
+    write_dataset,
+)
 
 SHARDS = [[3, 40, 1], [7], [12, 2]]
 HIDDEN = 8
@@ -20,19 +26,20 @@ def case(request, tmp_path):
 
 
 def expected(layer, shard, pooling, storage_dtype):
-    """(sample, [vectors, hidden] float32) of each sample of a shard."""
-    samples = make_samples(SHARDS[shard], pooling, seed=shard)
-    rows = make_rows(samples, pooling, HIDDEN, seed=100 * layer + shard)
-    rows = to_float32(to_storage(rows, storage_dtype))
-    counts = [each.num_tokens if pooling == "none" else 1 for each in samples]
-    return list(zip(samples, np.split(rows, np.cumsum(counts)[:-1]), strict=True))
+    """(prompt, [vectors, hidden] float32) of each sample of a shard."""
+    prompts = make_prompts(SHARDS[shard], shard)
+    rows = make_rows(prompts, pooling, HIDDEN, seed=row_seed(layer, shard))
+    rows = to_float32(stored(rows, storage_dtype))
+    counts = [each.num_tokens if pooling == "none" else 1 for each in prompts]
+    return list(zip(prompts, np.split(rows, np.cumsum(counts)[:-1]), strict=True))
 
 
-def assert_record(record, sample, rows, pooling):
-    assert (record.sample_id, record.task_id) == (sample.sample_id, sample.task_id)
-    assert record.num_tokens == sample.num_tokens
+def assert_record(record, prompt, rows, pooling):
+    assert (record.sample_id, record.task_id) == (prompt.sample_id, prompt.task_id)
+    assert record.num_tokens == prompt.num_tokens
+    kept = prompt.token_ids[-1:] if pooling == "last" else prompt.token_ids
     assert record.token_ids.dtype == np.int32
-    np.testing.assert_array_equal(record.token_ids, sample.token_ids)
+    np.testing.assert_array_equal(record.token_ids, kept)
     assert record.activation.dtype == np.float32
     assert record.activation.flags.aligned
     np.testing.assert_array_equal(record.activation, rows if pooling == "none" else rows[0])
@@ -48,17 +55,17 @@ def test_in_order(case):
             each for shard in range(3) for each in expected(layer, shard, pooling, storage_dtype)
         ]
         for records in (dataset.records(layer), dataset[layer]):
-            for record, (sample, rows) in zip(records, wanted, strict=True):
-                assert_record(record, sample, rows, pooling)
+            for record, (prompt, rows) in zip(records, wanted, strict=True):
+                assert_record(record, prompt, rows, pooling)
 
 
 def test_one_shard(case):
     path, pooling, storage_dtype = case
     records = list(ActivationDataset(path).records(11, shard=2))
-    for record, (sample, rows) in zip(
+    for record, (prompt, rows) in zip(
         records, expected(11, 2, pooling, storage_dtype), strict=True
     ):
-        assert_record(record, sample, rows, pooling)
+        assert_record(record, prompt, rows, pooling)
 
 
 def test_any_sample(case):

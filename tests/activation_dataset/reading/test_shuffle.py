@@ -3,14 +3,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from activation_dataset.reading.shuffle import ROWS, RUNS, deal, random_order, windows
+from activation_dataset.reading.shuffle import CHUNKS, ROWS, deal, random_order, windows
 
 SIZES = st.lists(st.integers(1, 50), max_size=60)
 
 
 def test_an_order_is_known_forever():
     """These numbers may never change: saved states of training runs depend on them."""
-    assert random_order(10, 7, RUNS, 3).tolist() == [2, 8, 9, 4, 0, 6, 7, 5, 1, 3]
+    assert random_order(10, 7, CHUNKS, 3).tolist() == [2, 8, 9, 4, 0, 6, 7, 5, 1, 3]
 
 
 @pytest.mark.parametrize("count", [0, 1, 1000])
@@ -19,14 +19,20 @@ def test_an_order_is_a_permutation(count):
 
 
 def test_orders_of_other_seeds_purposes_epochs_and_windows_differ():
-    keys = [(0, RUNS, 0, 0), (1, RUNS, 0, 0), (0, ROWS, 0, 0), (0, RUNS, 1, 0), (0, RUNS, 0, 1)]
+    keys = [
+        (0, CHUNKS, 0, 0),
+        (1, CHUNKS, 0, 0),
+        (0, ROWS, 0, 0),
+        (0, CHUNKS, 1, 0),
+        (0, CHUNKS, 0, 1),
+    ]
     orders = {tuple(random_order(1000, *key).tolist()) for key in keys}
     assert len(orders) == len(keys)
 
 
 def test_an_order_has_no_bias():
     """Over many seeds, every item is at the first place about as often as any other."""
-    first = [int(random_order(8, seed, RUNS, 0)[0]) for seed in range(4000)]
+    first = [int(random_order(8, seed, CHUNKS, 0)[0]) for seed in range(4000)]
     counts = np.bincount(first, minlength=8)
     assert ((counts - 500) ** 2 / 500).sum() < 30  # chi squared, 7 degrees: p < 0.0001
 

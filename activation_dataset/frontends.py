@@ -1,0 +1,243 @@
+"""Shuffled batches as datasets of PyTorch, Grain, tf.data and JAX.
+
+Each function imports its framework when it is called. Batches carry `numbers`, with which
+`dataset.locate` finds samples and tokens. To read whole samples by number, use `dataset[site]`: it
+is a map-style dataset for PyTorch and a random access data source for Grain.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from activation_dataset.reading.batches import Batches
+from activation_dataset.reading.reader import ActivationDataset
+from activation_dataset.reading.vectors import Vectors
+from activation_dataset.sites import Site
+
+
+def torch_dataset(
+    dataset: ActivationDataset, sites: Site | Sequence[Site], batch_size: int, **options: Any
+) -> Any:
+    """Return a torch IterableDataset of shuffled batches, to iterate or to give to a DataLoader.
+
+        DataLoader(torch_dataset(dataset, 10, 4096), batch_size=None)
+
+    An item is a dict: `values`, [batch_size, hidden] or [batch_size, sites, hidden], float32, or
+    torch.bfloat16 with dtype="bfloat16"; `numbers`, [batch_size] int64. The tensors share memory
+    with the numpy arrays of `Batches`.
+
+    `set_epoch`, `state_dict` and `load_state_dict` are those of `Batches`. The workers of a
+    DataLoader share each epoch, and each has its own state. Workers that start anew in each epoch
+    do not know the epoch: call `set_epoch` before each. Workers are not needed for speed, because a
+    thread reads ahead.
+
+    Args:
+        dataset, sites, batch_size, options: as for `Batches`.
+    """
+    return _torch_class()(dataset, sites, batch_size, options)
+
+
+@cache
+def _torch_class() -> Any:
+    import torch
+    from torch.utils.data import IterableDataset, get_worker_info
+
+    class TorchBatches(IterableDataset[dict[str, torch.Tensor]]):
+        def __init__(
+            self,
+            dataset: ActivationDataset,
+            sites: Site | Sequence[Site],
+            batch_size: int,
+            options: Mapping[str, Any],
+        ) -> None:
+            self._arguments = dataset, sites, batch_size, dict(options)
+            self._batches = Batches(dataset, sites, batch_size, **options)
+            self._worker: int | None = None
+
+        def __len__(self) -> int:
+            return len(self._of_this_process())
+
+        def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+            for batch in self._of_this_process():
+                values = batch.values
+                if values.dtype.name == "bfloat16":
+                    tensor = torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
+                else:
+                    tensor = torch.from_numpy(values)
+                yield {"values": tensor, "numbers": torch.from_numpy(batch.numbers)}
+
+        def set_epoch(self, epoch: int) -> None:
+            self._of_this_process().set_epoch(epoch)
+
+        def state_dict(self) -> dict[str, Any]:
+            return self._of_this_process().state_dict()
+
+        def load_state_dict(self, state: Mapping[str, Any]) -> None:
+            self._of_this_process().load_state_dict(state)
+
+        def _of_this_process(self) -> Batches:
+            """Return all batches, or the share of a DataLoader's worker, which has a copy."""
+            worker = get_worker_info()
+            if worker is not None and worker.id != self._worker:
+                dataset, sites, batch_size, options = self._arguments
+                rank, world_size = options.get("rank", 0), options.get("world_size", 1)
+                share = {
+                    "rank": rank * worker.num_workers + worker.id,
+                    "world_size": world_size * worker.num_workers,
+                }
+                # Processes must not share connections: the worker opens the dataset again.
+                dataset = ActivationDataset(dataset.path)
+                epoch = self._batches.epoch
+                self._batches = Batches(dataset, sites, batch_size, **options | share)
+                self._batches.set_epoch(epoch)
+                self._worker = worker.id
+            return self._batches
+
+        def __reduce__(self) -> tuple[Any, ...]:
+            return _restore_torch, (*self._arguments, self._batches.state_dict())
+
+    return TorchBatches
+
+
+def _restore_torch(*arguments: Any) -> Any:
+    *given, state = arguments
+    restored = _torch_class()(*given)
+    restored.load_state_dict(state)
+    return restored
+
+
+def grain_dataset(
+    dataset: ActivationDataset, sites: Site | Sequence[Site], batch_size: int, **options: Any
+) -> Any:
+    """Return a grain.IterDataset of shuffled batches without end, epoch after epoch.
+
+    An element is a dict: `values`, [batch_size, hidden] or [batch_size, sites, hidden]; `numbers`,
+    [batch_size] int64. Each iterator has its own position, which checkpoints of Grain and Orbax
+    save and restore.
+
+    Args:
+        dataset, sites, batch_size, options: as for `Batches`.
+    """
+    return _grain_class()(dataset, sites, batch_size, options)
+
+
+@cache
+def _grain_class() -> Any:
+    import grain
+
+    class GrainIterator(grain.DatasetIterator):  # type: ignore[misc]
+        def __init__(self, batches: Batches) -> None:
+            super().__init__()
+            self._batches = batches
+            self._epoch: Iterator[Vectors] = iter(())
+
+        def __next__(self) -> dict[str, Any]:
+            self._assert_not_closed()
+            batch = next(self._epoch, None)
+            if batch is None:
+                self._epoch = iter(self._batches)
+                batch = next(self._epoch)  # an epoch without batches ends the iteration
+            return {"values": batch.values, "numbers": batch.numbers}
+
+        def get_state(self) -> dict[str, Any]:
+            return self._batches.state_dict()
+
+        def set_state(self, state: dict[str, Any]) -> None:
+            self._batches.load_state_dict(state)
+            self._epoch = iter(())
+
+    class GrainBatches(grain.IterDataset):  # type: ignore[misc]
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__()
+            self._arguments = arguments
+            self.__iter__()  # checks the arguments
+
+        def __iter__(self) -> GrainIterator:
+            dataset, sites, batch_size, options = self._arguments
+            return GrainIterator(Batches(dataset, sites, batch_size, **options))
+
+        def __reduce__(self) -> tuple[Any, ...]:
+            return _restore_grain, self._arguments
+
+    return GrainBatches
+
+
+def _restore_grain(*arguments: Any) -> Any:
+    return _grain_class()(*arguments)
+
+
+def tf_dataset(batches: Batches) -> Any:
+    """Return a tf.data.Dataset; each iteration is the rest of an epoch.
+
+    An element is a dict: `values`, [n, hidden] or [n, sites, hidden]; `numbers`, [n] int64. With
+    `prefetch`, the state of `batches` runs ahead of the elements that were given out.
+    """
+    import tensorflow as tf
+
+    signature = {
+        "values": tf.TensorSpec((None, *batches.shape[1:]), tf.as_dtype(batches.dtype)),
+        "numbers": tf.TensorSpec((None,), tf.int64),
+    }
+    return tf.data.Dataset.from_generator(
+        lambda: ({"values": batch.values, "numbers": batch.numbers} for batch in batches),
+        output_signature=signature,
+    )
+
+
+class DeviceBatches:
+    """Batches whose values are jax.Arrays. The next ones are transferred while one is in use.
+
+        for batch in DeviceBatches(dataset.batches(10, 4096)):
+            state = train_step(state, batch.values)
+
+    Args:
+        batches: source of the batches.
+        sharding: jax.sharding.Sharding or device of the values; None for JAX's default.
+        ahead: number of batches to transfer ahead.
+
+    Raises:
+        ValueError: `ahead` is less than 1.
+    """
+
+    def __init__(self, batches: Batches, sharding: Any = None, ahead: int = 2) -> None:
+        if ahead < 1:
+            raise ValueError(f"ahead is {ahead}, expected at least 1")
+        self._batches, self._sharding, self._ahead = batches, sharding, ahead
+        self._state = batches.state_dict()
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[Vectors]:
+        """Yield the rest of the epoch."""
+        import jax
+
+        self._batches.load_state_dict(self._state)
+        sent: deque[tuple[Vectors, dict[str, Any]]] = deque()
+        for batch in self._batches:
+            values = jax.device_put(batch.values, self._sharding)
+            sent.append((replace(batch, values=values), self._batches.state_dict()))
+            if len(sent) > self._ahead:
+                yield self._next(sent)
+        while sent:
+            yield self._next(sent)
+        self._state = self._batches.state_dict()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position after the last batch that was given out; see `Batches`."""
+        return dict(self._state)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue at a saved position; see `Batches`."""
+        self._batches.load_state_dict(state)
+        self._state = self._batches.state_dict()
+
+    def _next(self, sent: deque[tuple[Vectors, dict[str, Any]]]) -> Vectors:
+        batch, self._state = sent.popleft()
+        return batch

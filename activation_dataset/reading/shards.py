@@ -1,0 +1,240 @@
+"""The shards of a dataset: how samples and vectors are numbered, and where each vector is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from activation_dataset.fields import FieldError
+from activation_dataset.folder import Folder, open_folder
+from activation_dataset.format import METADATA_FILE, numpy_dtype
+from activation_dataset.index import ShardIndex, open_index, record_kind
+from activation_dataset.metadata import Metadata
+from activation_dataset.prompts import CELL_FIELDS, NO_CELL
+from activation_dataset.reading.layer_file import LayerFile
+from activation_dataset.sites import Site
+from activation_dataset.tfrecord import CorruptRecordError
+
+NO_TOKEN = -1
+"""Position and token id of a vector that is the mean over a prompt."""
+
+CHUNK_BYTES = 1 << 18
+"""Readers read this many bytes at a time, or one larger record."""
+
+
+class DatasetError(ValueError):
+    """A folder that is not a complete dataset of a known schema version; says what to do."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Consecutive records of a shard that are read together.
+
+    Attributes:
+        shard: number of the shard.
+        first, last: range of records in the shard, first..last - 1.
+        numbers: numbers of their vectors in the dataset.
+    """
+
+    shard: int
+    first: int
+    last: int
+    numbers: range
+
+
+@dataclass(frozen=True, eq=False)
+class Places:
+    """Samples and tokens that vectors belong to.
+
+    Attributes:
+        samples: [n] int64, numbers of the samples.
+        positions: [n] int64, positions of the tokens in their prompts, or NO_TOKEN.
+        token_ids: [n] int32, the tokens, or NO_TOKEN.
+        cells: [n, 4] int16, grid cells that the tokens show, as in Prompt.
+    """
+
+    samples: NDArray[np.int64]
+    positions: NDArray[np.int64]
+    token_ids: NDArray[np.int32]
+    cells: NDArray[np.int16]
+
+
+class Shards:
+    """The shards of a complete dataset.
+
+    Samples and vectors are numbered in the order of the shards, the same at every site.
+
+    Attributes: path, folder, metadata, and kind, the format of the records.
+
+    Args:
+        path: local folder, or a URL that fsspec can open.
+
+    Raises:
+        DatasetError: the folder holds no complete dataset, or one of another schema version.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fspath(path)
+        self.folder = open_folder(path)
+        self.metadata = _read_metadata(self.folder, self.path)
+        self.kind = record_kind(self.metadata)
+        samples = [shard.samples for shard in self.metadata.shards]
+        tokens = [shard.tokens for shard in self.metadata.shards]
+        vectors = tokens if self.kind.pooling == "none" else samples
+        self._sample_starts = np.cumsum([0, *samples])
+        self._vector_starts = np.cumsum([0, *vectors])
+        self._indexes: dict[int, ShardIndex] = {}
+
+    def __len__(self) -> int:
+        """Number of samples; each has one record at every site."""
+        return self.metadata.total_samples
+
+    @property
+    def num_vectors(self) -> int:
+        """Number of vectors of a site: one for each sample, or for each token if not pooled."""
+        return int(self._vector_starts[-1])
+
+    def index(self, shard: int) -> ShardIndex:
+        """Return the index of a shard, the same for every site."""
+        if shard not in self._indexes:
+            entry = self.metadata.shards[shard]
+            index = open_index(self.folder, self.metadata, shard)
+            check_count(entry.prompts.path, len(index), entry.samples, 0)
+            self._indexes[shard] = index
+        return self._indexes[shard]
+
+    def shard_of(self, sample: int) -> tuple[int, int]:
+        """Return the shard of a sample, and the sample's number in the shard. Raises IndexError."""
+        if not 0 <= sample < len(self):
+            raise IndexError(f"sample {sample} is not in 0..{len(self) - 1}")
+        shard = int(np.searchsorted(self._sample_starts, sample, side="right")) - 1
+        return shard, sample - int(self._sample_starts[shard])
+
+    def sample_id(self, sample: int) -> str:
+        """Return the id of a sample, given its number."""
+        shard, number = self.shard_of(sample)
+        return self.index(shard).sample_ids[number]
+
+    def task_id(self, sample: int) -> str:
+        """Return the id of the task of a sample, given the sample's number."""
+        shard, number = self.shard_of(sample)
+        return self.index(shard).task_ids[number]
+
+    def shard_numbers(self, shard: int) -> range:
+        """Return the numbers of the vectors of a shard."""
+        return range(int(self._vector_starts[shard]), int(self._vector_starts[shard + 1]))
+
+    def chunks(self, shard: int) -> list[Chunk]:
+        """Return all records of a shard, in order, in chunks of CHUNK_BYTES or of one record."""
+        index = self.index(shard)
+        ends = [0, *index.vector_ends.tolist()]
+        start = self.shard_numbers(shard).start
+        chunks = []
+        first = 0
+        while first < len(index):
+            limit = index.record_starts[first] + CHUNK_BYTES
+            fitting = int(np.searchsorted(index.record_starts, limit, side="right")) - 1
+            last = max(fitting, first + 1)
+            chunks.append(Chunk(shard, first, last, range(start + ends[first], start + ends[last])))
+            first = last
+        return chunks
+
+    def layer_file(self, site: Site, shard: int) -> LayerFile:
+        """Return the layer file of a site and shard."""
+        path = self.metadata.shards[shard].files[site].path
+        return LayerFile(self.folder, path, self.index(shard), self.kind)
+
+    def stored_vectors(self, sites: int, count: int) -> NDArray[Any]:
+        """Return uninitialized memory for stored vectors, [sites, count, hidden]."""
+        dtype = numpy_dtype(self.kind.storage_dtype)
+        return np.empty((sites, count, self.kind.hidden), dtype)
+
+    def read_chunks(
+        self, chunks: Sequence[Chunk], sites: Sequence[Site]
+    ) -> Iterator[tuple[Chunk, NDArray[Any]]]:
+        """Yield chunks in order, with their vectors [sites, n, hidden] of the storage dtype.
+
+        Raises:
+            CorruptRecordError: a CRC does not match, or a file ends too early.
+        """
+
+        def read(chunk: Chunk) -> tuple[Chunk, NDArray[Any]]:
+            stored = self.stored_vectors(len(sites), len(chunk.numbers))
+            for site, rows in zip(sites, stored, strict=True):
+                self.layer_file(site, chunk.shard).read(chunk.first, chunk.last, rows)
+            return chunk, stored
+
+        threads = self.folder.parallel_reads
+        with ThreadPoolExecutor(threads, "read") as pool:
+            for first in range(0, len(chunks), 2 * threads):
+                yield from pool.map(read, chunks[first : first + 2 * threads])
+
+    def locate(self, numbers: NDArray[np.int64] | Sequence[int]) -> Places:
+        """Return the samples and tokens that vectors belong to.
+
+        Args:
+            numbers: [n] int64, numbers of the vectors.
+
+        Raises:
+            IndexError: a number is not in 0..num_vectors - 1.
+        """
+        numbers = np.asarray(numbers, np.int64)
+        if len(numbers) and not 0 <= numbers.min() <= numbers.max() < self.num_vectors:
+            raise IndexError(
+                f"vectors {numbers.min()} to {numbers.max()} are not all in "
+                f"0..{self.num_vectors - 1}"
+            )
+        places = Places(
+            np.empty(len(numbers), np.int64),
+            np.full(len(numbers), NO_TOKEN, np.int64),
+            np.full(len(numbers), NO_TOKEN, np.int32),
+            np.full((len(numbers), len(CELL_FIELDS)), NO_CELL, np.int16),
+        )
+        shards = np.searchsorted(self._vector_starts, numbers, side="right") - 1
+        for shard in np.unique(shards).tolist():
+            index, rows = self.index(shard), np.flatnonzero(shards == shard)
+            vectors = numbers[rows] - self._vector_starts[shard]
+            samples = np.searchsorted(index.vector_ends, vectors, side="right")
+            places.samples[rows] = samples + self._sample_starts[shard]
+            if index.pooling != "mean":
+                ends = index.token_ends[samples]
+                tokens = ends - 1 if index.pooling == "last" else vectors
+                places.positions[rows] = tokens - ends + index.token_counts[samples]
+                places.token_ids[rows] = index.token_ids[tokens]
+                places.cells[rows] = index.cells[tokens]
+        return places
+
+
+def check_count(path: str, found: int, expected: int, offset: int) -> None:
+    """Raise CorruptRecordError if a file has another number of records than metadata.json says."""
+    if found != expected:
+        raise CorruptRecordError(
+            path, found, offset, f"metadata.json says {expected} records, the file has {found}"
+        )
+
+
+def _read_metadata(folder: Folder, path: str) -> Metadata:
+    try:
+        with folder.open(METADATA_FILE) as stream:
+            text = stream.read()
+    except FileNotFoundError:
+        if folder.local and not os.path.isdir(path):
+            raise DatasetError(f"there is no folder {path}") from None
+        raise DatasetError(
+            f"{path} has no {METADATA_FILE}: it is not a dataset, or the run that writes it has "
+            "not finished. Run the same command again to finish it"
+        ) from None
+    except NotADirectoryError:
+        raise DatasetError(f"{path} is a file: give the folder of the dataset") from None
+    except OSError as error:
+        raise DatasetError(f"{path}/{METADATA_FILE} cannot be read: {error}") from None
+    try:
+        return Metadata.from_json(text)
+    except FieldError as error:
+        raise DatasetError(f"{path}/{METADATA_FILE}: {error}") from None

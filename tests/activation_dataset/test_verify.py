@@ -1,0 +1,258 @@
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from activation_dataset.checksum import crc32c_of_stream, to_text
+from activation_dataset.format import prompts_file, shard_file
+from activation_dataset.manifest import FileEntry
+from activation_dataset.metadata import Metadata
+from activation_dataset.prompts import read_prompts, write_prompts
+from activation_dataset.tfrecord import crc32c, frame_footer, frame_header, read_records
+from activation_dataset.verify import verify
+from tests.activation_dataset.synthetic import make_samples, write_dataset
+
+SHARDS = [[3, 40, 1], [7], [12, 2]]
+FIRST, MIDDLE, LAST = (shard_file(layer, 1, 3) for layer in (10, 11, 12))
+AGAIN = "run the same command again, which writes it again"
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    write_dataset(tmp_path, SHARDS, "none", "bfloat16", rejected={"ragged_grid": 2})
+    errors = tmp_path / "errors"
+    errors.mkdir()
+    (errors / "rejected.jsonl").write_text('{"reason": "ragged_grid", "task_id": "a"}\n' * 2)
+    for name in ("run.json", "claim.json", "certificate.json", "README.md", "notes.txt"):
+        (tmp_path / name).write_text("{}")
+    for name in ("manifests/prompts-00000-of-00003.json", "index/shard-00000-of-00003.index"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("{}")
+    return tmp_path
+
+
+def problems(path, records=False):
+    return [str(problem) for problem in verify(path, records).problems]
+
+
+def flip(path, bit):
+    content = bytearray(path.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean", "none"])
+@pytest.mark.parametrize("storage_dtype", ["float32", "bfloat16"])
+def test_a_sound_dataset(tmp_path, pooling, storage_dtype):
+    hook_points = ("mlp_out", "resid_post")
+    metadata = write_dataset(
+        tmp_path, SHARDS, pooling, storage_dtype, layers=(3,), hook_points=hook_points
+    )
+    for records in (False, True):
+        report = verify(tmp_path, records)
+        assert report.problems == ()
+        assert report.files == 9
+        entries = [entry for shard in metadata.shards for entry in shard.all_files]
+        assert report.bytes == sum(entry.bytes for entry in entries)
+
+
+def test_other_files_are_left_alone(dataset):
+    assert problems(dataset) == problems(dataset, records=True) == []
+
+
+def test_a_url_is_verified_too(dataset):
+    pytest.importorskip("fsspec")
+    flip(dataset / MIDDLE, 400)
+    assert problems(f"file://{dataset}") == problems(dataset)
+    assert len(problems(dataset)) == 1
+
+
+def test_flipped_bits_anywhere_are_caught(dataset):
+    rng = np.random.default_rng(0)
+    files = [*dataset.rglob("*.tfrecord"), dataset / "metadata.json"]
+    assert len(files) == 13
+    for path in files:
+        content = path.read_bytes()
+        for bit in rng.integers(0, 8 * len(content), 25):
+            flip(path, bit)
+            (problem,) = problems(dataset)
+            assert problem.startswith(f"{path.relative_to(dataset).as_posix()}: ")
+            path.write_bytes(content)
+
+
+def test_truncations_are_caught(dataset):
+    for name in (FIRST, prompts_file(0, 3), "metadata.json"):
+        content = (dataset / name).read_bytes()
+        for length in range(0, len(content), 41):
+            (dataset / name).write_bytes(content[:length])
+            (problem,) = problems(dataset)
+            assert problem.startswith(f"{name}: ")
+        (dataset / name).write_bytes(content)
+
+
+def test_all_problems_are_reported(dataset):
+    (dataset / FIRST).unlink()
+    (dataset / prompts_file(2, 3)).unlink()
+    (dataset / LAST).unlink()
+    (dataset / LAST).mkdir()
+    flip(dataset / shard_file(12, 0, 3), 8 * 100)
+    (dataset / shard_file(11, 2, 3)).write_bytes(b"short")
+    (dataset / "layer_10/activations-00003-of-00004.tfrecord").write_bytes(b"")
+    (dataset / "layer_9").mkdir()
+    (dataset / "layer_9/notes.txt").write_text("")
+    (dataset / f"{MIDDLE}.partial-0123456789abcdef").write_bytes(b"half")
+    (dataset / "errors/rejected.jsonl").write_text('{"reason": "ragged_grid"}\n')
+    expected = [
+        rf"errors: holds {{'ragged_grid': 1}} rejected .* says {{'ragged_grid': 2}}: {AGAIN}",
+        f"{FIRST}: missing: {AGAIN}",
+        "layer_10/activations-00003-of-00004.tfrecord: not listed in metadata.json: delete it",
+        f"{MIDDLE}.partial-0123456789abcdef: left behind by an interrupted writer: delete it",
+        rf"{shard_file(11, 2, 3)}: has 5 bytes, metadata.json says \d+: {AGAIN}",
+        rf"{shard_file(12, 0, 3)}: has CRC32C \S+, metadata.json says \S+: {AGAIN}",
+        f"{LAST}: missing: {AGAIN}",
+        "layer_9/notes.txt: not listed in metadata.json: delete it",
+        f"{prompts_file(2, 3)}: missing: {AGAIN}",
+    ]
+    for records in (False, True):
+        found = problems(dataset, records)
+        assert len(found) == len(expected)
+        for problem, pattern in zip(found, expected, strict=True):
+            assert re.fullmatch(pattern, problem)
+
+
+def test_a_file_that_cannot_be_read(dataset, monkeypatch):
+    (dataset / MIDDLE).chmod(0)
+    monkeypatch.setattr("activation_dataset.verify.crc32c_of_stream", _unreadable)
+    assert f"{MIDDLE}: cannot be read: broken disk: {AGAIN}" in problems(dataset)
+
+
+def _unreadable(stream):
+    raise OSError("broken disk")
+
+
+def test_metadata_with_other_spaces_is_caught(dataset):
+    path = dataset / "metadata.json"
+    path.write_text(json.dumps(json.loads(path.read_text())))
+    (problem,) = problems(dataset)
+    assert problem.startswith("metadata.json: its text was changed: delete it and run")
+
+
+@pytest.mark.parametrize("line", ["", "{", "[]", "[" * 100_000, '{"task": 1}'])
+def test_rejected_tasks_that_cannot_be_read(dataset, line):
+    path = dataset / "errors/rejected.jsonl"
+    path.write_text(path.read_text() + line + "\n")
+    (problem,) = problems(dataset)
+    assert problem.startswith("errors/rejected.jsonl: cannot be read: ")
+
+
+def test_without_metadata(dataset, tmp_path_factory):
+    (dataset / "metadata.json").unlink()
+    assert problems(dataset) == [
+        "metadata.json: missing, the run has not finished: run the same command again"
+    ]
+    (problem,) = problems(tmp_path_factory.mktemp("empty"))
+    assert problem.startswith("metadata.json: missing, this is no dataset: give the folder")
+
+
+# Mistakes of a writer, with checksums that fit.
+
+TASK_ID = b"task_id\x12\x0c\n\n\n\x080"
+"""The feature task_id, up to the first character of its value."""
+
+
+def accept(dataset, name):
+    """Put the size and CRC32C of a changed file into the metadata."""
+    path = dataset / "metadata.json"
+    metadata = Metadata.from_json(path.read_text())
+    with open(dataset / name, "rb") as stream:
+        crc, size = crc32c_of_stream(stream)
+    entry = FileEntry(name, size, to_text(crc))
+    shards = tuple(
+        replace(
+            shard,
+            prompts=entry if shard.prompts.path == name else shard.prompts,
+            files={
+                site: entry if each.path == name else each for site, each in shard.files.items()
+            },
+        )
+        for shard in metadata.shards
+    )
+    path.write_text(replace(metadata, shards=shards).to_json())
+
+
+def rewrite(dataset, name, change):
+    """Change the list of the data of all records."""
+    with open(dataset / name, "rb") as stream:
+        records = change([bytes(data) for data in read_records(stream, name)])
+    (dataset / name).write_bytes(
+        b"".join(frame_header(len(data)) + data + frame_footer(crc32c(data)) for data in records)
+    )
+    accept(dataset, name)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: [data[1], data[0], data[2]], "record 0 .* sample '.*1/0', the prompts have"),
+        (lambda data: data[:2], "record 2 .* the file ends, but the prompts have 3 records"),
+        (lambda data: [*data, data[2]], "record 3 .* the prompts have only 3 records"),
+        (lambda data: [data[0], b"nonsense", data[2]], "record 1 at byte .* not a record of this format"),
+        (
+            lambda data: [data[0][:-1] + bytes([data[0][-1] ^ 1]), *data[1:]],
+            "record 0 .* has another token_ids than its prompt",
+        ),
+        (
+            lambda data: [data[0].replace(TASK_ID, TASK_ID[:-1] + b"X"), *data[1:]],
+            "record 0 .* has another task_id than its prompt",
+        ),
+    ],
+    ids=["order", "fewer", "more", "no record", "token", "task"],
+)
+def test_records_that_are_not_those_of_the_prompts(dataset, change, message):
+    name = shard_file(11, 0, 3)
+    rewrite(dataset, name, change)
+    assert problems(dataset) == []
+    (problem,) = problems(dataset, records=True)
+    assert problem.startswith(f"{name}: ")
+    assert re.search(message, problem)
+
+
+def test_values_that_do_not_fit_the_statistics(dataset):
+    def scaled(records):
+        values = np.frombuffer(records[1], np.uint8).copy()
+        values[40:200] ^= 1 << 6  # in the vectors
+        return [records[0], values.tobytes(), *records[2:]]
+
+    rewrite(dataset, shard_file(11, 0, 3), scaled)
+    assert problems(dataset) == []
+    found = problems(dataset, records=True)
+    assert found
+    assert all(problem.startswith("metadata.json: statistics.11: ") for problem in found)
+
+
+def test_prompts_that_are_not_those_of_the_records(dataset):
+    name = prompts_file(0, 3)
+    with open(dataset / name, "rb") as stream:
+        prompts = list(read_prompts(stream, name))
+    with open(dataset / name, "wb") as stream:
+        write_prompts(stream, prompts[:2], 0, 3)
+    accept(dataset, name)
+    found = problems(dataset, records=True)
+    assert len(found) == 4
+    assert all("the prompts have only 2 records" in problem for problem in found[:3])
+    assert found[3].startswith(f"{name}: holds 2 prompts of 43 tokens, metadata.json says 3 of 44")
+    (dataset / name).write_bytes(b"")
+    accept(dataset, name)
+    flip(dataset / prompts_file(1, 3), 100)
+    accept(dataset, prompts_file(1, 3))
+    assert any("prompts-00001-of-00003.tfrecord: record 0" in p for p in problems(dataset, True))
+
+
+def test_a_repeated_sample(tmp_path):
+    write_dataset(tmp_path, [[4, 4], [4]], seeds=[0, 0])
+    assert problems(tmp_path) == []
+    sample = make_samples([4], "last", seed=0)[0].sample_id
+    (problem,) = problems(tmp_path, records=True)
+    assert f"sample {sample!r} of shard 0 is repeated" in problem
