@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from transforms.assign_shards import AssignShards, PlanShards
     from transforms.combine_metadata import CombineMetadata
     from transforms.commit_run import CommitRun, Limits
-    from transforms.extract_activations import ExtractActivations
+    from transforms.extract_activations import ExtractActivations, LayerBlock, ShardPrompts
     from transforms.model_handler import ActivationModelHandler
     from transforms.output_folder import OutputFolder
     from transforms.read_tasks import ReadTasks, resolve_patterns
@@ -21,22 +21,19 @@ if TYPE_CHECKING:
     from transforms.write_layer import WriteLayer
     from transforms.write_prompts import WritePrompts
 
-_MODULES = {
-    "ActivationModelHandler": "model_handler",
-    "AssignShards": "assign_shards",
-    "CombineMetadata": "combine_metadata",
-    "CommitRun": "commit_run",
-    "ExtractActivations": "extract_activations",
-    "LengthLimit": "tokenize_tasks",
-    "Limits": "commit_run",
-    "OutputFolder": "output_folder",
-    "PlanShards": "assign_shards",
-    "ReadTasks": "read_tasks",
-    "TokenizeTasks": "tokenize_tasks",
-    "WriteLayer": "write_layer",
-    "WritePrompts": "write_prompts",
-    "resolve_patterns": "read_tasks",
+_NAMES = {
+    "assign_shards": ("AssignShards", "PlanShards"),
+    "combine_metadata": ("CombineMetadata",),
+    "commit_run": ("CommitRun", "Limits"),
+    "extract_activations": ("ExtractActivations", "LayerBlock", "ShardPrompts"),
+    "model_handler": ("ActivationModelHandler",),
+    "output_folder": ("OutputFolder",),
+    "read_tasks": ("ReadTasks", "resolve_patterns"),
+    "tokenize_tasks": ("LengthLimit", "TokenizeTasks"),
+    "write_layer": ("WriteLayer",),
+    "write_prompts": ("WritePrompts",),
 }
+_MODULES = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [*_MODULES]  # noqa: PLE0604
 

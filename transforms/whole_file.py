@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import BinaryIO
 
+from google.cloud.storage.exceptions import DataCorruption
 from google.cloud.storage.fileio import BlobWriter
 
 from activation_dataset.checksum import crc32c, to_text
@@ -99,12 +100,15 @@ class WholeFile:
                 os.remove(self._partial)
 
     def _complete(self, upload: _Upload, crc: str | None) -> None:
-        upload.complete()
         blob = blob_of(self.path)
-        blob.reload()
-        if crc is not None and blob.crc32c != crc:
+        try:
+            upload.complete()
+            blob.reload()
+            if crc is not None and blob.crc32c != crc:
+                raise DataCorruption(None, f"stored CRC32C {blob.crc32c}, sent {crc}")
+        except DataCorruption:
             delete(self.path)
-            raise OutputError(f"{self.path}: stored CRC32C {blob.crc32c}, sent {crc}; run it again")
+            raise
 
 
 class _Upload(BlobWriter):

@@ -9,7 +9,7 @@ from google.cloud.storage import Bucket
 from activation_dataset import ActivationDataset, DatasetError
 from activation_dataset.__main__ import main
 from tests.activation_dataset.synthetic import write_dataset
-from tests.end_to_end.test_cloud_storage import BUCKET, address, bucket, upload
+from tests.end_to_end.emulator import BUCKET, address, bucket, upload
 
 __all__ = ["address", "bucket"]
 

@@ -1,5 +1,4 @@
 import bz2
-import errno
 import gzip
 import hashlib
 import io
@@ -55,7 +54,7 @@ def write(path: Path, content: bytes) -> Path:
 def found(*inputs: str) -> list[str]:
     patterns = resolve_patterns(inputs)
     root = common_root(patterns)
-    paths = {file.path for pattern in patterns for file in match_files(pattern)}
+    paths = {path for pattern in patterns for path in match_files(pattern)}
     return sorted(path.removeprefix(root) for path in paths)
 
 
@@ -65,8 +64,6 @@ def found(*inputs: str) -> list[str]:
         (["tasks/a.json"], ["a.json"]),
         (["tasks"], ["a.json", "b.jsonl"]),
         (["tasks/"], ["a.json", "b.jsonl"]),
-        (["tasks//"], ["a.json", "b.jsonl"]),
-        (["./tasks"], ["a.json", "b.jsonl"]),
         (["tasks/*.json"], ["a.json"]),
         (["tasks/?.json*"], ["a.json", "b.jsonl"]),
         (["tasks/*"], ["a.json", "b.jsonl"]),
@@ -103,11 +100,9 @@ def test_the_home_folder_is_known(here: Path, monkeypatch: pytest.MonkeyPatch):
     ("path", "message"),
     [
         ("absent.json", r"--tasks_file 'absent.json': no such file. Give a file, a folder, a glob"),
-        ("tasks/*.csv", r"--tasks_file 'tasks/\*.csv': no such file"),
         ("empty", r"--tasks_file 'empty': the folder holds no file of tasks: .json, .jsonl, .p"),
         ("empty/", r"--tasks_file 'empty/': the folder holds no file of tasks: .json, .jsonl, .p"),
         ("s3://bucket/a.json", r"--tasks_file 's3://bucket/a.json': must be local or gs://"),
-        ("nowhere://a.json", r"--tasks_file 'nowhere://a.json': must be local or gs://"),
         ("", r"--tasks_file '': no such file"),
     ],
 )
@@ -140,17 +135,14 @@ def test_a_folder_that_may_not_be_listed_is_named(locked: Path):
 @pytest.mark.parametrize(
     ("patterns", "root"),
     [
-        (["/data/a.json"], "/data/"),
         (["/data/*.json"], "/data/"),
         (["/data/a.json", "/data/deep/b.json"], "/data/"),
         (["/data/dee*/b.json", "/data/deep/c.json"], "/data/"),
-        (["/data/x/*/b[12].json"], "/data/x/"),
         (["/data/a.json", "/date/a.json"], "/"),
-        (["gs://bucket/a/*.json", "gs://bucket/b.json"], "gs://bucket/"),
         (["gs://one/a.json", "gs://two/a.json"], "gs://"),
     ],
 )
-def test_the_common_root_holds_all_that_the_patterns_can_match(patterns: list[str], root: str):
+def test_the_common_root_holds_every_possible_match(patterns: list[str], root: str):
     assert common_root(patterns) == root
 
 
@@ -196,13 +188,19 @@ def test_a_damaged_archive_is_a_dead_letter(here: Path, suffix: str, damage: str
     assert file.sha256 == hashlib.sha256(damaged).hexdigest()
 
 
-def test_a_read_that_fails_is_no_dead_letter(here: Path, monkeypatch: pytest.MonkeyPatch):
-    def fail(self, size=-1):
-        raise OSError(errno.EIO, "Input/output error")
+@pytest.mark.parametrize("name", ["a.json", "a.json.gz", "rows.parquet"])
+def test_a_read_that_fails_is_no_dead_letter(
+    here: Path, monkeypatch: pytest.MonkeyPatch, name: str
+):
+    """Errors of a connection have no number, like those of a damaged archive."""
 
-    monkeypatch.setattr("transforms.read_tasks._DigestingStream.read", fail)
-    with pytest.raises(OSError, match="Input/output error"):
-        read(here / "tasks" / "a.json")
+    class Broken(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            raise ConnectionError("the connection broke")
+
+    monkeypatch.setattr("transforms.read_tasks.open_file", lambda path: Broken(b"content"))
+    with pytest.raises(TasksUnreadableError, match=rf"{name}: cannot be read .*connection broke"):
+        read(here / name)
 
 
 def test_the_pipeline_reads_every_file_once(here: Path):
@@ -241,7 +239,7 @@ def test_a_saved_dataset_is_read_without_what_describes_it(tmp_path: Path):
 def test_of_several_saved_datasets_one_must_be_chosen(tmp_path: Path):
     saved_dataset(tmp_path / "all" / "train")
     write(tmp_path / "all" / "dataset_dict.json", b'{"splits": ["train"]}')
-    with pytest.raises(TasksNotFoundError, match=r"no file of tasks: .* are not looked into"):
+    with pytest.raises(TasksNotFoundError, match=r"no file of tasks: .* are not searched"):
         resolve_patterns([str(tmp_path / "all")])
     assert found(str(tmp_path / "all" / "*" / "*.arrow")) == ["train/data-00000-of-00001.arrow"]
 
