@@ -5,18 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
 
-from activation_dataset.fields import FieldError, Fields
+from activation_dataset.fields import FieldError, Json
 from activation_dataset.format import SCHEMA_VERSION
-
-Json = Any
-"""A value that json can hold."""
-
-
-def plain(value: Mapping[str, Json]) -> Json:
-    """The value after a round trip through JSON: keys are strings, tuples are lists."""
-    return json.loads(json.dumps(value, allow_nan=False))
 
 
 def digest_of(value: Mapping[str, Json]) -> str:
@@ -49,36 +40,30 @@ def sealed_text(value: Mapping[str, Json], digest_field: str) -> str:
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
-def read_sealed(text: str | bytes, digest_field: str) -> Fields:
+def read_sealed(text: str | bytes, digest_field: str) -> dict[str, Json]:
     """The other fields of an object that `sealed_text` wrote.
 
     Raises:
         FieldError: the text is not JSON, has another schema version, or does not match its digest.
     """
     try:
-        value = json.loads(text, parse_constant=_refuse_constant)
+        value = json.loads(text)
+        version = value.pop("schema_version")
+        digest = value.pop(digest_field)
+        unchanged = digest == digest_of({**value, "schema_version": version})
     except (ValueError, RecursionError) as error:
         raise FieldError(f"not valid JSON: {error}") from None
-    fields = Fields(value, "")
-    version = fields.integer("schema_version")
+    except (KeyError, AttributeError, TypeError):
+        raise FieldError(f"not an object with schema_version and {digest_field}") from None
     if version != SCHEMA_VERSION:
-        remedy = "install a newer version of it" if version > SCHEMA_VERSION else "extract again"
         raise FieldError(
-            f"schema_version is {version}, but this package reads {SCHEMA_VERSION}: {remedy}"
+            f"schema_version is {version}, but this package reads {SCHEMA_VERSION}: use a version "
+            "of the package that reads it, or extract again"
         )
-    digest = fields.text(digest_field)
-    rest = {name: each for name, each in value.items() if name != digest_field}
-    try:
-        unchanged = digest == digest_of(rest)
-    except (ValueError, RecursionError) as error:
-        raise FieldError(f"a value that cannot be written: {error}") from None
     if not unchanged:
         raise FieldError(f"{digest_field} does not match: the file was changed or is damaged")
-    return fields
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON number")
+    result: dict[str, Json] = value
+    return result
 
 
 def _line(value: Json) -> str:

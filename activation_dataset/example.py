@@ -8,8 +8,7 @@ SerializeToString(deterministic=True), which sorts the features by name:
     num_tokens  int64                                  task_id    bytes, UTF-8
     sample_id   bytes, UTF-8                           token_ids  int64 list
 
-The decoder accepts these bytes only: these six features in this order, packed lists, and every
-varint in its shortest form.
+The decoder accepts these bytes only: it encodes what it found and compares.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ ACTIVATION = b"activation"
 _FIELD_1, _FIELD_2, _FIELD_3 = b"\x0a", b"\x12", b"\x1a"
 _BYTES_LIST, _INT64_LIST = _FIELD_1, _FIELD_3  # fields of Feature
 
-_MAX_VARINT_BYTES = 9  # 63 bits, since no integer of a record is negative
-_MAX_TOKEN_ID = 2**31 - 1
+_FEATURES = 6
+_MAX_SHIFT = 56  # of the last group of a varint
 # Up to this size a loop in Python is faster than numpy.
 _SHORT_LIST_BYTES = 16
 
@@ -108,22 +107,30 @@ def decode_example(data: bytes | memoryview, payload: bytes = ACTIVATION) -> Dec
     Raises:
         ExampleError: the data is not exactly what the encoder writes.
     """
-    reader = _Reader(memoryview(data))
-    activation = reader.feature(payload, _BYTES_LIST)
-    num_tokens = _integers(reader.feature(b"num_tokens", _INT64_LIST))
-    sample_id = reader.text(b"sample_id")
-    shape = _integers(reader.feature(b"shape", _INT64_LIST))
-    task_id = reader.text(b"task_id")
-    token_ids = _integer_array(reader.feature(b"token_ids", _INT64_LIST))
-    reader.done()
-    if len(num_tokens) != 1:
-        raise ExampleError(f"num_tokens has {len(num_tokens)} values, expected 1")
-    if len(shape) not in (1, 2):
-        raise ExampleError(f"shape has {len(shape)} values, expected 1 or 2")
-    if len(token_ids) and token_ids.max() > _MAX_TOKEN_ID:
-        raise ExampleError(f"token_ids has a value outside 0..{_MAX_TOKEN_ID}")
-    sample = Sample(sample_id, task_id, token_ids.astype(np.int32), num_tokens[0])
-    return DecodedExample(sample, tuple(shape), activation)
+    view = memoryview(data)
+    try:
+        activation, num_tokens, sample_id, shape, task_id, token_ids = _values(view)
+        sample = Sample(
+            sample_id=str(sample_id, "utf-8"),
+            task_id=str(task_id, "utf-8"),
+            token_ids=_integer_array(token_ids),
+            num_tokens=_varint_at(num_tokens, 0)[0],
+        )
+        decoded = DecodedExample(sample, tuple(_integers(shape)), activation)
+        suffix = encode_suffix(sample, decoded.shape)
+    except IndexError:
+        raise ExampleError("not a record of this format: it ends inside a field") from None
+    except ValueError as error:
+        raise ExampleError(f"not a record of this format: {error}") from None
+    prefix = encode_prefix(len(activation), len(suffix), payload)
+    if len(decoded.shape) not in (1, 2):
+        raise ExampleError(f"shape has {len(decoded.shape)} values, expected 1 or 2")
+    if (
+        bytes(view[: len(prefix)]) != prefix
+        or view[len(prefix) + len(activation) :].tobytes() != suffix
+    ):
+        raise ExampleError("not encoded as this version encodes a record")
+    return decoded
 
 
 # Encoding
@@ -167,80 +174,49 @@ def _varint_array(values: NDArray[np.int32]) -> bytes:
     return bytes(encoded[used])
 
 
-# Decoding
+# Decoding. Names, tags and lengths are checked by encoding the result again.
 
 
-class _Reader:
-    """Reads the features of an Example one after the other."""
-
-    def __init__(self, view: memoryview) -> None:
-        self._view = view
-        self._position = 0
-        self._enter(_FIELD_1, until=len(view))
-
-    def feature(self, name: bytes, kind: bytes) -> memoryview:
-        """The value of the next feature: one byte string, or a packed list of integers."""
-        entry_end = self._enter(_FIELD_1)
-        name_end = self._enter(_FIELD_1)
-        found = bytes(self._view[self._position : name_end])
-        if found != name:
-            raise ExampleError(f"the feature {found!r} is where {name.decode()} is expected")
-        self._position = name_end
-        self._enter(_FIELD_2, until=entry_end)
-        self._enter(kind, until=entry_end)
-        if kind == _BYTES_LIST or self._position < entry_end:
-            self._enter(_FIELD_1, until=entry_end)
-        value = self._view[self._position : entry_end]
-        self._position = entry_end
-        return value
-
-    def text(self, name: bytes) -> str:
-        """The next feature, a string."""
-        try:
-            return str(self.feature(name, _BYTES_LIST), "utf-8")
-        except UnicodeDecodeError as error:
-            raise ExampleError(f"the feature {name.decode()} is not UTF-8: {error}") from None
-
-    def done(self) -> None:
-        """Check that no feature is left."""
-        if self._position != len(self._view):
-            raise ExampleError(f"{len(self._view) - self._position} bytes follow token_ids")
-
-    def _enter(self, tag: bytes, until: int | None = None) -> int:
-        """Read the tag and length of a field, and return the end of its content.
-
-        Args:
-            tag: the expected tag, one byte.
-            until: the expected end; None for any end within the data.
-        """
-        start = self._position
-        if self._view[start : start + 1] != tag:
-            raise ExampleError(f"byte {start} does not start the field that belongs there")
-        length, self._position = _varint_at(self._view, start + 1)
-        end = self._position + length
-        if end > len(self._view) or (until is not None and end != until):
-            raise ExampleError(f"the field at byte {start} has the wrong length {length}")
-        return end
+def _values(view: memoryview) -> list[memoryview]:
+    """The value of each feature: one byte string, or a packed list of integers."""
+    values = []
+    position, _ = _content(view, 0)
+    for _ in range(_FEATURES):
+        entry, end = _content(view, position)
+        _, name_end = _content(view, entry)
+        feature, _ = _content(view, name_end)
+        start, _ = _content(view, feature)
+        if start < end:  # not an empty list
+            start, _ = _content(view, start)
+        values.append(view[start:end])
+        position = end
+    return values
 
 
-def _varint_at(view: memoryview, start: int) -> tuple[int, int]:
-    """A varint and the position after it."""
-    if start < len(view) and view[start] < 0x80:
-        return view[start], start + 1
+def _content(view: memoryview, position: int) -> tuple[int, int]:
+    """Start and end of the content of the length-delimited field at a position."""
+    length, start = _varint_at(view, position + 1)
+    return start, start + length
+
+
+def _varint_at(view: memoryview, position: int) -> tuple[int, int]:
+    """A varint and the position after it. Raises IndexError at the end of the view."""
+    byte = view[position]
+    if byte < 0x80:
+        return byte, position + 1
     value = shift = 0
-    for position in range(start, min(start + _MAX_VARINT_BYTES, len(view))):
-        byte = view[position]
+    while byte >= 0x80:
         value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            if not byte:
-                raise ExampleError(f"the varint at byte {start} is not in its shortest form")
-            return value, position + 1
         shift += 7
-    raise ExampleError(f"the varint at byte {start} does not end")
+        position += 1
+        if shift > _MAX_SHIFT:
+            raise ValueError("a varint is too long")
+        byte = view[position]
+    return value | byte << shift, position + 1
 
 
 def _integers(packed: memoryview) -> list[int]:
-    """The integers of a short list of varints."""
+    """The integers of a short list."""
     values = []
     position = 0
     while position < len(packed):
@@ -249,19 +225,13 @@ def _integers(packed: memoryview) -> list[int]:
     return values
 
 
-def _integer_array(packed: memoryview) -> NDArray[np.int64]:
-    """The integers of a list of varints of any length, [n] int64."""
+def _integer_array(packed: memoryview) -> NDArray[np.int32]:
+    """The integers of a list of any length, [n] int32."""
     if len(packed) <= _SHORT_LIST_BYTES:
-        return np.array(_integers(packed), np.int64)
+        return np.array(_integers(packed), np.int64).astype(np.int32)
     encoded = np.frombuffer(packed, np.uint8)
-    last = encoded < 0x80
-    ends = np.flatnonzero(last)
-    starts = np.concatenate([[0], ends + 1])[: len(ends)]
-    lengths = ends - starts + 1
-    if not last[-1] or lengths.max() > _MAX_VARINT_BYTES:
-        raise ExampleError("token_ids has a varint that does not end")
-    if (encoded[ends[lengths > 1]] == 0).any():
-        raise ExampleError("token_ids has a varint that is not in its shortest form")
-    places = np.arange(len(encoded)) - np.repeat(starts, lengths)
-    groups = (encoded & 0x7F).astype(np.uint64) << (7 * places).astype(np.uint64)
-    return np.add.reduceat(groups, starts).view(np.int64)
+    ends = np.flatnonzero(encoded < 0x80) + 1
+    starts = np.concatenate([[0], ends[:-1]])
+    places = np.arange(len(encoded)) - np.repeat(starts, np.diff(ends, prepend=0))
+    groups = (encoded & 0x7F).astype(np.int64) << np.minimum(7 * places, _MAX_SHIFT)
+    return np.add.reduceat(groups, starts).astype(np.int32)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
-from activation_dataset.canonical_json import Json, read_sealed, sealed_text
-from activation_dataset.fields import FieldError, Fields
+from activation_dataset.canonical_json import read_sealed, sealed_text
+from activation_dataset.fields import from_json, to_json
 from activation_dataset.format import data_file
-from activation_dataset.sites import Site, forward_order, parse_site
+from activation_dataset.sites import Site
 from activation_dataset.statistics import LayerStatistics
 
 _DIGEST = "manifest_sha256"
@@ -29,21 +30,27 @@ class FileEntry:
     bytes: int
     crc32c: str
 
-    def to_json(self) -> dict[str, Json]:
-        """Values for json."""
-        return {"path": self.path, "bytes": self.bytes, "crc32c": self.crc32c}
+
+class _Sealed:
+    """Conversion of a manifest to the content of its file and back."""
+
+    def to_bytes(self) -> bytes:
+        """The content of the manifest's file. `from_bytes` restores the same bits."""
+        return sealed_text(to_json(self), _DIGEST).encode()
 
     @classmethod
-    def from_json(cls, value: object, where: str) -> FileEntry:
-        """Read the result of `to_json`; errors call it `where`."""
-        fields = Fields(value, where)
-        result = cls(fields.text("path"), fields.integer("bytes"), fields.text("crc32c"))
-        fields.done()
+    def from_bytes(cls, content: bytes) -> Self:
+        """Restore a manifest from the result of `to_bytes`.
+
+        Raises:
+            FieldError: the content is damaged or another kind of manifest.
+        """
+        result: Self = from_json(cls, read_sealed(content, _DIGEST), "")
         return result
 
 
 @dataclass(frozen=True)
-class LayerManifest:
+class LayerManifest(_Sealed):
     """Content of one layer file: one site of one shard.
 
     Attributes:
@@ -68,46 +75,9 @@ class LayerManifest:
     file: FileEntry
     statistics: LayerStatistics
 
-    def to_bytes(self) -> bytes:
-        """The content of the manifest's file. `from_bytes` restores the same bits."""
-        value = {
-            "shard": self.shard,
-            "samples": self.samples,
-            "tokens": self.tokens,
-            "vectors": self.vectors,
-            "order": self.order,
-            "ops": self.ops,
-            "site": str(self.site),
-            "file": self.file.to_json(),
-            "statistics": self.statistics.to_json(),
-        }
-        return sealed_text(value, _DIGEST).encode()
-
-    @classmethod
-    def from_bytes(cls, content: bytes) -> LayerManifest:
-        """Read the result of `to_bytes`.
-
-        Raises:
-            FieldError: the content is damaged or not a manifest of a layer file.
-        """
-        fields = read_sealed(content, _DIGEST)
-        result = cls(
-            shard=fields.integer("shard"),
-            samples=fields.integer("samples"),
-            tokens=fields.integer("tokens"),
-            vectors=fields.integer("vectors"),
-            order=fields.text("order"),
-            ops=fields.text("ops"),
-            site=_site_of(fields.text("site"), "site"),
-            file=FileEntry.from_json(fields.mapping("file"), "file"),
-            statistics=LayerStatistics.from_json(fields.mapping("statistics")),
-        )
-        fields.done()
-        return result
-
 
 @dataclass(frozen=True)
-class PromptsManifest:
+class PromptsManifest(_Sealed):
     """Content of one file of prompts.
 
     Attributes:
@@ -123,35 +93,6 @@ class PromptsManifest:
     tokens: int
     order: str
     file: FileEntry
-
-    def to_bytes(self) -> bytes:
-        """The content of the manifest's file."""
-        value = {
-            "shard": self.shard,
-            "samples": self.samples,
-            "tokens": self.tokens,
-            "order": self.order,
-            "file": self.file.to_json(),
-        }
-        return sealed_text(value, _DIGEST).encode()
-
-    @classmethod
-    def from_bytes(cls, content: bytes) -> PromptsManifest:
-        """Read the result of `to_bytes`.
-
-        Raises:
-            FieldError: the content is damaged or not a manifest of prompts.
-        """
-        fields = read_sealed(content, _DIGEST)
-        result = cls(
-            shard=fields.integer("shard"),
-            samples=fields.integer("samples"),
-            tokens=fields.integer("tokens"),
-            order=fields.text("order"),
-            file=FileEntry.from_json(fields.mapping("file"), "file"),
-        )
-        fields.done()
-        return result
 
 
 Manifest = LayerManifest | PromptsManifest
@@ -177,33 +118,6 @@ class Shard:
     def all_files(self) -> tuple[FileEntry, ...]:
         """The layer files and the file of prompts."""
         return (*self.files.values(), self.prompts)
-
-    def to_json(self) -> dict[str, Json]:
-        """Values for json."""
-        return {
-            "shard": self.shard,
-            "samples": self.samples,
-            "tokens": self.tokens,
-            "prompts": self.prompts.to_json(),
-            "files": {str(site): entry.to_json() for site, entry in self.files.items()},
-        }
-
-    @classmethod
-    def from_json(cls, value: object, where: str) -> Shard:
-        """Read the result of `to_json`; errors call it `where`."""
-        fields = Fields(value, where)
-        result = cls(
-            shard=fields.integer("shard"),
-            samples=fields.integer("samples"),
-            tokens=fields.integer("tokens"),
-            prompts=FileEntry.from_json(fields.mapping("prompts"), fields.path("prompts")),
-            files={
-                site: FileEntry.from_json(each, f"{fields.path('files')}.{site}")
-                for site, each in by_site(fields, "files").items()
-            },
-        )
-        fields.done()
-        return result
 
 
 def sample_order(sample_ids: Iterable[str]) -> str:
@@ -275,20 +189,3 @@ def _check_same_samples(manifest: Manifest, prompts: Manifest) -> None:
             f"{manifest.file.path} has the samples of {prompts.file.path} in another order, or "
             "other samples"
         )
-
-
-def by_site(fields: Fields, name: str) -> dict[Site, Json]:
-    """Values of a field that is an object whose keys are sites, in forward order."""
-    value = fields.mapping(name)
-    found = {_site_of(key, fields.path(name)): each for key, each in value.items()}
-    return {site: found[site] for site in sorted(found, key=forward_order)}
-
-
-def _site_of(text: str, where: str) -> Site:
-    try:
-        site = parse_site(text)
-    except ValueError as error:
-        raise FieldError(f"{where}: {error}") from None
-    if str(site) != text:
-        raise FieldError(f"{where}: {text!r} is written {str(site)!r} here")
-    return site

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 
-from activation_dataset.canonical_json import Json, plain, read_sealed, sealed_text
-from activation_dataset.fields import FieldError, Fields
-from activation_dataset.format import (
-    POOLINGS,
-    STORAGE_DTYPES,
-    Pooling,
-    StorageDtype,
-    data_file,
-)
-from activation_dataset.manifest import Shard, by_site
+from activation_dataset.canonical_json import read_sealed, sealed_text
+from activation_dataset.fields import FieldError, Json, check_names, from_json, to_json
+from activation_dataset.format import Pooling, StorageDtype, data_file
+from activation_dataset.manifest import Shard
 from activation_dataset.sites import HOOK_POINTS, HookPoint, Site, hook_name, sites_of
 from activation_dataset.statistics import LayerStatistics
 
 _DIGEST = "metadata_sha256"
+_DERIVED = (
+    "num_layers_extracted",
+    "byte_order",
+    "total_samples",
+    "total_tokens",
+    "total_vectors",
+)
 
 
 @dataclass(frozen=True)
@@ -35,16 +36,6 @@ class InputFile:
     path: str
     bytes: int
     sha256: str
-
-    def to_json(self) -> dict[str, Json]:
-        return {"path": self.path, "bytes": self.bytes, "sha256": self.sha256}
-
-    @classmethod
-    def from_json(cls, value: object, where: str) -> InputFile:
-        fields = Fields(value, where)
-        result = cls(fields.text("path"), fields.integer("bytes"), fields.text("sha256"))
-        fields.done()
-        return result
 
 
 @dataclass(frozen=True)
@@ -81,6 +72,19 @@ class RunDescription:
     settings: Mapping[str, Json]
     versions: Mapping[str, str]
 
+    def __post_init__(self) -> None:
+        layers = list(self.layers_extracted)
+        if not layers or layers != sorted(set(layers)):
+            raise ValueError(f"layers_extracted is {layers}, expected ascending layers")
+        if not self.hidden_dim:
+            raise ValueError("hidden_dim is 0, expected at least 1")
+        points = list(self.hook_points)
+        if not points or points != [each for each in HOOK_POINTS if each in points]:
+            raise ValueError(f"hook_points is {points}, expected some of {HOOK_POINTS} in order")
+        for name in ("tokenizer", "weights"):
+            if not isinstance(getattr(self, name).get("fingerprint"), str):
+                raise ValueError(f"{name}.fingerprint is missing or not a string")
+
     @cached_property
     def sites(self) -> tuple[Site, ...]:
         """All sites: every hook point of every layer."""
@@ -99,65 +103,6 @@ class RunDescription:
     @cached_property
     def _by_name(self) -> dict[Site, Site]:
         return {name: site for site in self.sites for name in (site, hook_name(site))}
-
-    def to_json(self) -> dict[str, Json]:
-        """Values for json."""
-        return {
-            "model_name": self.model_name,
-            "layers_extracted": list(self.layers_extracted),
-            "num_layers_extracted": len(self.layers_extracted),
-            "hidden_dim": self.hidden_dim,
-            "pooling": self.pooling,
-            "hook_points": list(self.hook_points),
-            "storage_dtype": self.storage_dtype,
-            "byte_order": "little",
-            "compute_dtype": self.compute_dtype,
-            "prompt_template": plain(self.prompt_template),
-            "tokenizer": plain(self.tokenizer),
-            "weights": plain(self.weights),
-            "inputs": [each.to_json() for each in self.inputs],
-            "settings": plain(self.settings),
-            "versions": plain(self.versions),
-        }
-
-    @classmethod
-    def take(cls, fields: Fields) -> RunDescription:
-        """Take the fields of a run from a larger object.
-
-        Raises:
-            FieldError: a field is missing or wrong.
-        """
-        result = cls(
-            model_name=fields.text("model_name"),
-            layers_extracted=fields.integers("layers_extracted"),
-            hidden_dim=fields.integer("hidden_dim", minimum=1),
-            pooling=fields.text("pooling", POOLINGS),  # type: ignore[arg-type]
-            hook_points=fields.texts("hook_points", HOOK_POINTS),  # type: ignore[arg-type]
-            storage_dtype=fields.text("storage_dtype", STORAGE_DTYPES),  # type: ignore[arg-type]
-            compute_dtype=fields.text("compute_dtype"),
-            prompt_template=fields.mapping("prompt_template"),
-            tokenizer=_with_fingerprint(fields, "tokenizer"),
-            weights=_with_fingerprint(fields, "weights"),
-            inputs=tuple(
-                InputFile.from_json(each, f"{fields.path('inputs')}[{index}]")
-                for index, each in enumerate(fields.items("inputs"))
-            ),
-            settings=fields.mapping("settings"),
-            versions=fields.mapping("versions"),
-        )
-        fields.text("byte_order", ["little"])
-        layers = result.layers_extracted
-        if not layers or list(layers) != sorted(set(layers)):
-            raise FieldError(f"layers_extracted is {list(layers)}, expected ascending layers")
-        if fields.integer("num_layers_extracted") != len(layers):
-            raise FieldError(f"num_layers_extracted is not {len(layers)}, as layers_extracted says")
-        in_order = tuple(each for each in HOOK_POINTS if each in result.hook_points)
-        if not in_order or result.hook_points != in_order:
-            raise FieldError(
-                f"hook_points is {list(result.hook_points)}, expected some of {list(HOOK_POINTS)} "
-                "in this order"
-            )
-        return result
 
 
 @dataclass(frozen=True)
@@ -199,17 +144,11 @@ class Metadata:
         Keys are sorted, each field, shard and site has a line, floats are the shortest that read
         back to the same bits, and `metadata_sha256` is the digest of all other fields.
         """
-        value = {
-            **self.run.to_json(),
-            "total_samples": self.total_samples,
-            "total_tokens": self.total_tokens,
-            "total_vectors": self.total_vectors,
-            "batches": [shard.to_json() for shard in self.shards],
-            "rejected": dict(self.rejected),
-            "statistics": {str(site): each.to_json() for site, each in self.statistics.items()},
-            "ops": list(self.ops),
-        }
-        return sealed_text(value, _DIGEST)
+        stored = {**to_json(self.run), **self._derived()}
+        stored["batches"] = to_json(self.shards)
+        for name in ("rejected", "statistics", "ops"):
+            stored[name] = to_json(getattr(self, name))
+        return sealed_text(stored, _DIGEST)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Metadata:
@@ -219,28 +158,35 @@ class Metadata:
             FieldError: the text is not JSON, was changed, has another schema version, or a field is
                 missing, unknown, wrong, or contradicts another.
         """
-        fields = read_sealed(text, _DIGEST)
-        result = cls(
-            run=RunDescription.take(fields),
-            shards=tuple(
-                Shard.from_json(each, f"batches[{index}]")
-                for index, each in enumerate(fields.items("batches"))
-            ),
-            rejected=_counts(fields, "rejected"),
-            statistics={
-                site: LayerStatistics.from_json(each, f"statistics.{site}")
-                for site, each in by_site(fields, "statistics").items()
-            },
-            ops=fields.texts("ops"),
+        value = read_sealed(text, _DIGEST)
+        run_names = [each.name for each in fields(RunDescription)]
+        check_names(
+            value, [*run_names, *_DERIVED, "batches", "rejected", "statistics", "ops"], where=""
         )
-        for name in ("total_samples", "total_tokens", "total_vectors"):
-            total, said = getattr(result, name), fields.integer(name)
-            if said != total:
-                raise FieldError(f"{name} is {said}, but the batches add up to {total}")
-        fields.done()
+        run = {name: value[name] for name in run_names}
+        result = cls(
+            run=from_json(RunDescription, run, ""),
+            shards=from_json(tuple[Shard, ...], value["batches"], "batches"),
+            rejected=from_json(Mapping[str, int], value["rejected"], "rejected"),
+            statistics=from_json(Mapping[Site, LayerStatistics], value["statistics"], "statistics"),
+            ops=from_json(tuple[str, ...], value["ops"], "ops"),
+        )
+        for name, expected in result._derived().items():
+            if value[name] != expected:
+                raise FieldError(f"{name} is {value[name]!r}, but the other fields say {expected}")
         result._check_shards()
         result._check_statistics()
         return result
+
+    def _derived(self) -> dict[str, Json]:
+        """Fields of metadata.json that follow from others."""
+        return {
+            "num_layers_extracted": len(self.run.layers_extracted),
+            "byte_order": "little",
+            "total_samples": self.total_samples,
+            "total_tokens": self.total_tokens,
+            "total_vectors": self.total_vectors,
+        }
 
     def _check_shards(self) -> None:
         sites = list(self.run.sites)
@@ -270,16 +216,3 @@ class Metadata:
                     f"statistics.{site} counts {each.count + each.nonfinite_count} vectors, "
                     f"expected {self.total_vectors}"
                 )
-
-
-def _counts(fields: Fields, name: str) -> dict[str, int]:
-    """An object whose values are counts."""
-    value = fields.mapping(name)
-    inner = Fields(value, fields.path(name))
-    return {key: inner.integer(key) for key in value}
-
-
-def _with_fingerprint(fields: Fields, name: str) -> dict[str, Json]:
-    value = fields.mapping(name)
-    Fields(value, fields.path(name)).text("fingerprint")
-    return value

@@ -6,7 +6,6 @@ They consist of counts, so merging them in any order gives the same histogram.
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from activation_dataset.fields import FieldError, Fields
+from activation_dataset.fields import FieldError, Json, from_json
 
 BINS_PER_OCTAVE = 64
 """Equally wide bins between a power of two and the next: a bin is at most 1/64 of a norm wide."""
@@ -101,18 +100,15 @@ class NormHistogram:
         return {str(number): count for number, count in self.counts.items()}
 
     @classmethod
-    def from_json(cls, value: Mapping[str, object], where: str) -> NormHistogram:
+    def from_json(cls, value: Json, where: str) -> NormHistogram:
         """Read the result of `to_json`; errors call it `where`.
 
         Raises:
             FieldError: a key is not a bin, or a value not a count.
         """
-        fields = Fields(value, where)
-        counts = {}
-        for key in value:
-            if not re.fullmatch(r"0|[1-9][0-9]{0,8}", key) or int(key) >= _INFINITY:
-                raise FieldError(f"{where} has the key {key!r}, expected a bin, 0..{_INFINITY - 1}")
-            counts[int(key)] = fields.integer(key, minimum=1)
+        counts = from_json(Mapping[int, int], value, where)
+        if any(not 0 <= number < _INFINITY or count < 1 for number, count in counts.items()):
+            raise FieldError(f"{where} has keys outside 0..{_INFINITY - 1}, or counts below 1")
         return cls(dict(sorted(counts.items())))
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from activation_dataset.fields import FieldError, Fields
+from activation_dataset.fields import to_json
 from activation_dataset.format import to_float32
 from activation_dataset.norms import NormHistogram
 
@@ -49,6 +49,12 @@ class LayerStatistics:
     mean_squared_norm: float
     max_norm: float
     norm_histogram: NormHistogram
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != len(self.variance):
+            raise ValueError(f"variance has {len(self.variance)} elements, mean {len(self.mean)}")
+        if (total := self.norm_histogram.total) != self.count:
+            raise ValueError(f"norm_histogram counts {total} norms, count is {self.count}")
 
     @classmethod
     def empty(cls, hidden: int, nonfinite_count: int = 0) -> LayerStatistics:
@@ -176,53 +182,9 @@ class LayerStatistics:
             found.append("norm_histogram has norms that are more than one bin off")
         return found
 
-    def to_json(self) -> dict[str, Any]:
-        """Values for json. `from_json` restores the same bits."""
-        return {
-            "count": self.count,
-            "nonfinite_count": self.nonfinite_count,
-            "mean": self.mean.tolist(),
-            "variance": self.variance.tolist(),
-            "mean_norm": self.mean_norm,
-            "mean_squared_norm": self.mean_squared_norm,
-            "max_norm": self.max_norm,
-            "norm_histogram": self.norm_histogram.to_json(),
-        }
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any], where: str = "statistics") -> LayerStatistics:
-        """Read the result of `to_json`; errors call it `where`.
-
-        Raises:
-            FieldError: a field is missing, unknown or wrong.
-        """
-        fields = Fields(value, where)
-        result = cls(
-            count=fields.integer("count"),
-            nonfinite_count=fields.integer("nonfinite_count"),
-            mean=fields.vector("mean"),
-            variance=fields.vector("variance"),
-            mean_norm=fields.number("mean_norm"),
-            mean_squared_norm=fields.number("mean_squared_norm"),
-            max_norm=fields.number("max_norm"),
-            norm_histogram=NormHistogram.from_json(
-                fields.mapping("norm_histogram"), fields.path("norm_histogram")
-            ),
-        )
-        fields.done()
-        if len(result.mean) != len(result.variance):
-            raise FieldError(
-                f"{where}.variance has {len(result.variance)} elements, mean {len(result.mean)}"
-            )
-        if (total := result.norm_histogram.total) != result.count:
-            raise FieldError(f"{where}.norm_histogram counts {total} norms, count {result.count}")
-        return result
-
     def __eq__(self, other: object) -> bool:
         """Return True if all values are equal."""
-        if not isinstance(other, LayerStatistics):
-            return NotImplemented
-        return self.to_json() == other.to_json()
+        return isinstance(other, LayerStatistics) and to_json(self) == to_json(other)
 
 
 @dataclass
@@ -260,17 +222,14 @@ class OrderedMerge:
         Raises:
             ValueError: the shards that were added are not exactly these.
         """
-        expected = list(_roots(num_shards))
-        if not expected or set(expected) != set(self._nodes):
-            covered = sum(1 << level for level, _ in self._nodes)
-            raise ValueError(
-                f"statistics of {covered} shards do not make shards 0..{num_shards - 1}: "
-                f"have {self._ranges()}"
-            )
-        total = self._nodes[expected[0]]
-        for node in expected[1:]:
-            total = total.merge(self._nodes[node])
-        return total
+        nodes = sorted((index << level, 1 << level, (level, index)) for level, index in self._nodes)
+        spans = [(start, start + count) for start, count, _ in nodes]
+        ends = [0, *(end for _, end in spans)]
+        if [start for start, _ in spans] != ends[:-1] or ends[-1] != num_shards or not nodes:
+            ranges = ", ".join(f"{start}..{end - 1}" for start, end in spans[:8])
+            raise ValueError(f"need shards 0..{num_shards - 1}, have {ranges or 'none'}")
+        first, *rest = (self._nodes[node] for _, _, node in nodes)
+        return reduce(LayerStatistics.merge, rest, first)
 
     def _insert(self, level: int, index: int, statistics: LayerStatistics) -> None:
         for up in range(64 - level):
@@ -281,16 +240,3 @@ class OrderedMerge:
             statistics = left.merge(right)
             level, index = level + 1, index >> 1
         self._nodes[level, index] = statistics
-
-    def _ranges(self) -> str:
-        spans = sorted((i << level, ((i + 1) << level) - 1) for level, i in self._nodes)
-        return ", ".join(f"{a}" if a == b else f"{a}..{b}" for a, b in spans[:8]) or "none"
-
-
-def _roots(num_shards: int) -> Iterator[tuple[int, int]]:
-    """Nodes of the fewest full subtrees that cover 0..num_shards - 1, from left to right."""
-    start = 0
-    for level in range(num_shards.bit_length() - 1, -1, -1):
-        if num_shards >> level & 1:
-            yield level, start >> level
-            start += 1 << level

@@ -21,7 +21,6 @@ from activation_dataset.checksum import crc32c
 HEADER_BYTES = 12
 FOOTER_BYTES = 4
 
-_HEADER = struct.Struct("<QI")
 _LENGTH = struct.Struct("<Q")
 _CRC = struct.Struct("<I")
 
@@ -79,7 +78,7 @@ def read_records(stream: BinaryIO, name: str) -> Iterator[memoryview]:
     """The data of each record, from the stream's position to its end.
 
     Args:
-        stream: seekable binary stream.
+        stream: seekable binary stream, buffered, so that a read returns all that it asks for.
         name: name of the file in errors.
 
     Raises:
@@ -91,10 +90,25 @@ def read_records(stream: BinaryIO, name: str) -> Iterator[memoryview]:
     stream.seek(offset)
     record = 0
     while offset < end:
-        length = _read_header(stream, name, record, offset, end)
-        yield _read_data(stream, name, record, offset, length)
-        offset += HEADER_BYTES + length + FOOTER_BYTES
-        record += 1
+        header = stream.read(HEADER_BYTES)
+        length = int.from_bytes(header[:8], "little")
+        available = end - offset - HEADER_BYTES - FOOTER_BYTES
+        if len(header) < HEADER_BYTES:
+            detail = f"the file ends {len(header)} bytes into the 12-byte header"
+        elif frame_header(length) != header:
+            detail = LENGTH_CRC
+        elif length > available:
+            detail = f"the length says {length} bytes of data, the file has room for {available}"
+        else:
+            block = memoryview(stream.read(length + FOOTER_BYTES))
+            data = block[:length]
+            if frame_footer(crc32c(data)) == block[length:]:
+                yield data
+                offset += HEADER_BYTES + length + FOOTER_BYTES
+                record += 1
+                continue
+            detail = DATA_CRC
+        raise CorruptRecordError(name, record, offset, detail)
 
 
 def decode_records(
@@ -161,50 +175,3 @@ def check_header(header: NDArray[np.uint8], size: int, name: str, record: int, o
         offset,
         f"{length} bytes of data, expected {size - HEADER_BYTES - FOOTER_BYTES}",
     )
-
-
-def _read_header(stream: BinaryIO, name: str, record: int, offset: int, end: int) -> int:
-    """Read a header and return the length of the data, which is known to be in the file."""
-    header = _read_fully(stream, HEADER_BYTES)
-    if len(header) < HEADER_BYTES:
-        raise CorruptRecordError(
-            name, record, offset, f"the file ends {len(header)} bytes into the 12-byte header"
-        )
-    length, stored = _HEADER.unpack(header)
-    if stored != mask(crc32c(header[:8])):
-        raise CorruptRecordError(name, record, offset, LENGTH_CRC)
-    available = end - offset - HEADER_BYTES - FOOTER_BYTES
-    if length > available:
-        raise CorruptRecordError(
-            name,
-            record,
-            offset,
-            f"the length says {length} bytes of data, but the file has room for {available}",
-        )
-    return int(length)
-
-
-def _read_data(stream: BinaryIO, name: str, record: int, offset: int, length: int) -> memoryview:
-    """Read the data and footer of a record and return the data."""
-    block = memoryview(_read_fully(stream, length + FOOTER_BYTES))
-    if len(block) < length + FOOTER_BYTES:
-        raise CorruptRecordError(
-            name, record, offset, f"the file ends inside the data of {length} bytes"
-        )
-    data = block[:length]
-    if _CRC.unpack(block[length:])[0] != mask(crc32c(data)):
-        raise CorruptRecordError(name, record, offset, DATA_CRC)
-    return data
-
-
-def _read_fully(stream: BinaryIO, count: int) -> bytes:
-    """`count` bytes, or fewer at the end of the stream, from as many reads as it takes."""
-    block = stream.read(count)
-    if len(block) == count or not block:
-        return block
-    blocks = [block]
-    missing = count - len(block)
-    while missing and (block := stream.read(missing)):
-        blocks.append(block)
-        missing -= len(block)
-    return b"".join(blocks)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 from apache_beam.options.pipeline_options import (
     DebugOptions,
@@ -33,12 +32,6 @@ ONE_PROCESS = "no_use_multiple_sdk_containers"
 ACCELERATOR_DISK_GB = 100
 """Disk of a worker with an accelerator, in gigabytes: room for the image and a model."""
 
-ASSUMED_EFFICIENCY = 0.3
-"""Fraction of a device's peak that a run reaches, where nobody has predicted or measured it."""
-
-V5E_EFFICIENCY = 0.5
-"""The same for v5e, as `benchmarks.tpu_check` predicts it (docs/performance.md), rounded down."""
-
 PRICES_SOURCE = (
     "List prices on demand in us-central1, in USD, of 2026-11-23 (cloud.google.com/tpu/pricing and "
     "cloud.google.com/products/compute/pricing), without Dataflow's own charges."
@@ -50,89 +43,74 @@ class AcceleratorSettings:
     """One kind of worker.
 
     Attributes:
-      name: the value of `--accelerator`.
-      family: which of the locked requirements, and so which image, the worker needs.
+      name: the value of `--accelerator`: the family, the kind of device, and the devices.
       machine_types: the Compute Engine types that Dataflow accepts with it, the default first.
       worker_accelerator: value of Dataflow's service option of that name; None for a CPU.
-      devices: JAX devices of one worker, the most that a mesh can have.
       memory_bytes: memory of one device.
       peak_flops: bfloat16 FLOP/s of one device, dense; None if it depends on the machine that the
         worker happens to get.
-      harness_threads: bundles that a worker works on at once, so that reading and writing overlap
-        with the device.
       list_price: of one device with its share of the machine, in USD per hour.
       environment: variables that must be set in the worker's process before JAX starts.
-      efficiency: fraction of the peak that a run is expected to reach.
     """
 
     name: str
-    family: Literal["cpu", "gpu", "tpu"]
     machine_types: tuple[str, ...]
     worker_accelerator: str | None
-    devices: int
     memory_bytes: int
     peak_flops: float | None
-    harness_threads: int
     list_price: float
     environment: tuple[tuple[str, str], ...] = ()
-    efficiency: float = ASSUMED_EFFICIENCY
+
+    @property
+    def family(self) -> str:
+        """`cpu`, `gpu` or `tpu`, which decides about the image that the worker needs."""
+        return self.name.partition("-")[0]
+
+    @property
+    def devices(self) -> int:
+        """JAX devices of one worker, the most that a mesh can have."""
+        return int(self.name.rpartition("-")[2]) if self.worker_accelerator else 1
+
+    @property
+    def harness_threads(self) -> int:
+        """Bundles that a worker works on at once, so that writing overlaps with the device."""
+        return 4 if self.worker_accelerator else 2
+
+    @property
+    def efficiency(self) -> float:
+        """Fraction of the peak that a run is expected to reach, unless a small run was measured.
+
+        For v5e, `benchmarks.tpu_check` predicts it (docs/performance.md); elsewhere it is assumed.
+        """
+        return 0.5 if self.name.startswith("tpu-v5e") else 0.3
 
 
 def _tpu(
-    name: str,
-    kind: str,
-    topology: str,
-    machine_type: str,
-    tpu_name: str,
-    memory_bytes: int,
-    peak_flops: float,
-    list_price: float,
+    name: str, kind: str, topology: str, machine_type: str, tpu_name: str
 ) -> AcceleratorSettings:
-    devices = int(name.rpartition("-")[2])
-    bounds = ",".join([*topology.split("x"), "1"][:3])
-    return AcceleratorSettings(
-        name=name,
-        family="tpu",
-        machine_types=(machine_type,),
-        worker_accelerator=f"type:{kind};topology:{topology}",
-        devices=devices,
-        memory_bytes=memory_bytes,
-        peak_flops=peak_flops,
-        harness_threads=4,
-        list_price=list_price,
-        efficiency=V5E_EFFICIENCY if kind == V5E else ASSUMED_EFFICIENCY,
-        environment=(
-            # A Dataflow worker has no TPU metadata, so describe its single host here.
-            ("TPU_SKIP_MDS_QUERY", "1"),
-            ("TPU_HOST_BOUNDS", "1,1,1"),
-            ("TPU_CHIPS_PER_HOST_BOUNDS", bounds),
-            ("TPU_WORKER_HOSTNAMES", "localhost"),
-            ("TPU_WORKER_ID", "0"),
-            ("TPU_ACCELERATOR_TYPE", tpu_name),
-        ),
+    memory, peak, price = {
+        V5E: (16 * GB, 197 * TERA, 1.20),
+        V6E: (32 * GB, 918 * TERA, 2.70),
+        V5P: (95 * GB, 459 * TERA, 4.20),
+    }[kind]
+    environment = (
+        # A Dataflow worker has no TPU metadata, so describe its single host here.
+        ("TPU_SKIP_MDS_QUERY", "1"),
+        ("TPU_HOST_BOUNDS", "1,1,1"),
+        ("TPU_CHIPS_PER_HOST_BOUNDS", ",".join([*topology.split("x"), "1"][:3])),
+        ("TPU_WORKER_HOSTNAMES", "localhost"),
+        ("TPU_WORKER_ID", "0"),
+        ("TPU_ACCELERATOR_TYPE", tpu_name),
     )
+    accelerator = f"type:{kind};topology:{topology}"
+    return AcceleratorSettings(name, (machine_type,), accelerator, memory, peak, price, environment)
 
 
 def _gpu(
-    name: str,
-    kind: str,
-    machine_types: tuple[str, ...],
-    memory_bytes: int,
-    peak_flops: float,
-    list_price: float,
+    name: str, kind: str, machine_types: tuple[str, ...], memory: int, peak: float, price: float
 ) -> AcceleratorSettings:
-    devices = int(name.rpartition("-")[2])
-    return AcceleratorSettings(
-        name=name,
-        family="gpu",
-        machine_types=machine_types,
-        worker_accelerator=f"type:{kind};count:{devices};install-nvidia-driver",
-        devices=devices,
-        memory_bytes=memory_bytes,
-        peak_flops=peak_flops,
-        harness_threads=4,
-        list_price=list_price,
-    )
+    accelerator = f"type:{kind};count:{name.rpartition('-')[2]};install-nvidia-driver"
+    return AcceleratorSettings(name, machine_types, accelerator, memory, peak, price)
 
 
 V5E, V6E, V5P = "tpu-v5-lite-podslice", "tpu-v6e-slice", "tpu-v5p-slice"
@@ -141,25 +119,15 @@ G2 = tuple(f"g2-standard-{cpus}" for cpus in (8, 4, 12, 16, 32))
 ACCELERATORS: dict[str, AcceleratorSettings] = {
     settings.name: settings
     for settings in (
-        AcceleratorSettings(
-            name="cpu",
-            family="cpu",
-            machine_types=("n2-standard-8",),
-            worker_accelerator=None,
-            devices=1,
-            memory_bytes=32 * 2**30,
-            peak_flops=None,
-            harness_threads=2,
-            list_price=0.39,
-        ),
+        AcceleratorSettings("cpu", ("n2-standard-8",), None, 32 * 2**30, None, 0.39),
         # v5p is named after its cores, two in a chip; the others are named after their chips.
-        _tpu("tpu-v5e-1", V5E, "1x1", "ct5lp-hightpu-1t", "v5litepod-1", 16 * GB, 197 * TERA, 1.20),
-        _tpu("tpu-v5e-4", V5E, "2x2", "ct5lp-hightpu-4t", "v5litepod-4", 16 * GB, 197 * TERA, 1.20),
-        _tpu("tpu-v5e-8", V5E, "2x4", "ct5lp-hightpu-8t", "v5litepod-8", 16 * GB, 197 * TERA, 1.20),
-        _tpu("tpu-v6e-1", V6E, "1x1", "ct6e-standard-1t", "v6e-1", 32 * GB, 918 * TERA, 2.70),
-        _tpu("tpu-v6e-4", V6E, "2x2", "ct6e-standard-4t", "v6e-4", 32 * GB, 918 * TERA, 2.70),
-        _tpu("tpu-v6e-8", V6E, "2x4", "ct6e-standard-8t", "v6e-8", 32 * GB, 918 * TERA, 2.70),
-        _tpu("tpu-v5p-4", V5P, "2x2x1", "ct5p-hightpu-4t", "v5p-8", 95 * GB, 459 * TERA, 4.20),
+        _tpu("tpu-v5e-1", V5E, "1x1", "ct5lp-hightpu-1t", "v5litepod-1"),
+        _tpu("tpu-v5e-4", V5E, "2x2", "ct5lp-hightpu-4t", "v5litepod-4"),
+        _tpu("tpu-v5e-8", V5E, "2x4", "ct5lp-hightpu-8t", "v5litepod-8"),
+        _tpu("tpu-v6e-1", V6E, "1x1", "ct6e-standard-1t", "v6e-1"),
+        _tpu("tpu-v6e-4", V6E, "2x2", "ct6e-standard-4t", "v6e-4"),
+        _tpu("tpu-v6e-8", V6E, "2x4", "ct6e-standard-8t", "v6e-8"),
+        _tpu("tpu-v5p-4", V5P, "2x2x1", "ct5p-hightpu-4t", "v5p-8"),
         _gpu("gpu-l4-1", "nvidia-l4", G2, 24 * GB, 121 * TERA, 0.85),
         _gpu("gpu-a100-1", "nvidia-tesla-a100", ("a2-highgpu-1g",), 40 * GB, 312 * TERA, 3.67),
         _gpu("gpu-a100-80gb-1", "nvidia-a100-80gb", ("a2-ultragpu-1g",), 80 * GB, 312 * TERA, 5.07),
@@ -183,15 +151,15 @@ def worker_flags(settings: AcceleratorSettings, options: PipelineOptions) -> lis
         return []
     _check_options(settings, options)
     worker = options.view_as(WorkerOptions)
-    debug = options.view_as(DebugOptions)
+    services = _services(options)
     flags = []
     if worker.machine_type is None:
         flags.append(f"--worker_machine_type={settings.machine_types[0]}")
-    if settings.worker_accelerator and not _own_accelerator(options):
+    if settings.worker_accelerator and not _own_accelerator(services):
         flags.append(f"--dataflow_service_options=worker_accelerator={settings.worker_accelerator}")
-    if ONE_PROCESS not in _experiments(options):
+    if ONE_PROCESS not in services:
         flags.append(f"--experiments={ONE_PROCESS}")
-    if debug.number_of_worker_harness_threads is None:
+    if options.view_as(DebugOptions).number_of_worker_harness_threads is None:
         flags.append(f"--number_of_worker_harness_threads={settings.harness_threads}")
     if settings.family != "cpu":
         if worker.disk_size_gb is None:
@@ -224,15 +192,15 @@ def _check_options(settings: AcceleratorSettings, options: PipelineOptions) -> N
         raise ConfigError(f"{given} does not go with --accelerator={settings.name}: {why}")
 
     worker = options.view_as(WorkerOptions)
-    cloud = options.view_as(GoogleCloudOptions)
-    experiments, own = _experiments(options), _own_accelerator(options)
-    if "enable_prime" in [*experiments, *(cloud.dataflow_service_options or [])]:
+    services = _services(options)
+    if "enable_prime" in services:
         refuse("enable_prime", "Dataflow Prime chooses the machines itself; drop one of the two")
-    if "use_multiple_sdk_containers" in experiments:
+    if "use_multiple_sdk_containers" in services:
         refuse(
             "--experiments=use_multiple_sdk_containers",
             "each process would load a model of its own, and only one process can open a TPU",
         )
+    own = _own_accelerator(services)
     if settings.worker_accelerator is None:
         if own:
             refuse("worker_accelerator", "name that accelerator with --accelerator instead")
@@ -251,7 +219,7 @@ def _check_options(settings: AcceleratorSettings, options: PipelineOptions) -> N
     # What follows type and count or topology is the driver, which is the user's choice.
     if own and own.split(";")[:2] != settings.worker_accelerator.split(";")[:2]:
         refuse(f"worker_accelerator={own}", f"that would be {settings.worker_accelerator}")
-    if cloud.flexrs_goal:
+    if options.view_as(GoogleCloudOptions).flexrs_goal:
         refuse("--flexrs_goal", "flexible resource scheduling has no accelerators")
     if not worker.sdk_container_image:
         raise ConfigError(
@@ -260,16 +228,14 @@ def _check_options(settings: AcceleratorSettings, options: PipelineOptions) -> N
         )
 
 
-def _experiments(options: PipelineOptions) -> list[str]:
-    given: list[str] = options.view_as(DebugOptions).experiments or []
-    return [name for group in given for name in group.split(",")]
-
-
-def _own_accelerator(options: PipelineOptions) -> str | None:
-    """Return the user's own `worker_accelerator`, a service option or an experiment."""
+def _services(options: PipelineOptions) -> list[str]:
+    """Return all experiments and service options that the user gave."""
+    experiments = options.view_as(DebugOptions).experiments or []
     service_options = options.view_as(GoogleCloudOptions).dataflow_service_options or []
-    for option in [*service_options, *(options.view_as(DebugOptions).experiments or [])]:
-        key, _, value = option.partition("=")
-        if key == "worker_accelerator":
-            return str(value)
-    return None
+    return [name for group in [*experiments, *service_options] for name in group.split(",")]
+
+
+def _own_accelerator(services: list[str]) -> str | None:
+    """Return the `worker_accelerator` that the user gave."""
+    prefix = "worker_accelerator="
+    return next((each.removeprefix(prefix) for each in services if each.startswith(prefix)), None)

@@ -77,7 +77,7 @@ def plan(argv: Sequence[str]) -> None:
     made = make_plan(open_job(config))
     print(report(made, config, options.view_as(WorkerOptions).num_workers or 1))
     check_samples(made.shards.samples, made.rejected, config.max_rejected)
-    check_output_size(made.size, made.sites, config.max_output_bytes)
+    check_output_size(made.size, len(config.extractor.sites), config.max_output_bytes)
 
 
 def summary(metadata: Metadata, output_dir: str, seconds: float) -> str:

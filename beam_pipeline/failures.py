@@ -1,4 +1,4 @@
-"""Errors in one line for the user: those of the job, wherever they were raised, and the engine's."""
+"""Errors in one line for the user: those of the job, raised anywhere, and those of the engine."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ WORKER_DIED = (
 
 
 def explained_by(error: BaseException) -> str | None:
-    """Return the one line that explains an error to the user; None for a bug, which needs its trace.
+    """Return one line that explains an error to the user; None for a bug, which needs its trace.
 
     An error of the job may be the cause of another one. If it was raised in another process, the
     engine's error contains its trace as text. An error without either is the engine's own.

@@ -30,7 +30,7 @@ def natural(text: str) -> int:
     return 0 if text == "0" else positive(text)
 
 
-def size(text: str) -> int:
+def byte_count(text: str) -> int:
     """Parse a number of bytes, such as `1000000` or `500GB`."""
     match = re.fullmatch(r"([1-9]\d{0,17})([kMGTP]B)?", text)
     if not match:
@@ -111,15 +111,13 @@ def parse_output_dir(output_dir: str | None, gcs_bucket: str | None, upload_to_c
       ConfigError: if the flags contradict each other, or name no folder that can be written.
     """
     if upload_to_cloud or gcs_bucket:
-        if not (upload_to_cloud and gcs_bucket):
+        if not (upload_to_cloud and gcs_bucket) or output_dir is not None:
             raise ConfigError(
-                "--gcs_bucket and --upload_to_cloud True go together; the short form of both is "
-                "--output_dir gs://BUCKET/FOLDER"
+                "--gcs_bucket and --upload_to_cloud True go together, without --output_dir; the "
+                "short form of both is --output_dir gs://BUCKET/FOLDER"
             )
-        if output_dir is not None:
-            raise ConfigError("give either --output_dir or --gcs_bucket, not both")
         output_dir = "gs://" + gcs_bucket.removeprefix("gs://")
-    elif output_dir is None:
+    if output_dir is None:
         output_dir = "activations"
     if "://" not in output_dir:
         output_dir = os.path.expanduser(output_dir)

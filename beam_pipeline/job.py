@@ -96,25 +96,12 @@ def open_job(config: Config) -> Job:
             f"--max_length={limit.max_length} is more than the {longest} positions that this "
             "model was made for (max_position_embeddings)"
         )
-    layers = layers_of_model(config.extractor.layers, source.config.num_hidden_layers)
-    config = replace(config, extractor=replace(config.extractor, layers=layers))
-    return Job(config, patterns, template, limit, source)
-
-
-def layers_of_model(layers: tuple[int, ...], num_layers: int) -> tuple[int, ...]:
-    """Return the layers to extract.
-
-    Args:
-      layers: the layers asked for; empty for all.
-      num_layers: the layers of the model.
-
-    Raises:
-      ConfigError: naming a layer that the model does not have.
-    """
-    outside = [layer for layer in layers if layer >= num_layers]
-    if outside:
+    num_layers = source.config.num_hidden_layers
+    layers = config.extractor.layers or tuple(range(num_layers))
+    if outside := [layer for layer in layers if layer >= num_layers]:
         raise ConfigError(
             f"--layers_to_extract: layer {outside[0]} does not exist; this model has {num_layers} "
             f"layers, 0 to {num_layers - 1}, and the default is {DEFAULT_LAYERS}"
         )
-    return layers or tuple(range(num_layers))
+    config = replace(config, extractor=replace(config.extractor, layers=layers))
+    return Job(config, patterns, template, limit, source)

@@ -13,7 +13,7 @@ from apache_beam.options.pipeline_options import PipelineOptions, WorkerOptions
 
 from activation_dataset.format import POOLINGS, STORAGE_DTYPES
 from activation_dataset.sites import DEFAULT_HOOK_POINT, HOOK_POINTS
-from beam_pipeline import flag_values
+from beam_pipeline import flag_values as values
 from beam_pipeline.accelerators import (
     ACCELERATORS,
     AcceleratorSettings,
@@ -31,7 +31,7 @@ LOCAL_RUNNER = "FnApiRunner"
 
 DEFAULT_COMPILE_CACHE = "~/.cache/qwen-activations"
 
-BOOLEAN: dict[str, Any] = {"type": flag_values.boolean, "default": False, "metavar": "True|False"}
+BOOLEAN: dict[str, Any] = {"type": values.boolean, "default": False, "metavar": "True|False"}
 SWITCH: dict[str, Any] = BOOLEAN | {"nargs": "?", "const": True}
 """A flag that is true if it is given. The launcher of a template can only write --flag=true."""
 
@@ -91,15 +91,15 @@ def _add_model_flags(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--batch_size",
-        type=flag_values.positive,
+        type=values.positive,
         default=8,
         metavar="ROWS",
-        help="rows of 512 token slots per device and step; short samples share a row, a longer "
-        "sample takes several",
+        help="rows of 512 token slots per device and step; short samples share one, long samples "
+        "take several",
     )
     group.add_argument(
         "--mesh_shape",
-        type=flag_values.mesh_shape,
+        type=values.mesh_shape,
         metavar="DATA,MODEL",
         help="devices of one worker along data and along model (default: all local devices, 1)",
     )
@@ -129,7 +129,7 @@ def _add_task_flags(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--max_length",
-        type=flag_values.positive,
+        type=values.positive,
         metavar="TOKENS",
         help="longest prompt (default: the model's max_position_embeddings)",
     )
@@ -141,7 +141,7 @@ def _add_task_flags(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--augment",
-        type=flag_values.positive,
+        type=values.positive,
         default=1,
         metavar="VARIANTS",
         help="samples of each test input: the task itself, and variants by symmetry, colors and "
@@ -149,7 +149,7 @@ def _add_task_flags(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--augment_seed",
-        type=flag_values.natural,
+        type=values.natural,
         default=0,
         metavar="SEED",
         help="seed that chooses the variants",
@@ -159,7 +159,7 @@ def _add_task_flags(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--max_rejected",
-        type=flag_values.natural,
+        type=values.natural,
         metavar="TASKS",
         help="fail before the model runs if more tasks than this are rejected (default: no limit)",
     )
@@ -186,8 +186,7 @@ def _add_activation_flags(group: argparse._ArgumentGroup) -> None:
         "--pooling",
         choices=POOLINGS,
         default="last",
-        help="one vector per sample, of its last token or the mean of all; or none: one vector "
-        "per token",
+        help="one vector per sample, last token or mean of all; none: one vector per token",
     )
     group.add_argument(
         "--allow_nonfinite",
@@ -207,14 +206,14 @@ def _add_output_flags(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--samples_per_shard",
-        type=flag_values.positive,
+        type=values.positive,
         default=512,
         metavar="SAMPLES",
         help="samples per file",
     )
     group.add_argument(
         "--max_output_bytes",
-        type=flag_values.size,
+        type=values.byte_count,
         metavar="BYTES",
         help="fail before the model runs if the files would hold more than this, such as 500GB "
         "(default: no limit)",
@@ -240,14 +239,14 @@ def build_plan_parser() -> argparse.ArgumentParser:
     plan = parser.add_argument_group("plan")
     plan.add_argument(
         "--efficiency",
-        type=flag_values.fraction,
+        type=values.fraction,
         metavar="FRACTION",
         help="fraction of the device's bfloat16 peak that the run reaches; measure it on a small "
         "run (default: 0.5 on TPU v5e, as its compiler predicts; elsewhere 0.3, an assumption)",
     )
     plan.add_argument(
         "--device_price",
-        type=flag_values.price,
+        type=values.price,
         metavar="PRICE",
         help="price of one device for an hour, in your currency (default: the list price in USD)",
     )
@@ -272,23 +271,23 @@ def parse_flags(
     if accelerator:
         check_mesh(accelerator, ours.mesh_shape)
     options = _beam_options(rest, accelerator)
-    values = vars(ours) | {
+    settings = vars(ours) | {
         "tasks_file": tuple(ours.tasks_file),
-        "layers": flag_values.parse_layers(ours.layers_to_extract or [DEFAULT_LAYERS]),
-        "hook_points": flag_values.parse_hook_points(ours.hook_points or [DEFAULT_HOOK_POINT]),
-        "output_dir": flag_values.parse_output_dir(
+        "layers": values.parse_layers(ours.layers_to_extract or [DEFAULT_LAYERS]),
+        "hook_points": values.parse_hook_points(ours.hook_points or [DEFAULT_HOOK_POINT]),
+        "output_dir": values.parse_output_dir(
             ours.output_dir, ours.gcs_bucket, ours.upload_to_cloud
         ),
         "environment": accelerator.environment if accelerator else (),
     }
-    values["extractor"] = _from_fields(ExtractorSettings, values)
-    return _from_fields(Config, values), options
+    settings["extractor"] = _from_fields(ExtractorSettings, settings)
+    return _from_fields(Config, settings), options
 
 
-def _from_fields(settings: type[Settings], values: Mapping[str, Any]) -> Settings:
-    """Build a dataclass from the values that are named like its fields."""
-    names = {field.name for field in fields(settings)}  # type: ignore[arg-type]
-    return settings(**{name: value for name, value in values.items() if name in names})
+def _from_fields(kind: type[Settings], settings: Mapping[str, Any]) -> Settings:
+    """Build a dataclass from the settings that are named like its fields."""
+    names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    return kind(**{name: value for name, value in settings.items() if name in names})
 
 
 def _beam_options(flags: list[str], accelerator: AcceleratorSettings | None) -> PipelineOptions:

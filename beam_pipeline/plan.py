@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 
 import numpy as np
 
@@ -28,42 +29,28 @@ from transforms.tokenize_tasks import prompts_of, variants_of
 
 
 @dataclass(frozen=True)
-class Work:
-    """The work of the devices.
-
-    Attributes:
-      slots: token slots of all steps, padding included.
-      flops: FLOPs of the tokens alone.
-      padded_flops: FLOPs of all slots.
-    """
-
-    slots: int = 0
-    flops: int = 0
-    padded_flops: int = 0
-
-
-@dataclass(frozen=True)
 class Plan:
     """A run, predicted.
 
     Attributes:
       shards: the plan that the run would follow.
       longest: tokens of the longest prompt.
-      sites: hook points of layers; each has its own files.
       size: bytes of the records.
       rejected: reason to number of rejected tasks.
       files, input_bytes: of the tasks.
-      work: of the devices.
+      slots: token slots of all device steps, padding included.
+      flops, padded_flops: FLOPs of the tokens alone, and of all slots.
     """
 
     shards: ShardPlan
     longest: int
-    sites: int
     size: OutputSize
     rejected: Mapping[str, int]
     files: int
     input_bytes: int
-    work: Work
+    slots: int
+    flops: int
+    padded_flops: int
 
 
 def make_plan(job: Job) -> Plan:
@@ -82,22 +69,24 @@ def make_plan(job: Job) -> Plan:
             fingerprints.append(fingerprint(item))
             size += output_size(item, job.record_kind)
     found = np.concatenate(fingerprints)
+    shards = plan_shards(found, job.config.samples_per_shard)
     lengths = np.sort(found, order=["rank", "content"])["tokens"].astype(np.int64)
-    per_shard = job.config.samples_per_shard
+    by_shard = np.split(lengths, range(0, len(lengths), job.config.samples_per_shard)[1:])
+    slots = slots_of(by_shard, packing_of(job.config))
+    flops, padded_flops = (
+        flops_of(tokens, lengths, job.source.config, max(job.config.extractor.layers) + 1)
+        for tokens in (shards.tokens, slots)
+    )
     return Plan(
-        shards=plan_shards(found, per_shard),
-        longest=int(lengths.max(initial=0)),
-        sites=len(job.config.extractor.sites),
-        size=size,
-        rejected=dict(sorted(rejected.items())),
-        files=files,
-        input_bytes=input_bytes,
-        work=work_of(
-            [lengths[start : start + per_shard] for start in range(0, len(lengths), per_shard)],
-            job.source.config,
-            max(job.config.extractor.layers) + 1,
-            packing_of(job.config),
-        ),
+        shards,
+        int(lengths.max(initial=0)),
+        size,
+        dict(sorted(rejected.items())),
+        files,
+        input_bytes,
+        slots,
+        flops,
+        padded_flops,
     )
 
 
@@ -112,26 +101,23 @@ def _read_and_tokenize(job: Job) -> Iterator[Prompt | RejectedTask | InputFile]:
                 yield from prompts_of(variant, job.template, tokenizer, job.limit)
 
 
-def work_of(shards: list[np.ndarray], model: ModelConfig, depth: int, packing: Packing) -> Work:
-    """Return the work of some shards.
+def slots_of(shards: Sequence[np.ndarray], packing: Packing) -> int:
+    """Return the token slots of all steps of shards, each [samples] lengths in file order."""
+    steps = (step for lengths in shards for step in plan_steps(lengths.tolist(), packing))
+    return sum(step.shape.slots for step in steps)
+
+
+def flops_of(slots: int, lengths: np.ndarray, model: ModelConfig, depth: int) -> int:
+    """Return the FLOPs of samples.
 
     Args:
-      shards: for each shard [samples] lengths in tokens, in the order of extraction.
+      slots: token slots that are computed.
+      lengths: [samples] tokens.
       model: the shape of the model.
       depth: layers that run. The highest counts in full, though pooling "last" skips part of it.
-      packing: how steps are packed.
     """
-    tokens = slots = pairs = 0
-    for lengths in shards:
-        tokens += int(lengths.sum())
-        pairs += int((lengths * (lengths + 1) // 2).sum())
-        slots += sum(step.shape.slots for step in plan_steps(lengths.tolist(), packing))
-    attention = model.attention_flops(pairs)
-    return Work(
-        slots=slots,
-        flops=depth * (tokens * model.layer_flops_per_token + attention),
-        padded_flops=depth * (slots * model.layer_flops_per_token + attention),
-    )
+    pairs = int((lengths * (lengths + 1) // 2).sum())
+    return depth * (slots * model.layer_flops_per_token + model.attention_flops(pairs))
 
 
 def packing_of(config: Config) -> Packing:
@@ -156,7 +142,7 @@ def seconds_of(
     if accelerator.peak_flops is None or not plan.shards.num_shards:
         return None
     devices = math.prod(config.extractor.mesh_shape or (accelerator.devices,))
-    flops_of_a_shard = plan.work.padded_flops / plan.shards.num_shards
+    flops_of_a_shard = plan.padded_flops / plan.shards.num_shards
     rounds = math.ceil(plan.shards.num_shards / workers)
     return rounds * flops_of_a_shard / (accelerator.peak_flops * devices * efficiency)
 
@@ -169,41 +155,38 @@ def report(plan: Plan, config: Config, workers: int) -> str:
       config: the flags of the run.
       workers: the number of workers that share the shards.
     """
-    shards, work, size = plan.shards, plan.work, plan.size
-    settings = config.extractor
-    padding = 1 - shards.tokens / work.slots if work.slots else 0.0
+    shards, size, sites = plan.shards, plan.size, len(config.extractor.sites)
+    padding = 1 - shards.tokens / plan.slots if plan.slots else 0.0
     lines = [
-        f"{settings.model_path}: {shards.samples:,} samples, {shards.tokens:,} tokens, "
+        f"{config.extractor.model_path}: {shards.samples:,} samples, {shards.tokens:,} tokens, "
         f"{plan.longest:,} in the longest",
         f"  inputs   {plan.files:,} files, {plan.input_bytes / 1e6:,.2f} MB",
         f"  rejected {sum(plan.rejected.values()):,}"
         + "".join(f"; {count} {reason}" for reason, count in plan.rejected.items()),
         f"  shards   {shards.num_shards:,} of at most {config.samples_per_shard:,} samples",
-        f"  files    {shards.num_shards * (plan.sites + 1):,}: each shard has one for each of "
-        f"{plan.sites} layers and hook points, and one of prompts",
+        f"  files    {shards.num_shards * (sites + 1):,}: each shard has one for each of "
+        f"{sites} layers and hook points, and one of prompts",
         f"  bytes    {size.layer:,} of each layer and hook point, {size.prompts:,} of prompts, "
-        f"{size.total(plan.sites):,} in all",
-        f"  FLOPs    {work.flops:.3g}, {work.padded_flops:.3g} with padding ({padding:.1%} of the "
+        f"{size.total(sites):,} in all",
+        f"  FLOPs    {plan.flops:.3g}, {plan.padded_flops:.3g} with padding ({padding:.1%} of the "
         "slots)",
     ]
-    if not config.accelerator:
-        return "\n".join([*lines, "  time     not predicted: no --accelerator is given"])
-    accelerator = ACCELERATORS[config.accelerator]
+    accelerator = ACCELERATORS[config.accelerator or "cpu"]
     efficiency = config.efficiency or accelerator.efficiency
     seconds = seconds_of(plan, config, accelerator, workers, efficiency)
     if seconds is None:
-        why = "there are no samples, or the peak of this accelerator is not known"
+        why = "there is no sample" if accelerator.peak_flops else "give an --accelerator, not cpu"
         return "\n".join([*lines, f"  time     not predicted: {why}"])
     hours = seconds * workers * accelerator.devices / 3600
     price = accelerator.list_price if config.device_price is None else config.device_price
     cost = f"{hours * price:,.2f}" if hours * price >= 0.01 else "under 0.01"
     lines += [
-        f"  time     {duration(seconds)} on {workers} x {accelerator.name}, at {efficiency:.0%} of "
-        "the peak",
+        f"  time     {timedelta(seconds=math.ceil(seconds))} on {workers} x {accelerator.name}, at "
+        f"{efficiency:.0%} of the peak",
         f"  cost     {cost}: {hours:,.3g} device hours at {price:,.2f}",
-        f"  writing  {size.total(plan.sites) / seconds / workers / 1e6:,.3g} MB/s per worker; if "
+        f"  writing  {size.total(sites) / seconds / workers / 1e6:,.3g} MB/s per worker; if "
         "the storage is slower, the run takes longer",
-        "Time and cost are those of the devices' work alone, without starting workers and compiling.",
+        "Time and cost are those of the devices alone, without starting workers and compiling.",
     ]
     if config.device_price is None:
         lines.append(PRICES_SOURCE)
@@ -213,12 +196,3 @@ def report(plan: Plan, config: Config, workers: int) -> str:
             "or --num_workers."
         )
     return "\n".join(lines)
-
-
-def duration(seconds: float) -> str:
-    """Format a time in seconds, minutes or hours."""
-    if seconds < 120:
-        return f"{seconds:.3g} s"
-    if seconds < 7200:
-        return f"{seconds / 60:.3g} min"
-    return f"{seconds / 3600:,.1f} h"

@@ -63,18 +63,16 @@ class _Work:
         """Add work to the bar; a listener for `listening`."""
         bar = self._bar
         with self._lock:
-            if self._slots:
-                if not done.slots:  # An earlier run has computed it.
-                    bar.initial += done.tokens
-                bar.update(done.tokens)
-            else:
-                finished = bar.n + done.tokens
-                bar.bar_format = WORKING if finished else WAITING
-                bar.set_description_str("" if finished else "loading the model", refresh=False)
+            if not self._slots:
+                finished = bar.n
                 bar.reset(plan.tokens)
                 bar.n = bar.initial = finished
-                bar.refresh()
+            if not (self._slots and done.slots):
+                bar.initial += done.tokens
+            bar.n += done.tokens
             if done.slots:
                 self._computed += done.tokens
                 self._slots += done.slots
-                bar.set_postfix_str(f"{1 - self._computed / self._slots:.0%} padding")
+                bar.set_postfix_str(f"{1 - self._computed / self._slots:.0%} padding", False)
+            bar.bar_format = WORKING if bar.n else WAITING
+            bar.set_description_str("" if bar.n else "loading the model")

@@ -80,32 +80,33 @@ def test_the_activation_is_not_copied():
 
 
 @pytest.mark.parametrize(
-    ("entries", "message_of_error"),
+    "entries",
     [
-        ({"task_id": b""}, "'token_ids' is where task_id is expected"),
-        ({"sample_id": ENTRIES["shape"], "shape": ENTRIES["sample_id"]}, "where sample_id is"),
-        ({"more": entry(b"zzz", packed(1))}, "bytes follow token_ids"),
-        ({"more": b"\x98\x06\x01"}, "bytes follow token_ids"),
-        ({"task_id": entry(b"task_id", packed(1))}, "does not start the field"),
-        ({"task_id": entry(b"task_id", byte_list(b"a", b"b"))}, "has the wrong length"),
-        ({"task_id": entry(b"task_id", byte_list(b"\xff"))}, "task_id is not UTF-8"),
-        ({"shape": entry(b"shape", delimited(3, b""))}, "shape has 0 values, expected 1 or 2"),
-        ({"shape": entry(b"shape", packed(1, 2, 3))}, "shape has 3 values, expected 1 or 2"),
-        ({"num_tokens": entry(b"num_tokens", packed(1, 2))}, "num_tokens has 2 values"),
-        ({"num_tokens": entry(b"num_tokens", packed(*[0xFF] * 9, 1))}, "does not end"),
-        ({"token_ids": entry(b"token_ids", packed(*[0xFF] * 4, 0x7F))}, "outside 0..2147483647"),
-        ({"token_ids": entry(b"token_ids", packed(0x80))}, "varint .* does not end"),
-        ({"token_ids": entry(b"token_ids", packed(*[0x80] * 18))}, "varint that does not end"),
-        ({"token_ids": entry(b"token_ids", packed(*[0x80] * 17, 1))}, "varint that does not end"),
-        ({"token_ids": entry(b"token_ids", packed(0x81, 0))}, "not in its shortest form"),
-        ({"token_ids": entry(b"token_ids", packed(*[7] * 20, 0x81, 0))}, "not in its shortest"),
-        ({"token_ids": entry(b"token_ids", delimited(3, b"\x08\x07"))}, "does not start the"),
-        ({"token_ids": entry(b"token_ids", packed(7) + packed(8))}, "has the wrong length"),
-        ({"token_ids": b"\x0a\x7fa"}, "has the wrong length 127"),
+        {"task_id": b""},
+        {"sample_id": ENTRIES["shape"], "shape": ENTRIES["sample_id"]},
+        {"more": entry(b"zzz", packed(1))},
+        {"more": b"\x98\x06\x01"},
+        {"task_id": entry(b"task_id", packed(1))},
+        {"task_id": entry(b"task_id", byte_list(b"a", b"b"))},
+        {"task_id": entry(b"task_id", byte_list(b"\xff"))},
+        {"shape": entry(b"shape", delimited(3, b""))},
+        {"shape": entry(b"shape", packed(1, 2, 3))},
+        {"num_tokens": entry(b"num_tokens", packed(1, 2))},
+        {"num_tokens": entry(b"num_tokens", packed(*[0xFF] * 9, 1))},
+        {"token_ids": entry(b"token_ids", packed(*[0xFF] * 4, 0x7F))},
+        {"token_ids": entry(b"token_ids", packed(0x80))},
+        {"token_ids": entry(b"token_ids", packed(*[0x80] * 18))},
+        {"token_ids": entry(b"token_ids", packed(*[0x80] * 17, 1))},
+        {"token_ids": entry(b"token_ids", packed(0x81, 0))},
+        {"token_ids": entry(b"token_ids", packed(*[7] * 20, 0x81, 0))},
+        {"token_ids": entry(b"token_ids", delimited(3, b"\x08\x07"))},
+        {"token_ids": entry(b"token_ids", packed(7) + packed(8))},
+        {"token_ids": b"\x0a\x7fa"},
     ],
 )
-def test_other_encodings_are_refused(entries, message_of_error):
-    with pytest.raises(ExampleError, match=message_of_error):
+def test_other_encodings_are_refused(entries):
+    """Also those that protobuf allows, such as another order or lists that are not packed."""
+    with pytest.raises(ExampleError, match=r"not a record of this|not encoded as this|shape has"):
         decode_example(message(ENTRIES | entries))
 
 

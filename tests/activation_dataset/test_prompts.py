@@ -116,7 +116,7 @@ def record(tokens: int, cells: bytes, shape: tuple[int, ...], num_tokens: int) -
         (record(1, b"\xff" * 8, (1, 4), 2), "token_ids has 1 values, num_tokens says 2"),
         (record(1, b"\xff" * 8, (4, 1), 1), r"shape is \(4, 1\), expected \(1, 4\)"),
         (record(1, b"\xff" * 6, (1, 4), 1), "cells has 6 bytes, expected 8"),
-        (encode_prompt(make_prompts([3])[0]) + b"\x98\x06\x01", "wrong length"),
+        (encode_prompt(make_prompts([3])[0]) + b"\x98\x06\x01", "not encoded as this"),
     ],
 )
 def test_a_record_that_is_not_a_prompt_is_refused(data: bytes, message: str):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from activation_dataset.fields import FieldError
+from activation_dataset.fields import FieldError, from_json, to_json
 from activation_dataset.format import to_float32
 from activation_dataset.statistics import (
     MEAN_TOLERANCE,
@@ -114,7 +114,6 @@ EXACT = LayerStatistics.of_vectors(activations())
 @pytest.mark.parametrize(
     ("name", "change"),
     [
-        ("count", lambda x: x + 1),
         ("nonfinite_count", lambda x: x + 1),
         ("mean", lambda x: x + 2 * MEAN_TOLERANCE * np.sqrt(x**2 + EXACT.variance)),
         ("variance", lambda x: x * (1 + 2 * VARIANCE_TOLERANCE) + 1e-4 * EXACT.mean**2),
@@ -184,22 +183,22 @@ def test_missing_surplus_and_repeated_shards_are_refused():
         merge.result(2)
     for shard in (0, 1, 3):
         merge.add(shard, SHARDS[shard])
-    with pytest.raises(ValueError, match=r"3 shards do not make shards 0..3: have 0..1, 3"):
+    with pytest.raises(ValueError, match=r"need shards 0..3, have 0..1, 3..3"):
         merge.result(4)
     with pytest.raises(ValueError, match="shard 1 were added twice"):
         merge.add(1, SHARDS[1])
     with pytest.raises(ValueError, match="added twice"):
         merge.merge(copy.deepcopy(merge))
     merge.add(2, SHARDS[2])
-    with pytest.raises(ValueError, match=r"4 shards do not make shards 0..2"):
+    with pytest.raises(ValueError, match=r"need shards 0..2, have 0..3"):
         merge.result(3)
     assert merge.result(4).count == sum(SHARDS[shard].count for shard in range(4))
 
 
 def test_json_keeps_every_bit():
     for statistics in (*SHARDS, LayerStatistics.empty(3)):
-        text = json.dumps(statistics.to_json())
-        assert LayerStatistics.from_json(json.loads(text)) == statistics
+        text = json.dumps(to_json(statistics))
+        assert from_json(LayerStatistics, json.loads(text), "") == statistics
 
 
 @pytest.mark.parametrize(
@@ -208,11 +207,11 @@ def test_json_keeps_every_bit():
         ({"count": -1}, r"statistics\.10\.count is -1, expected an integer of at least 0"),
         ({"count": True}, r"statistics\.10\.count is True, expected an integer"),
         ({"mean": [1.0, "a"]}, r"statistics\.10\.mean is a list of 2, expected a list of finite"),
-        ({"mean": [1.0]}, r"statistics\.10\.variance has 6 elements, mean 1"),
+        ({"mean": [1.0]}, r"statistics\.10: variance has 6 elements, mean 1"),
         ({"max_norm": float("inf")}, r"statistics\.10\.max_norm is inf, expected a finite number"),
         ({"median": 1}, r"statistics\.10\.median is not a known field"),
     ],
 )
 def test_json_that_is_wrong_is_refused(change, message):
     with pytest.raises(FieldError, match=message):
-        LayerStatistics.from_json(SHARDS[0].to_json() | change, "statistics.10")
+        from_json(LayerStatistics, to_json(SHARDS[0]) | change, "statistics.10")

@@ -110,14 +110,6 @@ def test_data_that_cannot_be_decoded_is_an_error_with_its_place():
         next(decoded)
 
 
-def test_a_stream_that_returns_less_than_asked_is_read_on():
-    class Reluctant(io.BytesIO):
-        def read(self, size=-1):
-            return super().read(min(size, 3))
-
-    assert [bytes(data) for data in read_records(Reluctant(framed(RECORDS)), "name")] == RECORDS
-
-
 def test_reading_starts_at_the_streams_position():
     stream = io.BytesIO(b"skipped" + framed(RECORDS))
     stream.seek(7)

@@ -139,7 +139,7 @@ def test_metadata_with_other_spaces_is_caught(dataset):
     assert problem.startswith("metadata.json: its text was changed: delete it and run")
 
 
-@pytest.mark.parametrize("line", ["", "{", '{"reason": 3}', "[]", "[" * 100_000, '{"task": 1}'])
+@pytest.mark.parametrize("line", ["", "{", "[]", "[" * 100_000, '{"task": 1}'])
 def test_rejected_tasks_that_cannot_be_read(dataset, line):
     path = dataset / "errors/rejected.jsonl"
     path.write_text(path.read_text() + line + "\n")
@@ -198,7 +198,7 @@ def rewrite(dataset, name, change):
         (lambda data: [data[1], data[0], data[2]], "record 0 .* sample '.*1/0', the prompts have"),
         (lambda data: data[:2], "record 2 .* the file ends, but the prompts have 3 records"),
         (lambda data: [*data, data[2]], "record 3 .* the prompts have only 3 records"),
-        (lambda data: [data[0], b"nonsense", data[2]], "record 1 at byte .* field"),
+        (lambda data: [data[0], b"nonsense", data[2]], "record 1 at byte .* not a record of this format"),
         (
             lambda data: [data[0][:-1] + bytes([data[0][-1] ^ 1]), *data[1:]],
             "record 0 .* has another token_ids than its prompt",

@@ -31,7 +31,6 @@ SYMBOLS = {
     "qwen_amx_mlp": "QwenAmxMlp",
     "qwen_amx_output": "QwenAmxOutput",
     "qwen_amx_qkv": "QwenAmxQkv",
-    "qwen_amx_tile": "QwenAmxTile",
 }
 """Symbols of the library, by the names under which JAX calls them."""
 
@@ -75,9 +74,10 @@ class AmxOps(Ops):
     tiles_kernels = True
 
     def tile_kernel(self, kernel: jax.Array) -> jax.Array:
-        depth, columns = kernel.shape
-        shape = (columns // PANEL, depth // PANEL, PANEL * PANEL)
-        return jax.ffi.ffi_call("qwen_amx_tile", jax.ShapeDtypeStruct(shape, kernel.dtype))(kernel)
+        depth, columns = (size // PANEL for size in kernel.shape)
+        # A step of 32 rows and a panel of 32 columns is 2 tiles of 16 row pairs x 16 columns x 2.
+        tiles = kernel.reshape(depth, 16, 2, columns, 2, 16).transpose(3, 0, 4, 1, 5, 2)
+        return tiles.reshape(columns, depth, PANEL * PANEL)
 
     def queries_keys_values(
         self, x: jax.Array, norm: RMSNorm, attention: Attention, rotary: Rotary
