@@ -9,6 +9,7 @@ from typing import Any
 
 import apache_beam as beam
 
+from activation_dataset.fields import to_json
 from activation_dataset.format import ERRORS_FOLDER, METADATA_FILE, RUN_FILE, is_partial_file
 from activation_dataset.metadata import RunDescription
 from corpus.task import RejectedTask
@@ -46,7 +47,7 @@ class Limits:
 
 def configuration(run: RunDescription) -> dict[str, Any]:
     """Return everything that decides about bytes, as in `run.json`. The plan covers the inputs."""
-    fields: dict[str, Any] = json.loads(json.dumps(run.to_json()))
+    fields: dict[str, Any] = to_json(run)
     del fields["inputs"]
     return fields
 
