@@ -251,8 +251,9 @@ class ActivationExtractor:
         except jax.errors.JaxRuntimeError as error:
             _reraise_unless_out_of_memory(error)
             return None
-        for array in jax.tree.leaves(captured):
-            array.copy_to_host_async()
+        for vectors, moments in captured.values():
+            vectors.copy_to_host_async()
+            moments.copy_to_host_async()
         return captured
 
     def _collect(
