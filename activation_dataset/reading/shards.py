@@ -171,6 +171,9 @@ class Shards:
             return chunk, stored
 
         threads = self.folder.parallel_reads
+        if threads == 1:
+            yield from map(read, chunks)
+            return
         with ThreadPoolExecutor(threads, "read") as pool:
             for first in range(0, len(chunks), 2 * threads):
                 yield from pool.map(read, chunks[first : first + 2 * threads])

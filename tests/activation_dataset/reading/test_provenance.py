@@ -142,7 +142,7 @@ def test_means_belong_to_samples_and_to_no_token(datasets: dict[Pooling, Activat
         ({"sample": "?"}, r"the dataset has no sample '\?', but \d+ others such as 'training/"),
         (
             {"source": "training/0.json"},
-            r"no source .*training/.*rejected are in its errors",
+            r"no source .*training/.*errors/",
         ),
     ],
 )
@@ -188,7 +188,7 @@ def test_every_vector_is_traced_to_its_token(
             number += 1
     assert number == dataset.num_vectors
     for outside in (-1, number):
-        with pytest.raises(IndexError, match=rf"vector {outside} is not in 0\.\.{number - 1}"):
+        with pytest.raises(IndexError, match="not all in"):
             dataset.trace(outside)
 
 
