@@ -6,13 +6,15 @@ import numpy as np
 import numpy.typing as npt
 
 from corpus.task import Document, Grid, Message, Pair, Task
-from corpus.template import PromptTemplate, fill
+from corpus.template import PLACEHOLDER_CELLS, PromptTemplate
 
 CELL_COLUMNS = ("offset", "example", "role", "row", "column")
-"""What the columns of `RenderedPrompt.cells` hold."""
+"""The columns of `RenderedPrompt.cells`."""
 
 TEST_PAIR = -1
 INPUT, OUTPUT = 0, 1
+
+_DIGITS = {ord(cell): str(code % 10) for code, cell in enumerate(PLACEHOLDER_CELLS)}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -20,10 +22,10 @@ class RenderedPrompt:
     """A prompt, either plain or a conversation.
 
     Attributes:
-        text: the prompt. Where there are messages, the content of the user's last one as rendered
-            from a template; "" for the messages of a document.
-        messages: empty for a plain prompt, which is tokenized as it is. Otherwise the conversation
-            to put through the tokenizer's chat template.
+        text: the prompt, or the content of the user's message rendered from a template; "" for a
+            document's messages.
+        messages: the conversation for the tokenizer's chat template; empty for a plain prompt,
+            which is tokenized unchanged.
         cells: `[num_cells, 5] int32`, a row for every cell of every grid, in the order of the text:
             the cell's character offset in `text`, its example (0, 1, ... or -1 for the test pair),
             its role (0 input, 1 output), its row and its column. A cell is one character.
@@ -35,14 +37,13 @@ class RenderedPrompt:
 
     @property
     def add_generation_prompt(self) -> bool:
-        """Whether the chat template is to open the assistant's turn: unless that turn is given."""
+        """Whether the chat template opens the assistant's turn; False if that turn is given."""
         return self.messages != () and self.messages[-1].role != "assistant"
 
     def cells_within(self, chat_text: str) -> npt.NDArray[np.int32]:
-        """`cells` with offsets into what the chat template made of `messages`.
+        """Return `cells` with offsets into the chat template's rendering of `messages`.
 
-        The text is looked for verbatim, but for white space at its ends, which some chat templates
-        strip.
+        Chat templates may strip white space at the ends of the text, but not change the rest.
 
         Raises:
             ValueError: the chat template changed the text, so that no cell can be placed.
@@ -63,82 +64,64 @@ class RenderedPrompt:
 
 
 def render(template: PromptTemplate, item: Task | Document, test_index: int = 0) -> RenderedPrompt:
-    """The prompt for one test input of a task, or for a document.
+    """Return the prompt for one test input of a task, or for a document.
 
-    A document's text is taken as it is; a chat template makes it a user's message, without the
-    template's system message, which is about tasks. A document's messages always are a chat.
-
-    Raises:
-        IndexError: the task has no test input `test_index`.
+    A document's text is taken unchanged. A chat template makes it a user's message, without the
+    system message of the template, which is about tasks. A document's messages are always a chat.
     """
     if isinstance(item, Document):
-        return _render_document(template, item)
-    if not 0 <= test_index < len(item.test):
-        raise IndexError(
-            f"{item.source}, task {item.task_id}: test input {test_index}; it has "
-            f"{len(item.test)}, counted from 0"
+        text, messages = item.text or "", item.messages
+        if template.chat and not messages:
+            messages = (Message("user", text),)
+        return RenderedPrompt(text, messages, np.empty((0, len(CELL_COLUMNS)), np.int32))
+
+    parts = [template.preamble.format()]
+    places: dict[int, list[npt.NDArray[np.int32]]] = {INPUT: [], OUTPUT: []}
+    test = Pair(item.test[test_index].input, None)
+    for example, pair in [*enumerate(item.train), (TEST_PAIR, test)]:
+        values = {"input": _render_grid(template, pair.input, INPUT)}
+        places[INPUT].append(_places(pair.input, example, INPUT))
+        if pair.output is not None:
+            values["output"] = _render_grid(template, pair.output, OUTPUT)
+            places[OUTPUT].append(_places(pair.output, example, OUTPUT))
+        layout = template.query if example == TEST_PAIR else template.example
+        parts.append(layout.format(**values, index=example + 1))
+    text, cells = _find_cells("".join(parts), places)
+    if not template.chat:
+        return RenderedPrompt(text, (), cells)
+    system = template.system.format()
+    messages = (*((Message("system", system),) if system else ()), Message("user", text))
+    return RenderedPrompt(text, messages, cells)
+
+
+def _render_grid(template: PromptTemplate, grid: Grid, role: int) -> str:
+    """Return a grid's text, with the placeholders of its role for the digits."""
+    names = PLACEHOLDER_CELLS[10 * role : 10 * role + 10]
+    rows = [
+        template.row.format(
+            cells=template.cell_separator.format().join(names[cell] for cell in row), number=number
         )
-    text = fill(template.preamble).text
-    cells = []
-    pairs = [(template.example, pair, example) for example, pair in enumerate(item.train)]
-    for layout, pair, example in [*pairs, (template.query, item.test[test_index], TEST_PAIR)]:
-        part, part_cells = _render_pair(template, layout, pair, example)
-        part_cells[:, 0] += len(text)
-        cells.append(part_cells)
-        text += part
-    messages = _chat(template, text) if template.chat else ()
-    return RenderedPrompt(text, messages, np.concatenate(cells))
+        for number, row in enumerate(grid, start=1)
+    ]
+    text = template.row_separator.format().join(rows)
+    return template.grid.format(rows=text, height=len(grid), width=len(grid[0]))
 
 
-def _render_document(template: PromptTemplate, document: Document) -> RenderedPrompt:
-    text, messages = document.text or "", document.messages
-    if template.chat and not messages:
-        messages = (Message("user", text),)
-    return RenderedPrompt(text, messages, np.empty((0, len(CELL_COLUMNS)), np.int32))
+def _places(grid: Grid, example: int, role: int) -> npt.NDArray[np.int32]:
+    """Return example, role, row and column of each cell, `[num_cells, 4] int32`."""
+    rows, columns = np.indices((len(grid), len(grid[0]))).reshape(2, -1)
+    fields = (np.full_like(rows, example), np.full_like(rows, role), rows, columns)
+    return np.stack(fields, axis=-1).astype(np.int32)
 
 
-def _chat(template: PromptTemplate, text: str) -> tuple[Message, ...]:
-    system = fill(template.system).text
-    return (*((Message("system", system),) if system else ()), Message("user", text))
-
-
-def _render_pair(
-    template: PromptTemplate, layout: str, pair: Pair, example: int
+def _find_cells(
+    text: str, places: dict[int, list[npt.NDArray[np.int32]]]
 ) -> tuple[str, npt.NDArray[np.int32]]:
-    """A pair's text, and its cells `[num_cells, 5] int32` with offsets from its beginning."""
-    grids = {"input": pair.input}
-    if example != TEST_PAIR and pair.output is not None:
-        grids["output"] = pair.output
-    rendered = {name: _render_grid(template, grid) for name, grid in grids.items()}
-    values = {name: text for name, (text, _) in rendered.items()}
-    filled = fill(layout, {**values, "index": str(example + 1)})
-    cells = []
-    for name in sorted(grids, key=filled.starts.__getitem__):
-        offsets = rendered[name][1] + filled.starts[name]
-        rows, columns = np.indices(offsets.shape)
-        role = np.full(offsets.shape, INPUT if name == "input" else OUTPUT)
-        where = (offsets, np.full(offsets.shape, example), role, rows, columns)
-        cells.append(np.stack(where, axis=-1).reshape(-1, len(CELL_COLUMNS)).astype(np.int32))
-    return filled.text, np.concatenate(cells)
-
-
-def _render_grid(template: PromptTemplate, grid: Grid) -> tuple[str, npt.NDArray[np.int64]]:
-    """A grid's text, and the offset of each cell in it, `[height, width] int64`."""
-    height, width = len(grid), len(grid[0])
-    row_separator = fill(template.row_separator).text
-    cell_separator = fill(template.cell_separator).text
-    rows = []
-    row_starts = []
-    position = 0
-    for number, row in enumerate(grid, start=1):
-        cells = cell_separator.join(map(str, row))
-        filled = fill(template.row, {"cells": cells, "number": str(number)})
-        rows.append(filled.text)
-        row_starts.append(position + filled.starts["cells"])
-        position += len(filled.text) + len(row_separator)
-    filled = fill(
-        template.grid,
-        {"rows": row_separator.join(rows), "height": str(height), "width": str(width)},
-    )
-    columns = np.arange(width) * (1 + len(cell_separator))
-    return filled.text, filled.starts["rows"] + np.array(row_starts)[:, None] + columns
+    """Replace the placeholders of cells by digits; return the text and the cells in its order."""
+    codes = np.frombuffer(text.encode("utf-32-le"), "<u4") - np.uint32(ord(PLACEHOLDER_CELLS[0]))
+    offsets = np.flatnonzero(codes < len(PLACEHOLDER_CELLS))
+    cells = np.empty((len(offsets), len(CELL_COLUMNS)), np.int32)
+    cells[:, 0] = offsets
+    for role, parts in places.items():
+        cells[codes[offsets] // 10 == role, 1:] = np.concatenate(parts)
+    return text.translate(_DIGITS), cells

@@ -1,9 +1,8 @@
-"""Read tasks and documents from tables: Parquet files, and the Arrow files of a saved dataset.
+"""Read tasks and documents from tables: Parquet files, and Arrow files as Hugging Face saves them.
 
-A row is a record, as a line of a JSON Lines file is (see `corpus.parse`): the columns `train` and
+A row is a record, like a line of a JSON Lines file (see `corpus.parse`): the columns `train` and
 `test`, `messages`, `text` or `examples` hold its content, and `id`, `task_id` or `name` its id; a
-row without one is "row-000012" (from 0). A null is as if its column were not there, and columns
-of other names are not read. `Dataset.save_to_disk` of Hugging Face writes such Arrow files.
+row without an id is "row-000012" (from 0). A null counts as absent. Other columns are not read.
 """
 
 from __future__ import annotations
@@ -14,8 +13,9 @@ from typing import BinaryIO
 import pyarrow as pa
 from pyarrow import ipc, parquet
 
-from corpus.json_stream import MAX_RECORD_BYTES, Decoded, Rejection
-from corpus.layouts import Item, record_items, rejected, without_repeated_ids
+from corpus.json_records import MAX_RECORD_BYTES
+from corpus.layouts import record_items, without_repeated_ids
+from corpus.task import Item, Rejection
 from corpus.validate import CONTENT_KEYS, ID_KEYS
 
 TABLE_SUFFIXES = (".parquet", ".arrow")
@@ -26,19 +26,18 @@ _ROWS_AT_ONCE = 64
 _READ_BYTES = 1 << 20
 
 _CORRUPT = (pa.ArrowException, OSError, UnicodeDecodeError)
-"""What pyarrow raises for bytes that are not what they should be."""
+"""What pyarrow raises for damaged content."""
 
 
 def parse_table(stream: BinaryIO, source: str) -> Iterator[Item]:
-    """Yield every task and document of a table, and a `RejectedTask` for each that cannot be used.
+    """Yield every task and document of a table, and a `RejectedTask` for each that is unusable.
 
-    A bad row never stops the file; where the file itself cannot be read on, a last `RejectedTask`
-    says so. Whatever the bytes, nothing is raised but what reading the stream raises. Memory is
-    bounded by one batch of the file's rows.
+    If the file cannot be read on, the last `RejectedTask` says so. Whatever the bytes, nothing is
+    raised but what reading the stream raises. Memory is bounded by one batch of the file's rows.
 
     Args:
-        stream: the file's bytes, seekable, read from its beginning; stays open.
-        source: the file's path relative to the common root of all inputs; part of every value.
+        stream: the file's bytes, seekable, read from the beginning; stays open.
+        source: the file's path relative to the common root of all inputs; part of every item.
     """
     yield from without_repeated_ids(_parse(stream, source), source)
 
@@ -54,64 +53,59 @@ def _parse(stream: BinaryIO, source: str) -> Iterator[Item]:
                 number += 1
                 try:
                     row = _row(batch.slice(index, 1), is_large)
-                    yield from record_items(Decoded(row, None), source, row_id)
+                    yield from record_items(row, source, row_id)
                 except Rejection as rejection:
-                    yield rejected(source, row_id, rejection)
+                    yield rejection.of(source, row_id)
         if not number:
             raise Rejection("empty_file", "the table has no rows")
     except Rejection as rejection:
-        yield rejected(source, "", rejection)
+        yield rejection.of(source)
     except _CORRUPT as error:
         if getattr(error, "errno", None) is not None:
-            raise  # Not the content is damaged: the file could not be read.
+            raise  # The file could not be read; its content may be sound.
         where = f"from row {number} on" if number else "at all"
-        detail = f"the table cannot be read {where} ({_one_line(error)}); copy or make it again"
-        yield rejected(source, "", Rejection("bad_table", detail))
+        cause = " ".join(str(error).split())[:200]
+        detail = f"the table cannot be read {where} ({cause}); copy or make it again"
+        yield Rejection("bad_table", detail).of(source)
 
 
 def _batches(stream: BinaryIO) -> Iterator[pa.RecordBatch]:
-    """The rows of a table, in order, with the columns that are used."""
+    """Yield the rows of a table, in order, with the columns that are used."""
     stream.seek(0)
     start = stream.read(len(_ARROW_FILE))
     stream.seek(0)
     if start.startswith(_PARQUET):
         table = parquet.ParquetFile(stream, pre_buffer=False, buffer_size=_READ_BYTES)
-        yield from table.iter_batches(
-            _ROWS_AT_ONCE, columns=_used(table.schema_arrow), use_threads=False
-        )
-    elif start == _ARROW_FILE:
+        columns = _used(table.schema_arrow)
+        yield from table.iter_batches(_ROWS_AT_ONCE, columns=columns, use_threads=False)
+        return
+    if start == _ARROW_FILE:
         reader = ipc.open_file(stream)
-        columns = _used(reader.schema)
-        for index in range(reader.num_record_batches):
-            yield _sound(reader.get_batch(index)).select(columns)
+        batches = map(reader.get_batch, range(reader.num_record_batches))
     else:
-        reader = ipc.open_stream(stream)
-        columns = _used(reader.schema)
-        for batch in reader:
-            yield _sound(batch).select(columns)
+        batches = reader = ipc.open_stream(stream)
+    columns = _used(reader.schema)
+    for batch in batches:
+        batch.validate(full=True)  # Arrow files are read unchecked; offsets may lead outside
+        yield batch.select(columns)
 
 
 def _used(schema: pa.Schema) -> list[str]:
     used = [name for name in (*ID_KEYS, *CONTENT_KEYS) if name in schema.names]
-    if not set(used) & set(CONTENT_KEYS):
+    if set(used) <= set(ID_KEYS):
         raise Rejection(
             "not_a_task",
             f"the table has the columns {', '.join(schema.names) or 'none'}; one of "
             f"{', '.join(CONTENT_KEYS)} is needed, and train and test go together",
         )
-    if repeated := [name for name in used if schema.names.count(name) > 1]:
-        raise Rejection("duplicate_key", f"the table has the column {repeated[0]} twice")
+    for name in used:
+        if schema.names.count(name) > 1:
+            raise Rejection("duplicate_key", f"the table has the column {name} twice")
     return used
 
 
-def _sound(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The batch, none of whose offsets leads outside of it: Arrow files are read unchecked."""
-    batch.validate(full=True)
-    return batch
-
-
 def _row(row: pa.RecordBatch, check_size: bool) -> dict[str, object]:
-    """The only row of a batch, without nulls."""
+    """Return the only row of a batch, without nulls."""
     try:
         (values,) = row.to_pylist()
     except UnicodeDecodeError as error:
@@ -119,7 +113,3 @@ def _row(row: pa.RecordBatch, check_size: bool) -> dict[str, object]:
     if check_size and len(repr(values)) > MAX_RECORD_BYTES:
         raise Rejection("record_too_large", f"the row has more than {MAX_RECORD_BYTES} bytes")
     return {name: value for name, value in values.items() if value is not None}
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

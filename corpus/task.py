@@ -1,19 +1,19 @@
-"""What a corpus holds: ARC tasks, documents, and records that were rejected, with the reason."""
+"""The contents of a corpus: ARC tasks, documents, and rejected records with the reason."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
 Grid = tuple[tuple[int, ...], ...]
-"""A grid of cells, `grid[row][column]` in 0..9: at least 1 x 1, every row of the same width."""
+"""Cells `grid[row][column]` in 0..9: at least 1 x 1, all rows of the same width."""
 
 MAX_GRID_SIDE = 128
-"""The most rows, and the most columns, of a grid. ARC's own stop at 30; synthetic sets go on."""
+"""The most rows and the most columns of a grid. ARC stops at 30, synthetic sets go further."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """An input grid and its output grid; `output` is None where a test's answer is withheld."""
+    """An input grid and its output grid; `output` is None for a test without an answer."""
 
     input: Grid
     output: Grid | None
@@ -23,9 +23,10 @@ class Pair:
 class Task:
     """An ARC task: at least one training pair, all with outputs, and at least one test input.
 
-    `source` is the path of its file relative to the common root of all inputs. Ids recur across
-    files, so only `source` and `task_id` together name a task; `test_index` completes a sample.
-    `augmentation` is the key of a variant (see `corpus.augment`), "" for the task as it is.
+    Attributes:
+        task_id: unique in its file only; the public sets share ids.
+        source: path of the file relative to the common root of all inputs.
+        augmentation: key of a variant (see `corpus.augment`), "" for the task itself.
     """
 
     task_id: str
@@ -35,9 +36,9 @@ class Task:
     augmentation: str = ""
 
     def sample_id(self, test_index: int) -> str:
-        """The key of one test input, unique in a corpus: `source#task_id/test_index`.
+        """Return the key of a test input, unique in a corpus: `source#task_id/test_index`.
 
-        That of a variant has `?` and the augmentation's key behind it.
+        For a variant, `?` and the augmentation key are appended.
         """
         variant = f"?{self.augmentation}" if self.augmentation else ""
         return f"{self.source}#{self.task_id}/{test_index}{variant}"
@@ -68,10 +69,12 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class RejectedTask:
-    """A record that could not be used.
+    """A task or document that could not be used.
 
-    `task_id` is "" where the file as a whole is at fault. `reason` is one of `REASONS`; `detail`
-    is a sentence for a person: the file, the task, the field, the value seen and those allowed.
+    Attributes:
+        task_id: "" if the file as a whole is at fault.
+        reason: one of `REASONS`.
+        detail: a sentence for a person: file, task, field, what was seen and what is allowed.
     """
 
     source: str
@@ -80,21 +83,38 @@ class RejectedTask:
     detail: str
 
 
+Item = Task | Document | RejectedTask
+
+
+class Rejection(Exception):
+    """The cause of a rejected record or file: `reason` is a key of `REASONS`."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+    def of(self, source: str, record_id: str = "") -> RejectedTask:
+        """Return the rejected record, with the file and the record named in `detail`."""
+        where = f"{source}, task {record_id}" if record_id else source
+        return RejectedTask(source, record_id, self.reason, f"{where}: {self.detail}")
+
+
 REASONS: Mapping[str, str] = MappingProxyType(
     {
         # The file.
-        "empty_file": "the file holds nothing, or only white space",
-        "bad_encoding": "text that is not UTF-8, or holds half of a surrogate pair",
-        "compressed_file": "compressed, but not named so that it is decompressed while read",
+        "empty_file": "the file is empty or holds only white space",
+        "bad_encoding": "text that is not UTF-8, or half of a surrogate pair",
+        "compressed_file": "compressed, but without the suffix of a compressed file",
         "not_json": "not valid JSON, at the line given",
         "truncated_json": "the file ends before its JSON does",
-        "too_deep": "arrays or objects nested too deeply to be a record",
-        "record_too_large": "one record is larger than the limit for a record",
+        "too_deep": "arrays or objects nested too deeply for a record",
+        "record_too_large": "a record larger than the limit for a record",
         "bad_table": "a Parquet or Arrow file that cannot be read, or not to its end",
         "solutions_file": "Kaggle's file of solutions, which has no inputs",
         # The record.
         "not_a_task": "valid JSON that is neither a task nor a document",
-        "duplicate_key": "a JSON object that has the same key twice",
+        "duplicate_key": "a JSON object with the same key twice",
         "duplicate_id": "an id that an earlier record of the file has",
         "bad_id": "an id that is not a short printable string or a whole number",
         # A task.
@@ -103,13 +123,13 @@ REASONS: Mapping[str, str] = MappingProxyType(
         "bad_pair": "a pair that is not an object with an input, and in training an output",
         "bad_grid": "a grid that is not a list of rows",
         "empty_grid": "a grid without rows, or a row without cells",
-        "ragged_grid": "a grid whose rows differ in length",
+        "ragged_grid": "a grid with rows of different lengths",
         "grid_too_large": f"a grid with a side longer than {MAX_GRID_SIDE} cells",
         "bad_cell": "a cell that is not a whole number from 0 to 9",
         # A document.
         "bad_text": "a text that is not a string",
-        "empty_text": "a text, or messages, without anything but white space",
-        "bad_message": "a message that lacks a known role or a string as content",
+        "empty_text": "a text, or messages, of white space only",
+        "bad_message": "a message without a known role or without a string as content",
     }
 )
-"""Every reason that `parse_tasks` gives, and what it means."""
+"""Every reason that `parse_tasks` and `parse_table` give, and its meaning."""

@@ -1,22 +1,20 @@
 """From a JSON value to a `Task` or a `Document`, or the reason why not.
 
-Keys that are not named here are ignored, wherever they stand. A record with several kinds of
-content is read as the first of: task (`train` or `test`), conversation (`messages`), `text`, pairs
-without a test among them (`examples`).
+Keys that are not named here are ignored. A record with several kinds of content is read as the
+first of: task (`train` or `test`), conversation (`messages`), `text`, pairs (`examples`).
 """
 
 import reprlib
 from collections.abc import Mapping, Sequence
-from typing import TypeGuard
 
-from corpus.json_stream import Rejection
-from corpus.task import MAX_GRID_SIDE, Document, Grid, Message, Pair, Task
+from corpus.json_records import DUPLICATE
+from corpus.task import MAX_GRID_SIDE, Document, Grid, Message, Pair, Rejection, Task
 
 CONTENT_KEYS = ("train", "test", "messages", "text", "examples")
 """A record has at least one of these keys."""
 
 ID_KEYS = ("id", "task_id", "name")
-"""Where a record of a list or of a JSON Lines file has its id; the first that is there."""
+"""The keys of a record's id; the first that the record has counts."""
 
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -25,32 +23,29 @@ MAX_ID_CHARS = 256
 _DIGITS = frozenset(range(10))
 
 
-def is_record(value: object) -> bool:
-    """Whether a JSON value has the outline of a task, a document or pairs."""
-    return isinstance(value, dict) and (
-        any(isinstance(value.get(key), list) for key in ("train", "test", "messages", "examples"))
-        or isinstance(value.get("text"), str)
-    )
-
-
-def is_task(record: Mapping[str, object]) -> bool:
-    """Whether a record is to be read as a task."""
-    return "train" in record or "test" in record
-
-
-def is_pairs(record: object) -> TypeGuard[Mapping[str, object]]:
-    """Whether a record is to be read as pairs."""
-    return isinstance(record, dict) and [k for k in CONTENT_KEYS if k in record] == ["examples"]
+def kind_of(value: object) -> str:
+    """Return what a value is to be read as: `task`, another of `CONTENT_KEYS`, `pair` or ""."""
+    if not isinstance(value, dict):
+        return ""
+    key = next((key for key in CONTENT_KEYS if key in value), "")
+    if key in ("train", "test"):
+        return "task"
+    return key or ("pair" if "input" in value else "")
 
 
 def not_a_task(value: object) -> Rejection:
-    """The reason for a value that is neither."""
+    """Return the rejection of a value that is no record."""
     seen = f"an object with the keys {_shown(list(value))}" if isinstance(value, dict) else None
-    return Rejection("not_a_task", f"{seen or _shown(value)}; {_EXPECTED}")
+    return Rejection(
+        "not_a_task",
+        f'{seen or _shown(value)}; a task is {{"train": [pair, ...], "test": [pair, ...]}}, a '
+        'document {"id": ..., "text": ...} or {"id": ..., "messages": [...]}, pairs '
+        '{"examples": [[input, output], ...]}',
+    )
 
 
 def to_id(value: object) -> str:
-    """A record's id as text.
+    """Return a record's id as text.
 
     Raises:
         Rejection: `bad_id`, unless it is a whole number or 1 to 256 printable characters.
@@ -60,8 +55,8 @@ def to_id(value: object) -> str:
         return text
     raise Rejection(
         "bad_id",
-        f"id: {_shown(value)} is not an id; an id is a whole number or 1 to {MAX_ID_CHARS} "
-        "printable characters",
+        f"id: {_shown(value)} is not an id; use a whole number or 1 to {MAX_ID_CHARS} printable "
+        "characters",
     )
 
 
@@ -71,55 +66,58 @@ def to_item(record: object, source: str, record_id: str) -> Task | Document:
     Raises:
         Rejection: any reason of `corpus.task.REASONS` that concerns one record.
     """
-    if not isinstance(record, dict):
+    kind = kind_of(record)
+    if not isinstance(record, dict) or kind not in ("task", "messages", "text"):
         raise not_a_task(record)
-    if is_task(record):
-        return to_task(record, source, record_id)
-    if "messages" in record:
+    _check_keys(record)
+    if kind == "task":
+        train = to_pairs(record, "train", "no_train_pairs")
+        test = to_pairs(record, "test", "no_test_inputs", with_output=False)
+        return Task(record_id, source, train, test)
+    if kind == "messages":
         return Document(record_id, source, None, _to_messages(record["messages"]))
-    if "text" in record:
-        return Document(record_id, source, _to_text(record["text"], "text"))
-    raise not_a_task(record)
+    text = _to_text(record["text"], "text", "bad_text")
+    if not text.strip():
+        raise Rejection("empty_text", f"text: {_shown(text)} holds no text")
+    return Document(record_id, source, text)
 
 
-def to_task(record: Mapping[str, object], source: str, task_id: str) -> Task:
-    """Read a task from `{"train": [pair, ...], "test": [pair, ...]}`."""
-    train = _to_list(record, "train", "no_train_pairs")
-    test = _to_list(record, "test", "no_test_inputs")
-    return Task(
-        task_id,
-        source,
-        tuple(to_pair(pair, f"train[{i}]", with_output=True) for i, pair in enumerate(train)),
-        tuple(to_pair(pair, f"test[{i}]", with_output=False) for i, pair in enumerate(test)),
+def to_pairs(
+    record: Mapping[object, object], key: str, reason: str, *, with_output: bool = True
+) -> tuple[Pair, ...]:
+    """Read a record's list of pairs; `reason` is that of a list which is missing or empty."""
+    _check_keys(record)
+    value = record.get(key)
+    if not isinstance(value, list) or not value:
+        seen = _shown(value) if key in record else "missing"
+        raise Rejection(reason, f"{key}: {seen}; a task needs a list of at least one pair")
+    return tuple(
+        to_pair(pair, f"{key}[{index}]", with_output=with_output)
+        for index, pair in enumerate(value)
     )
 
 
-def to_pairs(record: Mapping[str, object]) -> list[Pair]:
-    """Read `{"examples": [pair, ...]}`, where a pair may also be `[input, output]`."""
-    pairs = []
-    for index, pair in enumerate(_to_list(record, "examples", "no_train_pairs")):
-        if isinstance(pair, list) and len(pair) == 2:
-            pair = {"input": pair[0], "output": pair[1]}
-        pairs.append(to_pair(pair, f"examples[{index}]", with_output=True))
-    return pairs
-
-
 def to_pair(pair: object, where: str, *, with_output: bool) -> Pair:
-    """Read `{"input": grid, "output": grid}`; `where` is its path, for the message.
+    """Read `{"input": grid, "output": grid}` or `[input, output]`.
 
-    Without `with_output` the output may be absent or null, as in Kaggle's challenges.
+    Args:
+        where: the pair's path, for the message.
+        with_output: False if the output may be absent or null, as in Kaggle's challenges.
     """
+    if isinstance(pair, list) and len(pair) == 2:
+        pair = dict(zip(("input", "output"), pair, strict=True))
     if not isinstance(pair, dict) or "input" not in pair:
         raise Rejection(
             "bad_pair", f'{where}: {_shown(pair)} is not a pair {{"input": grid, "output": grid}}'
         )
-    if pair.get("output") is not None:
-        return Pair(
-            to_grid(pair["input"], f"{where}.input"), to_grid(pair["output"], f"{where}.output")
-        )
-    if with_output:
+    _check_keys(pair)
+    output = pair.get("output")
+    if output is None and with_output:
         raise Rejection("bad_pair", f"{where}.output: missing; only a test may lack its output")
-    return Pair(to_grid(pair["input"], f"{where}.input"), None)
+    return Pair(
+        to_grid(pair["input"], f"{where}.input"),
+        None if output is None else to_grid(output, f"{where}.output"),
+    )
 
 
 def to_grid(grid: object, where: str) -> Grid:
@@ -138,8 +136,8 @@ def to_grid(grid: object, where: str) -> Grid:
         if len(row) != width:
             raise Rejection(
                 "ragged_grid",
-                f"{where} row {index}: {len(row)} cells, where row 0 has {width} (rows count from "
-                "0); every row of a grid has the same length",
+                f"{where} row {index}: {len(row)} cells, expected {width} as in row 0 (rows count "
+                "from 0)",
             )
     return tuple(_to_row(row, f"{where} row {index}") for index, row in enumerate(grid))
 
@@ -159,12 +157,9 @@ def _to_row(row: Sequence[object], where: str) -> tuple[int, ...]:
     return tuple(cells)
 
 
-def _to_list(record: Mapping[str, object], key: str, reason: str) -> list[object]:
-    value = record.get(key)
-    if not isinstance(value, list) or not value:
-        seen = _shown(value) if key in record else "missing"
-        raise Rejection(reason, f"{key}: {seen}; a task needs a list of at least one pair")
-    return value
+def _check_keys(value: Mapping[object, object]) -> None:
+    if DUPLICATE in value:
+        raise Rejection("duplicate_key", f"the key {_shown(value[DUPLICATE])} is there twice")
 
 
 def _to_messages(value: object) -> tuple[Message, ...]:
@@ -175,54 +170,41 @@ def _to_messages(value: object) -> tuple[Message, ...]:
         where = f"messages[{index}]"
         if not isinstance(message, dict):
             raise Rejection(
-                "bad_message",
-                f'{where}: {_shown(message)} is not {{"role": ..., "content": ...}}',
+                "bad_message", f'{where}: {_shown(message)} is not {{"role": ..., "content": ...}}'
             )
-        role, content = message.get("role"), message.get("content")
+        _check_keys(message)
+        role = message.get("role")
         if role not in ROLES:
             raise Rejection(
                 "bad_message", f"{where}.role: {_shown(role)}; one of {', '.join(ROLES)}"
             )
-        if not isinstance(content, str):
-            raise Rejection(
-                "bad_message", f"{where}.content: {_shown(content)} is not a string of text"
-            )
-        _check_encodable(content, f"{where}.content")
+        content = _to_text(message.get("content"), f"{where}.content", "bad_message")
         messages.append(Message(str(role), content))
     if not any(message.content.strip() for message in messages):
         raise Rejection("empty_text", f"messages: {_shown(value)} hold no text")
     return tuple(messages)
 
 
-def _to_text(value: object, where: str) -> str:
+def _to_text(value: object, where: str, reason: str) -> str:
     if not isinstance(value, str):
-        raise Rejection("bad_text", f"{where}: {_shown(value)} is not a string of text")
-    if not value.strip():
-        raise Rejection("empty_text", f"{where}: {_shown(value)} holds no text")
-    _check_encodable(value, where)
+        raise Rejection(reason, f"{where}: {_shown(value)} is not a string of text")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        seen = value[error.start]
+        raise Rejection(
+            "bad_encoding",
+            f"{where}: character {error.start} is {seen!r}, which is half of a surrogate pair or a "
+            "byte that is not UTF-8",
+        ) from None
     return value
 
 
-def _check_encodable(text: str, where: str) -> None:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise Rejection(
-            "bad_encoding",
-            f"{where}: character {error.start} is {text[error.start]!r}, half of a surrogate pair",
-        ) from None
-
-
 def _shown(value: object) -> str:
-    """A value for a message, cut short."""
+    """Return a value for a message, cut short."""
     return _SHOWN.repr(value)
 
 
 _SHOWN = reprlib.Repr()
 _SHOWN.maxstring = 60
 _SHOWN.maxlevel = 3
-
-_EXPECTED = (
-    'a task is {"train": [pair, ...], "test": [pair, ...]}, a document {"id": ..., "text": ...} '
-    'or {"id": ..., "messages": [...]}, pairs {"examples": [[input, output], ...]}'
-)

@@ -3,6 +3,7 @@
 `examples/own_pipeline.py` shows them together. A name is imported when it is first used, so that
 `import transforms` alone costs nothing.
 """
+# ruff: noqa: F401 - `__all__` has these names.
 
 from __future__ import annotations
 
@@ -35,7 +36,7 @@ _NAMES = {
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
 
-__all__ = [*_MODULES]  # noqa: PLE0604
+__all__ = [*_MODULES]
 
 
 def __getattr__(name: str) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 
 import apache_beam as beam
 
+from activation_dataset.fields import to_json
 from activation_dataset.format import ERRORS_FOLDER, METADATA_FILE, RUN_FILE, is_partial_file
 from activation_dataset.metadata import RunDescription
 from corpus.task import RejectedTask
@@ -46,7 +47,7 @@ class Limits:
 
 def configuration(run: RunDescription) -> dict[str, Any]:
     """Return everything that decides about bytes, as in `run.json`. The plan covers the inputs."""
-    fields = run.to_json()
+    fields: dict[str, Any] = to_json(run)
     del fields["inputs"]
     return fields
 
@@ -75,22 +76,28 @@ def check_output_dir(output_dir: str, run: RunDescription) -> Mapping[str, Any] 
       OutputError: if the folder cannot be read.
     """
     recorded = read_if_exists(join(output_dir, RUN_FILE))
-    if recorded is not None:
-        there = _parse(output_dir, recorded)
-        _refuse_difference(output_dir, there["configuration"], run)
-        plan: Mapping[str, Any] = there["plan"]
-        return plan
-    found = [
-        name
-        for name in list_output(output_dir)
-        if not (name.startswith(f"{ERRORS_FOLDER}/") or is_partial_file(name))
-    ]
-    if found:
+    if recorded is None:
+        for name in list_output(output_dir):
+            if not (name.startswith(f"{ERRORS_FOLDER}/") or is_partial_file(name)):
+                raise OtherRunError(
+                    f"{output_dir} already holds output without {RUN_FILE}, such as {name}. "
+                    "Choose another --output_dir, or replace it with --overwrite."
+                )
+        return None
+    try:
+        content = json.loads(recorded)
+        there, plan = content["configuration"], content["plan"]
+    except (ValueError, KeyError, TypeError) as error:
         raise OtherRunError(
-            f"{output_dir} already holds output without {RUN_FILE}, such as {found[0]}. "
-            "Choose another --output_dir, or replace it with --overwrite."
+            f"{join(output_dir, RUN_FILE)} cannot be read ({error}); if nothing there is needed, "
+            "replace it with --overwrite"
+        ) from error
+    if changed := list(differences(there, configuration(run))):
+        raise OtherRunError(
+            f"{output_dir} holds the output of another run: " + "; ".join(changed) + ". Choose "
+            "another --output_dir, use the same settings to resume, or replace it with --overwrite."
         )
-    return None
+    return dict(plan)
 
 
 def commit_run(
@@ -148,7 +155,7 @@ def check_samples(
       samples: the number of samples.
       reasons: reason to number of rejected tasks.
       max_rejected: the limit; None for no limit.
-      details: where to read more, for the end of the message.
+      details: the end of the message, which says where to read more.
 
     Raises:
       TooManyRejectedError: if more tasks were rejected.
@@ -163,26 +170,6 @@ def check_samples(
     if not samples:
         raise NoSamplesError(
             f"no sample is left to extract: {dead} tasks were rejected ({why or 'none'}){details}"
-        )
-
-
-def _parse(output_dir: str, recorded: bytes) -> dict[str, Any]:
-    try:
-        content = json.loads(recorded)
-        return {"configuration": content["configuration"], "plan": content["plan"]}
-    except (ValueError, KeyError, TypeError) as error:
-        raise OtherRunError(
-            f"{join(output_dir, RUN_FILE)} cannot be read ({error}); if nothing there is needed, "
-            "replace it with --overwrite"
-        ) from error
-
-
-def _refuse_difference(output_dir: str, there: Any, run: RunDescription) -> None:
-    now = json.loads(json.dumps(configuration(run)))
-    if changed := list(differences(there, now)):
-        raise OtherRunError(
-            f"{output_dir} holds the output of another run: " + "; ".join(changed) + ". Choose "
-            "another --output_dir, use the same settings to resume, or replace it with --overwrite."
         )
 
 

@@ -15,7 +15,7 @@ from activation_dataset.format import data_file, manifest_file
 from activation_dataset.manifest import LayerManifest, Manifest, PromptsManifest
 from activation_dataset.sites import Site
 from transforms.output_folder import OutputFolder
-from transforms.storage import file_crc32c, file_size, join, read_if_exists
+from transforms.storage import join, read_if_exists, size_and_crc32c
 from transforms.whole_file import WholeFile
 
 LOGGER = logging.getLogger(__name__)
@@ -36,8 +36,8 @@ def finished_files(output_dir: str, shard: int, num_shards: int, sites: Iterable
     finished: dict[Site | None, Manifest] = {}
     for site in (*sites, None):
         path = join(output_dir, data_file(site, shard, num_shards))
-        size = file_size(path)
-        if size is None:
+        found = size_and_crc32c(path)
+        if found is None:
             continue
         content = read_if_exists(join(output_dir, manifest_file(site, shard, num_shards)))
         try:
@@ -45,7 +45,7 @@ def finished_files(output_dir: str, shard: int, num_shards: int, sites: Iterable
         except FieldError as error:
             _warn(path, str(error))
             continue
-        if (manifest.file.bytes, manifest.file.crc32c) == (size, file_crc32c(path)):
+        if (manifest.file.bytes, manifest.file.crc32c) == found:
             finished[site] = manifest
         else:
             _warn(path, "it is not the file that its manifest describes")

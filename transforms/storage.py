@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO, ClassVar
 
 from apache_beam.io.filesystem import FileSystem
+from google.api_core.exceptions import NotFound
 
 from activation_dataset.checksum import crc32c_of_stream, to_text
 from qwen.bucket import bucket_client
@@ -22,6 +23,8 @@ BUCKET_SCHEME = "gs://"
 
 READ_BYTES = 8 << 20
 """Bytes of an object that one request asks for."""
+
+_ABSENT = (FileNotFoundError, NotADirectoryError, NotFound)
 
 
 class StorageError(OSError):
@@ -144,53 +147,32 @@ def read_if_exists(path: str) -> bytes | None:
     Raises:
       OutputError: if it cannot be read.
     """
-    with storage_errors(path):
+    with storage_errors(path), suppress(*_ABSENT):
         if in_bucket(path):
-            blob = blob_of(path)
-            content: bytes | None = blob.download_as_bytes() if blob.exists() else None
+            content: bytes = blob_of(path).download_as_bytes()
             return content
-        try:
-            with open(path, "rb") as stream:
-                return stream.read()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        with open(path, "rb") as stream:
+            return stream.read()
+    return None
 
 
-def file_size(path: str) -> int | None:
-    """Return the bytes of a file, or None if there is none.
+def size_and_crc32c(path: str) -> tuple[int, str] | None:
+    """Return the bytes and the base64 CRC32C of a file, or None if there is none.
 
-    Raises:
-      OutputError: if the store cannot be asked.
-    """
-    with storage_errors(path):
-        if in_bucket(path):
-            blob = blob_of(path)
-            if not blob.exists():
-                return None
-            blob.reload()
-            size: int = blob.size
-            return size
-        try:
-            return os.path.getsize(path)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-
-
-def file_crc32c(path: str) -> str:
-    """Return the base64 CRC32C of a file: the store's own in a bucket, computed on a local disk.
+    A bucket knows the checksum, on a local disk the file is read.
 
     Raises:
       OutputError: if it cannot be read.
     """
-    with storage_errors(path):
+    with storage_errors(path), suppress(*_ABSENT):
         if in_bucket(path):
             blob = blob_of(path)
             blob.reload()
-            stored: str = blob.crc32c
-            return stored
+            return blob.size, blob.crc32c
         with open(path, "rb") as stream:
-            crc, _ = crc32c_of_stream(stream)
-            return to_text(crc)
+            crc, size = crc32c_of_stream(stream)
+            return size, to_text(crc)
+    return None
 
 
 def delete(path: str) -> None:
@@ -199,9 +181,7 @@ def delete(path: str) -> None:
     Raises:
       OutputError: if it exists and cannot be deleted.
     """
-    from google.api_core.exceptions import NotFound
-
-    with storage_errors(path), suppress(FileNotFoundError, NotADirectoryError, NotFound):
+    with storage_errors(path), suppress(*_ABSENT):
         if in_bucket(path):
             blob_of(path).delete()
         else:
@@ -224,7 +204,7 @@ def _local_files(folder: str, depth: int | None = None) -> Iterator[str]:
     """Yield the paths of the files below a folder, at most `depth` folders down; all if None."""
 
     def refuse(error: OSError) -> None:
-        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        if not isinstance(error, _ABSENT):
             raise error
 
     top = folder.rstrip("/").count("/")

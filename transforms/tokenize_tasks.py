@@ -74,13 +74,11 @@ def prompts_of(
             detail = f"{sample_id}: the prompt has no tokens"
             yield RejectedTask(item.source, task_id, "no_tokens", detail)
         elif len(token_ids) > limit.max_length and limit.overlength == "reject":
-            yield RejectedTask(
-                item.source,
-                task_id,
-                "too_long",
+            detail = (
                 f"{sample_id}: the prompt has {len(token_ids)} tokens, --max_length allows "
-                f"{limit.max_length}; raise it, or keep the beginning with --overlength=truncate",
+                f"{limit.max_length}; raise it, or keep the beginning with --overlength=truncate"
             )
+            yield RejectedTask(item.source, task_id, "too_long", detail)
         else:
             kept = slice(limit.max_length)
             yield Prompt(sample_id, task_id, token_ids[kept], cells[kept])
@@ -167,21 +165,17 @@ class TokenizeTasks(beam.PTransform):
         )
 
 
+@dataclass(eq=False)
 class _Tokenize(beam.DoFn):
-    def __init__(
-        self,
-        model_path: str,
-        template: PromptTemplate,
-        limit: LengthLimit,
-        augmentation: AugmentationPlan | None,
-    ) -> None:
-        self._model_path, self._template, self._limit = model_path, template, limit
-        self._augmentation = augmentation
+    model_path: str
+    template: PromptTemplate
+    limit: LengthLimit
+    augmentation: AugmentationPlan | None
 
     def setup(self) -> None:
-        self._tokenizer = open_model(self._model_path).tokenizer()
+        self._tokenizer = open_model(self.model_path).tokenizer()
 
     def process(self, item: Task | Document) -> Iterator[Prompt | TaggedOutput]:
-        for variant in variants_of(item, self._augmentation):
-            for prompt in prompts_of(variant, self._template, self._tokenizer, self._limit):
+        for variant in variants_of(item, self.augmentation):
+            for prompt in prompts_of(variant, self.template, self._tokenizer, self.limit):
                 yield prompt if isinstance(prompt, Prompt) else TaggedOutput(REJECTED, prompt)

@@ -1,6 +1,7 @@
 from pathlib import Path
 
-from corpus import Task, parse_tasks
+from corpus.parse import parse_tasks
+from corpus.task import Task
 from scripts import make_example_tasks
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "tasks"

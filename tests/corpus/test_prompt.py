@@ -5,19 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from corpus import (
-    CELL_COLUMNS,
-    Document,
-    Grid,
-    Message,
-    Pair,
+from corpus.prompt import CELL_COLUMNS, RenderedPrompt, render
+from corpus.task import Document, Grid, Message, Pair, Task
+from corpus.template import (
     PromptTemplate,
-    RenderedPrompt,
-    Task,
     TemplateError,
     load_template,
     parse_template,
-    render,
     shipped_templates,
 )
 
@@ -57,35 +51,6 @@ last input.
 ```grid shape: 2x2
 1 01
 2 23
-```
-
-### Output
-
-```grid shape: 1x1
-1 4
-```
-
-## Example 2
-
-### Input
-
-```grid shape: 1x1
-1 5
-```
-
-### Output
-
-```grid shape: 1x2
-1 67
-```
-
-## Test case
-
-### Input
-
-```grid shape: 2x1
-1 8
-2 9
 ```
 """
 
@@ -137,17 +102,14 @@ def test_digits():
     ]
 
 
-def test_numbered():
-    prompt = render(load_template("numbered"), TASK, 0)
-    assert prompt.text == NUMBERED + "\n### Output\n\n"
-
-
-def test_chat_templates_give_a_system_and_a_user_message():
+def test_a_chat_template_gives_a_system_and_a_user_message():
+    plain = render(load_template("numbered"), TASK, 0)
     prompt = render(load_template("numbered-chat"), TASK, 0)
+    assert prompt.text.startswith(NUMBERED)
+    assert plain.text == prompt.text + "\n### Output\n\n"
     system, user = prompt.messages
     assert system == Message("system", load_template("numbered-chat").system)
     assert user == Message("user", prompt.text)
-    assert prompt.text == NUMBERED
     assert prompt.add_generation_prompt
 
 
@@ -162,10 +124,6 @@ def test_every_shipped_template_shows_the_task_and_not_the_answer(name: str, tes
     changed = Task("t", "t.json", TASK.train, (other, other))
     assert render(template, changed, test_index).text == prompt.text
     assert bool(prompt.messages) == template.chat == name.endswith("-chat")
-
-
-def test_the_names_of_the_shipped_templates():
-    assert shipped_templates() == ("digits", "digits-chat", "numbered", "numbered-chat")
 
 
 def test_a_template_of_ones_own(tmp_path: Path):
@@ -234,18 +192,17 @@ def test_the_template_is_recorded_whole_and_can_be_made_again():
         ("chat = false", 'chat = "no"', "chat is 'no'; it must be true or false"),
         ('row = "<{cells}>"', "row = 3", "row is 3; it must be a string"),
         ("chat = false", "chat = false\nextra = 1", "extra is unknown; a template has name"),
-        ('system = ""', 'system = "You"', "system: must be empty where chat is false"),
-        ("{rows}", "{lines}", "grid: {lines} is not a placeholder here; allowed: {height}, {rows}"),
-        ("{cells}", "{cells}{cells}", "row: {cells} stands 2 times; it must stand once"),
-        ("? <- {input}", "?", "query: {input} stands 0 times"),
+        ('system = ""', 'system = "You"', "system: must be empty"),
+        ("{rows}", "{lines}", "grid: {lines} is not a placeholder here; allowed: {rows}, {height}"),
+        ("{cells}", "{cells}{cells}", "row: {cells} is there 2 times"),
+        ("? <- {input}", "?", "query: {input} is there 0 times"),
         ("? <- {input}", "{input}{output}", "query: {output} is not a placeholder here"),
         ("? <- {input}", "{input.__class__}", "query: {input.__class__} is not a placeholder"),
         ("? <- {input}", "{input!r}", "query: {input} is not a placeholder here"),
         ("? <- {input}", "{input:>99}", "query: {input} is not a placeholder here"),
-        ("? <- {input}", "{input[0]}", "query: {input[0]} is not a placeholder here"),
         ("? <- {input}", "{} {input}", "query: {} is not a placeholder here"),
         ("? <- {input}", "{input", "query: expected '}' before end of string"),
-        ("? <- {input}", "} {input}", "query: Single '}' encountered"),
+        ("? <- {input}", "\ufdd0{input}", "query: the characters U+FDD0"),
         ("{{a}}", "{a}", "preamble: {a} is not a placeholder here; allowed: none"),
         ("name =", "name", "not valid TOML"),
     ],
@@ -258,16 +215,10 @@ def test_a_template_that_cannot_be_used_names_file_and_field(old: str, new: str,
     assert said in str(error.value)
 
 
-def test_a_template_that_is_not_there_names_those_that_are(tmp_path: Path):
+def test_a_template_that_is_missing_names_the_shipped_ones(tmp_path: Path):
     for name in ("numberd", str(tmp_path), str(tmp_path / "none.toml")):
         with pytest.raises(TemplateError, match="digits, digits-chat, numbered, numbered-chat"):
             load_template(name)
-
-
-def test_a_test_input_that_is_not_there():
-    for index in (2, -1):
-        with pytest.raises(IndexError, match=rf"t\.json, task t: test input {index}; it has 2"):
-            render(load_template("digits"), TASK, index)
 
 
 def test_documents():
@@ -286,14 +237,11 @@ def test_documents():
         assert not prompt.add_generation_prompt
 
 
-def wide_task() -> Task:
-    grid: Grid = tuple(tuple((row + column) % 10 for column in range(30)) for row in range(30))
-    return Task("wide", "w.json", (Pair(grid, grid),) * 3, (Pair(grid, None),))
-
-
 @pytest.mark.parametrize("strip", [False, True])
 def test_cells_are_found_in_what_a_chat_template_makes(strip: bool):
-    prompt = render(load_template("numbered-chat"), wide_task())
+    grid: Grid = tuple(tuple((row + column) % 10 for column in range(30)) for row in range(30))
+    task = Task("wide", "w.json", (Pair(grid, grid),) * 3, (Pair(grid, None),))
+    prompt = render(load_template("numbered-chat"), task)
     body = prompt.text.strip() if strip else prompt.text
     chat = f"<|im_start|>system\n{prompt.messages[0].content}<|im_end|>\n<|im_start|>user\n{body}"
     cells = prompt.cells_within(chat + "<|im_end|>\n")

@@ -11,9 +11,9 @@ import pytest
 from pyarrow import ipc, parquet
 
 import corpus.tables
-from corpus import REASONS, Document, Message, Pair, RejectedTask, Task, parse_tasks
-from corpus.layouts import Item
+from corpus.parse import parse_tasks
 from corpus.tables import parse_table
+from corpus.task import REASONS, Document, Item, Message, Pair, RejectedTask, Task
 
 Encode = Callable[[pa.Table], bytes]
 
@@ -52,19 +52,16 @@ def parquet_file(rows: pa.Table) -> bytes:
     return stream.getvalue()
 
 
-def arrow_stream(rows: pa.Table) -> bytes:
+def arrow_stream(rows: pa.Table, new: Any = ipc.new_stream) -> bytes:
     """As Hugging Face saves a dataset."""
     stream = io.BytesIO()
-    with ipc.new_stream(stream, rows.schema) as writer:
+    with new(stream, rows.schema) as writer:
         writer.write_table(rows, max_chunksize=2)
     return stream.getvalue()
 
 
 def arrow_file(rows: pa.Table) -> bytes:
-    stream = io.BytesIO()
-    with ipc.new_file(stream, rows.schema) as writer:
-        writer.write_table(rows, max_chunksize=2)
-    return stream.getvalue()
+    return arrow_stream(rows, ipc.new_file)
 
 
 FORMATS = pytest.mark.parametrize("encode", [parquet_file, arrow_stream, arrow_file])
@@ -93,6 +90,9 @@ def test_a_row_is_read_as_a_line_would_be(encode: Encode):
         Task("p-000000", source, (floats, floats), (floats,)),
         Document("row-000004", source, "no id"),
     ]
+    stream = io.BytesIO(encode(table(*ROWS)))
+    assert len(list(parse_table(stream, source))) == len(ROWS)
+    assert not stream.closed
     lines = "".join(json.dumps(row) + "\n" for row in ROWS[:-1])
     assert parse(encode(table(*ROWS[:-1]))) == list(parse_tasks(io.BytesIO(lines.encode()), source))
 
@@ -117,7 +117,6 @@ def test_only_the_columns_that_are_used_are_needed(encode: Encode):
         ({"id": "a", "text": " "}, "a", "empty_text"),
         ({"id": "a", "messages": [{"role": "?", "content": ""}]}, "a", "bad_message"),
         ({**TASK, "train": [{"input": [[1], [1, 2]], "output": [[1]]}]}, "a", "ragged_grid"),
-        ({**TASK, "train": [{"input": [[10]], "output": [[1]]}]}, "a", "bad_cell"),
         ({**TASK, "train": [{"input": [[None]], "output": [[1]]}]}, "a", "bad_cell"),
         ({"id": "a", "train": [PAIR]}, "a", "no_test_inputs"),
         ({"id": "a"}, "a", "not_a_task"),
@@ -209,13 +208,6 @@ def test_a_text_that_is_not_utf8_costs_its_row():
         Document("row-000000", "sub/name.parquet", "before"),
         Document("row-000002", "sub/name.parquet", "after"),
     )
-
-
-def test_the_stream_stays_open_for_its_next_reader():
-    for encode in (parquet_file, arrow_stream, arrow_file):
-        stream = io.BytesIO(encode(table(*ROWS)))
-        assert len(list(parse_table(stream, "x"))) == len(ROWS)
-        assert not stream.closed
 
 
 @pytest.mark.parametrize("encode", [parquet_file, arrow_stream])

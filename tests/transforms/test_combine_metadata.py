@@ -1,5 +1,6 @@
 import io
 from pathlib import Path
+from typing import Any
 
 import apache_beam as beam
 import numpy as np
@@ -15,6 +16,7 @@ from activation_dataset.reporting.card import renewed_card
 from activation_dataset.statistics import LayerStatistics
 from activation_dataset.writer import LayerFileWriter
 from tests.activation_dataset.synthetic import describe, frames_of, make_prompts, make_rows
+from tests.transforms.merges import any_merge, combined
 from tests.transforms.shards import KIND
 from transforms.assign_shards import FINGERPRINT, ShardPlan, plan_shards
 from transforms.combine_metadata import (
@@ -68,13 +70,12 @@ def plan_of(num_shards: int) -> ShardPlan:
     return plan_shards(fingerprints, 2)
 
 
-def build(given: dict[str, Manifest], allow_nonfinite: bool = False) -> Metadata:
-    combine = GatherManifests()
-    gathered = combine.create_accumulator()
-    for each in given.values():
-        gathered = combine.add_input(gathered, each)
-    gathered = combine.extract_output(gathered)
-    return build_metadata(gathered, RUN, plan_of(2), INPUTS, {"bad_cell": 1}, allow_nonfinite)
+def build(gathered: Any, allow_nonfinite: bool = False, plan: ShardPlan | None = None) -> Metadata:
+    """Build metadata of manifests by path, or of gathered ones."""
+    if isinstance(gathered, dict):
+        gathered = combined(GatherManifests(), gathered.values())
+    rejected = {"bad_cell": 1}
+    return build_metadata(gathered, RUN, plan or plan_of(2), INPUTS, rejected, allow_nonfinite)
 
 
 def test_a_whole_dataset_is_described():
@@ -90,24 +91,10 @@ def test_a_whole_dataset_is_described():
 @settings(max_examples=30)
 @given(st.data())
 def test_neither_arrival_nor_merging_changes_a_byte(data):
-    """Any order, any bundles, any tree of merges."""
-
-    def combined(given: list[Manifest], draw_merges: bool) -> str:
-        combine = GatherManifests()
-        accumulators = [combine.create_accumulator()]
-        for each in given:
-            accumulators[-1] = combine.add_input(accumulators[-1], each)
-            if draw_merges and data.draw(st.booleans()):
-                accumulators.append(combine.create_accumulator())
-        while len(accumulators) > 1:
-            taken = data.draw(st.integers(2, len(accumulators)))
-            merged = combine.merge_accumulators(accumulators[:taken])
-            accumulators = data.draw(st.permutations([merged, *accumulators[taken:]]))
-        gathered = combine.extract_output(accumulators[0])
-        return build_metadata(gathered, RUN, plan_of(5), INPUTS, {}, False).to_json()
-
     given = list(manifests(5).values())
-    assert combined(data.draw(st.permutations(given)), True) == combined(given, False)
+    expected = build(combined(GatherManifests(), given), plan=plan_of(5))
+    found = build(data.draw(any_merge(GatherManifests(), given)), plan=plan_of(5))
+    assert found.to_json() == expected.to_json()
 
 
 @pytest.mark.parametrize("lost", [shard_file(11, 1, 2), prompts_file(1, 2)])
@@ -129,13 +116,9 @@ def test_a_layer_with_other_samples_is_named():
 
 
 def test_fewer_samples_than_were_planned_are_an_error():
-    combine = GatherManifests()
-    gathered = combine.create_accumulator()
-    for each in manifests(2).values():
-        gathered = combine.add_input(gathered, each)
     plan = ShardPlan(2, 5, 16, "digest", plan_shards(np.zeros(5, FINGERPRINT), 4).first_ranks)
     with pytest.raises(IncompleteError, match="5 samples of 16 tokens were planned, 4 of 14 were"):
-        build_metadata(gathered, RUN, plan, INPUTS, {}, False)
+        build(manifests(2), plan=plan)
 
 
 def test_values_that_are_not_finite_are_an_error_unless_allowed():
@@ -157,7 +140,7 @@ def written(folder: Path) -> OutputFolder:
     return OutputFolder.claim(str(folder))
 
 
-def combine(given: dict[str, Manifest], folder: OutputFolder) -> None:
+def run(given: dict[str, Manifest], folder: OutputFolder) -> None:
     with beam.Pipeline("FnApiRunner") as pipeline:
         _ = (
             pipeline
@@ -177,7 +160,7 @@ def test_the_metadata_is_written_last_and_partial_files_go_before_it(tmp_path: P
     folder = written(tmp_path)
     killed = tmp_path / partial_file(shard_file(10, 1, 2), "0123456789abcdef")
     killed.write_bytes(b"half")
-    combine(manifests(2), folder)
+    run(manifests(2), folder)
     assert (tmp_path / "metadata.json").read_text() == build(manifests(2)).to_json()
     card = tmp_path / "README.md"
     assert card.read_text("utf-8") == renewed_card(build(manifests(2)))
@@ -185,7 +168,7 @@ def test_the_metadata_is_written_last_and_partial_files_go_before_it(tmp_path: P
     assert not killed.exists()
     assert not (tmp_path / CLAIM_FILE).exists()
     # A runner repeats an attempt whose success it did not hear of.
-    combine(manifests(2), folder)
+    run(manifests(2), folder)
 
 
 def test_a_license_that_was_given_and_a_card_of_somebody_else_stay(tmp_path: Path):
@@ -195,7 +178,7 @@ def test_a_license_that_was_given_and_a_card_of_somebody_else_stay(tmp_path: Pat
         folder = written(tmp_path)
         (tmp_path / "metadata.json").unlink(missing_ok=True)
         (tmp_path / "README.md").write_text(card, "utf-8")
-        combine(manifests(2), folder)
+        run(manifests(2), folder)
         assert (tmp_path / "README.md").read_text("utf-8") == card
 
 
@@ -204,7 +187,7 @@ def test_a_file_that_was_removed_after_it_was_written_is_named(tmp_path: Path, l
     folder = written(tmp_path)
     (tmp_path / lost).unlink()
     with pytest.raises(IncompleteError, match=f"1 files were removed or changed .* as {lost}; run"):
-        combine(manifests(2), folder)
+        run(manifests(2), folder)
     assert not (tmp_path / "metadata.json").exists()
 
 
@@ -212,6 +195,6 @@ def test_a_run_that_lost_its_folder_does_not_commit_the_dataset(tmp_path: Path):
     folder = written(tmp_path)
     other = OutputFolder.claim(str(tmp_path))
     with pytest.raises(ClaimLostError):
-        combine(manifests(2), folder)
+        run(manifests(2), folder)
     assert not (tmp_path / "metadata.json").exists()
     other.check()

@@ -125,9 +125,7 @@ def write(folder: OutputFolder, outputs: list[TaggedOutput]) -> Counter[str]:
             write_shard_prompts(output.value, folder)
         elif output.tag != FINISHED:
             kind = settings().record_kind(64)
-            writer = writers.setdefault(
-                output.tag, _WriteLayer(folder, output.value.site, kind)
-            )
+            writer = writers.setdefault(output.tag, _WriteLayer(folder, output.value.site, kind))
             list(writer.process(output.value))
     return Counter(output.tag for output in outputs)
 

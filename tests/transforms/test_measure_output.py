@@ -1,11 +1,13 @@
 from pathlib import Path
 
-import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from activation_dataset.format import POOLINGS, STORAGE_DTYPES, Pooling, StorageDtype
 from activation_dataset.record import RecordKind
-from tests.activation_dataset.synthetic import make_prompts, text_prompt, write_dataset
+from tests.activation_dataset.synthetic import make_prompts, write_dataset
+from tests.transforms.merges import any_merge, combined
 from transforms.measure_output import (
     OutputSize,
     OutputTooLargeError,
@@ -33,15 +35,10 @@ def test_the_files_have_the_bytes_that_were_measured(
     assert size.total(sites=3) == written
 
 
-def test_sizes_add_up_however_they_are_split():
-    combine = SumSizes(RecordKind("last", "float32", 8))
-    prompts = [text_prompt(f"a#{n}", "a", np.arange(n, dtype=np.int32)) for n in (1, 2, 3)]
-    parts = [combine.add_input(combine.create_accumulator(), each) for each in prompts]
-    alone = combine.create_accumulator()
-    for each in prompts:
-        alone = combine.add_input(alone, each)
-    merged = combine.merge_accumulators([*parts, combine.create_accumulator()])
-    assert combine.extract_output(merged) == alone != OutputSize()
+@given(st.data())
+def test_sizes_add_up_however_they_are_split(data):
+    combine, prompts = SumSizes(RecordKind("last", "float32", 8)), make_prompts([1, 2, 3])
+    assert data.draw(any_merge(combine, prompts)) == combined(combine, prompts) != OutputSize()
 
 
 def test_the_limit_counts_all_sites_and_the_prompts():

@@ -10,13 +10,12 @@ from tests.end_to_end.emulator import BUCKET, address, bucket
 from transforms.storage import (
     OutputError,
     delete,
-    file_crc32c,
-    file_size,
     find_files,
     join,
     list_files,
     open_file,
     read_if_exists,
+    size_and_crc32c,
     storage_errors,
 )
 from transforms.whole_file import write_whole
@@ -71,15 +70,14 @@ def test_patterns_find_files(root: str, pattern: str, found: list[str]):
 def test_a_file_is_read_measured_and_deleted(root: str):
     path = join(root, "deep/a.json")
     assert read_if_exists(path) == b"deep/a.json"
-    assert file_size(path) == 11
-    assert file_crc32c(path) == to_text(crc32c(b"deep/a.json"))
+    assert size_and_crc32c(path) == (11, to_text(crc32c(b"deep/a.json")))
     with open_file(path) as stream:
         assert stream.read(4) == b"deep"
         assert stream.seek(-4, 2) == 7
         assert stream.read() == b"json"
     delete(path)
     delete(path)
-    assert (read_if_exists(path), file_size(path)) == (None, None)
+    assert (read_if_exists(path), size_and_crc32c(path)) == (None, None)
 
 
 def test_errors_name_the_file_and_say_what_to_check(tmp_path: Path, bucket: Bucket):

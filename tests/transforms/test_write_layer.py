@@ -56,7 +56,7 @@ def test_a_shard_that_ends_too_early_is_an_error_and_leaves_nothing(folder: Outp
 
 def test_shards_that_are_mixed_are_an_error_and_leave_nothing(folder: OutputFolder):
     mixed = [blocks_of(10, 0, sizes=[2, 2])[0], blocks_of(10, 1)[0]]
-    with pytest.raises(RuntimeError, match="shard 1 came before shard 0 .* in one stage"):
+    with pytest.raises(RuntimeError, match=r"shard 1 came before shard 0 .* in one stage"):
         write_blocks(folder, 10, mixed)
     assert files(folder) == set()
 

@@ -1,0 +1,159 @@
+"""Read JSON one record at a time: the lines of a JSON Lines file, or the members of a document.
+
+Python's own parser reads every record, so that all layouts accept and refuse the same JSON. A
+broken line costs that line. A document ends at its first syntax error, because nothing tells where
+the broken member ends; the members before it are read.
+"""
+
+import codecs
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+from corpus.task import Rejection
+
+MAX_RECORD_BYTES = 16 * 2**20
+"""The largest record that is read. Bounds memory."""
+
+_LONGEST_TOKEN = len(r"\ud83d\ude00")
+"""Characters by which a chunk that ends inside a token can move the error that is seen."""
+
+_SPACE = re.compile(r"[ \t\r\n]*")
+
+
+DUPLICATE = None
+"""The key, which JSON cannot have, by which an object tells which of its keys is there twice."""
+
+
+def split_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the lines of a file, cut one byte after `MAX_RECORD_BYTES`."""
+    rest = b""
+    for chunk in chunks:
+        *whole, rest = (rest + chunk).split(b"\n")
+        yield from whole
+        rest = rest[: MAX_RECORD_BYTES + 1]
+    yield rest
+
+
+def parse_line(line: bytes, number: int = 1) -> object:
+    """Return the value of a line of a JSON Lines file.
+
+    Raises:
+        Rejection: `not_json`, `truncated_json`, `too_deep` or `record_too_large`.
+    """
+    text = _JsonText(iter([line]), number)
+    value = text.value()
+    text.take("")
+    return value
+
+
+def members(chunks: Iterator[bytes]) -> Iterator[tuple[str | None, object]]:
+    """Yield key and value of each member of a JSON document, an array (without keys) or an object.
+
+    Raises:
+        Rejection: as `parse_line` does, after the members that precede the fault.
+    """
+    text = _JsonText(chunks)
+    is_object = text.take("[", "{") == "{"
+    closing = "}" if is_object else "]"
+    mark = text.take(closing) if text.peek() == closing else ","
+    while mark != closing:
+        key = text.key() if is_object else None
+        yield key, text.value()
+        mark = text.take(",", closing)
+    text.take("")
+
+
+class _JsonText:
+    """A window over JSON text that moves from one value to the next."""
+
+    def __init__(self, chunks: Iterator[bytes], line: int = 1) -> None:
+        # Bytes that are not UTF-8 become lone surrogates, which no text and no id may hold.
+        self._chunks = codecs.iterdecode(chunks, "utf-8", "surrogateescape")
+        self._parse = json.JSONDecoder(object_pairs_hook=_to_object).raw_decode
+        self._text = ""
+        self._position = 0
+        self._first_line = line
+
+    def peek(self) -> str:
+        """Return the next character that is not white space, "" at the end."""
+        while True:
+            space = _SPACE.match(self._text, self._position)
+            self._position = space.end() if space else self._position
+            if self._position < len(self._text) or not self._read_more():
+                return self._text[self._position : self._position + 1]
+
+    def take(self, *allowed: str) -> str:
+        """Return the next character that is not white space, and move past it; "" is the end."""
+        mark = self.peek()
+        if mark not in allowed:
+            expected = " or ".join(allowed) or "the end; write several values on a line each"
+            raise self._fault(f"expected {expected}")
+        self._position += len(mark)
+        return mark
+
+    def key(self) -> str:
+        """Return the next value, a key of an object, and move past its colon."""
+        if self.peek() not in ('"', ""):
+            raise self._fault("expected a key in double quotes")
+        key = str(self.value())
+        self.take(":")
+        return key
+
+    def value(self) -> object:
+        """Return the next value and move past it."""
+        self.peek()
+        while True:
+            try:
+                value, end = self._parse(self._text, self._position)
+            except json.JSONDecodeError as error:
+                is_open = error.msg.startswith("Unterminated string")
+                is_cut = is_open or error.pos + _LONGEST_TOKEN > len(self._text)
+                if not (is_cut and self._read_more()):
+                    self._position = len(self._text) if is_open else error.pos
+                    raise self._fault(error.msg) from None
+            except (RecursionError, ValueError) as error:  # ValueError: thousands of digits
+                reason = "too_deep" if isinstance(error, RecursionError) else "not_json"
+                raise Rejection(reason, f"line {self._line()}: {error}") from None
+            else:
+                # A number may go on in the next chunk: 1 as 12, or 1e+ as 1e+2.
+                if end + 2 < len(self._text) or not self._read_more():
+                    self._position = end
+                    return value
+
+    def _read_more(self) -> bool:
+        """Drop what was parsed and append at least as much as is held, so that retries are few."""
+        held = len(self._text) - self._position
+        if held > MAX_RECORD_BYTES:
+            detail = f"line {self._line()}: the record has more than {MAX_RECORD_BYTES} bytes"
+            raise Rejection("record_too_large", detail)
+        more = next(self._chunks, "")
+        while 0 < len(more) < min(held, MAX_RECORD_BYTES - held):
+            chunk = next(self._chunks, "")
+            if not chunk:
+                break
+            more += chunk
+        if more:
+            self._first_line = self._line()
+            self._text = self._text[self._position :] + more
+            self._position = 0
+        return more != ""
+
+    def _line(self) -> int:
+        return self._first_line + self._text.count("\n", 0, self._position)
+
+    def _fault(self, detail: str) -> Rejection:
+        """Return the rejection for the text at the position."""
+        where = f"line {self._line()}: {detail}"
+        if seen := self._text[self._position : self._position + 20].rstrip():
+            return Rejection("not_json", f"{where}, found {seen!r}")
+        detail = f"{where}; it is cut off, or a bracket or a quote is not closed"
+        return Rejection("truncated_json", detail)
+
+
+def _to_object(pairs: list[tuple[str, object]]) -> dict[str | None, object]:
+    value: dict[str | None, object] = dict(pairs)
+    if len(value) < len(pairs):
+        ((value[DUPLICATE], _),) = Counter(key for key, _ in pairs).most_common(1)
+    return value
