@@ -20,24 +20,15 @@ def digest_of(value: Mapping[str, Json]) -> str:
 
 
 def sealed_text(value: Mapping[str, Json], digest_field: str) -> str:
-    """Text of an object, with the schema version and its own digest in two more fields.
+    """Text of an object, with the schema version and a digest in two more fields.
 
-    The text has a line for each field, and for each element of `batches` and `statistics`.
+    The second line holds the digest: SHA-256, in hex, of the text without this line. After it, each
+    field has a line, sorted by name, and so has each element of `batches` and `statistics`.
     """
     versioned = {**value, "schema_version": SCHEMA_VERSION}
-    sealed = {**versioned, digest_field: digest_of(versioned)}
-    lines = []
-    for key in sorted(sealed):
-        field = sealed[key]
-        if key == "batches" and field:
-            text = "[\n    " + ",\n    ".join(map(_line, field)) + "\n  ]"
-        elif key == "statistics" and field:
-            parts = [f"{_line(each)}: {_line(field[each])}" for each in sorted(field)]
-            text = "{\n    " + ",\n    ".join(parts) + "\n  }"
-        else:
-            text = _line(field)
-        lines.append(f"  {_line(key)}: {text}")
-    return "{\n" + ",\n".join(lines) + "\n}\n"
+    lines = [f"  {_line(key)}: {_lines(key, versioned[key])}" for key in sorted(versioned)]
+    rest = ",\n".join(lines) + "\n}\n"
+    return f"{{\n{_digest_line(rest.encode(), digest_field)}\n{rest}"
 
 
 def read_sealed(text: str | bytes, digest_field: str) -> dict[str, Json]:
@@ -46,24 +37,40 @@ def read_sealed(text: str | bytes, digest_field: str) -> dict[str, Json]:
     Raises:
         FieldError: the text is not JSON, has another schema version, or does not match its digest.
     """
+    content = text.encode() if isinstance(text, str) else text
     try:
-        value = json.loads(text)
+        value = json.loads(content)
+        del value[digest_field]
         version = value.pop("schema_version")
-        digest = value.pop(digest_field)
-        unchanged = digest == digest_of({**value, "schema_version": version})
     except (ValueError, RecursionError) as error:
         raise FieldError(f"not valid JSON: {error}") from None
-    except (KeyError, AttributeError, TypeError):
+    except (KeyError, TypeError, AttributeError):
         raise FieldError(f"not an object with schema_version and {digest_field}") from None
     if version != SCHEMA_VERSION:
         raise FieldError(
             f"schema_version is {version}, but this package reads {SCHEMA_VERSION}: use a version "
             "of the package that reads it, or extract again"
         )
-    if not unchanged:
+    opening, _, rest = content.partition(b"\n")
+    line, _, rest = rest.partition(b"\n")
+    if opening != b"{" or line.decode(errors="replace") != _digest_line(rest, digest_field):
         raise FieldError(f"{digest_field} does not match: the file was changed or is damaged")
     result: dict[str, Json] = value
     return result
+
+
+def _digest_line(rest: bytes, digest_field: str) -> str:
+    digest = hashlib.sha256(b"{\n" + rest).hexdigest()
+    return f'  "{digest_field}": "{digest}",'
+
+
+def _lines(key: str, value: Json) -> str:
+    if key == "batches" and value:
+        return "[\n    " + ",\n    ".join(map(_line, value)) + "\n  ]"
+    if key == "statistics" and value:
+        parts = [f"{_line(each)}: {_line(value[each])}" for each in sorted(value)]
+        return "{\n    " + ",\n    ".join(parts) + "\n  }"
+    return _line(value)
 
 
 def _line(value: Json) -> str:

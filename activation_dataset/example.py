@@ -29,8 +29,8 @@ _BYTES_LIST, _INT64_LIST = _FIELD_1, _FIELD_3  # fields of Feature
 
 _FEATURES = 6
 _MAX_SHIFT = 56  # of the last group of a varint
-# Up to this size a loop in Python is faster than numpy.
-_SHORT_LIST_BYTES = 16
+# Up to this length a loop in Python is faster than numpy.
+_SHORT_LIST = 16
 
 
 class ExampleError(ValueError):
@@ -156,6 +156,8 @@ def _field(tag: bytes, content: bytes) -> bytes:
 
 def _varint(value: int) -> bytes:
     """Base 128, least significant group first."""
+    if value < 0x80:
+        return bytes((value,))
     result = bytearray()
     while value >= 0x80:
         result.append(value & 0x7F | 0x80)
@@ -166,6 +168,8 @@ def _varint(value: int) -> bytes:
 
 def _varint_array(values: NDArray[np.int32]) -> bytes:
     """Varints of [n] integers, each in 0..2^31 - 1."""
+    if len(values) <= _SHORT_LIST:
+        return b"".join(map(_varint, values.tolist()))
     groups = values.astype(np.uint32)[:, None] >> np.arange(0, 35, 7, dtype=np.uint32)
     used = groups != 0
     used[:, 0] = True
@@ -227,7 +231,7 @@ def _integers(packed: memoryview) -> list[int]:
 
 def _integer_array(packed: memoryview) -> NDArray[np.int32]:
     """The integers of a list of any length, [n] int32."""
-    if len(packed) <= _SHORT_LIST_BYTES:
+    if len(packed) <= _SHORT_LIST:
         return np.array(_integers(packed), np.int64).astype(np.int32)
     encoded = np.frombuffer(packed, np.uint8)
     ends = np.flatnonzero(encoded < 0x80) + 1

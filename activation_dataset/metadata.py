@@ -141,8 +141,8 @@ class Metadata:
     def to_json(self) -> str:
         """The text of metadata.json. Equal values give equal text, byte for byte.
 
-        Keys are sorted, each field, shard and site has a line, floats are the shortest that read
-        back to the same bits, and `metadata_sha256` is the digest of all other fields.
+        Each field, shard and site has a line, floats are the shortest that read back to the same
+        bits, and `metadata_sha256` is the digest of the text without its line.
         """
         stored = {**to_json(self.run), **self._derived()}
         stored["batches"] = to_json(self.shards)
@@ -196,7 +196,7 @@ class Metadata:
                 raise FieldError(f"{where}.shard is {shard.shard}, expected {index}")
             if list(shard.files) != sites:
                 raise FieldError(f"{where}.files has {list(shard.files)}, expected {sites}")
-            for site, entry in {**shard.files, None: shard.prompts}.items():
+            for site, entry in zip((*sites, None), shard.all_files, strict=True):
                 expected = data_file(site, index, len(self.shards))
                 if entry.path != expected:
                     raise FieldError(f"{where} has the path {entry.path!r}, expected {expected!r}")

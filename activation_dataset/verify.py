@@ -144,13 +144,9 @@ def _read_metadata(folder: Folder, present: set[str]) -> tuple[Metadata | None, 
         return None, [Problem(METADATA_FILE, what, remedy)]
     try:
         with folder.open(METADATA_FILE) as stream:
-            text = stream.read()
-        metadata = Metadata.from_json(text)
+            return Metadata.from_json(stream.read()), []
     except (OSError, FieldError) as error:
         return None, [Problem(METADATA_FILE, str(error), _REWRITE)]
-    if text != metadata.to_json().encode():
-        return metadata, [Problem(METADATA_FILE, "its text was changed", _REWRITE)]
-    return metadata, []
 
 
 def _unlisted_files(metadata: Metadata, present: set[str]) -> Iterator[Problem]:

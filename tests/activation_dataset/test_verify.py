@@ -5,12 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from activation_dataset.checksum import crc32c_of_stream, to_text
+from activation_dataset.checksum import crc32c, crc32c_of_stream, to_text
 from activation_dataset.format import prompts_file, shard_file
 from activation_dataset.manifest import FileEntry
 from activation_dataset.metadata import Metadata
 from activation_dataset.prompts import read_prompts, write_prompts
-from activation_dataset.tfrecord import crc32c, frame_footer, frame_header, read_records
+from activation_dataset.sites import HookPoint
+from activation_dataset.tfrecord import frame_footer, frame_header, read_records
 from activation_dataset.verify import verify
 from tests.activation_dataset.synthetic import make_samples, write_dataset
 
@@ -46,7 +47,7 @@ def flip(path, bit):
 @pytest.mark.parametrize("pooling", ["last", "mean", "none"])
 @pytest.mark.parametrize("storage_dtype", ["float32", "bfloat16"])
 def test_a_sound_dataset(tmp_path, pooling, storage_dtype):
-    hook_points = ("mlp_out", "resid_post")
+    hook_points: tuple[HookPoint, ...] = ("mlp_out", "resid_post")
     metadata = write_dataset(
         tmp_path, SHARDS, pooling, storage_dtype, layers=(3,), hook_points=hook_points
     )
@@ -136,7 +137,7 @@ def test_metadata_with_other_spaces_is_caught(dataset):
     path = dataset / "metadata.json"
     path.write_text(json.dumps(json.loads(path.read_text())))
     (problem,) = problems(dataset)
-    assert problem.startswith("metadata.json: its text was changed: delete it and run")
+    assert problem.startswith("metadata.json: metadata_sha256 does not match: ")
 
 
 @pytest.mark.parametrize("line", ["", "{", "[]", "[" * 100_000, '{"task": 1}'])
@@ -198,7 +199,10 @@ def rewrite(dataset, name, change):
         (lambda data: [data[1], data[0], data[2]], "record 0 .* sample '.*1/0', the prompts have"),
         (lambda data: data[:2], "record 2 .* the file ends, but the prompts have 3 records"),
         (lambda data: [*data, data[2]], "record 3 .* the prompts have only 3 records"),
-        (lambda data: [data[0], b"nonsense", data[2]], "record 1 at byte .* not a record of this format"),
+        (
+            lambda data: [data[0], b"nonsense", data[2]],
+            "record 1 at byte .* not a record of this format",
+        ),
         (
             lambda data: [data[0][:-1] + bytes([data[0][-1] ^ 1]), *data[1:]],
             "record 0 .* has another token_ids than its prompt",

@@ -11,10 +11,12 @@ from activation_dataset.checksum import crc32c, to_text
 from activation_dataset.example import ExampleError, decode_example
 from activation_dataset.manifest import sample_order
 from activation_dataset.record import RecordKind, frame_record
+from activation_dataset.sites import HookPoint
 from activation_dataset.statistics import LayerStatistics
 from activation_dataset.tfrecord import read_records
 from activation_dataset.writer import LayerFileWriter
 from tests.activation_dataset.synthetic import (
+    fields_of,
     frames_of,
     make_prompts,
     make_rows,
@@ -56,7 +58,7 @@ def write(lengths, rows, kind, splits=()):
 
 @pytest.mark.parametrize(("pooling", "storage_dtype"), KNOWN_FILES)
 def test_the_bytes_are_those_of_every_version(tmp_path, pooling, storage_dtype):
-    hook_points = ("mlp_out", "resid_post")
+    hook_points: tuple[HookPoint, ...] = ("mlp_out", "resid_post")
     metadata = write_dataset(
         tmp_path, [[3, 700, 1], [40]], pooling, storage_dtype, 64, (10,), hook_points=hook_points
     )
@@ -75,7 +77,7 @@ def test_what_was_written_is_read(pooling, storage_dtype, lengths, hidden):
     rows = stored(make_rows(samples, pooling, hidden, seed=1), storage_dtype)
     content, manifest = write(lengths, rows, kind)
     examples = [decode_example(data) for data in read_records(io.BytesIO(content), "file")]
-    assert [example.sample for example in examples] == samples
+    assert [fields_of(each.sample) for each in examples] == list(map(fields_of, samples))
     vectors = [kind.activation(example).reshape(-1, hidden) for example in examples]
     np.testing.assert_array_equal(np.concatenate(vectors), rows)
     assert (manifest.shard, manifest.samples, manifest.tokens) == (2, len(lengths), sum(lengths))
