@@ -122,7 +122,7 @@ def _load_or_build(folder: Folder, metadata: Metadata, shard: int) -> tuple[Shar
     path = index_file(shard, len(metadata.shards))
     prompts, kind = metadata.shards[shard].prompts, record_kind(metadata)
     # Names what the index is built from. A file with another key is stale.
-    key = digest_of({"prompts": prompts.to_json(), **asdict(kind)})
+    key = digest_of({"prompts": asdict(prompts), **asdict(kind)})
     try:
         with folder.open(path) as stream:
             return decode_index(stream.read(), key), b""

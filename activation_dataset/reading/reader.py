@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from activation_dataset.example import ExampleError, decode_example
 from activation_dataset.format import to_float32
 from activation_dataset.reading.batches import Batches
-from activation_dataset.reading.provenance import Origin, TokenQuery, trace, where
+from activation_dataset.reading.provenance import Origin, trace, where
 from activation_dataset.reading.shards import Shards, check_count
 from activation_dataset.reading.vectors import Dtype, Normalize, VectorFormat, Vectors
 from activation_dataset.sites import Site
@@ -174,19 +174,12 @@ class ActivationDataset(Shards):
             dataset.where(task="007bbfb7", role="output", example=0, row=2, col=1)
 
         Args:
-            query: attributes of `TokenQuery`.
-
-        Raises:
-            ValueError: no token of the dataset can match.
+            query: keyword arguments of `provenance.where`.
         """
-        return where(self, TokenQuery(**query))
+        return where(self, **query)
 
     def trace(self, number: int) -> Origin:
-        """Return the task, test input, token and grid cell that a vector belongs to.
-
-        Args:
-            number: number of the vector, 0..num_vectors - 1.
-        """
+        """Return the task, test input, token and grid cell of a vector, given its number."""
         return trace(self, number)
 
     def _chosen(self, shard: int | None) -> Sequence[int]:

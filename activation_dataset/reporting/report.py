@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from html import escape
 
 import numpy as np
@@ -267,5 +268,5 @@ def _details(metadata: Metadata) -> str:
     inputs = [f"{each.path} ({size(each.bytes)})" for each in metadata.run.inputs]
     if (more := len(inputs) - _INPUTS_SHOWN) > 0:
         inputs = [*inputs[:_INPUTS_SHOWN], f"and {more:,} more"]
-    text = json.dumps(metadata.run.to_json() | {"inputs": inputs}, indent=2, ensure_ascii=False)
+    text = json.dumps(asdict(metadata.run) | {"inputs": inputs}, indent=2, ensure_ascii=False)
     return f"<details><summary>How it was made</summary><pre>{escape(text)}</pre></details>"
