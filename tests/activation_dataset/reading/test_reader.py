@@ -57,15 +57,8 @@ def test_in_order(case):
         for records in (dataset.records(layer), dataset[layer]):
             for record, (prompt, rows) in zip(records, wanted, strict=True):
                 assert_record(record, prompt, rows, pooling)
-
-
-def test_one_shard(case):
-    path, pooling, storage_dtype = case
-    records = list(ActivationDataset(path).records(11, shard=2))
-    for record, (prompt, rows) in zip(
-        records, expected(11, 2, pooling, storage_dtype), strict=True
-    ):
-        assert_record(record, prompt, rows, pooling)
+        shard = [record.sample_id for record in dataset.records(layer, shard=2)]
+        assert shard == [prompt.sample_id for prompt, _ in wanted[-2:]]
 
 
 def test_any_sample(case):
@@ -109,11 +102,6 @@ def test_through_fsspec(case):
         each.sample_id for each in local.records(10)
     ]
     np.testing.assert_array_equal(remote[11][4].stored, local[11][4].stored)
-
-
-def test_a_url_of_an_unknown_kind_says_what_to_install():
-    with pytest.raises(ImportError, match=r"nope://x: reading a URL needs fsspec and its driver"):
-        ActivationDataset("nope://x")
 
 
 def test_an_incomplete_folder_is_refused(tmp_path):
