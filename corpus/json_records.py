@@ -36,7 +36,7 @@ def split_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
     yield rest
 
 
-def parse_line(line: bytes, number: int = 1) -> object:
+def parse_line(line: bytes, number: int) -> object:
     """Return the value of a line of a JSON Lines file.
 
     Raises:

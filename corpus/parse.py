@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import BinaryIO
 
-from corpus.json_records import MAX_RECORD_BYTES, parse_line
+from corpus.json_records import MAX_RECORD_BYTES
 from corpus.layouts import (
     decompressed_name,
     parse_lines,
@@ -69,16 +69,30 @@ def _parse(stream: BinaryIO, source: str) -> Iterator[Item]:
     head = head.removeprefix(codecs.BOM_UTF8)
     chunks = itertools.chain([head], chunks)
     try:
+        _check_head(head)
         if _has_record_lines(head, source):
             yield from parse_lines(chunks, source)
         elif head.lstrip().startswith(b"["):
             yield from parse_list(chunks, source)
-        elif head.lstrip().startswith(b"{"):
-            yield from parse_object(chunks, source)
         else:
-            raise _unknown(head)
+            yield from parse_object(chunks, source)
     except Rejection as rejection:
         yield rejection.of(source)
+
+
+def _check_head(head: bytes) -> None:
+    start = head.lstrip()[:20]
+    if not start:
+        raise Rejection("empty_file", f"nothing but white space ({len(head)} bytes)")
+    seen = f"begins with {repr(start)[1:]}"
+    for mark, name in _COMPRESSED.items():
+        if start.startswith(mark):
+            advice = "decompress it, or give it the suffix of its kind (.gz)"
+            raise Rejection("compressed_file", f"{seen}, which is {name} data; {advice}")
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in start:
+        raise Rejection("bad_encoding", f"{seen}: UTF-16 or binary; only UTF-8 is read")
+    if start[:1] not in b"[{" and not _has_record_lines(head, ""):
+        raise Rejection("not_json", f"{seen}; a file of tasks begins with {{ or [")
 
 
 def _has_record_lines(head: bytes, source: str) -> bool:
@@ -87,33 +101,12 @@ def _has_record_lines(head: bytes, source: str) -> bool:
     In one value, `{` only ever follows `[`, `,` or `:`. A file with a single object could be both;
     its name decides, because it also decides about the id of the object.
     """
-    stripped = map(bytes.strip, io.BytesIO(head))
-    lines = list(itertools.islice(filter(None, stripped), _HEAD_LINES))
-    if len(lines) == 1 and decompressed_name(source).endswith((".jsonl", ".ndjson")):
-        return _is_object(lines[0])
+    stripped = filter(None, map(bytes.strip, io.BytesIO(head)))
+    lines = list(itertools.islice(stripped, _HEAD_LINES))
+    if len(lines) == 1:
+        is_lines = decompressed_name(source).endswith((".jsonl", ".ndjson"))
+        return is_lines and lines[0].startswith(b"{")
     return any(
-        line.startswith(b"{") and before[-1:] not in b"[,:" and any(map(_is_object, (before, line)))
+        line.startswith(b"{") and not before.endswith((b"[", b",", b":"))
         for before, line in itertools.pairwise(lines)
     )
-
-
-def _is_object(line: bytes) -> bool:
-    try:
-        return isinstance(parse_line(line), dict)
-    except Rejection:
-        return False
-
-
-def _unknown(head: bytes) -> Rejection:
-    """Return the rejection of a file that does not begin as JSON does."""
-    start = head.lstrip()[:20]
-    seen = f"begins with {repr(start)[1:]}"
-    if not start:
-        return Rejection("empty_file", f"the file holds only white space ({len(head)} bytes)")
-    for mark, name in _COMPRESSED.items():
-        if start.startswith(mark):
-            advice = "decompress it, or give it the suffix of its kind (.gz)"
-            return Rejection("compressed_file", f"{seen}, which is {name} data; {advice}")
-    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in start:
-        return Rejection("bad_encoding", f"{seen}: UTF-16 or binary; only UTF-8 is read")
-    return Rejection("not_json", f"{seen}; a file of tasks begins with {{ or [")

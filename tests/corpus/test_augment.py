@@ -108,16 +108,12 @@ def test_grids_are_transposed_then_turned_anticlockwise_then_colored():
         assert pair.input == pair.output == tuple(map(tuple, np.array(colors)[turned].tolist()))
 
 
-def test_all_grids_of_a_task_change_alike_and_its_pairs_are_reordered():
-    task = small_task((((1, 2),), ((3,),)), (((4, 5),), ((6,),)), (((7, 8),), ((9,),)))
-    variant = apply(task, Augmentation(1, (0, 2, 1, 3, 4, 5, 6, 7, 8, 9), (2, 0, 1)))
-    assert variant.train == (
-        Pair(((8,), (7,)), ((9,),)),
-        Pair(((1,), (2,)), ((3,),)),
-        Pair(((5,), (4,)), ((6,),)),
-    )
+def test_the_pairs_of_a_variant_are_reordered():
+    task = small_task((((1, 2),), ((3,),)), (((4, 5),), ((6,),)))
+    variant = apply(task, Augmentation(1, (0, 2, 1, 3, 4, 5, 6, 7, 8, 9), (1, 0)))
+    assert variant.train == (Pair(((5,), (4,)), ((6,),)), Pair(((1,), (2,)), ((3,),)))
     assert variant.test == (Pair(((1, 4), (2, 3)), None),)
-    assert variant.sample_id(0) == "a.json#t/0?d4=1&colors=0213456789&order=2-0-1"
+    assert variant.sample_id(0) == "a.json#t/0?d4=1&colors=0213456789&order=1-0"
 
 
 @pytest.mark.parametrize(
@@ -181,14 +177,6 @@ def test_the_variants_of_a_seed_stay_the_same_in_every_version():
     ]
 
 
-def test_all_symmetries_colors_and_orders_come():
-    found = [parse_key(v.augmentation) for v in variants(small_task(), 400)[1:]]
-    assert {each.d4 for each in found} == set(range(8))
-    assert {each.order for each in found} == {(0, 1), (1, 0)}
-    assert {each.colors[1] for each in found} == set(range(10))
-    assert {each.colors[0] for each in found} == set(range(10))
-
-
 def test_a_task_with_few_variants_gives_all_and_says_so():
     # Two colors, one of them kept: 9 renamings, 2 orders, 4 looks of the one grid by symmetry.
     grid = ((0, 1), (0, 0))
@@ -208,11 +196,6 @@ def test_a_task_with_few_variants_gives_all_and_says_so():
     assert "--augment" in rejected.detail
     assert "73" in rejected.detail
     assert "72" in rejected.detail
-
-
-def test_variants_are_made_one_at_a_time():
-    plan = AugmentationPlan(10**12, 0, keep_background=False)
-    assert len(list(itertools.islice(augment(small_task(), plan), 5))) == 5
 
 
 def test_four_hundred_tasks_make_fifty_thousand_samples(arc_tasks: Path):
