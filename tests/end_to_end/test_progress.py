@@ -4,6 +4,7 @@ import os
 import pty
 import sys
 import threading
+from collections import Counter
 from pathlib import Path
 
 import apache_beam as beam
@@ -20,16 +21,17 @@ FLAGS = ("--layers_to_extract", "0-1", "--samples_per_shard", "2", "--batch_size
 
 
 def counters_of(model: Path, tasks: Path, out: Path) -> dict[str, int]:
-    """The counters after a run, with their namespace."""
+    """The counters after a run, summed over the steps, by namespace and name."""
     config, options = parse_flags(flags_of(model, tasks, out, FLAGS))
     pipeline, job = beam.Pipeline(options=options), open_job(config)
     build(pipeline, job, job.describe(), OutputFolder.claim(config.output_dir))
     result = pipeline.run()
     result.wait_until_finish()
-    return {
-        f"{found.key.metric.namespace}.{found.key.metric.name}": found.committed
-        for found in result.metrics().query()["counters"]
-    }
+    counters = Counter[str]()
+    for found in result.metrics().query()["counters"]:
+        metric = found.key.metric
+        counters[f"{metric.namespace}.{metric.name}"] += found.committed
+    return counters
 
 
 @pytest.fixture(scope="module")
