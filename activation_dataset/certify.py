@@ -1,7 +1,7 @@
-"""A parity certificate: some samples of a dataset, computed again by Hugging Face transformers.
+"""Parity certificate: some samples of a dataset, computed again by Hugging Face transformers.
 
-The reference is transformers' own model in PyTorch, in float32, one unpadded prompt at a time, with
-a forward hook on each layer. Needs torch and transformers, which nothing else here does.
+The reference is transformers' own model in PyTorch, in float32, one prompt at a time without
+padding, with a hook on each site. It needs torch and transformers, which are imported on demand.
 """
 
 from __future__ import annotations
@@ -9,25 +9,23 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from activation_dataset.checksum import extend, to_text
+from activation_dataset.checksum import crc32c_of_stream, to_text
 from activation_dataset.folder import open_folder
 from activation_dataset.format import Pooling
-from activation_dataset.metadata import RunDescription
-from activation_dataset.prompts import Prompt, decode_prompt
+from activation_dataset.metadata import Metadata, RunDescription
 from activation_dataset.reading.reader import ActivationDataset
 from activation_dataset.sites import HookPoint, Site, place_of
-from activation_dataset.tfrecord import read_records
 
 CERTIFICATE_FILE = "certificate.json"
 
@@ -35,22 +33,18 @@ CERTIFICATE_FILE = "certificate.json"
 # found. In bfloat16, 0.045 is a cosine of 0.999.
 _EXACT, _STORED_NARROW, _COMPUTED_NARROW = 1e-4, 5e-3, 4.5e-2
 
+_REFERENCE = "transformers in PyTorch, float32"
+
 Reference = Callable[[NDArray[np.int32]], Mapping[Site, NDArray[np.float32]]]
-"""Token ids [tokens] to site to [tokens, hidden]."""
+"""Maps token ids [tokens] to the vectors [tokens, hidden] of each site."""
 
 
 class CertifyError(ValueError):
     """A dataset that cannot be compared; says why and what to do."""
 
 
-@dataclass(frozen=True)
-class LayerParity:
-    """How far a layer's vectors are from the reference, at worst.
-
-    Attributes:
-        relative_error: |stored - reference| / |reference|, L2.
-        cosine: between the two; 1 where both are zero.
-    """
+class SiteParity(NamedTuple):
+    """Worst agreement of a site's vectors with the reference: L2 relative error, and cosine."""
 
     relative_error: float
     cosine: float
@@ -58,17 +52,17 @@ class LayerParity:
 
 @dataclass(frozen=True)
 class Certificate:
-    """What was compared, and how well it agrees.
+    """Content of certificate.json.
 
     Attributes:
         metadata_sha256: of the dataset, as its metadata.json gives it.
-        samples: ids of those that were computed again.
-        vectors: compared in each layer.
-        seed: which the samples were drawn with.
+        samples: ids of the samples that were computed again.
+        vectors: number of vectors compared at each site.
+        seed: decides which samples were compared.
         tolerance: largest relative error that passes.
         layers: site to its worst figures.
         weights: name to CRC32C of the files that the reference was loaded from.
-        versions: of the packages that computed it.
+        versions: versions of the packages that computed it.
     """
 
     metadata_sha256: str
@@ -76,22 +70,41 @@ class Certificate:
     vectors: int
     seed: int
     tolerance: float
-    layers: Mapping[Site, LayerParity]
+    layers: Mapping[Site, SiteParity]
     weights: Mapping[str, str]
     versions: Mapping[str, str]
 
     @property
     def passed(self) -> bool:
+        """True if each site is within the tolerance."""
         return all(each.relative_error <= self.tolerance for each in self.layers.values())
 
     def to_json(self) -> str:
-        """The text of certificate.json: the same values give the same text."""
+        """Text of certificate.json, a function of the values."""
         value = asdict(self) | {
-            "layers": {str(layer): asdict(each) for layer, each in self.layers.items()},
+            "layers": {str(site): each._asdict() for site, each in self.layers.items()},
             "passed": self.passed,
-            "reference": "transformers in PyTorch, float32",
+            "reference": _REFERENCE,
         }
         return json.dumps(value, indent=1, sort_keys=True) + "\n"
+
+
+def quote_certificate(content: bytes, metadata: Metadata) -> str | None:
+    """Sentences about the content of a certificate.json, or None if it is not of this dataset."""
+    try:
+        value = json.loads(content)
+        if value["metadata_sha256"] != _digest_of(metadata):
+            return None
+        errors = {site: each["relative_error"] for site, each in value["layers"].items()}
+        worst = max(errors, key=lambda site: errors[site])
+        verdict = "within" if value["passed"] else "**past**"
+        return (
+            f"Compared with {_REFERENCE}: {len(value['samples']):,} samples, {value['vectors']:,} "
+            f"vectors in each layer. The largest relative error, {errors[worst]:.2e} in layer "
+            f"{worst}, is {verdict} the tolerance of {value['tolerance']:g}."
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def certify(
@@ -101,13 +114,13 @@ def certify(
     seed: int = 0,
     tolerance: float | None = None,
 ) -> Certificate:
-    """Computes a random sample of a dataset again and writes its certificate beside the metadata.
+    """Computes random samples of a dataset again and writes certificate.json next to the metadata.
 
     Args:
-        path: the dataset: local folder, or a URL that fsspec can open.
-        model_path: the checkpoint, a folder in the Hugging Face layout.
-        samples: how many samples; all if the dataset has no more.
-        seed: of the choice of samples.
+        path: the dataset, a local folder or a URL that fsspec can open.
+        model_path: the checkpoint, a local folder in the Hugging Face layout.
+        samples: number of samples, at most those of the dataset.
+        seed: decides which samples.
         tolerance: largest relative error of a vector; by default what rounding explains.
 
     Raises:
@@ -120,35 +133,34 @@ def certify(
     dataset = ActivationDataset(path)
     run = dataset.metadata.run
     if samples < 1 or not len(dataset):
-        raise CertifyError("there is no sample to compare")
+        raise CertifyError(
+            f"there is no sample to compare among {len(dataset)}: --samples is {samples}"
+        )
     model = Path(model_path)
     reference = load_reference(model, run)
     chosen = sorted(random.Random(seed).sample(range(len(dataset)), min(samples, len(dataset))))
-    parities = dict.fromkeys(run.sites, LayerParity(0.0, 1.0))
-    ids = []
+    parities = dict.fromkeys(run.sites, SiteParity(0.0, 1.0))
     vectors = 0
-    for index, prompt in zip(chosen, _prompts(dataset, chosen), strict=True):
-        ids.append(prompt.sample_id)
-        expected = reference(prompt.token_ids)
-        for layer in run.sites:
-            record = dataset.sample(layer, index)
-            if record.sample_id != prompt.sample_id:
-                raise CertifyError(
-                    f"sample {index} is {record.sample_id!r} in layer {layer} and "
-                    f"{prompt.sample_id!r} in the prompts; verify the dataset first"
-                )
-            stored = np.atleast_2d(record.activation)
-            parity = compare(stored, pooled(expected[layer], run.pooling))
-            parities[layer] = worse_of(parities[layer], parity)
+    for sample, token_ids in zip(chosen, _token_ids(dataset, chosen), strict=True):
+        expected = reference(token_ids)
+        for site in run.sites:
+            stored = np.atleast_2d(dataset.sample(site, sample).activation)
+            found, worst = compare(stored, pooled(expected[site], run.pooling)), parities[site]
+            error = max(worst.relative_error, found.relative_error)
+            parities[site] = SiteParity(error, min(worst.cosine, found.cosine))
         vectors += len(stored)
+    weights = {}
+    for file in sorted(model.glob("*.safetensors")):
+        with file.open("rb") as stream:
+            weights[file.name] = to_text(crc32c_of_stream(stream)[0])
     certificate = Certificate(
-        metadata_sha256=json.loads(dataset.metadata.to_json())["metadata_sha256"],
-        samples=tuple(ids),
+        metadata_sha256=_digest_of(dataset.metadata),
+        samples=tuple(map(dataset.sample_id, chosen)),
         vectors=vectors,
         seed=seed,
         tolerance=default_tolerance(run) if tolerance is None else tolerance,
         layers=parities,
-        weights={file.name: _crc32c(file) for file in sorted(model.glob("*.safetensors"))},
+        weights=weights,
         versions={name: version(name) for name in ("torch", "transformers")},
     )
     open_folder(path).save(CERTIFICATE_FILE, certificate.to_json().encode())
@@ -156,22 +168,22 @@ def certify(
 
 
 def default_tolerance(run: RunDescription) -> float:
-    """The largest relative error that the rounding of a run explains."""
+    """Largest relative error that the rounding of a run explains."""
     if run.compute_dtype != "float32":
         return _COMPUTED_NARROW
     return _EXACT if run.storage_dtype == "float32" else _STORED_NARROW
 
 
 def pooled(vectors: NDArray[np.float32], pooling: Pooling) -> NDArray[np.float64]:
-    """[tokens, hidden] to what a record of that pooling holds, [vectors, hidden]."""
+    """[vectors, hidden] float64 in a record of that pooling, given those of all tokens."""
     wide = vectors.astype(np.float64)
     if pooling == "last":
         return wide[-1:]
     return wide.mean(axis=0, keepdims=True) if pooling == "mean" else wide
 
 
-def compare(stored: NDArray[np.float32], reference: NDArray[np.float64]) -> LayerParity:
-    """The worst of [vectors, hidden] against the reference of the same shape.
+def compare(stored: NDArray[np.float32], reference: NDArray[np.float64]) -> SiteParity:
+    """Worst agreement of stored vectors [vectors, hidden] with a reference of the same shape.
 
     A vector that is not finite, on either side, has an infinite error.
 
@@ -179,37 +191,31 @@ def compare(stored: NDArray[np.float32], reference: NDArray[np.float64]) -> Laye
         CertifyError: the shapes differ.
     """
     if stored.shape != reference.shape:
-        raise CertifyError(f"vectors of shape {stored.shape}, the model gives {reference.shape}")
+        raise CertifyError(
+            f"a record has vectors of shape {stored.shape}, the model gives {reference.shape}: "
+            "give the model that the dataset is of"
+        )
     ours = stored.astype(np.float64)
-    finite = np.isfinite(ours).all(axis=1) & np.isfinite(reference).all(axis=1)
-    if not finite.all():
-        return LayerParity(float("inf"), -1.0)
-    norms, expected = (np.linalg.norm(each, axis=1) for each in (ours, reference))
-    distances = np.linalg.norm(ours - reference, axis=1)
-    errors = np.divide(
-        distances, expected, out=np.where(distances > 0, np.inf, 0.0), where=expected > 0
+    with np.errstate(divide="ignore", invalid="ignore"):
+        distances, norms, expected = (
+            np.linalg.norm(each, axis=1) for each in (ours - reference, ours, reference)
+        )
+        errors = np.where(distances == 0, 0.0, distances / expected)
+        products = (ours * reference).sum(axis=1)
+        cosines = np.where(distances == 0, 1.0, products / (norms * expected))
+    return SiteParity(
+        float(np.nan_to_num(errors, nan=np.inf, posinf=np.inf).max()),
+        float(np.nan_to_num(cosines, nan=0.0).min()),
     )
-    products = norms * expected
-    cosines = np.divide(
-        (ours * reference).sum(axis=1),
-        products,
-        out=np.where(distances > 0, 0.0, 1.0),
-        where=products > 0,
-    )
-    return LayerParity(float(errors.max()), float(cosines.min()))
-
-
-def worse_of(one: LayerParity, other: LayerParity) -> LayerParity:
-    return LayerParity(max(one.relative_error, other.relative_error), min(one.cosine, other.cosine))
 
 
 def load_reference(model_path: Path, run: RunDescription) -> Reference:
-    """transformers' model in float32, from a checkpoint folder.
+    """Loads transformers' model in float32 from a checkpoint folder.
 
-    Hooks, because its `hidden_states` give the last layer only after the final norm.
+    Hooks capture the vectors: its `hidden_states` have the last layer after the final norm only.
 
     Raises:
-        CertifyError: there is no checkpoint, or not one of the dataset's model.
+        CertifyError: there is no checkpoint, or it is of another model than the dataset.
         ImportError: torch or transformers is missing.
     """
     if not (model_path / "config.json").is_file():
@@ -226,11 +232,11 @@ def load_reference(model_path: Path, run: RunDescription) -> Reference:
         ) from error
     transformers.utils.logging.disable_progress_bar()
     config = transformers.AutoConfig.from_pretrained(model_path, trust_remote_code=False)
-    found = (config.hidden_size, config.num_hidden_layers)
-    if found[0] != run.hidden_dim or found[1] <= run.layers_extracted[-1]:
+    width, layers, last = config.hidden_size, config.num_hidden_layers, run.layers_extracted[-1]
+    if width != run.hidden_dim or layers <= last:
         raise CertifyError(
-            f"{model_path} has {found[1]} layers, {found[0]} wide; the dataset has layer "
-            f"{run.layers_extracted[-1]} and is {run.hidden_dim} wide: give the model it is of"
+            f"{model_path} has {layers} layers, {width} wide; the dataset has layer {last} and is "
+            f"{run.hidden_dim} wide: give the model that the dataset is of"
         )
     model = transformers.AutoModel.from_pretrained(
         model_path,
@@ -245,18 +251,15 @@ def load_reference(model_path: Path, run: RunDescription) -> Reference:
         _hook(model.layers[layer], hook_point, partial(captured.__setitem__, site))
 
     def reference(token_ids: NDArray[np.int32]) -> Mapping[Site, NDArray[np.float32]]:
-        captured.clear()
         with torch.no_grad():
             model(torch.from_numpy(token_ids.astype(np.int64))[None], use_cache=False)
-        return {
-            site: output.numpy().reshape(len(token_ids), -1) for site, output in captured.items()
-        }
+        return {site: each.numpy().reshape(len(token_ids), -1) for site, each in captured.items()}
 
     return reference
 
 
 def _hook(layer: Any, hook_point: HookPoint, keep: Callable[[Any], None]) -> None:
-    """Has a decoder layer of transformers hand over what it has at a hook point."""
+    """Has a decoder layer of transformers hand over its values at a hook point."""
     match hook_point:
         case "resid_pre":
             layer.register_forward_pre_hook(lambda _, inputs: keep(inputs[0]))
@@ -271,27 +274,17 @@ def _hook(layer: Any, hook_point: HookPoint, keep: Callable[[Any], None]) -> Non
             layer.register_forward_hook(lambda _, __, output: keep(output))
 
 
-def _prompts(dataset: ActivationDataset, chosen: Sequence[int]) -> Iterator[Prompt]:
-    """The prompts of samples, given in ascending order."""
-    folder = open_folder(dataset.path)
-    wanted = iter(chosen)
-    index = next(wanted, None)
+def _token_ids(dataset: ActivationDataset, chosen: list[int]) -> Iterator[NDArray[np.int32]]:
+    """Token ids [tokens] int32 of the prompts of samples, given in ascending order."""
     start = 0
-    for batch in dataset.metadata.shards:
-        end = start + batch.samples
-        if index is not None and index < end:
-            with folder.open(batch.prompts.path) as stream:
-                for number, data in enumerate(read_records(stream, batch.prompts.path), start):
-                    if number == index:
-                        yield decode_prompt(data)
-                        index = next(wanted, None)
-        start = end
+    for number, shard in enumerate(dataset.metadata.shards):
+        for sample in (each - start for each in chosen if start <= each < start + shard.samples):
+            index = dataset.index(number)
+            end = int(index.token_ends[sample])
+            yield index.token_ids[end - int(index.token_counts[sample]) : end]
+        start += shard.samples
 
 
-def _crc32c(path: Path) -> str:
-    """CRC32C of a file, as Cloud Storage shows it."""
-    crc = 0
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 22):
-            crc = extend(crc, block)
-    return to_text(crc)
+def _digest_of(metadata: Metadata) -> str:
+    digest: str = json.loads(metadata.to_json())["metadata_sha256"]
+    return digest

@@ -1,16 +1,15 @@
-"""What trainers of sparse autoencoders load cached activations with, timed beside this project's.
+"""Speed of this project's shuffled batches, relative to loaders of other libraries.
 
     python -m benchmarks.loaders
 
 It needs sae-lens and dictionary-learning, which `make interop-test` installs in an environment of
-their own. Each loader delivers shuffled batches [batch, hidden] of float32 from its own files on
-disk, written by this package's exporters from the same layer, and mixes as many vectors at a time
-as this one does by default. All files are in the page cache, and epochs are timed in turn, from the
-second one on. The libraries are unchanged.
+their own. Each loader delivers shuffled batches [batch, hidden] float32 from its own files, which
+this package's exporters write from the same layer, and shuffles as many vectors at a time as this
+project does by default. All files are in the page cache. Epochs are timed alternately.
 
-SAELens: an `ActivationsStore` on cached activations; it copies its whole buffer for each read, so
-that it is timed with larger reads than its own too. dictionary_learning has a buffer that a model
-fills, and no loader: its `ActivationBuffer` runs here with a stand-in for the model, which gives it
+SAELens: an `ActivationsStore` on cached activations. It copies its whole buffer for each read, so
+that it is also timed with larger reads than its default. dictionary_learning has no loader, only a
+buffer that a model fills: its `ActivationBuffer` runs with a substitute for the model, which reads
 the activations of a safetensors file for 32 contexts of 128 tokens at a time.
 """
 
@@ -35,11 +34,11 @@ from benchmarks.synthetic_dataset import prompt_lengths, write_dataset
 
 CONTEXT = 128
 READ_BY_SAELENS = 32
-"""Contexts that SAELens reads at a time unless told otherwise."""
+"""Default number of contexts that SAELens reads at a time."""
 
 
 def ours(dataset: ActivationDataset, layer: int, batch: int) -> Iterator[Any]:
-    """This package's."""
+    """Yield batches of this project without end."""
     batches = dataset.batches(layer, batch)
     while True:
         for each in batches:
@@ -49,7 +48,7 @@ def ours(dataset: ActivationDataset, layer: int, batch: int) -> Iterator[Any]:
 def sae_lens(
     dataset: ActivationDataset, layer: int, batch: int, folder: Path, read: int = READ_BY_SAELENS
 ) -> Iterator[Any]:
-    """SAELens' store, which reads that many contexts at a time."""
+    """Return SAELens' store, which reads `read` contexts at a time."""
     from sae_lens.training.activations_store import ActivationsStore
 
     from activation_dataset.exporters.sae_lens import export
@@ -79,12 +78,12 @@ def sae_lens(
 def dictionary_learning(
     dataset: ActivationDataset, layer: int, batch: int, folder: Path
 ) -> Iterator[Any]:
-    """dictionary_learning's buffer."""
+    """Return dictionary_learning's buffer."""
     from dictionary_learning import ActivationBuffer
 
-    from activation_dataset.exporters.dictionary_learning import export
+    from activation_dataset.exporters.safetensors import export_batches
 
-    export(dataset, layer, folder, batch)
+    export_batches(dataset, layer, folder, batch)
     model = _ModelOnDisk(folder)
     return ActivationBuffer(
         cycle([""]),
@@ -99,7 +98,7 @@ def dictionary_learning(
 
 
 class _ModelOnDisk:
-    """Behaves to `ActivationBuffer` as a model whose activations are in a folder of safetensors."""
+    """Substitute for a model: its activations are read from a folder of safetensors."""
 
     def __init__(self, folder: Path) -> None:
         import torch
@@ -137,7 +136,7 @@ PEERS: dict[str, Callable[[ActivationDataset, int, int, Path], Iterator[Any]]] =
 
 
 def side_by_side(name: str, dataset: ActivationDataset, folder: Path, rounds: int) -> Result:
-    """As many shuffled batches as an epoch has, against those of a peer."""
+    """Compare as many shuffled batches as an epoch has with those of a peer."""
     batches = dataset.num_vectors // BATCH
     mine = ours(dataset, LAYER, BATCH)
     other = PEERS[name](dataset, LAYER, BATCH, folder)
@@ -147,16 +146,16 @@ def side_by_side(name: str, dataset: ActivationDataset, folder: Path, rounds: in
 
 
 def take(loader: Iterator[Any], batches: int) -> None:
-    """Has a loader deliver that many batches."""
+    """Take a number of batches from a loader."""
     for _ in islice(loader, batches):
         pass
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--gigabytes", type=float, default=0.5, help="as this project stores them")
+    parser.add_argument("--gigabytes", type=float, default=0.5, help="size of the layer files")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--folder", type=Path, help="where to put them for the time; default: /tmp")
+    parser.add_argument("--folder", type=Path, help="temporary folder (default: /tmp)")
     arguments = parser.parse_args()
     print(f"speed of shuffled batches of {BATCH} over that of others, {arguments.gigabytes} GB")
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:

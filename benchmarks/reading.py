@@ -1,11 +1,10 @@
-"""Reading and verifying a dataset against plain reads of its files, and against other loaders.
+"""Speed of reading and verifying a dataset, relative to plain reads of its files with CRC32C.
 
     python -m benchmarks.reading
 
-The yardstick is what no reader that checks its bytes can beat: the same files, one after the other,
-in blocks of a megabyte, with one CRC32C each. All files are in the page cache, and both sides run
-in turn; the medians of the ratios are the result. Verifying is measured as a user runs it, from the
-command's start to its end.
+A plain read reads the same files one after the other, in blocks of a megabyte, and computes one
+CRC32C of each. All files are in the page cache. Both sides run alternately; the result is the
+median of the ratios. Verifying is measured from the start to the end of the command.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ import numpy as np
 
 from activation_dataset import ActivationDataset
 from activation_dataset.checksum import extend
-from activation_dataset.elements import Dtype
 from activation_dataset.reading.batches import Batches
+from activation_dataset.reading.vectors import Dtype
 from benchmarks.paired import Pairs, run_in_turn
 from benchmarks.synthetic_dataset import prompt_lengths, write_dataset
 
@@ -36,7 +35,7 @@ LAYERS = tuple(range(10, 24))
 LAYER = 10
 BATCH = 4096
 VECTOR_BYTES = 2 * 896
-# Times as much as is read is verified, since starting the command's processes counts there.
+# The start of the command counts, so that more data is verified than is read.
 VERIFIED = 5
 
 
@@ -45,10 +44,10 @@ class Result:
     """One comparison.
 
     Attributes:
-        name: what was done.
-        target: least ratio aimed at, or None.
-        gigabytes: read by each side, or delivered by a loader.
-        pairs: the times.
+        name: name of the comparison.
+        target: smallest ratio to reach, or None.
+        gigabytes: amount read by each side, or delivered by a loader.
+        pairs: times of both sides.
     """
 
     name: str
@@ -73,7 +72,7 @@ class Result:
 
 
 def plain_reads(files: list[Path]) -> None:
-    """Reads the files and computes the CRC32C of each."""
+    """Read the files and compute the CRC32C of each."""
     buffer = np.empty(1 << 20, np.uint8)
     for file in files:
         crc = 0
@@ -88,7 +87,7 @@ def sequential(path: Path, dtype: Dtype) -> None:
 
 
 def shuffled(batches: Batches) -> None:
-    """An epoch that is not the first: in that one the windows' memory is new, and twice as slow."""
+    """Read an epoch."""
     for _ in batches:
         pass
 
@@ -106,7 +105,7 @@ def against_plain_reads(
 
 
 def every_token(folder: Path, gigabytes: float, rounds: int) -> list[Result]:
-    """A layer of every token in bfloat16, four shards."""
+    """Compare reads of one layer of every token in bfloat16, in four shards."""
     tokens = int(gigabytes * 1e9 / 4 / VECTOR_BYTES)
     path = folder / "every-token"
     shards = [prompt_lengths(tokens, shard) for shard in range(4)]
@@ -126,7 +125,7 @@ def every_token(folder: Path, gigabytes: float, rounds: int) -> list[Result]:
 
 
 def verifying(folder: Path, gigabytes: float, rounds: int) -> list[Result]:
-    """The command, on fourteen layers of every token in bfloat16, and of last tokens in float32."""
+    """Compare the command on fourteen layers: every token in bfloat16, last tokens in float32."""
     tokens = int(gigabytes * 1e9 / 14 / VECTOR_BYTES / 8)
     every = [prompt_lengths(tokens, shard) for shard in range(8)]
     count = max(1, round(gigabytes * 1e9 / (14 * 512 * 896 * 4)))
@@ -138,12 +137,12 @@ def verifying(folder: Path, gigabytes: float, rounds: int) -> list[Result]:
         path = folder / name
         files = [file for file in sorted(path.rglob("*")) if file.is_file()]
         run = partial(verified, path)
-        found.append(against_plain_reads(f"verify, {name}", 0.5, files, rounds, run))
+        found.append(against_plain_reads(f"verify, {name}", 0.9, files, rounds, run))
     return found
 
 
 def opening(folder: Path) -> dict[str, float]:
-    """Seconds to open a dataset of 1,400 layer files, and to read a random sample of it."""
+    """Return the seconds to open a dataset of 1,400 layer files and to read random samples."""
     path = folder / "many-files"
     write_dataset(path, [[100] * 4] * 100, LAYERS, "last", "float32")
     seconds = []
@@ -170,13 +169,13 @@ def opening(folder: Path) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument(
-        "--gigabytes", type=float, default=0.5, help="to read; five times as much to verify"
+        "--gigabytes", type=float, default=0.5, help="data to read; five times as much to verify"
     )
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--folder", type=Path, help="where to put them for the time; default: /tmp")
+    parser.add_argument("--folder", type=Path, help="temporary folder (default: /tmp)")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    print(f"speed over that of plain reads with CRC32C, {arguments.gigabytes} GB, warm cache")
+    print(f"speed relative to plain reads with CRC32C, {arguments.gigabytes} GB, warm cache")
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         folder = Path(name)
         results = every_token(folder, arguments.gigabytes, arguments.rounds)

@@ -1,4 +1,4 @@
-"""What the features of an autoencoder are active on."""
+"""Tokens that the features of an autoencoder are active on."""
 
 from __future__ import annotations
 
@@ -9,81 +9,70 @@ import numpy as np
 from numpy.typing import NDArray
 
 from activation_dataset.reading.vectors import Vectors
-from activation_dataset.reporting.grid_figure import NO_COLOUR, colours_of
+from activation_dataset.reporting.grid_figure import NO_COLOR, colors_of
 
-COLOURS = (
-    "black", "blue", "red", "green", "yellow", "grey", "magenta", "orange", "light blue", "maroon",
+COLORS = (
+    "black", "blue", "red", "green", "yellow", "gray", "magenta", "orange", "light blue", "maroon",
 )  # fmt: skip
 
-# A feature that is active on more than this share of the tokens says little of any of them.
+# A feature that is active on a larger share of the tokens says little about any of them.
 _COMMON = 0.1
 
 
 @dataclass(frozen=True, eq=False)
-class Grid:
-    """A grid with what a feature is on each of its cells.
-
-    Attributes:
-        sample_id: of the sample that it is in.
-        cells: [n] places of its tokens among the vectors.
-    """
-
-    sample_id: str
-    cells: NDArray[np.int64]
-
-
-@dataclass(frozen=True, eq=False)
 class Feature:
-    """One feature.
+    """A feature on the cells of grids.
 
     Attributes:
-        number: of the feature.
-        frequency: share of the vectors that it is active on.
-        colour: whose cells have most of it, and their share of the sum of its activity.
-        in_outputs: share of that sum that is in output grids.
+        number: number of the feature.
+        frequency: share of the vectors on which it is active.
+        color: color of cells with the largest part of its activity, and that part.
+        in_outputs: part of its activity in output grids.
         activity: [vectors] float32.
-        grids: where it is most active, each of another task.
+        grids: the grids where it is strongest, each of another task: positions of a grid's tokens
+            among the vectors, [n] int64.
     """
 
     number: int
     frequency: float
-    colour: tuple[str, float]
+    color: tuple[str, float]
     in_outputs: float
     activity: NDArray[np.float32]
-    grids: list[Grid]
+    grids: list[NDArray[np.int64]]
 
 
 def grid_features(
     vectors: Vectors, codes: NDArray[np.float32], count: int, grids: int = 3
 ) -> list[Feature]:
-    """The rarer features that carry the most on cells of grids, the strongest first.
+    """Return the rare features with the most activity on cells of grids, strongest first.
 
     Args:
-        vectors: of whole prompts.
+        vectors: vectors of whole prompts.
         codes: [vectors, features] float32.
+        count: largest number of features.
+        grids: largest number of grids of a feature.
     """
     cells = vectors.places.cells
     on_cell = cells[:, 1] >= 0
     frequencies = (codes > 0).mean(axis=0)
-    carried = np.sum(codes[on_cell] ** 2, axis=0)
-    carried[frequencies > _COMMON] = 0
-    chosen = np.argsort(-carried, kind="stable")[:count]
+    energy = np.sum(codes[on_cell] ** 2, axis=0)
+    energy[frequencies > _COMMON] = 0
     keys = np.column_stack([vectors.places.samples, cells[:, :2]])
     _, grid_of = np.unique(keys, axis=0, return_inverse=True)
-    colours = np.where(on_cell, colours_of(vectors.places.token_ids), NO_COLOUR)
+    colors = np.where(on_cell, colors_of(vectors.places.token_ids), NO_COLOR)
     found = []
-    for number in chosen.tolist():
+    for number in np.argsort(-energy, kind="stable")[:count].tolist():
+        if not energy[number]:
+            break
         activity = codes[:, number]
         total = float(activity.sum())
-        if not carried[number]:
-            break
-        sums = np.bincount(colours, activity, NO_COLOUR + 1)[:NO_COLOUR]
+        sums = np.bincount(colors, activity, NO_COLOR + 1)[:NO_COLOR]
         most = int(sums.argmax())
         found.append(
             Feature(
                 number=number,
                 frequency=float(frequencies[number]),
-                colour=(COLOURS[most], float(sums[most]) / total),
+                color=(COLORS[most], float(sums[most]) / total),
                 in_outputs=float(activity[cells[:, 1] == 1].sum()) / total,
                 activity=activity,
                 grids=list(_strongest(vectors, np.where(on_cell, activity, 0), grid_of, grids)),
@@ -94,14 +83,13 @@ def grid_features(
 
 def _strongest(
     vectors: Vectors, activity: NDArray[np.float32], grid_of: NDArray[np.int64], count: int
-) -> Iterator[Grid]:
-    """The grids with the most active cells, of as many tasks."""
+) -> Iterator[NDArray[np.int64]]:
+    """Yield the grids with the most active cells, of different tasks."""
     seen: set[str] = set()
     for place in np.argsort(-activity, kind="stable").tolist():
         if activity[place] <= 0 or len(seen) == count:
             return
-        sample = int(vectors.places.samples[place])
-        if (task := vectors.dataset.task_id(sample)) not in seen:
+        task = vectors.shards.task_id(int(vectors.places.samples[place]))
+        if task not in seen:
             seen.add(task)
-            cells = np.flatnonzero(grid_of == grid_of[place])
-            yield Grid(vectors.dataset.sample_id(sample), cells)
+            yield np.flatnonzero(grid_of == grid_of[place])

@@ -1,4 +1,4 @@
-"""An autoencoder trained on a layer of a dataset, and judged on tasks that it never saw."""
+"""Training of an autoencoder on a site of a dataset, and its evaluation on held-out tasks."""
 
 from __future__ import annotations
 
@@ -6,30 +6,34 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from numpy.typing import NDArray
+from safetensors.numpy import save
 
 from activation_dataset import ActivationDataset
-from activation_dataset.exporters.safetensors_file import Tensor, write_tensors
 from activation_dataset.reading.vectors import Vectors
 from activation_dataset.sites import Site, hook_name
 from examples.held_out import Split, read, split, training_batches
-from examples.judge import codes_of, explained_by, explained_by_components
 from examples.sparse_autoencoder import Settings, TopKAutoencoder, train
 
 _EVERY = 50
-# What is judged while it trains; at the end, all that was read of the held-out tasks is.
+# Number of held-out vectors to evaluate on during training; `evaluate` uses all that were read.
 _FEW = 4096
+_ROWS = 4096
+
+_encode = nnx.jit(TopKAutoencoder.encode)
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where the training is.
+    """Progress of a training.
 
     Attributes:
-        step: steps done.
+        step: number of steps.
         unexplained: share of the variance of the last batches that was not explained.
-        explained: share of the variance that is explained of some held-out vectors.
+        explained: explained variance of some held-out vectors.
     """
 
     step: int
@@ -37,90 +41,113 @@ class Progress:
     explained: float
 
 
-@dataclass(eq=False)
-class Fit:
-    """An autoencoder of a layer. Iterate it to train; then `judge` it.
-
-        fit = Fit(ActivationDataset("demo-tokens"), 12, Settings(features=256))
-        for progress in fit:
-            print(progress)
-        print(fit.judge())
-
-    Attributes:
-        learnt: vectors to learn from; some of them if they are many.
-        judged: vectors of the held-out tasks, likewise.
-        history: of the training.
-    """
-
-    dataset: ActivationDataset
-    layer: Site
-    settings: Settings
-    split: Split = field(init=False)
-    learnt: Vectors = field(init=False)
-    judged: Vectors = field(init=False)
-    model: TopKAutoencoder = field(init=False)
-    history: list[Progress] = field(default_factory=list, init=False)
-
-    def __post_init__(self) -> None:
-        self.split = split(self.dataset, self.settings.seed)
-        self.learnt = read(self.dataset, self.layer, self.split.train)
-        self.judged = read(self.dataset, self.layer, self.split.held_out)
-        self.model = TopKAutoencoder(self.learnt.values.mean(axis=0), self.settings)
-
-    def __iter__(self) -> Iterator[Progress]:
-        """Trains from the start, and says now and then how it goes."""
-        settings = self.settings
-        batches = training_batches(
-            self.dataset, self.layer, self.split.train, settings.batch_size, settings.seed
-        )
-        recent: list[float] = []
-        for step, unexplained in enumerate(train(self.model, batches, settings), 1):
-            recent.append(unexplained)
-            if step % _EVERY == 0 or step == settings.steps:
-                explained = explained_by(self.model, self.judged.values[:: self._stride()])
-                self.history.append(Progress(step, float(np.mean(recent)), explained))
-                recent.clear()
-                yield self.history[-1]
-
-    def judge(self) -> Judgement:
-        """What it is worth, on the held-out tasks."""
-        values = self.judged.values
-        codes = codes_of(self.model, values)
-        components = explained_by_components(self.learnt.values, values, self.settings.active)
-        idle = np.asarray(self.model.idle[...])
-        dead = int(np.sum(idle >= self.settings.idle_steps))
-        return Judgement(explained_by(self.model, values), components, dead, codes)
-
-    def save(self, path: Path) -> None:
-        """Writes encoder, bias, decoder and origin as safetensors; they are for scaled vectors."""
-        names = ("encoder", "bias", "decoder", "origin")
-        arrays = {name: np.asarray(getattr(self.model, name)[...]) for name in names}
-        tensors = [Tensor(name, each.dtype, each.shape, [each]) for name, each in arrays.items()]
-        metadata = {
-            "model_name": self.dataset.metadata.run.model_name,
-            "hook_name": hook_name(self.layer),
-            "k": str(self.settings.active),
-            "normalise": "sae_lens",
-        }
-        with open(path, "wb") as stream:
-            write_tensors(stream, tensors, metadata)
-
-    def _stride(self) -> int:
-        return max(1, len(self.judged) // _FEW)
-
-
 @dataclass(frozen=True, eq=False)
-class Judgement:
-    """What an autoencoder is worth.
+class Evaluation:
+    """Evaluation on held-out vectors.
 
     Attributes:
-        explained: share of the variance that it explains of the held-out vectors.
-        by_components: what as many principal components as it has active features explain.
-        dead: features that training left dead.
-        codes: [vectors, features] float32, the features of the held-out vectors.
+        explained: explained variance.
+        by_components: explained variance of as many principal components as active features.
+        dead: number of features that were dead at the end of the training.
+        codes: [vectors, features] float32, features of the held-out vectors.
     """
 
     explained: float
     by_components: float
     dead: int
     codes: NDArray[np.float32]
+
+
+@dataclass(eq=False)
+class Fit:
+    """An autoencoder of a site. Iterate over it to train it, then call `evaluate`.
+
+        fit = Fit(ActivationDataset("demo-tokens"), 12, Settings(features=256))
+        for progress in fit:
+            print(progress)
+        print(fit.evaluate())
+
+    Attributes:
+        training: training vectors, or the first of them.
+        held_out: vectors of the held-out tasks, or the first of them.
+        history: progress of the training.
+    """
+
+    dataset: ActivationDataset
+    site: Site
+    settings: Settings
+    split: Split = field(init=False)
+    training: Vectors = field(init=False)
+    held_out: Vectors = field(init=False)
+    model: TopKAutoencoder = field(init=False)
+    history: list[Progress] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        self.split = split(self.dataset, self.settings.seed)
+        self.training = read(self.dataset, self.site, self.split.train)
+        self.held_out = read(self.dataset, self.site, self.split.held_out)
+        self.model = TopKAutoencoder(self.training.values.mean(axis=0), self.settings)
+
+    def __iter__(self) -> Iterator[Progress]:
+        """Train, and yield the progress every 50 steps."""
+        settings = self.settings
+        batches = training_batches(
+            self.dataset, self.site, self.split.train, settings.batch_size, settings.seed
+        )
+        some = self.held_out.values[:: max(1, len(self.held_out) // _FEW)]
+        recent: list[float] = []
+        for step, unexplained in enumerate(train(self.model, batches, settings), 1):
+            recent.append(unexplained)
+            if step % _EVERY == 0 or step == settings.steps:
+                explained = explained_variance(some, self._decode(self._codes(some)))
+                self.history.append(Progress(step, float(np.mean(recent)), explained))
+                recent.clear()
+                yield self.history[-1]
+
+    def evaluate(self) -> Evaluation:
+        """Evaluate the autoencoder on the held-out tasks."""
+        values = self.held_out.values
+        codes = self._codes(values)
+        components = explained_by_components(self.training.values, values, self.settings.active)
+        dead = int(np.sum(np.asarray(self.model.idle[...]) >= self.settings.idle_steps))
+        explained = explained_variance(values, self._decode(codes))
+        return Evaluation(explained, components, dead, codes)
+
+    def save(self, path: Path) -> None:
+        """Write encoder, bias, decoder and origin, for scaled vectors, as safetensors."""
+        names = ("encoder", "bias", "decoder", "origin")
+        tensors = {name: np.asarray(getattr(self.model, name)[...]) for name in names}
+        metadata = {
+            "model_name": self.dataset.metadata.run.model_name,
+            "hook_name": hook_name(self.site),
+            "k": str(self.settings.active),
+            "normalize": "sae_lens",
+        }
+        path.write_bytes(save(tensors, metadata))
+
+    def _codes(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the features [n, features] of vectors [n, hidden]."""
+        parts = (vectors[start : start + _ROWS] for start in range(0, len(vectors), _ROWS))
+        return np.concatenate([np.asarray(_encode(self.model, jnp.asarray(p))) for p in parts])
+
+    def _decode(self, codes: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.asarray(self.model.decode(jnp.asarray(codes)))
+
+
+def explained_variance(vectors: NDArray[np.float32], decoded: NDArray[np.float32]) -> float:
+    """Return 1 - sum of |x - x'|^2 / sum of |x - mean|^2, over vectors [n, hidden]."""
+    variance = np.sum((vectors - vectors.mean(axis=0)) ** 2, dtype=np.float64)
+    return 1 - float(np.sum((vectors - decoded) ** 2, dtype=np.float64) / variance)
+
+
+def explained_by_components(
+    train: NDArray[np.float32], held_out: NDArray[np.float32], count: int
+) -> float:
+    """Return the explained variance of `held_out` by the first principal components of `train`.
+
+    No other set of `count` directions shared by all vectors explains more of `train`.
+    """
+    mean = train.mean(axis=0)
+    _, directions = np.linalg.eigh(np.cov(train, rowvar=False))
+    first = directions[:, -count:].astype(np.float32)
+    return explained_variance(held_out, (held_out - mean) @ first @ first.T + mean)

@@ -1,4 +1,4 @@
-"""Which vectors an autoencoder learns from, and which it is judged on."""
+"""Split of a dataset into vectors to train on and vectors to evaluate on, and how to read them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from activation_dataset import ActivationDataset
-from activation_dataset.frontends.jax_devices import DeviceBatches
+from activation_dataset.frontends import DeviceBatches
 from activation_dataset.reading.vectors import Vectors
 from activation_dataset.reporting.summary import OUTLIER_FACTORS
 from activation_dataset.sites import Site
@@ -19,16 +19,17 @@ SHARE = 0.2
 """Share of the tasks that is held out."""
 
 MOST = 1 << 16
-"""Vectors that are held in memory at a time, about."""
+"""Largest number of vectors that `read` returns."""
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Whole tasks are held out, with all their variants: nothing learnt is like what is judged.
+    """Whole tasks are held out with all their variants, so that no held-out vector is like one of
+    the training vectors.
 
     Attributes:
         train, held_out: [n] int64, ascending numbers of vectors.
-        tasks: ids of the tasks that are held out.
+        tasks: ids of the held-out tasks.
     """
 
     train: NDArray[np.int64]
@@ -37,53 +38,52 @@ class Split:
 
 
 def split(dataset: ActivationDataset, seed: int = 0) -> Split:
-    """Holds out a fifth of the tasks.
+    """Hold out a fifth of the tasks.
 
     Raises:
-        ValueError: there are not two tasks.
+        ValueError: the dataset has fewer than two tasks.
     """
-    task_of = [dataset.task_id(sample) for sample in range(len(dataset))]
+    indexes = [dataset.index(shard) for shard in range(len(dataset.metadata.shards))]
+    task_of = [task for index in indexes for task in index.task_ids]
     tasks = sorted(set(task_of))
     if len(tasks) < 2:
         raise ValueError(f"{dataset.path} has the tasks {tasks}, expected at least two")
     count = max(1, round(SHARE * len(tasks)))
     chosen = sorted(np.random.default_rng(seed).permutation(tasks)[:count].tolist())
-    shards = range(len(dataset.metadata.shards))
-    vectors = np.concatenate([dataset.index(shard).vector_counts for shard in shards])
+    vectors = np.concatenate([index.vector_counts for index in indexes])
     held_out = np.repeat(np.isin(task_of, chosen), vectors)
     return Split(np.flatnonzero(~held_out), np.flatnonzero(held_out), tuple(chosen))
 
 
 def training_batches(
-    dataset: ActivationDataset, layer: Site, numbers: NDArray[np.int64], batch_size: int, seed: int
+    dataset: ActivationDataset, site: Site, numbers: NDArray[np.int64], batch_size: int, seed: int
 ) -> Iterator[Any]:
-    """Shuffled batches without end, jax.Arrays of [batch_size, hidden] float32.
+    """Yield shuffled batches without end, jax.Arrays [batch_size, hidden] float32.
 
     Raises:
-        ValueError: there are too few vectors for a batch.
+        ValueError: there are fewer vectors than a batch.
     """
     if len(numbers) < batch_size:
         raise ValueError(
-            f"{len(numbers)} vectors to learn from make no batch of {batch_size}: make the dataset "
-            "with --pooling none, or ask for a smaller --batch_size"
+            f"{len(numbers)} training vectors are fewer than a batch of {batch_size}: make the "
+            "dataset with --pooling none, or use a smaller --batch_size"
         )
-    batches = DeviceBatches(
-        dataset.batches(layer, batch_size, seed=seed, only=numbers, **_options(dataset, layer))
-    )
+    options = _options(dataset, site)
+    batches = DeviceBatches(dataset.batches(site, batch_size, seed=seed, only=numbers, **options))
     while True:
         yield from (batch.values for batch in batches)
 
 
-def read(dataset: ActivationDataset, layer: Site, numbers: NDArray[np.int64]) -> Vectors:
-    """The vectors of those numbers, in order; a run of them from the front if they are many."""
+def read(dataset: ActivationDataset, site: Site, numbers: NDArray[np.int64]) -> Vectors:
+    """Return the vectors with these numbers in order; the first MOST of them if there are more."""
     numbers = numbers[:MOST]
-    options = _options(dataset, layer)
-    (batch,) = dataset.batches(layer, len(numbers), only=numbers, drop_last=False, **options)
+    options = _options(dataset, site)
+    (batch,) = dataset.batches(site, len(numbers), only=numbers, drop_last=False, **options)
     order = np.argsort(batch.numbers)
     return Vectors(batch.values[order], batch.numbers[order], dataset)
 
 
-def _options(dataset: ActivationDataset, layer: Site) -> dict[str, Any]:
-    """Scaled to a mean norm of sqrt(hidden); without the sinks, which would be all of the loss."""
-    bound = OUTLIER_FACTORS[0] * dataset.metadata.statistics[layer].norm_histogram.median
-    return {"normalise": "sae_lens", "norms": (0, bound)}
+def _options(dataset: ActivationDataset, site: Site) -> dict[str, Any]:
+    """Scale to a mean norm of sqrt(hidden), without the sinks, which would dominate the loss."""
+    bound = OUTLIER_FACTORS[0] * dataset.metadata.statistics[site].norm_histogram.median
+    return {"normalize": "sae_lens", "norms": (0, bound)}

@@ -1,4 +1,4 @@
-"""An autoencoder on one page: HTML that needs no other file and no network."""
+"""Page about an autoencoder: HTML that needs no other file and no network."""
 
 from __future__ import annotations
 
@@ -10,42 +10,42 @@ from html import escape
 import numpy as np
 
 from activation_dataset.reporting import charts
-from activation_dataset.reporting.grid_figure import NOTHING, colours_of, grid_drawing
+from activation_dataset.reporting.grid_figure import NOTHING, colors_of, grid_drawing
 from activation_dataset.reporting.page import Section, page
 from activation_dataset.sites import hook_name, site_label
 from examples.features import Feature, grid_features
-from examples.fit import Fit, Judgement
+from examples.fit import Evaluation, Fit
 
 _FEATURES_SHOWN = 12
 
 
-def sae_page(fit: Fit, judgement: Judgement) -> str:
-    """The page of an autoencoder that was trained."""
+def sae_page(fit: Fit, result: Evaluation) -> str:
+    """Return the page of a trained autoencoder."""
     run, settings = fit.dataset.metadata.run, fit.settings
     weights = " with random weights" if run.weights.get("random") else ""
     tasks = ", ".join(fit.split.tasks[:8]) + ", …" * (len(fit.split.tasks) > 8)
-    details = json.dumps({"layer": fit.layer} | asdict(settings), indent=2)
+    details = json.dumps({"layer": fit.site} | asdict(settings), indent=2)
     return page(
-        f"Sparse autoencoder of layer {site_label(fit.layer)}",
-        f"Activations of {run.model_name}{weights}, {hook_name(fit.layer)}, as sums of "
-        f"{settings.active} of {settings.features:,} directions; judged on tasks that it never "
-        f"saw: {tasks}.",
-        _tiles(fit, judgement),
-        [_loss(fit), _explained(fit, judgement), *_frequencies(judgement), _grids(fit, judgement)],
+        f"Sparse autoencoder of layer {site_label(fit.site)}",
+        f"Activations of {run.model_name}{weights}, {hook_name(fit.site)}, as sums of "
+        f"{settings.active} of {settings.features:,} directions, evaluated on held-out "
+        f"tasks: {tasks}.",
+        _tiles(fit, result),
+        [_loss(fit), _explained(fit, result), *_frequencies(result), _grids(fit, result)],
         f"Of {fit.dataset.path}. Variance is explained as 1 - sum of |x - x'|² / sum of "
         "|x - mean|², over vectors of tasks that were held out whole, with all their variants.",
         f"<details><summary>How it was trained</summary><pre>{escape(details)}</pre></details>",
     )
 
 
-def _tiles(fit: Fit, judgement: Judgement) -> Iterator[tuple[str, str, str]]:
+def _tiles(fit: Fit, result: Evaluation) -> Iterator[tuple[str, str, str]]:
     settings = fit.settings
-    yield "explained variance", f"{judgement.explained:.1%}", "of the held-out vectors"
-    yield "principal components", f"{judgement.by_components:.1%}", f"by {settings.active} of them"
+    yield "explained variance", f"{result.explained:.1%}", "of the held-out vectors"
+    yield "principal components", f"{result.by_components:.1%}", f"by {settings.active} of them"
     yield "features", f"{settings.features:,}", f"{settings.active} active at a time"
-    yield "dead features", f"{judgement.dead:,}", f"idle in the last {settings.idle_steps} steps"
-    yield "learnt from", f"{len(fit.split.train):,}", "vectors"
-    yield "judged on", f"{len(fit.judged):,}", f"vectors of {len(fit.split.tasks):,} tasks"
+    yield "dead features", f"{result.dead:,}", f"idle in the last {settings.idle_steps} steps"
+    yield "trained on", f"{len(fit.split.train):,}", "vectors"
+    yield "evaluated on", f"{len(fit.held_out):,}", f"vectors of {len(fit.split.tasks):,} tasks"
 
 
 def _loss(fit: Fit) -> Section:
@@ -55,31 +55,31 @@ def _loss(fit: Fit) -> Section:
     return Section("Loss", text, chart)
 
 
-def _explained(fit: Fit, judgement: Judgement) -> Section:
+def _explained(fit: Fit, result: Evaluation) -> Section:
     components = f"{fit.settings.active} principal components"
     series = [
         ("autoencoder", [each.explained for each in fit.history]),
-        (components, [judgement.by_components] * len(fit.history)),
+        (components, [result.by_components] * len(fit.history)),
     ]
     chart = charts.curves(_steps(fit), series, "explained variance by step", "step")
     text = "Share of the variance of held-out vectors that is explained."
     return Section("Explained variance", text, chart + charts.key([name for name, _ in series]))
 
 
-def _frequencies(judgement: Judgement) -> Iterator[Section]:
-    active = (judgement.codes > 0).sum(axis=0)
+def _frequencies(result: Evaluation) -> Iterator[Section]:
+    active = (result.codes > 0).sum(axis=0)
     used = active[active > 0]
     if len(used):
-        in_many = np.maximum(1, np.rint(used / len(judgement.codes) * 10_000)).astype(np.int64)
+        in_many = np.maximum(1, np.rint(used / len(result.codes) * 10_000)).astype(np.int64)
         marks = {"median": float(np.median(in_many))}
         label = "features by how often they are active"
         chart = charts.histogram(in_many, label, "of 10,000 tokens", marks)
-        text = f"{len(used):,} features are active on held-out vectors, each on so many of them."
+        text = f"{len(used):,} features are active on held-out vectors, counted here by frequency."
         yield Section("How often features are active", text, chart)
 
 
-def _grids(fit: Fit, judgement: Judgement) -> Section:
-    found = grid_features(fit.judged, judgement.codes, _FEATURES_SHOWN)
+def _grids(fit: Fit, result: Evaluation) -> Section:
+    found = grid_features(fit.held_out, result.codes, _FEATURES_SHOWN)
     title = "Features on grids"
     if not found:
         text = "Nothing to draw: the vectors show no cells of grids. Use a dataset of every token."
@@ -87,35 +87,35 @@ def _grids(fit: Fit, judgement: Judgement) -> Section:
     text = (
         "The features that carry most on grids, of those that are active on a tenth of the tokens "
         "or fewer; each where it is strongest in each of some held-out tasks. Cells have their own "
-        "colours; the brighter the square in a cell, the more active is the feature there."
+        "colors; the brighter the square in a cell, the more active is the feature there."
     )
     html = "".join(_figure(fit, feature) for feature in found)
     return Section(title, text, f'<div class="cards">{html}</div>', wide=True)
 
 
 def _figure(fit: Fit, feature: Feature) -> str:
-    places = fit.judged.places
+    places = fit.held_out.places
     strongest = float(feature.activity.max())
     drawings = []
     for grid in feature.grids:
-        activity = feature.activity[grid.cells]
+        activity = feature.activity[grid]
         heat = charts.heat(activity.astype(np.float64), 0, strongest)
         levels = [
             charts.LEVELS[level] if value > 0 else NOTHING
             for level, value in zip(heat.tolist(), activity.tolist(), strict=True)
         ]
-        cells = places.cells[grid.cells, 2:].astype(np.int64)
-        colours = colours_of(places.token_ids[grid.cells])
-        drawing = grid_drawing(cells, colours, "".join(levels))
-        origin = fit.dataset.trace(int(fit.judged.numbers[grid.cells[0]]))
+        cells = places.cells[grid, 2:].astype(np.int64)
+        colors = colors_of(places.token_ids[grid])
+        drawing = grid_drawing(cells, colors, "".join(levels))
+        origin = fit.dataset.trace(int(fit.held_out.numbers[grid[0]]))
         pair = "the test" if origin.example == "test" else f"example {origin.example}"
         caption = f"{origin.name.task_id}, {origin.role} of {pair}"
-        title = f"<span title='{escape(grid.sample_id)}'>{escape(caption)}</span>"
+        title = f"<span title='{escape(origin.sample_id)}'>{escape(caption)}</span>"
         drawings.append(f'<div class="pair">{title}{drawing}</div>')
-    colour, share = feature.colour
+    color, share = feature.color
     return (
         f'<figure class="grids"><figcaption>feature {feature.number}</figcaption>'
-        f"<p>on {feature.frequency:.1%} of tokens; of its activity {share:.0%} on {colour} cells, "
+        f"<p>on {feature.frequency:.1%} of tokens; of its activity {share:.0%} on {color} cells, "
         f'{feature.in_outputs:.0%} in outputs</p><div class="pairs">{"".join(drawings)}</div>'
         "</figure>"
     )

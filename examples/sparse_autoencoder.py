@@ -1,4 +1,4 @@
-"""A TopK sparse autoencoder in JAX and Flax, after Gao et al. 2024 (arxiv.org/abs/2406.04093)."""
+"""TopK sparse autoencoder in JAX and Flax, after Gao et al. 2024 (arxiv.org/abs/2406.04093)."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Settings:
-    """How an autoencoder is trained.
+    """Settings of a training.
 
     Attributes:
-        features: of the dictionary.
-        active: how many of them are active at a time, the k of TopK.
-        steps, batch_size: of training; vectors of a batch.
-        learning_rate: Adam's, after a tenth of the steps; from there it falls to 0.
-        idle_steps: a feature that was not active for so many steps is dead.
-        revival: weight of the loss by which dead features learn what the others miss.
-        seed: of the first weights.
+        features: number of features of the dictionary.
+        active: number of active features of a vector, the k of TopK.
+        steps: number of training steps.
+        batch_size: vectors of a batch.
+        learning_rate: peak learning rate of Adam, after a tenth of the steps; it decays to 0.
+        idle_steps: number of steps without activity after which a feature is dead.
+        revival: weight of the loss that trains dead features on the residual of the others.
+        seed: seed of the initial weights and of the order of the vectors.
 
     Raises:
-        ValueError: more features are to be active than there are.
+        ValueError: `active` is not in 1..features.
     """
 
     features: int
@@ -45,13 +46,13 @@ class Settings:
 
 
 class TopKAutoencoder(nnx.Module):
-    """Vectors as sums of a few of many directions.
+    """Decomposition of vectors into sums of a few of many directions.
 
     Attributes:
-        encoder: [hidden, features] float32; at first the decoder, transposed.
+        encoder: [hidden, features] float32, initially the transposed decoder.
         bias: [features] float32.
-        decoder: [features, hidden] float32: the directions, of length 1.
-        origin: [hidden] float32, to which directions are added; at first the mean of the data.
+        decoder: [features, hidden] float32, directions of length 1.
+        origin: [hidden] float32, added to each sum, initially the mean of the data.
         idle: [features] int32, steps since each feature was active.
     """
 
@@ -66,23 +67,23 @@ class TopKAutoencoder(nnx.Module):
         self.idle = nnx.Variable(jnp.zeros(settings.features, jnp.int32))
 
     def responses(self, vectors: jax.Array) -> jax.Array:
-        """[n, features], at least 0: how much each feature would be active."""
+        """Return the activity of each feature before TopK, [n, features], at least 0."""
         return nnx.relu((vectors - self.origin[...]) @ self.encoder[...] + self.bias[...])
 
     def encode(self, vectors: jax.Array) -> jax.Array:
-        """[n, features], of which at most `active` of each row are not 0."""
+        """Return the codes, [n, features], with at most `active` nonzero elements in a row."""
         return strongest(self.responses(vectors), self.active)
 
     def decode(self, codes: jax.Array) -> jax.Array:
-        """[n, hidden] of codes [n, features]."""
+        """Return vectors [n, hidden] of codes [n, features]."""
         return codes @ self.decoder[...] + self.origin[...]
 
 
 def strongest(values: jax.Array, count: int) -> jax.Array:
-    """[n, features] at least 0, with all but the `count` largest of each row set to 0.
+    """Set all but the `count` largest elements of each row, [n, features] at least 0, to 0.
 
-    One maximum after the other: `jax.lax.top_k` sorts whole rows on a CPU, which takes ten times
-    longer than all the rest of a step.
+    It finds one maximum after the other: `jax.lax.top_k` sorts whole rows on a CPU, which takes ten
+    times as long as the rest of a training step.
     """
     fixed = jax.lax.stop_gradient(values)
 
@@ -100,7 +101,8 @@ def unit_rows(rows: jax.Array) -> jax.Array:
 def loss_of(
     model: TopKAutoencoder, vectors: jax.Array, settings: Settings
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """The loss of a batch; what is left unexplained of its variance; [features] who was active."""
+    """Return the loss of a batch, its unexplained share of variance, and which features [features]
+    were active."""
     responses = model.responses(vectors)
     codes = strongest(responses, settings.active)
     rest = vectors - model.decode(codes)
@@ -116,10 +118,10 @@ def loss_of(
 def train(
     model: TopKAutoencoder, batches: Iterable[jax.Array], settings: Settings
 ) -> Iterator[float]:
-    """Trains on `steps` of the batches, [batch_size, hidden] each.
+    """Train on `steps` of the batches, [batch_size, hidden] each.
 
     Yields:
-        After each step, the share of its batch's variance that was not explained before it.
+        The unexplained share of the variance of each step's batch, before the step.
     """
     warmup = max(1, settings.steps // 10)
     schedule = optax.warmup_cosine_decay_schedule(

@@ -1,4 +1,4 @@
-"""python -m examples.train_sae DATASET: a sparse autoencoder of a layer, and a page about it."""
+"""python -m examples.train_sae DATASET: train a sparse autoencoder, and write a page about it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _train(options: argparse.Namespace) -> None:
     dataset = ActivationDataset(options.dataset)
     count = len(dataset.layers)
     named = options.layer or dataset.sites[count // 2 - count]  # at the last hook point
-    layer = dataset.metadata.run.site(parse_site(str(named)))
+    site = dataset.metadata.run.site(parse_site(str(named)))
     settings = Settings(
         features=options.features or 4 * dataset.metadata.run.hidden_dim,
         active=options.active,
@@ -46,22 +46,22 @@ def _train(options: argparse.Namespace) -> None:
         learning_rate=options.learning_rate,
         seed=options.seed,
     )
-    fit = Fit(dataset, layer, settings)
-    print(f"layer {site_label(layer)}: {len(fit.split.train):,} vectors to learn from")
+    fit = Fit(dataset, site, settings)
+    print(f"layer {site_label(site)}: {len(fit.split.train):,} training vectors")
     print(f"held out: {', '.join(fit.split.tasks)}")
     for progress in fit:
         if progress.step % 200 == 0 or progress.step == settings.steps:
             print(f"step {progress.step:5}  explains {progress.explained:.1%}", flush=True)
-    judgement = fit.judge()
+    result = fit.evaluate()
     print(
-        f"{settings.active} of {settings.features} features explain {judgement.explained:.1%} of "
-        f"the variance of {len(fit.judged):,} held-out vectors,\n"
-        f"{settings.active} principal components {judgement.by_components:.1%}; "
-        f"{judgement.dead} features are dead"
+        f"{settings.active} of {settings.features} features explain {result.explained:.1%} of "
+        f"the variance of {len(fit.held_out):,} held-out vectors,\n"
+        f"{settings.active} principal components {result.by_components:.1%}; "
+        f"{result.dead} features are dead"
     )
     options.output.mkdir(parents=True, exist_ok=True)
     fit.save(options.output / "sae.safetensors")
-    (options.output / "report.html").write_text(sae_page(fit, judgement), "utf-8")
+    (options.output / "report.html").write_text(sae_page(fit, result), "utf-8")
     print(f"{options.output}/sae.safetensors, {options.output}/report.html")
 
 

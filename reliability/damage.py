@@ -1,10 +1,10 @@
-"""Flipped bits and cut files: verify must report each, with the file's name, and never a trace.
+"""Flipped bits and cut files: `verify` must report each by the file's name, without a traceback.
 
     python -m reliability.damage --flips 2000 --cuts 500 --seed 1
 
-A flip is drawn by where it lies (a record's length, the CRC of it, data, the CRC of that, the
-metadata), so that small places are hit as often as large ones. The reader is put
-to the same test: it must refuse what verify reports.
+Flips are drawn by the kind of byte that they hit (length of a record, CRC of the length, data, CRC
+of the data, metadata), so that small places are hit as often as large ones. The reader must refuse
+what `verify` reports.
 """
 
 from __future__ import annotations
@@ -16,41 +16,41 @@ import random
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
 from activation_dataset.__main__ import main as command
-from activation_dataset.reading.reader import ActivationDataset, DatasetError
+from activation_dataset.reading.reader import ActivationDataset
+from activation_dataset.reading.shards import DatasetError
 from activation_dataset.tfrecord import FOOTER_BYTES, HEADER_BYTES, CorruptRecordError
 from reliability.job import Job
 
 LENGTH_BYTES = 8
 
-Place = tuple[str, Path, range]
-"""What it is, the file, and the bytes that it takes."""
+Place = tuple[Path, range]
+"""A file, and bytes of it."""
 
 
-def places_of(dataset: Path) -> list[Place]:
-    """Every place of a dataset in which a bit can be flipped."""
-    places: list[Place] = []
-    for path in sorted(dataset.rglob("*.tfrecord")):
-        kind = "prompts" if path.parent.name == "prompts" else "layer"
-        for start, end in pairwise(_record_offsets(path.read_bytes())):
-            data, footer = start + HEADER_BYTES, end - FOOTER_BYTES
-            places += [
-                (f"{kind}: length", path, range(start, start + LENGTH_BYTES)),
-                (f"{kind}: CRC of the length", path, range(start + LENGTH_BYTES, data)),
-                (f"{kind}: data", path, range(data, footer)),
-                (f"{kind}: CRC of the data", path, range(footer, end)),
-            ]
+def places_of(dataset: Path) -> dict[str, list[Place]]:
+    """Places in which a bit can be flipped, by their kind."""
     metadata = dataset / "metadata.json"
-    return [*places, ("metadata", metadata, range(metadata.stat().st_size))]
+    places: dict[str, list[Place]] = {"metadata": [(metadata, range(metadata.stat().st_size))]}
+    for path in sorted(dataset.rglob("*.tfrecord")):
+        file = "prompts" if path.parent.name == "prompts" else "layer"
+        for start, end in pairwise(_record_offsets(path.read_bytes())):
+            length, data, footer = start + LENGTH_BYTES, start + HEADER_BYTES, end - FOOTER_BYTES
+            for kind, span in {
+                "length": range(start, length),
+                "CRC of the length": range(length, data),
+                "data": range(data, footer),
+                "CRC of the data": range(footer, end),
+            }.items():
+                places.setdefault(f"{file}: {kind}", []).append((path, span))
+    return places
 
 
 def _record_offsets(content: bytes) -> list[int]:
-    """Where each record of a TFRecord file starts, and the end."""
+    """Offsets of the records of a TFRecord file, and its size."""
     offsets = [0]
     while (start := offsets[-1]) < len(content):
         length = int.from_bytes(content[start : start + LENGTH_BYTES], "little")
@@ -58,22 +58,11 @@ def _record_offsets(content: bytes) -> list[int]:
     return offsets
 
 
-@contextmanager
-def content(path: Path, changed: bytes) -> Iterator[None]:
-    """A file with other content for a while."""
-    before = path.read_bytes()
-    path.write_bytes(changed)
-    try:
-        yield
-    finally:
-        path.write_bytes(before)
-
-
 def reported(dataset: Path) -> list[str]:
-    """What ``python -m activation_dataset verify`` prints; it must exit with 1 if anything.
+    """Lines that `python -m activation_dataset verify` prints about problems.
 
     Raises:
-      AssertionError: if the exit status does not fit.
+        AssertionError: the exit status does not fit them.
     """
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
@@ -84,76 +73,73 @@ def reported(dataset: Path) -> list[str]:
 
 
 def is_refused(dataset: Path, file: str) -> bool:
-    """Whether reading a file of a dataset to its end fails as it should."""
+    """Returns True if a layer file, or the dataset, cannot be read to its end."""
     try:
         opened = ActivationDataset(dataset)
-        for layer in opened.layers:
-            for batch in opened.metadata.shards:
-                if batch.files[layer].path == file:
-                    for record in opened.records(layer, batch.shard):
+        for site in opened.sites:
+            for shard in opened.metadata.shards:
+                if shard.files[site].path == file:
+                    for record in opened.records(site, shard.shard):
                         _ = record.activation
     except (CorruptRecordError, DatasetError):
         return True
     return False
 
 
-def check_damage(dataset: Path, file: Path, what: str) -> None:
-    """
+def check(dataset: Path, path: Path, changed: bytes, what: str) -> None:
+    """Gives a file other content for a while, which must be reported and not be read.
+
     Raises:
-      AssertionError: if a damaged file is not reported by its name, or is read as if it were whole.
+        AssertionError: it was not reported by its name, or it was read.
     """
-    name = file.relative_to(dataset).as_posix()
-    lines = reported(dataset)
-    assert any(line.startswith(name) for line in lines), f"{what} in {name}: {lines}"
-    if not name.startswith("prompts/"):
-        assert is_refused(dataset, name), f"{what} in {name} was read"
+    name = path.relative_to(dataset).as_posix()
+    before = path.read_bytes()
+    path.write_bytes(changed)
+    try:
+        lines = reported(dataset)
+        assert any(line.startswith(f"{name}: ") for line in lines), f"{what} in {name}: {lines}"
+        assert name.startswith("prompts/") or is_refused(dataset, name), f"{what} in {name} is read"
+    finally:
+        path.write_bytes(before)
 
 
 def flip_bits(dataset: Path, flips: int, seed: int) -> Counter[str]:
-    """Flips one bit at a time; gives how many of each kind of place were reported."""
+    """Flips one bit at a time and returns the number of reported flips of each kind."""
     generator = random.Random(seed)
-    by_kind: dict[str, list[Place]] = {}
-    for place in places_of(dataset):
-        by_kind.setdefault(place[0], []).append(place)
     caught: Counter[str] = Counter()
     while caught.total() < flips:
-        for kind, places in by_kind.items():
-            _, path, span = generator.choice(places)
+        for kind, places in places_of(dataset).items():
+            path, span = generator.choice(places)
             byte, bit = generator.choice(span), generator.randrange(8)
             changed = bytearray(path.read_bytes())
             changed[byte] ^= 1 << bit
-            with content(path, bytes(changed)):
-                check_damage(dataset, path, f"bit {bit} of byte {byte} ({kind})")
+            check(dataset, path, bytes(changed), f"bit {bit} of byte {byte} ({kind})")
             caught[kind] += 1
     return caught
 
 
 def cut_files(dataset: Path, cuts: int, seed: int) -> int:
-    """Cuts one file at a time at a random place; gives how many cuts were reported."""
+    """Cuts one file at a time at a random place and returns the number of reported cuts."""
     generator = random.Random(seed)
     files = [*sorted(dataset.rglob("*.tfrecord")), dataset / "metadata.json"]
     for _ in range(cuts):
         path = generator.choice(files)
         whole = path.read_bytes()
         length = generator.randrange(len(whole))
-        with content(path, whole[:length]):
-            check_damage(dataset, path, f"cut at {length} of {len(whole)}")
+        check(dataset, path, whole[:length], f"cut at {length} of {len(whole)}")
     return cuts
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--flips", type=int, default=2000)
     parser.add_argument("--cuts", type=int, default=500)
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="damage-") as name:
-        folder = Path(name)
-        job = Job(
-            folder / "compiled", flags=("--layers_to_extract", "0-2", "--samples_per_shard", "2")
-        )
-        dataset = folder / "out"
-        job.complete(dataset)
+        dataset = Path(name) / "out"
+        flags = ("--layers_to_extract", "0-2", "--samples_per_shard", "2")
+        Job(Path(name) / "compiled", flags=flags).complete(dataset)
         assert not reported(dataset)
         started = time.monotonic()
         caught = flip_bits(dataset, arguments.flips, arguments.seed)

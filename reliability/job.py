@@ -1,4 +1,4 @@
-"""The job as its user starts it: a process group of its own, so that all of it can be killed."""
+"""The job as a user starts it, in a process group of its own, so that all of it can be killed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from activation_dataset.verifying.dataset import Problem, verify
+from activation_dataset.format import is_partial_file
 
 ROOT = Path(__file__).parents[1]
 TASKS = tuple(
@@ -24,15 +24,18 @@ MANY_FILES = (
     *("--layers_to_extract", "all", "--pooling", "none", "--storage_dtype", "bfloat16"),
     *("--samples_per_shard", "1", "--batch_size", "1"),
 )
-"""A shard for each of the five prompts, in 24 layers: 125 files, 3.6 MB."""
+"""A shard for each of the five prompts, in 24 layers: 125 data files of 3.6 MB in all."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A command, but for its output folder.
+    """A command without its output folder.
 
     Attributes:
-      cache: where compiled programs are kept; warm after the first run.
+        cache: folder of compiled programs, warm after the first run.
+        tasks: files of tasks.
+        model: value of --model_path.
+        flags: all other flags.
     """
 
     cache: Path
@@ -40,20 +43,20 @@ class Job:
     model: str = "random:tiny"
     flags: Sequence[str] = MANY_FILES
 
-    def command(self, out: Path) -> list[str]:
+    def arguments(self, out: Path) -> list[str]:
+        """Arguments of `python -m beam_pipeline`."""
         return [
-            *(sys.executable, "-m", "beam_pipeline", "--model_path", self.model),
-            *("--tasks_file", *self.tasks, "--output_dir", str(out)),
-            *("--compile_cache", str(self.cache), *self.flags),
+            *("--model_path", self.model, "--tasks_file", *self.tasks),
+            *("--output_dir", str(out), "--compile_cache", str(self.cache), *self.flags),
         ]
 
     def start(
         self, out: Path, *more: str, environment: Mapping[str, str] | None = None
     ) -> subprocess.Popen[str]:
-        """Starts it in a new session; what it prints is kept."""
+        """Starts the job in a new session and keeps what it prints."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith("JAX_COM")}
         return subprocess.Popen(
-            [*self.command(out), *more],
+            [sys.executable, "-m", "beam_pipeline", *self.arguments(out), *more],
             cwd=ROOT,
             env={**kept, "JAX_PLATFORMS": "cpu", "NO_GCE_CHECK": "true", **(environment or {})},
             stdout=subprocess.PIPE,
@@ -65,41 +68,45 @@ class Job:
     def run(
         self, out: Path, *more: str, environment: Mapping[str, str] | None = None
     ) -> tuple[int, str]:
-        """Runs it to its end: the exit status and what it wrote to stderr."""
+        """Runs the job to its end and returns its exit status and what it wrote to stderr."""
         process = self.start(out, *more, environment=environment)
         _, errors = process.communicate()
         return process.returncode, errors
 
     def complete(self, out: Path, *more: str) -> None:
-        """Runs it to a complete dataset.
+        """Runs the job to a complete dataset.
 
         Raises:
-          AssertionError: if it fails.
+            AssertionError: the job failed.
         """
         status, errors = self.run(out, *more)
         assert status == 0, f"exit status {status}: {errors}"
 
 
 def digests(out: Path) -> dict[str, str]:
-    """File to SHA-256 of all that is in a folder."""
-    return {
-        path.relative_to(out).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(out.rglob("*"))
-        if path.is_file()
-    }
+    """SHA-256 of every file in a folder, by path."""
+    found = {}
+    for path in sorted(out.rglob("*")):
+        if path.is_file():
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            found[path.relative_to(out).as_posix()] = digest
+    return found
 
 
-def damage(out: Path) -> list[Problem]:
-    """What verify finds wrong that a run which was cut off may not leave behind.
+def broken(out: Path, expected: Mapping[str, str]) -> list[str]:
+    """Names of files that an interrupted run must not leave behind.
 
-    It may leave files out and partial files lying about; a file that has its name must be whole,
-    and `metadata.json` may be there only if nothing at all is wrong.
+    Files may be missing, and partial files may be left, unless metadata.json is there. All others
+    must be those of an undisturbed run.
+
+    Args:
+        expected: the digests of an undisturbed run.
     """
-    problems = verify(out).problems if out.exists() else ()
-    if (out / "metadata.json").exists():
-        return list(problems)
+    found = digests(out)
+    if "metadata.json" in found:
+        return sorted(set(found.items()) ^ set(expected.items()))  # type: ignore[arg-type]
     return [
-        problem
-        for problem in problems
-        if not problem.what.startswith(("missing", "left behind by a writer"))
+        name
+        for name, digest in found.items()
+        if name != "claim.json" and not is_partial_file(name) and digest != expected.get(name)
     ]

@@ -114,4 +114,5 @@ def _metadata(dataset: ActivationDataset, site: Site) -> dict[str, str]:
 
 def _save(tensors: Mapping[str, NDArray[Any]], path: Path, metadata: Mapping[str, str]) -> None:
     library = exporters.required("safetensors.numpy", "this export needs the library safetensors")
-    library.save_file(dict(tensors), path, metadata=dict(metadata))
+    # Files of `save_file` would be readable by their owner only.
+    path.write_bytes(library.save(dict(tensors), metadata=dict(metadata)))

@@ -23,14 +23,8 @@ DEFAULT_WINDOW = 1 << 16
 
 @dataclass(frozen=True)
 class Position:
-    """Position in the stream of batches.
-
-    Attributes:
-        epoch: number of the epoch.
-        window: number of the window in this reader's part of the epoch.
-        row: vectors of the window given out so far.
-        rows: vectors of the epoch given out so far.
-    """
+    """Position in the stream: epoch, window of this reader, and vectors of the window (`row`) and
+    of the epoch (`rows`) that were given out so far."""
 
     epoch: int = 0
     window: int = 0
@@ -156,7 +150,7 @@ class Batches:
         return {"stream": self._stream, **asdict(self._position)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue at a saved position: the next batches are those that would have followed there.
+        """Continue at a saved position with the batches that would have followed there.
 
         Dtype, normalization, batch size and, without `norms`, the sites may differ.
 

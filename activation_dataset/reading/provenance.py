@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Literal, get_args
@@ -93,114 +93,8 @@ class Origin:
         return f"{token}, {self.role} of {pair}, row {self.row}, column {self.col}"
 
 
-@dataclass(frozen=True)
-class TokenQuery:
-    """Properties of the wanted tokens; None matches any.
-
-    Attributes:
-        task: id of the task or document. Ids can repeat in other files: see `source`.
-        source: file of the task or document.
-        test: number of the test input.
-        sample: id of the sample.
-        role: content of the token.
-        example: pair of the cell.
-        row, col: position of the cell, from 0.
-
-    Raises:
-        ValueError: no token can have a value.
-    """
-
-    task: str | None = None
-    source: str | None = None
-    test: int | None = None
-    sample: str | None = None
-    role: Role | None = None
-    example: Example | None = None
-    row: int | None = None
-    col: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.role is not None and self.role not in get_args(Role):
-            raise ValueError(f"role is {self.role!r}, expected one of {', '.join(get_args(Role))}")
-        for name in ("test", "example", "row", "col"):
-            value = getattr(self, name)
-            if isinstance(value, int) and value < 0:
-                raise ValueError(f"{name} is {value}, expected a number from 0")
-        if isinstance(self.example, str) and self.example != "test":
-            raise ValueError(f'example is {self.example!r}, expected a number from 0, or "test"')
-        if self.role == "text" and self._cell != (None, None, None):
-            raise ValueError("a token of text has no example, row or column")
-
-    @property
-    def _cell(self) -> tuple[Example | None, int | None, int | None]:
-        return self.example, self.row, self.col
-
-    @property
-    def selects_tokens(self) -> bool:
-        """True if the query tells tokens of one prompt apart."""
-        return (self.role, *self._cell) != (None,) * 4
-
-    def samples(self, index: ShardIndex) -> NDArray[np.bool_]:
-        """Return the samples of a shard that match, [samples] bool."""
-        ids = zip(index.sample_ids, index.task_ids, strict=True)
-        return np.array([self._matches(*each) for each in ids], np.bool_)
-
-    def tokens(self, cells: NDArray[np.int16]) -> NDArray[np.bool_]:
-        """Return the tokens that match, [n] bool, given the cells [n, 4] int16 that they show."""
-        chosen = np.ones(len(cells), np.bool_)
-        if self.selects_tokens:
-            shows_cell = cells[:, 1] >= 0
-            chosen = ~shows_cell if self.role == "text" else shows_cell
-        example = TEST_PAIR if self.example == "test" else self.example
-        role = ROLES.index(self.role) if self.role in ROLES else None
-        for column, wanted in enumerate((example, role, self.row, self.col)):
-            if wanted is not None:
-                chosen &= cells[:, column] == wanted
-        return chosen
-
-    def _matches(self, sample_id: str, task_id: str) -> bool:
-        if self.task not in (None, task_id) or self.sample not in (None, sample_id):
-            return False
-        if self.source is None and self.test is None:
-            return True
-        name = SampleName.of(sample_id, task_id)
-        return self.source in (None, name.source) and self.test in (None, name.test)
-
-
-def where(shards: Shards, query: TokenQuery) -> NDArray[np.int64]:
-    """Return the numbers of the vectors whose tokens match a query, [n] int64, ascending.
-
-    Raises:
-        ValueError: the query selects tokens, but the vectors are means over prompts; or the dataset
-            does not have the task, source or sample.
-    """
-    if query.selects_tokens and shards.kind.pooling == "mean":
-        raise ValueError(
-            "the vectors of this dataset are means over prompts (pooling mean), which belong to no "
-            "token: query tasks, test inputs or samples only"
-        )
-    found = [np.empty(0, np.int64)]
-    indexes = [shards.index(shard) for shard in range(len(shards.metadata.shards))]
-    for shard, index in enumerate(indexes):
-        samples = query.samples(index)
-        if samples.any():
-            chosen = np.repeat(samples, index.vector_counts)
-            if query.selects_tokens:
-                pooled = index.pooling != "none"
-                chosen &= query.tokens(index.cells[index.token_ends - 1] if pooled else index.cells)
-            found.append(shards.shard_numbers(shard).start + np.flatnonzero(chosen))
-    numbers = np.concatenate(found)
-    if not len(numbers):
-        _check_names(indexes, query)
-    return numbers
-
-
 def trace(shards: Shards, number: int) -> Origin:
-    """Return the origin of a vector.
-
-    Raises:
-        IndexError: the number is not in 0..num_vectors - 1.
-    """
+    """Return the origin of a vector. Raises IndexError."""
     places = shards.locate([number])
     sample = int(places.samples[0])
     sample_id, task_id = shards.sample_id(sample), shards.task_id(sample)
@@ -216,13 +110,108 @@ def trace(shards: Shards, number: int) -> Origin:
     return Origin(number, sample, sample_id, name, *token, kind, pair, row, col)
 
 
-def _check_names(indexes: Sequence[ShardIndex], query: TokenQuery) -> None:
-    """Raise ValueError if a name in the query is not in the dataset, such as a misspelled one."""
-    ids = [each for index in indexes for each in zip(index.sample_ids, index.task_ids, strict=True)]
+def where(
+    shards: Shards,
+    *,
+    task: str | None = None,
+    source: str | None = None,
+    test: int | None = None,
+    sample: str | None = None,
+    role: Role | None = None,
+    example: Example | None = None,
+    row: int | None = None,
+    col: int | None = None,
+) -> NDArray[np.int64]:
+    """Return the numbers of the vectors of some tokens, [n] int64, ascending.
+
+    Args:
+        shards: the dataset.
+        task: id of the task or document. Ids can repeat in other files: see `source`.
+        source: file of the task or document.
+        test: number of the test input.
+        sample: id of the sample.
+        role: content of the token.
+        example: pair of the cell.
+        row, col: position of the cell, from 0.
+
+    Raises:
+        ValueError: no token can have a value; the dataset does not have the task, source or sample;
+            or tokens are selected, but the vectors are means over prompts.
+    """
+    cell = (example, row, col)
+    selects_tokens = (role, *cell) != (None,) * 4
+    _check(role, example, {"test": test, "row": row, "col": col})
+    if role == "text" and cell != (None,) * 3:
+        raise ValueError("a token of text has no example, row or column")
+    if selects_tokens and shards.kind.pooling == "mean":
+        raise ValueError(
+            "the vectors of this dataset are means over prompts (pooling mean), which belong to no "
+            "token: query tasks, test inputs or samples only"
+        )
+
+    def matches(sample_id: str, task_id: str) -> bool:
+        if task not in (None, task_id) or sample not in (None, sample_id):
+            return False
+        if source is None and test is None:
+            return True
+        name = SampleName.of(sample_id, task_id)
+        return source in (None, name.source) and test in (None, name.test)
+
+    found = [np.empty(0, np.int64)]
+    indexes = [shards.index(shard) for shard in range(len(shards.metadata.shards))]
+    for shard, index in enumerate(indexes):
+        chosen = np.repeat(
+            np.array([matches(*ids) for ids in _ids(index)], bool), index.vector_counts
+        )
+        if selects_tokens and chosen.any():
+            chosen &= _tokens(index, role, example, row, col)
+        found.append(shards.shard_numbers(shard).start + np.flatnonzero(chosen))
+    numbers = np.concatenate(found)
+    if not len(numbers):
+        _check_names(indexes, task, sample, source)
+    return numbers
+
+
+def _check(role: Role | None, example: Example | None, numbers: dict[str, int | None]) -> None:
+    if role is not None and role not in get_args(Role):
+        raise ValueError(f"role is {role!r}, expected one of {', '.join(get_args(Role))}")
+    if isinstance(example, str) and example != "test":
+        raise ValueError(f'example is {example!r}, expected a number from 0, or "test"')
+    if isinstance(example, int):
+        numbers = numbers | {"example": example}
+    for name, value in numbers.items():
+        if value is not None and value < 0:
+            raise ValueError(f"{name} is {value}, expected a number from 0")
+
+
+def _tokens(
+    index: ShardIndex, role: Role | None, example: Example | None, row: int | None, col: int | None
+) -> NDArray[np.bool_]:
+    """Return which vectors of a shard belong to matching tokens, [vectors] bool."""
+    cells = index.cells if index.pooling == "none" else index.cells[index.token_ends - 1]
+    shows_cell: NDArray[np.bool_] = cells[:, 1] >= 0
+    if role == "text":
+        return ~shows_cell
+    pair = TEST_PAIR if example == "test" else example
+    for column, wanted in enumerate((pair, None if role is None else ROLES.index(role), row, col)):
+        if wanted is not None:
+            shows_cell &= cells[:, column] == wanted
+    return shows_cell
+
+
+def _ids(index: ShardIndex) -> Iterator[tuple[str, str]]:
+    return zip(index.sample_ids, index.task_ids, strict=True)
+
+
+def _check_names(
+    indexes: Sequence[ShardIndex], task: str | None, sample: str | None, source: str | None
+) -> None:
+    """Raise ValueError if a name is not in the dataset, such as a misspelled one."""
+    ids = [each for index in indexes for each in _ids(index)]
     for what, wanted, known in (
-        ("task", query.task, {task_id for _, task_id in ids}),
-        ("sample", query.sample, {sample_id for sample_id, _ in ids}),
-        ("source", query.source, {SampleName.of(*each).source for each in ids}),
+        ("task", task, {task_id for _, task_id in ids}),
+        ("sample", sample, {sample_id for sample_id, _ in ids}),
+        ("source", source, {SampleName.of(*each).source for each in ids}),
     ):
         if wanted is not None and wanted not in known:
             some = get_close_matches(wanted, known, 3) or sorted(known)[:3]

@@ -1,4 +1,4 @@
-"""The grids of a prompt in ARC's colours, each cell with the norm of its token's vector in it."""
+"""Grids of a prompt in ARC's colors, with the norm of each token's vector in its cell."""
 
 from __future__ import annotations
 
@@ -10,101 +10,117 @@ import numpy as np
 from numpy.typing import NDArray
 
 from activation_dataset.prompts import ROLES, TEST_PAIR
-from activation_dataset.reporting.charts import LEVELS, heat
+from activation_dataset.reading.shards import Places
+from activation_dataset.reporting.charts import LEVELS, heat, ramp
 from activation_dataset.reporting.summary import OUTLIER_FACTORS, number
-from activation_dataset.reporting.survey import GridNorms
 
 OUTSIDE = "x"
-"""Stands for a norm of ten medians or more, as a level of heat."""
+"""Level of an outlier."""
 
 NOTHING = "-"
-"""Stands for a cell in which nothing is drawn, as a level of heat."""
+"""Level of a cell in which nothing is drawn."""
 
 FIRST_DIGIT = 15
-"""Token id of "0" in every byte-level BPE vocabulary that begins as GPT-2's, with the printable
-bytes in order, as Qwen's does. The other digits follow."""
+"""Token id of "0" in byte-level BPE vocabularies that begin like that of GPT-2, as Qwen's does. The
+other digits follow."""
 
-NO_COLOUR = 10
+NO_COLOR = 10
 
-
-def colours_of(token_ids: NDArray[np.int32]) -> NDArray[np.int64]:
-    """[n] colours 0..9 of the cells that tokens show, or NO_COLOUR where a token is no digit."""
-    colours = token_ids.astype(np.int64) - FIRST_DIGIT
-    return np.where((colours >= 0) & (colours < NO_COLOUR), colours, NO_COLOUR)
+_GRIDS_SHOWN = 2
+_LEAST_CELLS, _MOST_CELLS = 40, 900
 
 
-def grid_figure(grid: GridNorms, layers: Sequence[str], medians: Sequence[float]) -> str:
-    """The prompt's pairs of grids, and a slider for the layer.
+def colors_of(token_ids: NDArray[np.int32]) -> NDArray[np.int64]:
+    """[n] int64 colors 0..9 of the cells that tokens show, NO_COLOR if a token is not a digit."""
+    colors = token_ids.astype(np.int64) - FIRST_DIGIT
+    return np.where((colors >= 0) & (colors < NO_COLOR), colors, NO_COLOR)
 
-    The page's script writes other levels into the cells when the slider moves; without it, the last
-    layer is shown.
+
+def samples_with_grids(places: Places) -> list[slice]:
+    """Vectors of the first samples that show neither too few cells nor too many.
 
     Args:
-        layers: their names.
-        medians: their median norms, by which outliers are known.
+        places: of the tokens of whole samples.
     """
-    cells = _in_order_of_drawing(grid.places.cells)
+    _, starts, counts = np.unique(places.samples, return_index=True, return_counts=True)
+    shows_cell = (places.cells[:, 1] >= 0).astype(np.int64)
+    cells = np.add.reduceat(shows_cell, starts) if len(starts) else starts
+    chosen = np.flatnonzero((cells >= _LEAST_CELLS) & (cells <= _MOST_CELLS))[:_GRIDS_SHOWN]
+    return [slice(int(starts[each]), int(starts[each] + counts[each])) for each in chosen]
+
+
+def grid_figure(
+    sample_id: str, places: Places, norms: NDArray[np.floating], names: Sequence[str]
+) -> str:
+    """Pairs of grids of a prompt, with a slider for the layer.
+
+    When the slider moves, the page's script writes other levels into the cells. Without the script,
+    the figure shows the last layer.
+
+    Args:
+        sample_id: id of the sample.
+        places: of the prompt's tokens.
+        norms: [sites, tokens], norms in medians of the site, NaN if a vector is not finite.
+        names: names of the sites.
+    """
+    cells = _in_order_of_drawing(places.cells)
     levels, ends = [], []
-    for norms, median in zip(grid.norms[:, cells], medians, strict=True):
-        outside = norms >= OUTLIER_FACTORS[0] * median
-        usual = norms[~outside]
+    for row in np.nan_to_num(norms[:, cells]):
+        outside = row >= OUTLIER_FACTORS[0]
+        usual = row[~outside]
         low, high = np.quantile(usual, [0.02, 0.98]).tolist() if len(usual) else (0.0, 1.0)
-        digits = [LEVELS[level] for level in heat(norms, low, high).tolist()]
-        levels.append(
-            "".join(OUTSIDE if out else d for d, out in zip(digits, outside.tolist(), strict=True))
-        )
-        ends.append([number(low), number(high)])
-    data = json.dumps({"layers": list(layers), "levels": levels, "ends": ends})
-    pairs = "".join(_pairs(grid, cells, levels[-1]))
-    (low, high), last = ends[-1], len(layers) - 1
-    ramp = "".join(f'<i class="h{level}"></i>' for level in LEVELS)
-    width = max(map(len, layers))
+        digits = [LEVELS[level] for level in heat(row, low, high).tolist()]
+        levels.append("".join(np.where(outside, OUTSIDE, digits).tolist()))
+        ends.append([f"{number(low)} medians", f"{number(high)} medians"])
+    data = json.dumps({"layers": list(names), "levels": levels, "ends": ends})
+    last = len(names) - 1
+    key = ramp(*ends[-1], f'<i class="h{OUTSIDE}"></i><span>10 medians or more</span>')
     return (
         f'<figure class="grids" data-norms="{escape(data)}">'
-        f"<figcaption>{escape(grid.sample_id)}</figcaption>"
-        f'<p class="slider" hidden><label>layer <output style="min-width: {width}ch">'
-        f"{layers[-1]}</output>"
+        f"<figcaption>{escape(sample_id)}</figcaption>"
+        '<p class="slider" hidden><label>layer '
+        f'<output style="min-width: {max(map(len, names))}ch">{names[-1]}</output>'
         f'<input type="range" min="0" max="{last}" value="{last}"></label></p>'
-        f'<p class="ramp"><span class="low">{low}</span><b>{ramp}</b>'
-        f'<span class="high">{high}</span>'
-        f'<i class="h{OUTSIDE}"></i><span>10 medians or more</span></p>'
-        f'<div class="pairs">{pairs}</div></figure>'
+        f'{key}<div class="pairs">{"".join(_pairs(places, cells, levels[-1]))}</div></figure>'
     )
 
 
 def _in_order_of_drawing(cells: NDArray[np.int16]) -> NDArray[np.int64]:
-    """Which of [n, 4] tokens show cells: by example, the test last, and by role."""
+    """Tokens, out of [n, 4], that show cells: by example, the test last, then by role."""
     examples = np.where(cells[:, 0] == TEST_PAIR, np.iinfo(np.int16).max, cells[:, 0])
     order = np.lexsort((cells[:, 1], examples))
     drawn: NDArray[np.int64] = order[cells[order, 1] >= 0]
     return drawn
 
 
-def _pairs(grid: GridNorms, cells: NDArray[np.int64], levels: str) -> Iterator[str]:
-    """The examples in their order, then the test."""
-    where = grid.places.cells[cells].astype(np.int64)
-    colours = colours_of(grid.places.token_ids[cells])
+def _pairs(places: Places, cells: NDArray[np.int64], levels: str) -> Iterator[str]:
+    """Drawings of the examples in their order, then of the test."""
+    where = places.cells[cells].astype(np.int64)
+    colors = colors_of(places.token_ids[cells])
     for example in dict.fromkeys(where[:, 0].tolist()):
         parts = []
         for role in range(len(ROLES)):
             chosen = np.flatnonzero((where[:, 0] == example) & (where[:, 1] == role))
             if len(chosen):
                 shown = "".join(levels[n] for n in chosen.tolist())
-                parts.append(grid_drawing(where[chosen, 2:], colours[chosen], shown))
+                parts.append(grid_drawing(where[chosen, 2:], colors[chosen], shown))
         name = "test" if example == TEST_PAIR else f"example {example}"
         yield f'<div class="pair"><span>{name}</span>{"<em>→</em>".join(parts)}</div>'
 
 
-def grid_drawing(places: NDArray[np.int64], colours: NDArray[np.int64], levels: str) -> str:
-    """One grid, of [n] cells at places [n, 2] (row, column), in their colours [n].
+def grid_drawing(places: NDArray[np.int64], colors: NDArray[np.int64], levels: str) -> str:
+    """Drawing of one grid.
 
-    In the middle of each cell is its level of heat, or nothing where that is NOTHING.
+    Args:
+        places: [n, 2] int64, row and column of each cell.
+        colors: [n] int64, colors as `colors_of` gives them.
+        levels: level of heat in the middle of each cell, or NOTHING.
     """
     height, width = (places.max(axis=0) + 1).tolist()
     fields = []
-    for colour in np.unique(colours).tolist():
-        squares = "".join(f"M{x} {y}h1v1h-1z" for y, x in places[colours == colour].tolist())
-        fields.append(f'<path class="c{colour}" d="{squares}"/>')
+    for color in np.unique(colors).tolist():
+        squares = "".join(f"M{x} {y}h1v1h-1z" for y, x in places[colors == color].tolist())
+        fields.append(f'<path class="c{color}" d="{squares}"/>')
     norms = "".join(
         f'<rect class="h{level}" x="{x}.22" y="{y}.22" width=".56" height=".56"/>'
         for level, (y, x) in zip(levels, places.tolist(), strict=True)

@@ -1,4 +1,4 @@
-"""A page of HTML that needs no other file and no network: tiles, then sections in two columns."""
+"""Page of HTML that needs no other file and no network: tiles, then sections in two columns."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ from string import Template
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page: heading, a sentence of plain text, HTML; the wide ones come last."""
+    """Part of a page.
+
+    Attributes:
+        title, text: heading and introduction, plain text.
+        html: what follows.
+        wide: take the whole width, below the two columns.
+    """
 
     title: str
     text: str
@@ -27,11 +33,13 @@ def page(
     footer: str,
     details: str = "",
 ) -> str:
-    """The page.
+    """HTML of a page.
 
     Args:
-        tiles: name, value and a note, which may be empty; plain text, as are the titles and footer.
-        details: HTML behind the sections.
+        title, subtitle, footer: plain text.
+        tiles: name, value and note of each tile, plain text; the note may be empty.
+        sections: parts of the page.
+        details: HTML below the sections.
     """
     template = Template((files("activation_dataset.reporting") / "report.html").read_text("utf-8"))
     return template.substitute(
@@ -51,7 +59,5 @@ def _tile(name: str, value: str, note: str) -> str:
 
 
 def _section(section: Section) -> str:
-    return (
-        f"<section><h2>{escape(section.title)}</h2><p>{escape(section.text)}</p>"
-        f"{section.html}</section>"
-    )
+    head = f"<h2>{escape(section.title)}</h2><p>{escape(section.text)}</p>"
+    return f"<section>{head}{section.html}</section>"

@@ -1,12 +1,14 @@
-"""What the metadata alone says of each layer, for people: no vector is read."""
+"""What metadata.json says about a dataset, in facts, tables and words for people."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 
 import numpy as np
+from numpy.typing import NDArray
 
 from activation_dataset.format import Pooling
 from activation_dataset.metadata import Metadata
@@ -14,10 +16,10 @@ from activation_dataset.sites import DEFAULT_HOOK_POINT, HookPoint, Site, by_hoo
 from activation_dataset.statistics import LayerStatistics
 
 OUTLIER_FACTORS = (10, 100)
-"""A vector is an outlier from this many times its layer's median norm on."""
+"""Multiples of a site's median norm from which a vector counts as an outlier."""
 
 MASSIVE_FACTOR = 10
-"""A dimension is massive from this many times the median root mean square of dimensions on."""
+"""Multiple of the median root mean square from which a dimension counts as massive."""
 
 POOLINGS_EXPLAINED: dict[Pooling, str] = {
     "last": "the last token of each prompt",
@@ -35,121 +37,167 @@ HOOK_POINTS_EXPLAINED: dict[HookPoint, str] = {
 
 
 @dataclass(frozen=True)
-class LayerSummary:
-    """One layer in numbers; norms are Euclidean, of the vectors that are finite.
+class Table:
+    """Table of text.
 
     Attributes:
-        layer: which it is, a site.
-        vectors: all of them.
-        nonfinite: those with a NaN or an infinity.
-        mean_norm, rms_norm, max_norm: of the norms.
-        low_norm, median_norm, high_norm: quantiles 0.01, 0.5 and 0.99, to within 1/128.
-        outliers: vectors of at least 10 and of at least 100 times the median norm.
-        massive: the massive dimensions, the largest first.
+        head: names of the columns.
+        groups: name to rows; the name is empty if there is one group.
     """
 
-    layer: Site
-    vectors: int
-    nonfinite: int
-    mean_norm: float
-    rms_norm: float
-    max_norm: float
-    low_norm: float
-    median_norm: float
-    high_norm: float
-    outliers: tuple[int, int]
-    massive: tuple[Dimension, ...]
+    head: Sequence[str]
+    groups: Mapping[str, Sequence[Sequence[str]]]
 
-    @property
-    def max_to_median(self) -> float:
-        """0 where there is no norm to divide by."""
-        return self.max_norm / self.median_norm if self.median_norm else 0.0
+    def text(self) -> str:
+        """Lines for a terminal."""
+        rows = [self.head, *(row for rows in self.groups.values() for row in rows)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+
+        def line(row: Sequence[str]) -> str:
+            cells = (f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True))
+            return "  ".join(cells) + "\n"
+
+        text = line(self.head)
+        for group, rows in self.groups.items():
+            text += f"{group}:\n" if group else ""
+            text += "".join(map(line, rows))
+        return text
+
+    def html(self, css: str = "") -> str:
+        """HTML with a CSS class."""
+        body = "".join(f"<th>{escape(each)}</th>" for each in self.head)
+        for group, rows in self.groups.items():
+            if group:
+                rest = f'<td colspan="{len(self.head) - 1}"></td>'
+                body += f'<tr class="group"><th>{escape(group)}</th>{rest}</tr>'
+            for row in rows:
+                body += "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>"
+        return f'<div class="scroll"><table class="{css}">{body}</table></div>'
 
 
 @dataclass(frozen=True)
-class Dimension:
-    """A dimension of a layer's vectors.
+class Fact:
+    """What a dataset is in one respect: name, value, and more about it."""
 
-    Attributes:
-        number: which.
-        share: of the mean squared norm.
-        factor: its root mean square, in medians over all dimensions.
-    """
-
-    number: int
-    share: float
-    factor: float
+    name: str
+    value: str
+    note: str
 
 
-def summaries(metadata: Metadata) -> list[LayerSummary]:
-    """The layers of a dataset, ascending."""
-    return [_summary(metadata, layer) for layer in metadata.run.sites]
+def facts(metadata: Metadata) -> list[Fact]:
+    """What the dataset is and how it was made."""
+    run = metadata.run
+    statistics = metadata.statistics.values()
+    outliers = max(outlier_counts(each)[0] for each in statistics)
+    nonfinite = count_of(sum(each.nonfinite_count for each in statistics), "non-finite vector")
+    weights = "random weights, " if run.weights.get("random") else ""
+    files = count_of(sum(1 + len(shard.files) for shard in metadata.shards), "file")
+    stored = sum(
+        entry.bytes for shard in metadata.shards for entry in (shard.prompts, *shard.files.values())
+    )
+    rejected = ", ".join(f"{count:,} {why}" for why, count in sorted(metadata.rejected.items()))
+    return [
+        Fact(
+            "samples",
+            f"{metadata.total_samples:,}",
+            f"{count_of(metadata.total_tokens, 'token')}, "
+            f"{count_of(metadata.total_vectors, 'vector')} in each layer",
+        ),
+        Fact(
+            "model",
+            run.model_name,
+            f"{weights}computed in {run.compute_dtype} by {', '.join(metadata.ops)}",
+        ),
+        Fact("layers", layers_named(run.layers_extracted), f"{run.hidden_dim:,} wide"),
+        Fact(
+            "captured",
+            ", ".join(run.hook_points),
+            ", ".join(HOOK_POINTS_EXPLAINED[each] for each in run.hook_points),
+        ),
+        Fact("pooling", run.pooling, POOLINGS_EXPLAINED[run.pooling]),
+        Fact(
+            "size",
+            size(stored),
+            f"{run.storage_dtype}, {files} in {count_of(len(metadata.shards), 'shard')}",
+        ),
+        Fact("outliers", f"{outliers:,}", f"in the worst layer; {nonfinite} in all"),
+        Fact("rejected", count_of(sum(metadata.rejected.values()), "task"), rejected),
+    ]
 
 
-def massive_dimensions(statistics: LayerStatistics) -> tuple[Dimension, ...]:
-    """The dimensions whose root mean square is `MASSIVE_FACTOR` times the median one or more."""
-    squares = statistics.mean**2 + statistics.variance
-    deviations = np.sqrt(squares)
-    median = float(np.median(deviations))
-    if not median:
-        return ()
-    numbers = np.flatnonzero(deviations >= MASSIVE_FACTOR * median)
-    total = float(squares.sum())
-    return tuple(
-        Dimension(number, float(squares[number]) / total, float(deviations[number]) / median)
-        for number in sorted(numbers.tolist(), key=lambda number: -squares[number])
+def inspect(path: str, metadata: Metadata) -> str:
+    """Text for a terminal: facts, and a table of the layers."""
+    lines = [f"  {each.name:<9} {each.value}" for each in facts(metadata)]
+    notes = [f"; {each.note}" if each.note else "" for each in facts(metadata)]
+    facts_text = "\n".join(line + note for line, note in zip(lines, notes, strict=True))
+    return (
+        f"{path}\n{facts_text}\n\nNorms of the vectors of each layer\n"
+        f"{layer_table(metadata).text()}\n{massive_line(metadata)}\n"
     )
 
 
-def by_dimension(layers: Sequence[LayerSummary]) -> list[tuple[int, list[Site], float]]:
-    """Each massive dimension, its layers and its largest share; those with large shares first."""
-    found: dict[int, tuple[list[Site], float]] = {}
-    for layer in layers:
-        for each in layer.massive:
-            where, share = found.get(each.number, ([], 0.0))
-            found[each.number] = [*where, layer.layer], max(share, each.share)
-    ordered = sorted(found.items(), key=lambda item: (-item[1][1], item[0]))
-    return [(number, where, share) for number, (where, share) in ordered]
+def layer_table(metadata: Metadata) -> Table:
+    """Norms of each site, 80 letters wide; non-finite vectors have a column if there are any."""
+    nonfinite = any(each.nonfinite_count for each in metadata.statistics.values())
+    head = ["layer", "mean", "rms", "p1", "median", "p99", "max", "max/median"]
+    head += [f">={factor}x" for factor in OUTLIER_FACTORS] + ["non-finite"] * nonfinite
+    rows = []
+    for site, each in metadata.statistics.items():
+        low, median, high = quantiles(each, 0.01, 0.5, 0.99)
+        rms = math.sqrt(each.mean_squared_norm)
+        norms = (each.mean_norm, rms, low, median, high, each.max_norm)
+        row = [str(place_of(site)[0]), *map(number, norms)]
+        row.append(f"{number(each.max_norm / median if median else 0)}x")
+        row += [f"{count:,}" for count in outlier_counts(each)]
+        rows.append(row + [f"{each.nonfinite_count:,}"] * nonfinite)
+    return Table(head, by_hook_point(metadata.run.sites, rows))
 
 
-def layer_table(
-    layers: Sequence[LayerSummary],
-) -> tuple[tuple[str, ...], dict[str, list[tuple[str, ...]]]]:
-    """The norms of the layers as a table of text, 80 letters wide.
+def quantiles(statistics: LayerStatistics, *qs: float) -> list[float]:
+    """Quantiles of the norms of a site, to within 1/128; 0 if there are none."""
+    return [min(statistics.norm_histogram.quantile(q), statistics.max_norm) for q in qs]
+
+
+def outlier_counts(statistics: LayerStatistics) -> list[int]:
+    """Number of vectors of at least 10 and of at least 100 times the median norm of a site."""
+    norms = statistics.norm_histogram
+    (median,) = quantiles(statistics, 0.5)
+    return [norms.count_from(each * median) if median else 0 for each in OUTLIER_FACTORS]
+
+
+def shares(statistics: LayerStatistics) -> NDArray[np.float64]:
+    """[hidden] float64: share of each dimension of the mean squared norm of a site."""
+    squares = statistics.mean**2 + statistics.variance
+    result: NDArray[np.float64] = squares / max(float(squares.sum()), 1e-300)
+    return result
+
+
+def massive_dimensions(metadata: Metadata) -> list[tuple[int, list[Site], float]]:
+    """Dimensions whose root mean square is MASSIVE_FACTOR times the median one at some sites.
 
     Returns:
-        Its head, and its rows as `by_hook_point` has them, a layer each. Vectors that are not
-        finite have a column if there are any.
+        Each with these sites and its largest share of the squared norm, largest share first.
     """
-    nonfinite = any(each.nonfinite for each in layers)
-    head = (
-        "layer",
-        *(["non-finite"] if nonfinite else []),
-        "mean",
-        "rms",
-        "p1",
-        "median",
-        "p99",
-        "max",
-        "max/median",
-        *(f">={factor}x" for factor in OUTLIER_FACTORS),
-    )
-    rows = [
-        (
-            str(place_of(each.layer)[0]),
-            *([f"{each.nonfinite:,}"] if nonfinite else []),
-            number(each.mean_norm),
-            number(each.rms_norm),
-            number(each.low_norm),
-            number(each.median_norm),
-            number(each.high_norm),
-            number(each.max_norm),
-            f"{number(each.max_to_median)}x",
-            *(f"{count:,}" for count in each.outliers),
-        )
-        for each in layers
+    found: dict[int, tuple[list[Site], float]] = {}
+    for site, statistics in metadata.statistics.items():
+        share = shares(statistics)
+        bound = MASSIVE_FACTOR * np.median(np.sqrt(share))
+        for each in np.flatnonzero(np.sqrt(share) >= bound).tolist() if bound else []:
+            sites, largest = found.get(each, ([], 0.0))
+            found[each] = [*sites, site], max(largest, float(share[each]))
+    ordered = sorted(found.items(), key=lambda item: (-item[1][1], item[0]))
+    return [(dimension, *rest) for dimension, rest in ordered]
+
+
+def massive_line(metadata: Metadata, most: int = 8) -> str:
+    """Sentence about the massive dimensions, of which the first are named."""
+    found = massive_dimensions(metadata)
+    named = [
+        f"{each} (layers {layers_named(sites)}, up to {share:.0%} of the squared norm)"
+        for each, sites, share in found[:most]
     ]
-    return head, by_hook_point([each.layer for each in layers], rows)
+    more = [f"and {len(found) - most:,} more"] if len(found) > most else []
+    return f"Massive dimensions: {', '.join(named + more) or 'none'}."
 
 
 def number(value: float) -> str:
@@ -163,7 +211,7 @@ def number(value: float) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes in decimal units, as disks and bills count."""
+    """Bytes in decimal units."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if count < 999.5:
             return f"{count:.0f} B" if unit == "B" else f"{number(count)} {unit}"
@@ -171,18 +219,18 @@ def size(count: float) -> str:
     return f"{number(count)} PB"
 
 
-def count_of(count: int, singular: str, plural: str = "") -> str:
+def count_of(count: int, singular: str) -> str:
     """A count and its noun, such as "1 sample" and "2 samples"."""
-    return f"{count:,} {singular if count == 1 else plural or singular + 's'}"
+    return f"{count:,} {singular}" + ("" if count == 1 else "s")
 
 
 def layers_named(sites: Sequence[Site]) -> str:
-    """Sites by their layers, in ranges where they are such: "0, 4, 8-11; 10-23 mlp_out"."""
+    """Sites by their layers, in ranges where possible: "0, 4, 8-11; 10-23 mlp_out"."""
     parts = []
     for hook_point in dict.fromkeys(place_of(site)[1] for site in sites):
         layers = [layer for layer, each in map(place_of, sites) if each == hook_point]
-        of = "" if hook_point == DEFAULT_HOOK_POINT else f" {hook_point}"
-        parts.append(_ranges(layers) + of)
+        suffix = "" if hook_point == DEFAULT_HOOK_POINT else f" {hook_point}"
+        parts.append(_ranges(layers) + suffix)
     return "; ".join(parts)
 
 
@@ -194,41 +242,3 @@ def _ranges(layers: Sequence[int]) -> str:
         else:
             ranges.append([layer])
     return ", ".join(f"{r[0]}-{r[-1]}" if len(r) > 1 else str(r[0]) for r in ranges)
-
-
-def headline(metadata: Metadata) -> str:
-    """Samples, tokens and vectors."""
-    counts = {
-        "sample": metadata.total_samples,
-        "token": metadata.total_tokens,
-        "vector": metadata.total_vectors,
-    }
-    return ", ".join(count_of(count, noun) for noun, count in counts.items()) + " in each layer"
-
-
-def total_bytes(metadata: Metadata) -> int:
-    """Size of all layer files and files of prompts."""
-    return sum(
-        batch.prompts.bytes + sum(entry.bytes for entry in batch.files.values())
-        for batch in metadata.shards
-    )
-
-
-def _summary(metadata: Metadata, layer: Site) -> LayerSummary:
-    statistics = metadata.statistics[layer]
-    norms, largest = statistics.norm_histogram, statistics.max_norm
-    median = min(norms.median, largest)
-    few, fewer = (norms.count_from(factor * median) if median else 0 for factor in OUTLIER_FACTORS)
-    return LayerSummary(
-        layer=layer,
-        vectors=statistics.count + statistics.nonfinite_count,
-        nonfinite=statistics.nonfinite_count,
-        mean_norm=statistics.mean_norm,
-        rms_norm=math.sqrt(statistics.mean_squared_norm),
-        max_norm=largest,
-        low_norm=min(norms.quantile(0.01), largest),
-        median_norm=median,
-        high_norm=min(norms.quantile(0.99), largest),
-        outliers=(few, fewer),
-        massive=massive_dimensions(statistics),
-    )

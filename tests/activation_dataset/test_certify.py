@@ -6,14 +6,13 @@ import pytest
 from activation_dataset.certify import (
     Certificate,
     CertifyError,
-    LayerParity,
+    SiteParity,
     certify,
     compare,
     default_tolerance,
     pooled,
-    worse_of,
 )
-from activation_dataset.reading.reader import DatasetError
+from activation_dataset.reading.shards import DatasetError
 from activation_dataset.sites import Site
 from tests.activation_dataset.synthetic import describe, write_dataset
 
@@ -44,7 +43,7 @@ def test_what_is_not_finite_never_passes(wrong: list[float]):
 
 
 def test_a_vector_where_the_reference_is_zero_never_passes():
-    assert compare(vectors([1, 0]).astype(np.float32), vectors([0, 0])) == LayerParity(np.inf, 0)
+    assert compare(vectors([1, 0]).astype(np.float32), vectors([0, 0])) == SiteParity(np.inf, 0)
 
 
 def test_another_shape_is_an_error():
@@ -59,13 +58,9 @@ def test_pooling_is_that_of_the_records():
     assert pooled(tokens, "none").tolist() == tokens.tolist()
 
 
-def test_the_worse_of_two_is_the_worse_in_each_figure():
-    assert worse_of(LayerParity(0.1, 0.9), LayerParity(0.2, 0.95)) == LayerParity(0.2, 0.9)
-
-
 def test_one_layer_past_the_tolerance_fails_the_certificate():
     def passed(error: float) -> bool:
-        layers: dict[Site, LayerParity] = {10: LayerParity(0.0, 1.0), 11: LayerParity(error, 1.0)}
+        layers: dict[Site, SiteParity] = {10: SiteParity(0.0, 1.0), 11: SiteParity(error, 1.0)}
         return Certificate("", (), 1, 0, 0.01, layers, {}, {}).passed
 
     assert passed(0.01)

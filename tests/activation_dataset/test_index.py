@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 
 from activation_dataset import ActivationDataset
-from activation_dataset.__main__ import main
 from activation_dataset.format import index_file
-from activation_dataset.index_file import IndexFileError, decode_index, encode_index
+from activation_dataset.index import decode_index, encode_index, keep_indexes
 from activation_dataset.tfrecord import read_records
 from tests.activation_dataset.synthetic import make_prompts, write_dataset
 
@@ -44,20 +43,21 @@ def test_it_holds_the_prompts(path):
             tokens = slice(starts[number], starts[number + 1])
             np.testing.assert_array_equal(index.token_ids[tokens], prompt.token_ids)
             np.testing.assert_array_equal(index.cells[tokens], prompt.cells)
-            assert index.sample_id(number) == prompt.sample_id
-            assert index.task_id(number) == prompt.task_id
+            assert index.sample_ids[number] == prompt.sample_id
+            assert index.task_ids[number] == prompt.task_id
 
 
 def test_it_is_kept_and_used(path, caplog):
     caplog.set_level(logging.INFO)
     first = ActivationDataset(path).index(0)
-    assert "is made from prompts/prompts-00000" in caplog.text
+    assert "building index/shard-00000" in caplog.text
     caplog.clear()
     (path / ActivationDataset(path).metadata.shards[0].prompts.path).unlink()
     second = ActivationDataset(path).index(0)
     assert second is not first
-    for name in ("record_starts", "activation_starts", "token_ids", "cells", "sample_ids"):
+    for name in ("record_starts", "activation_starts", "token_ends", "token_ids", "cells"):
         np.testing.assert_array_equal(getattr(second, name), getattr(first, name))
+    assert (second.sample_ids, second.task_ids) == (first.sample_ids, first.task_ids)
     assert caplog.text == ""
 
 
@@ -88,17 +88,17 @@ def test_one_of_another_dataset_is_made_again(path, tmp_path_factory, caplog):
     assert kept.read_bytes() != stale
 
 
-def test_every_flipped_bit_is_caught(tmp_path):
+def test_a_flipped_bit_in_any_byte_is_caught(tmp_path):
     write_dataset(tmp_path, [[1, 2]])
     data = encode_index(ActivationDataset(tmp_path).index(0), "key")
-    decode_index(np.frombuffer(data, np.uint8), "key")
-    for bit in range(8 * len(data)):
+    decode_index(data, "key")
+    for byte in range(len(data)):
         broken = bytearray(data)
-        broken[bit // 8] ^= 1 << bit % 8
-        with pytest.raises(IndexFileError):
-            decode_index(np.frombuffer(broken, np.uint8), "key")
-    with pytest.raises(IndexFileError, match="stale"):
-        decode_index(np.frombuffer(data, np.uint8), "another key")
+        broken[byte] ^= 1 << byte % 8
+        with pytest.raises(ValueError, match="CRC"):
+            decode_index(bytes(broken), "key")
+    with pytest.raises(ValueError, match="stale"):
+        decode_index(data, "another key")
 
 
 def test_a_folder_that_cannot_be_written_to_is_read_all_the_same(tmp_path):
@@ -114,10 +114,12 @@ def test_nothing_is_added_to_a_remote_folder(tmp_path):
     assert not (tmp_path / "index").exists()
 
 
-def test_the_command_makes_what_is_missing(path, capsys):
-    shards = len(ActivationDataset(path).metadata.shards)
-    assert main(["index", str(path)]) == 0
-    assert capsys.readouterr().out == f"{shards} indexes, {shards} of them made now\n"
+@pytest.mark.parametrize("url", ["", "file://"])
+def test_missing_and_damaged_ones_are_built_on_request(path, url):
+    dataset = ActivationDataset(f"{url}{path}")
+    shards = len(dataset.metadata.shards)
+    (path / "index").mkdir()  # a bucket has no folders
+    assert keep_indexes(dataset.folder, dataset.metadata) == shards
+    assert keep_indexes(dataset.folder, dataset.metadata) == 0
     (path / index_file(0, shards)).write_bytes(b"damaged")
-    assert main(["index", f"file://{path}"]) == 0
-    assert capsys.readouterr().out == f"{shards} indexes, 1 of them made now\n"
+    assert keep_indexes(dataset.folder, dataset.metadata) == 1

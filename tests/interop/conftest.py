@@ -1,16 +1,17 @@
-"""Trainers of sparse autoencoders, unchanged, on this package's data.
+"""Unmodified trainers of sparse autoencoders on this package's data.
 
-They need sae-lens and dictionary-learning, which live in an environment of their own. Where they
-are not installed, these tests are skipped.
+sae-lens and dictionary-learning have an environment of their own. Where they are not installed,
+these tests are skipped.
 """
 
+from argparse import ArgumentParser
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from activation_dataset import ActivationDataset
-from activation_dataset.__main__ import main
+from activation_dataset import ActivationDataset, export
 from tests.activation_dataset.synthetic import write_dataset
 
 LAYER, HIDDEN = 11, 32
@@ -25,13 +26,20 @@ def dataset(tmp_path_factory):
     return ActivationDataset(path)
 
 
+def export_to(out: Path, dataset: ActivationDataset, *arguments: str) -> None:
+    """Run the command `export`."""
+    parser = ArgumentParser()
+    export.add_arguments(parser)
+    given = [dataset.path, str(out), "--layer", str(LAYER), *arguments]
+    assert export.run(parser.parse_args(given)) == 0
+
+
 @pytest.fixture
 def export_and_load(dataset, tmp_path, capsys):
-    """Exports as the command does, and runs the lines that it prints; returns their variables."""
+    """Export, run the lines that the command prints, and return their variables."""
 
     def run(*arguments):
-        command = ["export", dataset.path, str(tmp_path / "out"), "--layer", str(LAYER)]
-        assert main([*command, *arguments]) == 0
+        export_to(tmp_path / "out", dataset, *arguments)
         found: dict[str, Any] = {}
         exec(capsys.readouterr().out.partition("To load them:")[2], found)
         return found

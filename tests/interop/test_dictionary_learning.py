@@ -1,10 +1,9 @@
 import numpy as np
 import pytest
 
-from activation_dataset.__main__ import main
-from activation_dataset.elements import normalising_factor
-from activation_dataset.frontends.pytorch import batch_dataset
-from tests.interop.conftest import HIDDEN, LAYER
+from activation_dataset.frontends import torch_dataset
+from activation_dataset.reading.vectors import normalization_factor
+from tests.interop.conftest import HIDDEN, LAYER, export_to
 
 pytest.importorskip(
     "dictionary_learning", reason="dictionary-learning is not installed: make interop-test"
@@ -20,14 +19,13 @@ BATCH, STEPS = 64, 80
 @pytest.fixture(scope="session")
 def export(dataset, tmp_path_factory):
     out = tmp_path_factory.mktemp("dictionary_learning") / "export"
-    arguments = ["--to", "dictionary_learning", "--layer", str(LAYER), "--batch_size", str(BATCH)]
-    assert main(["export", dataset.path, str(out), *arguments]) == 0
+    export_to(out, dataset, "--to", "dictionary_learning", "--batch_size", str(BATCH))
     return out
 
 
 @pytest.fixture
 def batches(export):
-    """Read as the export's instructions say; trainSAE normalises them in place."""
+    """Read as the export's instructions say; trainSAE normalizes them in place."""
     found = []
     for file in sorted(export.glob("*.safetensors")):
         with safe_open(file, "pt") as tensors:
@@ -44,7 +42,7 @@ def explained(path, values):
     return 1 - float(rest.var(0).sum() / given.var(0).sum())
 
 
-def train(data, path, steps, normalise):
+def train(data, path, steps, normalize):
     config = {
         "trainer": TopKTrainer,
         "activation_dim": HIDDEN,
@@ -62,14 +60,14 @@ def train(data, path, steps, normalise):
         trainer_configs=[config],
         steps=steps,
         save_dir=str(path),
-        normalize_activations=normalise,
+        normalize_activations=normalize,
         device="cpu",
     )
 
 
 def test_it_trains_on_the_export(batches, values, tmp_path):
     assert {tuple(batch.shape) for batch in batches} == {(BATCH, HIDDEN)}
-    train(batches, tmp_path, STEPS, normalise=True)
+    train(batches, tmp_path, STEPS, normalize=True)
     assert explained(tmp_path, values) > 0.5
 
 
@@ -79,13 +77,13 @@ def test_the_lines_that_the_export_prints_load_it(export_and_load):
 
 
 def test_it_trains_on_batches_without_an_export(dataset, values, tmp_path):
-    data = (batch["values"] for batch in batch_dataset(dataset, LAYER, BATCH))
-    train(data, tmp_path, STEPS, normalise=False)
+    data = (batch["values"] for batch in torch_dataset(dataset, LAYER, BATCH))
+    train(data, tmp_path, STEPS, normalize=False)
     assert explained(tmp_path, values) > 0.5
 
 
-def test_its_normalisation_is_that_of_the_statistics(batches, dataset):
-    factor = normalising_factor(dataset.metadata.statistics[LAYER], "dictionary_learning")
+def test_its_normalization_is_that_of_the_statistics(batches, dataset):
+    factor = normalization_factor(dataset.metadata.statistics[LAYER], "dictionary_learning")
     assert 1 / get_norm_factor(batches, steps=len(batches)) == pytest.approx(factor, rel=0.02)
-    for batch in dataset.batches(LAYER, 5000, normalise="dictionary_learning"):
+    for batch in dataset.batches(LAYER, 5000, normalize="dictionary_learning"):
         assert np.mean(np.sum(batch.values**2, axis=1)) == pytest.approx(1, rel=0.05)

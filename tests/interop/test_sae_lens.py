@@ -1,10 +1,9 @@
 import numpy as np
 import pytest
 
-from activation_dataset.__main__ import main
-from activation_dataset.elements import normalising_factor
-from activation_dataset.frontends.pytorch import batch_dataset
-from tests.interop.conftest import HIDDEN, LAYER
+from activation_dataset.frontends import torch_dataset
+from activation_dataset.reading.vectors import normalization_factor
+from tests.interop.conftest import HIDDEN, LAYER, export_to
 
 pytest.importorskip("sae_lens", reason="sae-lens is not installed: make interop-test")
 torch = pytest.importorskip("torch")
@@ -21,8 +20,7 @@ CONTEXT, BATCH = 16, 64
 @pytest.fixture(scope="session")
 def export(dataset, tmp_path_factory):
     out = tmp_path_factory.mktemp("sae_lens") / "export"
-    arguments = ["--to", "sae_lens", "--layer", str(LAYER), "--context_size", str(CONTEXT)]
-    assert main(["export", dataset.path, str(out), *arguments]) == 0
+    export_to(out, dataset, "--to", "sae_lens", "--context_size", str(CONTEXT))
     return out
 
 
@@ -95,9 +93,8 @@ def test_the_lines_that_the_export_prints_load_it(export_and_load, values):
 
 def test_several_files_are_one_dataset(dataset, values, tmp_path, monkeypatch):
     size = 10 * CONTEXT * HIDDEN * 4
-    monkeypatch.setattr("activation_dataset.exporters.sae_lens._FILE_BYTES", size)
-    arguments = ["--to", "sae_lens", "--layer", str(LAYER), "--context_size", str(CONTEXT)]
-    assert main(["export", dataset.path, str(tmp_path / "out"), *arguments]) == 0
+    monkeypatch.setattr("activation_dataset.exporters.FILE_BYTES", size)
+    export_to(tmp_path / "out", dataset, "--to", "sae_lens", "--context_size", str(CONTEXT))
     cached = store_of(tmp_path / "out").cached_activation_dataset
     assert len(list((tmp_path / "out").glob("*.arrow"))) == -(-len(cached) // 10) > 3
     found = cached[:][HOOK].numpy().reshape(-1, HIDDEN)
@@ -113,17 +110,17 @@ def test_it_trains_on_the_export(export):
 def test_it_trains_on_batches_without_an_export(dataset):
     def batches():
         while True:
-            for batch in batch_dataset(dataset, LAYER, BATCH):
+            for batch in torch_dataset(dataset, LAYER, BATCH):
                 yield batch["values"]
 
     losses = train(batches(), 200)
     assert np.mean(losses[-20:]) < 0.6 * np.mean(losses[:5])
 
 
-def test_its_normalisation_is_that_of_the_statistics(dataset):
+def test_its_normalization_is_that_of_the_statistics(dataset):
     batches = dataset.batches(LAYER, BATCH)
     scaler = ActivationScaler()
     tensors = (torch.from_numpy(batch.values) for batch in batches)
     scaler.estimate_scaling_factor(HIDDEN, tensors, n_batches_for_norm_estimate=len(batches))
-    factor = normalising_factor(dataset.metadata.statistics[LAYER], "sae_lens")
+    factor = normalization_factor(dataset.metadata.statistics[LAYER], "sae_lens")
     assert scaler.scaling_factor == pytest.approx(factor, rel=0.02)

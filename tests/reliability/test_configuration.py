@@ -1,4 +1,4 @@
-"""A run that differs in anything that decides about bytes is refused, and the difference named."""
+"""A run that differs in a setting that decides about bytes is refused, and the setting named."""
 
 import json
 from dataclasses import fields, replace
@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from beam_pipeline.job import open_job
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from qwen.settings import ExtractorSettings
 
-from beam_pipeline.config import Config, Run
+from activation_dataset.metadata import RunDescription
+from beam_pipeline.config import Config
 from beam_pipeline.options import parse_flags
-from beam_pipeline.pipeline import prepare
 from tests.conftest import ROOT
 from transforms.commit_run import OtherRunError, check_output_dir, configuration, differences
 
@@ -33,38 +35,45 @@ DECIDE: dict[str, tuple[Any, ...]] = {
     "augment_seed": (0, 1),
     "augment_keep_background": (False, True),
 }
-"""Settings that decide about the bytes of files, with values that are worlds apart."""
+"""Settings that decide about the bytes of files, with some values."""
 
 DO_NOT_DECIDE = {
-    *("tasks_file", "output_dir", "compile_cache", "overwrite", "accelerator"),
-    *("max_rejected", "max_output_bytes", "allow_nonfinite", "progress"),
+    *("tasks_file", "output_dir", "compile_cache", "overwrite", "accelerator", "environment"),
+    *("max_rejected", "max_output_bytes", "allow_nonfinite", "no_progress", "weights_fingerprint"),
+    *("efficiency", "device_price"),
 }
-"""Whatever the tasks are, the plan has a digest of their samples."""
+"""Other settings. Whatever `tasks_file` says, the plan has a digest of the samples."""
 
 FIELD = {
     "model_path": {"model_name", "weights.fingerprint", "hidden_dim"},
     "layers": {"layers_extracted", "num_layers_extracted"},
-    "hook_points": {"hook_point", "hook_points"},
     "max_length": {"settings.max_length"},
     "overlength": {"settings.overlength"},
     "batch_size": {"settings.batch_size"},
     "mesh_shape": {"settings.mesh_shape"},
     "samples_per_shard": {"settings.samples_per_shard"},
 }
-"""What a difference is called, where it is not called as the setting."""
+"""Names of a difference that differ from the name of the setting."""
 
 PLAIN = parse_flags(
     ["--model_path=random:tiny", f"--tasks_file={ROOT / 'examples' / 'tasks' / 'fall.json'}"]
 )[0]
 
 
+EXTRACTOR = {field.name for field in fields(ExtractorSettings)}
+
+
 @cache
-def run_of(**chosen: Any) -> Run:
-    return prepare(replace(PLAIN, **chosen))
+def described(**chosen: Any) -> RunDescription:
+    """The description of a run with some settings other than the defaults."""
+    of_extractor = {name: value for name, value in chosen.items() if name in EXTRACTOR}
+    rest = {name: value for name, value in chosen.items() if name not in EXTRACTOR}
+    extractor = replace(PLAIN.extractor, **of_extractor)
+    return open_job(replace(PLAIN, extractor=extractor, **rest)).describe()
 
 
 def effective(chosen: dict[str, Any]) -> dict[str, Any]:
-    """The settings, those that say the same made equal."""
+    """The settings, with one value for those that mean the same."""
     same = dict(chosen)
     same["max_length"] = chosen["max_length"] or 32_768
     same["layers"] = chosen["layers"] or tuple(range(24))
@@ -74,8 +83,9 @@ def effective(chosen: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_every_setting_is_known_to_decide_or_not():
-    """A new flag belongs into one of the two lists, and if into the first, into `run.json`."""
-    assert {field.name for field in fields(Config)} == DECIDE.keys() | DO_NOT_DECIDE
+    """A new flag belongs in one of the two lists; one that decides belongs in `run.json` too."""
+    known = {field.name for field in fields(Config)} - {"extractor"} | EXTRACTOR
+    assert known == DECIDE.keys() | DO_NOT_DECIDE
 
 
 @settings(max_examples=200, deadline=None)
@@ -87,7 +97,7 @@ def test_just_the_settings_that_differ_are_named(first: dict[str, Any], changes:
     second = first | {
         name: DECIDE[name][index % len(DECIDE[name])] for name, index in changes.items()
     }
-    there, now = (configuration(run_of(**chosen).description) for chosen in (first, second))
+    there, now = (configuration(described(**chosen)) for chosen in (first, second))
     named = {line.partition(" is ")[0] for line in differences(there, now)}
     one, other = effective(first), effective(second)
     changed = {name for name in one if one[name] != other[name]}
@@ -103,8 +113,9 @@ def test_just_the_settings_that_differ_are_named(first: dict[str, Any], changes:
 def test_a_run_begun_with_another_setting_is_refused(tmp_path: Path, name: str):
     base = {"augment": 2} if name.startswith("augment_") else {}
     first, second = DECIDE[name][:2]
-    described = configuration(run_of(**base | {name: first}).description)
-    (tmp_path / "run.json").write_text(json.dumps({"configuration": described, "plan": {}}))
-    check_output_dir(str(tmp_path), run_of(**base | {name: first}).description)
-    with pytest.raises(OtherRunError, match=r"holds the output of another run: .* there, .* now"):
-        check_output_dir(str(tmp_path), run_of(**base | {name: second}).description)
+    begun, other = described(**base | {name: first}), described(**base | {name: second})
+    recorded = {"configuration": configuration(begun), "plan": {}}
+    (tmp_path / "run.json").write_text(json.dumps(recorded))
+    check_output_dir(str(tmp_path), begun)
+    with pytest.raises(OtherRunError, match=r" is .* there, .* now"):
+        check_output_dir(str(tmp_path), other)

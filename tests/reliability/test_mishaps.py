@@ -1,4 +1,4 @@
-"""One of the mishaps of ``reliability.mishaps``; what each is made of is tested with its module."""
+"""One of the mishaps of `reliability.mishaps`; what each is made of is tested with its module."""
 
 import random
 from pathlib import Path

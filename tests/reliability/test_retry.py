@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from reliability.job import Job
-from reliability.retry import every_bundle_fails_once, retry_all
+from reliability.retry import retry_all
 from tests.conftest import COMPILED
 
 
@@ -13,10 +13,3 @@ def test_bundles_that_fail_after_their_work_are_run_again_to_the_same_bytes(
     flags = ("--layers_to_extract", "all", "--samples_per_shard", "2", "--pooling", "none")
     job = Job(Path(COMPILED.name), (str(short_tasks),), str(checkpoint), flags)
     assert retry_all(job, tmp_path) > 10
-
-
-def test_the_failures_end_with_their_context():
-    with every_bundle_fails_once() as retries:
-        pass
-    assert retries.bundles == 0
-    assert not retries.failing

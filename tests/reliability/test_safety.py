@@ -7,17 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from activation_dataset.canonical_json import canonical_text, digest_of
-from activation_dataset.reading.reader import ActivationDataset, DatasetError
-from activation_dataset.verifying.dataset import verify
+from activation_dataset.canonical_json import sealed_text
+from activation_dataset.reading.reader import ActivationDataset
+from activation_dataset.reading.shards import DatasetError
+from activation_dataset.verify import verify
 from qwen.source import open_model
 from tests.activation_dataset.synthetic import write_dataset
 from tests.conftest import ROOT
 from tests.end_to_end.job import dead_letters, digests, run, run_process
 
 OUTPUT = re.compile(
-    r"README\.md|metadata\.json|run\.json|errors/rejected\.jsonl|layer_\d+/activations-\d{5}-of-\d{5}\.tfrecord"
-    r"|prompts/prompts-\d{5}-of-\d{5}\.tfrecord"
+    r"README\.md|metadata\.json|run\.json|errors/rejected\.jsonl"
+    r"|layer_\d+/activations-\d{5}-of-\d{5}\.tfrecord|prompts/prompts-\d{5}-of-\d{5}\.tfrecord"
+    r"|manifests/(layer_\d+|prompts)-\d{5}-of-\d{5}\.json"
 )
 ESCAPES = ("../../../escaped", "/escaped", "..\\escaped", "a/../../b", "~root/x", "layer_0/../../x")
 FLAGS = ("--layers_to_extract", "0")
@@ -47,8 +49,7 @@ def test_metadata_cannot_point_outside_its_folder(tmp_path: Path, path: str):
     fields = json.loads((tmp_path / "metadata.json").read_text())
     del fields["metadata_sha256"]
     fields["batches"][0]["files"]["10"]["path"] = path
-    changed = canonical_text(fields | {"metadata_sha256": digest_of(fields)})
-    (tmp_path / "metadata.json").write_text(changed)
+    (tmp_path / "metadata.json").write_text(sealed_text(fields, "metadata_sha256"))
     with pytest.raises(DatasetError, match=r"batches\[0\]\.files\.10\.path is"):
         ActivationDataset(tmp_path)
     assert verify(tmp_path).problems

@@ -79,7 +79,7 @@ def test_drop_last(dataset):
     assert [len(batch) for batch in batches] == [50] * (dataset.num_vectors // 50)
     assert batches.epoch == 1
     assert [len(batch) for batch in batches] == [50] * (dataset.num_vectors // 50)
-    with pytest.raises(ValueError, match=r"batch_size is 5000, but there are \d+ vectors for each"):
+    with pytest.raises(ValueError, match=r"batch_size is 5000, .*drop_last=False"):
         dataset.batches(10, 5000)
 
 
@@ -134,7 +134,7 @@ def test_iterating_goes_on_where_it_stopped(dataset):
 def test_a_state_of_another_stream_is_refused(dataset):
     state = dataset.batches(10, 9, seed=1, window=40).state_dict()
     for options, message in [
-        ({"seed": 2, "window": 40}, r"another stream: seed 1 \(here 2\)$"),
+        ({"seed": 2, "window": 40}, r"seed 1 \(here 2\)$"),
         ({"seed": 1, "window": 41}, r"window 40 \(here 41\)$"),
         ({"seed": 1, "window": 40, "rank": 1, "world_size": 2}, "rank 0 .*world_size 1 "),
         ({"seed": 1, "window": 40, "norms": (0, 1)}, "norms"),
@@ -144,7 +144,7 @@ def test_a_state_of_another_stream_is_refused(dataset):
         with pytest.raises(ValueError, match=message):
             batches.load_state_dict(state)
     dataset.batches([11, 12], 4, seed=1, window=40, dtype="bits").load_state_dict(state)
-    with pytest.raises(ValueError, match="the state has no epoch, row, rows, window: it is no"):
+    with pytest.raises(ValueError, match="no epoch, row, rows, window"):
         dataset.batches(10, 9).load_state_dict({"stream": {}})
 
 
@@ -170,24 +170,32 @@ def test_only_norms_within_bounds(dataset):
     np.testing.assert_array_equal(np.sort(epoch(batches)), np.flatnonzero(inside.all(axis=1)))
     batches = dataset.batches([10, 12], 7, window=30, norms={12: (low, high)}, drop_last=False)
     np.testing.assert_array_equal(np.sort(epoch(batches)), np.flatnonzero(inside[:, 1]))
-    with pytest.raises(TypeError, match="norms within the bounds is not known"):
+    with pytest.raises(TypeError, match="norms"):
         len(batches)
 
 
 def test_arguments_that_cannot_be_met(dataset):
     for options, message in [
-        ({"batch_size": 0}, "batch_size is 0, expected at least 1"),
+        ({"batch_size": 0}, "batch_size is 0"),
         ({"batch_size": 1, "window": 0}, "window is 0"),
         ({"batch_size": 1, "seed": -1}, "seed is -1"),
-        ({"batch_size": 1, "rank": 2, "world_size": 2}, r"rank is 2, expected 0\.\.world_size - 1"),
+        ({"batch_size": 1, "rank": 2, "world_size": 2}, "rank is 2"),
         ({"batch_size": 1, "only": np.array([2, 1])}, "not ascending"),
-        ({"batch_size": 1, "only": np.array([1, 10**6])}, "not ascending numbers in 0"),
-        ({"batch_size": 1, "norms": {11: (0, 1)}}, "norms has layer 11, which is not among"),
-        ({"batch_size": 1, "norms": (2, 1)}, "2 to 1: none is within"),
+        ({"batch_size": 1, "only": np.array([1, 10**6])}, "not ascending"),
+        ({"batch_size": 1, "norms": {11: (0, 1)}}, "norms has site 11"),
+        ({"batch_size": 1, "norms": (2, 1)}, "2 to 1"),
         ({"batch_size": 1, "dtype": "float16"}, "'float16' is not one of"),
     ]:
         with pytest.raises(ValueError, match=message):
             dataset.batches(10, **options)  # type: ignore[arg-type]
+
+
+def test_two_iterations_at_a_time_do_not_share_memory(dataset):
+    values = all_values(dataset)
+    batches = dataset.batches(10, 10, window=40)
+    for one, other in zip(batches, batches, strict=False):
+        np.testing.assert_array_equal(one.values, values[one.numbers])
+        np.testing.assert_array_equal(other.values, values[other.numbers])
 
 
 def test_a_damaged_record_is_never_given_out(tmp_path):

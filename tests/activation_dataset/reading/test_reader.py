@@ -57,15 +57,8 @@ def test_in_order(case):
         for records in (dataset.records(layer), dataset[layer]):
             for record, (prompt, rows) in zip(records, wanted, strict=True):
                 assert_record(record, prompt, rows, pooling)
-
-
-def test_one_shard(case):
-    path, pooling, storage_dtype = case
-    records = list(ActivationDataset(path).records(11, shard=2))
-    for record, (prompt, rows) in zip(
-        records, expected(11, 2, pooling, storage_dtype), strict=True
-    ):
-        assert_record(record, prompt, rows, pooling)
+        shard = [record.sample_id for record in dataset.records(layer, shard=2)]
+        assert shard == [prompt.sample_id for prompt, _ in wanted[-2:]]
 
 
 def test_any_sample(case):
@@ -84,9 +77,9 @@ def test_any_sample(case):
 
 def test_what_is_not_there(case):
     dataset = ActivationDataset(case[0])
-    with pytest.raises(KeyError, match="layer 9 is not in the dataset, which has"):
+    with pytest.raises(KeyError, match="9"):
         dataset[9]
-    with pytest.raises(KeyError, match="layer 9"):
+    with pytest.raises(KeyError, match="9"):
         next(dataset.records(9))
     for index in (6, -7):
         with pytest.raises(IndexError, match=r"is not in 0\.\.5"):
@@ -111,20 +104,15 @@ def test_through_fsspec(case):
     np.testing.assert_array_equal(remote[11][4].stored, local[11][4].stored)
 
 
-def test_a_url_of_an_unknown_kind_says_what_to_install():
-    with pytest.raises(ImportError, match=r"nope://x: reading a URL needs fsspec and its driver"):
-        ActivationDataset("nope://x")
-
-
 def test_an_incomplete_folder_is_refused(tmp_path):
     write_dataset(tmp_path, SHARDS)
     (tmp_path / "metadata.json").unlink()
-    with pytest.raises(DatasetError, match=r"has no metadata\.json: .*same command again"):
+    with pytest.raises(DatasetError, match=r"has no metadata\.json"):
         ActivationDataset(tmp_path)
     with pytest.raises(DatasetError, match=r"there is no folder .*nowhere"):
         ActivationDataset(tmp_path / "nowhere")
     (tmp_path / "file").touch()
-    with pytest.raises(DatasetError, match="file is a file: give the folder that"):
+    with pytest.raises(DatasetError, match="file is a file"):
         ActivationDataset(tmp_path / "file")
 
 
@@ -132,7 +120,7 @@ def test_another_schema_version_is_refused(tmp_path):
     write_dataset(tmp_path, SHARDS)
     path = tmp_path / "metadata.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 9}))
-    with pytest.raises(DatasetError, match=r"metadata\.json: schema_version is 9.*install a newer"):
+    with pytest.raises(DatasetError, match=r"metadata\.json: schema_version is 9"):
         ActivationDataset(tmp_path)
 
 
@@ -160,7 +148,7 @@ def test_a_file_with_another_number_of_records_is_an_error(tmp_path, change):
     path = layer_file(tmp_path, shard=1)
     path.write_bytes(b"" if change == "one record less" else single + single)
     found = 0 if change == "one record less" else 2
-    message = f"the metadata says 1 records, the file has {found}"
+    message = f"says 1 records, the file has {found}"
     with pytest.raises(CorruptRecordError, match=message):
         list(ActivationDataset(tmp_path).records(11))
 
@@ -171,9 +159,9 @@ def test_a_file_that_was_cut_short_is_an_error(tmp_path):
     layer_file(tmp_path).write_bytes(content[:-5])
     dataset = ActivationDataset(tmp_path)
     assert dataset[11][1].num_tokens == 40
-    with pytest.raises(CorruptRecordError, match=r"record 2 at byte .*: the file ends inside"):
+    with pytest.raises(CorruptRecordError, match=r"record 2 at byte .*: the file ends in"):
         dataset[11][2]
-    with pytest.raises(CorruptRecordError, match="the file ends inside"):
+    with pytest.raises(CorruptRecordError, match="the file ends in"):
         list(dataset.blocks(11))
 
 

@@ -19,13 +19,8 @@ def test_an_order_is_a_permutation(count):
 
 
 def test_orders_of_other_seeds_purposes_epochs_and_windows_differ():
-    keys = [
-        (0, CHUNKS, 0, 0),
-        (1, CHUNKS, 0, 0),
-        (0, ROWS, 0, 0),
-        (0, CHUNKS, 1, 0),
-        (0, CHUNKS, 0, 1),
-    ]
+    base = (0, CHUNKS, 0, 0)
+    keys = [base, (1, *base[1:]), (0, ROWS, 0, 0), (0, CHUNKS, 1, 0), (0, CHUNKS, 0, 1)]
     orders = {tuple(random_order(1000, *key).tolist()) for key in keys}
     assert len(orders) == len(keys)
 

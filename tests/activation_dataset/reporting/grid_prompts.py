@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from activation_dataset.format import Pooling, Sample, StorageDtype, prompts_file, shard_file
+from activation_dataset.format import Pooling, StorageDtype, prompts_file, shard_file
 from activation_dataset.manifest import Manifest, shards_of
 from activation_dataset.metadata import Metadata
 from activation_dataset.prompts import NO_CELL, TEST_PAIR, Prompt, write_prompts
+from activation_dataset.record import RecordKind
 from activation_dataset.sites import HookPoint, place_of
-from activation_dataset.statistics import OrderedMerge
+from activation_dataset.statistics import LayerStatistics, OrderedMerge
 from activation_dataset.writer import LayerFileWriter
-from tests.activation_dataset.synthetic import LAYERS, describe
+from tests.activation_dataset.synthetic import LAYERS, describe, frames_of, stored
 
 ZERO, NEWLINE = 15, 198
 """Token ids of "0" and of a line break in Qwen's vocabulary."""
@@ -54,9 +55,13 @@ def write_prompted(
     rejected: Mapping[str, int] | None = None,
     hook_points: tuple[HookPoint, ...] = ("resid_post",),
 ) -> Metadata:
-    """Writes a dataset; `vectors_of` gives the vectors [n, hidden] of a layer and a prompt, the
-    same at each hook point."""
+    """Write a dataset and return its metadata.
+
+    Args:
+        vectors_of: gives the vectors [n, hidden] of a layer and a prompt, at every hook point.
+    """
     run = describe(pooling, storage_dtype, hidden, layers, hook_points)
+    kind = RecordKind(pooling, storage_dtype, hidden)
     merges = {site: OrderedMerge() for site in run.sites}
     manifests: list[Manifest] = []
     (folder / "prompts").mkdir(parents=True)
@@ -67,20 +72,20 @@ def write_prompted(
             path = folder / shard_file(site, shard, len(shards))
             path.parent.mkdir(exist_ok=True)
             with open(path, "wb") as stream:
-                writer = LayerFileWriter(stream, site, pooling, storage_dtype, hidden)
+                writer = LayerFileWriter(stream, site, kind)
                 for prompt in prompts:
-                    ids = prompt.token_ids[-1:] if pooling == "last" else prompt.token_ids
-                    sample = Sample(prompt.sample_id, prompt.task_id, ids, prompt.num_tokens)
-                    rows = vectors_of(place_of(site)[0], prompt)
-                    writer.append([sample], rows, [len(rows)])
-            manifest = writer.finish(shard, len(shards))
+                    vectors = stored(vectors_of(place_of(site)[0], prompt), storage_dtype)
+                    statistics = LayerStatistics.of_vectors(vectors)
+                    writer.append(frames_of([prompt], kind), vectors, statistics)
+            manifest = writer.finish(shard, len(shards), "xla")
             manifests.append(manifest)
-            merges[site].add(shard, manifest.file.statistics)
+            merges[site].add(shard, manifest.statistics)
     metadata = Metadata(
         run=run,
         shards=shards_of(manifests, run.sites, len(shards)),
         rejected=rejected or {},
         statistics={site: merge.result(len(shards)) for site, merge in merges.items()},
+        ops=("xla",),
     )
     (folder / "metadata.json").write_text(metadata.to_json(), "utf-8")
     return metadata

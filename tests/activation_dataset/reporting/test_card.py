@@ -9,7 +9,7 @@ from huggingface_hub import DatasetCard
 from activation_dataset.__main__ import main
 from activation_dataset.metadata import Metadata
 from activation_dataset.reporting.card import CardError, renewed_card
-from activation_dataset.verifying.dataset import verify
+from activation_dataset.verify import verify
 from tests.activation_dataset.synthetic import write_dataset
 
 
@@ -39,7 +39,7 @@ def certificate(dataset, **changes):
         "samples": ["a", "b"],
         "vectors": 9,
         "tolerance": 0.045,
-        "reference": "transformers in PyTorch, float32",
+        "passed": True,
         "layers": {
             "10": {"relative_error": 0.01, "cosine": 1.0},
             "11": {"relative_error": 0.02, "cosine": 1.0},
@@ -58,7 +58,7 @@ def test_the_hub_reads_it(dataset):
 def test_it_says_what_the_dataset_is_and_is_a_function_of_it(dataset):
     text = written(dataset)
     assert text == written(dataset)
-    for part in ("3 samples, 12 tokens, 12 vectors in each layer", "every token", "8 wide"):
+    for part in ("| samples | 3 | 12 tokens, 12 vectors in each layer |", "every token", "8 wide"):
         assert part in text
     rows = [line for line in text.splitlines() if line.startswith("| 1")]
     assert len(rows) == 3
@@ -82,8 +82,8 @@ def test_the_command_writes_it_beside_the_metadata(dataset, capsys):
     assert not verify(dataset).problems
 
 
-def test_a_licence_that_was_given_stays(dataset):
-    assert "not known" in written(dataset)
+def test_a_license_that_was_given_stays(dataset):
+    assert "does not know the license" in written(dataset)
     assert main(["card", str(dataset), "--license", "apache-2.0"]) == 0
     assert main(["card", str(dataset)]) == 0
     assert DatasetCard(card_of(dataset)).data.to_dict()["license"] == "apache-2.0"
@@ -91,7 +91,7 @@ def test_a_licence_that_was_given_stays(dataset):
 
 
 @pytest.mark.parametrize("license", ["Apache 2", "mit\ntags:", ""])
-def test_no_licence(dataset, license):
+def test_no_license(dataset, license):
     with pytest.raises(CardError, match="identifier"):
         renewed_card(read(dataset), license=license)
 
@@ -108,9 +108,9 @@ def test_a_certificate_is_quoted(dataset):
     (dataset / "certificate.json").write_bytes(certificate(dataset))
     assert main(["card", str(dataset)]) == 0
     text = " ".join(card_of(dataset).split())
-    assert "2 samples, 9 vectors in each layer, were computed again by transformers" in text
+    assert "transformers in PyTorch, float32: 2 samples, 9 vectors in each layer" in text
     assert "2.00e-02 in layer 11, is within the tolerance of 0.045" in text
-    past = written(dataset, certificate(dataset, tolerance=0.001))
+    past = written(dataset, certificate(dataset, passed=False))
     assert "is **past** the tolerance" in past
 
 

@@ -1,75 +1,101 @@
 import numpy as np
 import pytest
 
+from activation_dataset.__main__ import main
 from activation_dataset.reporting.summary import (
-    by_dimension,
     count_of,
     layer_table,
     layers_named,
     massive_dimensions,
     number,
+    outlier_counts,
+    quantiles,
+    shares,
     size,
-    summaries,
 )
-from activation_dataset.statistics_builder import StatisticsBuilder
 from tests.activation_dataset.reporting.grid_prompts import grid_prompt, write_prompted
+from tests.activation_dataset.synthetic import write_dataset
+
+HIDDEN = 40
+
+
+def vectors_of(layer, prompt):
+    """Layer 10: unit vectors but one of 30 and one of 300; layer 11: zeros and one NaN."""
+    rows = np.zeros((prompt.num_tokens, HIDDEN), np.float32)
+    if layer == 10:
+        rows[np.arange(len(rows)), np.arange(len(rows)) % HIDDEN] = 1
+        rows[3] *= 30
+        rows[5] *= 300
+    else:
+        rows[7, 2] = np.nan
+    return rows
 
 
 @pytest.fixture
 def metadata(tmp_path):
-    """Layer 10: unit vectors but one of 30 and one of 300; layer 11: zeros and one NaN."""
-
-    def vectors(layer, prompt):
-        rows = np.zeros((prompt.num_tokens, 40), np.float32)
-        if layer == 10:
-            rows[np.arange(len(rows)), np.arange(len(rows)) % 40] = 1
-            rows[3] *= 30
-            rows[5] *= 300
-        else:
-            rows[7, 2] = np.nan
-        return rows
-
     prompts = [grid_prompt("a.json#a/0", [(6, 6), (6, 6)])]
-    return write_prompted(tmp_path, [prompts], vectors, hidden=40, layers=(10, 11))
+    return write_prompted(tmp_path / "d", [prompts], vectors_of, hidden=HIDDEN, layers=(10, 11))
+
+
+def rows_below(text, head):
+    """The cells of the table whose head begins so."""
+    lines = text.splitlines()
+    start = next(n for n, line in enumerate(lines) if line.split()[: len(head)] == head)
+    table = [line.split() for line in lines[start + 1 :]]
+    return table[: table.index([])]
 
 
 def test_outliers_are_counted_by_multiples_of_the_median(metadata):
-    layer = summaries(metadata)[0]
-    assert layer.outliers == (2, 1)
-    assert layer.median_norm == pytest.approx(1, rel=1 / 64)
-    assert layer.max_norm == 300
-    assert layer.max_to_median == pytest.approx(300, rel=1 / 64)
-    others = layer.vectors - 2
-    assert layer.mean_norm == pytest.approx((others + 330) / layer.vectors)
-    assert layer.rms_norm == pytest.approx(np.sqrt((others + 30**2 + 300**2) / layer.vectors))
+    statistics = metadata.statistics[10]
+    assert outlier_counts(statistics) == [2, 1]
+    assert quantiles(statistics, 0.5) == [pytest.approx(1, rel=1 / 64)]
+    assert quantiles(statistics, 1.0) == [300]
 
 
 def test_a_layer_of_zeros_has_no_outliers(metadata):
-    layer = summaries(metadata)[1]
-    assert (layer.nonfinite, layer.outliers, layer.max_to_median) == (1, (0, 0), 0)
-    assert layer.massive == ()
-    head, groups = layer_table([layer])
-    assert dict(zip(head, groups[""][0], strict=True))["non-finite"] == "1"
+    table = layer_table(metadata)
+    zeros = dict(zip(table.head, table.groups[""][1], strict=True))
+    assert (zeros["non-finite"], zeros["max/median"], zeros[">=10x"]) == ("1", "0x", "0")
+    assert all(sites == [10] for _, sites, _ in massive_dimensions(metadata))
 
 
-def test_massive_dimensions():
-    rows = np.random.default_rng(0).standard_normal((500, 30)).astype(np.float32)
-    rows[:, 7] *= 100
-    rows[:, 4] -= 50
-    builder = StatisticsBuilder(30)
-    builder.update(rows)
-    first, second = massive_dimensions(builder.result())
-    assert (first.number, second.number) == (7, 4)
-    squares = (rows.astype(float) ** 2).sum(axis=0)
-    assert first.share == pytest.approx(squares[7] / squares.sum(), rel=1e-5)
-    assert second.factor == pytest.approx(50, rel=0.1)
+def test_massive_dimensions_come_with_their_layers_and_shares(tmp_path):
+    def vectors(layer, prompt):
+        rows = np.random.default_rng(layer).standard_normal((prompt.num_tokens, HIDDEN))
+        rows[:, 7] *= 100
+        rows[:, 4] -= 50 * (layer == 11)
+        return rows.astype(np.float32)
+
+    metadata = write_prompted(
+        tmp_path, [[grid_prompt("a.json#a/0", [(9, 9), (9, 9)])]], vectors, hidden=HIDDEN
+    )
+    first, second = massive_dimensions(metadata)
+    assert (first[:2], second[:2]) == ((7, [10, 11, 12]), (4, [11]))
+    assert first[2] == max(shares(each)[7] for each in metadata.statistics.values())
+    assert shares(metadata.statistics[11]).sum() == pytest.approx(1)
 
 
-def test_dimensions_of_several_layers_come_together(metadata):
-    layers = summaries(metadata)
-    assert [where for _, where, _ in by_dimension([layers[0], layers[0]])] == [
-        [10, 10] for _ in layers[0].massive
-    ]
+def test_inspect_prints_facts_and_a_table_of_the_layers(metadata, tmp_path, capsys):
+    assert main(["inspect", str(tmp_path / "d")]) == 0
+    text = capsys.readouterr().out
+    for part in (str(tmp_path / "d"), "129 vectors in each layer", "by xla", "every token"):
+        assert part in text
+    rows = rows_below(text, ["layer", "mean"])
+    assert [row[0] for row in rows] == ["10", "11"]
+    assert "1 non-finite vector in all" in text
+
+
+def test_inspect_tells_hook_points_apart_in_80_columns(tmp_path, capsys):
+    hook_points = ("attn_out", "resid_post")
+    write_dataset(tmp_path, [[300] * 12], "none", hook_points=hook_points, rejected={"too_long": 3})
+    assert main(["inspect", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    rows = rows_below(text, ["layer", "mean"])
+    layers = ["10", "11", "12"]
+    assert [row[0] for row in rows] == ["attn_out:", *layers, "resid_post:", *layers]
+    assert "3 too_long" in text
+    table = text.partition("layer  ")[2].partition("\n\n")[0]
+    assert max(map(len, table.splitlines())) <= 80
 
 
 @pytest.mark.parametrize(
@@ -80,17 +106,9 @@ def test_numbers_have_three_digits_or_more(value, text):
     assert number(value) == text
 
 
-@pytest.mark.parametrize(
-    ("value", "text"), [(0, "0 B"), (999, "999 B"), (999_600, "1.00 MB"), (1.234e12, "1.23 TB")]
-)
-def test_sizes_are_decimal(value, text):
-    assert size(value) == text
-
-
-def test_layers_are_named_in_ranges():
-    assert layers_named([10, 11, 12, 13]) == "10-13"
-    assert layers_named([0, 4, 8, 9, 10]) == "0, 4, 8-10"
-
-
-def test_nouns_agree_with_their_counts():
+def test_words():
+    assert [size(each) for each in (0, 999, 999_600, 1.234e12)] == [
+        *("0 B", "999 B", "1.00 MB", "1.23 TB")
+    ]
     assert [count_of(n, "shard") for n in (0, 1, 1200)] == ["0 shards", "1 shard", "1,200 shards"]
+    assert layers_named([0, 4, 8, 9, 10, "blocks.3.hook_mlp_out"]) == "0, 4, 8-10; 3 mlp_out"

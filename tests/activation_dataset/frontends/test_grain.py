@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 from absl import flags
 
-from activation_dataset.frontends.grain_source import batch_dataset
-from activation_dataset.reading.samples import Samples
+from activation_dataset.frontends import grain_dataset
 
 grain = pytest.importorskip("grain")
 
@@ -16,7 +15,7 @@ def numbers_of(batches):
 
 
 def test_epochs_follow_each_other(dataset, values, wanted):
-    batches = batch_dataset(dataset, 10, 20, window=50)
+    batches = grain_dataset(dataset, 10, 20, window=50)
     assert isinstance(batches, grain.IterDataset)
     both = wanted[0] + wanted[1]
     for _ in range(2):  # each iterator starts anew
@@ -27,30 +26,30 @@ def test_epochs_follow_each_other(dataset, values, wanted):
 
 
 def test_grains_own_transformations_apply(dataset, values, wanted):
-    batches = batch_dataset(dataset, 10, 20, window=50).map(lambda batch: batch["values"] * 2)
+    batches = grain_dataset(dataset, 10, 20, window=50).map(lambda batch: batch["values"] * 2)
     np.testing.assert_array_equal(next(iter(batches)), 2 * values[wanted[0][0]])
 
 
 @pytest.mark.parametrize("taken", [0, 3, 9, 12])
 def test_a_checkpoint_goes_on_with_the_very_next_batch(dataset, wanted, taken):
     both = wanted[0] + wanted[1]
-    iterator = iter(batch_dataset(dataset, 10, 20, window=50))
+    iterator = iter(grain_dataset(dataset, 10, 20, window=50))
     assert numbers_of(islice(iterator, taken)) == both[:taken]
     state = json.loads(json.dumps(iterator.get_state()))
-    other = iter(batch_dataset(dataset, 10, 20, window=50))
+    other = iter(grain_dataset(dataset, 10, 20, window=50))
     next(other)
     other.set_state(state)
     assert numbers_of(islice(other, len(both) - taken)) == both[taken:]
 
 
 def test_an_epoch_without_a_batch_is_the_end(dataset):
-    assert list(batch_dataset(dataset, 10, 1000, norms=(0, 0))) == []
+    assert list(grain_dataset(dataset, 10, 1000, norms=(0, 0))) == []
 
 
 def test_samples_are_a_data_source(dataset):
-    samples = Samples(dataset, 11)
+    samples = dataset[11]
     assert isinstance(samples, grain.sources.RandomAccessDataSource)
-    shuffled = grain.MapDataset.source(samples).shuffle(seed=1).map(lambda each: each["sample_id"])
+    shuffled = grain.MapDataset.source(samples).shuffle(seed=1).map(lambda each: each.sample_id)
     ids = [shuffled[place] for place in range(len(shuffled))]
     assert ids != sorted(ids)
     assert sorted(ids) == sorted(record.sample_id for record in dataset.records(11))
@@ -58,12 +57,12 @@ def test_samples_are_a_data_source(dataset):
 
 def test_grains_loader_reads_samples_in_processes(dataset):
     flags.FLAGS.mark_as_parsed()  # as absl's app.run does it; Grain's processes ask for flags
-    samples = Samples(dataset, 11)
+    samples = dataset[11]
     loader = grain.DataLoader(
         data_source=samples,
         sampler=grain.samplers.SequentialSampler(len(samples), grain.sharding.NoSharding()),
         worker_count=1,
     )
-    found = [sample["values"] for sample in loader]
+    found = [record.activation for record in loader]
     for values, record in zip(found, dataset.records(11), strict=True):
         np.testing.assert_array_equal(values, record.activation)

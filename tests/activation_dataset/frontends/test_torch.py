@@ -1,3 +1,5 @@
+"""PyTorch front end. It runs in an environment with torch and without TensorFlow."""
+
 import json
 import pickle
 import subprocess
@@ -7,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from activation_dataset.frontends.pytorch import batch_dataset
-from activation_dataset.reading.samples import Samples
+from activation_dataset.frontends import torch_dataset
 
 torch = pytest.importorskip("torch")
 from torch.utils.data import DataLoader  # noqa: E402
+
+pytestmark = pytest.mark.torch
 
 
 def numbers_of(batches):
@@ -19,7 +22,7 @@ def numbers_of(batches):
 
 
 def test_a_loader_gives_the_same_batches(dataset, values, wanted):
-    batches = batch_dataset(dataset, 10, 20, window=50)
+    batches = torch_dataset(dataset, 10, 20, window=50)
     loader = DataLoader(batches, batch_size=None)
     assert len(loader) == len(batches) == 9
     for epoch in range(2):
@@ -32,25 +35,24 @@ def test_a_loader_gives_the_same_batches(dataset, values, wanted):
 
 
 def test_bfloat16_and_several_layers(dataset, values):
-    for batch in batch_dataset(dataset, [10, 12], 20, dtype="bfloat16"):
+    for batch in torch_dataset(dataset, [10, 12], 20, dtype="bfloat16"):
         assert batch["values"].dtype == torch.bfloat16
         assert batch["values"].shape == (20, 2, 16)
         expected = torch.from_numpy(values[batch["numbers"].numpy()])
         assert torch.equal(batch["values"][:, 0].float(), expected)
 
 
-# Forked workers are tried in a process of their own: this one may hold threads of JAX, which a fork
-# would break.
+# A process of their own for forked workers, since a fork breaks threads of other libraries.
 WORKERS = """
 import json, sys
 from torch.utils.data import DataLoader
 from activation_dataset import ActivationDataset
-from activation_dataset.frontends.pytorch import batch_dataset
+from activation_dataset.frontends import torch_dataset
 
 def numbers_of(batches):
     return [batch["numbers"].tolist() for batch in batches]
 
-batches = batch_dataset(ActivationDataset(sys.argv[1]), 10, 5, window=50, drop_last=False)
+batches = torch_dataset(ActivationDataset(sys.argv[1]), 10, 5, window=50, drop_last=False)
 shared = []
 for epoch in range(2):
     batches.set_epoch(epoch)
@@ -81,38 +83,40 @@ def test_workers_share_an_epoch(dataset, values):
 
 
 def test_a_worker_that_is_spawned(dataset, wanted):
-    batches = batch_dataset(dataset, 10, 20, window=50)
+    batches = torch_dataset(dataset, 10, 20, window=50)
     batches.set_epoch(1)
     loader = DataLoader(batches, None, num_workers=1, multiprocessing_context="spawn")
     assert numbers_of(loader) == wanted[1]
 
 
 def test_a_state_is_saved_and_restored(dataset, wanted):
-    batches = batch_dataset(dataset, 10, 20, window=50)
+    batches = torch_dataset(dataset, 10, 20, window=50)
     for _, _ in zip(range(3), batches, strict=False):
         pass
     state = batches.state_dict()
-    resumed = batch_dataset(dataset, 10, 20, window=50)
+    resumed = torch_dataset(dataset, 10, 20, window=50)
     resumed.load_state_dict(state)
     copied = pickle.loads(pickle.dumps(resumed))  # noqa: S301
     assert numbers_of(resumed) == numbers_of(copied)
     assert numbers_of(resumed) == wanted[1]
 
 
-def test_samples_are_a_map_style_dataset(dataset):
-    samples = Samples(dataset, 11)
-    loader: Any = DataLoader(samples, batch_size=None, sampler=[5, 0, 3])  # type: ignore[arg-type]
-    for batch, index in zip(loader, (5, 0, 3), strict=True):
-        record = dataset[11][index]
-        assert batch["sample_id"] == record.sample_id
-        np.testing.assert_array_equal(batch["values"].numpy(), record.activation)
-        np.testing.assert_array_equal(batch["token_ids"].numpy(), record.token_ids)
-    assert len(samples) == len(dataset) == 9
-    assert [each["task_id"] for each in samples[7:]] == [each.task_id for each in dataset[11][7:]]
+def test_records_are_a_map_style_dataset(dataset):
+    loader: Any = DataLoader(
+        dataset[11],
+        batch_size=None,
+        sampler=[5, 0, 3],  # type: ignore[arg-type]
+        num_workers=1,
+        multiprocessing_context="spawn",
+    )
+    for record, index in zip(loader, (5, 0, 3), strict=True):
+        expected = dataset[11][index]
+        assert record.sample_id == expected.sample_id
+        np.testing.assert_array_equal(record.activation, expected.activation)
 
 
 def test_what_cannot_be_met_is_said_at_once(dataset):
-    with pytest.raises(KeyError, match="layer 9 is not in the dataset"):
-        batch_dataset(dataset, 9, 20)
+    with pytest.raises(KeyError, match="9"):
+        torch_dataset(dataset, 9, 20)
     with pytest.raises(ValueError, match="batch_size is 0"):
-        batch_dataset(dataset, 10, 0)
+        torch_dataset(dataset, 10, 0)

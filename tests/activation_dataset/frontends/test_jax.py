@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import SingleDeviceSharding
 
-from activation_dataset.frontends.jax_devices import DeviceBatches
+from activation_dataset.frontends import DeviceBatches
 
 
 def numbers_of(batches):

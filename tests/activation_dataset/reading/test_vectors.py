@@ -1,0 +1,68 @@
+"""Dtypes and scales of vectors."""
+
+import sys
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from activation_dataset import ActivationDataset, LayerStatistics
+from activation_dataset.reading.vectors import element_dtype, normalization_factor, widen
+from tests.activation_dataset.synthetic import write_dataset
+
+
+def values_of(path, sites, **options):
+    return np.concatenate(
+        [block.values for block in ActivationDataset(path).blocks(sites, **options)]
+    )
+
+
+def test_every_bfloat16_is_widened_exactly():
+    bits = np.arange(1 << 16, dtype=np.uint16).reshape(256, 256)
+    wide = np.empty((256, 2, 256), np.float32)
+    widen(bits, wide[:, 1])
+    expected = bits.view(ml_dtypes.bfloat16).astype(np.float32)
+    np.testing.assert_array_equal(wide[:, 1].view(np.uint32) >> 16, bits)
+    np.testing.assert_array_equal(wide[:, 1], expected)
+
+
+@pytest.mark.parametrize("storage_dtype", ["float32", "bfloat16"])
+def test_normalized_as_sae_lens_and_dictionary_learning_define_it(tmp_path, storage_dtype):
+    write_dataset(tmp_path, [[30, 50], [20]], "none", storage_dtype)
+    values = values_of(tmp_path, 10)
+    norms = np.linalg.norm(values.astype(np.float64), axis=1)
+    # SAELens, ActivationScaler.estimate_scaling_factor: sqrt(d_in) / mean norm.
+    scaled = values_of(tmp_path, 10, normalize="sae_lens")
+    np.testing.assert_allclose(scaled, values * (np.sqrt(8) / norms.mean()), rtol=1e-5)
+    # dictionary_learning, get_norm_factor: x / sqrt(mean squared norm).
+    scaled = values_of(tmp_path, 10, normalize="dictionary_learning")
+    np.testing.assert_allclose(scaled, values / np.sqrt((norms**2).mean()), rtol=1e-5)
+
+
+def test_each_site_has_its_own_factor(tmp_path):
+    write_dataset(tmp_path, [[30, 50], [20]], "none", "bfloat16")
+    both = values_of(tmp_path, [12, 10], normalize="sae_lens")
+    for place, site in enumerate((12, 10)):
+        alone = values_of(tmp_path, site, normalize="sae_lens")
+        np.testing.assert_array_equal(both[:, place], alone)
+
+
+def test_normalization_that_is_not_possible(tmp_path):
+    empty = LayerStatistics.empty(8)
+    with pytest.raises(ValueError, match="no vectors other than 0"):
+        normalization_factor(empty, "sae_lens")
+    with pytest.raises(ValueError, match="'anthropic' is not one of sae_lens, dictionary_learning"):
+        normalization_factor(empty, "anthropic")  # type: ignore[arg-type]
+    write_dataset(tmp_path, [[3]], "none", "bfloat16")
+    with pytest.raises(ValueError, match="float32, not 'bits'"):
+        values_of(tmp_path, 10, dtype="bits", normalize="sae_lens")
+
+
+def test_dtypes_that_are_not_possible(monkeypatch):
+    with pytest.raises(ValueError, match="'bits' needs a dataset stored in bfloat16, not float32"):
+        element_dtype("bits", "float32")
+    with pytest.raises(ValueError, match="'float16' is not one of float32, bfloat16, bits"):
+        element_dtype("float16", "bfloat16")  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    with pytest.raises(ImportError, match='pip install ml_dtypes, or ask for "bits"'):
+        element_dtype("bfloat16", "bfloat16")
