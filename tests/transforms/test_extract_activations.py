@@ -143,9 +143,7 @@ def test_a_shard_is_resumed_and_a_complete_one_needs_no_model(
     assert [output.tag for output in outputs] == [FINISHED] * 3
 
 
-def test_bundles_that_start_together_load_one_model_and_one_tokenizer(
-    prompts, monkeypatch: pytest.MonkeyPatch
-):
+def test_bundles_that_start_together_load_one_model(prompts, monkeypatch: pytest.MonkeyPatch):
     loads: list[ExtractorSettings] = []
 
     def counted(settings: ExtractorSettings, lengths: Sequence[int]) -> ActivationExtractor:

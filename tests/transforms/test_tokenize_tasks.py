@@ -1,5 +1,9 @@
 import copy
 import dataclasses
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier
 
 import apache_beam as beam
 import numpy as np
@@ -13,7 +17,13 @@ from corpus.task import Document, Message, Pair, RejectedTask, Task
 from corpus.template import load_template, shipped_templates
 from qwen.source import open_model
 from transforms.read_tasks import REJECTED
-from transforms.tokenize_tasks import LengthLimit, TokenizeTasks, prompts_of, tokenize
+from transforms.tokenize_tasks import (
+    LengthLimit,
+    TokenizeTasks,
+    _Tokenize,
+    prompts_of,
+    tokenize,
+)
 
 DIGITS, CHAT = load_template("digits"), load_template("digits-chat")
 NO_LIMIT = LengthLimit(10_000, "reject")
@@ -162,6 +172,21 @@ def test_a_document_shows_no_cells(tokenizer):
     for item, template in ((TEXT, DIGITS), (TALK, DIGITS), (TEXT, CHAT)):
         (prompt,) = accepted(item, template, tokenizer)
         assert prompt.cells.tolist() == [[-1] * 4] * prompt.num_tokens
+
+
+def test_bundles_that_start_together_load_one_tokenizer(checkpoint: Path, tmp_path: Path):
+    model = str(shutil.copytree(checkpoint, tmp_path / "model"))
+    together = Barrier(8)
+
+    def bundle(_: int) -> int:
+        do_fn = _Tokenize(model, DIGITS, NO_LIMIT, None)
+        together.wait()
+        do_fn.setup()
+        assert len(list(do_fn.process(TASK))) == 2
+        return id(do_fn._tokenizer)
+
+    with ThreadPoolExecutor(8) as threads:
+        assert len({*threads.map(bundle, range(8))}) == 1
 
 
 def run(items: list, limit: LengthLimit, augmentation: AugmentationPlan | None, ids, rejected):
