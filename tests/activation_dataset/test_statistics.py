@@ -58,11 +58,6 @@ def test_vectors_at_any_scale(scale):
     assert_close(LayerStatistics.of_vectors(rows), rows, 1e-9)
 
 
-def test_bfloat16_is_given_as_its_bits():
-    bits = stored(activations(), "bfloat16")
-    assert_close(LayerStatistics.of_vectors(bits), to_float32(bits), 1e-9)
-
-
 def test_vectors_that_are_not_finite_are_counted_and_left_out():
     rows = activations()
     finite = np.ones(len(rows), bool)
@@ -165,14 +160,6 @@ def test_the_same_bits_whatever_the_order_of_shards(order, owners):
         in_order.add(shard, statistics)
     assert total.result(13) == in_order.result(13)
     assert total.result(13).count == sum(each.count for each in SHARDS)
-
-
-def test_few_shards_wait_when_they_come_in_order():
-    merge = OrderedMerge()
-    for shard in range(2000):
-        merge.add(shard, SHARDS[0])
-        assert len(merge._nodes) <= 11
-    assert merge.result(2000).count == 2000 * SHARDS[0].count
 
 
 def test_missing_surplus_and_repeated_shards_are_refused():
