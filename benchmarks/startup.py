@@ -21,8 +21,7 @@ def first_activation(connection: Connection, model: str, cache: str) -> None:
     """In a process of its own: sends seconds to import; then to load, and to an activation."""
     prompts = arc_prompts(8)
     started = time.perf_counter()
-    from qwen.extractor import open_extractor
-    from qwen.settings import ExtractorSettings
+    from qwen.settings import ExtractorSettings, open_extractor
 
     imported = time.perf_counter()
     lengths = [len(prompt) for prompt in prompts]

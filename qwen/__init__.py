@@ -2,15 +2,17 @@
 
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from qwen.extractor import ActivationExtractor, CapturedSamples, open_extractor
+from qwen.settings import ExtractorSettings, open_extractor
 
-__all__ = ["ActivationExtractor", "CapturedSamples", "open_extractor"]
+if TYPE_CHECKING:
+    from qwen.extractor import ActivationExtractor, CapturedSamples
+
+__all__ = ["ActivationExtractor", "CapturedSamples", "ExtractorSettings", "open_extractor"]
 
 
 def __getattr__(name: str) -> Any:
     """Load JAX only when the extractor is asked for: launchers must not touch devices."""
-    if name in __all__:
+    if name in ("ActivationExtractor", "CapturedSamples"):
         from qwen import extractor
 
         return getattr(extractor, name)

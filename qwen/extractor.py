@@ -1,4 +1,4 @@
-"""What Qwen2 computes inside, layer by layer, for token ids or text. No Beam.
+"""Activations inside a Qwen model, layer by layer, for token ids or text.
 
 In a notebook::
 
@@ -32,15 +32,14 @@ from qwen.batching import (
     step_inputs,
 )
 from qwen.checkpoint import check_weights
-from qwen.compile_cache import use_compile_cache
 from qwen.malloc import keep_freed_memory
 from qwen.mesh import DATA_AXIS, MODEL_AXIS, check_mesh_fits_model, make_mesh
 from qwen.ops import OpsName
 from qwen.ops.choose import choose_ops
 from qwen.parameters import abstract_model, load_model
 from qwen.programs import Captured, Programs
-from qwen.settings import ExtractorSettings
-from qwen.source import ModelSource, open_model
+from qwen.settings import ExtractorSettings, open_extractor
+from qwen.source import ModelSource
 from qwen.statistics import statistics_of
 
 LOGGER = logging.getLogger(__name__)
@@ -59,12 +58,12 @@ class CapturedSamples:
     """The captured vectors of a few samples, at every site.
 
     Attributes:
-      samples: which samples, as indices into what was given to ``extract``.
-      vector_counts: for each of them the number of its vectors: 1 if pooled, else its tokens.
+      samples: indices of the samples in the argument of `extract`.
+      vector_counts: the number of vectors of each sample: 1 if pooled, else its tokens.
       vectors: for each site [sum(vector_counts), hidden] in the storage dtype, in sample order;
         possibly read-only.
-      statistics: for each site those of exactly these vectors, as stored.
-      slots: token slots of the step that computed them, padding included.
+      statistics: for each site the statistics of exactly these vectors.
+      slots: token slots of the step that computed them, including padding.
     """
 
     samples: tuple[int, ...]
@@ -74,47 +73,21 @@ class CapturedSamples:
     slots: int
 
 
-def open_extractor(
-    settings: ExtractorSettings, lengths_to_come: Sequence[int] = ()
-) -> ActivationExtractor:
-    """Open the model of the settings on this worker's devices.
-
-    Sets the environment that JAX needs and the compile cache first, so call it before JAX is used.
-
-    Args:
-      settings: what to capture and how.
-      lengths_to_come: as for `ActivationExtractor`.
-
-    Raises:
-      ValueError: if the weights are not those of the settings, or anything does not fit.
-    """
-    for name, value in settings.environment:
-        os.environ.setdefault(name, value)
-    if settings.compile_cache:
-        use_compile_cache(settings.compile_cache)
-    source = open_model(settings.model_path)
-    expected = settings.weights_fingerprint
-    if expected and (found := source.weights_fingerprint()) != expected:
-        raise ValueError(
-            f"{settings.model_path}: this worker sees weights {found}, the run was started with "
-            f"{expected}. Give every worker the same model."
-        )
-    return ActivationExtractor(source, settings, lengths_to_come)
-
-
 class DeviceMemoryError(RuntimeError):
     """A sample that is too long for the memory of the device."""
 
 
 class ActivationExtractor:
-    """Qwen2 with its weights resident on the devices, capturing chosen layers.
+    """A model with its weights resident on the devices, capturing chosen layers.
 
-    The captured value is the residual stream after a layer, before the final norm for the last
-    one too, unless other hook points are asked for. Layers above the highest captured one are not
-    even loaded.
+    The captured value is the residual stream after a layer, unless other hook points are asked
+    for; that of the last layer is the one before the final norm. Layers above the highest captured
+    one are not loaded.
 
     Attributes:
-      sites: what is captured: each hook point of each layer.
+      source: the model.
+      settings: what is captured and how.
+      sites: every hook point of every captured layer.
       ops: how the platform computes a layer: `xla`, `splash`, `cudnn` or `amx`.
     """
 
