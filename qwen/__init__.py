@@ -2,17 +2,15 @@
 
 from typing import TYPE_CHECKING, Any
 
-from qwen.settings import ExtractorSettings, open_extractor
-
 if TYPE_CHECKING:
-    from qwen.extractor import ActivationExtractor, CapturedSamples
+    from qwen.extractor import ActivationExtractor, CapturedSamples, open_extractor
 
-__all__ = ["ActivationExtractor", "CapturedSamples", "ExtractorSettings", "open_extractor"]
+__all__ = ["ActivationExtractor", "CapturedSamples", "open_extractor"]
 
 
 def __getattr__(name: str) -> Any:
     """Load JAX only when the extractor is asked for: launchers must not touch devices."""
-    if name in ("ActivationExtractor", "CapturedSamples"):
+    if name in __all__:
         from qwen import extractor
 
         return getattr(extractor, name)

@@ -32,14 +32,15 @@ from qwen.batching import (
     step_inputs,
 )
 from qwen.checkpoint import check_weights
+from qwen.compile_cache import use_compile_cache
 from qwen.malloc import keep_freed_memory
 from qwen.mesh import DATA_AXIS, MODEL_AXIS, check_mesh_fits_model, make_mesh
 from qwen.ops import OpsName
 from qwen.ops.choose import choose_ops
 from qwen.parameters import abstract_model, load_model
 from qwen.programs import Captured, Programs
-from qwen.settings import ExtractorSettings, open_extractor
-from qwen.source import ModelSource
+from qwen.settings import ExtractorSettings
+from qwen.source import ModelSource, open_model
 from qwen.statistics import statistics_of
 
 LOGGER = logging.getLogger(__name__)
@@ -71,6 +72,34 @@ class CapturedSamples:
     vectors: Mapping[Site, np.ndarray]
     statistics: Mapping[Site, LayerStatistics]
     slots: int
+
+
+def open_extractor(
+    settings: ExtractorSettings, lengths_to_come: Sequence[int] = ()
+) -> ActivationExtractor:
+    """Open the model of the settings on this worker's devices.
+
+    Sets the environment and the compile cache, so call it before anything uses JAX's devices.
+
+    Args:
+      settings: what to capture and how.
+      lengths_to_come: as for `ActivationExtractor`.
+
+    Raises:
+      ValueError: if the weights are not those of the settings, or anything does not fit.
+    """
+    for name, value in settings.environment:
+        os.environ.setdefault(name, value)
+    if settings.compile_cache:
+        use_compile_cache(settings.compile_cache)
+    source = open_model(settings.model_path)
+    expected = settings.weights_fingerprint
+    if expected and (found := source.weights_fingerprint()) != expected:
+        raise ValueError(
+            f"{settings.model_path}: this worker sees weights {found}, the run was started with "
+            f"{expected}. Give every worker the same model."
+        )
+    return ActivationExtractor(source, settings, lengths_to_come)
 
 
 class DeviceMemoryError(RuntimeError):

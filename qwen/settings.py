@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from activation_dataset.format import POOLINGS, STORAGE_DTYPES, Pooling, StorageDtype
 from activation_dataset.record import RecordKind
@@ -16,10 +13,6 @@ from activation_dataset.sites import (
     in_forward_order,
     sites_of,
 )
-from qwen.source import open_model
-
-if TYPE_CHECKING:
-    from qwen.extractor import ActivationExtractor
 
 
 @dataclass(frozen=True)
@@ -36,8 +29,8 @@ class ExtractorSettings:
       batch_size: token slots per device and step, in units of 512.
       mesh_shape: devices along (data, model); all local devices along data if None.
       compile_cache: a local or `gs://` folder for compiled programs; none if empty.
-      environment: variables that JAX needs to find the worker's devices; variables that are set
-        already keep their values.
+      environment: variables that a device's runtime reads when it starts, such as `TPU_WORKER_ID`;
+        variables that are set already keep their values.
       weights_fingerprint: of the weights that the run was planned with; a worker that finds other
         weights refuses to start. Not checked if empty.
     """
@@ -80,34 +73,3 @@ class ExtractorSettings:
     def record_kind(self, hidden: int) -> RecordKind:
         """Return the kind of the records that vectors of `hidden` elements are stored in."""
         return RecordKind(self.pooling, self.storage_dtype, hidden)
-
-
-def open_extractor(
-    settings: ExtractorSettings, lengths_to_come: Sequence[int] = ()
-) -> ActivationExtractor:
-    """Open the model of the settings on this worker's devices.
-
-    Sets the environment before it imports JAX, and the compile cache before anything is compiled.
-
-    Args:
-      settings: what to capture and how.
-      lengths_to_come: as for `ActivationExtractor`.
-
-    Raises:
-      ValueError: if the weights are not those of the settings, or anything does not fit.
-    """
-    for name, value in settings.environment:
-        os.environ.setdefault(name, value)
-    from qwen.compile_cache import use_compile_cache
-    from qwen.extractor import ActivationExtractor
-
-    if settings.compile_cache:
-        use_compile_cache(settings.compile_cache)
-    source = open_model(settings.model_path)
-    expected = settings.weights_fingerprint
-    if expected and (found := source.weights_fingerprint()) != expected:
-        raise ValueError(
-            f"{settings.model_path}: this worker sees weights {found}, the run was started with "
-            f"{expected}. Give every worker the same model."
-        )
-    return ActivationExtractor(source, settings, lengths_to_come)
