@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +63,6 @@ def test_every_truncation_is_noticed(tmp_path: Path) -> None:
             CheckpointFolder(tmp_path)
         assert str(path) in str(raised.value)
         assert "Download or copy the file again" in str(raised.value)
-
-
-def test_bytes_after_the_last_tensor_are_noticed(tmp_path: Path) -> None:
-    path = good_file(tmp_path)
-    path.write_bytes(path.read_bytes() + b"\0")
-    with pytest.raises(CheckpointError, match="file not fully covered"):
-        CheckpointFolder(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -150,23 +142,10 @@ def test_a_sharded_checkpoint_is_read_by_its_index(tmp_path: Path) -> None:
     np.testing.assert_array_equal(weights.read("b"), TENSORS["b"])
 
 
-def test_a_single_file_goes_before_an_index_as_in_transformers(tmp_path: Path) -> None:
-    write_shards(tmp_path, {FIRST: {"stale": TENSORS["a"]}})
-    good_file(tmp_path)
-    assert set(CheckpointFolder(tmp_path).shapes()) == set(TENSORS)
-
-
 def test_a_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
     write_shards(tmp_path, {FIRST: {"a": TENSORS["a"], "b": TENSORS["b"]}, SECOND: TENSORS})
     (tmp_path / INDEX_FILE).write_text(json.dumps({"weight_map": {"a": FIRST, "b": SECOND}}))
     with pytest.raises(CheckpointError, match=f"{SECOND}: tensor 'a' is also in .*{FIRST}"):
-        CheckpointFolder(tmp_path)
-
-
-def test_a_shard_that_is_absent_is_named(tmp_path: Path) -> None:
-    write_shards(tmp_path, {FIRST: {"a": TENSORS["a"]}, SECOND: {"b": TENSORS["b"]}})
-    (tmp_path / SECOND).unlink()
-    with pytest.raises(CheckpointError, match=rf"{SECOND}: named by {INDEX_FILE} but absent"):
         CheckpointFolder(tmp_path)
 
 
@@ -196,12 +175,6 @@ def test_a_folder_without_weights(tmp_path: Path, other_files: list[str]) -> Non
         CheckpointFolder(tmp_path)
     for part in (str(tmp_path), "no weights", SINGLE_FILE, INDEX_FILE, "safetensors", ".bin"):
         assert part in str(raised.value)
-
-
-def test_an_index_of_nothing_is_no_weights(tmp_path: Path) -> None:
-    (tmp_path / INDEX_FILE).write_text('{"weight_map": {}}')
-    with pytest.raises(CheckpointError, match="no weights"):
-        CheckpointFolder(tmp_path)
 
 
 def check(folder: Path) -> None:
@@ -238,28 +211,8 @@ def test_every_tensor_is_missed(name: str) -> None:
         check_weights(WithoutOne(SMALL, 0), SMALL, "here")
 
 
-def test_a_transposed_tensor_is_not_taken_for_the_right_one(tmp_path: Path) -> None:
-    tensors = varied_weights(SMALL)
-    name = "model.layers.0.mlp.gate_proj.weight"
-    tensors[name] = np.ascontiguousarray(tensors[name].T)
-    with pytest.raises(CheckpointError, match=rf"{name} has shape \[32, 48\]"):
-        check(write_checkpoint(tmp_path, SMALL, tensors))
-
-
-def test_a_long_list_of_problems_is_cut(tmp_path: Path) -> None:
-    tensors = {"model.embed_tokens.weight": np.zeros((64, 32), np.float32)}
-    with pytest.raises(CheckpointError, match=r"missing: (\S+ ){8}and \d+ more"):
-        check(write_checkpoint(tmp_path, SMALL, tensors))
-
-
 def test_a_tied_model_may_carry_its_head(tmp_path: Path) -> None:
     check(write_checkpoint(tmp_path, SMALL, varied_weights(SMALL), tie_word_embeddings=True))
-
-
-def test_an_untied_model_needs_its_head(tmp_path: Path) -> None:
-    tensors = varied_weights(replace(SMALL, tie_word_embeddings=True))
-    with pytest.raises(CheckpointError, match=r"missing: lm_head\.weight"):
-        check(write_checkpoint(tmp_path, SMALL, tensors))
 
 
 def test_random_weights_are_those_of_any_other_machine_and_day() -> None:
@@ -273,16 +226,3 @@ def test_random_weights_are_those_of_any_other_machine_and_day() -> None:
     sample = [9.202957153320312e-05, 0.03125, 0.0012969970703125, -0.016845703125]
     assert first[:4].astype(np.float32).tolist() == sample
     assert not np.array_equal(RandomWeights(config, 1).read(name), first)
-
-
-def test_random_weights_differ_between_tensors_and_have_their_shapes() -> None:
-    weights = RandomWeights(SMALL, 0)
-    assert dict(weights.shapes()) == SHAPES
-    arrays = {name: weights.read(name) for name in weights.shapes()}
-    assert {name: array.shape for name, array in arrays.items()} == family_of(SMALL).tensor_shapes(
-        SMALL
-    )
-    drawn = [array.tobytes() for name, array in arrays.items() if not name.endswith("norm.weight")]
-    assert len(set(drawn)) == len(drawn)
-    embedding = arrays["model.embed_tokens.weight"].astype(np.float64)
-    assert embedding.std() == pytest.approx(0.02, rel=0.1)

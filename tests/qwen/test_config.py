@@ -85,19 +85,6 @@ def test_what_is_left_out_has_the_value_that_transformers_gives_it() -> None:
     assert config.head_dim == 8
 
 
-def test_an_own_head_dim_is_kept() -> None:
-    assert read_config(config_fields(SMALL, head_dim=20)).head_dim == 20
-
-
-def test_null_key_value_heads_mean_one_for_each_query_head() -> None:
-    fields = config_fields(SMALL, num_key_value_heads=None)
-    assert read_config(fields).num_key_value_heads == 4
-
-
-def test_unknown_fields_are_no_matter() -> None:
-    assert read_config(config_fields(SMALL, use_mrope=False, new_field=[1])) == SMALL
-
-
 @pytest.mark.parametrize(
     ("changes", "parts"),
     [

@@ -10,7 +10,6 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-import qwen
 from activation_dataset.format import POOLINGS, Pooling
 from activation_dataset.sites import HOOK_POINTS, HookPoint, Site, site_of
 from qwen import extractor as extractor_module
@@ -95,12 +94,6 @@ def test_the_three_lines_of_the_module_s_introduction() -> None:
     assert all(array.dtype == np.float32 for array in activations.values())
 
 
-def test_the_package_offers_the_extractor_by_name() -> None:
-    assert qwen.ActivationExtractor is ActivationExtractor
-    with pytest.raises(AttributeError, match="'qwen' has no attribute 'Extractor'"):
-        _ = qwen.Extractor
-
-
 def test_texts_in_layers_of_rows_out_in_the_order_of_the_texts() -> None:
     extractor = tiny([1, 3])
     together = extractor(TEXTS)
@@ -127,33 +120,9 @@ def test_every_token_gives_arrays_for_each_text() -> None:
         }
 
 
-def test_special_tokens_in_a_text_are_those_tokens() -> None:
-    """A chat template writes them into the text."""
-    extractor = tiny([0, 2], pooling="none")
-    found = extractor(["<|im_start|>user\n1<|im_end|>\n"])
-    assert isinstance(found, list)
-    assert len(found[0][0]) == len(["<|im_start|>", "user", "\n", "1", "<|im_end|>", "\n"])
-
-
-@pytest.mark.parametrize("pooling", POOLINGS)
-def test_no_texts_give_no_rows(pooling: Pooling) -> None:
-    found = tiny([0, 1], pooling=pooling)([])
-    if pooling == "none":
-        assert found == []
-    else:
-        assert isinstance(found, dict)
-        assert {layer: rows.shape for layer, rows in found.items()} == {0: (0, 64), 1: (0, 64)}
-
-
 def test_one_text_is_not_taken_for_its_letters() -> None:
     with pytest.raises(TypeError, match="texts is one string; give a list of them"):
         tiny([0])("The residual stream")
-
-
-def test_an_empty_text_is_refused() -> None:
-    extractor = tiny([0])
-    with pytest.raises(ValueError, match="sample 1: expected at least one token"):
-        extractor(["1", ""])
 
 
 # Layers and poolings
@@ -162,23 +131,6 @@ def test_an_empty_text_is_refused() -> None:
 @pytest.fixture(scope="module")
 def every_token(checkpoint: Path) -> list[dict[Site, np.ndarray]]:
     return by_sample(load(checkpoint, range(3), pooling="none"), prompts())
-
-
-@pytest.mark.parametrize("layers", [[0], [2], [2, 0]])
-@pytest.mark.parametrize("pooling", ["last", "none"])
-def test_any_choice_of_layers_captures_the_same_layers(
-    checkpoint: Path,
-    every_token: list[dict[Site, np.ndarray]],
-    pooling: Pooling,
-    layers: Sequence[int],
-) -> None:
-    extractor = load(checkpoint, layers, pooling=pooling)
-    assert extractor.sites == tuple(sorted(layers))
-    for found, expected in zip(by_sample(extractor, prompts()), every_token, strict=True):
-        assert list(found) == sorted(layers)
-        for layer, vectors in found.items():
-            tokens = expected[layer][-1:] if pooling == "last" else expected[layer]
-            assert_close(vectors, tokens)
 
 
 @pytest.fixture(scope="module")
@@ -220,14 +172,6 @@ def test_what_attention_and_mlp_add_leads_from_one_residual_stream_to_the_next(
             assert_close(found[layer], mid + mlp_out)
             if layer:
                 np.testing.assert_array_equal(pre, found[layer - 1])
-
-
-@pytest.mark.parametrize("hook_points", [[], ["mlp_out", "resid"]])
-def test_hook_points_that_no_layer_has(hook_points: list[Any]) -> None:
-    with pytest.raises(
-        ValueError, match=r"must be some of resid_pre, .* got (none|mlp_out, resid)"
-    ):
-        tiny([1], hook_points=hook_points)
 
 
 def test_the_last_layer_is_captured_before_the_final_norm(
@@ -318,30 +262,6 @@ def test_programs_compiled_while_the_weights_load_give_the_same_bytes(checkpoint
         by_sample(ahead, prompts()), by_sample(load(checkpoint, [2]), prompts()), strict=True
     ):
         np.testing.assert_array_equal(a[2], b[2])
-
-
-def test_the_batch_size_changes_no_activation(
-    checkpoint: Path, every_token: list[dict[Site, np.ndarray]]
-) -> None:
-    found = by_sample(load(checkpoint, [2], batch_size=3), prompts())
-    for a, b in zip(found, every_token, strict=True):
-        assert_close(a[2], b[2][-1:])
-
-
-def test_other_samples_change_no_activation(checkpoint: Path) -> None:
-    extractor = load(checkpoint, [2])
-    token_ids = prompts()
-    together = by_sample(extractor, token_ids)
-    for sample in (0, 3):
-        [alone] = by_sample(extractor, [token_ids[sample]])
-        assert_close(together[sample][2], alone[2])
-
-
-def test_samples_of_any_integer_type(checkpoint: Path) -> None:
-    extractor = load(checkpoint, [2])
-    [expected] = by_sample(extractor, [np.array([1, 2, 3], np.int32)])
-    [found] = by_sample(extractor, [np.array([1, 2, 3], np.uint16)])
-    np.testing.assert_array_equal(found[2], expected[2])
 
 
 @pytest.mark.parametrize(
