@@ -164,13 +164,6 @@ def test_tensorflow_alone_reads_every_file_and_gets_the_statistics(dataset: Path
     assert len(orders) == 1, "every layer has the same samples in the same order"
 
 
-def test_layers_differ(dataset: Path):
-    """No layer was stored under another's name."""
-    reader = ActivationDataset(dataset)
-    first = np.array([reader[layer][0].activation for layer in reader.layers])
-    assert len(np.unique(first, axis=0)) == 14
-
-
 def test_published_tasks_make_a_dataset(arc_tasks: Path, tmp_path: Path):
     run("random:tiny", arc_tasks / "per_task", tmp_path / "out", "--batch_size", "4")
     assert problems_of(tmp_path / "out") == []
