@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from typing import Any
@@ -204,19 +203,21 @@ class Batches:
         """Yield the windows of this reader, while a thread reads the next one."""
         count = len(self._reader.windows(epoch, self._rank))
         memory = self._memory.pop() if self._memory else [self._reader.memory() for _ in range(2)]
-        with ThreadPoolExecutor(1, "window") as background:
 
-            def load(window: int) -> Future[Window]:
-                target = memory[window % 2]
-                return background.submit(self._reader.load, target, epoch, self._rank, window)
+        def load(window: int) -> Window:
+            return self._reader.load(memory[window % 2], epoch, self._rank, window)
 
-            coming = deque([load(first)] if first < count else [])
-            for window in range(first, count):
-                loaded = coming.popleft().result()
-                if window + 1 < count:
-                    coming.append(load(window + 1))
-                yield loaded
-        self._memory.append(memory)
+        try:
+            with ThreadPoolExecutor(1, "window") as background:
+                coming = [background.submit(load, window) for window in range(first, count)[:1]]
+                for window in range(first, count):
+                    loaded = coming.pop().result()
+                    if window + 1 < count:
+                        coming.append(background.submit(load, window + 1))
+                    yield loaded
+        finally:
+            # The thread has stopped: nothing writes to the memory any more.
+            self._memory.append(memory)
 
 
 def _norms_by_site(

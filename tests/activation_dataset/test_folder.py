@@ -16,30 +16,20 @@ def folder(request, tmp_path):
     return open_folder(tmp_path)
 
 
-def content(folder: Folder, path: str) -> bytes:
-    with folder.open(path) as stream:
-        return stream.read()
-
-
-def test_all_files_are_listed(folder: Folder):
+def test_what_is_below_it_is_listed(folder: Folder):
     assert sorted(folder.files()) == ["layer_3/file", "metadata.json"]
 
 
-@pytest.mark.parametrize(("start", "end"), [(0, 256), (100, 108), (250, 256), (7, 7)])
-def test_a_range_of_bytes(folder: Folder, start, end):
+@pytest.mark.parametrize(("start", "end"), [(100, 108), (250, 300), (256, 256), (300, 310)])
+def test_a_range_is_read(folder: Folder, start: int, end: int):
     with folder.open_range("layer_3/file", start, end) as stream:
         assert stream.read(end - start) == CONTENT[start:end]
 
 
-def test_a_range_past_the_end_is_shorter(folder: Folder):
-    with folder.open_range("layer_3/file", 250, 300) as stream:
-        assert stream.read(50) == CONTENT[250:]
-
-
 def test_a_file_is_saved_whole(folder: Folder):
-    for data in (b"new", b""):
-        folder.save("layer_3/new", data)
-        assert content(folder, "layer_3/new") == data
+    folder.save("layer_3/new", b"new")
+    with folder.open("layer_3/new") as stream:
+        assert stream.read() == b"new"
     assert sorted(folder.files()) == ["layer_3/file", "layer_3/new", "metadata.json"]
 
 
@@ -55,6 +45,6 @@ def test_a_failed_save_leaves_nothing(tmp_path):
     assert list(LocalFolder(tmp_path).files()) == []
 
 
-def test_an_unknown_url_says_what_to_install():
-    with pytest.raises(ImportError, match=r"nope://x: reading a URL needs fsspec and its driver"):
+def test_a_url_of_an_unknown_kind_says_what_to_install():
+    with pytest.raises(ImportError, match=r"nope://x: .*fsspec"):
         open_folder("nope://x")

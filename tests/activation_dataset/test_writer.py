@@ -140,14 +140,6 @@ def test_arguments_that_contradict_each_other_are_refused(vectors, frames, messa
     assert stream.getvalue() == b""
 
 
-def test_frames_of_another_kind_are_refused():
-    frames = frames_of(make_prompts([4]), RecordKind("last", "bfloat16", HIDDEN))
-    writer = LayerFileWriter(io.BytesIO(), 10, RecordKind("last", "float32", HIDDEN))
-    rows = np.zeros((1, HIDDEN), np.float32)
-    with pytest.raises(ValueError, match=r"frame of sample .* is of another kind"):
-        writer.append(frames, rows, LayerStatistics.of_vectors(rows))
-
-
 def test_a_stream_that_takes_only_a_part_is_an_error():
     class Short(io.BytesIO):
         def write(self, content):
@@ -161,19 +153,6 @@ def test_a_stream_that_takes_only_a_part_is_an_error():
 
 
 # Records.
-
-
-@pytest.mark.parametrize(("pooling", "kept"), [("last", 1), ("mean", 5), ("none", 5)])
-def test_a_record_keeps_the_token_ids_of_its_pooling(pooling, kept):
-    (prompt,) = make_prompts([5])
-    kind = RecordKind(pooling, "bfloat16", 4)
-    sample = kind.sample(prompt)
-    assert sample.token_ids.tolist() == prompt.token_ids[-kept:].tolist()
-    frame = frame_record(sample, kind)
-    vectors = 5 if pooling == "none" else 1
-    assert (frame.vectors, frame.payload_bytes, frame.num_tokens) == (vectors, 8 * vectors, 5)
-    assert kind.vectors(5) == vectors
-    assert kind.shape(5) == ((5, 4) if pooling == "none" else (4,))
 
 
 def test_token_ids_that_do_not_fit_the_pooling_are_refused():
