@@ -1,4 +1,4 @@
-"""What Qwen2 computes inside, layer by layer, for token ids or text. No Beam.
+"""Activations inside a Qwen model, layer by layer, for token ids or text.
 
 In a notebook::
 
@@ -59,12 +59,12 @@ class CapturedSamples:
     """The captured vectors of a few samples, at every site.
 
     Attributes:
-      samples: which samples, as indices into what was given to ``extract``.
-      vector_counts: for each of them the number of its vectors: 1 if pooled, else its tokens.
+      samples: indices of the samples in the argument of `extract`.
+      vector_counts: the number of vectors of each sample: 1 if pooled, else its tokens.
       vectors: for each site [sum(vector_counts), hidden] in the storage dtype, in sample order;
         possibly read-only.
-      statistics: for each site those of exactly these vectors, as stored.
-      slots: token slots of the step that computed them, padding included.
+      statistics: for each site the statistics of exactly these vectors.
+      slots: token slots of the step that computed them, including padding.
     """
 
     samples: tuple[int, ...]
@@ -79,7 +79,7 @@ def open_extractor(
 ) -> ActivationExtractor:
     """Open the model of the settings on this worker's devices.
 
-    Sets the environment that JAX needs and the compile cache first, so call it before JAX is used.
+    Sets the environment and the compile cache, so call it before anything uses JAX's devices.
 
     Args:
       settings: what to capture and how.
@@ -107,14 +107,16 @@ class DeviceMemoryError(RuntimeError):
 
 
 class ActivationExtractor:
-    """Qwen2 with its weights resident on the devices, capturing chosen layers.
+    """A model with its weights resident on the devices, capturing chosen layers.
 
-    The captured value is the residual stream after a layer, before the final norm for the last
-    one too, unless other hook points are asked for. Layers above the highest captured one are not
-    even loaded.
+    The captured value is the residual stream after a layer, unless other hook points are asked
+    for; that of the last layer is the one before the final norm. Layers above the highest captured
+    one are not loaded.
 
     Attributes:
-      sites: what is captured: each hook point of each layer.
+      source: the model.
+      settings: what is captured and how.
+      sites: every hook point of every captured layer.
       ops: how the platform computes a layer: `xla`, `splash`, `cudnn` or `amx`.
     """
 
@@ -170,7 +172,7 @@ class ActivationExtractor:
         )
         self._packing = packing_for(ops.name, settings.batch_size, mesh.shape[DATA_AXIS])
         self._compilers = ThreadPoolExecutor(os.cpu_count(), "compile")
-        self._compile_ahead(self._plan(lengths_to_come))
+        self._plan(lengths_to_come)
         self._programs.use_parameters(load_model(weights, config, num_layers, compute, mesh, ops))
 
     @classmethod
@@ -188,15 +190,15 @@ class ActivationExtractor:
     def __call__(
         self, texts: Sequence[str]
     ) -> dict[Site, np.ndarray] | list[dict[Site, np.ndarray]]:
-        """Tokenises texts and captures them.
+        """Tokenize texts and capture them.
 
         Returns:
           Pooled: for each site [texts, hidden]. Every token: for each text, by site,
           [tokens, hidden]. The site of the residual stream after a layer is the layer's number;
-          another one is called as in TransformerLens, such as ``blocks.10.hook_mlp_out``.
+          other sites have TransformerLens' names, such as `blocks.10.hook_mlp_out`.
 
         Raises:
-          TypeError: if it is one text alone.
+          TypeError: if `texts` is a string.
           ValueError: if a text has no token.
         """
         if isinstance(texts, str):
@@ -219,11 +221,11 @@ class ActivationExtractor:
         return {site: np.concatenate([nothing, *(f[site] for f in found)]) for site in self.sites}
 
     def extract(self, token_ids: Sequence[np.ndarray]) -> Iterator[CapturedSamples]:
-        """Captures samples of [tokens] int32 ids each, all of them exactly once.
+        """Capture samples of [tokens] int32 ids each, all of them exactly once.
 
-        While a step computes, the previous one is copied to the host; at most two are in flight,
-        so host memory does not grow with the number of samples. The order of the samples is that
-        of the plan: a function of their lengths and the batch size alone.
+        While a step computes, the previous one is copied to the host. At most two are in flight,
+        so host memory does not grow with the number of samples. The order of the samples depends
+        only on their lengths and the batch size.
 
         Raises:
           ValueError: if a sample is empty or holds an id outside the vocabulary.
@@ -235,7 +237,6 @@ class ActivationExtractor:
                     f"sample {index}: expected at least one token id, all in 0..{vocabulary - 1}"
                 )
         steps = self._plan([len(ids) for ids in token_ids])
-        self._compile_ahead(steps)
         in_flight: deque[tuple[Step, dict[Site, Captured] | None]] = deque()
         for step in steps:
             in_flight.append((step, self._dispatch(step, token_ids)))
@@ -245,14 +246,15 @@ class ActivationExtractor:
             yield from self._collect(*in_flight.popleft(), token_ids)
 
     def _dispatch(self, step: Step, token_ids: Sequence[np.ndarray]) -> dict[Site, Captured] | None:
-        """Starts a step; None if the device has no memory for it."""
+        """Start a step; None if the device has no memory for it."""
         try:
             captured = self._programs.run(step_inputs(step, token_ids), step.shape)
         except jax.errors.JaxRuntimeError as error:
             _reraise_unless_out_of_memory(error)
             return None
-        for array in jax.tree.leaves(captured):
-            array.copy_to_host_async()
+        for vectors, moments in captured.values():
+            vectors.copy_to_host_async()
+            moments.copy_to_host_async()
         return captured
 
     def _collect(
@@ -261,10 +263,10 @@ class ActivationExtractor:
         captured: dict[Site, Captured] | None,
         token_ids: Sequence[np.ndarray],
     ) -> Iterator[CapturedSamples]:
-        """Waits for a step; runs it as smaller ones if the device had no memory for it.
+        """Wait for a step; run it as smaller ones if the device had no memory for it.
 
-        Samples that shared rows with one whose activations are not finite are run again, each by
-        itself: attention multiplies what it masks with 0, and 0 x NaN is NaN.
+        If activations are not finite, each sample of the step is run again by itself: attention
+        multiplies masked values with 0, and 0 x NaN is NaN.
 
         Raises:
           DeviceMemoryError: if a single sample is too long for the device.
@@ -276,7 +278,7 @@ class ActivationExtractor:
                 _reraise_unless_out_of_memory(error)
             else:
                 alone = separate_samples(step, self._packing.rows)
-                # What is not finite in the residual stream is not so in any layer above.
+                # A residual stream that is not finite stays so in every layer above.
                 broken = any(found.statistics[site].nonfinite_count for site in self._top_sites)
                 if not (alone and broken):
                     yield found
@@ -300,20 +302,27 @@ class ActivationExtractor:
     def _run(
         self, steps: Sequence[Step], token_ids: Sequence[np.ndarray]
     ) -> Iterator[CapturedSamples]:
-        """Steps that stand in for another one, one at a time."""
+        """Run steps that replace another one, one at a time."""
         self._compile_ahead(steps)
         for step in steps:
             yield from self._collect(step, self._dispatch(step, token_ids), token_ids)
 
     def order(self, lengths: Sequence[int]) -> list[int]:
-        """The order in which ``extract`` gives samples of these lengths, as their indices."""
-        return [placed.sample for step in self._plan(lengths) for placed in step.placements]
+        """Return the indices of samples of these lengths in the order of `extract`."""
+        return [
+            placed.sample
+            for step in plan_steps(lengths, self._packing)
+            for placed in step.placements
+        ]
+
+    def _plan(self, lengths: Sequence[int]) -> list[Step]:
+        """Plan steps and start to compile their programs."""
+        steps = plan_steps(lengths, self._packing)
+        self._compile_ahead(steps)
+        return steps
 
     def _compile_ahead(self, steps: Sequence[Step]) -> None:
         self._programs.compile_ahead([step.shape for step in steps], self._compilers)
-
-    def _plan(self, lengths: Sequence[int]) -> list[Step]:
-        return plan_steps(lengths, self._packing)
 
     def _on_host(self, step: Step, captured: Mapping[Site, Captured]) -> CapturedSamples:
         rows = np.array([placed.row for placed in step.placements])
@@ -337,10 +346,7 @@ class ActivationExtractor:
 
 
 def _spans(vectors: np.ndarray, starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """[sum(counts), hidden]: `counts` vectors from each of `starts` on.
-
-    A view, where they lie end to end.
-    """
+    """Take `counts` vectors from each of `starts` on: [sum(counts), hidden], a view if possible."""
     ends = starts + counts
     if np.array_equal(starts[1:], ends[:-1]):
         return vectors[starts[0] : ends[-1]]
@@ -353,8 +359,9 @@ def _reraise_unless_out_of_memory(error: jax.errors.JaxRuntimeError) -> None:
         raise error
 
 
-def check_layers(layers: Sequence[int], num_layers: int) -> Sequence[int]:
-    """
+def check_layers(layers: Sequence[int], num_layers: int) -> None:
+    """Check the layers to capture.
+
     Raises:
       ValueError: if there is no layer, one twice, or one that the model does not have.
     """
@@ -367,4 +374,3 @@ def check_layers(layers: Sequence[int], num_layers: int) -> Sequence[int]:
             f"layers {', '.join(map(str, outside))} do not exist: this model has {num_layers} "
             f"layers, 0 to {num_layers - 1}"
         )
-    return layers

@@ -29,8 +29,8 @@ class ExtractorSettings:
       batch_size: token slots per device and step, in units of 512.
       mesh_shape: devices along (data, model); all local devices along data if None.
       compile_cache: a local or `gs://` folder for compiled programs; none if empty.
-      environment: variables that JAX needs to find the worker's devices; variables that are set
-        already keep their values.
+      environment: variables that a device's runtime reads when it starts, such as `TPU_WORKER_ID`;
+        variables that are set already keep their values.
       weights_fingerprint: of the weights that the run was planned with; a worker that finds other
         weights refuses to start. Not checked if empty.
     """

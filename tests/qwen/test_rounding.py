@@ -46,8 +46,3 @@ def test_what_is_not_a_number_stays_so() -> None:
 
     found = np.asarray(jax.jit(made)(np.full(64, np.inf, np.float32)))
     assert np.isnan(found.astype(np.float32)).all()
-
-
-def test_float32_is_left_as_it_is() -> None:
-    found = np.asarray(round_to(jnp.asarray(EVERY_KIND), jnp.dtype(jnp.float32)))
-    np.testing.assert_array_equal(found, EVERY_KIND)
