@@ -17,13 +17,12 @@ MAX_RECORD_BYTES = 16 * 2**20
 """The largest record that is read. Bounds memory."""
 
 _LONGEST_TOKEN = len(r"\ud83d\ude00")
-"""Characters by which a chunk that ends inside a token can move the error that is seen."""
+"""An error within so many characters of the end of a chunk may vanish with the next chunk."""
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 
-
 DUPLICATE = None
-"""The key, which JSON cannot have, by which an object tells which of its keys is there twice."""
+"""The key by which an object says which of its keys it has twice; JSON's own keys are strings."""
 
 
 def split_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:

@@ -112,20 +112,20 @@ def _parse_record(records: Iterable[tuple[str | None, object]], source: str) -> 
 
 
 def record_items(
-    record: object, source: str, otherwise: str, key: str | None = None
+    record: object, source: str, default_id: str, key: str | None = None
 ) -> Iterator[Item]:
     """Yield a record's task or document, or the tasks made of its pairs.
 
     Args:
-        otherwise: the id of a record that has none, or a bad one.
+        default_id: the id of a record that has none, or a bad one.
         key: the id that counts instead of the record's own.
     """
-    record_id = otherwise
+    record_id = default_id
     try:
         if key is not None:
             record_id = to_id(key)
         elif isinstance(record, dict):
-            record_id = next((to_id(record[k]) for k in ID_KEYS if k in record), otherwise)
+            record_id = next((to_id(record[k]) for k in ID_KEYS if k in record), default_id)
         if isinstance(record, dict) and kind_of(record) == "examples":
             pairs = to_pairs(record, "examples", "no_train_pairs")
             yield from _group(pairs, source, record_id)

@@ -1,4 +1,4 @@
-"""From a task or a document to prompt text, with the place of every grid cell in it."""
+"""From a task or a document to prompt text, with the offset of every grid cell in it."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from corpus.task import Document, Grid, Message, Pair, Task
-from corpus.template import PLACEHOLDER_CELLS, PromptTemplate
+from corpus.template import STAND_INS, PromptTemplate
 
 CELL_COLUMNS = ("offset", "example", "role", "row", "column")
 """The columns of `RenderedPrompt.cells`."""
@@ -14,7 +14,7 @@ CELL_COLUMNS = ("offset", "example", "role", "row", "column")
 TEST_PAIR = -1
 INPUT, OUTPUT = 0, 1
 
-_DIGITS = {ord(cell): str(code % 10) for code, cell in enumerate(PLACEHOLDER_CELLS)}
+_DIGITS = {ord(cell): str(code % 10) for code, cell in enumerate(STAND_INS)}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,17 +76,17 @@ def render(template: PromptTemplate, item: Task | Document, test_index: int = 0)
         return RenderedPrompt(text, messages, np.empty((0, len(CELL_COLUMNS)), np.int32))
 
     parts = [template.preamble.format()]
-    places: dict[int, list[npt.NDArray[np.int32]]] = {INPUT: [], OUTPUT: []}
+    fields: dict[int, list[npt.NDArray[np.int32]]] = {INPUT: [], OUTPUT: []}
     test = Pair(item.test[test_index].input, None)
     for example, pair in [*enumerate(item.train), (TEST_PAIR, test)]:
         values = {"input": _render_grid(template, pair.input, INPUT)}
-        places[INPUT].append(_places(pair.input, example, INPUT))
+        fields[INPUT].append(_fields(pair.input, example, INPUT))
         if pair.output is not None:
             values["output"] = _render_grid(template, pair.output, OUTPUT)
-            places[OUTPUT].append(_places(pair.output, example, OUTPUT))
+            fields[OUTPUT].append(_fields(pair.output, example, OUTPUT))
         layout = template.query if example == TEST_PAIR else template.example
         parts.append(layout.format(**values, index=example + 1))
-    text, cells = _find_cells("".join(parts), places)
+    text, cells = _find_cells("".join(parts), fields)
     if not template.chat:
         return RenderedPrompt(text, (), cells)
     system = template.system.format()
@@ -95,8 +95,8 @@ def render(template: PromptTemplate, item: Task | Document, test_index: int = 0)
 
 
 def _render_grid(template: PromptTemplate, grid: Grid, role: int) -> str:
-    """Return a grid's text, with the placeholders of its role for the digits."""
-    names = PLACEHOLDER_CELLS[10 * role : 10 * role + 10]
+    """Return a grid's text, with the stand-ins of its role for the digits."""
+    names = STAND_INS[10 * role : 10 * role + 10]
     rows = [
         template.row.format(
             cells=template.cell_separator.format().join(names[cell] for cell in row), number=number
@@ -107,7 +107,7 @@ def _render_grid(template: PromptTemplate, grid: Grid, role: int) -> str:
     return template.grid.format(rows=text, height=len(grid), width=len(grid[0]))
 
 
-def _places(grid: Grid, example: int, role: int) -> npt.NDArray[np.int32]:
+def _fields(grid: Grid, example: int, role: int) -> npt.NDArray[np.int32]:
     """Return example, role, row and column of each cell, `[num_cells, 4] int32`."""
     rows, columns = np.indices((len(grid), len(grid[0]))).reshape(2, -1)
     fields = (np.full_like(rows, example), np.full_like(rows, role), rows, columns)
@@ -115,13 +115,13 @@ def _places(grid: Grid, example: int, role: int) -> npt.NDArray[np.int32]:
 
 
 def _find_cells(
-    text: str, places: dict[int, list[npt.NDArray[np.int32]]]
+    text: str, fields: dict[int, list[npt.NDArray[np.int32]]]
 ) -> tuple[str, npt.NDArray[np.int32]]:
-    """Replace the placeholders of cells by digits; return the text and the cells in its order."""
-    codes = np.frombuffer(text.encode("utf-32-le"), "<u4") - np.uint32(ord(PLACEHOLDER_CELLS[0]))
-    offsets = np.flatnonzero(codes < len(PLACEHOLDER_CELLS))
+    """Replace the stand-ins of cells by digits; return the text and the cells in its order."""
+    codes = np.frombuffer(text.encode("utf-32-le"), "<u4") - np.uint32(ord(STAND_INS[0]))
+    offsets = np.flatnonzero(codes < len(STAND_INS))
     cells = np.empty((len(offsets), len(CELL_COLUMNS)), np.int32)
     cells[:, 0] = offsets
-    for role, parts in places.items():
+    for role, parts in fields.items():
         cells[codes[offsets] // 10 == role, 1:] = np.concatenate(parts)
     return text.translate(_DIGITS), cells

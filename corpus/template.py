@@ -24,7 +24,7 @@ _PLACEHOLDERS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "cell_separator": ((), ()),
 }
 
-PLACEHOLDER_CELLS = "".join(map(chr, range(0xFDD0, 0xFDD0 + 20)))
+STAND_INS = "".join(map(chr, range(0xFDD0, 0xFDD0 + 20)))
 """What stands for the digits of inputs and of outputs while a prompt is rendered.
 
 They are noncharacters, which Unicode reserves for internal use.
@@ -146,5 +146,5 @@ def _check_layout(field: str, layout: str) -> None:
     for name in required:
         if (count := [part[0] for part in parts].count(name)) != 1:
             raise TemplateError(f"{field}: {{{name}}} is there {count} times; it must be once")
-    if not set(PLACEHOLDER_CELLS).isdisjoint(layout):
+    if not set(STAND_INS).isdisjoint(layout):
         raise TemplateError(f"{field}: the characters U+FDD0 to U+FDE3 are not allowed")

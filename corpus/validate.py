@@ -159,7 +159,9 @@ def _to_row(row: Sequence[object], where: str) -> tuple[int, ...]:
 
 def _check_keys(value: Mapping[object, object]) -> None:
     if DUPLICATE in value:
-        raise Rejection("duplicate_key", f"the key {_shown(value[DUPLICATE])} is there twice")
+        raise Rejection(
+            "duplicate_key", f"an object has the key {_shown(value[DUPLICATE])} twice; keep one"
+        )
 
 
 def _to_messages(value: object) -> tuple[Message, ...]:

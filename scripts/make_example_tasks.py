@@ -24,23 +24,23 @@ def blank(height: int, width: int) -> Grid:
     return [[0] * width for _ in range(height)]
 
 
-def put(grid: Grid, top: int, left: int, height: int, width: int, colour: int) -> None:
+def put(grid: Grid, top: int, left: int, height: int, width: int, color: int) -> None:
     for row in grid[top : top + height]:
-        row[left : left + width] = [colour] * width
+        row[left : left + width] = [color] * width
 
 
 # Inputs.
 
 
 def speckled(low: int, high: int, density: float = 0.5, square: bool = True) -> Draw:
-    """A grid of `low` to `high` cells a side, each coloured with the probability `density`."""
+    """A grid of `low` to `high` cells a side, each colored with the probability `density`."""
 
     def draw(random: Random) -> Grid:
         height = random.randint(low, high)
         width = height if square else random.randint(low, high)
-        colours = random.sample(range(1, 10), 3)
+        colors = random.sample(range(1, 10), 3)
         return [
-            [random.choice(colours) if random.random() < density else 0 for _ in range(width)]
+            [random.choice(colors) if random.random() < density else 0 for _ in range(width)]
             for _ in range(height)
         ]
 
@@ -53,11 +53,11 @@ def boxes(side: int, count: int, hollow: bool = False) -> Draw:
     def draw(random: Random) -> Grid:
         grid = blank(side, side)
         band = side // count
-        for index, colour in enumerate(random.sample(range(1, 9), count)):
+        for index, color in enumerate(random.sample(range(1, 9), count)):
             height = random.randint(min(3, band - 2), band - 2)
             width = random.randint(3, side - 3)
             top, left = index * band + 1, random.randint(1, side - 1 - width)
-            put(grid, top, left, height, width, colour)
+            put(grid, top, left, height, width, color)
             if hollow:
                 put(grid, top + 1, left + 1, height - 2, width - 2, 0)
         return grid
@@ -68,18 +68,18 @@ def boxes(side: int, count: int, hollow: bool = False) -> Draw:
 def beginning_of_stripes(random: Random) -> Grid:
     """A wide grid whose first columns show a pattern of stripes."""
     grid = blank(random.randint(3, 6), 18)
-    for column, colour in enumerate(random.sample(range(1, 10), random.randint(2, 4))):
+    for column, color in enumerate(random.sample(range(1, 10), random.randint(2, 4))):
         for row in grid:
-            row[column] = colour
+            row[column] = color
     return grid
 
 
 def two_points(random: Random) -> Grid:
-    """A grid with two cells of one colour in the same row, or in the same column."""
+    """A grid with two cells of one color in the same row, or in the same column."""
     grid = blank(12, 12)
-    line, colour = random.randrange(12), random.randint(1, 9)
+    line, color = random.randrange(12), random.randint(1, 9)
     for position in random.sample(range(12), 2):
-        grid[line][position] = colour
+        grid[line][position] = color
     return transpose(grid) if random.random() < 0.5 else grid
 
 
@@ -100,7 +100,7 @@ def turn(grid: Grid) -> Grid:
 
 
 def fall(grid: Grid) -> Grid:
-    """Coloured cells fall to the bottom of their column."""
+    """Colored cells fall to the bottom of their column."""
     columns = [sorted(column, key=bool) for column in zip(*grid, strict=True)]
     return transpose(columns)
 
@@ -125,7 +125,7 @@ def connect(grid: Grid) -> Grid:
 
 
 def fill_frames(grid: Grid) -> Grid:
-    """Colour 9 fills every background cell from which no way leads to the edge."""
+    """Color 9 fills every background cell from which no way leads to the edge."""
     height, width = len(grid), len(grid[0])
     reached = {
         (y, x)
@@ -148,7 +148,7 @@ def fill_frames(grid: Grid) -> Grid:
 
 
 def outline(grid: Grid) -> Grid:
-    """Colour 9 surrounds every object."""
+    """Color 9 surrounds every object."""
 
     def beside(y: int, x: int) -> bool:
         return any(any(row[max(x - 1, 0) : x + 2]) for row in grid[max(y - 1, 0) : y + 2])
@@ -160,25 +160,25 @@ def outline(grid: Grid) -> Grid:
 
 
 def keep_largest(grid: Grid) -> Grid:
-    """Only the colour with the most cells stays; the first of two that have as many."""
+    """Only the color with the most cells stays; the first of two that have as many."""
     cells = [cell for row in grid for cell in row if cell]
     largest = max(cells, key=cells.count)
     return [[cell if cell == largest else 0 for cell in row] for row in grid]
 
 
 def crop(grid: Grid) -> Grid:
-    """The smallest part of the grid that holds everything coloured."""
+    """The smallest part of the grid that holds everything colored."""
     rows = [y for y, row in enumerate(grid) if any(row)]
     columns = [x for x, column in enumerate(zip(*grid, strict=True)) if any(column)]
     return [row[columns[0] : columns[-1] + 1] for row in grid[rows[0] : rows[-1] + 1]]
 
 
-def count_colours(grid: Grid) -> Grid:
-    """A bar for each colour, as long as it has cells, from the lowest colour down."""
+def count_colors(grid: Grid) -> Grid:
+    """A bar for each color, as long as it has cells, from the lowest color down."""
     cells = sorted(cell for row in grid for cell in row if cell)
-    colours = sorted(set(cells))
-    longest = max(cells.count(colour) for colour in colours)
-    bars = [[colour] * cells.count(colour) for colour in colours]
+    colors = sorted(set(cells))
+    longest = max(cells.count(color) for color in colors)
+    bars = [[color] * cells.count(color) for color in colors]
     return [bar + [0] * (longest - len(bar)) for bar in bars]
 
 
@@ -189,9 +189,9 @@ def continue_stripes(grid: Grid) -> Grid:
 
 
 def remove_noise(grid: Grid) -> Grid:
-    """Cells without a neighbour of their colour, beside, above or below, disappear."""
+    """Cells without a neighbor of their color, beside, above or below, disappear."""
 
-    def has_neighbour(y: int, x: int) -> bool:
+    def has_neighbor(y: int, x: int) -> bool:
         steps = ((y + 1, x), (y - 1, x), (y, x + 1), (y, x - 1))
         return any(
             0 <= v < len(grid) and 0 <= u < len(grid[0]) and grid[v][u] == grid[y][x]
@@ -199,7 +199,7 @@ def remove_noise(grid: Grid) -> Grid:
         )
 
     return [
-        [cell if has_neighbour(y, x) else 0 for x, cell in enumerate(row)]
+        [cell if has_neighbor(y, x) else 0 for x, cell in enumerate(row)]
         for y, row in enumerate(grid)
     ]
 
@@ -225,7 +225,7 @@ OWN_FILE: dict[str, tuple[Draw, Rule, int]] = {
 }
 COMBINED: dict[str, tuple[Draw, Rule, int]] = {
     "crop": (boxes(20, 2), crop, 1),
-    "count_colours": (speckled(4, 6, 0.6), count_colours, 1),
+    "count_colours": (speckled(4, 6, 0.6), count_colors, 1),
     "continue_stripes": (beginning_of_stripes, continue_stripes, 2),
     "double": (speckled(3, 10, 0.6), double, 1),
     "remove_noise": (noisy_boxes, remove_noise, 1),

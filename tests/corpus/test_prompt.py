@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from corpus.prompt import CELL_COLUMNS, RenderedPrompt, render
+from corpus.prompt import RenderedPrompt, render
 from corpus.task import Document, Grid, Message, Pair, Task
 from corpus.template import (
     PromptTemplate,
@@ -68,24 +68,21 @@ cell_separator = ", "
 """
 
 
-def cell_at(task: Task, test_index: int, example: int, role: int, row: int, column: int) -> int:
-    pair = task.test[test_index] if example == -1 else task.train[example]
-    grid = pair.output if role else pair.input
-    assert grid is not None
-    return grid[row][column]
-
-
 def assert_cells_point_at_digits(prompt: RenderedPrompt, task: Task, test_index: int) -> None:
     """Every cell of every shown grid is in `cells` once, in the order of the text."""
+    grids: dict[tuple[int, int], Grid] = {(-1, 0): task.test[test_index].input}
+    for example, pair in enumerate(task.train):
+        grids |= {(example, 0): pair.input, (example, 1): pair.output or ()}
+    expected = {
+        (*which, row, column): str(cell)
+        for which, grid in grids.items()
+        for row, cells in enumerate(grid)
+        for column, cell in enumerate(cells)
+    }
     assert prompt.cells.dtype == np.int32
-    assert prompt.cells.shape[1] == len(CELL_COLUMNS)
-    for offset, example, role, row, column in prompt.cells.tolist():
-        assert prompt.text[offset] == str(cell_at(task, test_index, example, role, row, column))
+    assert {tuple(cell): prompt.text[at] for at, *cell in prompt.cells.tolist()} == expected
+    assert len(prompt.cells) == len(expected)
     assert np.all(np.diff(prompt.cells[:, 0]) > 0)
-    shown = [grid for pair in task.train for grid in (pair.input, pair.output) if grid]
-    shown.append(task.test[test_index].input)
-    assert len(prompt.cells) == sum(len(grid) * len(grid[0]) for grid in shown)
-    assert len(np.unique(prompt.cells[:, 1:], axis=0)) == len(prompt.cells)
 
 
 def test_digits():

@@ -1,6 +1,5 @@
 import errno
 import io
-import itertools
 import json
 import random
 from collections.abc import Callable
@@ -195,19 +194,3 @@ def test_a_text_that_is_not_utf8_costs_its_row():
     assert bad.reason == "bad_encoding"
     assert isinstance(before, Document)
     assert after == Document("row-000002", SOURCE, "after")
-
-
-@pytest.mark.parametrize("encode", [parquet_file, arrow_stream])
-def test_items_come_while_the_table_is_read(encode: Encode):
-    class Counted(io.BytesIO):
-        taken = 0
-
-        def read(self, size: int | None = -1) -> bytes:
-            block = super().read(size)
-            self.taken += len(block)
-            return block
-
-    rows = [{"text": random.Random(i).randbytes(2000).hex()} for i in range(1000)]
-    stream = Counted(encode(table(*rows)))
-    assert len(list(itertools.islice(parse_table(stream, "x"), 5))) == 5
-    assert stream.taken < len(stream.getvalue()) / 2

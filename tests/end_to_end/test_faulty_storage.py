@@ -164,7 +164,7 @@ def test_an_object_that_disappears_is_missed_and_the_same_command_completes_the_
             deleted.append(name)
             bucket.blob(f"out/{name}").delete()
 
-    network().before = delete  # type: ignore[method-assign]
+    network().before = delete
     assert message in error_of(capsys, checkpoint, short_tasks, OUT, *FLAGS)
     assert deleted
     assert not bucket.blob("out/metadata.json").exists()

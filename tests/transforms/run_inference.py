@@ -15,7 +15,7 @@ from apache_beam.testing.util import assert_that
 
 from qwen.extractor import open_extractor
 from qwen.settings import ExtractorSettings
-from transforms import ActivationModelHandler
+from transforms.model_handler import ActivationModelHandler
 
 SETTINGS = ExtractorSettings("random:tiny", (1, 3), compute_dtype="float32")
 TEXTS = ["The residual stream", "0 1 2\n3 4 5", "a"]

@@ -57,9 +57,9 @@ def layer(
 def manifests(num_shards: int) -> dict[str, Manifest]:
     """The manifests of a complete dataset by path."""
     shards = range(num_shards)
-    layers = [layer(site, shard, num_shards) for site in SITES for shard in shards]
-    prompts = [write_prompts(io.BytesIO(), prompts_of(n), n, num_shards) for n in shards]
-    return {each.file.path: each for each in (*layers, *prompts)}
+    found: list[Manifest] = [layer(site, shard, num_shards) for site in SITES for shard in shards]
+    found += [write_prompts(io.BytesIO(), prompts_of(n), n, num_shards) for n in shards]
+    return {each.file.path: each for each in found}
 
 
 def plan_of(num_shards: int) -> ShardPlan:

@@ -69,9 +69,8 @@ def plan_of(prompts: Sequence[Prompt]) -> ShardPlan:
 
 def test_a_shard_is_put_in_order_however_it_arrives(prompts: list[Prompt]):
     expected = sorted((each.sample_id for each in prompts), key=rank)
-    for seed in range(5):
-        arrived = random.Random(seed).sample(prompts, len(prompts))
-        assert [each.sample_id for each in ordered_prompts(iter(arrived))] == expected
+    arrived = random.Random(0).sample(prompts, len(prompts))
+    assert [each.sample_id for each in ordered_prompts(iter(arrived))] == expected
 
 
 @pytest.mark.parametrize("pooling", ["last", "none"])
@@ -113,10 +112,6 @@ def test_each_sample_gets_its_own_vectors(prompts, extractors, pooling: str):
         np.testing.assert_allclose(block.statistics.mean, expected_statistics.mean, atol=1e-6)
 
 
-def test_a_shard_without_prompts_has_no_blocks(extractors):
-    assert list(extract_shard(0, 1, [], extractors["last"])) == []
-
-
 def write(folder: OutputFolder, outputs: list[TaggedOutput]) -> Counter[str]:
     """Write what the extraction gave, and count its outputs by tag."""
     writers: dict[str, _WriteLayer] = {}
@@ -148,9 +143,7 @@ def test_a_shard_is_resumed_and_a_complete_one_needs_no_model(
     assert [output.tag for output in outputs] == [FINISHED] * 3
 
 
-def test_bundles_that_start_together_load_one_model_and_one_tokenizer(
-    prompts, monkeypatch: pytest.MonkeyPatch
-):
+def test_bundles_that_start_together_load_one_model(prompts, monkeypatch: pytest.MonkeyPatch):
     loads: list[ExtractorSettings] = []
 
     def counted(settings: ExtractorSettings, lengths: Sequence[int]) -> ActivationExtractor:
