@@ -72,7 +72,7 @@ def renewed_card(
     sections = [
         "\n".join(["---", *front, "---"]),
         f"# {_escaped(title)}",
-        _table(("", "", ""), [(each.name, each.value, each.note) for each in facts(metadata)]),
+        _table(("", "", ""), facts(metadata)),
         *_loading(metadata),
         *_statistics(metadata),
         *_certificate(metadata, certificate),
