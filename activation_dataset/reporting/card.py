@@ -66,7 +66,6 @@ def renewed_card(
         f"license: {license}",
         f"pretty_name: {json.dumps(title, ensure_ascii=False)}",
         "tags: [activations, interpretability, sparse-autoencoder, tfrecord]",
-        f"size_categories: [{_size_category(metadata.total_samples)}]",
         "viewer: false",
     ]
     sections = [
@@ -79,17 +78,6 @@ def renewed_card(
         *_origin(metadata, license),
     ]
     return "\n\n".join(sections) + "\n"
-
-
-def _size_category(samples: int) -> str:
-    """Category of the hub for a number of samples."""
-    bounds = ["1K", "10K", "100K", "1M", "10M", "100M", "1B"]
-    exponent = len(str(samples)) - 3
-    if exponent < 1:
-        return "n<1K"
-    if exponent >= len(bounds):
-        return "n>1B"
-    return f"{bounds[exponent - 1]}<n<{bounds[exponent]}"
 
 
 def _loading(metadata: Metadata) -> Iterator[str]:
