@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -17,6 +17,17 @@ _type_hints = cache(get_type_hints)
 
 Json = Any
 """A value that json can hold."""
+
+_ALLOWED = {
+    str: "a string",
+    int: "an integer of at least 0",
+    float: "a finite number of at least 0",
+    Site: "a layer's number or the name of another site",
+    tuple: "a list",
+    Mapping: "an object",
+    Literal: "an allowed string",
+    np.ndarray: "a list of finite numbers",
+}
 
 
 class FieldError(ValueError):
@@ -58,19 +69,15 @@ def from_json(kind: Any, value: Json, where: str) -> Any:
         return kind.from_json(value, where)
     if is_dataclass(kind):
         return _dataclass(kind, value, where)
-    if origin is tuple:
-        items = enumerate(_expect(list, value, where, "a list"))
+    if origin is tuple and isinstance(value, list):
+        items = enumerate(value)
         return tuple(from_json(arguments[0], each, f"{where}[{index}]") for index, each in items)
-    if origin is Mapping:
-        return _mapping(*arguments, value, where)
-    if origin is np.ndarray:
-        return _vector(value, where)
-    if origin is Literal:
-        if value not in arguments:
-            raise _wrong(value, where, " or ".join(f'"{each}"' for each in arguments))
+    if origin is Mapping and isinstance(value, dict):
+        return _mapping(arguments[0], arguments[1], value, where)
+    if origin is Literal and value in arguments:
         return value
-    if kind == Site:
-        return _site(value, where)
+    if origin is np.ndarray and (vector := _numbers(value)) is not None:
+        return vector
     return value if kind is Any else _plain(kind, value, where)
 
 
@@ -85,7 +92,8 @@ def check_names(found: Collection[str], expected: Collection[str], where: str) -
 
 
 def _dataclass(kind: Any, value: Json, where: str) -> Any:
-    value = _expect(dict, value, where, "an object")
+    if not isinstance(value, dict):
+        raise _wrong(value, where, "an object")
     hints = _type_hints(kind)
     names = [each.name for each in fields(kind)]
     check_names(value, names, where)
@@ -96,10 +104,10 @@ def _dataclass(kind: Any, value: Json, where: str) -> Any:
         raise FieldError(f"{where}: {error}" if where else str(error)) from None
 
 
-def _mapping(key_kind: Any, kind: Any, value: Json, where: str) -> dict[Any, Any]:
-    read_key = {str: str, int: int, Site: parse_site}[key_kind]
+def _mapping(key_kind: Any, kind: Any, value: dict[str, Json], where: str) -> dict[Any, Any]:
+    read_key: Callable[[str], Any] = parse_site if key_kind == Site else key_kind
     found = {}
-    for text, each in _expect(dict, value, where, "an object").items():
+    for text, each in value.items():
         try:
             key = read_key(text)
         except ValueError as error:
@@ -112,40 +120,29 @@ def _mapping(key_kind: Any, kind: Any, value: Json, where: str) -> dict[Any, Any
     return found
 
 
-def _vector(value: Json, where: str) -> NDArray[np.float64]:
-    if isinstance(value, list) and set(map(type, value)) <= {int, float}:
-        vector = np.array(value, np.float64)
-        if np.isfinite(vector).all():
-            return vector
-    raise _wrong(value, where, "a list of finite numbers")
-
-
-def _site(value: Json, where: str) -> Site:
-    try:
-        site = parse_site(str(value))
-    except ValueError as error:
-        raise FieldError(f"{where}: {error}") from None
-    if site != value or type(site) is not type(value):
-        raise _wrong(value, where, repr(site))
-    return site
-
-
-def _plain(kind: type, value: Json, where: str) -> Any:
-    if kind is int:
-        if type(value) is not int or value < 0:
-            raise _wrong(value, where, "an integer of at least 0")
+def _plain(kind: Any, value: Json, where: str) -> Any:
+    if kind is str and isinstance(value, str):
         return value
-    if kind is float:
-        if type(value) not in (int, float) or not 0 <= value < math.inf:
-            raise _wrong(value, where, "a finite number of at least 0")
+    if kind is int and type(value) is int and value >= 0:
+        return value
+    if kind is float and (number := _numbers([value])) is not None and number[0] >= 0:
         return float(value)
-    return _expect(kind, value, where, "a string")
+    if kind == Site and type(value) in (int, str):
+        with suppress(ValueError):
+            if parse_site(str(value)) == value:
+                return value
+    raise _wrong(value, where, _ALLOWED.get(kind) or _ALLOWED[get_origin(kind)])
 
 
-def _expect(kind: type, value: Json, where: str, allowed: str) -> Any:
-    if not isinstance(value, kind):
-        raise _wrong(value, where, allowed)
-    return value
+def _numbers(value: Json) -> NDArray[np.float64] | None:
+    """[n] float64 of a list of finite numbers; None for anything else."""
+    if not isinstance(value, list) or not set(map(type, value)) <= {int, float}:
+        return None
+    try:
+        numbers = np.array(value, np.float64)
+    except OverflowError:
+        return None
+    return numbers if np.isfinite(numbers).all() else None
 
 
 def _path(where: str, name: str) -> str:

@@ -56,16 +56,6 @@ class Sample:
                 f"{self.token_ids.shape}, expected int32 of shape [n]"
             )
 
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Sample):
-            return NotImplemented
-        return (
-            self.sample_id == other.sample_id
-            and self.task_id == other.task_id
-            and self.num_tokens == other.num_tokens
-            and np.array_equal(self.token_ids, other.token_ids)
-        )
-
 
 def layer_folder(site: Site) -> str:
     """Name of the folder of a site's files, such as "layer_10" or "layer_10_mlp_out"."""

@@ -29,10 +29,6 @@ _CRC_BYTES = 4
 _COLUMNS = ("record_starts", "activation_starts", "token_ends", "token_ids", "cells")
 
 
-class IndexFileError(ValueError):
-    """A file that is not the index of its shard: damaged, or made from other prompts."""
-
-
 @dataclass(frozen=True, eq=False)
 class ShardIndex:
     """Records and prompts of a shard, in the order of its files.
@@ -126,7 +122,7 @@ def _load_or_build(folder: Folder, metadata: Metadata, shard: int) -> tuple[Shar
     try:
         with folder.open(path) as stream:
             return decode_index(stream.read(), key), b""
-    except (OSError, IndexFileError) as error:
+    except (OSError, ValueError) as error:
         LOGGER.info("building %s from %s: %s", path, prompts.path, error)
     with folder.open(prompts.path) as stream:
         index = build_index(read_prompts(stream, prompts.path), kind)
@@ -173,17 +169,14 @@ def decode_index(data: bytes, key: str) -> ShardIndex:
     """Decode an index file.
 
     Raises:
-        IndexFileError: the bytes are damaged or have another key.
+        ValueError: the bytes are damaged, not an index, or have another key.
     """
     body, crc = data[:-_CRC_BYTES], data[-_CRC_BYTES:]
     if not body or crc32c(body) != int.from_bytes(crc, "little"):
-        raise IndexFileError("damaged, its CRC does not match")
+        raise ValueError("damaged, its CRC does not match")
     # Past this check the bytes are those that were written.
     stream = io.BytesIO(body)
-    try:
-        texts = json.loads(np.load(stream).tobytes())
-    except ValueError:
-        raise IndexFileError("not an index, or one of another version") from None
+    texts = json.loads(np.load(stream).tobytes())
     if texts.pop("key") != key:
-        raise IndexFileError("stale, built from other prompts or for another kind of records")
+        raise ValueError("stale, built from other prompts or for another kind of records")
     return ShardIndex(**texts, **{name: np.load(stream) for name in _COLUMNS})

@@ -144,38 +144,27 @@ def shards_of(
         ValueError: a file is missing, written twice or unknown, or the files of a shard differ in
             their samples or in the order of these.
     """
-    paths = {
-        data_file(site, shard, num_shards): (site, shard)
-        for shard in range(num_shards)
-        for site in (*sites, None)
-    }
-    found: dict[tuple[Site | None, int], Manifest] = {}
+    found: dict[str, Manifest] = {}
     for manifest in manifests:
-        path = manifest.file.path
-        if path not in paths:
-            raise ValueError(
-                f"{path} is of shard {manifest.shard}; expected shards 0..{num_shards - 1}, sites "
-                f"{list(sites)} and their prompts"
-            )
-        if paths[path] in found:
-            raise ValueError(f"{path} was written twice")
-        found[paths[path]] = manifest
-    for path, place in paths.items():
-        if place not in found:
-            raise ValueError(f"{path} was not written")
-    return tuple(_shard(shard, sites, found) for shard in range(num_shards))
-
-
-def _shard(
-    shard: int, sites: Sequence[Site], found: Mapping[tuple[Site | None, int], Manifest]
-) -> Shard:
-    prompts = found[None, shard]
-    files = {}
-    for site in sites:
-        manifest = found[site, shard]
-        _check_same_samples(manifest, prompts)
-        files[site] = manifest.file
-    return Shard(shard, prompts.samples, prompts.tokens, prompts.file, files)
+        if manifest.file.path in found:
+            raise ValueError(f"{manifest.file.path} was written twice")
+        found[manifest.file.path] = manifest
+    shards = []
+    for shard in range(num_shards):
+        paths = [data_file(site, shard, num_shards) for site in (*sites, None)]
+        for path in paths:
+            if path not in found:
+                raise ValueError(f"{path} was not written")
+        *layers, prompts = (found.pop(path) for path in paths)
+        for manifest in layers:
+            _check_same_samples(manifest, prompts)
+        files = {site: each.file for site, each in zip(sites, layers, strict=True)}
+        shards.append(Shard(shard, prompts.samples, prompts.tokens, prompts.file, files))
+    if found:
+        raise ValueError(
+            f"{min(found)} does not belong to shards 0..{num_shards - 1} of sites {list(sites)}"
+        )
+    return tuple(shards)
 
 
 def _check_same_samples(manifest: Manifest, prompts: Manifest) -> None:

@@ -196,7 +196,7 @@ class Metadata:
                 raise FieldError(f"{where}.shard is {shard.shard}, expected {index}")
             if list(shard.files) != sites:
                 raise FieldError(f"{where}.files has {list(shard.files)}, expected {sites}")
-            for site, entry in {**shard.files, None: shard.prompts}.items():
+            for site, entry in zip((*sites, None), shard.all_files, strict=True):
                 expected = data_file(site, index, len(self.shards))
                 if entry.path != expected:
                     raise FieldError(f"{where} has the path {entry.path!r}, expected {expected!r}")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from activation_dataset.example import DecodedExample, ExampleError, encode_prefix, encode_suffix
 from activation_dataset.format import POOLINGS, Pooling, Sample, StorageDtype, numpy_dtype
 from activation_dataset.prompts import Prompt
-from activation_dataset.tfrecord import FOOTER_BYTES, HEADER_BYTES, frame_header
+from activation_dataset.tfrecord import FOOTER_BYTES, frame_header
 
 
 @dataclass(frozen=True)
@@ -129,8 +129,3 @@ def frame_record(sample: Sample, kind: RecordKind) -> RecordFrame:
     prefix = encode_prefix(payload_bytes, len(suffix))
     head = frame_header(len(prefix) + payload_bytes + len(suffix)) + prefix
     return RecordFrame(head, payload_bytes, suffix, sample.sample_id, sample.num_tokens, vectors)
-
-
-def prefix_of(frame: RecordFrame) -> bytes:
-    """The Example's part of a frame's head."""
-    return frame.head[HEADER_BYTES:]

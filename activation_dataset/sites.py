@@ -1,4 +1,4 @@
-"""Sites: the places in the model where vectors were captured. A dataset has one folder for each."""
+"""Sites: hook points of layers, where vectors are captured. Each has a folder in the dataset."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from typing import Literal, TypeVar, get_args
 
 HookPoint = Literal["resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post"]
 HOOK_POINTS: tuple[HookPoint, ...] = get_args(HookPoint)
-"""Of a layer, in the order of the forward pass: the residual stream before it, what attention adds
-to it, the stream between attention and MLP, what the MLP adds to it, the stream after the layer."""
+"""Hook points of a layer, in the order of the forward pass: the residual stream before the layer,
+the output of attention, the stream between attention and MLP, the output of the MLP, and the
+residual stream after the layer."""
 
 DEFAULT_HOOK_POINT: HookPoint = "resid_post"
 
 Row = TypeVar("Row")
 
 Site = int | str
-"""One hook point of one layer. The residual stream after a layer has the layer's number; any other
-site has the name that TransformerLens gives it, such as "blocks.10.hook_mlp_out"."""
+"""One hook point of one layer. The site of the residual stream after a layer is the layer's number.
+Any other site is its TransformerLens name, such as "blocks.10.hook_mlp_out"."""
 
 _NUMBER = r"(0|[1-9]\d{0,8})"
 _SITE = re.compile(rf"{_NUMBER}|blocks\.{_NUMBER}\.hook_({'|'.join(HOOK_POINTS)})")
@@ -29,15 +30,15 @@ def site_of(layer: int, hook_point: HookPoint) -> Site:
 
 
 def sites_of(layers: Sequence[int], hook_points: Sequence[HookPoint]) -> tuple[Site, ...]:
-    """All hook points of all layers: layer by layer at one hook point, then at the next."""
+    """The sites of all layers at the first hook point, then at the next, and so on."""
     return tuple(site_of(layer, hook_point) for hook_point in hook_points for layer in layers)
 
 
 def parse_site(text: str) -> Site:
-    """The site of a layer's number, or of TransformerLens' name of any hook point.
+    """Parse the number of a layer or the TransformerLens name of a site.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: the text is neither.
     """
     return site_of(*place_of(text))
 
@@ -46,7 +47,7 @@ def place_of(site: Site) -> tuple[int, HookPoint]:
     """Layer and hook point of a site.
 
     Raises:
-        ValueError: there is no such site.
+        ValueError: the site does not exist.
     """
     if isinstance(site, int):
         return site, DEFAULT_HOOK_POINT
@@ -60,27 +61,29 @@ def place_of(site: Site) -> tuple[int, HookPoint]:
 
 
 def hook_name(site: Site) -> str:
-    """What TransformerLens calls a site, such as "blocks.10.hook_resid_post"."""
+    """The TransformerLens name of a site, such as "blocks.10.hook_resid_post"."""
     layer, hook_point = place_of(site)
     return f"blocks.{layer}.hook_{hook_point}"
 
 
 def site_label(site: Site) -> str:
-    """A site in a table or chart of layers: "10", or "10 mlp_out"."""
+    """Label of a site in a table or chart: "10" or "10 mlp_out"."""
     layer, hook_point = place_of(site)
     return str(layer) if hook_point == DEFAULT_HOOK_POINT else f"{layer} {hook_point}"
 
 
 def site_labels(sites: Sequence[Site]) -> list[str]:
-    """Sites where they stand together: "10", or "10 resid_post" if there are other hook points."""
+    """Labels of several sites: "10", or "10 resid_post" if there are other hook points."""
     if all(place_of(site)[1] == DEFAULT_HOOK_POINT for site in sites):
         return [site_label(site) for site in sites]
     return [f"{layer} {hook_point}" for layer, hook_point in map(place_of, sites)]
 
 
 def by_hook_point(sites: Sequence[Site], rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Rows of a table, one for each site, in groups by the names of the hook points. The name is
-    empty where there is no other, so that a table says it only if there is something to tell."""
+    """Group the rows of a table, one for each site, by hook point.
+
+    The name of the only group is empty if all sites have the same hook point.
+    """
     groups: dict[str, list[Row]] = {}
     for site, row in zip(sites, rows, strict=True):
         groups.setdefault(place_of(site)[1], []).append(row)
@@ -88,16 +91,16 @@ def by_hook_point(sites: Sequence[Site], rows: Sequence[Row]) -> dict[str, list[
 
 
 def forward_order(site: Site) -> tuple[int, int]:
-    """By which sites are sorted: first by hook point, then by layer."""
+    """Key to sort sites by hook point and then by layer."""
     layer, hook_point = place_of(site)
     return HOOK_POINTS.index(hook_point), layer
 
 
 def in_forward_order(hook_points: Iterable[str]) -> tuple[HookPoint, ...]:
-    """Each hook point once.
+    """Sort hook points and remove duplicates.
 
     Raises:
-        ValueError: if there is none, or one that no layer has.
+        ValueError: there is no hook point, or an unknown one.
     """
     chosen = set(hook_points)
     if not chosen or chosen - set(HOOK_POINTS):

@@ -15,10 +15,8 @@ from activation_dataset.norms import NormHistogram
 
 Float64Array = NDArray[np.float64]
 
-# Relative errors that sums in float32 over one step explain; docs/format.md derives them.
-MEAN_TOLERANCE = 1e-4
-VARIANCE_TOLERANCE = 1e-3
-NORM_TOLERANCE = 1e-4
+TOLERANCE = 1e-4
+"""Relative error that sums in float32 over one step may have; docs/format.md derives it."""
 
 # Vectors that `of_vectors` widens to float64 at a time.
 _CHUNK_BYTES = 1 << 22
@@ -168,11 +166,11 @@ class LayerStatistics:
         ]
         mean_square = np.square(exact.mean) + exact.variance
         tolerances = {
-            "mean": MEAN_TOLERANCE * np.sqrt(mean_square),
-            "variance": VARIANCE_TOLERANCE * exact.variance + MEAN_TOLERANCE**2 * mean_square,
-            "mean_norm": NORM_TOLERANCE * exact.mean_norm,
-            "mean_squared_norm": 2 * NORM_TOLERANCE * exact.mean_squared_norm,
-            "max_norm": NORM_TOLERANCE * exact.max_norm,
+            "mean": TOLERANCE * np.sqrt(mean_square),
+            "variance": TOLERANCE * exact.variance + TOLERANCE**2 * mean_square,
+            "mean_norm": TOLERANCE * exact.mean_norm,
+            "mean_squared_norm": TOLERANCE * exact.mean_squared_norm,
+            "max_norm": TOLERANCE * exact.max_norm,
         }
         for name, tolerance in tolerances.items():
             error = np.abs(getattr(self, name) - getattr(exact, name))

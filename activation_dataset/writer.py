@@ -8,13 +8,13 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from activation_dataset.checksum import Buffer, extend, to_text
+from activation_dataset.checksum import Buffer, crc32c, extend, to_text
 from activation_dataset.format import numpy_dtype, shard_file
 from activation_dataset.manifest import FileEntry, LayerManifest, sample_order
-from activation_dataset.record import RecordFrame, RecordKind, prefix_of
+from activation_dataset.record import RecordFrame, RecordKind
 from activation_dataset.sites import Site
 from activation_dataset.statistics import LayerStatistics
-from activation_dataset.tfrecord import frame_footer
+from activation_dataset.tfrecord import HEADER_BYTES, frame_footer
 
 # Smaller vectors are joined to blocks of this size, larger ones are written without a copy.
 _JOINED_PAYLOAD = 1 << 16
@@ -119,8 +119,7 @@ class LayerFileWriter:
         return np.ascontiguousarray(vectors).reshape(-1).view(np.uint8)
 
     def _write_record(self, frame: RecordFrame, payload: NDArray[np.uint8]) -> None:
-        crc = extend(extend(extend(0, prefix_of(frame)), payload), frame.suffix)
-        footer = frame_footer(crc)
+        footer = frame_footer(crc32c(frame.head[HEADER_BYTES:], payload, frame.suffix))
         if frame.payload_bytes <= _JOINED_PAYLOAD:
             self._joined += (frame.head, payload, frame.suffix, footer)
             self._joined_bytes += frame.size

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from typing import Any
@@ -23,14 +22,8 @@ DEFAULT_WINDOW = 1 << 16
 
 @dataclass(frozen=True)
 class Position:
-    """Position in the stream of batches.
-
-    Attributes:
-        epoch: number of the epoch.
-        window: number of the window in this reader's part of the epoch.
-        row: vectors of the window given out so far.
-        rows: vectors of the epoch given out so far.
-    """
+    """Position in the stream: epoch, window of this reader, and vectors of the window (`row`) and
+    of the epoch (`rows`) that were given out so far."""
 
     epoch: int = 0
     window: int = 0
@@ -156,7 +149,7 @@ class Batches:
         return {"stream": self._stream, **asdict(self._position)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue at a saved position: the next batches are those that would have followed there.
+        """Continue at a saved position with the batches that would have followed there.
 
         Dtype, normalization, batch size and, without `norms`, the sites may differ.
 
@@ -210,19 +203,21 @@ class Batches:
         """Yield the windows of this reader, while a thread reads the next one."""
         count = len(self._reader.windows(epoch, self._rank))
         memory = self._memory.pop() if self._memory else [self._reader.memory() for _ in range(2)]
-        with ThreadPoolExecutor(1, "window") as background:
 
-            def load(window: int) -> Future[Window]:
-                target = memory[window % 2]
-                return background.submit(self._reader.load, target, epoch, self._rank, window)
+        def load(window: int) -> Window:
+            return self._reader.load(memory[window % 2], epoch, self._rank, window)
 
-            coming = deque([load(first)] if first < count else [])
-            for window in range(first, count):
-                loaded = coming.popleft().result()
-                if window + 1 < count:
-                    coming.append(load(window + 1))
-                yield loaded
-        self._memory.append(memory)
+        try:
+            with ThreadPoolExecutor(1, "window") as background:
+                coming = [background.submit(load, window) for window in range(first, count)[:1]]
+                for window in range(first, count):
+                    loaded = coming.pop().result()
+                    if window + 1 < count:
+                        coming.append(background.submit(load, window + 1))
+                    yield loaded
+        finally:
+            # The thread has stopped: nothing writes to the memory any more.
+            self._memory.append(memory)
 
 
 def _norms_by_site(

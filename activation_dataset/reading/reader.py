@@ -66,11 +66,7 @@ class ActivationDataset(Shards):
     """
 
     def __getitem__(self, site: Site) -> LayerRecords:
-        """Return the records of a site as a sequence.
-
-        Args:
-            site: a layer's number, for the residual stream after it, or the name of another site.
-        """
+        """Return the records of a site: a layer's number, or the name of another site."""
         return LayerRecords(self, self.metadata.run.site(site))
 
     def __repr__(self) -> str:
@@ -135,8 +131,8 @@ class ActivationDataset(Shards):
         """Yield the records of a site, or of one of its shards, in order.
 
         Raises:
-            CorruptRecordError: a CRC does not match, a record is malformed, or a file holds another
-                number of records than metadata.json says.
+            CorruptRecordError: a record is damaged, or a file has another number of records than
+                metadata.json says.
         """
         site = self.metadata.run.site(site)
         for each in self._chosen(shard):
@@ -151,15 +147,7 @@ class ActivationDataset(Shards):
                 check_count(path, count, entry.samples, stream.tell())
 
     def sample(self, site: Site, sample: int) -> ActivationRecord:
-        """Read one record by random access.
-
-        Args:
-            site: a layer's number, or the name of another site.
-            sample: number of the sample, 0..len - 1.
-
-        Raises:
-            CorruptRecordError: as `records`, for this record.
-        """
+        """Read one record by random access. Raises IndexError, or CorruptRecordError."""
         shard, number = self.shard_of(sample)
         file = self.layer_file(self.metadata.run.site(site), shard)
         offset = int(file.index.record_starts[number])
@@ -173,8 +161,7 @@ class ActivationDataset(Shards):
 
             dataset.where(task="007bbfb7", role="output", example=0, row=2, col=1)
 
-        Args:
-            query: keyword arguments of `provenance.where`.
+        Arguments are those of `provenance.where`.
         """
         return where(self, **query)
 

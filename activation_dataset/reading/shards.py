@@ -54,9 +54,9 @@ class Places:
 
     Attributes:
         samples: [n] int64, numbers of the samples.
-        positions: [n] int64, positions of the tokens in their prompts, or NO_TOKEN.
-        token_ids: [n] int32, the tokens, or NO_TOKEN.
-        cells: [n, 4] int16, grid cells that the tokens show, as in Prompt.
+        positions: [n] int64, positions in the prompts, or NO_TOKEN.
+        token_ids: [n] int32, or NO_TOKEN.
+        cells: [n, 4] int16, grid cells of the tokens, as in Prompt.
     """
 
     samples: NDArray[np.int64]
@@ -158,11 +158,7 @@ class Shards:
     def read_chunks(
         self, chunks: Sequence[Chunk], sites: Sequence[Site]
     ) -> Iterator[tuple[Chunk, NDArray[Any]]]:
-        """Yield chunks in order, with their vectors [sites, n, hidden] of the storage dtype.
-
-        Raises:
-            CorruptRecordError: a CRC does not match, or a file ends too early.
-        """
+        """Yield chunks in order, with their vectors [sites, n, hidden] of the storage dtype."""
 
         def read(chunk: Chunk) -> tuple[Chunk, NDArray[Any]]:
             stored = self.stored_vectors(len(sites), len(chunk.numbers))
@@ -179,14 +175,7 @@ class Shards:
                 yield from pool.map(read, chunks[first : first + 2 * threads])
 
     def locate(self, numbers: NDArray[np.int64] | Sequence[int]) -> Places:
-        """Return the samples and tokens that vectors belong to.
-
-        Args:
-            numbers: [n] int64, numbers of the vectors.
-
-        Raises:
-            IndexError: a number is not in 0..num_vectors - 1.
-        """
+        """Return the samples and tokens of vectors, given their numbers [n]. Raises IndexError."""
         numbers = np.asarray(numbers, np.int64)
         if len(numbers) and not 0 <= numbers.min() <= numbers.max() < self.num_vectors:
             raise IndexError(

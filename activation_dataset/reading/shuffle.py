@@ -51,10 +51,6 @@ def random_order(
 def deal(sizes: Sequence[int], readers: int) -> list[list[int]]:
     """Deal items in order, each to the reader with the smallest sum of sizes so far.
 
-    Args:
-        sizes: sizes of the items.
-        readers: number of readers.
-
     Returns:
         Positions of each reader's items, ascending. The sums of any two readers differ by at most
         the largest size.
@@ -71,9 +67,7 @@ def deal(sizes: Sequence[int], readers: int) -> list[list[int]]:
 def windows(sizes: Sequence[int], window: int) -> list[slice]:
     """Cut items in order into windows, each the fewest items with a sum of at least `window`.
 
-    Args:
-        sizes: sizes of the items.
-        window: smallest sum of a window; the last one may be smaller.
+    The last window may be smaller.
     """
     cuts = []
     first = total = 0
@@ -113,17 +107,7 @@ class _Part:
 
 
 class WindowReader:
-    """Plans the windows of each epoch and reads them.
-
-    Args:
-        shards: shards of the dataset.
-        sites: sites to read.
-        only: [n] int64, ascending numbers of the vectors to read; None for all.
-        norms: bounds of the norms at some of the sites.
-        window: smallest number of vectors of a window.
-        seed: seed of the order.
-        readers: number of readers that share an epoch.
-    """
+    """Plans the windows of each epoch and reads them. Arguments are those of `Batches`."""
 
     def __init__(
         self,
@@ -133,10 +117,10 @@ class WindowReader:
         norms: Mapping[Site, Norms],
         window: int,
         seed: int,
-        readers: int,
+        world_size: int,
     ) -> None:
         self._shards, self._sites, self._norms = shards, tuple(sites), dict(norms)
-        self._window, self._seed, self._readers = window, seed, readers
+        self._window, self._seed, self._readers = window, seed, world_size
         chunks = [
             chunk for shard in range(len(shards.metadata.shards)) for chunk in shards.chunks(shard)
         ]
@@ -160,11 +144,7 @@ class WindowReader:
         return self._shards.stored_vectors(len(self._sites), self._capacity)
 
     def load(self, memory: NDArray[Any], epoch: int, reader: int, window: int) -> Window:
-        """Read a window, given by its position in `windows`, into memory.
-
-        Raises:
-            CorruptRecordError: a CRC does not match, or a file ends too early.
-        """
+        """Read a window, given by its position in `windows`, into memory."""
         parts = [self._parts[part] for part in self.windows(epoch, reader)[window]]
         ends = np.cumsum([part.size for part in parts]).tolist()
         stored = memory[:, : ends[-1]]

@@ -47,6 +47,11 @@ def make_samples(lengths: Sequence[int], pooling: Pooling, seed: int = 0) -> lis
     return [kind.sample(prompt) for prompt in make_prompts(lengths, seed)]
 
 
+def fields_of(sample: Sample) -> tuple[str, str, int, list[int]]:
+    """A sample to be compared with others."""
+    return sample.sample_id, sample.task_id, sample.num_tokens, sample.token_ids.tolist()
+
+
 def frames_of(prompts: Sequence[Prompt], kind: RecordKind) -> list[RecordFrame]:
     """The frames of prompts."""
     return [frame_record(kind.sample(prompt), kind) for prompt in prompts]

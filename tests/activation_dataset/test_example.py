@@ -8,6 +8,7 @@ from hypothesis.extra import numpy as hnp
 
 from activation_dataset.example import ExampleError, decode_example, encode_prefix, encode_suffix
 from activation_dataset.format import Sample
+from tests.activation_dataset.synthetic import fields_of
 
 # Protobuf by hand, independent of the encoder; all lengths are below 128.
 
@@ -67,16 +68,9 @@ def test_the_bytes_are_those_of_the_specification():
 def test_what_was_encoded_is_decoded(sample, payload, shape):
     suffix = encode_suffix(sample, shape)
     decoded = decode_example(encode_prefix(len(payload), len(suffix)) + payload + suffix)
-    assert decoded.sample == sample
+    assert fields_of(decoded.sample) == fields_of(sample)
     assert decoded.shape == tuple(shape)
     assert decoded.activation == payload
-
-
-def test_the_activation_is_not_copied():
-    data = bytearray(message(ENTRIES))
-    decoded = decode_example(memoryview(data))
-    data[data.index(b"\1\2\3\4")] = 99
-    assert decoded.activation[0] == 99
 
 
 @pytest.mark.parametrize(
@@ -121,12 +115,6 @@ def test_a_changed_record_is_refused_or_another_canonical_record(data):
         suffix = encode_suffix(decoded.sample, decoded.shape)
         prefix = encode_prefix(len(decoded.activation), len(suffix))
         assert prefix + bytes(decoded.activation) + suffix == bytes(content)
-
-
-@given(st.binary(max_size=100))
-def test_random_bytes_are_not_a_record(content):
-    with pytest.raises(ExampleError):
-        decode_example(content)
 
 
 def test_a_negative_token_id_is_refused():

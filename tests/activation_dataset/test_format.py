@@ -84,4 +84,4 @@ def test_other_dtypes_are_refused():
     with pytest.raises(ValueError, match="'float16' is not one of float32, bfloat16"):
         numpy_dtype("float16")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"sample 's': token_ids is int64 .* expected int32"):
-        Sample("s", "t", np.array([3]), 1)  # type: ignore[arg-type]
+        Sample("s", "t", np.array([3]), 1)

@@ -2,10 +2,8 @@
 
 import numpy as np
 import pytest
-from safetensors import safe_open
 
 from activation_dataset import ActivationDataset
-from activation_dataset.__main__ import main
 from activation_dataset.format import layer_folder
 from activation_dataset.sites import (
     HOOK_POINTS,
@@ -105,17 +103,3 @@ def test_norms_bound_the_vectors_of_a_named_site(path):
     np.testing.assert_array_equal(np.sort(found), np.flatnonzero(norms >= least))
     by_other_name = dataset.batches(9, 1, norms={"blocks.9.hook_resid_post": (0, np.inf)})
     assert sum(1 for _ in by_other_name) == dataset.num_vectors
-
-
-def test_a_site_is_exported_under_its_name(path, capsys):
-    out = path.parent / "out"
-    command = ["export", str(path), str(out), "--to", "safetensors", "--layer"]
-    assert main([*command, "blocks.9.hook_attn_out"]) == 2
-    assert "there is no layer blocks.9.hook_attn_out" in capsys.readouterr().err
-    assert main([*command, MLP_9]) == 0
-    files = sorted(out.glob("*.safetensors"))
-    assert files[0].name == "layer_9_mlp_out-00000-of-00002.safetensors"
-    with safe_open(files[0], "np") as tensors:
-        assert tensors.metadata()["hook_name"] == MLP_9
-        assert tensors.metadata()["layer"] == "9"
-        np.testing.assert_array_equal(tensors.get_tensor("activations"), expected(MLP_9)[:61])

@@ -11,9 +11,7 @@ from hypothesis import strategies as st
 from activation_dataset.fields import FieldError, from_json, to_json
 from activation_dataset.format import to_float32
 from activation_dataset.statistics import (
-    MEAN_TOLERANCE,
-    NORM_TOLERANCE,
-    VARIANCE_TOLERANCE,
+    TOLERANCE,
     LayerStatistics,
     OrderedMerge,
 )
@@ -58,11 +56,6 @@ def device_statistics(rows):
 def test_vectors_at_any_scale(scale):
     rows = activations(30_000) * np.float32(scale)
     assert_close(LayerStatistics.of_vectors(rows), rows, 1e-9)
-
-
-def test_bfloat16_is_given_as_its_bits():
-    bits = stored(activations(), "bfloat16")
-    assert_close(LayerStatistics.of_vectors(bits), to_float32(bits), 1e-9)
 
 
 def test_vectors_that_are_not_finite_are_counted_and_left_out():
@@ -115,11 +108,11 @@ EXACT = LayerStatistics.of_vectors(activations())
     ("name", "change"),
     [
         ("nonfinite_count", lambda x: x + 1),
-        ("mean", lambda x: x + 2 * MEAN_TOLERANCE * np.sqrt(x**2 + EXACT.variance)),
-        ("variance", lambda x: x * (1 + 2 * VARIANCE_TOLERANCE) + 1e-4 * EXACT.mean**2),
-        ("mean_norm", lambda x: x * (1 + 2 * NORM_TOLERANCE)),
-        ("mean_squared_norm", lambda x: x * (1 - 4 * NORM_TOLERANCE)),
-        ("max_norm", lambda x: x * (1 - 2 * NORM_TOLERANCE)),
+        ("mean", lambda x: x + 2 * TOLERANCE * np.sqrt(x**2 + EXACT.variance)),
+        ("variance", lambda x: x * (1 + 3 * TOLERANCE)),
+        ("mean_norm", lambda x: x * (1 + 2 * TOLERANCE)),
+        ("mean_squared_norm", lambda x: x * (1 - 2 * TOLERANCE)),
+        ("max_norm", lambda x: x * (1 - 2 * TOLERANCE)),
         (
             "norm_histogram",
             lambda x: LayerStatistics.of_vectors(activations() * 1.1).norm_histogram,
@@ -167,14 +160,6 @@ def test_the_same_bits_whatever_the_order_of_shards(order, owners):
         in_order.add(shard, statistics)
     assert total.result(13) == in_order.result(13)
     assert total.result(13).count == sum(each.count for each in SHARDS)
-
-
-def test_few_shards_wait_when_they_come_in_order():
-    merge = OrderedMerge()
-    for shard in range(2000):
-        merge.add(shard, SHARDS[0])
-        assert len(merge._nodes) <= 11
-    assert merge.result(2000).count == 2000 * SHARDS[0].count
 
 
 def test_missing_surplus_and_repeated_shards_are_refused():

@@ -11,10 +11,12 @@ from activation_dataset.checksum import crc32c, to_text
 from activation_dataset.example import ExampleError, decode_example
 from activation_dataset.manifest import sample_order
 from activation_dataset.record import RecordKind, frame_record
+from activation_dataset.sites import HookPoint
 from activation_dataset.statistics import LayerStatistics
 from activation_dataset.tfrecord import read_records
 from activation_dataset.writer import LayerFileWriter
 from tests.activation_dataset.synthetic import (
+    fields_of,
     frames_of,
     make_prompts,
     make_rows,
@@ -56,7 +58,7 @@ def write(lengths, rows, kind, splits=()):
 
 @pytest.mark.parametrize(("pooling", "storage_dtype"), KNOWN_FILES)
 def test_the_bytes_are_those_of_every_version(tmp_path, pooling, storage_dtype):
-    hook_points = ("mlp_out", "resid_post")
+    hook_points: tuple[HookPoint, ...] = ("mlp_out", "resid_post")
     metadata = write_dataset(
         tmp_path, [[3, 700, 1], [40]], pooling, storage_dtype, 64, (10,), hook_points=hook_points
     )
@@ -75,7 +77,7 @@ def test_what_was_written_is_read(pooling, storage_dtype, lengths, hidden):
     rows = stored(make_rows(samples, pooling, hidden, seed=1), storage_dtype)
     content, manifest = write(lengths, rows, kind)
     examples = [decode_example(data) for data in read_records(io.BytesIO(content), "file")]
-    assert [example.sample for example in examples] == samples
+    assert [fields_of(each.sample) for each in examples] == list(map(fields_of, samples))
     vectors = [kind.activation(example).reshape(-1, hidden) for example in examples]
     np.testing.assert_array_equal(np.concatenate(vectors), rows)
     assert (manifest.shard, manifest.samples, manifest.tokens) == (2, len(lengths), sum(lengths))
@@ -138,14 +140,6 @@ def test_arguments_that_contradict_each_other_are_refused(vectors, frames, messa
     assert stream.getvalue() == b""
 
 
-def test_frames_of_another_kind_are_refused():
-    frames = frames_of(make_prompts([4]), RecordKind("last", "bfloat16", HIDDEN))
-    writer = LayerFileWriter(io.BytesIO(), 10, RecordKind("last", "float32", HIDDEN))
-    rows = np.zeros((1, HIDDEN), np.float32)
-    with pytest.raises(ValueError, match=r"frame of sample .* is of another kind"):
-        writer.append(frames, rows, LayerStatistics.of_vectors(rows))
-
-
 def test_a_stream_that_takes_only_a_part_is_an_error():
     class Short(io.BytesIO):
         def write(self, content):
@@ -159,19 +153,6 @@ def test_a_stream_that_takes_only_a_part_is_an_error():
 
 
 # Records.
-
-
-@pytest.mark.parametrize(("pooling", "kept"), [("last", 1), ("mean", 5), ("none", 5)])
-def test_a_record_keeps_the_token_ids_of_its_pooling(pooling, kept):
-    (prompt,) = make_prompts([5])
-    kind = RecordKind(pooling, "bfloat16", 4)
-    sample = kind.sample(prompt)
-    assert sample.token_ids.tolist() == prompt.token_ids[-kept:].tolist()
-    frame = frame_record(sample, kind)
-    vectors = 5 if pooling == "none" else 1
-    assert (frame.vectors, frame.payload_bytes, frame.num_tokens) == (vectors, 8 * vectors, 5)
-    assert kind.vectors(5) == vectors
-    assert kind.shape(5) == ((5, 4) if pooling == "none" else (4,))
 
 
 def test_token_ids_that_do_not_fit_the_pooling_are_refused():

@@ -57,22 +57,15 @@ def test_in_order(case):
         for records in (dataset.records(layer), dataset[layer]):
             for record, (prompt, rows) in zip(records, wanted, strict=True):
                 assert_record(record, prompt, rows, pooling)
-
-
-def test_one_shard(case):
-    path, pooling, storage_dtype = case
-    records = list(ActivationDataset(path).records(11, shard=2))
-    for record, (prompt, rows) in zip(
-        records, expected(11, 2, pooling, storage_dtype), strict=True
-    ):
-        assert_record(record, prompt, rows, pooling)
+        shard = [record.sample_id for record in dataset.records(layer, shard=2)]
+        assert shard == [prompt.sample_id for prompt, _ in wanted[-2:]]
 
 
 def test_any_sample(case):
     path, _, _ = case
     dataset = ActivationDataset(str(path))
     for layer in (12, 10):
-        in_order = list(dataset.records(layer))
+        in_order = list(ActivationDataset(f"file://{path}").records(layer))
         for index in (5, 0, 3, 4, 1, 2, -1, -6):
             found = dataset[layer][index]
             assert found.sample_id == in_order[index].sample_id
@@ -99,21 +92,6 @@ def test_what_is_not_there(case):
     for numbers in ([-1], [0, dataset.num_vectors]):
         with pytest.raises(IndexError, match=r"are not all in 0\.\."):
             dataset.locate(numbers)
-
-
-def test_through_fsspec(case):
-    pytest.importorskip("fsspec")
-    path, _, _ = case
-    local, remote = ActivationDataset(path), ActivationDataset(f"file://{path}")
-    assert [each.sample_id for each in remote.records(10)] == [
-        each.sample_id for each in local.records(10)
-    ]
-    np.testing.assert_array_equal(remote[11][4].stored, local[11][4].stored)
-
-
-def test_a_url_of_an_unknown_kind_says_what_to_install():
-    with pytest.raises(ImportError, match=r"nope://x: reading a URL needs fsspec and its driver"):
-        ActivationDataset("nope://x")
 
 
 def test_an_incomplete_folder_is_refused(tmp_path):
