@@ -17,7 +17,7 @@ from corpus.task import Grid, Pair, RejectedTask, Rejection, Task
 
 COLORS = 10
 
-# All looks of a task are equally likely, so that even all of them are found with these draws.
+# All looks of a task are equally likely: a look that exists is missed with probability exp(-16).
 _DRAWS_PER_VARIANT = 16
 _MORE_DRAWS = 1000
 
