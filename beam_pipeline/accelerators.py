@@ -32,11 +32,6 @@ ONE_PROCESS = "no_use_multiple_sdk_containers"
 ACCELERATOR_DISK_GB = 100
 """Disk of a worker with an accelerator, in gigabytes: room for the image and a model."""
 
-PRICES_SOURCE = (
-    "List prices on demand in us-central1, in USD, of 2026-11-23 (cloud.google.com/tpu/pricing and "
-    "cloud.google.com/products/compute/pricing), without Dataflow's own charges."
-)
-
 
 @dataclass(frozen=True)
 class AcceleratorSettings:
@@ -49,7 +44,8 @@ class AcceleratorSettings:
       memory_bytes: memory of one device.
       peak_flops: bfloat16 FLOP/s of one device, dense; None if it depends on the machine that the
         worker happens to get.
-      list_price: of one device with its share of the machine, in USD per hour.
+      list_price: of one device with its share of the machine, in USD per hour: on demand, in
+        us-central1, of 2026-11-23, without Dataflow's own charges.
       environment: variables that must be set in the worker's process before JAX starts.
     """
 

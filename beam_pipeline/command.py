@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from apache_beam.options.pipeline_options import PipelineOptions, WorkerOptions
+from apache_beam.options.pipeline_options import WorkerOptions
 
 from activation_dataset.format import METADATA_FILE
 from activation_dataset.metadata import Metadata
@@ -64,7 +64,8 @@ def extract(argv: Sequence[str]) -> None:
     # Imported modules stay, so the collector need not look through them while Beam makes its graph.
     gc.freeze()
     config, options = parse_flags(argv)
-    _set_log_level(options)
+    if options.view_as(WorkerOptions).default_sdk_harness_log_level == "DEBUG":
+        LOGGER.setLevel(logging.DEBUG)  # Shows the trace of an error that one line explains.
     run_pipeline(config, options)
     content = read_if_exists(join(config.output_dir, METADATA_FILE))
     if content is not None:
@@ -99,10 +100,3 @@ def summary(metadata: Metadata, output_dir: str, seconds: float) -> str:
         f"  time     {seconds:,.1f} s, {metadata.total_tokens / seconds:,.0f} tokens/s in all",
     ]
     return "\n".join(lines)
-
-
-def _set_log_level(options: PipelineOptions) -> None:
-    """Follow Beam's `--default_sdk_harness_log_level=DEBUG`, which shows the trace of any error."""
-    level = options.view_as(WorkerOptions).default_sdk_harness_log_level or ""
-    if level.upper() == "DEBUG":
-        LOGGER.setLevel(logging.DEBUG)

@@ -20,6 +20,7 @@ _FAILED_JOBS = (
     re.compile(r"Pipeline \S+ failed in state (\w+): (.*)", re.DOTALL),
     re.compile(r"Dataflow pipeline failed\. State: (\w+), Error:\s*(.*)", re.DOTALL),
 )
+_LONGEST_REASON = 300
 _CHANNEL_BROKE = "Channel closed prematurely"
 
 RESUME = "Run the same command again: it resumes from the finished files."
@@ -64,9 +65,9 @@ def _engine_failure(error: BaseException) -> str | None:
         if match := pattern.search(text):
             state, reason = match.groups()
             return f"the engine ended the job in state {state}: {_reason(reason)}. {RESUME}"
-    if isinstance(error, grpc.RpcError):
-        details = error.details() if isinstance(error, grpc.Call) else text
-        return f"the engine does not answer: {_one_line(details or '')}. {RESUME}"
+    if isinstance(error, grpc.RpcError | grpc.FutureTimeoutError):
+        details = (error.details() if isinstance(error, grpc.Call) else text) or "no connection"
+        return f"the engine does not answer: {_one_line(details)}. {RESUME}"
     return WORKER_DIED.format(status="") if _CHANNEL_BROKE in text else None
 
 
@@ -74,7 +75,7 @@ def _reason(text: str) -> str:
     """Return the first line of an engine's message and, of a Java trace, the root cause."""
     lines = [line.strip() for line in text.splitlines() if line.strip()] or ["unknown error"]
     causes = [line for line in lines[1:] if line.startswith("Caused by: ")]
-    return " ".join([lines[0], *causes[-1:]]).rstrip(".")
+    return " ".join(line[:_LONGEST_REASON] for line in [lines[0], *causes[-1:]]).rstrip(".")
 
 
 def _with_causes(error: BaseException) -> Iterator[BaseException]:

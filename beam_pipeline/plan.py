@@ -16,7 +16,7 @@ import numpy as np
 
 from activation_dataset.metadata import InputFile
 from activation_dataset.prompts import Prompt
-from beam_pipeline.accelerators import ACCELERATORS, PRICES_SOURCE, AcceleratorSettings
+from beam_pipeline.accelerators import ACCELERATORS, AcceleratorSettings
 from beam_pipeline.config import Config
 from beam_pipeline.job import Job
 from corpus.task import RejectedTask
@@ -178,18 +178,18 @@ def report(plan: Plan, config: Config, workers: int) -> str:
         why = "there is no sample" if accelerator.peak_flops else "give an --accelerator, not cpu"
         return "\n".join([*lines, f"  time     not predicted: {why}"])
     hours = seconds * workers * accelerator.devices / 3600
-    price = accelerator.list_price if config.device_price is None else config.device_price
+    price, source = accelerator.list_price, ", the list price in USD of November 2026"
+    if config.device_price is not None:
+        price, source = config.device_price, ""
     cost = f"{hours * price:,.2f}" if hours * price >= 0.01 else "under 0.01"
     lines += [
         f"  time     {timedelta(seconds=math.ceil(seconds))} on {workers} x {accelerator.name}, at "
         f"{efficiency:.0%} of the peak",
-        f"  cost     {cost}: {hours:,.3g} device hours at {price:,.2f}",
+        f"  cost     {cost}: {hours:,.3g} device hours at {price:,.2f}{source}",
         f"  writing  {size.total(sites) / seconds / workers / 1e6:,.3g} MB/s per worker; if "
         "the storage is slower, the run takes longer",
         "Time and cost are those of the devices alone, without starting workers and compiling.",
     ]
-    if config.device_price is None:
-        lines.append(PRICES_SOURCE)
     if workers > shards.num_shards:
         lines.append(
             f"Only {shards.num_shards} of {workers} workers get a shard: lower --samples_per_shard "

@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
 from tqdm import tqdm
@@ -54,7 +55,7 @@ class _Work:
     The rate is that of the steps after the first: the time before is that of loading and compiling.
     """
 
-    def __init__(self, bar: tqdm[None]) -> None:
+    def __init__(self, bar: tqdm[Any]) -> None:
         self._bar = bar
         self._lock = threading.Lock()
         self._computed = self._slots = 0

@@ -7,12 +7,10 @@ from apache_beam.options.pipeline_options import PipelineOptions, WorkerOptions
 from apache_beam.runners.dataflow.internal import apiclient
 
 from beam_pipeline.accelerators import ACCELERATORS, check_mesh, worker_flags
-from beam_pipeline.command import main
 from beam_pipeline.config import ConfigError
 from beam_pipeline.options import parse_flags
 
 IMAGE = "--sdk_container_image=region-docker.pkg.dev/project/repository/image:tag"
-WITH_DEVICE = [name for name, settings in ACCELERATORS.items() if settings.family != "cpu"]
 TPUS = [name for name, settings in ACCELERATORS.items() if settings.family == "tpu"]
 FLAGS = ["--model_path=random:tiny", "--tasks_file=tasks", "--output_dir=gs://bucket/out"]
 
@@ -57,17 +55,11 @@ def test_the_job_request_asks_for_the_accelerator(name: str):
         assert pool.autoscaling_settings.algorithm.name == "AUTOSCALING_ALGORITHM_NONE"
 
 
-def test_the_default_is_one_worker():
-    assert "--num_workers=1" in added("tpu-v5e-8")
-
-
 @pytest.mark.parametrize(
     ("name", "service_option", "machine_type"),
     [
         ("tpu-v5e-8", "type:tpu-v5-lite-podslice;topology:2x4", "ct5lp-hightpu-8t"),
-        ("tpu-v6e-4", "type:tpu-v6e-slice;topology:2x2", "ct6e-standard-4t"),
         ("tpu-v5p-4", "type:tpu-v5p-slice;topology:2x2x1", "ct5p-hightpu-4t"),
-        ("gpu-l4-1", "type:nvidia-l4;count:1;install-nvidia-driver", "g2-standard-8"),
         ("gpu-h100-8", "type:nvidia-h100-80gb;count:8;install-nvidia-driver", "a3-highgpu-8g"),
     ],
 )
@@ -102,13 +94,6 @@ def test_the_users_choice_is_kept():
         "worker_accelerator=type:nvidia-l4;count:1;install-nvidia-driver:535",
     ]
     assert added("gpu-l4-1", *chosen) == []
-
-
-def test_a_cpu_worker_may_be_another_machine_with_another_disk():
-    disk = "compute.googleapis.com/projects//zones//diskTypes/pd-ssd"
-    flags = ["--worker_machine_type=c3-standard-8", f"--worker_disk_type={disk}"]
-    (pool,) = environment_of_request("cpu", *flags).worker_pools
-    assert (pool.machine_type, pool.disk_type) == ("c3-standard-8", disk)
 
 
 @pytest.mark.parametrize(
@@ -151,12 +136,6 @@ def test_the_flag_brings_its_options_and_says_so(capsys: pytest.CaptureFixture[s
     assert config.extractor.environment == ACCELERATORS["tpu-v5e-8"].environment
     assert options.view_as(WorkerOptions).machine_type == "ct5lp-hightpu-8t"
     assert "--worker_machine_type=ct5lp-hightpu-8t" in capsys.readouterr().err
-
-
-def test_a_contradiction_is_one_line_for_the_user(capsys: pytest.CaptureFixture[str]):
-    flags = [*FLAGS, *dataflow_flags("--flexrs_goal=COST_OPTIMIZED"), "--accelerator=tpu-v5e-8"]
-    assert main(flags) == 2
-    assert capsys.readouterr().err.startswith("error: --flexrs_goal does not go with")
 
 
 def test_a_launcher_may_add_flags_that_this_beam_does_not_know():

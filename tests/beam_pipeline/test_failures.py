@@ -1,4 +1,4 @@
-"""An error is one line where it is the user's or the engine's, and keeps its trace if it is ours."""
+"""An error of the user or of the engine is one line; a bug keeps its trace."""
 
 import logging
 

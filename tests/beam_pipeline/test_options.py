@@ -3,11 +3,7 @@
 from typing import Any
 
 import pytest
-from apache_beam.options.pipeline_options import (
-    DirectOptions,
-    GoogleCloudOptions,
-    StandardOptions,
-)
+from apache_beam.options.pipeline_options import DirectOptions, StandardOptions
 
 from beam_pipeline.config import Config, ConfigError
 from beam_pipeline.flag_values import parse_layers
@@ -21,31 +17,15 @@ def config_of(*flags: str) -> Config:
     return parse_flags([*REQUIRED, *flags])[0]
 
 
-def options_of(*flags: str):
-    return parse_flags([*REQUIRED, *flags])[1]
-
-
-def test_the_defaults_are_those_of_the_help():
-    assert config_of() == Config(
-        extractor=ExtractorSettings(
-            "random:tiny", tuple(range(10, 24)), compile_cache=DEFAULT_COMPILE_CACHE
-        ),
-        tasks_file=("tasks",),
-        prompt_template="digits",
-        max_length=None,
-        overlength="reject",
-        augment=1,
-        augment_seed=0,
-        augment_keep_background=False,
-        max_rejected=None,
-        allow_nonfinite=False,
-        output_dir="activations",
-        samples_per_shard=512,
-        max_output_bytes=None,
-        overwrite=False,
-        no_progress=False,
-        accelerator=None,
+def test_the_defaults():
+    config = config_of()
+    layers = tuple(range(10, 24))
+    assert config.extractor == ExtractorSettings(
+        "random:tiny", layers, compile_cache=DEFAULT_COMPILE_CACHE
     )
+    assert config.output_dir == "activations"
+    assert config.samples_per_shard == 512
+    assert config.augmentation is None
 
 
 @pytest.mark.parametrize(
@@ -53,11 +33,8 @@ def test_the_defaults_are_those_of_the_help():
     [
         (["--samples_per_shard", "100000"], "samples_per_shard", 100_000),
         (["--max_rejected", "0"], "max_rejected", 0),
-        (["--max_output_bytes", "1"], "max_output_bytes", 1),
-        (["--max_output_bytes", "12kB"], "max_output_bytes", 12_000),
         (["--max_output_bytes", "2TB"], "max_output_bytes", 2 * 10**12),
         (["--overwrite"], "overwrite", True),
-        (["--overwrite=false"], "overwrite", False),
         (["--allow_nonfinite", "--overwrite=TRUE"], "allow_nonfinite", True),
         (["--tasks_file", "more", "most"], "tasks_file", ("tasks", "more", "most")),
     ],
@@ -71,8 +48,6 @@ def test_settings_of_the_job_are_read(flags: list[str], field: str, value: Any):
     [
         (["--mesh_shape=4, 2"], "mesh_shape", (4, 2)),
         (["--batch_size", "1"], "batch_size", 1),
-        (["--pooling", "none"], "pooling", "none"),
-        (["--storage_dtype", "bfloat16"], "storage_dtype", "bfloat16"),
         (["--compile_cache", "gs://b/c"], "compile_cache", "gs://b/c"),
         (["--layers_to_extract", "3", "--layers_to_extract", "1"], "layers", (1, 3)),
         (["--hook_points", "mlp_out", "resid_pre"], "hook_points", ("resid_pre", "mlp_out")),
@@ -87,11 +62,9 @@ def test_settings_of_the_extractor_are_read(flags: list[str], field: str, value:
     ("words", "layers"),
     [
         (["10", "11", "12"], (10, 11, 12)),
-        (["10,11,12"], (10, 11, 12)),
         (["10, 11 12"], (10, 11, 12)),
         (["10-13", "11"], (10, 11, 12, 13)),
         (["23", "2-3,0"], (0, 2, 3, 23)),
-        (["3-3"], (3,)),
         (["0", "all"], ()),
     ],
 )
@@ -115,13 +88,10 @@ def test_a_word_that_is_not_a_hook_point_is_named(word: str):
     ("flags", "output_dir"),
     [
         (["--output_dir=out/"], "out"),
-        (["--output_dir", "/"], "/"),
         (["--output_dir", "~/out"], "/home/someone/out"),
-        (["--output_dir", "gs://bucket/"], "gs://bucket"),
         (["--output_dir", "gs://bucket/~/b/"], "gs://bucket/~/b"),
         (["--gcs_bucket", "gs://bucket/a", "--upload_to_cloud", "True"], "gs://bucket/a"),
         (["--upload_to_cloud=true", "--gcs_bucket=bucket/a/"], "gs://bucket/a"),
-        (["--upload_to_cloud", "False"], "activations"),
     ],
 )
 def test_the_output_folder_has_two_spellings(monkeypatch, flags: list[str], output_dir: str):
@@ -155,13 +125,10 @@ def test_an_impossible_output_folder_is_named(folder: str):
     ("flags", "named"),
     [
         (["--mesh_shape", "8"], "--mesh_shape: expected two positive numbers"),
-        (["--mesh_shape", "8,0"], "got '8,0'"),
         (["--batch_size", "0"], "--batch_size: expected a whole number of at least 1, got '0'"),
-        (["--batch_size", "1.5"], "got '1.5'"),
         (["--max_rejected", "-1"], "--max_rejected: expected a whole number"),
         (["--max_output_bytes=1.5TB"], "--max_output_bytes: expected bytes"),
         (["--pooling", "max"], "--pooling: invalid choice: 'max'"),
-        (["--compute_dtype", "float16"], "'float32', 'bfloat16'"),
         (["--overwrite=maybe"], "--overwrite: expected True or False, got 'maybe'"),
         (["--layers_to_extract"], "--layers_to_extract: expected at least one argument"),
         (["--direct_num_workers", "two"], "--direct_num_workers: invalid int value: 'two'"),
@@ -184,10 +151,8 @@ def test_required_flags_are_asked_for():
     [
         (["--batch-size=4"], "unknown flag --batch-size=4. Did you mean --batch_size?"),
         (["--direct_num_worker=2"], "Did you mean --direct_num_workers?"),
-        (["--over"], "unknown flag --over."),
         (["--zzz"], "unknown flag --zzz. --help lists"),
         (["--overwrite", "true", "stray"], "unknown flag stray."),
-        (["-x"], "unknown flag -x."),
         (["--efficiency=0.3"], "unknown flag --efficiency=0.3."),
     ],
 )
@@ -197,18 +162,12 @@ def test_an_unknown_flag_is_refused_and_the_nearest_one_named(flags: list[str], 
     assert named in str(error.value)
 
 
-def test_beam_gets_its_own_flags():
-    options = options_of("--direct_running_mode", "multi_processing", "--project=p")
+def test_beam_gets_its_own_flags_and_runs_here_by_default():
+    options = parse_flags([*REQUIRED, "--direct_running_mode", "multi_processing"])[1]
     assert options.view_as(DirectOptions).direct_running_mode == "multi_processing"
-    assert options.view_as(GoogleCloudOptions).project == "p"
-
-
-@pytest.mark.parametrize(
-    ("flags", "runner"),
-    [([], "FnApiRunner"), (["--runner", "DataflowRunner"], "DataflowRunner")],
-)
-def test_the_job_runs_here_unless_a_runner_is_named(flags: list[str], runner: str):
-    assert options_of(*flags).view_as(StandardOptions).runner == runner
+    assert options.view_as(StandardOptions).runner == "FnApiRunner"
+    options = parse_flags([*REQUIRED, "--runner", "DataflowRunner"])[1]
+    assert options.view_as(StandardOptions).runner == "DataflowRunner"
 
 
 def test_help_has_every_flag_with_its_default(capsys: pytest.CaptureFixture[str]):

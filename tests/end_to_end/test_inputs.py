@@ -97,20 +97,13 @@ def test_a_template_of_ones_own_needs_no_code(stored, tmp_path: Path):
     assert (recorded["name"], recorded["query"]) == ("own", "Von:\n{input}\nNach:\n")
 
 
-@pytest.mark.parametrize("overlength", ["reject", "truncate"])
-def test_long_prompts_are_rejected_or_cut(stored, tmp_path: Path, overlength: str):
+def test_long_prompts_are_cut_on_request(stored, tmp_path: Path):
     corpus = write(
         tmp_path / "corpus.jsonl", {"id": "short", "text": "42"}, {"id": "long", "text": "123456"}
     )
-    texts = stored(corpus, "--max_length", "4", "--overlength", overlength)
-    if overlength == "truncate":
-        assert texts == {"corpus.jsonl#short": "42", "corpus.jsonl#long": "1234"}
-        assert metadata_of(tmp_path / "out").rejected == {}
-    else:
-        assert texts == {"corpus.jsonl#short": "42"}
-        (letter,) = dead_letters(tmp_path / "out")
-        assert (letter["task_id"], letter["reason"]) == ("long", "too_long")
-        assert "6 tokens, --max_length allows 4" in letter["detail"]
+    texts = stored(corpus, "--max_length", "4", "--overlength", "truncate")
+    assert texts == {"corpus.jsonl#short": "42", "corpus.jsonl#long": "1234"}
+    assert metadata_of(tmp_path / "out").rejected == {}
 
 
 def test_ids_that_recur_in_other_files_do_not_collide(stored, tmp_path: Path):
