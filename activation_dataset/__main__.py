@@ -13,6 +13,7 @@ from typing import Any
 from activation_dataset import export
 from activation_dataset.certify import CERTIFICATE_FILE, CertifyError, certify
 from activation_dataset.exporters import ExportError
+from activation_dataset.folder import Folder
 from activation_dataset.index import keep_indexes
 from activation_dataset.reading.reader import ActivationDataset
 from activation_dataset.reading.shards import DatasetError
@@ -20,7 +21,6 @@ from activation_dataset.reporting.card import CARD_FILE, CardError, renewed_card
 from activation_dataset.reporting.report import report
 from activation_dataset.reporting.summary import count_of, inspect
 from activation_dataset.reporting.survey import survey
-from activation_dataset.sites import site_label
 from activation_dataset.tfrecord import ADVICE, CorruptRecordError
 from activation_dataset.verify import verify
 
@@ -115,19 +115,23 @@ def _card(options: argparse.Namespace) -> int:
     Includes the certificate if there is one. Leaves a card alone that somebody else wrote.
     """
     dataset = ActivationDataset(options.folder)
-    contents: list[bytes | None] = []
-    for name in (CARD_FILE, CERTIFICATE_FILE):
-        try:
-            with dataset.folder.open(name) as stream:
-                contents.append(stream.read())
-        except FileNotFoundError:
-            contents.append(None)
-    text = renewed_card(dataset.metadata, *contents, options.license)
+    present, certificate = (
+        _content(dataset.folder, name) for name in (CARD_FILE, CERTIFICATE_FILE)
+    )
+    text = renewed_card(dataset.metadata, present, certificate, options.license)
     if text is None:
         raise CardError(f"its {CARD_FILE} was written by somebody else: remove or rename it first")
     dataset.folder.save(CARD_FILE, text.encode())
     print(f"{options.folder}/{CARD_FILE}")
     return 0
+
+
+def _content(folder: Folder, name: str) -> bytes | None:
+    try:
+        with folder.open(name) as stream:
+            return stream.read()
+    except FileNotFoundError:
+        return None
 
 
 def _certify(options: argparse.Namespace) -> int:
@@ -139,14 +143,13 @@ def _certify(options: argparse.Namespace) -> int:
     found = certify(
         options.folder, options.model_path, options.samples, options.seed, options.tolerance
     )
-    width = max(len("layer"), *(len(site_label(site)) for site in found.layers))
-    print(f"{'layer':>{width}}  relative error  cosine")
-    for site, parity in found.layers.items():
-        print(f"{site_label(site):>{width}}  {parity.relative_error:14.2e}  {parity.cosine:.6f}")
-    verdict = "within" if found.passed else "PAST"
-    compared = f"{len(found.samples)} samples, {found.vectors} vectors in each layer"
-    print(f"{verdict} the tolerance of {found.tolerance:g}: {compared}; {CERTIFICATE_FILE}")
-    return 0 if found.passed else 1
+    print("relative error  cosine    layer")
+    for site, parity in found["layers"].items():
+        print(f"{parity['relative_error']:14.2e}  {parity['cosine']:.6f}  {site}")
+    verdict = "within" if found["passed"] else "PAST"
+    compared = f"{len(found['samples'])} samples, {found['vectors']} vectors in each layer"
+    print(f"{verdict} the tolerance of {found['tolerance']:g}: {compared}; {CERTIFICATE_FILE}")
+    return 0 if found["passed"] else 1
 
 
 def _index(options: argparse.Namespace) -> int:

@@ -1,7 +1,7 @@
-"""A worker process that dies ends the job, in one line and soon.
+"""The end of a local job whose worker process dies.
 
-Beam's local runner has no other worker do its work. It fails with a trace if the worker's channel
-broke, and waits for ever if the worker died before it had opened one.
+Beam's local runner does not give the work of a lost worker to another one. It fails if the worker's
+channel breaks, and waits forever if the worker died before it had opened one.
 """
 
 from __future__ import annotations
@@ -15,51 +15,34 @@ from contextlib import contextmanager
 
 import grpc
 
+from beam_pipeline.failures import WORKER_DIED
+
 STATUS = 2
 GRACE_SECONDS = 5.0
-"""How long the runner is given to notice by itself."""
+"""Time for the runner to notice by itself."""
 
 _EXITED = re.compile(r"Worker subprocess exited with return code (-?\d+)")
-_CHANNEL_BROKE = "Channel closed prematurely"
-
-
-class WorkerLostError(RuntimeError):
-    """A worker process that died."""
-
-
-def message(status: str = "") -> str:
-    return (
-        f"a worker process died{status}: it was killed, perhaps because memory ran out. Run the "
-        "same command again, which goes on from what is finished; fewer workers need less memory."
-    )
 
 
 @contextmanager
 def ends_with_its_workers() -> Iterator[None]:
-    """While a pipeline runs: turns the death of a worker process into an error, or the exit.
-
-    Raises:
-      WorkerLostError: if the runner noticed.
-    """
+    """While a pipeline runs, end this process if a worker dies and the runner does not notice."""
     over = threading.Event()
     before = threading.excepthook
 
     def notice(raised: threading.ExceptHookArgs) -> None:
         if isinstance(raised.exc_value, grpc.RpcError):
-            return  # A channel to that worker: a consequence, and said by what follows.
+            return  # The channel to that worker: a consequence of its death.
         if not (found := _EXITED.search(str(raised.exc_value))):
             before(raised)
         elif not over.wait(GRACE_SECONDS):
-            print(f"error: {message(f' (status {found[1]})')}", file=sys.stderr, flush=True)
+            line = WORKER_DIED.format(status=f" (status {found[1]})")
+            print(f"error: {line}", file=sys.stderr, flush=True)
             os._exit(STATUS)
 
     threading.excepthook = notice
     try:
         yield
-    except RuntimeError as error:
-        if _CHANNEL_BROKE in str(error):
-            raise WorkerLostError(message()) from error
-        raise
     finally:
         over.set()
         threading.excepthook = before

@@ -1,338 +1,198 @@
-"""What a run would read, compute, write and cost, before anything is paid for. No JAX.
+"""A prediction of what a run would read, compute, write and cost, before it is paid for. No JAX.
 
-The tasks are read and tokenized here as the job's workers do it, so that what is counted is exact:
-samples, tokens, shards and bytes. The device's time is not: it rests on an expected efficiency.
+The tasks are read and tokenized as the job's workers do it, so samples, tokens, shards and bytes
+are exact. Time and cost rest on an expected efficiency of the devices.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
 
 import numpy as np
 
 from activation_dataset.metadata import InputFile
 from activation_dataset.prompts import Prompt
-from activation_dataset.record import RecordKind
-from beam_pipeline.accelerators import (
-    AcceleratorSettings,
-    expand_accelerator,
-)
-from beam_pipeline.config import Config, augmentation_plan, fit_to_model
-from beam_pipeline.prices import Prices
-from corpus.augment import AugmentationPlan
+from beam_pipeline.accelerators import ACCELERATORS, AcceleratorSettings
+from beam_pipeline.config import Config
+from beam_pipeline.job import Job
 from corpus.task import RejectedTask
-from corpus.template import PromptTemplate, load_template
 from qwen.batching import Packing, packing_for, plan_steps
 from qwen.config import ModelConfig
-from qwen.source import ModelSource, open_model
-from transforms.assign_shards import FINGERPRINT, fingerprint, plan_shards
+from transforms.assign_shards import FINGERPRINT, ShardPlan, fingerprint, plan_shards
 from transforms.measure_output import OutputSize, output_size
-from transforms.read_tasks import common_root, match_files, read_file, resolve_patterns
-from transforms.tokenize_tasks import LengthLimit, prompts_of, variants_of
-
-
-@dataclass
-class Survey:
-    """What all inputs hold together.
-
-    Attributes:
-      fingerprints: [samples] FINGERPRINT, in any order.
-      size: bytes of the records.
-      rejected: reason to number of tasks.
-      files, input_bytes: read.
-    """
-
-    fingerprints: np.ndarray
-    size: OutputSize
-    rejected: Mapping[str, int] = field(default_factory=dict)
-    files: int = 0
-    input_bytes: int = 0
+from transforms.read_tasks import common_root, match_files, read_file
+from transforms.tokenize_tasks import prompts_of, variants_of
 
 
 @dataclass(frozen=True)
-class Work:
-    """What the devices have to do.
+class Plan:
+    """A run, predicted.
 
     Attributes:
-      depth: layers that run, from the first to the highest captured one.
-      slots: token slots of all steps, padding included.
-      flops: of the tokens alone.
-      padded_flops: of all slots.
+      shards: the plan that the run would follow.
+      longest: tokens of the longest prompt.
+      size: bytes of the records.
+      rejected: reason to number of rejected tasks.
+      files, input_bytes: of the tasks.
+      slots: token slots of all device steps, padding included.
+      flops, padded_flops: FLOPs of the tokens alone, and of all slots.
     """
 
-    depth: int
+    shards: ShardPlan
+    longest: int
+    size: OutputSize
+    rejected: Mapping[str, int]
+    files: int
+    input_bytes: int
     slots: int
     flops: int
     padded_flops: int
 
 
-@dataclass(frozen=True)
-class DeviceTime:
-    """A prediction for workers of one kind.
-
-    Attributes:
-      seconds: until the last worker has finished its shards.
-      device_hours: of all devices of all workers in that time, idle ones too.
-    """
-
-    accelerator: AcceleratorSettings
-    workers: int
-    efficiency: float
-    seconds: float
-    device_hours: float
-
-
-@dataclass(frozen=True)
-class Plan:
-    """All that is predicted of a run.
-
-    Attributes:
-      longest: tokens of the longest prompt.
-      time: None without an accelerator, or for one whose speed is not known.
-    """
-
-    samples: int
-    tokens: int
-    longest: int
-    shards: int
-    layers: int
-    hook_points: int
-    size: OutputSize
-    rejected: Mapping[str, int]
-    files: int
-    input_bytes: int
-    work: Work
-    time: DeviceTime | None
-
-    @property
-    def sites(self) -> int:
-        """What has files of its own: every hook point of every layer."""
-        return self.layers * self.hook_points
-
-
-def survey(
-    patterns: Sequence[str],
-    template: PromptTemplate,
-    limit: LengthLimit,
-    augmentation: AugmentationPlan | None,
-    source: ModelSource,
-    kind: RecordKind,
-) -> Survey:
-    """Reads and tokenizes all inputs; keeps 24 bytes of each sample.
-
-    Args:
-      kind: of the records that would be written.
-    """
+def make_plan(job: Job) -> Plan:
+    """Read and tokenize all inputs, and predict; keeps 24 bytes of each sample."""
     rejected: Counter[str] = Counter()
     fingerprints = [np.empty(0, FINGERPRINT)]
-    found = Survey(fingerprints[0], OutputSize())
-    tokenizer = source.tokenizer()
+    size = OutputSize()
+    files = input_bytes = 0
+    for item in _read_and_tokenize(job):
+        if isinstance(item, RejectedTask):
+            rejected[item.reason] += 1
+        elif isinstance(item, InputFile):
+            files += 1
+            input_bytes += item.bytes
+        else:
+            fingerprints.append(fingerprint(item))
+            size += output_size(item, job.record_kind)
+    found = np.concatenate(fingerprints)
+    shards = plan_shards(found, job.config.samples_per_shard)
+    lengths = np.sort(found, order=["rank", "content"])["tokens"].astype(np.int64)
+    by_shard = np.split(lengths, range(0, len(lengths), job.config.samples_per_shard)[1:])
+    slots = slots_of(by_shard, packing_of(job.config))
+    flops, padded_flops = (
+        flops_of(tokens, lengths, job.source.config, max(job.config.extractor.layers) + 1)
+        for tokens in (shards.tokens, slots)
+    )
+    return Plan(
+        shards,
+        int(lengths.max(initial=0)),
+        size,
+        dict(sorted(rejected.items())),
+        files,
+        input_bytes,
+        slots,
+        flops,
+        padded_flops,
+    )
 
-    def prompts(path: str, name: str) -> Iterator[Prompt | RejectedTask | InputFile]:
-        for item in read_file(path, name):
+
+def _read_and_tokenize(job: Job) -> Iterator[Prompt | RejectedTask | InputFile]:
+    tokenizer, root = job.source.tokenizer(), common_root(job.patterns)
+    for path in sorted({path for pattern in job.patterns for path in match_files(pattern)}):
+        for item in read_file(path, path.removeprefix(root)):
             if isinstance(item, InputFile | RejectedTask):
                 yield item
                 continue
-            for variant in variants_of(item, augmentation):
-                yield from prompts_of(variant, template, tokenizer, limit)
-
-    for path in sorted({file.path for pattern in patterns for file in match_files(pattern)}):
-        for item in prompts(path, path.removeprefix(common_root(patterns))):
-            if isinstance(item, RejectedTask):
-                rejected[item.reason] += 1
-            elif isinstance(item, InputFile):
-                found.files += 1
-                found.input_bytes += item.bytes
-            else:
-                fingerprints.append(fingerprint(item))
-                found.size += output_size(item, kind)
-    found.fingerprints = np.concatenate(fingerprints)
-    found.rejected = dict(sorted(rejected.items()))
-    return found
+            for variant in variants_of(item, job.config.augmentation):
+                yield from prompts_of(variant, job.template, tokenizer, job.limit)
 
 
-def work_of(
-    shards: Iterable[np.ndarray], model: ModelConfig, layers: Sequence[int], packing: Packing
-) -> Work:
-    """The floating-point work of shards, each [samples] lengths in the order of extraction.
+def slots_of(shards: Sequence[np.ndarray], packing: Packing) -> int:
+    """Return the token slots of all steps of shards, each [samples] lengths in file order."""
+    steps = (step for lengths in shards for step in plan_steps(lengths.tolist(), packing))
+    return sum(step.shape.slots for step in steps)
 
-    The highest layer counts in full, though with pooling "last" a part of it is left out.
+
+def flops_of(slots: int, lengths: np.ndarray, model: ModelConfig, depth: int) -> int:
+    """Return the FLOPs of samples.
+
+    Args:
+      slots: token slots that are computed.
+      lengths: [samples] tokens.
+      model: the shape of the model.
+      depth: layers that run. The highest counts in full, though pooling "last" skips part of it.
     """
-    depth = max(layers) + 1
-    tokens = slots = pairs = 0
-    for lengths in shards:
-        tokens += int(lengths.sum())
-        pairs += int((lengths * (lengths + 1) // 2).sum())
-        slots += sum(step.shape.slots for step in plan_steps(lengths.tolist(), packing))
-    attention = model.attention_flops(pairs)
-    return Work(
-        depth=depth,
-        slots=slots,
-        flops=depth * (tokens * model.layer_flops_per_token + attention),
-        padded_flops=depth * (slots * model.layer_flops_per_token + attention),
-    )
+    pairs = int((lengths * (lengths + 1) // 2).sum())
+    return depth * (slots * model.layer_flops_per_token + model.attention_flops(pairs))
 
 
-def packing_of(config: Config, accelerator: AcceleratorSettings | None) -> Packing:
-    """How the extractor of a worker will pack its steps."""
-    family = accelerator.family if accelerator else "cpu"
-    form = "splash" if family == "tpu" else "blocked"
-    if family == "gpu" and config.compute_dtype == "bfloat16":
-        form = "cudnn"
-    rows = (config.mesh_shape or (accelerator.devices if accelerator else 1,))[0]
-    return packing_for(form, config.batch_size, rows)
+def packing_of(config: Config) -> Packing:
+    """Return how the extractor of a worker will pack its steps."""
+    accelerator = ACCELERATORS[config.accelerator or "cpu"]
+    settings = config.extractor
+    rows = (settings.mesh_shape or (accelerator.devices,))[0]
+    if accelerator.family == "tpu":
+        return packing_for("splash", settings.batch_size, rows)
+    if accelerator.family == "gpu" and settings.compute_dtype == "bfloat16":
+        return packing_for("cudnn", settings.batch_size, rows)
+    return packing_for("xla", settings.batch_size, rows)
 
 
-def device_time(
-    work: Work,
-    shards: int,
-    accelerator: AcceleratorSettings,
-    mesh_shape: tuple[int, int] | None,
-    workers: int,
-    efficiency: float,
-) -> DeviceTime | None:
-    """How long the devices compute; None if their peak is not known.
+def seconds_of(
+    plan: Plan, config: Config, accelerator: AcceleratorSettings, workers: int, efficiency: float
+) -> float | None:
+    """Return the time until the last worker has finished; None if it cannot be predicted.
 
     Workers take whole shards, so with few shards some of them wait for the others.
     """
-    if accelerator.peak_flops is None or not shards:
+    if accelerator.peak_flops is None or not plan.shards.num_shards:
         return None
-    devices = math.prod(mesh_shape) if mesh_shape else accelerator.devices
-    of_a_shard = work.padded_flops / shards / (accelerator.peak_flops * devices * efficiency)
-    seconds = of_a_shard * math.ceil(shards / workers)
-    device_hours = seconds * workers * accelerator.devices / 3600
-    return DeviceTime(accelerator, workers, efficiency, seconds, device_hours)
+    devices = math.prod(config.extractor.mesh_shape or (accelerator.devices,))
+    flops_of_a_shard = plan.padded_flops / plan.shards.num_shards
+    rounds = math.ceil(plan.shards.num_shards / workers)
+    return rounds * flops_of_a_shard / (accelerator.peak_flops * devices * efficiency)
 
 
-def predict(
-    found: Survey,
-    model: ModelConfig,
-    layers: Sequence[int],
-    config: Config,
-    workers: int = 1,
-    efficiency: float | None = None,
-) -> Plan:
-    """Puts the plan together from what the inputs hold.
+def report(plan: Plan, config: Config, workers: int) -> str:
+    """Describe a plan to a person.
 
     Args:
-      layers: to be captured.
-      workers: that share the shards.
-      efficiency: fraction of the devices' peak that the run reaches; that of the accelerator's
-        kind by default.
+      plan: from `make_plan`.
+      config: the flags of the run.
+      workers: the number of workers that share the shards.
     """
-    accelerator = expand_accelerator(config.accelerator) if config.accelerator else None
-    per_shard = config.samples_per_shard
-    shards = plan_shards(found.fingerprints, per_shard)
-    ordered = np.sort(found.fingerprints, order=["rank", "content"])["tokens"].astype(np.int64)
-    work = work_of(
-        (ordered[start : start + per_shard] for start in range(0, len(ordered), per_shard)),
-        model,
-        layers,
-        packing_of(config, accelerator),
-    )
-    return Plan(
-        samples=shards.samples,
-        tokens=shards.tokens,
-        longest=int(ordered.max(initial=0)),
-        shards=shards.num_shards,
-        layers=len(layers),
-        hook_points=len(config.hook_points),
-        size=found.size,
-        rejected=found.rejected,
-        files=found.files,
-        input_bytes=found.input_bytes,
-        work=work,
-        time=device_time(
-            work,
-            shards.num_shards,
-            accelerator,
-            config.mesh_shape,
-            workers,
-            efficiency or accelerator.efficiency,
-        )
-        if accelerator
-        else None,
-    )
-
-
-def make_plan(config: Config, workers: int, efficiency: float | None) -> Plan:
-    """Opens the model, without its weights, reads all inputs, and predicts.
-
-    Raises:
-      ValueError: of several kinds, each naming the flag or file and what to do.
-    """
-    patterns = resolve_patterns(config.tasks_file)
-    template = load_template(config.prompt_template)
-    source = open_model(config.model_path)
-    limit, layers = fit_to_model(config, source, template)
-    kind = RecordKind(config.pooling, config.storage_dtype, source.config.hidden_size)
-    found = survey(patterns, template, limit, augmentation_plan(config), source, kind)
-    return predict(found, source.config, layers, config, workers, efficiency)
-
-
-def report(plan: Plan, config: Config, prices: Prices) -> str:
-    """The plan, for a person.
-
-    Raises:
-      PriceError: if there is no price of the accelerator.
-    """
-    work, size = plan.work, plan.size
-    rejected = sum(plan.rejected.values())
-    layers, each = f"{plan.layers} layers", "layer"
-    if plan.hook_points > 1:
-        layers, each = f"{layers} at {plan.hook_points} hook points", "layer and hook point"
-    padding = 1 - plan.tokens / work.slots if work.slots else 0.0
+    shards, size, sites = plan.shards, plan.size, len(config.extractor.sites)
+    padding = 1 - shards.tokens / plan.slots if plan.slots else 0.0
     lines = [
-        f"{config.model_path}: {plan.samples:,} samples, {plan.tokens:,} tokens, "
+        f"{config.extractor.model_path}: {shards.samples:,} samples, {shards.tokens:,} tokens, "
         f"{plan.longest:,} in the longest",
         f"  inputs   {plan.files:,} files, {plan.input_bytes / 1e6:,.2f} MB",
-        f"  rejected {rejected:,}" + "".join(f"; {n} {why}" for why, n in plan.rejected.items()),
-        f"  shards   {plan.shards:,} of at most {config.samples_per_shard:,} samples",
-        f"  files    {plan.shards * (plan.sites + 1):,}: {layers} and the prompts, "
-        "one file for each shard",
-        f"  bytes    {size.layer:,} a {each}, {size.prompts:,} of prompts, "
-        f"{size.total(plan.sites):,} in all",
-        f"  FLOPs    {work.flops:.3g} in {work.depth} layers, {work.padded_flops:.3g} with "
-        f"padding ({padding:.1%} of the slots)",
+        f"  rejected {sum(plan.rejected.values()):,}"
+        + "".join(f"; {count} {reason}" for reason, count in plan.rejected.items()),
+        f"  shards   {shards.num_shards:,} of at most {config.samples_per_shard:,} samples",
+        f"  files    {shards.num_shards * (sites + 1):,}: each shard has one for each of "
+        f"{sites} layers and hook points, and one of prompts",
+        f"  bytes    {size.layer:,} of each layer and hook point, {size.prompts:,} of prompts, "
+        f"{size.total(sites):,} in all",
+        f"  FLOPs    {plan.flops:.3g}, {plan.padded_flops:.3g} with padding ({padding:.1%} of the "
+        "slots)",
     ]
-    return "\n".join([*lines, *_time_lines(plan, config, prices)])
-
-
-def _time_lines(plan: Plan, config: Config, prices: Prices) -> list[str]:
-    time = plan.time
-    if time is None:
-        why = "say on what with --accelerator"
-        if config.accelerator:
-            why = f"{config.accelerator} is no one kind of device"
-        return [f"  time     not predicted: {why}"]
-    price = prices.of(time.accelerator.price_key)
-    cost = price * time.device_hours
-    written = plan.size.total(plan.sites) / time.seconds / time.workers
-    lines = [
-        f"  time     {duration(time.seconds)} on {time.workers} x {time.accelerator.name}, where "
-        f"{time.efficiency:.0%} of the peak is reached",
-        f"  cost     {f'{cost:,.2f}' if cost >= 0.01 else 'under 0.01'} {prices.currency}: "
-        f"{time.device_hours:,.3g} device hours at {price:,.2f}",
-        f"  writing  {written / 1e6:,.3g} MB/s from each worker, or else that takes longer",
-        "Time and cost are of the devices' work alone: starting workers, compiling, and what a run "
-        "waits for at its end come on top.",
-        f"Prices of {prices.date}: {prices.source}.",
+    accelerator = ACCELERATORS[config.accelerator or "cpu"]
+    efficiency = config.efficiency or accelerator.efficiency
+    seconds = seconds_of(plan, config, accelerator, workers, efficiency)
+    if seconds is None:
+        why = "there is no sample" if accelerator.peak_flops else "give an --accelerator, not cpu"
+        return "\n".join([*lines, f"  time     not predicted: {why}"])
+    hours = seconds * workers * accelerator.devices / 3600
+    price, source = accelerator.list_price, ", the list price in USD of November 2026"
+    if config.device_price is not None:
+        price, source = config.device_price, ""
+    cost = f"{hours * price:,.2f}" if hours * price >= 0.01 else "under 0.01"
+    lines += [
+        f"  time     {timedelta(seconds=math.ceil(seconds))} on {workers} x {accelerator.name}, at "
+        f"{efficiency:.0%} of the peak",
+        f"  cost     {cost}: {hours:,.3g} device hours at {price:,.2f}{source}",
+        f"  writing  {size.total(sites) / seconds / workers / 1e6:,.3g} MB/s per worker; if "
+        "the storage is slower, the run takes longer",
+        "Time and cost are those of the devices alone, without starting workers and compiling.",
     ]
-    if time.workers > plan.shards:
+    if workers > shards.num_shards:
         lines.append(
-            f"Only {plan.shards} of {time.workers} workers have something to do: lower "
-            "--samples_per_shard, or --num_workers."
+            f"Only {shards.num_shards} of {workers} workers get a shard: lower --samples_per_shard "
+            "or --num_workers."
         )
-    return lines
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
-    if seconds < 120:
-        return f"{seconds:.3g} s"
-    if seconds < 7200:
-        return f"{seconds / 60:.3g} min"
-    return f"{seconds / 3600:,.1f} h"
+    return "\n".join(lines)

@@ -1,10 +1,10 @@
-"""Time and memory from a thousand samples to fifty thousand: both must stay flat.
+"""Time per sample and memory from a thousand samples to fifty thousand: both must stay flat.
 
     python -m benchmarks.growth --samples 1000 5000 50000 --svg growth.svg
 
-Short documents through the whole job, with `random:tiny` and the default shards, layers 10 to 23,
-one process of the local runner. Its resident memory is sampled as it runs. Time is counted from the
-first shard's files to the metadata, so that neither starting nor compiling is in it.
+Runs the whole job on short documents with `random:tiny`, the default shards and layers, in one
+process of the local runner, and samples its resident memory. Time is counted from the first shard's
+files to the metadata, without starting and compiling.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from activation_dataset.reporting.axes import HEIGHT, WIDTH, horizontal, vertica
 ROOT = Path(__file__).parents[1]
 SHARD = 512
 MEGABYTE = 2**20
-COLOURS = ("#1f77b4", "#d95f02", "#3a923a")
+COLORS = ("#1f77b4", "#d95f02", "#3a923a")
 
 
 @dataclass(frozen=True)
 class Growth:
-    """What a run of so many samples took.
+    """Time and memory of one run.
 
     Attributes:
       seconds: from start to end.
-      microseconds_per_sample: behind the first shard.
-      cpu_microseconds_per_sample: of processor time, which others on the machine disturb less.
-      start_mb: resident memory, MB, when the first shard was written.
+      microseconds_per_sample: after the first shard.
+      cpu_microseconds_per_sample: CPU time, which other processes disturb less.
+      start_mb: resident memory in MB when the first shard was written.
       median_mb, peak_mb: from then on.
       memory_mb: resident memory at about a hundred moments, evenly spaced from then on.
     """
@@ -56,7 +56,7 @@ class Growth:
 
 
 def write_documents(path: Path, count: int) -> None:
-    """Documents of 2 to 5 words, each its own."""
+    """Write that many different documents of 2 to 5 words."""
     with path.open("w") as stream:
         for number in range(count):
             text = " ".join(str(number * step % 9973) for step in range(1, 3 + number % 4))
@@ -64,7 +64,7 @@ def write_documents(path: Path, count: int) -> None:
 
 
 def resident_mb(process: int) -> float:
-    """Resident memory of a process; 0 if it has ended."""
+    """Return the resident memory of a process; 0 if it has ended."""
     try:
         pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
     except (OSError, IndexError):
@@ -73,7 +73,7 @@ def resident_mb(process: int) -> float:
 
 
 def cpu_seconds(process: int) -> float:
-    """Processor time of a process so far; 0 if it has ended."""
+    """Return the CPU time of a process so far; 0 if it has ended."""
     try:
         fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -83,7 +83,7 @@ def cpu_seconds(process: int) -> float:
 
 @dataclass
 class Sampled:
-    """A command that has run: seconds in all, and from when it had begun on."""
+    """Time and memory of a command, in all and after its first output."""
 
     seconds: float
     begun_seconds: float
@@ -92,7 +92,7 @@ class Sampled:
 
 
 def sampled(command: Sequence[str], is_begun: Callable[[], bool]) -> Sampled:
-    """Runs a command and looks at it twenty times a second.
+    """Run a command and sample it twenty times a second.
 
     Raises:
       RuntimeError: if it fails.
@@ -115,6 +115,7 @@ def sampled(command: Sequence[str], is_begun: Callable[[], bool]) -> Sampled:
 
 
 def measure(samples: int, folder: Path, cache: Path) -> Growth:
+    """Run the job on that many samples."""
     documents, out = folder / "documents.jsonl", folder / "out"
     write_documents(documents, samples)
     command = [
@@ -142,7 +143,7 @@ def measure(samples: int, folder: Path, cache: Path) -> Growth:
 
 
 def drawn(results: Sequence[Growth]) -> str:
-    """Resident memory over the share of each run that is done, as SVG that stands by itself."""
+    """Draw the resident memory over the progress of each run, as an SVG document."""
     up = vertical([mb for growth in results for mb in growth.memory_mb], zero=True)
     along = horizontal(0, 100)
     shapes = [
@@ -154,15 +155,15 @@ def drawn(results: Sequence[Growth]) -> str:
         f'<text x="{along(share)}" y="{up.start + 16}" text-anchor="middle">{share:g}%</text>'
         for share in along.ticks()
     ]
-    for place, (growth, colour) in enumerate(zip(results, cycle(COLOURS), strict=False)):
+    for place, (growth, color) in enumerate(zip(results, cycle(COLORS), strict=False)):
         last = max(1, len(growth.memory_mb) - 1)
         path = "L".join(
             f"{along(100 * number / last)} {up(mb)}" for number, mb in enumerate(growth.memory_mb)
         )
         shapes.append(
-            f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="1.5"/>'
+            f'<path d="M{path}" fill="none" stroke="{color}" stroke-width="1.5"/>'
             f'<text x="{along.end}" y="{up.start - 12 - 16 * place}" text-anchor="end" '
-            f'fill="{colour}">{growth.samples:,} samples</text>'
+            f'fill="{color}">{growth.samples:,} samples</text>'
         )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '

@@ -21,13 +21,12 @@ def first_activation(connection: Connection, model: str, cache: str) -> None:
     """In a process of its own: sends seconds to import; then to load, and to an activation."""
     prompts = arc_prompts(8)
     started = time.perf_counter()
-    from qwen.compile_cache import use_compile_cache
-    from qwen.extractor import ActivationExtractor
+    from qwen.settings import ExtractorSettings, open_extractor
 
-    use_compile_cache(cache)
     imported = time.perf_counter()
     lengths = [len(prompt) for prompt in prompts]
-    extractor = ActivationExtractor.load(model, range(10, 24), lengths_to_come=lengths)
+    settings = ExtractorSettings(model, tuple(range(10, 24)), compile_cache=cache)
+    extractor = open_extractor(settings, lengths_to_come=lengths)
     loaded = time.perf_counter()
     next(extractor.extract(prompts))
     ended = time.perf_counter()

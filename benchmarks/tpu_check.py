@@ -33,8 +33,10 @@ from benchmarks.tpu_model import CHIPS, Chip, estimated_cycles, work_of
 from qwen.batching import StepShape, packing_for, plan_steps
 from qwen.config import PRESETS
 from qwen.extractor import STEPS_IN_FLIGHT
-from qwen.params import abstract_model
-from qwen.programs import Programs, make_mesh
+from qwen.mesh import make_mesh
+from qwen.ops.splash import SplashOps
+from qwen.parameters import abstract_model
+from qwen.programs import Programs
 
 LAYERS = tuple(range(10, 24))
 BATCH_SIZE = 8
@@ -85,7 +87,7 @@ def program_of(compiled: Any) -> Program:
 
 @dataclass(frozen=True)
 class CompiledShape:
-    """The programs of one step shape: one embed, ``depth - 1`` layers, one top."""
+    """The programs of one step shape: one embed, `depth - 1` layers, one top, and moments."""
 
     shape: StepShape
     seconds_to_lower: float
@@ -94,7 +96,7 @@ class CompiledShape:
 
     def total(self, quantity: str, depth: int) -> float:
         """A quantity of all programs of a step together."""
-        calls = {"embed": 1, "layer": depth - 1, "top": 1}
+        calls = {"embed": 1, "layer": depth - 1, "top": 1, "moments": len(LAYERS)}
         return sum(getattr(self.programs[name], quantity) * n for name, n in calls.items())
 
     def memory(self, resident: int, embedding: int, depth: int) -> int:
@@ -110,6 +112,7 @@ class CompiledShape:
             + embed.outputs
             + (depth - 1) * (layer.outputs - layer.aliased)
             + top.outputs
+            + len(LAYERS) * self.programs["moments"].outputs
         )
         temporary = max(p.temporary for p in self.programs.values())
         return resident + STEPS_IN_FLIGHT * in_flight + temporary
@@ -184,10 +187,11 @@ def check(name: str, pooling: Pooling, lengths: Sequence[int], batch_size: int) 
     chip, config, dtype = CHIPS[name], PRESETS["Qwen2.5-0.5B"], jnp.dtype(jnp.bfloat16)
     mesh = make_mesh(None, devices_of(chip))
     devices, depth = mesh.size, LAYERS[-1] + 1
-    model = abstract_model(config, depth, dtype, mesh, "splash")
-    steps = plan_steps(lengths, packing_for("splash", batch_size, devices))
+    ops = SplashOps()
+    model = abstract_model(config, depth, dtype, mesh, ops)
+    steps = plan_steps(lengths, packing_for(ops.name, batch_size, devices))
     compiled = compile_shapes(
-        Programs(model, config, mesh, LAYERS, pooling, "splash", dtype),
+        Programs(model, config, mesh, ops, LAYERS, ["resid_post"], pooling, dtype),
         dict.fromkeys(step.shape for step in steps),
     )
     # With pooling last the top layer is computed at a few slots only: XLA's estimate holds it.

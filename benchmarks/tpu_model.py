@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qwen.attention import SPLASH_BLOCK
 from qwen.batching import Step
 from qwen.config import ModelConfig
+from qwen.ops.splash import SPLASH_BLOCK
 
 
 @dataclass(frozen=True)

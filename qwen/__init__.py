@@ -1,15 +1,15 @@
-"""Qwen2 in JAX and Flax, with the residual stream captured layer by layer."""
+"""Qwen in JAX and Flax, with activations captured at hook points of chosen layers."""
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from qwen.extractor import ActivationExtractor, CapturedSamples
+    from qwen.extractor import ActivationExtractor, CapturedSamples, open_extractor
 
-__all__ = ["ActivationExtractor", "CapturedSamples"]
+__all__ = ["ActivationExtractor", "CapturedSamples", "open_extractor"]
 
 
 def __getattr__(name: str) -> Any:
-    """Loads JAX only when the extractor is asked for: launchers must not touch devices."""
+    """Load JAX only when the extractor is asked for: launchers must not touch devices."""
     if name in __all__:
         from qwen import extractor
 

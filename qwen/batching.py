@@ -1,4 +1,4 @@
-"""Plans how the samples of a shard share fixed-shape steps. Pure functions, no JAX.
+"""Plan how the samples of a shard share fixed-shape steps. Pure functions, no JAX.
 
 XLA compiles one program per shape, and every slot of a shape costs the same whether it holds a
 real token or padding. The planner packs several samples into a row, so that nearly every slot is
@@ -16,6 +16,8 @@ from functools import cached_property
 
 import numpy as np
 
+from qwen.ops import OpsName
+
 ROW_ALIGNMENT = 128
 """Row lengths are multiples of this, the smallest block of the TPU attention kernel."""
 
@@ -23,16 +25,16 @@ SLOTS_PER_SEGMENT = 32
 """A row of L slots holds at most L / 32 samples, so pooled outputs have a fixed shape."""
 
 TOKENS_PER_BATCH_ROW = 512
-"""What one unit of batch size means in token slots."""
+"""Token slots of one unit of batch size."""
 
 SHORT_ROW = 2048
-"""Row length to prefer where attention visits every pair of a row's blocks, if only to skip most
-of them: there packing into longer rows costs more than it saves."""
+"""Preferred row length where attention visits every pair of a row's blocks, even to skip it: there
+longer rows cost more than they save."""
 
 
 @dataclass(frozen=True)
 class StepShape:
-    """The shape of one device step: ``rows`` x ``length`` token slots."""
+    """The shape of one device step: `rows` x `length` token slots."""
 
     rows: int
     length: int
@@ -43,13 +45,13 @@ class StepShape:
 
     @property
     def segments(self) -> int:
-        """Most samples that one row holds."""
+        """Largest number of samples in a row."""
         return self.length // SLOTS_PER_SEGMENT
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a sample lies in a step: ``length`` slots of ``row`` from ``start`` on."""
+    """The place of a sample in a step: `length` slots of `row` from `start` on."""
 
     sample: int
     row: int
@@ -70,7 +72,7 @@ class Step:
 
     @cached_property
     def segment_of(self) -> tuple[int, ...]:
-        """For each placement, its rank among the samples of its row."""
+        """The rank of each placement among the samples of its row."""
         seen = [0] * self.shape.rows
         ranks = []
         for placement in self.placements:
@@ -81,7 +83,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Packing:
-    """What a platform wants of its steps.
+    """The shapes of steps that a platform computes well.
 
     Attributes:
       rows: rows are a multiple of this, the devices along the mesh's data axis.
@@ -100,9 +102,9 @@ class Packing:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
 
     def shape(self, length: int, tokens: int) -> StepShape:
-        """The step with rows of this length, halved until it has no more slots than tokens.
+        """Return the step with rows of this length, halved until it has no more slots than tokens.
 
-        It keeps one row per device, though that may be more.
+        It keeps one row per device even if that is more.
         """
         rows = max(1, self.slots // length)
         while rows > 1 and self.rows * rows * length > tokens:
@@ -110,29 +112,23 @@ class Packing:
         return StepShape(self.rows * rows, length)
 
 
-def preferred_row_length(form: str, slots: int) -> int:
-    """The row length that a form of attention wastes least with, for steps of that many slots.
+def packing_for(ops: OpsName, batch_size: int, rows: int) -> Packing:
+    """Return the packing for a platform's operations.
 
-    The forms for CPUs do not touch other samples of a row, so their rows are as long as a step.
-    """
-    return slots if form in ("blocked", "amx") else min(slots, SHORT_ROW)
-
-
-def packing_for(form: str, batch_size: int, rows: int) -> Packing:
-    """What a form of attention wants of its steps.
+    Operations for CPUs do not touch other samples of a row, so their rows are as long as a step.
 
     Args:
       batch_size: slots per device and step, in units of 512.
       rows: devices along the mesh's data axis.
     """
     slots = batch_size * TOKENS_PER_BATCH_ROW
-    return Packing(rows, slots, preferred_row_length(form, slots))
+    return Packing(rows, slots, slots if ops in ("xla", "amx") else min(slots, SHORT_ROW))
 
 
 def row_lengths(longest: int, row_length: int) -> tuple[int, ...]:
-    """The ladder of row lengths up to the first that holds ``longest`` tokens, ascending.
+    """Return the ladder of row lengths up to the first that holds `longest` tokens, ascending.
 
-    Below ``row_length`` it halves down to 512 (for what is left at a shard's end), above it
+    Below `row_length` it halves down to 512 (for what is left at a shard's end), above it
     grows by 1.5 and 1.33 in turn.
     """
 
@@ -155,7 +151,7 @@ def row_lengths(longest: int, row_length: int) -> tuple[int, ...]:
 
 
 def plan_steps(lengths: Sequence[int], packing: Packing) -> list[Step]:
-    """Packs samples of these lengths (tokens) into steps. Every sample appears exactly once.
+    """Pack samples of these lengths (tokens) into steps. Every sample appears exactly once.
 
     The longest sample left decides the row length of the next step; its rows are then filled, best
     fit first, with what is left. When less is left than a step holds, the steps get fewer and then
@@ -189,7 +185,7 @@ def plan_steps(lengths: Sequence[int], packing: Packing) -> list[Step]:
 
 
 def _fill(shape: StepShape, waiting: list[tuple[int, int]]) -> tuple[Step, list[tuple[int, int]]]:
-    """Fills one step best fit first; returns it and what is still waiting."""
+    """Fill one step, best fit first; return it and the samples that still wait."""
     left = list(waiting)
     placements = []
     for row in range(shape.rows):
@@ -205,7 +201,7 @@ def _fill(shape: StepShape, waiting: list[tuple[int, int]]) -> tuple[Step, list[
 
 
 def split_step(step: Step, rows: int) -> tuple[Step, ...] | None:
-    """Two steps of about half the slots, for the same samples in the same order.
+    """Split a step into two of about half the slots, with the same samples in the same order.
 
     For a device that has no memory for the whole step. One sample is put in the smallest step that
     holds it; None if it is in that already.
@@ -224,7 +220,7 @@ def split_step(step: Step, rows: int) -> tuple[Step, ...] | None:
 
 
 def separate_samples(step: Step, rows: int) -> tuple[Step, ...]:
-    """A step for each sample, in the same order; none if no two of them share a row.
+    """Make a step for each sample, in the same order; none if no two of them share a row.
 
     Args:
       rows: of each new step, the devices along the mesh's data axis.
@@ -235,7 +231,7 @@ def separate_samples(step: Step, rows: int) -> tuple[Step, ...]:
 
 
 def _balanced(placements: Sequence[Placement], rows: int) -> Step:
-    """The samples in their order, each in the row that is shortest so far."""
+    """Place samples in their order, each in the row that is shortest so far."""
     ends = [0] * rows
     moved = []
     for placement in placements:
@@ -263,16 +259,16 @@ class StepInputs:
     segment_ids: np.ndarray
     last_slots: np.ndarray
 
+    @classmethod
+    def empty(cls, shape: StepShape) -> StepInputs:
+        """Make the inputs of a step without samples."""
+        slots, segments = (shape.rows, shape.length), (shape.rows, shape.segments)
+        return cls(*(np.zeros(size, np.int32) for size in (slots, slots, slots, segments)))
+
 
 def step_inputs(step: Step, token_ids: Sequence[np.ndarray]) -> StepInputs:
-    """Lays out the samples' token ids ([tokens] int32 each) as the step's arrays."""
-    shape = (step.shape.rows, step.shape.length)
-    inputs = StepInputs(
-        token_ids=np.zeros(shape, np.int32),
-        positions=np.zeros(shape, np.int32),
-        segment_ids=np.zeros(shape, np.int32),
-        last_slots=np.zeros((step.shape.rows, step.shape.segments), np.int32),
-    )
+    """Lay out the samples' token ids ([tokens] int32 each) as the step's arrays."""
+    inputs = StepInputs.empty(step.shape)
     for placement, segment in zip(step.placements, step.segment_of, strict=True):
         end = placement.start + placement.length
         slots = (placement.row, slice(placement.start, end))

@@ -8,12 +8,12 @@ import jax
 
 
 def use_compile_cache(folder: str) -> None:
-    """Makes this process read and keep compiled programs in a local or ``gs://`` folder.
+    """Make this process read and keep compiled programs in a local or `gs://` folder.
 
-    JAX keys an entry by the program, its options, the compiler's version and the hardware, so a
-    folder can be shared by runs that differ in any of these. Call it before anything is compiled.
+    JAX keys an entry by the program, its options, the compiler's version and the hardware, so runs
+    that differ in any of these can share a folder. Call it before anything is compiled.
     """
-    # Where TensorFlow is installed, JAX would import it to reach a bucket.
+    # If TensorFlow is installed, JAX would import it to reach a bucket.
     os.environ.setdefault("EPATH_USE_TF", "false")
     jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))
     # A program here compiles in about a second, but a run has dozens.

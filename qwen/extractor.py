@@ -1,4 +1,4 @@
-"""What Qwen2 computes inside, layer by layer, for token ids or text. No Beam.
+"""Activations inside a Qwen model, layer by layer, for token ids or text.
 
 In a notebook::
 
@@ -15,16 +15,14 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from activation_dataset.format import POOLINGS, Pooling
-from activation_dataset.sites import HookPoint, Site, in_forward_order, site_of
-from qwen.attention import AttentionForm, fastest_form
+from activation_dataset.sites import Site, sites_of
+from activation_dataset.statistics import LayerStatistics
 from qwen.batching import (
     Step,
     packing_for,
@@ -34,14 +32,19 @@ from qwen.batching import (
     step_inputs,
 )
 from qwen.checkpoint import check_weights
+from qwen.compile_cache import use_compile_cache
 from qwen.malloc import keep_freed_memory
-from qwen.params import abstract_model, load_model
-from qwen.programs import Programs, check_mesh_fits_model, make_mesh
+from qwen.mesh import DATA_AXIS, MODEL_AXIS, check_mesh_fits_model, make_mesh
+from qwen.ops import OpsName
+from qwen.ops.choose import choose_ops
+from qwen.parameters import abstract_model, load_model
+from qwen.programs import Captured, Programs
+from qwen.settings import ExtractorSettings
 from qwen.source import ModelSource, open_model
+from qwen.statistics import statistics_of
 
 LOGGER = logging.getLogger(__name__)
 
-FloatName = Literal["float32", "bfloat16"]
 FLOAT_DTYPES: dict[str, np.dtype] = {
     "float32": np.dtype(np.float32),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
@@ -56,17 +59,47 @@ class CapturedSamples:
     """The captured vectors of a few samples, at every site.
 
     Attributes:
-      samples: which samples, as indices into what was given to ``extract``.
-      vector_counts: for each of them the number of its vectors: 1 if pooled, else its tokens.
-      layers: for each site, which for the residual stream after a layer is the layer's number,
-        [sum(vector_counts), hidden] in the storage dtype, in sample order; perhaps read-only.
-      slots: token slots of the step that computed them, padding included.
+      samples: indices of the samples in the argument of `extract`.
+      vector_counts: the number of vectors of each sample: 1 if pooled, else its tokens.
+      vectors: for each site [sum(vector_counts), hidden] in the storage dtype, in sample order;
+        possibly read-only.
+      statistics: for each site the statistics of exactly these vectors.
+      slots: token slots of the step that computed them, including padding.
     """
 
     samples: tuple[int, ...]
     vector_counts: tuple[int, ...]
-    layers: Mapping[Site, np.ndarray]
+    vectors: Mapping[Site, np.ndarray]
+    statistics: Mapping[Site, LayerStatistics]
     slots: int
+
+
+def open_extractor(
+    settings: ExtractorSettings, lengths_to_come: Sequence[int] = ()
+) -> ActivationExtractor:
+    """Open the model of the settings on this worker's devices.
+
+    Sets the environment and the compile cache, so call it before anything uses JAX's devices.
+
+    Args:
+      settings: what to capture and how.
+      lengths_to_come: as for `ActivationExtractor`.
+
+    Raises:
+      ValueError: if the weights are not those of the settings, or anything does not fit.
+    """
+    for name, value in settings.environment:
+        os.environ.setdefault(name, value)
+    if settings.compile_cache:
+        use_compile_cache(settings.compile_cache)
+    source = open_model(settings.model_path)
+    expected = settings.weights_fingerprint
+    if expected and (found := source.weights_fingerprint()) != expected:
+        raise ValueError(
+            f"{settings.model_path}: this worker sees weights {found}, the run was started with "
+            f"{expected}. Give every worker the same model."
+        )
+    return ActivationExtractor(source, settings, lengths_to_come)
 
 
 class DeviceMemoryError(RuntimeError):
@@ -74,103 +107,98 @@ class DeviceMemoryError(RuntimeError):
 
 
 class ActivationExtractor:
-    """Qwen2 with its weights resident on the devices, capturing chosen layers.
+    """A model with its weights resident on the devices, capturing chosen layers.
 
-    The captured value is the residual stream after a layer, before the final norm for the last
-    one too, unless other hook points are asked for. Layers above the highest captured one are not
-    even loaded.
+    The captured value is the residual stream after a layer, unless other hook points are asked
+    for; that of the last layer is the one before the final norm. Layers above the highest captured
+    one are not loaded.
 
     Attributes:
-      sites: what is captured: each hook point of each layer.
+      source: the model.
+      settings: what is captured and how.
+      sites: every hook point of every captured layer.
+      ops: how the platform computes a layer: `xla`, `splash`, `cudnn` or `amx`.
     """
 
     def __init__(
         self,
         source: ModelSource,
-        layers: Sequence[int],
-        pooling: Pooling = "last",
-        compute_dtype: FloatName = "bfloat16",
-        storage_dtype: FloatName = "float32",
-        batch_size: int = 8,
-        mesh_shape: tuple[int, int] | None = None,
-        attention: AttentionForm | None = None,
-        hook_points: Sequence[HookPoint] = ("resid_post",),
+        settings: ExtractorSettings,
         lengths_to_come: Sequence[int] = (),
     ) -> None:
-        """
+        """Load the model onto this process's devices.
+
         Args:
-          source: the model, from ``open_model``.
-          layers: which layers to capture, counted from 0.
-          pooling: ``last`` or ``mean`` token of a sample, or ``none`` for every token.
-          batch_size: token slots per device and step, in units of 512.
-          mesh_shape: devices along (data, model); all local devices along data by default.
-          attention: the form of attention; the fastest of the platform by default.
-          hook_points: where in each layer to capture it.
-          lengths_to_come: tokens of the samples that ``extract`` will be given first; programs
-            for them are compiled while the weights load.
+          source: the model, from `open_model`.
+          settings: what to capture and how; its `model_path` is not opened again.
+          lengths_to_come: tokens of the samples that `extract` will be given first; programs for
+            them are compiled while the weights load.
 
         Raises:
-          ValueError: for layers, hook points, pooling, dtypes, mesh or weights that do not fit.
+          ValueError: for layers, a mesh or weights that do not fit the model or the devices.
         """
         config = source.config
-        self.layers = tuple(sorted(check_layers(layers, config.num_hidden_layers)))
-        hook_points = in_forward_order(hook_points)
-        self.sites = tuple(site_of(layer, point) for point in hook_points for layer in self.layers)
-        self._top_sites = tuple(site_of(self.layers[-1], point) for point in hook_points)
-        if pooling not in POOLINGS:
-            raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, got {pooling!r}")
-        for name, value in (("compute_dtype", compute_dtype), ("storage_dtype", storage_dtype)):
-            if value not in FLOAT_DTYPES:
-                raise ValueError(f"{name} must be float32 or bfloat16, got {value!r}")
-        mesh = make_mesh(mesh_shape, jax.local_devices())
+        check_layers(settings.layers, config.num_hidden_layers)
+        layers, hook_points, pooling = settings.layers, settings.hook_points, settings.pooling
+        self.sites = settings.sites
+        self._top_sites = sites_of(layers[-1:], hook_points)
+        mesh = make_mesh(settings.mesh_shape, jax.local_devices())
         check_mesh_fits_model(mesh, config)
         weights = source.weights()
         check_weights(weights, config, source.name)
 
         if mesh.devices.flat[0].platform == "cpu":
             keep_freed_memory()
-        self.source, self.pooling = source, pooling
+        self.source, self.settings, self.pooling = source, settings, pooling
         self.hidden_size = config.hidden_size
-        self._storage = FLOAT_DTYPES[storage_dtype]
-        compute = jnp.dtype(FLOAT_DTYPES[compute_dtype])
-        form = attention or fastest_form(mesh.devices.flat[0], compute, config, mesh.shape["model"])
-        narrow = storage_dtype == "bfloat16" or (compute_dtype == "bfloat16" and pooling != "mean")
-        num_layers = self.layers[-1] + 1
+        self._storage = FLOAT_DTYPES[settings.storage_dtype]
+        compute = jnp.dtype(FLOAT_DTYPES[settings.compute_dtype])
+        ops = choose_ops(mesh.devices.flat[0], compute, config, mesh.shape[MODEL_AXIS])
+        self.ops: OpsName = ops.name
+        LOGGER.info("%s: %s operations on %d devices", source.name, ops.name, mesh.size)
+        narrow = settings.storage_dtype == "bfloat16" or (
+            settings.compute_dtype == "bfloat16" and pooling != "mean"
+        )
+        num_layers = layers[-1] + 1
         self._programs = Programs(
-            abstract_model(config, num_layers, compute, mesh, form),
+            abstract_model(config, num_layers, compute, mesh, ops),
             config,
             mesh,
-            self.layers,
-            pooling,
-            form,
-            jnp.dtype(FLOAT_DTYPES["bfloat16" if narrow else "float32"]),
+            ops,
+            layers,
             hook_points,
+            pooling,
+            jnp.dtype(FLOAT_DTYPES["bfloat16" if narrow else "float32"]),
         )
-        self._packing = packing_for(form, batch_size, mesh.shape["data"])
+        self._packing = packing_for(ops.name, settings.batch_size, mesh.shape[DATA_AXIS])
         self._compilers = ThreadPoolExecutor(os.cpu_count(), "compile")
-        self._compile_ahead(self._plan(lengths_to_come))
-        self._programs.use_parameters(load_model(weights, config, num_layers, compute, mesh, form))
+        self._plan(lengths_to_come)
+        self._programs.use_parameters(load_model(weights, config, num_layers, compute, mesh, ops))
 
     @classmethod
-    def load(cls, model_path: str, layers: Sequence[int], **options: object) -> ActivationExtractor:
-        """Opens a model by folder, ``gs://`` folder, hub id or ``random:`` preset.
+    def load(
+        cls, model_path: str, layers: Sequence[int], **settings: object
+    ) -> ActivationExtractor:
+        """Open a model by folder, `gs://` folder, hub id or `random:` preset.
 
-        The options are those of the constructor.
+        Args:
+          model_path, layers: as in `ExtractorSettings`.
+          settings: other fields of `ExtractorSettings`.
         """
-        return cls(open_model(model_path), layers, **options)  # type: ignore[arg-type]
+        return open_extractor(ExtractorSettings(model_path, tuple(layers), **settings))  # type: ignore[arg-type]
 
     def __call__(
         self, texts: Sequence[str]
     ) -> dict[Site, np.ndarray] | list[dict[Site, np.ndarray]]:
-        """Tokenises texts and captures them.
+        """Tokenize texts and capture them.
 
         Returns:
           Pooled: for each site [texts, hidden]. Every token: for each text, by site,
           [tokens, hidden]. The site of the residual stream after a layer is the layer's number;
-          another one is called as in TransformerLens, such as ``blocks.10.hook_mlp_out``.
+          other sites have TransformerLens' names, such as `blocks.10.hook_mlp_out`.
 
         Raises:
-          TypeError: if it is one text alone.
+          TypeError: if `texts` is a string.
           ValueError: if a text has no token.
         """
         if isinstance(texts, str):
@@ -183,7 +211,7 @@ class ActivationExtractor:
         found: list[dict[Site, np.ndarray]] = [{} for _ in texts]
         for captured in self.extract(token_ids):
             ends = np.cumsum(captured.vector_counts)
-            for site, vectors in captured.layers.items():
+            for site, vectors in captured.vectors.items():
                 parts = np.split(vectors, ends[:-1])
                 for sample, part in zip(captured.samples, parts, strict=True):
                     found[sample][site] = part.copy()
@@ -193,11 +221,11 @@ class ActivationExtractor:
         return {site: np.concatenate([nothing, *(f[site] for f in found)]) for site in self.sites}
 
     def extract(self, token_ids: Sequence[np.ndarray]) -> Iterator[CapturedSamples]:
-        """Captures samples of [tokens] int32 ids each, all of them exactly once.
+        """Capture samples of [tokens] int32 ids each, all of them exactly once.
 
-        While a step computes, the previous one is copied to the host; at most two are in flight,
-        so host memory does not grow with the number of samples. The order of the samples is that
-        of the plan: a function of their lengths and the batch size alone.
+        While a step computes, the previous one is copied to the host. At most two are in flight,
+        so host memory does not grow with the number of samples. The order of the samples depends
+        only on their lengths and the batch size.
 
         Raises:
           ValueError: if a sample is empty or holds an id outside the vocabulary.
@@ -209,8 +237,7 @@ class ActivationExtractor:
                     f"sample {index}: expected at least one token id, all in 0..{vocabulary - 1}"
                 )
         steps = self._plan([len(ids) for ids in token_ids])
-        self._compile_ahead(steps)
-        in_flight: deque[tuple[Step, dict[Site, jax.Array] | None]] = deque()
+        in_flight: deque[tuple[Step, dict[Site, Captured] | None]] = deque()
         for step in steps:
             in_flight.append((step, self._dispatch(step, token_ids)))
             if len(in_flight) >= STEPS_IN_FLIGHT:
@@ -218,29 +245,28 @@ class ActivationExtractor:
         while in_flight:
             yield from self._collect(*in_flight.popleft(), token_ids)
 
-    def _dispatch(
-        self, step: Step, token_ids: Sequence[np.ndarray]
-    ) -> dict[Site, jax.Array] | None:
-        """Starts a step; None if the device has no memory for it."""
+    def _dispatch(self, step: Step, token_ids: Sequence[np.ndarray]) -> dict[Site, Captured] | None:
+        """Start a step; None if the device has no memory for it."""
         try:
             captured = self._programs.run(step_inputs(step, token_ids), step.shape)
         except jax.errors.JaxRuntimeError as error:
             _reraise_unless_out_of_memory(error)
             return None
-        for array in captured.values():
-            array.copy_to_host_async()
+        for vectors, moments in captured.values():
+            vectors.copy_to_host_async()
+            moments.copy_to_host_async()
         return captured
 
     def _collect(
         self,
         step: Step,
-        captured: dict[Site, jax.Array] | None,
+        captured: dict[Site, Captured] | None,
         token_ids: Sequence[np.ndarray],
     ) -> Iterator[CapturedSamples]:
-        """Waits for a step; runs it as smaller ones if the device had no memory for it.
+        """Wait for a step; run it as smaller ones if the device had no memory for it.
 
-        Samples that shared rows with one whose activations are not finite are run again, each by
-        itself: attention multiplies what it masks with 0, and 0 x NaN is NaN.
+        If activations are not finite, each sample of the step is run again by itself: attention
+        multiplies masked values with 0, and 0 x NaN is NaN.
 
         Raises:
           DeviceMemoryError: if a single sample is too long for the device.
@@ -252,9 +278,9 @@ class ActivationExtractor:
                 _reraise_unless_out_of_memory(error)
             else:
                 alone = separate_samples(step, self._packing.rows)
-                # What is not finite in the residual stream is not so in any layer above.
-                top = (found.layers[site] for site in self._top_sites)
-                if not alone or all(np.isfinite(vectors).all() for vectors in top):
+                # A residual stream that is not finite stays so in every layer above.
+                broken = any(found.statistics[site].nonfinite_count for site in self._top_sites)
+                if not (alone and broken):
                     yield found
                 else:
                     yield from self._run(alone, token_ids)
@@ -276,22 +302,29 @@ class ActivationExtractor:
     def _run(
         self, steps: Sequence[Step], token_ids: Sequence[np.ndarray]
     ) -> Iterator[CapturedSamples]:
-        """Steps that stand in for another one, one at a time."""
+        """Run steps that replace another one, one at a time."""
         self._compile_ahead(steps)
         for step in steps:
             yield from self._collect(step, self._dispatch(step, token_ids), token_ids)
 
     def order(self, lengths: Sequence[int]) -> list[int]:
-        """The order in which ``extract`` gives samples of these lengths, as their indices."""
-        return [placed.sample for step in self._plan(lengths) for placed in step.placements]
+        """Return the indices of samples of these lengths in the order of `extract`."""
+        return [
+            placed.sample
+            for step in plan_steps(lengths, self._packing)
+            for placed in step.placements
+        ]
+
+    def _plan(self, lengths: Sequence[int]) -> list[Step]:
+        """Plan steps and start to compile their programs."""
+        steps = plan_steps(lengths, self._packing)
+        self._compile_ahead(steps)
+        return steps
 
     def _compile_ahead(self, steps: Sequence[Step]) -> None:
         self._programs.compile_ahead([step.shape for step in steps], self._compilers)
 
-    def _plan(self, lengths: Sequence[int]) -> list[Step]:
-        return plan_steps(lengths, self._packing)
-
-    def _on_host(self, step: Step, captured: Mapping[Site, jax.Array]) -> CapturedSamples:
+    def _on_host(self, step: Step, captured: Mapping[Site, Captured]) -> CapturedSamples:
         rows = np.array([placed.row for placed in step.placements])
         if self.pooling == "none":
             counts = np.array([placed.length for placed in step.placements])
@@ -299,21 +332,21 @@ class ActivationExtractor:
         else:
             counts = np.ones(len(rows), np.int64)
             places = np.array(step.segment_of)
-        layers: dict[Site, np.ndarray] = {}
+        vectors: dict[Site, np.ndarray] = {}
+        statistics: dict[Site, LayerStatistics] = {}
         for site in self.sites:
-            array = np.asarray(captured[site])
+            array, moments = map(np.asarray, captured[site])
             starts = rows * array.shape[1] + places
-            vectors = _spans(array.reshape(-1, self.hidden_size), starts, counts)
-            layers[site] = vectors.astype(self._storage, copy=False)
+            found = _spans(array.reshape(-1, self.hidden_size), starts, counts)
+            vectors[site] = found.astype(self._storage, copy=False)
+            statistics[site] = statistics_of(moments, vectors[site])
         samples = tuple(placed.sample for placed in step.placements)
-        return CapturedSamples(samples, tuple(counts.tolist()), layers, step.shape.slots)
+        counts_of_samples = tuple(counts.tolist())
+        return CapturedSamples(samples, counts_of_samples, vectors, statistics, step.shape.slots)
 
 
 def _spans(vectors: np.ndarray, starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """[sum(counts), hidden]: `counts` vectors from each of `starts` on.
-
-    A view, where they lie end to end.
-    """
+    """Take `counts` vectors from each of `starts` on: [sum(counts), hidden], a view if possible."""
     ends = starts + counts
     if np.array_equal(starts[1:], ends[:-1]):
         return vectors[starts[0] : ends[-1]]
@@ -326,8 +359,9 @@ def _reraise_unless_out_of_memory(error: jax.errors.JaxRuntimeError) -> None:
         raise error
 
 
-def check_layers(layers: Sequence[int], num_layers: int) -> Sequence[int]:
-    """
+def check_layers(layers: Sequence[int], num_layers: int) -> None:
+    """Check the layers to capture.
+
     Raises:
       ValueError: if there is no layer, one twice, or one that the model does not have.
     """
@@ -340,4 +374,3 @@ def check_layers(layers: Sequence[int], num_layers: int) -> Sequence[int]:
             f"layers {', '.join(map(str, outside))} do not exist: this model has {num_layers} "
             f"layers, 0 to {num_layers - 1}"
         )
-    return layers

@@ -1,4 +1,4 @@
-"""How the C library hands out the memory in which XLA computes on a CPU."""
+"""Settings of the C library's allocator, from which XLA takes its memory on a CPU."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _LARGEST = (1 << 31) - 1
 
 
 def keep_freed_memory() -> None:
-    """Has glibc keep memory that is freed, up to the most that was in use, for the next step.
+    """Make glibc keep freed memory for the next step, up to the peak of its use.
 
-    By default it gives large blocks back to the kernel at once, and XLA asks for them again in
-    every program: clearing their pages took a sixth of the time of a step. Does nothing elsewhere.
+    By default it returns large blocks to the kernel at once and XLA asks for them again in every
+    program: clearing their pages took a sixth of the time of a step. Does nothing on other systems.
     """
     if not sys.platform.startswith("linux"):
         return

@@ -1,62 +1,61 @@
-"""Where a checkpoint's files lie: a local folder, a ``gs://`` folder, or the Hugging Face hub.
+"""The files of a checkpoint: in a local folder, a `gs://` folder, or on the Hugging Face hub.
 
-Remote files are copied to local disk, so that weights can be memory-mapped; small text files and
-weights apart, since most processes need only the former. Files that could hold code or pickles
-are never fetched.
+Remote files are copied to local disk, so that weights can be memory-mapped. Small text files and
+weights are fetched separately, since most processes need only the former. Files that could hold
+code or pickles are never fetched.
 """
 
 from __future__ import annotations
 
 import atexit
-import base64
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatch
-from functools import cache, cached_property
 from pathlib import Path
-from threading import Lock
 from typing import Any, Protocol
 
-import google_crc32c
+from activation_dataset.checksum import crc32c_of_stream, to_text
+from qwen.bucket import bucket_client
+from qwen.checkpoint import INDEX_FILE, checkpoint_files
+from qwen.load_once import load_once
 
-from qwen.checkpoint import (
-    HEADER_LENGTH_BYTES,
-    INDEX_FILE,
-    MAX_HEADER_BYTES,
-    checkpoint_files,
-)
+HEADER_LENGTH_BYTES = 8
+"""A safetensors file begins with the length of its header, little-endian."""
+
+MAX_HEADER_BYTES = 100_000_000
+"""The limit that the safetensors library sets on a header."""
 
 TEXT_FILES = ("*.json", "merges.txt", "*.jinja")
 WEIGHT_FILES = ("*.safetensors",)
 
 
 class ModelNotFoundError(ValueError):
-    """A model path that leads to no model."""
+    """A model path at which there is no model."""
 
 
 class ModelFiles(Protocol):
     """Access to a checkpoint's files. Both folders may be the same."""
 
     def text_folder(self) -> Path:
-        """A local folder with the configuration and the tokenizer."""
+        """Return a local folder with the configuration and the tokenizer."""
         ...
 
     def weights_folder(self) -> Path:
-        """A local folder with the safetensors files too."""
+        """Return a local folder that has the safetensors files too."""
         ...
 
     def headers_folder(self) -> Path:
-        """A local folder in which the safetensors files have their sizes and headers.
+        """Return a local folder where the safetensors files have their sizes and headers.
 
-        What follows the headers may be zeros there.
+        The bytes after the headers may be zeros.
         """
         ...
 
     def weights_crc32c(self) -> dict[str, str]:
-        """File name to CRC32C, in base64 as Cloud Storage shows it."""
+        """Return the CRC32C of the weights by file name, in base64 as Cloud Storage shows it."""
         ...
 
 
@@ -76,12 +75,16 @@ class LocalFiles:
         return self.folder
 
     def weights_crc32c(self) -> dict[str, str]:
-        return {file.name: _crc32c(file) for file in checkpoint_files(self.folder)}
+        files = {file: file.stat() for file in checkpoint_files(self.folder)}
+        return {
+            file.name: _crc32c_of_version(file, status.st_size, status.st_mtime_ns)
+            for file, status in files.items()
+        }
 
 
 @dataclass(frozen=True)
 class HubFiles:
-    """A repository of the Hugging Face hub, in the hub's own cache."""
+    """A repository of the Hugging Face hub, kept in the hub's own cache."""
 
     repository: str
 
@@ -110,23 +113,20 @@ class HubFiles:
             ) from error
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GcsFiles:
     """A folder of a Cloud Storage bucket; each file is downloaded once per process.
 
-    Requests that fail for a moment are repeated by Google's library, for two minutes.
+    Google's library repeats requests that fail for a moment, for two minutes.
     """
 
     url: str
-    _lock: Lock = field(default_factory=Lock, repr=False, compare=False)
 
     def text_folder(self) -> Path:
-        self._download(TEXT_FILES)
-        return self._folder
+        return self._fetch(TEXT_FILES)
 
     def weights_folder(self) -> Path:
-        self._download((*TEXT_FILES, *WEIGHT_FILES))
-        return self._folder
+        return self._fetch((*TEXT_FILES, *WEIGHT_FILES))
 
     def headers_folder(self) -> Path:
         folder = _folder_of_this_process("headers-")
@@ -145,46 +145,45 @@ class GcsFiles:
     def weights_crc32c(self) -> dict[str, str]:
         return {name: blob.crc32c for name, blob in self._matching(WEIGHT_FILES)}
 
-    @cached_property
+    def _fetch(self, patterns: tuple[str, ...]) -> Path:
+        with self._bucket_errors():
+            for name, blob in self._matching(patterns):
+                self._download(name, blob)
+        return self._folder()
+
+    def _matching(self, patterns: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+        for name, blob in sorted(self._blobs().items()):
+            if any(fnmatch(name, pattern) for pattern in patterns):
+                yield name, blob
+
+    @load_once
     def _folder(self) -> Path:
         return _folder_of_this_process("model-")
 
-    @cached_property
+    @load_once
     def _blobs(self) -> dict[str, Any]:
-        """Name to blob, of the folder itself and not of what lies below."""
-        from google.cloud import storage
-
+        """List the folder, without its subfolders: name to blob."""
         bucket, _, prefix = self.url.removeprefix("gs://").rstrip("/").partition("/")
         prefix = prefix and prefix + "/"
         with self._bucket_errors():
-            listed = storage.Client().list_blobs(bucket, prefix=prefix, delimiter="/")
+            listed = bucket_client().list_blobs(bucket, prefix=prefix, delimiter="/")
             blobs = {blob.name.removeprefix(prefix): blob for blob in listed}
         if not blobs:
             raise ModelNotFoundError(f"--model_path {self.url!r}: there are no files at that path")
         return blobs
 
-    def _matching(self, patterns: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
-        for name, blob in sorted(self._blobs.items()):
-            if any(fnmatch(name, pattern) for pattern in patterns):
-                yield name, blob
-
-    def _download(self, patterns: tuple[str, ...]) -> None:
-        with self._lock, self._bucket_errors():
-            for name, blob in self._matching(patterns):
-                if not (self._folder / name).exists():
-                    # Under another name, lest a file that broke off be taken for the whole.
-                    partial = self._folder / f"{name}.partial"
-                    blob.download_to_filename(partial)
-                    self._check(name, partial, blob.crc32c)
-                    partial.replace(self._folder / name)
-
-    def _check(self, name: str, path: Path, expected: str) -> None:
-        # The library checks no download that it had to take up again in the middle.
-        if (found := _crc32c(path)) != expected:
+    @load_once
+    def _download(self, name: str, blob: Any) -> None:
+        # A partial name, so that a download that breaks off is not taken for the whole file.
+        partial = self._folder() / f"{name}.partial"
+        blob.download_to_filename(partial)
+        # The library does not check a download that it resumed in the middle.
+        if (found := _crc32c(partial)) != blob.crc32c:
             raise ModelNotFoundError(
                 f"--model_path {self.url!r}: {name} arrived with CRC32C {found}, the bucket has "
-                f"{expected}; it was damaged on its way or replaced meanwhile. Try again."
+                f"{blob.crc32c}; it was damaged on its way or replaced meanwhile. Try again."
             )
+        partial.replace(self._folder() / name)
 
     @contextmanager
     def _bucket_errors(self) -> Iterator[None]:
@@ -200,9 +199,9 @@ class GcsFiles:
             ) from error
 
 
-@cache
+@load_once
 def find_files(model_path: str) -> ModelFiles:
-    """Decides what kind of place a model path names.
+    """Find out what kind of place a model path names.
 
     Raises:
       ModelNotFoundError: if it looks like a local folder and there is none.
@@ -227,8 +226,11 @@ def _folder_of_this_process(prefix: str) -> Path:
 
 
 def _crc32c(path: Path) -> str:
-    checksum = google_crc32c.Checksum()
     with path.open("rb") as stream:
-        while chunk := stream.read(1 << 22):
-            checksum.update(chunk)
-    return base64.b64encode(checksum.digest()).decode()
+        return to_text(crc32c_of_stream(stream)[0])
+
+
+@load_once
+def _crc32c_of_version(path: Path, size: int, modified_ns: int) -> str:
+    """Compute the checksum of a file once for each of its versions."""
+    return _crc32c(path)

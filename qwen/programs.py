@@ -1,150 +1,122 @@
-"""The compiled programs that take a step through the model, on a (data, model) mesh.
+"""The compiled programs that take a step through the model.
 
-One program serves all layers but the top one, so a new shape costs three small compilations
+One program serves all layers but the top one, so a new shape costs a few small compilations
 whatever the depth of the model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
 from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from activation_dataset.format import Pooling
 from activation_dataset.sites import HookPoint, Site, site_of
-from qwen.attention import AttentionForm
 from qwen.batching import StepInputs, StepShape
 from qwen.config import ModelConfig
-from qwen.model import (
-    DATA_AXIS,
-    MODEL_AXIS,
-    DecoderLayer,
-    HookValues,
-    Qwen2,
-    gather_slots,
-    mean_of_segments,
-    rotary_embedding,
-)
-from qwen.params import layer_specs
-
-
-class MeshError(ValueError):
-    """A mesh that does not fit the devices or the model."""
-
-
-def make_mesh(shape: tuple[int, int] | None, devices: Sequence[jax.Device]) -> Mesh:
-    """A (data, model) mesh over the first devices; all of them along data by default.
-
-    Raises:
-      MeshError: if there are too few devices.
-    """
-    data, model = shape or (len(devices), 1)
-    if data < 1 or model < 1 or data * model > len(devices):
-        raise MeshError(
-            f"mesh_shape {data},{model} needs {data * model} devices, this worker has "
-            f"{len(devices)} ({devices[0].platform}). Choose data x model at most {len(devices)}."
-        )
-    grid = np.asarray(devices[: data * model]).reshape(data, model)
-    return Mesh(grid, (DATA_AXIS, MODEL_AXIS), axis_types=(AxisType.Auto, AxisType.Auto))
-
-
-def check_mesh_fits_model(mesh: Mesh, config: ModelConfig) -> None:
-    """
-    Raises:
-      MeshError: if the model axis does not divide the heads and the intermediate dimension.
-    """
-    parts = mesh.shape[MODEL_AXIS]
-    for name in ("num_key_value_heads", "intermediate_size"):
-        size = getattr(config, name)
-        if size % parts:
-            fitting = [n for n in range(1, config.num_key_value_heads + 1) if size % n == 0]
-            raise MeshError(
-                f"the mesh's model axis of {parts} does not divide {name}={size} of this model; "
-                f"possible: {', '.join(map(str, fitting))}"
-            )
-
+from qwen.decoder import Decoder, DecoderLayer, HookValues
+from qwen.layers.pooling import gather_slots, mean_of_segments
+from qwen.layers.rope import Rotary, rotary_embedding
+from qwen.load_once import load_once
+from qwen.mesh import DATA_AXIS
+from qwen.ops.base import Ops
+from qwen.parameters import layer_specs
+from qwen.statistics import moments_of
 
 Inputs = Mapping[str, jax.Array]
-"""The arrays of ``StepInputs`` by name, on the devices."""
+"""The arrays of `StepInputs` by name, on the devices."""
 
-Rotary = tuple[jax.Array, jax.Array]
-"""Cosines and sines, [R, L, D / 2] float32 each, the same for all layers of a step."""
+
+class Captured(NamedTuple):
+    """What a step gives for one site.
+
+    Attributes:
+      vectors: [R, S, H] if pooled, else [R, L, H].
+      moments: [devices along the data axis, 2 * H + places of a device], from `moments_of`.
+    """
+
+    vectors: jax.Array
+    moments: jax.Array
 
 
 @dataclass(frozen=True)
 class StepPrograms:
-    """Compiled for one step shape; x is the residual stream, [R, L, H].
+    """Programs compiled for one step shape; x is the residual stream, [R, L, H].
 
     Attributes:
       embed: (embedding, inputs) to (x, rotary).
-      layer: (layer state, x, rotary, inputs) to x after the layer, and what is captured of it at
-        each hook point that was asked for.
-      top: the same for the highest layer, what is captured alone.
+      layer: (layer state, x, rotary, inputs) to (x after the layer, captured values).
+      top: the same for the highest layer, captured values alone.
+      moments: (captured vectors, inputs) to their moments. A program of its own, because XLA may
+        recompute values inside a program, and then differs from the stored ones in the last bit.
     """
 
     embed: Callable[..., tuple[jax.Array, Rotary]]
     layer: Callable[..., tuple[jax.Array, HookValues]]
     top: Callable[..., HookValues]
+    moments: Callable[..., jax.Array]
 
 
 class Programs:
-    """Compiles and runs the steps of one model. Thread-safe; compiles each shape once."""
+    """Compiles and runs the steps of one model. Safe to use from several threads.
+
+    Attributes:
+      of_shape: the programs for steps of a shape, compiled when they are first asked for.
+    """
 
     def __init__(
         self,
-        model: Qwen2,
+        model: Decoder,
         config: ModelConfig,
         mesh: Mesh,
+        ops: Ops,
         layers: Sequence[int],
+        hook_points: Sequence[HookPoint],
         pooling: Pooling,
-        form: AttentionForm,
         capture_dtype: jnp.dtype,
-        hook_points: Sequence[HookPoint] = ("resid_post",),
     ) -> None:
         self.mesh = mesh
-        self._config, self._pooling, self._form = config, pooling, form
+        self._config, self._ops, self._pooling = config, ops, pooling
         self._hook_points = tuple(hook_points)
         self._captured = frozenset(layers)
         self._capture_dtype = capture_dtype
         self._graph = nnx.graphdef(model.layers[0])
         self.use_parameters(model)
         self._functions = self._jitted()
-        self._compiled: dict[StepShape, Future[StepPrograms]] = {}
-        self._lock = Lock()
+        self.of_shape = load_once(self.compile)
+        self._asked_for: set[StepShape] = set()
         self._lowering = Lock()
 
-    def use_parameters(self, model: Qwen2) -> None:
-        """Takes the parameters of a model like the one before, which may have had no values."""
+    def use_parameters(self, model: Decoder) -> None:
+        """Use the parameters of a model like the one before, which may have had no values."""
         self._embedding = model.embedding.get_value()
         self._layer_states = [nnx.state(layer) for layer in model.layers]
 
     def compile_ahead(self, shapes: Sequence[StepShape], executor: Executor) -> None:
-        """Starts to compile these shapes in the background, each once whoever asks for it."""
-        with self._lock:
-            for shape in shapes:
-                if shape not in self._compiled:
-                    self._compiled[shape] = executor.submit(self.compile, shape)
+        """Start to compile new shapes in the background.
 
-    def run(self, inputs: StepInputs, shape: StepShape) -> dict[Site, jax.Array]:
-        """Dispatches a step; the arrays are futures until something reads them.
-
-        Returns:
-          For each captured site [rows, segments, hidden] (pooled) or [rows, length, hidden].
+        A step that needs one waits for it. If it fails, the step compiles it again and raises.
         """
-        programs = self._compiled[shape].result()
-        placed = self._place(inputs)
+        for shape in dict.fromkeys(shapes):
+            if shape not in self._asked_for:
+                self._asked_for.add(shape)
+                executor.submit(self.of_shape, shape)
+
+    def run(self, inputs: StepInputs, shape: StepShape) -> dict[Site, Captured]:
+        """Dispatch a step; the arrays are futures until something reads them."""
+        programs = self.of_shape(shape)
+        placed = jax.device_put(vars(inputs), self._rows)
         x, rotary = programs.embed(self._embedding, placed)
-        captured = {}
+        captured: dict[int, HookValues] = {}
         top = len(self._layer_states) - 1
         for index, state in enumerate(self._layer_states[:top]):
             x, values = programs.layer(state, x, rotary, placed)
@@ -152,63 +124,52 @@ class Programs:
                 captured[index] = values
         captured[top] = programs.top(self._layer_states[top], x, rotary, placed)
         return {
-            site_of(layer, hook_point): vectors
+            site_of(layer, hook_point): Captured(vectors, programs.moments(vectors, placed))
             for layer, values in captured.items()
             for hook_point, vectors in values.items()
         }
 
     def compile(self, shape: StepShape) -> StepPrograms:
-        """The programs for steps of this shape."""
+        """Compile the programs for steps of this shape."""
         lowered = self.lower(shape)
         return StepPrograms(**{name: program.compile() for name, program in lowered.items()})
 
     def lower(self, shape: StepShape) -> dict[str, jax.stages.Lowered]:
-        """The programs for steps of this shape, by their names, before they are compiled.
+        """Lower the programs for steps of this shape, by their names in `StepPrograms`.
 
-        The model's parameters need not have values (``abstract_model``), nor the mesh's devices be
-        at hand (``jax.experimental.topologies``).
+        The model's parameters need no values (`abstract_model`), and the mesh's devices need not
+        be at hand (`jax.experimental.topologies`).
         """
-        inputs = self._abstract_inputs(shape)
+
+        def on_rows(leaf: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self._rows)
+
+        inputs = jax.tree.map(on_rows, vars(StepInputs.empty(shape)))
         state = jax.tree.map(_abstract, self._layer_states[0])
-        rows = NamedSharding(self.mesh, P(DATA_AXIS))
-        # The interpreter does this, one shape at a time, so that the first one is not the last.
+        # Python traces one shape at a time, so that the first one is not finished last.
         with self._lowering:
             embed = self._functions.embed.lower(_abstract(self._embedding), inputs)
-            x, rotary = jax.tree.map(
-                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows),
-                embed.out_info,
-            )
+            x, rotary = jax.tree.map(on_rows, embed.out_info)
             layer = self._functions.layer.lower(state, x, rotary, inputs)
             top = self._functions.top.lower(state, x, rotary, inputs)
-        return {"embed": embed, "layer": layer, "top": top}
+            vectors = on_rows(top.out_info[self._hook_points[0]])
+            moments = self._functions.moments.lower(vectors, inputs)
+        return {"embed": embed, "layer": layer, "top": top, "moments": moments}
 
-    def _place(self, inputs: StepInputs) -> dict[str, jax.Array]:
-        rows = NamedSharding(self.mesh, P(DATA_AXIS))
-        return jax.device_put(vars(inputs), rows)
-
-    def _abstract_inputs(self, shape: StepShape) -> dict[str, jax.ShapeDtypeStruct]:
-        rows = NamedSharding(self.mesh, P(DATA_AXIS))
-        slots, segments = (shape.rows, shape.length), (shape.rows, shape.segments)
-        shapes = {
-            "token_ids": slots,
-            "positions": slots,
-            "segment_ids": slots,
-            "last_slots": segments,
-        }
-        return {
-            name: jax.ShapeDtypeStruct(size, jnp.int32, sharding=rows)
-            for name, size in shapes.items()
-        }
+    @property
+    def _rows(self) -> NamedSharding:
+        return NamedSharding(self.mesh, P(DATA_AXIS))
 
     def _jitted(self) -> Any:
-        specs = layer_specs(self._config, self._embedding.dtype, self._form)
+        specs = layer_specs(self._config, self._embedding.dtype, self._ops)
         rows = P(DATA_AXIS)
-        sharded = partial(jax.shard_map, mesh=self.mesh, check_vma=False)
-        over_layer = partial(sharded, in_specs=(specs, rows, rows, rows), out_specs=rows)
+        sharded = partial(jax.shard_map, mesh=self.mesh, out_specs=rows, check_vma=False)
+        over_layer = partial(sharded, in_specs=(specs, rows, rows, rows))
         return StepPrograms(
-            embed=jax.jit(sharded(self._embed, in_specs=(P(), rows), out_specs=rows)),
+            embed=jax.jit(sharded(self._embed, in_specs=(P(), rows))),
             layer=jax.jit(over_layer(self._layer), donate_argnums=1),
             top=jax.jit(over_layer(self._top)),
+            moments=jax.jit(sharded(self._moments, in_specs=(rows, rows))),
         )
 
     def _embed(self, embedding: jax.Array, inputs: Inputs) -> tuple[jax.Array, Rotary]:
@@ -219,12 +180,7 @@ class Programs:
     ) -> tuple[jax.Array, HookValues]:
         layer: DecoderLayer = nnx.merge(self._graph, state)
         values = layer(
-            x,
-            rotary,
-            inputs["segment_ids"],
-            inputs["positions"],
-            self._form,
-            self._hook_points,
+            x, rotary, inputs["segment_ids"], inputs["positions"], self._ops, self._hook_points
         )
         captured = {point: self._pooled(values[point], inputs) for point in self._hook_points}
         return values["resid_post"], captured
@@ -234,21 +190,24 @@ class Programs:
             return self._layer(state, x, rotary, inputs)[1]
         layer: DecoderLayer = nnx.merge(self._graph, state)
         values = layer.at_slots(
-            x,
-            rotary,
-            inputs["segment_ids"],
-            inputs["last_slots"],
-            self._form,
-            self._hook_points,
+            x, rotary, inputs["segment_ids"], inputs["last_slots"], self._ops, self._hook_points
         )
         return {point: values[point].astype(self._capture_dtype) for point in self._hook_points}
 
     def _pooled(self, x: jax.Array, inputs: Inputs) -> jax.Array:
+        """[R, L, H] to [R, S, H] if pooled, in the dtype of captured vectors."""
         if self._pooling == "last":
             x = gather_slots(x, inputs["last_slots"])
         elif self._pooling == "mean":
             x = mean_of_segments(x, inputs["segment_ids"], inputs["last_slots"].shape[1])
         return x.astype(self._capture_dtype)
+
+    def _moments(self, vectors: jax.Array, inputs: Inputs) -> jax.Array:
+        segment_ids = inputs["segment_ids"]
+        if self._pooling == "none":
+            return moments_of(vectors, segment_ids > 0)
+        samples = segment_ids.max(axis=1, keepdims=True)  # [R, 1], of each row
+        return moments_of(vectors, jnp.arange(vectors.shape[1]) < samples)
 
 
 def _abstract(array: jax.Array) -> jax.ShapeDtypeStruct:

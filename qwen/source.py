@@ -1,4 +1,4 @@
-"""A model before its weights are loaded: its shape, its tokenizer, and what identifies it."""
+"""A model before its weights are loaded: its shape, its tokenizer and its fingerprints."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qwen.checkpoint import CheckpointFolder, RandomWeights, Weights, check_weights
 from qwen.config import PRESETS, ModelConfig, ModelConfigError
+from qwen.families import read_config
+from qwen.load_once import load_once
 from qwen.model_files import LocalFiles, ModelFiles, ModelNotFoundError, find_files
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 PRESET_PREFIX = "random:"
 PRESET_FILES = LocalFiles(Path(__file__).parent / "presets" / "tokenizer")
@@ -31,7 +32,7 @@ TOKENIZER_FILES = (
 )
 
 VOCABULARY_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
-"""What a tokenizer's vocabulary may stand in: all the files of one of these."""
+"""The files that can hold a tokenizer's vocabulary: all files of one of these groups."""
 
 
 class TokenizerError(ValueError):
@@ -44,7 +45,8 @@ class ModelSource:
 
     Attributes:
       name: what the user called it.
-      files: the checkpoint; of a preset, whose weights are random, the tokenizer alone.
+      config: the shape of the model.
+      files: the checkpoint; for a preset, whose weights are random, the tokenizer alone.
     """
 
     name: str
@@ -53,11 +55,11 @@ class ModelSource:
 
     @property
     def is_random(self) -> bool:
-        """Whether the weights are drawn from a seed and not read."""
+        """True if the weights are drawn from a seed and not read."""
         return self.name.startswith(PRESET_PREFIX)
 
     def weights(self) -> Weights:
-        """The tensors.
+        """Open the tensors.
 
         Raises:
           CheckpointError: if the checkpoint has none, or they are damaged.
@@ -67,9 +69,9 @@ class ModelSource:
         return CheckpointFolder(self.files.weights_folder())
 
     def check_weights(self) -> None:
-        """Whether the files of the weights are whole and hold the tensors of the config.
+        """Check that the files of the weights are complete and hold the tensors of the config.
 
-        By their sizes and headers, so that a job can be refused before it changes anything.
+        It reads their sizes and headers only, so that a job can be refused before it starts.
 
         Raises:
           CheckpointError: if not.
@@ -78,14 +80,14 @@ class ModelSource:
             check_weights(CheckpointFolder(self.files.headers_folder()), self.config, self.name)
 
     def weights_fingerprint(self) -> str:
-        """Identifies the weights: each file's CRC32C, or the preset and its seed."""
+        """Return what identifies the weights: each file's CRC32C, or the preset and its seed."""
         if self.is_random:
             return f"{self.name}, seed {PRESET_SEED}"
         checksums = self.files.weights_crc32c()
         return ", ".join(f"{name}: {crc}" for name, crc in sorted(checksums.items()))
 
     def tokenizer_fingerprint(self) -> str:
-        """SHA-256 (hex) over the names and contents of the tokenizer's files."""
+        """Return the SHA-256 (hex) of the names and contents of the tokenizer's files."""
         folder = self.files.text_folder()
         digest = hashlib.sha256()
         for name in TOKENIZER_FILES:
@@ -94,26 +96,26 @@ class ModelSource:
         return digest.hexdigest()
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The model's tokenizer; loaded once per process.
+        """Return the model's tokenizer, which is loaded once per process.
 
         Raises:
-          TokenizerError: if there is none, or it makes ids that the embedding does not have.
+          TokenizerError: if there is none, or its ids exceed the vocabulary of the model.
         """
         return _load_tokenizer(self.files.text_folder(), self.config.vocab_size)
 
 
 def open_model(model_path: str) -> ModelSource:
-    """Opens a local folder, ``gs://`` folder, hub id, or ``random:NAME`` preset.
+    """Open a local folder, a `gs://` folder, a hub id or a `random:NAME` preset.
 
     Raises:
       ModelNotFoundError: if there is no model at that path.
-      ModelConfigError: if its ``config.json`` is damaged or not of a model supported here.
+      ModelConfigError: if its `config.json` is damaged or not of a model supported here.
     """
     if model_path.startswith(PRESET_PREFIX):
         preset = model_path.removeprefix(PRESET_PREFIX)
         if preset not in PRESETS:
             raise ModelNotFoundError(
-                f"--model_path {model_path!r} is not a preset; there are: "
+                f"--model_path {model_path!r} is not a preset; the presets are: "
                 + ", ".join(PRESET_PREFIX + name for name in PRESETS)
             )
         return ModelSource(model_path, PRESETS[preset], PRESET_FILES)
@@ -137,31 +139,37 @@ def _read_config(path: Path) -> ModelConfig:
         raise ModelConfigError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(fields, Mapping):
         raise ModelConfigError(f"{path}: expected a JSON object")
-    return ModelConfig.from_json(fields, str(path))
+    return read_config(fields, str(path))
 
 
-@cache
-def _load_tokenizer(folder: Path, vocab_size: int) -> PreTrainedTokenizerBase:
+@load_once
+def _auto_tokenizer() -> type[AutoTokenizer]:
+    """Import transformers, whose lazy modules break if two threads enter them at once."""
     # It would say on every start that PyTorch, which nothing here needs, is not installed.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import AutoTokenizer
 
-    advice = "Put the tokenizer.json of the model beside its weights."
+    return AutoTokenizer
+
+
+@load_once
+def _load_tokenizer(folder: Path, vocab_size: int) -> PreTrainedTokenizerBase:
+    advice = "Put the tokenizer.json of the model next to its weights."
     if not any(all((folder / n).is_file() for n in names) for names in VOCABULARY_FILES):
-        # transformers would make up a tokenizer that knows no text.
+        # transformers would make up a tokenizer without a vocabulary.
         raise TokenizerError(f"{folder}: there is no tokenizer. {advice}")
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        tokenizer: PreTrainedTokenizerBase = _auto_tokenizer().from_pretrained(
             folder, trust_remote_code=False, local_files_only=True
         )
-    except Exception as error:  # Of a damaged file transformers raises what it stumbles over.
+    except Exception as error:  # transformers raises errors of any kind for a damaged file
         raise TokenizerError(
             f"{folder}: no tokenizer could be loaded ({type(error).__name__}: {error}). {advice}"
         ) from error
     largest = max(tokenizer.get_vocab().values())
     if largest >= vocab_size:
         raise TokenizerError(
-            f"{folder}: the tokenizer makes ids up to {largest}, but the model's vocab_size is "
-            f"{vocab_size}: they do not belong together. Copy the tokenizer of this model."
+            f"{folder}: the tokenizer has ids up to {largest}, but the model's vocab_size is "
+            f"{vocab_size}. Copy the tokenizer of this model."
         )
     return tokenizer

@@ -1,1 +1,33 @@
-"""The arrows of the pipeline, one file each."""
+"""Beam transforms from files of tasks to a dataset of activations, for pipelines of your own.
+
+`examples/own_pipeline.py` shows them together. Importing them starts neither JAX nor transformers.
+`transforms.model_handler` is for `RunInference`; Beam's module for that imports torch.
+"""
+
+from transforms.assign_shards import AssignShards, PlanShards
+from transforms.combine_metadata import CombineMetadata
+from transforms.commit_run import CommitRun, Limits
+from transforms.extract_activations import ExtractActivations, LayerBlock, ShardPrompts
+from transforms.output_folder import OutputFolder
+from transforms.read_tasks import ReadTasks, resolve_patterns
+from transforms.tokenize_tasks import LengthLimit, TokenizeTasks
+from transforms.write_layer import WriteLayer
+from transforms.write_prompts import WritePrompts
+
+__all__ = [
+    "AssignShards",
+    "CombineMetadata",
+    "CommitRun",
+    "ExtractActivations",
+    "LayerBlock",
+    "LengthLimit",
+    "Limits",
+    "OutputFolder",
+    "PlanShards",
+    "ReadTasks",
+    "ShardPrompts",
+    "TokenizeTasks",
+    "WriteLayer",
+    "WritePrompts",
+    "resolve_patterns",
+]

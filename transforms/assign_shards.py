@@ -1,4 +1,4 @@
-"""Prompts to shards, by rank of a hash of their keys: the data alone decides."""
+"""Prompts to shards, by the rank of a hash of their keys: the data alone decides."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ import apache_beam as beam
 import numpy as np
 
 from activation_dataset.prompts import Prompt
-from transforms.packing import pack_prompt, unpack_prompt
+from transforms.shuffle_encoding import decode_prompt, encode_prompt
 
 FINGERPRINT = np.dtype([("rank", "<u8"), ("content", "<u8"), ("tokens", "<u8")])
-"""What planning needs of a prompt: 24 bytes, so that ten million fit in a worker."""
+"""The 24 bytes of a prompt that planning needs, so that ten million fit in a worker."""
 
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """Which sample belongs to which shard.
+    """The assignment of samples to shards.
 
     Attributes:
-      num_shards: at least 1 where there are samples.
-      samples, tokens: in all.
+      num_shards: at least 1 if there are samples.
+      samples: the total number of samples.
+      tokens: the total number of tokens.
       digest: SHA-256 (hex) over every sample's key and token ids, in rank order: equal digests
         mean the same samples in the same shards.
-      first_ranks: [num_shards] uint64, the rank hash of each shard's first sample, ascending.
+      first_ranks: [num_shards] uint64, the rank of each shard's first sample, ascending.
     """
 
     num_shards: int
@@ -35,11 +36,12 @@ class ShardPlan:
     first_ranks: np.ndarray
 
     def shard_of(self, sample_id: str) -> int:
+        """Return the shard of a sample."""
         return int(np.searchsorted(self.first_ranks, rank(sample_id), side="right")) - 1
 
 
 def rank(sample_id: str) -> np.uint64:
-    """A sample's place among all others, before counting: 64 bits of BLAKE2b of its key."""
+    """Return the rank of a sample, which orders all samples: 64 bits of BLAKE2b of its key."""
     return _hash(sample_id.encode())
 
 
@@ -48,17 +50,18 @@ def _hash(content: bytes) -> np.uint64:
 
 
 def fingerprint(prompt: Prompt) -> np.ndarray:
-    """[1] FINGERPRINT"""
+    """Return the fingerprint of a prompt, [1] FINGERPRINT."""
     content = prompt.sample_id.encode() + b"\0" + prompt.token_ids.astype("<i4").tobytes()
     values = (rank(prompt.sample_id), _hash(content), len(prompt.token_ids))
     return np.array([values], FINGERPRINT)
 
 
 def plan_shards(fingerprints: np.ndarray, samples_per_shard: int) -> ShardPlan:
-    """Cuts the samples, in rank order, into shards of exactly that many; the last may have fewer.
+    """Cut the samples, in rank order, into shards.
 
     Args:
       fingerprints: [samples] FINGERPRINT in any order.
+      samples_per_shard: samples of every shard but the last, which may have fewer.
     """
     ordered = np.sort(fingerprints, order=["rank", "content"])
     first_ranks = ordered["rank"][::samples_per_shard].copy()
@@ -72,7 +75,7 @@ def plan_shards(fingerprints: np.ndarray, samples_per_shard: int) -> ShardPlan:
 
 
 class PlanShards(beam.CombineFn):
-    """Combines all prompts to a ``ShardPlan``."""
+    """Combines all prompts to a `ShardPlan`."""
 
     def __init__(self, samples_per_shard: int) -> None:
         self._samples_per_shard = samples_per_shard
@@ -93,10 +96,10 @@ class PlanShards(beam.CombineFn):
 
 @dataclass(eq=False)
 class AssignShards(beam.PTransform):
-    """Prompts to (shard, prompts of the shard). Only token ids are shuffled, packed.
+    """Prompts to (shard, prompts of the shard). Only encoded token ids are shuffled.
 
     Attributes:
-      plan: a singleton PCollection of the ``ShardPlan``.
+      plan: a singleton PCollection of the `ShardPlan`.
     """
 
     plan: beam.PCollection
@@ -104,16 +107,14 @@ class AssignShards(beam.PTransform):
     def expand(self, prompts: beam.PCollection) -> beam.PCollection:
         return (
             prompts
-            # At once, since all of them wait for the plan.
-            | "Pack" >> beam.Map(lambda prompt: (prompt.sample_id, pack_prompt(prompt)))
+            # Encoded first, since all prompts wait for the plan.
+            | "Encode" >> beam.Map(lambda prompt: (prompt.sample_id, encode_prompt(prompt)))
             | "Number"
             >> beam.Map(
                 lambda named, plan: (plan.shard_of(named[0]), named[1]),
                 plan=beam.pvalue.AsSingleton(self.plan),
             )
             | "Gather" >> beam.GroupByKey()
-            | "Unpack"
-            >> beam.MapTuple(
-                lambda shard, packed: (shard, [unpack_prompt(each) for each in packed])
-            )
+            | "Decode"
+            >> beam.MapTuple(lambda shard, encoded: (shard, [*map(decode_prompt, encoded)]))
         )

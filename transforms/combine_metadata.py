@@ -1,4 +1,4 @@
-"""The manifests of all files to ``metadata.json``, the commit of the dataset."""
+"""The manifests of all files to `metadata.json`, the commit of the dataset."""
 
 from __future__ import annotations
 
@@ -9,57 +9,54 @@ import apache_beam as beam
 
 from activation_dataset.certify import CERTIFICATE_FILE
 from activation_dataset.format import METADATA_FILE
-from activation_dataset.manifest import Manifest, PromptsManifest, shards_of
+from activation_dataset.manifest import LayerManifest, Manifest, shards_of
 from activation_dataset.metadata import InputFile, Metadata, RunDescription
 from activation_dataset.reporting.card import CARD_FILE, renewed_card
 from activation_dataset.sites import Site
 from activation_dataset.statistics import LayerStatistics, OrderedMerge
 from transforms.assign_shards import ShardPlan
-from transforms.output_folder import OutputFolder, list_output
-from transforms.whole_file import join, read_if_exists
+from transforms.output_folder import OutputFolder, remove_partial_files
+from transforms.storage import join, read_if_exists
 
 
 class NonFiniteError(ValueError):
-    """Activations that are not finite, where they are not allowed."""
+    """Activations that are not finite although that is not allowed."""
 
 
 class IncompleteError(RuntimeError):
-    """Files or samples that should have been written and were not."""
+    """Files or samples that are missing at the end of a run."""
 
 
 @dataclass
 class _Gathered:
-    """Manifests without their statistics, and each site's statistics merged as far as possible."""
+    """Manifests without their statistics, and the statistics merged as far as possible by site."""
 
     manifests: list[Manifest] = field(default_factory=list)
     statistics: dict[Site, OrderedMerge] = field(default_factory=dict)
 
-    def of_layer(self, layer: Site) -> OrderedMerge:
-        return self.statistics.setdefault(layer, OrderedMerge())
+    def of_site(self, site: Site) -> OrderedMerge:
+        return self.statistics.setdefault(site, OrderedMerge())
 
 
 class GatherManifests(beam.CombineFn):
-    """Combines manifests in any order; the result does not depend on it."""
+    """Combines manifests; the result does not depend on the order in which they arrive."""
 
     def create_accumulator(self) -> _Gathered:
         return _Gathered()
 
     def add_input(self, gathered: _Gathered, manifest: Manifest) -> _Gathered:
-        if isinstance(manifest, PromptsManifest):
-            gathered.manifests.append(manifest)
-            return gathered
-        file = manifest.file
-        gathered.of_layer(file.layer).add(manifest.shard, file.statistics)
-        nothing = LayerStatistics.empty(0)
-        gathered.manifests.append(replace(manifest, file=replace(file, statistics=nothing)))
+        if isinstance(manifest, LayerManifest):
+            gathered.of_site(manifest.site).add(manifest.shard, manifest.statistics)
+            manifest = replace(manifest, statistics=LayerStatistics.empty(0))
+        gathered.manifests.append(manifest)
         return gathered
 
     def merge_accumulators(self, accumulators: Iterable[_Gathered]) -> _Gathered:
         merged = _Gathered()
         for gathered in accumulators:
             merged.manifests += gathered.manifests
-            for layer, statistics in gathered.statistics.items():
-                merged.of_layer(layer).merge(statistics)
+            for site, statistics in gathered.statistics.items():
+                merged.of_site(site).merge(statistics)
         return merged
 
     def extract_output(self, gathered: _Gathered) -> _Gathered:
@@ -74,32 +71,41 @@ def build_metadata(
     rejected: Mapping[str, int],
     allow_nonfinite: bool,
 ) -> Metadata:
-    """Puts the dataset's description together and checks that nothing is missing.
+    """Assemble the metadata of a dataset and check that nothing is missing.
+
+    Args:
+      gathered: from `GatherManifests`.
+      run: the description of the run, without its inputs.
+      plan: the samples that should have been written.
+      inputs: the files that were read, in any order.
+      rejected: reason to number of rejected tasks.
+      allow_nonfinite: whether vectors may have NaN or infinite values.
 
     Raises:
-      IncompleteError: if a file is missing, or samples are.
+      IncompleteError: if a file or a sample is missing.
       NonFiniteError: if an activation is not finite and that is not allowed.
     """
-    layers = run.sites
     try:
-        shards = shards_of(gathered.manifests, layers, plan.num_shards)
-        statistics = {layer: gathered.of_layer(layer).result(plan.num_shards) for layer in layers}
+        shards = shards_of(gathered.manifests, run.sites, plan.num_shards)
+        statistics = {site: gathered.of_site(site).result(plan.num_shards) for site in run.sites}
     except ValueError as error:
         raise IncompleteError(f"the dataset is not complete: {error}") from error
+    ops = {each.ops for each in gathered.manifests if isinstance(each, LayerManifest)}
     metadata = Metadata(
         run=replace(run, inputs=tuple(sorted(inputs, key=lambda file: file.path))),
         shards=shards,
         rejected=rejected,
         statistics=statistics,
+        ops=tuple(sorted(ops)),
     )
     if (metadata.total_samples, metadata.total_tokens) != (plan.samples, plan.tokens):
         raise IncompleteError(
             f"{plan.samples} samples of {plan.tokens} tokens were planned, "
             f"{metadata.total_samples} of {metadata.total_tokens} were written"
         )
-    broken = {layer: s.nonfinite_count for layer, s in statistics.items() if s.nonfinite_count}
-    if broken and not allow_nonfinite:
-        counts = ", ".join(f"{count} in layer {layer}" for layer, count in broken.items())
+    broken = {site: each.nonfinite_count for site, each in statistics.items()}
+    if any(broken.values()) and not allow_nonfinite:
+        counts = ", ".join(f"{count} in layer {site}" for site, count in broken.items() if count)
         raise NonFiniteError(
             f"activation vectors with NaN or infinite values: {counts}. The layer files are "
             "written; run again with --compute_dtype=float32 and --overwrite to avoid them, or "
@@ -109,17 +115,16 @@ def build_metadata(
 
 
 def check_files(metadata: Metadata, sizes: Mapping[str, int]) -> None:
-    """Whether all that was written is still there.
+    """Check that all files that were written still exist.
 
     Args:
-      sizes: name to bytes of what is in the folder.
+      metadata: of the dataset.
+      sizes: the bytes of the files in the folder, by name.
 
     Raises:
-      IncompleteError: naming what is not, or has another size.
+      IncompleteError: naming a file that does not, or that has another size.
     """
-    entries = [
-        entry for batch in metadata.shards for entry in (*batch.files.values(), batch.prompts)
-    ]
+    entries = [entry for shard in metadata.shards for entry in shard.all_files]
     if lost := [entry.path for entry in entries if sizes.get(entry.path) != entry.bytes]:
         raise IncompleteError(
             f"{len(lost)} files were removed or changed since they were written, such as "
@@ -129,12 +134,15 @@ def check_files(metadata: Metadata, sizes: Mapping[str, int]) -> None:
 
 @dataclass(eq=False)
 class CombineMetadata(beam.PTransform):
-    """The manifests of all files to ``metadata.json``, written last; gives the ``Metadata``.
+    """The manifests of all files to `metadata.json`, written last; gives the `Metadata`.
 
     Attributes:
-      plan: a singleton PCollection of the ``ShardPlan``.
-      inputs: a PCollection of ``InputFile``.
-      rejected: a singleton PCollection of reason to count.
+      folder: the claimed output folder.
+      run: the description of the run, without its inputs.
+      allow_nonfinite: whether vectors may have NaN or infinite values.
+      plan: a singleton PCollection of the `ShardPlan`.
+      inputs: a PCollection of `InputFile`.
+      rejected: a singleton PCollection of the number of rejected tasks by reason.
     """
 
     folder: OutputFolder
@@ -172,9 +180,10 @@ def _write_metadata(
 ) -> Metadata:
     metadata = build_metadata(gathered, run, plan, inputs, rejected, allow_nonfinite)
     content = metadata.to_json().encode()
-    check_files(metadata, list_output(folder.path))
-    # Each run removes what was there before it, so this is an attempt that was not heard of.
+    # An attempt whose success the runner did not hear of has written the same.
     if read_if_exists(join(folder.path, METADATA_FILE)) != content:
+        folder.check()
+        check_files(metadata, remove_partial_files(folder.path))
         _write_card(folder, metadata)
         folder.write(METADATA_FILE, content)
     folder.release()
@@ -182,7 +191,7 @@ def _write_metadata(
 
 
 def _write_card(folder: OutputFolder, metadata: Metadata) -> None:
-    """Writes the dataset's README.md, unless a person wrote the one that is there."""
+    """Write the dataset's README.md, unless a person wrote the existing one."""
     present, certificate = (
         read_if_exists(join(folder.path, name)) for name in (CARD_FILE, CERTIFICATE_FILE)
     )

@@ -1,4 +1,4 @@
-"""``run.json``, written before the first activation: what a later run must agree with to resume."""
+"""`run.json`, written before the first activation: what a later run must share to resume."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 import apache_beam as beam
 
+from activation_dataset.fields import to_json
 from activation_dataset.format import ERRORS_FOLDER, METADATA_FILE, RUN_FILE, is_partial_file
 from activation_dataset.metadata import RunDescription
-from activation_dataset.sites import DEFAULT_HOOK_POINT
 from corpus.task import RejectedTask
 from transforms.assign_shards import ShardPlan
 from transforms.measure_output import OutputSize, check_output_size
-from transforms.output_folder import OutputFolder, delete, list_output
-from transforms.whole_file import join, read_if_exists
+from transforms.output_folder import OutputFolder, list_output
+from transforms.storage import delete, join, read_if_exists
 from transforms.write_rejected import count_reasons, errors_file, write_rejected
 
 
@@ -34,11 +34,11 @@ class NoSamplesError(ValueError):
 
 @dataclass(frozen=True)
 class Limits:
-    """What a run may not exceed; None for no limit.
+    """Limits of a run; None for no limit.
 
     Attributes:
-      max_rejected: tasks.
-      max_output_bytes: of all layer files and files of prompts.
+      max_rejected: rejected tasks.
+      max_output_bytes: bytes of all layer files and files of prompts.
     """
 
     max_rejected: int | None = None
@@ -46,14 +46,14 @@ class Limits:
 
 
 def configuration(run: RunDescription) -> dict[str, Any]:
-    """All that decides about bytes, as ``run.json`` keeps it. Inputs are covered by the plan."""
-    fields = run.to_json()
+    """Return everything that decides about bytes, as in `run.json`. The plan covers the inputs."""
+    fields: dict[str, Any] = to_json(run)
     del fields["inputs"]
     return fields
 
 
 def differences(there: Any, now: Any, name: str = "") -> Iterator[str]:
-    """A line for each field in which two configurations differ."""
+    """Yield a line for each field in which two configurations differ."""
     if isinstance(there, Mapping) and isinstance(now, Mapping):
         for key in sorted(there.keys() | now.keys()):
             path = f"{name}.{key}" if name else key
@@ -63,35 +63,41 @@ def differences(there: Any, now: Any, name: str = "") -> Iterator[str]:
 
 
 def check_output_dir(output_dir: str, run: RunDescription) -> Mapping[str, Any] | None:
-    """Whether a run may write here: the folder is fresh, or an equal run began it.
+    """Check that a run may write here: the folder is fresh, or an equal run began it.
 
-    A run that rejected too much leaves its dead letters only, one that was killed while it began
-    partial files; they are in nobody's way.
+    Dead letters and partial files do not count: a run that rejected too much, or that was killed
+    while it began, leaves nothing else.
 
     Returns:
       The plan of the run that began the folder, None if it is fresh.
 
     Raises:
-      OtherRunError: naming what is there, or each setting that differs.
-      OutputError: if the folder cannot be looked at.
+      OtherRunError: naming a file of unknown origin, or each setting that differs.
+      OutputError: if the folder cannot be read.
     """
     recorded = read_if_exists(join(output_dir, RUN_FILE))
-    if recorded is not None:
-        there = _parse(output_dir, recorded)
-        _refuse_difference(output_dir, there["configuration"], run)
-        plan: Mapping[str, Any] = there["plan"]
-        return plan
-    found = [
-        name
-        for name in list_output(output_dir)
-        if not (name.startswith(f"{ERRORS_FOLDER}/") or is_partial_file(name))
-    ]
-    if found:
+    if recorded is None:
+        for name in list_output(output_dir):
+            if not (name.startswith(f"{ERRORS_FOLDER}/") or is_partial_file(name)):
+                raise OtherRunError(
+                    f"{output_dir} already holds output without {RUN_FILE}, such as {name}. "
+                    "Choose another --output_dir, or replace it with --overwrite."
+                )
+        return None
+    try:
+        content = json.loads(recorded)
+        there, plan = content["configuration"], content["plan"]
+    except (ValueError, KeyError, TypeError) as error:
         raise OtherRunError(
-            f"{output_dir} already holds output without {RUN_FILE}, such as {found[0]}. "
-            "Choose another --output_dir, or replace it with --overwrite."
+            f"{join(output_dir, RUN_FILE)} cannot be read ({error}); if nothing there is needed, "
+            "replace it with --overwrite"
+        ) from error
+    if changed := list(differences(there, configuration(run))):
+        raise OtherRunError(
+            f"{output_dir} holds the output of another run: " + "; ".join(changed) + ". Choose "
+            "another --output_dir, use the same settings to resume, or replace it with --overwrite."
         )
-    return None
+    return dict(plan)
 
 
 def commit_run(
@@ -102,10 +108,10 @@ def commit_run(
     size: OutputSize,
     limits: Limits,
 ) -> ShardPlan:
-    """Lets the expensive part begin: writes or compares ``run.json``, and writes the dead letters.
+    """Let the expensive part begin: write or compare `run.json`, and write the dead letters.
 
-    Before anything in the folder changes, the metadata of a dataset that is there goes: from here
-    on until it is written again, the folder is that of a run that has not finished.
+    The metadata of an existing dataset is deleted before anything else in the folder changes: until
+    it is written again, the folder is that of an unfinished run.
 
     Raises:
       OtherRunError: if the folder's run had other samples or settings; nothing is written then.
@@ -143,14 +149,17 @@ def commit_run(
 def check_samples(
     samples: int, reasons: Mapping[str, int], max_rejected: int | None, details: str = ""
 ) -> None:
-    """Whether there are samples, and not too many rejected tasks.
+    """Check that there are samples, and not too many rejected tasks.
 
     Args:
+      samples: the number of samples.
       reasons: reason to number of rejected tasks.
-      details: where to read more, for the end of the message.
+      max_rejected: the limit; None for no limit.
+      details: the end of the message, which says where to read more.
 
     Raises:
-      TooManyRejectedError, NoSamplesError: if not.
+      TooManyRejectedError: if more tasks were rejected.
+      NoSamplesError: if there is no sample.
     """
     dead = sum(reasons.values())
     why = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
@@ -164,40 +173,16 @@ def check_samples(
         )
 
 
-def _parse(output_dir: str, recorded: bytes) -> dict[str, Any]:
-    try:
-        content = json.loads(recorded)
-        return {"configuration": content["configuration"], "plan": content["plan"]}
-    except (ValueError, KeyError, TypeError) as error:
-        raise OtherRunError(
-            f"{join(output_dir, RUN_FILE)} cannot be read ({error}); if nothing there is needed, "
-            "replace it with --overwrite"
-        ) from error
-
-
-def _refuse_difference(output_dir: str, there: Any, run: RunDescription) -> None:
-    now = json.loads(json.dumps(configuration(run)))
-    if changed := list(differences(_with_hook_points(there), _with_hook_points(now))):
-        raise OtherRunError(
-            f"{output_dir} holds the output of another run: " + "; ".join(changed) + ". Choose "
-            "another --output_dir, use the same settings to resume, or replace it with --overwrite."
-        )
-
-
-def _with_hook_points(configuration: Mapping[str, Any]) -> dict[str, Any]:
-    """What version 1 of the metadata calls by another name, as later versions call it."""
-    fields = {"hook_points": [DEFAULT_HOOK_POINT], **configuration}
-    fields.pop("hook_point", None)
-    return fields
-
-
 @dataclass(eq=False)
 class CommitRun(beam.PTransform):
-    """The plan, once it may be carried out: what takes its output waits for ``run.json``.
+    """The plan, passed on once `run.json` is written, so that its consumers wait for that.
 
     Attributes:
-      rejected: a singleton PCollection of the list of all ``RejectedTask``.
-      size: a singleton PCollection of the ``OutputSize`` of all samples.
+      folder: the claimed output folder.
+      run: the description of the run.
+      limits: limits that the run may not exceed.
+      rejected: a singleton PCollection of the list of all `RejectedTask`.
+      size: a singleton PCollection of the `OutputSize` of all samples.
     """
 
     folder: OutputFolder

@@ -1,4 +1,4 @@
-"""How far extraction is: counters of the job, and a word to whoever listens in this process."""
+"""Progress of the extraction: counters of the job, and calls to listeners in this process."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ class WorkDone:
     """Work that is finished.
 
     Attributes:
-      samples, tokens: of the prompts.
-      slots: token slots that a device step computed for them, padding included; 0 for samples whose
+      samples: the number of prompts.
+      tokens: the number of their tokens.
+      slots: token slots that the device computed for them, padding included; 0 for samples whose
         files an earlier run has written.
     """
 
@@ -27,14 +28,14 @@ class WorkDone:
 
 
 Listener = Callable[[ShardPlan, WorkDone], None]
-"""Called from any thread, for each shard that is begun (no work) and each step that is done."""
+"""Called from any thread with the plan and the new work: none when a shard begins."""
 
 _listeners: list[Listener] = []
 
 
 @contextmanager
 def listening(listener: Listener) -> Iterator[None]:
-    """Tells a listener what is extracted in this process; workers of their own tell nobody here."""
+    """Call a listener for the work of this process, not for that of other worker processes."""
     _listeners.append(listener)
     try:
         yield
@@ -43,9 +44,9 @@ def listening(listener: Listener) -> Iterator[None]:
 
 
 class ProgressCounters:
-    """The counters ``samples``, ``tokens``, ``slots`` and ``steps`` of the namespace ``extract``.
+    """The counters `samples`, `tokens`, `slots` and `steps` of the namespace `extract`.
 
-    ``1 - tokens / slots`` is the share of padding.
+    `1 - tokens / slots` is the share of padding.
     """
 
     def __init__(self) -> None:
@@ -55,11 +56,11 @@ class ProgressCounters:
         self._steps = Metrics.counter("extract", "steps")
 
     def begin(self, plan: ShardPlan) -> None:
-        """A shard is looked at."""
+        """Tell the listeners that a shard begins."""
         _tell(plan, WorkDone())
 
     def step(self, plan: ShardPlan, done: WorkDone) -> None:
-        """A step has come back from the device."""
+        """Count a step that has come back from the device."""
         self._samples.inc(done.samples)
         self._tokens.inc(done.tokens)
         self._slots.inc(done.slots)
@@ -67,7 +68,7 @@ class ProgressCounters:
         _tell(plan, done)
 
     def resumed(self, plan: ShardPlan, samples: int, tokens: int) -> None:
-        """The samples of a shard were extracted by an earlier run."""
+        """Tell the listeners of a shard that an earlier run has extracted."""
         _tell(plan, WorkDone(samples, tokens))
 
 

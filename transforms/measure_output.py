@@ -1,4 +1,4 @@
-"""How large the output will be, to the byte, before anything is computed."""
+"""The size of the output, to the byte, before anything is computed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import apache_beam as beam
 from activation_dataset.prompts import Prompt, encode_prompt
 from activation_dataset.record import RecordKind, frame_record
 from activation_dataset.tfrecord import FOOTER_BYTES, HEADER_BYTES
-from transforms.extract_activations import stored_sample
 
 
 class OutputTooLargeError(ValueError):
@@ -22,7 +21,7 @@ class OutputSize:
     """Bytes of the records of some samples, framing included.
 
     Attributes:
-      layer: in the files of one layer at one hook point; they all take the same.
+      layer: in the files of one site; all sites take the same.
       prompts: in the files of prompts.
     """
 
@@ -33,20 +32,26 @@ class OutputSize:
         return OutputSize(self.layer + other.layer, self.prompts + other.prompts)
 
     def total(self, sites: int) -> int:
-        """Bytes of all files of that many sites; the small files of JSON come on top."""
+        """Return the bytes of all files of that many sites, without the small files of JSON."""
         return sites * self.layer + self.prompts
 
 
 def output_size(prompt: Prompt, kind: RecordKind) -> OutputSize:
-    """What the files of one layer, and those of prompts, hold of a sample."""
-    record = frame_record(stored_sample(prompt, kind.pooling), kind)
+    """Return the bytes of a sample's records."""
+    record = frame_record(kind.sample(prompt), kind)
     return OutputSize(record.size, HEADER_BYTES + len(encode_prompt(prompt)) + FOOTER_BYTES)
 
 
 def check_output_size(size: OutputSize, sites: int, max_bytes: int | None) -> None:
-    """
+    """Refuse output that is too large.
+
+    Args:
+      size: bytes of all samples.
+      sites: sites that are captured.
+      max_bytes: the limit; None for no limit.
+
     Raises:
-      OutputTooLargeError: if the files would hold more than ``max_bytes``.
+      OutputTooLargeError: if the files would hold more than `max_bytes`.
     """
     if max_bytes is not None and size.total(sites) > max_bytes:
         raise OutputTooLargeError(
@@ -58,7 +63,7 @@ def check_output_size(size: OutputSize, sites: int, max_bytes: int | None) -> No
 
 
 class SumSizes(beam.CombineFn):
-    """Adds up the ``OutputSize`` of prompts."""
+    """Adds up the `OutputSize` of prompts."""
 
     def __init__(self, kind: RecordKind) -> None:
         self._kind = kind

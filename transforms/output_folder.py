@@ -1,9 +1,9 @@
-"""The folder that a run writes to, and which run that is: the one that claimed it last.
+"""The folder that a run writes to, and the claim that says which run that is.
 
 Two runs may be started into one folder, by mistake or by a scheduler that takes the first for dead.
-The later one goes on from what the earlier one has finished; the earlier one stops before it gives
-another file its name. The same stops a run whose folder was removed, instead of writing on into a
-new one of which the beginning is missing.
+The later run continues from what the earlier one has finished; the earlier one stops before it
+gives another file its name. A run whose folder was removed stops in the same way, instead of
+writing the rest of a dataset into a new one.
 """
 
 from __future__ import annotations
@@ -13,22 +13,24 @@ import re
 import secrets
 from dataclasses import dataclass
 
-from apache_beam.io.filesystems import FileSystems
-
 from activation_dataset.format import (
     METADATA_FILE,
     RUN_FILE,
     is_partial_file,
-    parse_prompts_file,
-    parse_shard_file,
+    parse_data_file,
 )
-from transforms.whole_file import WholeFile, join, read_if_exists, store_errors, write_whole
+from transforms.storage import delete, join, list_files, read_if_exists
+from transforms.whole_file import WholeFile, write_whole
 
 CLAIM_FILE = "claim.json"
-"""Holds the token of the run that may write; it is there from a run's start to its success."""
+"""Holds the token of the run that may write; it exists from a run's start to its success."""
 
-_KNOWN = re.compile(r"metadata\.json|run\.json|certificate\.json|errors/rejected\.jsonl")
-_MAY_BE_PARTIAL = re.compile(r"(?:(?:layer_\d+(?:_[a-z_]+)?|prompts|errors|index)/)?[^/]+")
+_SITE_FOLDER = r"layer_\d+(?:_[a-z_]+)?"
+_KNOWN = re.compile(
+    r"metadata\.json|run\.json|certificate\.json|errors/rejected\.jsonl|"
+    rf"manifests/(?:{_SITE_FOLDER}|prompts)-\d{{5,}}-of-\d{{5,}}\.json"
+)
+_MAY_BE_PARTIAL = re.compile(rf"(?:(?:{_SITE_FOLDER}|prompts|manifests|errors|index)/)?[^/]+")
 
 
 class ClaimLostError(RuntimeError):
@@ -40,8 +42,8 @@ class OutputFolder:
     """A folder that a run has claimed.
 
     Attributes:
-      path: local or ``gs://``.
-      token: of the run; no other has it.
+      path: local or `gs://`.
+      token: the run's own; no other run has it.
     """
 
     path: str
@@ -49,7 +51,7 @@ class OutputFolder:
 
     @classmethod
     def claim(cls, path: str) -> OutputFolder:
-        """Takes the folder over from whichever run has it.
+        """Take the folder over from whichever run has it.
 
         Raises:
           OutputError: if it cannot be written.
@@ -59,33 +61,33 @@ class OutputFolder:
         return folder
 
     def check(self) -> None:
-        """To be called before anything in the folder changes.
+        """Check the claim; call this before anything in the folder changes.
 
         Raises:
-          ClaimLostError: if the claim is another run's, or gone.
+          ClaimLostError: if the claim is another run's or gone.
         """
         if read_if_exists(join(self.path, CLAIM_FILE)) != self._claim:
             raise ClaimLostError(
                 f"{self.path} is no longer this run's: another run was started into it, or it was "
-                f"removed ({CLAIM_FILE} has changed or is gone). This run stops; what it has "
-                "finished is sound. Let the other run end, or run the same command again."
+                f"removed ({CLAIM_FILE} has changed or is gone). This run stops; the files that it "
+                "has finished are good. Let the other run end, or run the same command again."
             )
 
     def file(self, name: str) -> WholeFile:
-        """A file below the folder, which gets its name only while the claim holds."""
+        """Create a file below the folder, which gets its name only while the claim holds."""
         return WholeFile(join(self.path, name), self.check)
 
     def write(self, name: str, content: bytes) -> None:
-        """Writes a small file, whole, while the claim holds.
+        """Write a small file, whole, while the claim holds.
 
         Raises:
           ClaimLostError: if it does not hold.
-          OutputError: if it cannot be written.
+          OutputError: if the file cannot be written.
         """
         write_whole(join(self.path, name), content, self.check)
 
     def release(self) -> None:
-        """Ends the claim, where it is still this run's."""
+        """End the claim if it is still this run's."""
         path = join(self.path, CLAIM_FILE)
         if read_if_exists(path) == self._claim:
             delete(path)
@@ -96,23 +98,19 @@ class OutputFolder:
 
 
 def list_output(path: str) -> dict[str, int]:
-    """Name to bytes of all files that a run may have written.
+    """Return the name and the bytes of every file that a run may have written.
 
-    The metadata comes first and ``run.json`` last, so that what deletes them in this order leaves
-    no commit without its dataset, and no layer file without the configuration of its run.
+    The metadata comes first and `run.json` last. Deleting in this order never leaves metadata
+    without its dataset, nor a layer file without the configuration of its run.
     """
-    root = path.rstrip("/") + "/"
-    with store_errors(path):
-        matches = FileSystems.match([join(path, "**")])[0].metadata_list
-    sizes = {match.path.removeprefix(root): match.size_in_bytes for match in matches}
+    sizes = list_files(path)
     return {name: sizes[name] for name in sorted(filter(_is_output, sizes), key=_place)}
 
 
 def _is_output(name: str) -> bool:
     if is_partial_file(name):
         return _MAY_BE_PARTIAL.fullmatch(name) is not None
-    known = _KNOWN.fullmatch(name) or parse_shard_file(name) or parse_prompts_file(name)
-    return known is not None
+    return _KNOWN.fullmatch(name) is not None or parse_data_file(name) is not None
 
 
 def _place(name: str) -> tuple[int, str]:
@@ -120,27 +118,18 @@ def _place(name: str) -> tuple[int, str]:
 
 
 def remove_output(path: str) -> None:
-    """Deletes what ``list_output`` finds, in its order."""
+    """Delete the files that `list_output` finds, in its order."""
     for name in list_output(path):
         delete(join(path, name))
 
 
-def remove_partial_files(path: str) -> None:
-    """Deletes what writers that were interrupted left behind."""
-    for name in filter(is_partial_file, list_output(path)):
-        delete(join(path, name))
+def remove_partial_files(path: str) -> dict[str, int]:
+    """Delete the files that interrupted writers left on a local disk.
 
-
-def delete(path: str) -> None:
-    """Deletes a file, if it is there.
-
-    Raises:
-      OutputError: if it is there still.
+    Returns:
+      The name and the bytes of the other files that a run may have written.
     """
-    with store_errors(path):
-        try:
-            FileSystems.delete([path])
-        except OSError:
-            # Another run, whose folder this was, may have renamed or deleted it.
-            if FileSystems.exists(path):
-                raise
+    sizes = list_output(path)
+    for name in filter(is_partial_file, sizes):
+        delete(join(path, name))
+    return {name: size for name, size in sizes.items() if not is_partial_file(name)}

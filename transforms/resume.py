@@ -1,80 +1,95 @@
-"""What an interrupted run left: layer files that are whole, verified and not trusted."""
+"""The files of a shard that an interrupted run has finished, found by their manifests.
+
+A manifest is written before its file gets its name. A file whose size and CRC32C are those of its
+manifest is therefore exactly the file that was written. Its samples are those of the plan, because
+`run.json` holds the digest of the plan and a run with another one is refused.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import BinaryIO
+from collections.abc import Iterable, Mapping
 
-from apache_beam.io.filesystem import BeamIOError, CompressionTypes
-from apache_beam.io.filesystems import FileSystems
-
-from activation_dataset.format import Sample, shard_file
-from activation_dataset.manifest import LayerManifest
-from activation_dataset.record import RecordKind
+from activation_dataset.fields import FieldError
+from activation_dataset.format import data_file, manifest_file
+from activation_dataset.manifest import LayerManifest, Manifest, PromptsManifest
 from activation_dataset.sites import Site
-from activation_dataset.verifying.layer_file import (
-    ExpectedRecords,
-    LayerFileError,
-    read_samples,
-    verify_file,
-)
-from transforms.whole_file import join
+from transforms.output_folder import OutputFolder
+from transforms.storage import join, read_if_exists, size_and_crc32c
+from transforms.whole_file import WholeFile
 
 LOGGER = logging.getLogger(__name__)
 
+Finished = Mapping[Site | None, Manifest]
+"""The manifests of finished files by site; the key None is that of the prompts."""
 
-@dataclass(frozen=True)
-class FinishedLayers:
-    """The layer files of a shard that are there and sound, all with the same samples in one order.
 
-    Attributes:
-      order: the sample ids of each file; empty if there is none.
-      manifests: site to manifest, recomputed from the file's bytes.
+def finished_files(output_dir: str, shard: int, num_shards: int, sites: Iterable[Site]) -> Finished:
+    """Return the manifests of all files of a shard that exist and match their manifests.
+
+    A file that does not is named in a warning. In a bucket the store knows the checksum of a file,
+    on a local disk the file is read.
+
+    Raises:
+      OutputError: if the folder cannot be read.
     """
+    finished: dict[Site | None, Manifest] = {}
+    for site in (*sites, None):
+        path = join(output_dir, data_file(site, shard, num_shards))
+        found = size_and_crc32c(path)
+        if found is None:
+            continue
+        content = read_if_exists(join(output_dir, manifest_file(site, shard, num_shards)))
+        try:
+            manifest = _parsed(site, content)
+        except FieldError as error:
+            _warn(path, str(error))
+            continue
+        if (manifest.file.bytes, manifest.file.crc32c) == found:
+            finished[site] = manifest
+        else:
+            _warn(path, "it is not the file that its manifest describes")
+    return finished
 
-    order: tuple[str, ...]
-    manifests: Mapping[Site, LayerManifest]
 
-
-def finished_layers(
-    output_dir: str,
-    shard: int,
-    num_shards: int,
-    layers: Sequence[Site],
-    samples: Sequence[Sample],
-    kind: RecordKind,
-) -> FinishedLayers:
-    """Reads every layer file of a shard that is there, in full; damaged ones are left out.
+def in_order(finished: Finished, order: str) -> Finished:
+    """Return the files that have their samples in a given order, and warn of the others.
 
     Args:
-      samples: of the shard, in any order.
+      finished: from `finished_files`.
+      order: of the worker that would write the other files, as in a manifest. It depends on the
+        number of the worker's devices.
     """
-    records: ExpectedRecords | None = None
-    manifests: dict[Site, LayerManifest] = {}
-    for layer in layers:
-        path = join(output_dir, shard_file(layer, shard, num_shards))
-        if not FileSystems.exists(path):
-            continue
-        try:
-            with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as stream:
-                expected = records or _records(stream, path, samples, kind)
-                manifests[layer] = verify_file(stream, layer, shard, num_shards, expected)
-        except (LayerFileError, OSError, BeamIOError) as error:
-            LOGGER.warning("%s is written again: %s", path, error)
-            continue
-        records = expected
-    order = tuple(sample.sample_id for sample in records.samples) if records else ()
-    return FinishedLayers(order, manifests)
+    for manifest in finished.values():
+        if manifest.order != order:
+            _warn(manifest.file.path, "its samples are in the order of another kind of worker")
+    return {site: each for site, each in finished.items() if each.order == order}
 
 
-def _records(
-    stream: BinaryIO, path: str, samples: Sequence[Sample], kind: RecordKind
-) -> ExpectedRecords:
-    """The samples of a file in its order, if they are just those."""
-    found = read_samples(stream, path, kind)
-    by_id = {sample.sample_id: sample for sample in samples}
-    if len(found) != len(by_id) or {sample.sample_id: sample for sample in found} != by_id:
-        raise LayerFileError(path, ["its samples are not those of the shard"])
-    return ExpectedRecords(kind, found)
+def commit_file(
+    folder: OutputFolder, site: Site | None, file: WholeFile, manifest: Manifest, num_shards: int
+) -> None:
+    """Write the manifest of a file, then give the file its name.
+
+    Raises:
+      ClaimLostError: if the folder is another run's.
+      OutputError: if one of the two cannot be written.
+    """
+    try:
+        folder.write(manifest_file(site, manifest.shard, num_shards), manifest.to_bytes())
+    except BaseException:
+        file.discard()
+        raise
+    file.commit(manifest.file.crc32c)
+
+
+def _parsed(site: Site | None, content: bytes | None) -> Manifest:
+    if content is None:
+        raise FieldError("it has no manifest")
+    return (
+        PromptsManifest.from_bytes(content) if site is None else LayerManifest.from_bytes(content)
+    )
+
+
+def _warn(path: str, why: str) -> None:
+    LOGGER.warning("%s is written again: %s", path, why)

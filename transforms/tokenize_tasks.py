@@ -18,8 +18,8 @@ from corpus.task import Document, RejectedTask, Task
 from corpus.template import PromptTemplate
 from corpus.token_cells import token_cells
 from qwen.source import open_model
-from transforms.packing import pack_item, unpack_item
 from transforms.read_tasks import REJECTED
+from transforms.shuffle_encoding import decode_item, encode_item
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,20 +29,20 @@ Overlength = Literal["reject", "truncate"]
 
 @dataclass(frozen=True)
 class LengthLimit:
-    """What to do with prompts of more than ``max_length`` tokens: a dead letter, or cut the end."""
+    """A limit of tokens, and whether longer prompts are rejected or lose their end."""
 
     max_length: int
     overlength: Overlength
 
 
 class ChatTemplateError(ValueError):
-    """Messages that the tokenizer's chat template does not take, or no such template."""
+    """Messages that the tokenizer's chat template refuses, or no such template."""
 
 
 def variants_of(
     item: Task | Document, plan: AugmentationPlan | None
 ) -> Iterator[Task | Document | RejectedTask]:
-    """A task's variants, the task itself among them; a document has none but itself."""
+    """Yield the variants of a task, itself included; of a document, the document alone."""
     if plan is None or isinstance(item, Document):
         yield item
     else:
@@ -55,7 +55,7 @@ def prompts_of(
     tokenizer: PreTrainedTokenizerBase,
     limit: LengthLimit,
 ) -> Iterator[Prompt | RejectedTask]:
-    """The prompts of a task or document, or why there is none; what is rejected stays so."""
+    """Yield the prompts of a task or document, and rejected ones with the reason."""
     if isinstance(item, RejectedTask):
         yield item
         return
@@ -74,13 +74,11 @@ def prompts_of(
             detail = f"{sample_id}: the prompt has no tokens"
             yield RejectedTask(item.source, task_id, "no_tokens", detail)
         elif len(token_ids) > limit.max_length and limit.overlength == "reject":
-            yield RejectedTask(
-                item.source,
-                task_id,
-                "too_long",
+            detail = (
                 f"{sample_id}: the prompt has {len(token_ids)} tokens, --max_length allows "
-                f"{limit.max_length}; raise it, or keep the beginning with --overlength=truncate",
+                f"{limit.max_length}; raise it, or keep the beginning with --overlength=truncate"
             )
+            yield RejectedTask(item.source, task_id, "too_long", detail)
         else:
             kept = slice(limit.max_length)
             yield Prompt(sample_id, task_id, token_ids[kept], cells[kept])
@@ -89,12 +87,14 @@ def prompts_of(
 def tokenize(
     prompt: RenderedPrompt, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids, [num_tokens] int32, and the cells that they show, [num_tokens, 4] int16.
+    """Tokenize a prompt. The chat template alone adds tokens.
 
-    No token is added but those of the chat template. ``corpus.token_cells`` describes the cells.
+    Returns:
+      The token ids, [num_tokens] int32, and the cells that the tokens show, [num_tokens, 4] int16
+      as `corpus.token_cells` describes them.
 
     Raises:
-      ChatTemplateError: if the prompt is a chat that cannot be put through the chat template.
+      ChatTemplateError: if the prompt is a chat that the chat template refuses.
     """
     text, cells = prompt.text, prompt.cells
     if prompt.messages:
@@ -109,7 +109,7 @@ def tokenize(
 
 
 def chat_text(prompt: RenderedPrompt, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The messages of a prompt as the tokenizer's chat template writes them.
+    """Return the messages of a prompt as the tokenizer's chat template writes them.
 
     Raises:
       ChatTemplateError: if there is no chat template, or it refuses the messages.
@@ -117,7 +117,7 @@ def chat_text(prompt: RenderedPrompt, tokenizer: PreTrainedTokenizerBase) -> str
     if not tokenizer.chat_template:
         raise ChatTemplateError(
             "the model's tokenizer has no chat template; use a prompt template with chat = false "
-            "and documents of text, or put a chat_template.jinja beside the tokenizer"
+            "and documents of text, or put a chat_template.jinja next to the tokenizer"
         )
     try:
         return str(
@@ -136,11 +136,13 @@ def chat_text(prompt: RenderedPrompt, tokenizer: PreTrainedTokenizerBase) -> str
 
 @dataclass(eq=False)
 class TokenizeTasks(beam.PTransform):
-    """Tasks and documents to ``Prompt``; rejected ones under a tag.
+    """Tasks and documents to the outputs `prompts` (`Prompt`) and `rejected` (`RejectedTask`).
 
     Attributes:
-      model_path: whose tokenizer to use.
-      augmentation: which variants of a task to use too; None for none.
+      model_path: the model whose tokenizer is used.
+      template: the prompt template of tasks.
+      limit: the longest prompt.
+      augmentation: the variants of a task to use too; None for none.
     """
 
     model_path: str
@@ -151,11 +153,11 @@ class TokenizeTasks(beam.PTransform):
     def expand(self, items: beam.PCollection) -> beam.pvalue.DoOutputsTuple:
         return (
             items
-            # Files are few and samples many: spread them before the work begins. Variants are made
-            # where they are tokenized, so that what is spread is what was read.
-            | "Pack" >> beam.Map(pack_item)
+            # Files are few and samples many: spread them over the workers first. Variants are made
+            # afterwards, so that only items that were read are shuffled.
+            | "Encode" >> beam.Map(encode_item)
             | "Spread" >> beam.Reshuffle()
-            | "Unpack" >> beam.Map(unpack_item)
+            | "Decode" >> beam.Map(decode_item)
             | "Tokenize"
             >> beam.ParDo(
                 _Tokenize(self.model_path, self.template, self.limit, self.augmentation)
@@ -163,21 +165,17 @@ class TokenizeTasks(beam.PTransform):
         )
 
 
+@dataclass(eq=False)
 class _Tokenize(beam.DoFn):
-    def __init__(
-        self,
-        model_path: str,
-        template: PromptTemplate,
-        limit: LengthLimit,
-        augmentation: AugmentationPlan | None,
-    ) -> None:
-        self._model_path, self._template, self._limit = model_path, template, limit
-        self._augmentation = augmentation
+    model_path: str
+    template: PromptTemplate
+    limit: LengthLimit
+    augmentation: AugmentationPlan | None
 
     def setup(self) -> None:
-        self._tokenizer = open_model(self._model_path).tokenizer()
+        self._tokenizer = open_model(self.model_path).tokenizer()
 
     def process(self, item: Task | Document) -> Iterator[Prompt | TaggedOutput]:
-        for variant in variants_of(item, self._augmentation):
-            for prompt in prompts_of(variant, self._template, self._tokenizer, self._limit):
+        for variant in variants_of(item, self.augmentation):
+            for prompt in prompts_of(variant, self.template, self._tokenizer, self.limit):
                 yield prompt if isinstance(prompt, Prompt) else TaggedOutput(REJECTED, prompt)

@@ -6,17 +6,21 @@ import ctypes
 import os
 import secrets
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from typing import BinaryIO
 
-from apache_beam.io.filesystem import CompressionTypes
-from apache_beam.io.filesystems import FileSystems
+from google.cloud.storage.exceptions import DataCorruption
+from google.cloud.storage.fileio import BlobWriter
 
-from activation_dataset import checksum
+from activation_dataset.checksum import crc32c, to_text
 from activation_dataset.format import partial_file
+from transforms.storage import OutputError, blob_of, delete, in_bucket, storage_errors
 
-# Of Linux: begins to write, and does not wait for the end of it (man 2 sync_file_range).
+UPLOAD_BYTES = 16 << 20
+"""Bytes that one request sends; every open file in a bucket keeps as many in memory."""
+
+# Linux starts to write to disk and does not wait for the end (man 2 sync_file_range).
 _sync_file_range = None
 if sys.platform == "linux":
     _sync_file_range = getattr(ctypes.CDLL(None), "sync_file_range", None)
@@ -25,136 +29,118 @@ if _sync_file_range is not None:
 _SYNC_FILE_RANGE_WRITE = 2
 
 
-class OutputError(OSError):
-    """Output that could not be written; the message says where and what to check."""
-
-
-@contextmanager
-def store_errors(path: str) -> Iterator[None]:
-    """Makes an ``OutputError`` of what disks and Google's libraries raise; the rest is left alone.
-
-    Args:
-      path: what is being read or written.
-    """
-    try:
-        yield
-    except Exception as error:
-        of_store = isinstance(error, OSError) or type(error).__module__.startswith("google.")
-        if isinstance(error, OutputError) or not of_store:
-            raise
-        raise OutputError(
-            f"{path}: cannot be read or written ({error}); check that --output_dir is a folder or "
-            "bucket that this user may write to, and that it has room"
-        ) from error
-
-
 class WholeFile:
-    """A file being written under a partial name; ``commit`` moves it to its own in one step.
+    """A file that is being written; `commit` gives it its name in one step.
 
-    Nothing reads a partial name, and a name is drawn for each attempt, so that attempts at the same
-    file do not meet. What is written must be a function of the file's name.
+    On a local disk the file has a partial name of its own until it is renamed. In a bucket it has
+    no other name: an object appears when its upload is complete. The content must be a function of
+    the name, since several attempts may write the same file.
 
-    Args:
-      path: its own name.
-      may_commit: called right before it gets that name; raises where it may not.
-
-    Raises:
-      OutputError: if it cannot be created.
+    Attributes:
+      stream: takes the content.
     """
 
     def __init__(self, path: str, may_commit: Callable[[], None] = lambda: None) -> None:
-        self.path, self._may_commit = path, may_commit
-        self._partial = partial_file(path, secrets.token_hex(8))
-        with store_errors(path):
-            folder = FileSystems.split(path)[0]
-            if "://" not in folder:
-                os.makedirs(folder, exist_ok=True)
-            self.stream: BinaryIO = FileSystems.create(
-                self._partial, compression_type=CompressionTypes.UNCOMPRESSED
-            )
-
-    def start_writeback(self) -> None:
-        """Lets a local disk begin with what was written; ``commit`` then has less to wait for."""
-        if "://" not in self.path and _sync_file_range is not None:
-            _sync_file_range(self.stream.fileno(), 0, 0, _SYNC_FILE_RANGE_WRITE)
-
-    def commit(self, crc32c: str | None = None) -> None:
-        """Closes the file and gives it its name, replacing what had it.
+        """Create the file.
 
         Args:
-          crc32c: base64 checksum of all that was written, compared with the one that the store
-            computed where it computes one.
+          path: the name, local or `gs://`.
+          may_commit: called right before the file gets its name; raises if it may not.
 
         Raises:
-          OutputError: if it could not be closed, compared or moved; the name is as it was before.
-          Exception: what ``may_commit`` raises; then too.
+          OutputError: if it cannot be created.
+        """
+        self.path, self._may_commit = path, may_commit
+        self._partial = partial_file(path, secrets.token_hex(8))
+        self.stream: BinaryIO
+        with storage_errors(path):
+            if in_bucket(path):
+                self.stream = _Upload(blob_of(path), UPLOAD_BYTES)
+            else:
+                os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+                self.stream = open(self._partial, "wb")  # noqa: SIM115
+
+    def start_writeback(self) -> None:
+        """Let a local disk start with what was written, so that `commit` has less to wait for."""
+        if not in_bucket(self.path) and _sync_file_range is not None:
+            _sync_file_range(self.stream.fileno(), 0, 0, _SYNC_FILE_RANGE_WRITE)
+
+    def commit(self, crc: str | None = None) -> None:
+        """Close the file and give it its name, replacing the file that had it.
+
+        Args:
+          crc: base64 CRC32C of everything that was written; a bucket must have computed the same.
+
+        Raises:
+          OutputError: if it could not be closed, named or compared.
+          Exception: what `may_commit` raises; the file that had the name is unchanged then.
         """
         try:
-            with store_errors(self.path):
-                if "://" not in self.path:
+            with storage_errors(self.path):
+                if isinstance(self.stream, _Upload):
+                    self._may_commit()
+                    self._complete(self.stream, crc)
+                else:
                     self.stream.flush()
                     os.fsync(self.stream.fileno())
-                self.stream.close()
-                if crc32c is not None and self.path.startswith("gs://"):
-                    stored = FileSystems.checksum(self._partial)
-                    if stored != crc32c:
-                        raise OutputError(f"{self.path}: stored CRC32C {stored}, sent {crc32c}")
-                self._may_commit()
-                if "://" not in self.path:
-                    FileSystems.rename([self._partial], [self.path])
-                    return
-                # A bucket has no rename. The copy is the commit: it appears whole, or not at all.
-                FileSystems.copy([self._partial], [self.path])
+                    self.stream.close()
+                    self._may_commit()
+                    os.replace(self._partial, self.path)
         except Exception:
             self.discard()
-            self._may_commit()  # says why, where it is that it may not
+            self._may_commit()  # If the claim was lost meanwhile, that is the reason.
             raise
-        self._remove_partial()
 
     def discard(self) -> None:
-        """Gives up; removes what was written as far as possible."""
-        # Closing a bucket's stream would send what is left, and make an object of it.
-        with suppress(Exception):
-            getattr(self.stream, "terminate", self.stream.close)()
-        self._remove_partial()
+        """Give up and remove what was written, as far as possible."""
+        with suppress(Exception):  # A full disk cannot take what is still in the buffer.
+            self.stream.close()
+        with suppress(OSError):
+            if not in_bucket(self.path):
+                os.remove(self._partial)
 
-    def _remove_partial(self) -> None:
-        # One that stays is recognised by its name, and removed by the next run. Whatever Beam
-        # raises of a bucket that does not answer, it is no reason to give up a committed file.
-        with suppress(Exception):
-            FileSystems.delete([self._partial])
+    def _complete(self, upload: _Upload, crc: str | None) -> None:
+        blob = blob_of(self.path)
+        try:
+            upload.complete()
+            blob.reload()
+            if crc is not None and blob.crc32c != crc:
+                raise DataCorruption(None, f"stored CRC32C {blob.crc32c}, sent {crc}")
+        except DataCorruption:
+            delete(self.path)
+            raise
+
+
+class _Upload(BlobWriter):
+    """An upload that only `complete` completes.
+
+    Google's writer completes an upload when it is closed, and Python closes a stream that nobody
+    uses any more: half a file would get its name.
+    """
+
+    def complete(self) -> None:
+        super().close()
+
+    def close(self) -> None:
+        if not self.closed:
+            self.terminate()
 
 
 def write_whole(path: str, content: bytes, may_commit: Callable[[], None] = lambda: None) -> None:
-    """Writes a small file, whole; the arguments are those of ``WholeFile``.
+    """Write a small file, whole.
+
+    Args:
+      path, may_commit: as for `WholeFile`.
+      content: of the file.
 
     Raises:
       OutputError: if it cannot be written.
     """
     file = WholeFile(path, may_commit)
     try:
-        with store_errors(path):
+        with storage_errors(path):
             file.stream.write(content)
     except OutputError:
         file.discard()
         raise
-    file.commit(checksum.to_text(checksum.crc32c(content)))
-
-
-def join(folder: str, *parts: str) -> str:
-    """A path below a local folder or a ``gs://`` one; parts may hold "/"."""
-    return FileSystems.join(folder, *(piece for part in parts for piece in part.split("/")))
-
-
-def read_if_exists(path: str) -> bytes | None:
-    """The content of a small file, or None if there is none.
-
-    Raises:
-      OutputError: if it cannot be read.
-    """
-    with store_errors(path):
-        if not FileSystems.exists(path):
-            return None
-        with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as stream:
-            content: bytes = stream.read()
-            return content
+    file.commit(to_text(crc32c(content)))

@@ -1,4 +1,4 @@
-"""The prompts of a shard to their TFRecord file, beside those of the layers."""
+"""The prompts of a shard to their TFRecord file."""
 
 from __future__ import annotations
 
@@ -11,30 +11,35 @@ from activation_dataset.manifest import PromptsManifest
 from activation_dataset.prompts import write_prompts
 from transforms.extract_activations import ShardPrompts
 from transforms.output_folder import OutputFolder
-from transforms.whole_file import store_errors
+from transforms.resume import commit_file
+from transforms.storage import storage_errors
 
 
 def write_shard_prompts(shard: ShardPrompts, folder: OutputFolder) -> PromptsManifest:
-    """Writes the file, whole, whether or not it is there: that costs less than to read it.
+    """Write the file of a shard's prompts, whole, and its manifest before it.
 
     Raises:
       ClaimLostError: if the folder is another run's.
-      OutputError: if it cannot be written.
+      OutputError: if the file cannot be written.
     """
     file = folder.file(prompts_file(shard.shard, shard.num_shards))
     try:
-        with store_errors(file.path):
+        with storage_errors(file.path):
             manifest = write_prompts(file.stream, shard.prompts, shard.shard, shard.num_shards)
     except BaseException:
         file.discard()
         raise
-    file.commit(manifest.file.crc32c)
+    commit_file(folder, None, file, manifest, shard.num_shards)
     return manifest
 
 
 @dataclass(eq=False)
 class WritePrompts(beam.PTransform):
-    """``ShardPrompts`` to files; gives the ``PromptsManifest`` of each."""
+    """`ShardPrompts` to files; gives the `PromptsManifest` of each.
+
+    Attributes:
+      folder: the claimed output folder.
+    """
 
     folder: OutputFolder
 

@@ -66,30 +66,18 @@ def renewed_card(
         f"license: {license}",
         f"pretty_name: {json.dumps(title, ensure_ascii=False)}",
         "tags: [activations, interpretability, sparse-autoencoder, tfrecord]",
-        f"size_categories: [{_size_category(metadata.total_samples)}]",
         "viewer: false",
     ]
     sections = [
         "\n".join(["---", *front, "---"]),
         f"# {_escaped(title)}",
-        _table(("", "", ""), [(each.name, each.value, each.note) for each in facts(metadata)]),
+        _table(("", "", ""), facts(metadata)),
         *_loading(metadata),
         *_statistics(metadata),
         *_certificate(metadata, certificate),
         *_origin(metadata, license),
     ]
     return "\n\n".join(sections) + "\n"
-
-
-def _size_category(samples: int) -> str:
-    """Category of the hub for a number of samples."""
-    bounds = ["1K", "10K", "100K", "1M", "10M", "100M", "1B"]
-    exponent = len(str(samples)) - 3
-    if exponent < 1:
-        return "n<1K"
-    if exponent >= len(bounds):
-        return "n>1B"
-    return f"{bounds[exponent - 1]}<n<{bounds[exponent]}"
 
 
 def _loading(metadata: Metadata) -> Iterator[str]:

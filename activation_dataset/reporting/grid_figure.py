@@ -71,7 +71,7 @@ def grid_figure(
         low, high = np.quantile(usual, [0.02, 0.98]).tolist() if len(usual) else (0.0, 1.0)
         digits = [LEVELS[level] for level in heat(row, low, high).tolist()]
         levels.append("".join(np.where(outside, OUTSIDE, digits).tolist()))
-        ends.append([f"{number(low)} medians", f"{number(high)} medians"])
+        ends.append((f"{number(low)} medians", f"{number(high)} medians"))
     data = json.dumps({"layers": list(names), "levels": levels, "ends": ends})
     last = len(names) - 1
     key = ramp(*ends[-1], f'<i class="h{OUTSIDE}"></i><span>10 medians or more</span>')

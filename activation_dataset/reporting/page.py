@@ -11,13 +11,7 @@ from string import Template
 
 @dataclass(frozen=True)
 class Section:
-    """Part of a page.
-
-    Attributes:
-        title, text: heading and introduction, plain text.
-        html: what follows.
-        wide: take the whole width, below the two columns.
-    """
+    """Part of a page: heading and introduction in plain text, then HTML. Wide ones come last."""
 
     title: str
     text: str

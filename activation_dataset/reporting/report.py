@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from activation_dataset.metadata import Metadata
-from activation_dataset.prompts import ROLES
 from activation_dataset.reading.reader import ActivationDataset
 from activation_dataset.reporting import charts
 from activation_dataset.reporting.grid_figure import grid_figure, samples_with_grids
@@ -32,9 +31,6 @@ from activation_dataset.reporting.summary import (
 )
 from activation_dataset.reporting.survey import Survey
 from activation_dataset.sites import Site, by_hook_point, place_of, site_labels
-
-KINDS = ("input cells", "output cells", "text")
-"""What a token shows."""
 
 # Four bins from a power of two to the next, none narrower than a position.
 POSITION_STARTS: NDArray[np.int64] = np.unique((2 ** (np.arange(84) / 4)).astype(np.int64) - 1)
@@ -60,7 +56,6 @@ def report(dataset: ActivationDataset, found: Survey) -> str:
         _lengths(found),
         *_positions(run.sites, found),
         _outliers(dataset, found),
-        *_kinds(run.sites, found),
         _massive(metadata),
         *_likeness(metadata, found),
         _grids(dataset, found),
@@ -75,7 +70,7 @@ def report(dataset: ActivationDataset, found: Survey) -> str:
     return page(
         os.path.basename(os.path.normpath(dataset.path)) or dataset.path,
         f"Activations of {run.model_name}{weights}",
-        [(each.name, each.value, each.note) for each in facts(metadata) if each.name != "model"],
+        [each for each in facts(metadata) if each[0] != "model"],
         sections,
         f"The report read {read}, of {count_of(found.shards, 'shard')}; the norms by layer, the "
         "massive dimensions and the table are of all vectors.",
@@ -173,26 +168,6 @@ def _outliers(dataset: ActivationDataset, found: Survey) -> Section:
     )
     table = Table(("norm", "layer", "where"), {"": rows})
     return Section("Outliers", text, table.html("left"))
-
-
-def _kinds(sites: Sequence[Site], found: Survey) -> Iterator[Section]:
-    roles = found.places.cells[:, 1].astype(np.int64)
-    if not (roles >= 0).any():
-        return
-    means = found.mean_factors(np.where(roles < 0, len(ROLES), roles), len(KINDS))
-    html = _by_hook_point(
-        sites,
-        lambda sites, layers: charts.heat_map(
-            means[sites].T,
-            (KINDS, layers),
-            ("", "layer"),
-            "mean norm by what the token shows",
-            (float(np.nanmin(means)), float(np.nanmax(means))),
-            lambda mean: f"{number(mean)} medians",
-        ),
-    )
-    text = "Mean norm of the vectors whose tokens show a cell of a grid or text, in medians."
-    yield Section("Norms by kind of token", text, html)
 
 
 def _massive(metadata: Metadata) -> Section:

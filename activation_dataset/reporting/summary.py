@@ -50,8 +50,8 @@ class Table:
 
     def text(self) -> str:
         """Lines for a terminal."""
-        rows = [self.head, *(row for rows in self.groups.values() for row in rows)]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        every = [self.head, *(row for rows in self.groups.values() for row in rows)]
+        widths = [max(map(len, column)) for column in zip(*every, strict=True)]
 
         def line(row: Sequence[str]) -> str:
             cells = (f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True))
@@ -75,13 +75,8 @@ class Table:
         return f'<div class="scroll"><table class="{css}">{body}</table></div>'
 
 
-@dataclass(frozen=True)
-class Fact:
-    """What a dataset is in one respect: name, value, and more about it."""
-
-    name: str
-    value: str
-    note: str
+Fact = tuple[str, str, str]
+"""What a dataset is in one respect: name, value, and more about it."""
 
 
 def facts(metadata: Metadata) -> list[Fact]:
@@ -97,42 +92,44 @@ def facts(metadata: Metadata) -> list[Fact]:
     )
     rejected = ", ".join(f"{count:,} {why}" for why, count in sorted(metadata.rejected.items()))
     return [
-        Fact(
+        (
             "samples",
             f"{metadata.total_samples:,}",
             f"{count_of(metadata.total_tokens, 'token')}, "
             f"{count_of(metadata.total_vectors, 'vector')} in each layer",
         ),
-        Fact(
+        (
             "model",
             run.model_name,
             f"{weights}computed in {run.compute_dtype} by {', '.join(metadata.ops)}",
         ),
-        Fact("layers", layers_named(run.layers_extracted), f"{run.hidden_dim:,} wide"),
-        Fact(
+        ("layers", layers_named(run.layers_extracted), f"{run.hidden_dim:,} wide"),
+        (
             "captured",
             ", ".join(run.hook_points),
             ", ".join(HOOK_POINTS_EXPLAINED[each] for each in run.hook_points),
         ),
-        Fact("pooling", run.pooling, POOLINGS_EXPLAINED[run.pooling]),
-        Fact(
+        ("pooling", run.pooling, POOLINGS_EXPLAINED[run.pooling]),
+        (
             "size",
             size(stored),
             f"{run.storage_dtype}, {files} in {count_of(len(metadata.shards), 'shard')}",
         ),
-        Fact("outliers", f"{outliers:,}", f"in the worst layer; {nonfinite} in all"),
-        Fact("rejected", count_of(sum(metadata.rejected.values()), "task"), rejected),
+        ("outliers", f"{outliers:,}", f"in the worst layer; {nonfinite} in all"),
+        ("rejected", count_of(sum(metadata.rejected.values()), "task"), rejected),
     ]
 
 
 def inspect(path: str, metadata: Metadata) -> str:
     """Text for a terminal: facts, and a table of the layers."""
-    lines = [f"  {each.name:<9} {each.value}" for each in facts(metadata)]
-    notes = [f"; {each.note}" if each.note else "" for each in facts(metadata)]
-    facts_text = "\n".join(line + note for line, note in zip(lines, notes, strict=True))
+    lines = [
+        f"  {name:<9} {value}" + (f"; {note}" if note else "")
+        for name, value, note in facts(metadata)
+    ]
     return (
-        f"{path}\n{facts_text}\n\nNorms of the vectors of each layer\n"
-        f"{layer_table(metadata).text()}\n{massive_line(metadata)}\n"
+        "\n".join([path, *lines])
+        + f"\n\nNorms of the vectors of each layer\n{layer_table(metadata).text()}\n"
+        + f"{massive_line(metadata)}\n"
     )
 
 

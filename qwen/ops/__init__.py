@@ -1,6 +1,8 @@
-"""Kernels of this project's own for CPUs, in C++, called through JAX's foreign function interface.
+"""How a platform computes a layer; `choose_ops` in `qwen.ops.choose` picks the operations."""
 
-They are built where a C++ compiler is at hand when the project is installed, and serve where the
-processor has what they use; elsewhere the forms that XLA compiles do.
-(https://docs.jax.dev/en/latest/ffi.html)
-"""
+from __future__ import annotations
+
+from typing import Literal
+
+OpsName = Literal["xla", "splash", "cudnn", "amx"]
+"""`xla`: any platform. `splash`: TPUs. `cudnn`: NVIDIA GPUs. `amx`: Intel CPUs with AMX."""

@@ -1,8 +1,8 @@
-"""Cloud Composer: launch the Flex Template, then check that the dataset is complete.
+"""A DAG for Cloud Composer: launch the Flex Template, then check that the dataset is complete.
 
-Every value comes from the run's configuration (`airflow dags trigger --conf`), with the defaults
-below; the form in the Airflow UI shows them all. A failed try is repeated with the same output
-folder: the job finishes what is missing there instead of starting over.
+All values come from the run's configuration (`airflow dags trigger --conf`), with the defaults
+below; the form in the Airflow UI shows them. A retry uses the same output folder, so the job
+resumes from the finished files.
 """
 
 import datetime
@@ -37,7 +37,7 @@ PARAMS = {
 
 
 def launch_body(params: dict[str, Any]) -> dict[str, Any]:
-    """The request of `projects.locations.flexTemplates.launch` for one run's parameters."""
+    """Return the request of `projects.locations.flexTemplates.launch` for one run."""
     return {
         "launchParameter": {
             "jobName": "extract-activations",
@@ -55,7 +55,7 @@ def launch_body(params: dict[str, Any]) -> dict[str, Any]:
                 "serviceAccountEmail": params["service_account"],
                 "tempLocation": params["temp_location"],
                 "stagingLocation": params["temp_location"],
-                # The launcher imports the whole job; the smallest machine takes minutes to do it.
+                # The launcher imports the whole job, which takes minutes on the smallest machine.
                 "launcherMachineType": "e2-standard-4",
             },
         }
@@ -63,11 +63,15 @@ def launch_body(params: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_metadata(metadata: dict[str, Any]) -> str:
-    """One line on a complete dataset; ValueError for one that does not add up."""
-    samples = sum(batch["samples"] for batch in metadata["batches"])
+    """Return one line about a complete dataset.
+
+    Raises:
+      ValueError: if the dataset is empty, or its shards do not add up.
+    """
+    samples = sum(shard["samples"] for shard in metadata["batches"])
     if samples != metadata["total_samples"]:
         raise ValueError(
-            f"metadata.json counts {metadata['total_samples']} samples, its batches {samples}"
+            f"metadata.json counts {metadata['total_samples']} samples, its shards {samples}"
         )
     if not samples:
         raise ValueError("the dataset is empty: errors/ in the output folder says why")
@@ -82,7 +86,7 @@ def check_metadata(metadata: dict[str, Any]) -> str:
     schedule=None,
     start_date=datetime.datetime(2026, 1, 1),
     catchup=False,
-    # Two jobs that write to one folder would be in each other's way.
+    # Two jobs that write to one folder would stop each other.
     max_active_runs=1,
     params=PARAMS,
     tags=["dataflow"],
@@ -108,7 +112,7 @@ def extract_activations() -> None:
         poll_sleep=60,
         retries=2,
         retry_delay=datetime.timedelta(minutes=5),
-        # A job that someone cancels never ends for the trigger; this does.
+        # The trigger waits forever for a job that someone cancels; this ends the wait.
         execution_timeout=datetime.timedelta(days=2),
     )
     extract >> check()

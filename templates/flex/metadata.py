@@ -1,4 +1,4 @@
-"""The template's metadata.json, made from the job's own flags so that the two agree.
+"""The template's metadata.json, generated from the flags of the job so that the two agree.
 
 python templates/flex/metadata.py > templates/flex/metadata.json
 """
@@ -14,7 +14,7 @@ from beam_pipeline.options import build_parser
 REQUIRED = {"model_path", "tasks_file", "output_dir", "accelerator", "sdk_container_image"}
 
 INTERNAL = {"help", "gcs_bucket", "no_progress", "upload_to_cloud"}
-"""Flags that are no parameters: there is no terminal, and the others spell an output_dir again."""
+"""Flags without a parameter: there is no terminal, and the others are another --output_dir."""
 
 HOOK_POINT = f"({'|'.join(HOOK_POINTS)})"
 
@@ -46,7 +46,7 @@ IMAGE = {
 
 
 def template_metadata(parser: argparse.ArgumentParser) -> dict[str, Any]:
-    """What `google.dataflow.v1beta3.TemplateMetadata` reads, as JSON."""
+    """Return the fields of a `google.dataflow.v1beta3.TemplateMetadata`."""
     parameters = [
         _parameter(action, str(group.title))
         for group in parser._action_groups
@@ -54,7 +54,7 @@ def template_metadata(parser: argparse.ArgumentParser) -> dict[str, Any]:
         if action.dest not in INTERNAL
     ]
     return {
-        "name": "Activations of Qwen2",
+        "name": "Activations of Qwen models",
         "description": parser.description,
         "parameters": [*parameters, IMAGE],
     }

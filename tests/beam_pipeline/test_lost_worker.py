@@ -5,7 +5,7 @@ import threading
 import grpc
 import pytest
 
-from beam_pipeline.lost_worker import WorkerLostError, ends_with_its_workers
+from beam_pipeline.lost_worker import ends_with_its_workers
 from tests.conftest import ROOT
 
 
@@ -16,14 +16,6 @@ def raised_in_a_thread(error: Exception) -> None:
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-
-
-def test_a_broken_channel_is_explained():
-    message = r"a worker process died: .* same command again"
-    with pytest.raises(WorkerLostError, match=message), ends_with_its_workers():
-        raise RuntimeError("Channel closed prematurely.")
-    with pytest.raises(RuntimeError, match="another"), ends_with_its_workers():
-        raise RuntimeError("another")
 
 
 def test_other_threads_are_left_alone(monkeypatch: pytest.MonkeyPatch):
@@ -39,7 +31,7 @@ def test_other_threads_are_left_alone(monkeypatch: pytest.MonkeyPatch):
     ]
 
 
-def test_a_job_that_would_wait_for_ever_ends():
+def test_a_job_that_would_wait_forever_ends():
     program = (
         "import threading, time\n"
         "from beam_pipeline import lost_worker\n"
@@ -59,4 +51,5 @@ def test_a_job_that_would_wait_for_ever_ends():
     )
     assert result.returncode == 2
     assert result.stderr.startswith("error: a worker process died (status -9): ")
+    assert "same command again" in result.stderr
     assert result.stderr.count("\n") == 1

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from activation_dataset.metadata import Metadata
-from activation_dataset.verifying.dataset import verify
+from activation_dataset.verify import verify
 from beam_pipeline.command import main
 from tests.conftest import COMPILED, ROOT
 
@@ -77,8 +77,8 @@ def metadata_of(out: Path) -> Metadata:
 
 
 def problems_of(out: Path) -> list[str]:
-    """What ``python -m activation_dataset verify`` would find wrong."""
-    return [str(problem) for problem in verify(out).problems]
+    """What `python -m activation_dataset verify --records` finds wrong."""
+    return [str(problem) for problem in verify(out, records=True).problems]
 
 
 def dead_letters(out: Path) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from google.cloud.storage import Bucket
 
 from tests.conftest import ROOT
-from tests.end_to_end.test_cloud_storage import BUCKET, address, bucket
+from tests.end_to_end.emulator import BUCKET, address, bucket
 
 __all__ = ["address", "bucket"]
 

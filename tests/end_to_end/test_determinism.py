@@ -33,10 +33,7 @@ def test_the_same_command_gives_the_same_bytes(
     assert result.returncode == 0, result.stderr
     assert digests(tmp_path / "out") == expected
     assert result.stderr == ""
-    summary = " ".join(result.stdout.split())
-    assert f"{tmp_path}/out: 5 samples, 1,173 tokens" in summary
-    assert "9 in 3 shards" in summary
-    assert "rejected 0" in summary
+    assert f"{tmp_path}/out: 5 samples, 1,173 tokens" in result.stdout
 
 
 def test_two_worker_processes_give_the_same_bytes(
@@ -58,18 +55,18 @@ def test_the_order_of_the_inputs_does_not_count(
     assert digests(tmp_path / "out") == expected
 
 
-def test_a_finished_run_is_left_as_it_is(checkpoint: Path, short_tasks: Path, tmp_path: Path):
+def test_a_finished_run_is_left_unchanged(checkpoint: Path, short_tasks: Path, tmp_path: Path):
     run(checkpoint, short_tasks, tmp_path, *FLAGS)
     before = digests(tmp_path)
-    layer_file = next((tmp_path / "layer_2").iterdir())
-    written = layer_file.stat().st_mtime_ns
+    data = [*tmp_path.glob("layer_*/*"), *tmp_path.glob("prompts/*")]
+    written = [path.stat().st_mtime_ns for path in data]
     run(checkpoint, short_tasks, tmp_path, *FLAGS)
     assert digests(tmp_path) == before
-    assert layer_file.stat().st_mtime_ns == written, "what is there and sound is not made again"
+    assert [path.stat().st_mtime_ns for path in data] == written, "a good file is not made again"
 
 
 def test_an_interrupted_run_is_completed_to_the_same_bytes(
-    expected: dict[str, str], checkpoint: Path, short_tasks: Path, tmp_path: Path
+    expected: dict[str, str], checkpoint: Path, short_tasks: Path, tmp_path: Path, caplog
 ):
     run(checkpoint, short_tasks, tmp_path, *FLAGS)
     (tmp_path / "metadata.json").unlink()
@@ -81,3 +78,4 @@ def test_an_interrupted_run_is_completed_to_the_same_bytes(
     run(checkpoint, short_tasks, tmp_path, *FLAGS)
     assert digests(tmp_path) == expected
     assert kept.stat().st_mtime_ns == written
+    assert f"{second} is written again" in caplog.text

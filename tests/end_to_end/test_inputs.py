@@ -19,6 +19,7 @@ TASK = {
 
 
 def write(path: Path, *values: object) -> Path:
+    path.parent.mkdir(exist_ok=True)
     path.write_text("".join(json.dumps(value) + "\n" for value in values), "utf-8")
     return path
 
@@ -40,55 +41,42 @@ def stored(checkpoint: Path, tmp_path: Path):
     return run_and_read
 
 
-def test_texts(stored, tmp_path: Path):
-    corpus = write(
-        tmp_path / "corpus.jsonl",
+def test_texts_conversations_and_tasks_in_one_run(stored, tmp_path: Path):
+    """Conversations go through the model's chat template, all test inputs become samples."""
+    folder = tmp_path / "corpus"
+    write(
+        folder / "texts.jsonl",
         {"id": "a", "text": "Any text, é 漢字."},
         {"id": "b", "text": "x"},
         {"id": "c", "text": " \n"},
         {"id": "a", "text": "again"},
     )
-    assert stored(corpus) == {"corpus.jsonl#a": "Any text, é 漢字.", "corpus.jsonl#b": "x"}
-    assert {each["reason"] for each in dead_letters(tmp_path / "out")} == {
-        "empty_text",
-        "duplicate_id",
-    }
-
-
-def test_conversations_go_through_the_models_chat_template(stored, tmp_path: Path):
-    corpus = write(
-        tmp_path / "corpus.jsonl",
-        {"id": "open", "messages": [{"role": "user", "content": "Why?"}]},
-        {
-            "id": "closed",
-            "messages": [
-                {"role": "system", "content": "Short."},
-                {"role": "user", "content": "Why?"},
-                {"role": "assistant", "content": "So."},
-            ],
-        },
+    user = {"role": "user", "content": "Why?"}
+    closed = [{"role": "system", "content": "Short."}, user]
+    write(
+        folder / "chats.jsonl",
+        {"id": "open", "messages": [user]},
+        {"id": "closed", "messages": [*closed, {"role": "assistant", "content": "So."}]},
     )
-    assert stored(corpus) == {
-        "corpus.jsonl#open": "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n",
-        "corpus.jsonl#closed": "<|im_start|>system\nShort.<|im_end|>\n<|im_start|>user\nWhy?"
-        "<|im_end|>\n<|im_start|>assistant\nSo.<|im_end|>\n",
-    }
-
-
-def test_every_test_input_of_kaggles_file_is_a_sample(stored, tmp_path: Path):
-    tasks = write(tmp_path / "challenges.json", {"007": TASK, "008": TASK})
+    write(folder / "challenges.json", {"007": TASK})
     begin = "Input:\n12\n34\nOutput:\n5\n\nInput:\n"
-    assert stored(tasks) == {
-        f"challenges.json#{task}/{index}": f"{begin}{grid}\nOutput:\n"
-        for task in ("007", "008")
-        for index, grid in enumerate(("6", "78"))
+    assert stored(folder) == {
+        "texts.jsonl#a": "Any text, é 漢字.",
+        "texts.jsonl#b": "x",
+        "chats.jsonl#open": "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n",
+        "chats.jsonl#closed": "<|im_start|>system\nShort.<|im_end|>\n<|im_start|>user\nWhy?"
+        "<|im_end|>\n<|im_start|>assistant\nSo.<|im_end|>\n",
+        "challenges.json#007/0": f"{begin}6\nOutput:\n",
+        "challenges.json#007/1": f"{begin}78\nOutput:\n",
     }
+    reasons = {each["reason"] for each in dead_letters(tmp_path / "out")}
+    assert reasons == {"empty_text", "duplicate_id"}
 
 
 def test_a_task_may_be_a_message_for_the_chat_template(stored, tmp_path: Path):
     tasks = write(tmp_path / "task.json", TASK)
     text = stored(tasks, "--prompt_template", "numbered-chat")["task.json#task/1"]
-    assert text.startswith("<|im_start|>system\nYou solve puzzles of coloured grids.")
+    assert text.startswith("<|im_start|>system\nYou solve puzzles of ")
     assert "```grid shape: 2x2\n1 12\n2 34\n```" in text
     assert text.endswith("```grid shape: 1x2\n1 78\n```\n<|im_end|>\n<|im_start|>assistant\n")
 
@@ -106,41 +94,23 @@ def test_a_template_of_ones_own_needs_no_code(stored, tmp_path: Path):
     text = stored(write(tmp_path / "task.json", TASK), "--prompt_template", str(own))
     assert text["task.json#task/1"] == "Von:\n1 2\n3 4\nNach:\n5\n\nVon:\n7 8\nNach:\n"
     recorded = metadata_of(tmp_path / "out").run.prompt_template
-    assert recorded["name"] == "own"
-    assert recorded["query"] == "Von:\n{input}\nNach:\n"
-    assert recorded["cell_separator"] == " "
+    assert (recorded["name"], recorded["query"]) == ("own", "Von:\n{input}\nNach:\n")
 
 
-@pytest.mark.parametrize("overlength", ["reject", "truncate"])
-def test_long_prompts_are_rejected_or_cut(stored, tmp_path: Path, overlength: str):
+def test_long_prompts_are_cut_on_request(stored, tmp_path: Path):
     corpus = write(
         tmp_path / "corpus.jsonl", {"id": "short", "text": "42"}, {"id": "long", "text": "123456"}
     )
-    texts = stored(corpus, "--max_length", "4", "--overlength", overlength)
-    if overlength == "truncate":
-        assert texts == {"corpus.jsonl#short": "42", "corpus.jsonl#long": "1234"}
-        assert metadata_of(tmp_path / "out").rejected == {}
-    else:
-        assert texts == {"corpus.jsonl#short": "42"}
-        assert dead_letters(tmp_path / "out") == [
-            {
-                "source": "corpus.jsonl",
-                "task_id": "long",
-                "reason": "too_long",
-                "detail": "corpus.jsonl#long: the prompt has 6 tokens, --max_length allows 4; "
-                "raise it, or keep the beginning with --overlength=truncate",
-            }
-        ]
+    texts = stored(corpus, "--max_length", "4", "--overlength", "truncate")
+    assert texts == {"corpus.jsonl#short": "42", "corpus.jsonl#long": "1234"}
+    assert metadata_of(tmp_path / "out").rejected == {}
 
 
 def test_ids_that_recur_in_other_files_do_not_collide(stored, tmp_path: Path):
     folder = tmp_path / "tasks"
-    (folder / "deep").mkdir(parents=True)
-    write(folder / "a.json", TASK)
+    one = write(folder / "a.json", TASK)
     write(folder / "deep" / "a.json", TASK | {"test": TASK["test"][1:]})
-    write(folder / "b.jsonl", TASK | {"id": "a"})
-    samples = stored(
-        folder / "a.json", "--tasks_file", str(folder / "deep"), str(folder / "b.jsonl")
-    )
+    other = write(folder / "b.jsonl", TASK | {"id": "a"})
+    samples = stored(one, "--tasks_file", str(folder / "deep"), str(other))
     numbers = {"a.json#a": 2, "b.jsonl#a": 2, "deep/a.json#a": 1}
     assert set(samples) == {f"{key}/{i}" for key, count in numbers.items() for i in range(count)}

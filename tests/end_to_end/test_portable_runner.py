@@ -1,8 +1,4 @@
-"""Beam's job service, with workers in processes of their own: the bytes of a local run.
-
-The service and the worker pool are Beam's. A pool starts a process for each worker that the service
-asks for, and the service that Beam ships asks for one; here it asks for two.
-"""
+"""Beam's job service and worker pool, with two worker processes: the bytes of a local run."""
 
 from __future__ import annotations
 
@@ -31,7 +27,7 @@ exec {python} "$@"
 
 
 class TwoWorkers(fn_runner.FnApiRunner):
-    """What the service runs a job with, on more than one worker."""
+    """A runner of two workers; the service that Beam ships asks for one."""
 
     def __init__(self, **arguments) -> None:
         super().__init__(**arguments)
@@ -48,7 +44,7 @@ def job_endpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[st
 
 @pytest.fixture
 def homes(tmp_path: Path) -> Path:
-    """Where each worker process has a home of its own, as each machine would."""
+    """Holds a home folder for each worker process, like machines of their own."""
     folder = tmp_path / "homes"
     folder.mkdir()
     return folder
@@ -56,7 +52,7 @@ def homes(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def worker_pool(homes: Path, tmp_path: Path) -> Iterator[str]:
-    """Starts a worker with the first ``python`` that it finds."""
+    """Starts workers with the first `python` that it finds."""
     python = tmp_path / "bin" / "python"
     python.parent.mkdir()
     python.write_text(PYTHON.format(homes=homes, python=sys.executable), encoding="utf-8")

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from activation_dataset import ActivationDataset
-from corpus import Task, parse_tasks
-from corpus.augment import apply, original_place, split_sample_id
-from corpus.task import Grid
+from corpus.augment import apply, original_cell, split_sample_id
+from corpus.parse import parse_tasks
+from corpus.task import Grid, Task
 from qwen.source import open_model
 from tests.end_to_end.job import problems_of, run
 
@@ -81,7 +81,7 @@ def test_every_cell_of_every_variant_is_one_vector_and_leads_back_to_its_task(
             assert [origin.token_id] == digits[grid[origin.row][origin.col]]
             if augmentation:
                 shape = len(grid), len(grid[0])
-                row, col = original_place(augmentation, shape, (origin.row, origin.col))
+                row, col = original_cell(augmentation, shape, (origin.row, origin.col))
                 example = origin.example
                 if isinstance(example, int):
                     example = augmentation.order[example]

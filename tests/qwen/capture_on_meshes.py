@@ -14,12 +14,14 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from activation_dataset.format import POOLINGS, Pooling
+from activation_dataset.format import POOLINGS, Pooling, StorageDtype
 from activation_dataset.sites import HookPoint
-from qwen.extractor import ActivationExtractor, FloatName
-from qwen.programs import MeshError
+from qwen.extractor import ActivationExtractor
+from qwen.mesh import MeshError
+from qwen.settings import ExtractorSettings
 from qwen.source import ModelSource, open_model
 from tests.qwen.checkpoints import GROUPED_BY_FOUR, write_checkpoint
+from tests.qwen.statistics import assert_close_statistics
 
 DEVICES = 8
 MESHES = ((8, 1), (4, 2), (2, 4))
@@ -27,12 +29,12 @@ IMPOSSIBLE_MESHES = ((1, 8), (16, 1), (3, 3), (0, 1))
 LENGTHS = (*range(3, 480, 17), 512, 1, 1)
 """Enough for two steps on the (8, 1) mesh, the second with rows that stay empty."""
 
-ALL_LAYERS = range(GROUPED_BY_FOUR.num_hidden_layers)
+ALL_LAYERS = tuple(range(GROUPED_BY_FOUR.num_hidden_layers))
 
 HOOK_POINTS: tuple[HookPoint, ...] = ("attn_out", "mlp_out", "resid_post")
 """What a model axis splits, each device having a part of the sum, and the stream it is added to."""
 
-Capture = tuple[tuple[int, int] | None, Pooling, FloatName]
+Capture = tuple[tuple[int, int] | None, Pooling, StorageDtype]
 """Mesh (None for the default), pooling, compute dtype."""
 
 REFERENCE: Capture = ((1, 1), "none", "float32")
@@ -55,20 +57,23 @@ def prompts() -> list[np.ndarray]:
 
 
 def capture(
-    source: ModelSource, mesh: tuple[int, int] | None, pooling: Pooling, dtype: FloatName
+    source: ModelSource, mesh: tuple[int, int] | None, pooling: Pooling, dtype: StorageDtype
 ) -> np.ndarray:
-    extractor = ActivationExtractor(
-        source,
+    settings = ExtractorSettings(
+        source.name,
         ALL_LAYERS,
-        pooling,
-        dtype,
+        hook_points=HOOK_POINTS,
+        pooling=pooling,
+        compute_dtype=dtype,
         batch_size=1,
         mesh_shape=mesh,
-        hook_points=HOOK_POINTS,
     )
+    extractor = ActivationExtractor(source, settings)
     found: dict[int, np.ndarray] = {}
     for captured in extractor.extract(prompts()):
-        stacked = np.stack([captured.layers[site] for site in extractor.sites])
+        stacked = np.stack([captured.vectors[site] for site in extractor.sites])
+        for site in extractor.sites:
+            assert_close_statistics(captured.statistics[site], captured.vectors[site])
         ends = np.cumsum(captured.vector_counts)[:-1]
         found |= zip(captured.samples, np.split(stacked, ends, axis=1), strict=True)
     return np.concatenate([found[sample] for sample in range(len(LENGTHS))], axis=1)
@@ -76,7 +81,7 @@ def capture(
 
 def error_message(source: ModelSource, mesh: tuple[int, int]) -> str:
     try:
-        ActivationExtractor(source, ALL_LAYERS, mesh_shape=mesh)
+        ActivationExtractor(source, ExtractorSettings(source.name, ALL_LAYERS, mesh_shape=mesh))
     except MeshError as error:
         return str(error)
     return "no error"

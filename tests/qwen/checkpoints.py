@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from qwen.checkpoint import SINGLE_FILE, expected_shapes
+from qwen.checkpoint import SINGLE_FILE
 from qwen.config import ModelConfig
+from qwen.families import family_of
 
 SMALL = ModelConfig(
     vocab_size=64,
@@ -38,7 +39,7 @@ def varied_weights(config: ModelConfig, seed: int = 0) -> dict[str, np.ndarray]:
     """
     generator = np.random.RandomState(seed)
     tensors = {}
-    for name, shape in expected_shapes(config).items():
+    for name, shape in family_of(config).tensor_shapes(config).items():
         noise = generator.standard_normal(shape)
         if name.endswith("norm.weight"):
             values = 1 + 0.3 * noise
@@ -56,7 +57,6 @@ def config_fields(config: ModelConfig, **changes: Any) -> dict[str, Any]:
     """The ``config.json`` of a published checkpoint; ``changes`` add or replace fields."""
     return {
         "architectures": ["Qwen2ForCausalLM"],
-        "model_type": "qwen2",
         "hidden_act": "silu",
         **asdict(config),
         **changes,

@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from qwen.checkpoint import expected_shapes
+from qwen.families import family_of
 from tests.qwen.checkpoints import SMALL, write_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,7 +20,6 @@ MEASURE_LOADING = """
 import threading, sys
 import jax
 from qwen.extractor import ActivationExtractor
-from qwen.source import open_model
 
 def private_bytes():
     for line in open("/proc/self/status"):
@@ -28,7 +27,6 @@ def private_bytes():
             return 1024 * int(line.split()[1])
 
 jax.numpy.zeros(1).block_until_ready()
-source = open_model(sys.argv[1])
 before = peak = private_bytes()
 done = threading.Event()
 
@@ -39,8 +37,7 @@ def watch():
 
 watcher = threading.Thread(target=watch)
 watcher.start()
-layers = range(source.config.num_hidden_layers)
-extractor = ActivationExtractor(source, layers, compute_dtype=sys.argv[2])
+extractor = ActivationExtractor.load(sys.argv[1], range(int(sys.argv[2])))
 done.set()
 watcher.join()
 print(peak - before)
@@ -58,13 +55,13 @@ def test_loading_needs_the_memory_of_the_weights_and_of_one_parameter(tmp_path: 
         num_hidden_layers=6,
         head_dim=256,
     )
-    shapes = expected_shapes(config)
+    shapes = family_of(config).tensor_shapes(config)
     tensors = {name: np.ones(shape, ml_dtypes.bfloat16) for name, shape in shapes.items()}
     folder = write_checkpoint(tmp_path, config, tensors)
     weights_bytes = 2 * sum(map(math.prod, shapes.values()))
     largest = 2 * max(map(math.prod, shapes.values()))
     output = subprocess.run(
-        [sys.executable, "-c", MEASURE_LOADING, str(folder), "bfloat16"],
+        [sys.executable, "-c", MEASURE_LOADING, str(folder), str(config.num_hidden_layers)],
         cwd=ROOT,
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
         check=True,

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 
 from qwen.extractor import ActivationExtractor
-from qwen.programs import MeshError
-from qwen.source import open_model
+from qwen.mesh import MeshError
 from tests.qwen.capture_on_meshes import (
     CAPTURES,
     LENGTHS,
@@ -97,4 +96,4 @@ def test_a_mesh_that_does_not_fit_is_explained(
 def test_more_devices_than_this_machine_has() -> None:
     devices = len(jax.local_devices())
     with pytest.raises(MeshError, match=rf"needs {2 * devices} devices, .* has {devices}"):
-        ActivationExtractor(open_model("random:tiny"), [0], mesh_shape=(2 * devices, 1))
+        ActivationExtractor.load("random:tiny", [0], mesh_shape=(2 * devices, 1))

@@ -1,42 +1,27 @@
 """The activations are those of Hugging Face transformers, at every hook point of every layer.
 
-Where PyTorch is installed, every checkpoint here is written by transformers' ``save_pretrained``
-and run by transformers' own model, one unpadded prompt at a time. Where it is not, stored values
-of such a run stand in (``reference/``). The figures are in ``docs/parity.md``.
+Every checkpoint here is written by transformers' `save_pretrained` and run by transformers' own
+model, one unpadded prompt at a time. The figures are in `docs/parity.md`. `test_reference.py`
+compares with stored values and needs no PyTorch.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
 
-from activation_dataset.format import POOLINGS, Pooling
-from activation_dataset.sites import HOOK_POINTS, HookPoint, site_of
-from qwen.checkpoint import INDEX_FILE, CheckpointFolder
-from qwen.extractor import ActivationExtractor, FloatName
-from qwen.source import open_model
-from tests.qwen.checkpoints import SMALL, write_checkpoint
-from tests.qwen.reference.make_reference import REFERENCE_FILE, prompts
+from activation_dataset.format import POOLINGS, STORAGE_DTYPES, Pooling, StorageDtype
+from activation_dataset.sites import HOOK_POINTS
+from tests.qwen.comparison import RecordProperty, compare, extracted, pooled
 from tests.qwen.transformers_model import transformers_model
 
-RELATIVE_ERROR_FLOAT32 = 1e-4
-"""Largest |ours - theirs| / |theirs| of a vector, L2."""
-
-COSINE_BFLOAT16: dict[HookPoint, float] = {
-    "resid_pre": 0.999,
-    "attn_out": 0.998,
-    "resid_mid": 0.999,
-    "mlp_out": 0.998,
-    "resid_post": 0.999,
-}
-"""Of what is added to the residual stream, more is rounding than of the stream itself."""
+pytestmark = pytest.mark.torch
 
 VOCABULARY = 320
 
@@ -45,18 +30,6 @@ SHORT_LENGTHS = (1, 300, 2, 17, 64, 1, 127, 128, 129, 5, 511, 512, 33)
 
 LONG_LENGTHS = (1100,)
 """Longer than a row of the default length, so a second shape."""
-
-BATCH_SIZE = 1
-"""One row of 512 slots, so that the prompts need several steps."""
-
-COMPUTE_DTYPES: tuple[FloatName, ...] = get_args(FloatName)
-
-RecordProperty = Callable[[str, object], None]
-
-needs_torch = pytest.mark.skipif(
-    importlib.util.find_spec("torch") is None,
-    reason="PyTorch is not installed; only the stored reference values are compared",
-)
 
 
 def rope(theta: float) -> dict[str, Any]:
@@ -84,7 +57,7 @@ class Case:
 
     name: str
     architecture: dict[str, Any]
-    disk_dtype: FloatName = "float32"
+    disk_dtype: StorageDtype = "float32"
     max_shard_size: str = "1GB"
     published: bool = False
     longer: Sequence[int] = ()
@@ -198,9 +171,9 @@ class Checkpoint:
     case: Case
     folder: Path
     token_ids: list[np.ndarray]
-    _theirs: dict[FloatName, list[np.ndarray]] = field(default_factory=dict)
+    _theirs: dict[StorageDtype, list[np.ndarray]] = field(default_factory=dict)
 
-    def theirs(self, dtype: FloatName) -> list[np.ndarray]:
+    def theirs(self, dtype: StorageDtype) -> list[np.ndarray]:
         """For each prompt [sites, tokens, hidden] float32."""
         if dtype not in self._theirs:
             run = transformers_model(self.folder, dtype, HOOK_POINTS)
@@ -221,77 +194,16 @@ def checkpoint(
     return Checkpoint(case, folder, token_ids)
 
 
-def extracted(
-    model_path: Path,
-    token_ids: list[np.ndarray],
-    pooling: Pooling,
-    compute_dtype: FloatName,
-    hook_points: Sequence[HookPoint] = HOOK_POINTS,
-) -> list[np.ndarray]:
-    """For each prompt [sites, vectors, hidden] float32: every layer at each hook point."""
-    source = open_model(str(model_path))
-    layers = range(source.config.num_hidden_layers)
-    extractor = ActivationExtractor(
-        source, layers, pooling, compute_dtype, batch_size=BATCH_SIZE, hook_points=hook_points
-    )
-    sites = [site_of(layer, hook_point) for hook_point in hook_points for layer in layers]
-    found: dict[int, np.ndarray] = {}
-    for captured in extractor.extract(token_ids):
-        ends = np.cumsum(captured.vector_counts)[:-1]
-        by_site = [np.split(captured.layers[site], ends) for site in sites]
-        for sample, *vectors in zip(captured.samples, *by_site, strict=True):
-            found[sample] = np.stack(vectors)
-    return [found[sample] for sample in range(len(token_ids))]
-
-
-def pooled(activations: np.ndarray, pooling: Pooling) -> np.ndarray:
-    """[sites, tokens, hidden] to [sites, vectors, hidden]"""
-    if pooling == "last":
-        return activations[:, -1:]
-    if pooling == "mean":
-        return activations.mean(axis=1, keepdims=True, dtype=np.float64)
-    return activations
-
-
-def compare(
-    ours: list[np.ndarray],
-    theirs: list[np.ndarray],
-    dtype: FloatName,
-    record_property: RecordProperty,
-    hook_points: Sequence[HookPoint] = HOOK_POINTS,
-) -> None:
-    """Checks every vector, and leaves the worst figures in the report (``--junitxml``)."""
-    assert [o.shape for o in ours] == [t.shape for t in theirs]
-    a, b = (np.concatenate(x, axis=1).astype(np.float64) for x in (ours, theirs))
-    norms_a, norms_b = np.linalg.norm(a, axis=-1), np.linalg.norm(b, axis=-1)
-    errors = (np.linalg.norm(a - b, axis=-1) / norms_b).max(axis=1)
-    cosines = ((a * b).sum(-1) / (norms_a * norms_b)).min(axis=1)
-    for hook_point, worst, least in zip(
-        hook_points,
-        np.split(errors, len(hook_points)),
-        np.split(cosines, len(hook_points)),
-        strict=True,
-    ):
-        record_property(f"worst_relative_error_{hook_point}", float(worst.max()))
-        record_property(f"worst_cosine_{hook_point}", float(least.min()))
-        if dtype == "float32":
-            assert (worst <= RELATIVE_ERROR_FLOAT32).all(), f"{hook_point} by layer: {worst}"
-        else:
-            assert (least >= COSINE_BFLOAT16[hook_point]).all(), f"{hook_point} by layer: {least}"
-
-
-@needs_torch
-@pytest.mark.parametrize("dtype", COMPUTE_DTYPES)
+@pytest.mark.parametrize("dtype", STORAGE_DTYPES)
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_every_layer_is_that_of_transformers(
-    checkpoint: Checkpoint, pooling: Pooling, dtype: FloatName, record_property: RecordProperty
+    checkpoint: Checkpoint, pooling: Pooling, dtype: StorageDtype, record_property: RecordProperty
 ) -> None:
     ours = extracted(checkpoint.folder, checkpoint.token_ids, pooling, dtype)
     theirs = [pooled(activations, pooling) for activations in checkpoint.theirs(dtype)]
     compare(ours, theirs, dtype, record_property)
 
 
-@needs_torch
 def test_a_batch_that_transformers_pads(
     checkpoint: Checkpoint, record_property: RecordProperty
 ) -> None:
@@ -304,31 +216,3 @@ def test_a_batch_that_transformers_pads(
     theirs = [activations[:, row, :length] for row, length in enumerate(lengths)]
     ours = extracted(checkpoint.folder, token_ids, "none", "float32")
     compare(ours, theirs, "float32", record_property)
-
-
-@needs_torch
-def test_the_checkpoint_is_in_the_form_that_its_name_says(checkpoint: Checkpoint) -> None:
-    """Guards the comparison: transformers may change what it writes."""
-    case, folder = checkpoint.case, checkpoint.folder
-    fields = json.loads((folder / "config.json").read_text())
-    weights = CheckpointFolder(folder)
-    assert ((folder / INDEX_FILE).exists()) == ("sharded" in case.name)
-    assert ("lm_head.weight" in weights.shapes()) == ("untied" in case.name)
-    assert ("rope_theta" in fields, "rope_parameters" in fields) == (
-        case.published,
-        not case.published,
-    )
-    assert {str(weights.read(name).dtype) for name in weights.shapes()} == {case.disk_dtype}
-
-
-@pytest.mark.parametrize("pooling", POOLINGS)
-@pytest.mark.parametrize("dtype", COMPUTE_DTYPES)
-def test_stored_values_of_transformers(
-    tmp_path: Path, pooling: Pooling, dtype: FloatName, record_property: RecordProperty
-) -> None:
-    ours = extracted(write_checkpoint(tmp_path), prompts(), pooling, dtype, ["resid_post"])
-    with np.load(REFERENCE_FILE) as stored:
-        theirs = [stored[f"prompt_{index}"] for index in range(len(prompts()))]
-    assert theirs[0].shape == (SMALL.num_hidden_layers, 1, SMALL.hidden_size)
-    theirs = [pooled(activations, pooling) for activations in theirs]
-    compare(ours, theirs, dtype, record_property, ["resid_post"])

@@ -20,7 +20,7 @@ import pytest
 from gcp_storage_emulator.server import create_server
 from google.cloud import storage
 
-from qwen.checkpoint import INDEX_FILE, SINGLE_FILE, CheckpointError
+from qwen.checkpoint import SINGLE_FILE, CheckpointError
 from qwen.config import PRESETS, ModelConfigError
 from qwen.extractor import ActivationExtractor
 from qwen.model_files import ModelNotFoundError
@@ -51,45 +51,12 @@ def last_token(model_path: str) -> np.ndarray:
 # Presets
 
 
-def test_an_unknown_preset_lists_the_presets() -> None:
-    with pytest.raises(ModelNotFoundError) as raised:
-        open_model("random:Qwen2.5-7B")
-    for part in ("'random:Qwen2.5-7B'", "random:Qwen2.5-0.5B", "random:tiny"):
-        assert part in str(raised.value)
-
-
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_says_that_its_weights_are_random(name: str) -> None:
     source = open_model(f"random:{name}")
     assert source.is_random
     assert source.weights_fingerprint() == f"random:{name}, seed 0"
     assert source.config == PRESETS[name]
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_a_preset_has_a_tokenizer_that_fits(name: str) -> None:
-    source = open_model(f"random:{name}")
-    tokenizer = source.tokenizer()
-    ids = tokenizer(TEXT, add_special_tokens=False)["input_ids"]
-    assert tokenizer.decode(ids) == TEXT
-    assert max(ids) < source.config.vocab_size
-
-
-def test_a_preset_is_the_same_each_time_and_in_another_process() -> None:
-    command = (
-        "from qwen import ActivationExtractor\n"
-        "extractor = ActivationExtractor.load('random:tiny', [1], compute_dtype='float32')\n"
-        f"print(extractor([{TEXT!r}])[1].tobytes().hex())"
-    )
-    output = subprocess.run(
-        [sys.executable, "-c", command],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONHASHSEED": "7"},
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    assert output.strip() == last_token("random:tiny").tobytes().hex()
 
 
 # Local folders
@@ -108,13 +75,6 @@ def test_a_tokenizer_needs_no_pytorch_and_does_not_ask_for_it() -> None:
     command = [sys.executable, "-c", program]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stderr) == (0, "")
-
-
-def test_a_local_folder_is_opened(checkpoint: Path) -> None:
-    source = open_model(str(checkpoint))
-    assert source.config == WITH_TOKENIZER
-    assert not source.is_random
-    assert last_token(str(checkpoint)).shape == (1, SMALL.hidden_size)
 
 
 def test_the_weights_fingerprint_is_each_file_s_crc32c(checkpoint: Path) -> None:
@@ -155,24 +115,6 @@ def test_a_config_that_is_not_json(tmp_path: Path, content: bytes) -> None:
         open_model(str(tmp_path))
 
 
-def test_a_config_that_cannot_be_read(tmp_path: Path) -> None:
-    (tmp_path / "config.json").mkdir()
-    with pytest.raises(ModelConfigError, match=r"config\.json: cannot be read \(Is a directory\)"):
-        open_model(str(tmp_path))
-
-
-def test_a_config_that_is_not_an_object(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("[]")
-    with pytest.raises(ModelConfigError, match=r"config\.json: expected a JSON object"):
-        open_model(str(tmp_path))
-
-
-def test_a_config_of_another_model_names_its_file(tmp_path: Path) -> None:
-    write_checkpoint(tmp_path, model_type="llama")
-    with pytest.raises(ModelConfigError, match=rf"^{tmp_path}/config\.json: model_type='llama'"):
-        open_model(str(tmp_path))
-
-
 def test_a_folder_without_weights_opens_but_does_not_load(checkpoint: Path) -> None:
     (checkpoint / SINGLE_FILE).unlink()
     source = open_model(str(checkpoint))
@@ -205,19 +147,12 @@ def test_a_folder_without_a_tokenizer(checkpoint: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        *(("tokenizer.json", c) for c in (b"", b"{}", b"[]", b"null", b"hello", b'{"model": {}}')),
-        *(("tokenizer_config.json", c) for c in (b"", b"[]", b"null", b"hello")),
+        *(("tokenizer.json", content) for content in (b"", b"[]", b'{"model": {}}')),
+        *(("tokenizer_config.json", content) for content in (b"", b"null")),
     ],
 )
 def test_a_damaged_tokenizer(checkpoint: Path, name: str, content: bytes) -> None:
     (checkpoint / name).write_bytes(content)
-    with pytest.raises(TokenizerError, match=rf"{checkpoint}: no tokenizer could be loaded"):
-        open_model(str(checkpoint)).tokenizer()
-
-
-def test_a_truncated_tokenizer(checkpoint: Path) -> None:
-    path = checkpoint / "tokenizer.json"
-    path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(TokenizerError, match=rf"{checkpoint}: no tokenizer could be loaded"):
         open_model(str(checkpoint)).tokenizer()
 
@@ -265,12 +200,6 @@ def test_a_bucket_s_folder_is_the_local_folder(
     np.testing.assert_array_equal(last_token(url), last_token(str(checkpoint)))
 
 
-def test_a_whole_bucket_may_be_the_folder(
-    checkpoint: Path, upload: Callable[[Path, str], str]
-) -> None:
-    assert open_model(upload(checkpoint, "")).config == WITH_TOKENIZER
-
-
 def test_only_what_is_needed_is_fetched(
     checkpoint: Path, upload: Callable[[Path, str], str]
 ) -> None:
@@ -294,29 +223,6 @@ def test_weights_in_a_bucket_are_checked_without_fetching_them(
         os.truncate(model / SINGLE_FILE, size)
         with pytest.raises(CheckpointError, match=f"{SINGLE_FILE}: .*Download or copy the file"):
             open_model(upload(model, f"cut/{size}/")).check_weights()
-
-
-def test_shards_in_a_bucket_are_checked_without_fetching_them(
-    checkpoint: Path, upload: Callable[[Path, str], str], tmp_path: Path
-) -> None:
-    model = shutil.copytree(checkpoint, tmp_path / "model")
-    (model / SINGLE_FILE).rename(model / "model-00001-of-00002.safetensors")
-    shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
-    (model / INDEX_FILE).write_text(json.dumps({"weight_map": shards}))
-    with pytest.raises(CheckpointError, match=r"model-00002-of-00002.safetensors: named by .* abs"):
-        open_model(upload(model, "incomplete/")).check_weights()
-
-
-def test_a_bucket_without_the_folder(checkpoint: Path, upload: Callable[[Path, str], str]) -> None:
-    url = upload(checkpoint, "models/qwen/").replace("qwen", "qwem")
-    with pytest.raises(ModelNotFoundError, match=f"{url}.*no files"):
-        open_model(url)
-
-
-@pytest.mark.usefixtures("emulator")
-def test_a_bucket_that_does_not_exist() -> None:
-    with pytest.raises(ModelNotFoundError, match="gs://no-such-bucket/model"):
-        open_model("gs://no-such-bucket/model")
 
 
 def test_a_download_that_breaks_off_leaves_nothing_behind(

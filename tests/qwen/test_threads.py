@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
-from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -27,23 +26,15 @@ def shard(thread: int) -> list[np.ndarray]:
     return [rng.integers(0, SMALL.vocab_size, n, dtype=np.int32) for n in lengths]
 
 
-class SlowToStart(ThreadPoolExecutor):
-    """Gives other threads the time to ask for the same shape before this one has it."""
-
-    def submit(self, *arguments: Any, **named: Any) -> Future[Any]:
-        time.sleep(0.02)
-        return super().submit(*arguments, **named)
-
-
 def vectors(extractor: ActivationExtractor, samples: list[np.ndarray]) -> dict[int, np.ndarray]:
     return {
         sample: vector
         for captured in extractor.extract(samples)
-        for sample, vector in zip(captured.samples, captured.layers[1], strict=True)
+        for sample, vector in zip(captured.samples, captured.vectors[1], strict=True)
     }
 
 
-def test_each_shape_is_compiled_once_and_nothing_is_mixed_up(
+def test_each_shape_is_compiled_once_or_again_if_that_failed_and_nothing_is_mixed_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = str(write_checkpoint(tmp_path / "model"))
@@ -53,11 +44,12 @@ def test_each_shape_is_compiled_once_and_nothing_is_mixed_up(
 
     def counted(self: Programs, shape: StepShape) -> StepPrograms:
         compiled.append(shape)
+        if compiled.count(shape) == 1 and len(compiled) == 1:
+            raise jax.errors.JaxRuntimeError("INTERNAL: the first compilation fails")
         return compile_shape(self, shape)
 
     monkeypatch.setattr(Programs, "compile", counted)
     shared = ActivationExtractor.load(folder, [1], **options)
-    monkeypatch.setattr(shared, "_compilers", SlowToStart(2))
     at_once = Barrier(THREADS)
 
     def work(thread: int) -> dict[int, np.ndarray]:
@@ -66,8 +58,8 @@ def test_each_shape_is_compiled_once_and_nothing_is_mixed_up(
 
     with ThreadPoolExecutor(THREADS) as threads:
         found = list(threads.map(work, range(THREADS)))
-    assert Counter(compiled).most_common(1)[0][1] == 1
-    assert len(compiled) > 2, "the threads need different shapes"
+    assert Counter(compiled[1:]).most_common(1)[0][1] == 1
+    assert len(set(compiled)) > 2, "the threads need different shapes"
 
     monkeypatch.undo()
     alone = ActivationExtractor.load(folder, [1], **options)

@@ -50,7 +50,7 @@ def test_metadata_cannot_point_outside_its_folder(tmp_path: Path, path: str):
     del fields["metadata_sha256"]
     fields["batches"][0]["files"]["10"]["path"] = path
     (tmp_path / "metadata.json").write_text(sealed_text(fields, "metadata_sha256"))
-    with pytest.raises(DatasetError, match=r"batches\[0\]\.files\.10\.path is"):
+    with pytest.raises(DatasetError, match=re.escape(path)):
         ActivationDataset(tmp_path)
     assert verify(tmp_path).problems
 

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from activation_dataset.prompts import Prompt
 from tests.activation_dataset.synthetic import text_prompt
+from tests.transforms.merges import any_merge, combined
 from transforms.assign_shards import (
     FINGERPRINT,
     AssignShards,
@@ -26,10 +27,6 @@ def plan_of(prompts: list[Prompt], samples_per_shard: int) -> ShardPlan:
     return plan_shards(np.concatenate([fingerprint(each) for each in prompts]), samples_per_shard)
 
 
-def same(plan: ShardPlan, other: ShardPlan) -> bool:
-    return plan.digest == other.digest and np.array_equal(plan.first_ranks, other.first_ranks)
-
-
 @given(st.integers(1, 200), st.integers(1, 60))
 def test_every_shard_but_the_last_is_full(samples: int, samples_per_shard: int):
     prompts = [prompt(number) for number in range(samples)]
@@ -47,10 +44,6 @@ def test_nothing_to_plan_is_no_shard():
     assert (plan.num_shards, plan.samples, plan.tokens) == (0, 0, 0)
 
 
-def test_tokens_are_those_of_the_prompts():
-    assert plan_of([prompt(0, 1, 2, 3), prompt(1, 4)], 8).tokens == 4
-
-
 def test_the_plan_does_not_change_from_version_to_version():
     """Resuming a run, and comparing two datasets, both rest on it."""
     assert hex(rank("a.json#0/0")) == "0xfa3c19e779514a3d"  # printf 'a.json#0/0' | b2sum -l 64
@@ -59,34 +52,15 @@ def test_the_plan_does_not_change_from_version_to_version():
     assert plan.digest == "a8b4ed85945b7cd50b1c3bb06c450c83ace59b064f7f5592b6356401a2bc7dbf"
 
 
-@st.composite
-def merge_trees(draw, prompts: list[Prompt]):
-    """The accumulators that a runner might make of the prompts: any order, any grouping."""
-    combine = PlanShards(3)
-    accumulators = [combine.create_accumulator()]
-    for each in draw(st.permutations(prompts)):
-        accumulators[-1] = combine.add_input(accumulators[-1], each)
-        if draw(st.booleans()):
-            accumulators.append(combine.create_accumulator())
-    while len(accumulators) > 1:
-        accumulators = draw(st.permutations(accumulators))
-        taken = draw(st.integers(2, len(accumulators)))
-        accumulators = [
-            combine.merge_accumulators(accumulators[:taken]),
-            *accumulators[taken:],
-        ]
-    return combine.extract_output(accumulators[0])
-
-
 @settings(max_examples=50)
 @given(st.data(), st.integers(0, 20))
 def test_the_plan_is_independent_of_arrival_and_of_merging(data, samples: int):
     prompts = [prompt(number, *range(number + 1)) for number in range(samples)]
-    combine = PlanShards(3)
-    in_order = combine.create_accumulator()
-    for each in prompts:
-        in_order = combine.add_input(in_order, each)
-    assert same(data.draw(merge_trees(prompts)), combine.extract_output(in_order))
+    expected = combined(PlanShards(3), prompts)
+    found = data.draw(any_merge(PlanShards(3), prompts))
+    assert found.digest == expected.digest
+    assert np.array_equal(found.first_ranks, expected.first_ranks)
+    assert found.tokens == sum(each.num_tokens for each in prompts)
 
 
 @pytest.mark.parametrize(
@@ -109,12 +83,9 @@ def test_each_shard_gathers_its_prompts():
     prompts = [prompt(number) for number in range(10)]
 
     def check(gathered):
-        assert sorted(shard for shard, _ in gathered) == [0, 1, 2, 3]
-        sizes = [len(list(ours)) for _, ours in sorted(gathered, key=lambda pair: pair[0])]
-        assert sizes == [3, 3, 3, 1]
-        assert {each.sample_id for _, ours in gathered for each in ours} == {
-            each.sample_id for each in prompts
-        }
+        found = {shard: {each.sample_id for each in ours} for shard, ours in gathered}
+        assert [len(found[shard]) for shard in range(4)] == [3, 3, 3, 1]
+        assert set.union(*found.values()) == {each.sample_id for each in prompts}
 
     with beam.Pipeline("FnApiRunner") as pipeline:
         found = pipeline | beam.Create(prompts)

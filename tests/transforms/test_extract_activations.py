@@ -1,45 +1,54 @@
-import os
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import numpy as np
 import pytest
+from apache_beam.pvalue import TaggedOutput
 
 from activation_dataset.prompts import Prompt
+from activation_dataset.record import frame_record
 from activation_dataset.sites import Site
-from qwen.extractor import ActivationExtractor
+from activation_dataset.statistics import LayerStatistics
+from qwen import extractor as extractor_module
+from qwen.extractor import ActivationExtractor, open_extractor
+from qwen.settings import ExtractorSettings
 from tests.activation_dataset.synthetic import text_prompt
 from tests.conftest import COMPILED
-from transforms.assign_shards import rank
+from transforms.assign_shards import ShardPlan, fingerprint, plan_shards, rank
 from transforms.extract_activations import (
-    ExtractorSettings,
+    FINISHED,
+    PROMPTS,
     LayerBlock,
+    _Extract,
     extract_shard,
     ordered_prompts,
 )
+from transforms.output_folder import OutputFolder
+from transforms.storage import delete, join
+from transforms.write_layer import _WriteLayer
+from transforms.write_prompts import write_shard_prompts
 
-LAYERS = (0, 2)
+SITES: tuple[Site, ...] = (0, 2)
 
 
-def settings(**changed: Any) -> ExtractorSettings:
-    values: dict[str, Any] = {
-        "model_path": "random:tiny",
-        "weights_fingerprint": "random:tiny, seed 0",
-        "layers": LAYERS,
-        "pooling": "last",
-        "compute_dtype": "float32",
-        "storage_dtype": "float32",
-        "batch_size": 1,
-        "mesh_shape": None,
-        "compile_cache": COMPILED.name,
-    }
-    return ExtractorSettings(**(values | changed))
+def settings(pooling: Any = "last") -> ExtractorSettings:
+    return ExtractorSettings(
+        *("random:tiny", (0, 2)),
+        pooling=pooling,
+        compute_dtype="float32",
+        batch_size=1,
+        compile_cache=COMPILED.name,
+    )
 
 
 @pytest.fixture(scope="module")
 def extractors() -> dict[str, ActivationExtractor]:
-    return {pooling: settings(pooling=pooling).build() for pooling in ("last", "none")}
+    return {pooling: open_extractor(settings(pooling)) for pooling in ("last", "none")}
 
 
 @pytest.fixture(scope="module")
@@ -53,68 +62,103 @@ def prompts() -> list[Prompt]:
     ]
 
 
+def plan_of(prompts: Sequence[Prompt]) -> ShardPlan:
+    """A plan with one shard."""
+    return plan_shards(np.concatenate([fingerprint(prompt) for prompt in prompts]), 100)
+
+
 def test_a_shard_is_put_in_order_however_it_arrives(prompts: list[Prompt]):
     expected = sorted((each.sample_id for each in prompts), key=rank)
-    for seed in range(5):
-        arrived = random.Random(seed).sample(prompts, len(prompts))
-        assert [each.sample_id for each in ordered_prompts(iter(arrived))] == expected
+    arrived = random.Random(0).sample(prompts, len(prompts))
+    assert [each.sample_id for each in ordered_prompts(iter(arrived))] == expected
 
 
 @pytest.mark.parametrize("pooling", ["last", "none"])
-def test_the_blocks_hold_every_sample_of_every_layer(prompts, extractors, pooling: str):
+def test_the_blocks_hold_every_sample_of_every_site(prompts, extractors, pooling: str):
     extractor = extractors[pooling]
-    blocks = list(extract_shard(5, 6, prompts, extractor))
-    by_layer: dict[Site, list[LayerBlock]] = defaultdict(list)
-    for block in blocks:
-        by_layer[block.layer].append(block)
-    assert set(by_layer) == set(LAYERS)
-    orders = []
-    for ours in by_layer.values():
+    by_site: dict[Site, list[LayerBlock]] = defaultdict(list)
+    for block in extract_shard(5, 6, prompts, extractor):
+        by_site[block.site].append(block)
+    assert set(by_site) == set(SITES)
+    for ours, first in zip(*by_site.values(), strict=True):
+        assert all(a is b for a, b in zip(ours.frames, first.frames, strict=True))
+    for ours in by_site.values():
         assert len(ours) > 1
         assert [block.is_last for block in ours] == [False] * (len(ours) - 1) + [True]
-        assert {(block.shard, block.num_shards) for block in ours} == {(5, 6)}
-        orders.append([sample.sample_id for block in ours for sample in block.samples])
-    assert orders[0] == orders[1]
-    assert sorted(orders[0]) == sorted(prompt.sample_id for prompt in prompts)
+        assert {(block.shard, block.num_shards, block.ops) for block in ours} == {
+            (5, 6, extractor.ops)
+        }
+        found = Counter(frame.sample_id for block in ours for frame in block.frames)
+        assert found == Counter(prompt.sample_id for prompt in prompts)
 
 
 @pytest.mark.parametrize("pooling", ["last", "none"])
 def test_each_sample_gets_its_own_vectors(prompts, extractors, pooling: str):
     extractor = extractors[pooling]
-    tokens = {prompt.sample_id: prompt.token_ids for prompt in prompts}
+    kind = extractor.settings.record_kind(extractor.hidden_size)
+    by_id = {prompt.sample_id: prompt for prompt in prompts}
     alone = {}
     for prompt in prompts:
         (captured,) = extractor.extract([prompt.token_ids])
-        alone[prompt.sample_id] = captured.layers
+        alone[prompt.sample_id] = captured.vectors
     for block in extract_shard(0, 1, prompts, extractor):
-        ends = np.cumsum(block.vector_counts)
-        rows = np.split(block.vectors, ends[:-1])
-        for sample, vectors in zip(block.samples, rows, strict=True):
-            expected = alone[sample.sample_id][block.layer]
+        ends = np.cumsum([frame.vectors for frame in block.frames])
+        for frame, vectors in zip(block.frames, np.split(block.vectors, ends[:-1]), strict=True):
+            assert frame == frame_record(kind.sample(by_id[frame.sample_id]), kind)
+            expected = alone[frame.sample_id][block.site]
             np.testing.assert_allclose(vectors, expected, rtol=1e-4, atol=1e-5)
-            whole = tokens[sample.sample_id]
-            assert sample.num_tokens == len(whole)
-            ids = whole if pooling == "none" else whole[-1:]
-            assert np.array_equal(sample.token_ids, ids)
-            assert len(vectors) == (len(whole) if pooling == "none" else 1)
+        expected_statistics = LayerStatistics.of_vectors(block.vectors)
+        assert block.statistics.count == expected_statistics.count
+        np.testing.assert_allclose(block.statistics.mean, expected_statistics.mean, atol=1e-6)
 
 
-def test_a_shard_without_prompts_has_no_blocks(extractors):
-    assert list(extract_shard(0, 1, [], extractors["last"])) == []
+def write(folder: OutputFolder, outputs: list[TaggedOutput]) -> Counter[str]:
+    """Write what the extraction gave, and count its outputs by tag."""
+    writers: dict[str, _WriteLayer] = {}
+    for output in outputs:
+        if output.tag == PROMPTS:
+            write_shard_prompts(output.value, folder)
+        elif output.tag != FINISHED:
+            kind = settings().record_kind(64)
+            writer = writers.setdefault(output.tag, _WriteLayer(folder, output.value.site, kind))
+            list(writer.process(output.value))
+    return Counter(output.tag for output in outputs)
 
 
-def test_a_worker_with_other_weights_refuses_to_start():
-    with pytest.raises(
-        ValueError, match=r"random:tiny: this worker sees weights random:tiny, seed 0, the run was"
-    ):
-        settings(weights_fingerprint="model.safetensors: AAAAAA==").build()
+def test_a_shard_is_resumed_and_a_complete_one_needs_no_model(
+    prompts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder, plan = OutputFolder.claim(str(tmp_path)), plan_of(prompts)
+    do_fn = _Extract(settings(), folder.path)
+    first = write(folder, list(do_fn.process((0, prompts), plan)))
+    assert set(first) == {"layer_0", "layer_2", PROMPTS}
+
+    delete(join(folder.path, "layer_2/activations-00000-of-00001.tfrecord"))
+    again = write(folder, list(do_fn.process((0, prompts), plan)))
+    assert (set(again), again[FINISHED]) == ({"layer_2", FINISHED}, 2)
+
+    monkeypatch.setattr(extractor_module, "open_extractor", None)
+    fresh = _Extract(settings(), folder.path)
+    outputs = list(fresh.process((0, prompts), plan))
+    assert [output.tag for output in outputs] == [FINISHED] * 3
 
 
-def test_the_environment_is_set_unless_it_is_set(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("OURS", "kept")
-    monkeypatch.delenv("THEIRS", raising=False)
-    wrong = settings(environment=(("OURS", "lost"), ("THEIRS", "set")), weights_fingerprint="")
-    with pytest.raises(ValueError, match="this worker sees"):
-        wrong.build()
-    assert (os.environ["OURS"], os.environ["THEIRS"]) == ("kept", "set")
-    monkeypatch.delenv("THEIRS")
+def test_bundles_that_start_together_load_one_model(prompts, monkeypatch: pytest.MonkeyPatch):
+    loads: list[ExtractorSettings] = []
+
+    def counted(settings: ExtractorSettings, lengths: Sequence[int]) -> ActivationExtractor:
+        loads.append(settings)
+        return open_extractor(settings, lengths)
+
+    monkeypatch.setattr(extractor_module, "open_extractor", counted)
+    do_fn, together = _Extract(settings(), None), Barrier(8)
+
+    def bundle(shard: int) -> list[TaggedOutput]:
+        together.wait()
+        return list(do_fn.process((shard, prompts[:2]), plan_of(prompts)))
+
+    with ThreadPoolExecutor(8) as threads:
+        outputs = list(threads.map(bundle, range(8)))
+    assert len(loads) == 1
+    for found in outputs:
+        assert Counter(each.tag for each in found) == {"layer_0": 1, "layer_2": 1, PROMPTS: 1}

@@ -3,76 +3,68 @@ from pathlib import Path
 
 import pytest
 
-from activation_dataset.format import partial_file, prompts_file, shard_file
+from activation_dataset.format import manifest_file, partial_file, prompts_file, shard_file
 from transforms.output_folder import (
     CLAIM_FILE,
     ClaimLostError,
     OutputFolder,
-    delete,
     list_output,
     remove_output,
     remove_partial_files,
 )
-from transforms.whole_file import OutputError
+from transforms.storage import OutputError, list_files
+
+OURS = (
+    "metadata.json",
+    partial_file("metadata.json", "0123456789abcdef"),
+    "certificate.json",
+    "errors/rejected.jsonl",
+    shard_file(10, 0, 2),
+    shard_file(3, 1, 7),
+    "layer_3_mlp_out/activations-00000-of-00001.tfrecord",
+    partial_file(shard_file(10, 1, 2), "0123456789abcdef"),
+    prompts_file(0, 2),
+    manifest_file(10, 0, 2),
+    manifest_file(None, 1, 2),
+    "run.json",
+)
+THEIRS = (
+    *("notes.md", "layer_10/plot.png", "errors/mine.txt", "layer_x/a", "metadata.json.bak"),
+    *("manifests/mine.json", partial_file("another/dataset/run.json", "0123456789abcdef")),
+)
 
 
 def names(folder: Path) -> set[str]:
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    return {*list_files(str(folder))}
 
 
 @pytest.fixture
 def occupied(tmp_path: Path) -> Path:
     """A folder with every kind of output, and files that are someone else's."""
-    ours = [
-        "metadata.json",
-        "run.json",
-        "certificate.json",
-        "errors/rejected.jsonl",
-        shard_file(10, 0, 2),
-        shard_file(3, 1, 7),
-        partial_file(shard_file(10, 1, 2), "0123456789abcdef"),
-        partial_file("metadata.json", "0123456789abcdef"),
-    ]
-    theirs = [
-        *("notes.md", "layer_10/plot.png", "errors/mine.txt", "layer_x/a", "metadata.json.bak"),
-        partial_file("another/dataset/run.json", "0123456789abcdef"),
-    ]
-    for name in [*ours, *theirs]:
+    for name in (*OURS, *THEIRS):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
-    (tmp_path / "ours").write_text("\n".join(sorted(ours)))
     return tmp_path
 
 
-def test_only_what_a_run_writes_is_found_and_removed(occupied: Path):
-    ours = (occupied / "ours").read_text().splitlines()
+def test_only_output_is_found_and_removed(occupied: Path):
     found = list_output(str(occupied))
-    assert found == {name: len(name) for name in ours}
-    everything = names(occupied)
+    assert found == {name: len(name) for name in OURS}
+    assert [*found][:2] == [*OURS][:2], "the commit goes first"
+    assert [*found][-1] == "run.json"
     remove_output(str(occupied))
-    assert names(occupied) == everything - set(ours)
+    assert names(occupied) == {*THEIRS}
     remove_output(str(occupied))
-
-
-def test_the_commit_goes_first_and_the_configuration_last(occupied: Path):
-    first, second, *between, last = list_output(str(occupied))
-    assert first == "metadata.json"
-    assert second.startswith("metadata.json.partial-")
-    assert any("layer_3/" in name for name in between)
-    assert last == "run.json"
 
 
 def test_partial_files_are_removed_and_no_others(occupied: Path):
-    everything = names(occupied)
-    remove_partial_files(str(occupied))
-    gone = everything - names(occupied)
-    assert len(gone) == 2
-    assert all(".partial-" in name for name in gone)
+    partial = {name for name in OURS if "partial" in name}
+    assert set(remove_partial_files(str(occupied))) == {*OURS} - partial
+    assert names(occupied) == {*OURS, *THEIRS} - partial
 
 
 def test_a_claim_holds_until_it_is_released(tmp_path: Path):
     folder = OutputFolder.claim(str(tmp_path / "new" / "folder"))
-    folder.check()
     folder.write("run.json", b"{}")
     assert names(tmp_path / "new" / "folder") == {"run.json", CLAIM_FILE}
     folder.release()
@@ -105,7 +97,3 @@ def test_a_folder_that_was_removed_is_not_made_again(tmp_path: Path):
     with pytest.raises(ClaimLostError, match="or it was removed"):
         folder.write("metadata.json", b"{}")
     assert names(tmp_path) == set()
-
-
-def test_deleting_what_is_gone_is_no_error(tmp_path: Path):
-    delete(str(tmp_path / "nothing"))

@@ -1,5 +1,4 @@
 import bz2
-import errno
 import gzip
 import hashlib
 import io
@@ -39,7 +38,7 @@ TASK = {
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with two tasks and other things."""
+    """A working directory with tasks and other files."""
     monkeypatch.chdir(tmp_path)
     for name in ("tasks/a.json", "tasks/b.jsonl", "tasks/notes.txt", "tasks/deeper/c.json"):
         write(tmp_path / name, json.dumps(TASK).encode())
@@ -55,7 +54,7 @@ def write(path: Path, content: bytes) -> Path:
 def found(*inputs: str) -> list[str]:
     patterns = resolve_patterns(inputs)
     root = common_root(patterns)
-    paths = {file.path for pattern in patterns for file in match_files(pattern)}
+    paths = {path for pattern in patterns for path in match_files(pattern)}
     return sorted(path.removeprefix(root) for path in paths)
 
 
@@ -64,56 +63,38 @@ def found(*inputs: str) -> list[str]:
     [
         (["tasks/a.json"], ["a.json"]),
         (["tasks"], ["a.json", "b.jsonl"]),
-        (["tasks/"], ["a.json", "b.jsonl"]),
-        (["tasks//"], ["a.json", "b.jsonl"]),
-        (["./tasks"], ["a.json", "b.jsonl"]),
-        (["tasks/*.json"], ["a.json"]),
+        (["./tasks//"], ["a.json", "b.jsonl"]),
+        (["~/tasks/a.json"], ["a.json"]),
         (["tasks/?.json*"], ["a.json", "b.jsonl"]),
         (["tasks/*"], ["a.json", "b.jsonl"]),
         (["tasks/**.json"], ["a.json", "deeper/c.json"]),
         (["tasks/*.txt"], ["notes.txt"]),
         (["tasks/a.json", "tasks/deeper"], ["a.json", "deeper/c.json"]),
-        (["tasks", "tasks/a.json"], ["a.json", "b.jsonl"]),
         (["tasks/a.json", "./tasks/../tasks/a.json"], ["a.json"]),
     ],
 )
 def test_files_are_found_and_named_below_their_common_folder(
-    here: Path, inputs: list[str], expected: list[str]
+    here: Path, monkeypatch: pytest.MonkeyPatch, inputs: list[str], expected: list[str]
 ):
-    assert found(*inputs) == expected
-
-
-def test_the_names_are_the_same_from_wherever_the_command_is_given(
-    here: Path, monkeypatch: pytest.MonkeyPatch
-):
-    absolute = str(here / "tasks" / "deeper")
-    expected = ["a.json", "deeper/c.json"]
-    assert found("tasks/a.json", absolute) == expected
-    monkeypatch.chdir(here / "tasks")
-    assert found("a.json", "deeper") == expected
-    assert found("../tasks/a.json", "deeper/*") == expected
-
-
-def test_the_home_folder_is_known(here: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HOME", str(here))
-    assert found("~/tasks/a.json") == ["a.json"]
+    assert found(*inputs) == expected
+    monkeypatch.chdir(here / "tasks")
+    assert found(*(each if each[0] == "~" else f"../{each}" for each in inputs)) == expected
 
 
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("absent.json", r"--tasks_file 'absent.json': no such file. Give a file, a folder, a glob"),
-        ("tasks/*.csv", r"--tasks_file 'tasks/\*.csv': no such file"),
-        ("empty", r"--tasks_file 'empty': the folder holds no file of tasks: .json, .jsonl, .p"),
-        ("empty/", r"--tasks_file 'empty/': the folder holds no file of tasks: .json, .jsonl, .p"),
-        ("s3://bucket/a.json", r"--tasks_file 's3://bucket/a.json': must be local or gs://"),
-        ("nowhere://a.json", r"--tasks_file 'nowhere://a.json': must be local or gs://"),
-        ("", r"--tasks_file '': no such file"),
+        ("absent.json", r"no such file. Give a file, a folder, a glob"),
+        ("empty", r"the folder holds no file of tasks: .json, .jsonl, .p"),
+        ("empty/", r"the folder holds no file of tasks: .json, .jsonl, .p"),
+        ("s3://bucket/a.json", r"must be local or gs://"),
+        ("", r"no such file"),
     ],
 )
 def test_an_input_that_matches_nothing_is_named(here: Path, path: str, message: str):
     (here / "empty" / "folder.json").mkdir(parents=True)
-    with pytest.raises(TasksNotFoundError, match=message):
+    with pytest.raises(TasksNotFoundError, match=f"--tasks_file '{path}': {message}"):
         resolve_patterns(["tasks/a.json", path])
 
 
@@ -140,17 +121,14 @@ def test_a_folder_that_may_not_be_listed_is_named(locked: Path):
 @pytest.mark.parametrize(
     ("patterns", "root"),
     [
-        (["/data/a.json"], "/data/"),
         (["/data/*.json"], "/data/"),
         (["/data/a.json", "/data/deep/b.json"], "/data/"),
         (["/data/dee*/b.json", "/data/deep/c.json"], "/data/"),
-        (["/data/x/*/b[12].json"], "/data/x/"),
         (["/data/a.json", "/date/a.json"], "/"),
-        (["gs://bucket/a/*.json", "gs://bucket/b.json"], "gs://bucket/"),
         (["gs://one/a.json", "gs://two/a.json"], "gs://"),
     ],
 )
-def test_the_common_root_holds_all_that_the_patterns_can_match(patterns: list[str], root: str):
+def test_the_common_root_holds_every_possible_match(patterns: list[str], root: str):
     assert common_root(patterns) == root
 
 
@@ -158,24 +136,23 @@ def read(path: Path) -> list[Any]:
     return list(read_file(str(path), path.name))
 
 
-def test_a_file_ends_with_its_size_and_digest(here: Path):
+def described(path: Path) -> InputFile:
+    content = path.read_bytes()
+    return InputFile(path.name, len(content), hashlib.sha256(content).hexdigest())
+
+
+PACKED: dict[str, Any] = {"gz": gzip, "bz2": bz2, "xz": lzma}
+
+
+@pytest.mark.parametrize("suffix", ["", *PACKED])
+def test_files_are_decompressed_and_digested_as_stored(here: Path, suffix: str):
     content = json.dumps(TASK).encode() + b"\n" * 100_000
-    *items, file = read(write(here / "a.json", content))
-    assert [item.sample_id(0) for item in items] == ["a.json#a/0"]
-    assert file == InputFile("a.json", len(content), hashlib.sha256(content).hexdigest())
-
-
-PACKED = {"gz": gzip, "bz2": bz2, "xz": lzma}
-
-
-@pytest.mark.parametrize("suffix", PACKED)
-def test_compressed_files_are_read_and_digested_as_they_lie_there(here: Path, suffix: str):
-    packed = PACKED[suffix].compress(json.dumps(TASK).encode())
-    path = write(here / "packed" / f"a.json.{suffix}", packed)
+    packed = PACKED[suffix].compress(content) if suffix else content
+    path = write(here / "packed" / f"a.json.{suffix}".strip("."), packed)
     assert found("packed") == [path.name]
     item, file = read(path)
-    assert item.sample_id(0) == f"a.json.{suffix}#a/0"
-    assert file == InputFile(path.name, len(packed), hashlib.sha256(packed).hexdigest())
+    assert item.sample_id(0) == f"{path.name}#a/0"
+    assert file == described(path)
 
 
 @pytest.mark.parametrize("suffix", PACKED)
@@ -193,16 +170,27 @@ def test_a_damaged_archive_is_a_dead_letter(here: Path, suffix: str, damage: str
     *_, last, file = read(path)
     assert (last.source, last.task_id, last.reason) == (path.name, "", "damaged_archive")
     assert last.detail.startswith(f"{path.name}: cannot be decompressed (")
-    assert file.sha256 == hashlib.sha256(damaged).hexdigest()
+    assert file == described(path)
 
 
-def test_a_read_that_fails_is_no_dead_letter(here: Path, monkeypatch: pytest.MonkeyPatch):
-    def fail(self, size=-1):
-        raise OSError(errno.EIO, "Input/output error")
+@pytest.mark.parametrize("name", ["a.json", "a.json.gz", "rows.parquet"])
+def test_a_read_that_fails_is_no_dead_letter(
+    here: Path, monkeypatch: pytest.MonkeyPatch, name: str
+):
+    """Errors of a connection have no number, like those of a damaged archive."""
 
-    monkeypatch.setattr("transforms.read_tasks._DigestingStream.read", fail)
-    with pytest.raises(OSError, match="Input/output error"):
-        read(here / "tasks" / "a.json")
+    class Broken(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            raise ConnectionError("the connection broke")
+
+    monkeypatch.setattr("transforms.read_tasks.open_file", lambda path: Broken(b"content"))
+    with pytest.raises(TasksUnreadableError, match=rf"{name}: cannot be read .*connection broke"):
+        read(here / name)
+
+
+def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path):
+    with pytest.raises(TasksUnreadableError, match=rf"{tmp_path}: cannot be read .*--tasks_file"):
+        read(tmp_path)
 
 
 def test_the_pipeline_reads_every_file_once(here: Path):
@@ -212,8 +200,8 @@ def test_the_pipeline_reads_every_file_once(here: Path):
         result = pipeline | ReadTasks(patterns)
         ids = result.items | "Id" >> beam.Map(lambda item: item.sample_id(0))
         assert_that(ids, equal_to(["a.json#a/0", "b.jsonl#line-000001/0"]), "items")
-        rejected = result[REJECTED] | "Why" >> beam.Map(lambda item: (item.source, item.reason))
-        assert_that(rejected, equal_to([("broken.json", "truncated_json")]), "rejected")
+        sources = result[REJECTED] | "Source" >> beam.Map(lambda item: item.source)
+        assert_that(sources, equal_to(["broken.json"]), "rejected")
         inputs = result[INPUTS] | "Path" >> beam.Map(lambda file: file.path)
         assert_that(inputs, equal_to(["a.json", "b.jsonl", "broken.json"]), "inputs")
 
@@ -230,47 +218,25 @@ def saved_dataset(folder: Path) -> Path:
     return folder
 
 
-def test_a_saved_dataset_is_read_without_what_describes_it(tmp_path: Path):
-    folder = saved_dataset(tmp_path / "saved")
+def test_a_saved_dataset_is_read_without_its_description(tmp_path: Path):
+    folder = saved_dataset(tmp_path / "all" / "train")
     assert found(str(folder)) == ["data-00000-of-00001.arrow"]
     assert found(str(folder / "*.json")) == ["dataset_info.json", "state.json"]
-    (folder / "data-00000-of-00001.arrow").unlink()
-    assert found(str(folder)) == ["dataset_info.json", "state.json"]
-
-
-def test_of_several_saved_datasets_one_must_be_chosen(tmp_path: Path):
-    saved_dataset(tmp_path / "all" / "train")
     write(tmp_path / "all" / "dataset_dict.json", b'{"splits": ["train"]}')
-    with pytest.raises(TasksNotFoundError, match=r"no file of tasks: .* are not looked into"):
+    with pytest.raises(TasksNotFoundError, match=r"no file of tasks: .* are not searched"):
         resolve_patterns([str(tmp_path / "all")])
     assert found(str(tmp_path / "all" / "*" / "*.arrow")) == ["train/data-00000-of-00001.arrow"]
 
 
 def test_tables_are_read_and_digested(tmp_path: Path):
     arrow = saved_dataset(tmp_path) / "data-00000-of-00001.arrow"
-    path = tmp_path / "rows.parquet"
-    parquet.write_table(pa.table({"text": ["first"], "more": [1.5]}), path)
-    for file, count in ((arrow, 2), (path, 1)):
-        *documents, read = read_file(str(file), "name")
-        assert [document.text for document in documents if isinstance(document, Document)] == [
-            "first",
-            "second",
-        ][:count]
-        content = file.read_bytes()
-        assert read == InputFile("name", len(content), hashlib.sha256(content).hexdigest())
-
-
-def test_a_table_that_is_cut_short_is_rejected(tmp_path: Path):
-    path = tmp_path / "rows.parquet"
-    parquet.write_table(pa.table({"text": ["first"]}), path)
-    path.write_bytes(path.read_bytes()[:-9])
-    rejected, read = read_file(str(path), "rows.parquet")
+    rows = tmp_path / "rows.parquet"
+    parquet.write_table(pa.table({"text": ["first"], "more": [1.5]}), rows)
+    for path, texts in ((arrow, ["first", "second"]), (rows, ["first"])):
+        *documents, file = read(path)
+        assert [each.text for each in documents if isinstance(each, Document)] == texts
+        assert file == described(path)
+    rows.write_bytes(rows.read_bytes()[:-9])
+    rejected, file = read(rows)
     assert isinstance(rejected, RejectedTask)
-    assert rejected.reason == "bad_table"
-    assert isinstance(read, InputFile)
-    assert read.bytes == path.stat().st_size
-
-
-def test_a_file_that_cannot_be_read_is_named(tmp_path: Path):
-    with pytest.raises(TasksUnreadableError, match=rf"{tmp_path}: cannot be read .*--tasks_file"):
-        list(read_file(str(tmp_path), "name"))
+    assert (rejected.reason, file) == ("bad_table", described(rows))

@@ -1,103 +1,105 @@
+import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
-from activation_dataset.format import Pooling, Sample, StorageDtype, shard_file
-from activation_dataset.manifest import LayerManifest
-from activation_dataset.record import RecordKind
-from activation_dataset.writer import LayerFileWriter
-from tests.activation_dataset.synthetic import make_rows, make_samples, row_counts
-from transforms.resume import FinishedLayers, finished_layers
+from activation_dataset.format import manifest_file, prompts_file, shard_file
+from activation_dataset.manifest import Manifest
+from activation_dataset.prompts import Prompt
+from activation_dataset.sites import Site
+from tests.end_to_end.emulator import BUCKET, address, bucket
+from tests.transforms.shards import PROMPTS, blocks_of, write_blocks
+from transforms.extract_activations import ShardPrompts
+from transforms.output_folder import OutputFolder
+from transforms.resume import Finished, finished_files, in_order
+from transforms.storage import delete, join, read_if_exists
+from transforms.whole_file import write_whole
+from transforms.write_prompts import write_shard_prompts
 
-LAYERS = (10, 11, 12)
-HIDDEN = 4
-SAMPLES = make_samples([3, 4, 5], "last")
+__all__ = ["address", "bucket"]
 
-
-def write(
-    folder: Path,
-    layer: int,
-    samples: list[Sample] = SAMPLES,
-    pooling: Pooling = "last",
-    dtype: StorageDtype = "float32",
-) -> LayerManifest:
-    path = folder / shard_file(layer, 1, 2)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "wb") as stream:
-        writer = LayerFileWriter(stream, layer, pooling, dtype, HIDDEN)
-        rows = make_rows(samples, pooling, HIDDEN, seed=layer)
-        writer.append(samples, rows, row_counts(samples, pooling))
-    return writer.finish(1, 2)
+SITES: tuple[Site, ...] = (10, 11)
 
 
-def finished(folder: Path, samples: list[Sample] = SAMPLES) -> FinishedLayers:
-    kind = RecordKind("last", "float32", HIDDEN)
-    return finished_layers(str(folder), 1, 2, LAYERS, samples, kind)
+@pytest.fixture(params=["local", "bucket"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> OutputFolder:
+    if request.param == "local":
+        return OutputFolder.claim(str(tmp_path))
+    request.getfixturevalue("bucket")
+    return OutputFolder.claim(f"gs://{BUCKET}/out")
 
 
-def test_an_empty_folder_has_nothing_finished(tmp_path: Path):
-    assert finished(tmp_path) == FinishedLayers((), {})
+def write(folder: OutputFolder, prompts: Sequence[Prompt] = PROMPTS) -> dict[Site | None, Manifest]:
+    """Write all files of shard 1 of 2."""
+    written: dict[Site | None, Manifest] = {}
+    for site in SITES:
+        (written[site],) = write_blocks(folder, site, blocks_of(site, 1, prompts))
+    written[None] = write_shard_prompts(ShardPrompts(1, 2, tuple(prompts)), folder)
+    return written
 
 
-def test_what_was_written_is_found_again_as_it_was(tmp_path: Path):
-    written = {layer: write(tmp_path, layer) for layer in (10, 12)}
-    found = finished(tmp_path)
-    assert found.manifests == written
-    assert found.order == tuple(sample.sample_id for sample in SAMPLES)
+def finished(folder: OutputFolder) -> Finished:
+    return finished_files(folder.path, 1, 2, SITES)
 
 
-def test_the_samples_may_be_given_in_any_order(tmp_path: Path):
-    write(tmp_path, 10)
-    found = finished(tmp_path, SAMPLES[::-1])
-    assert found.order == tuple(sample.sample_id for sample in SAMPLES)
+def test_files_are_found_again_by_their_manifests(folder: OutputFolder, caplog):
+    assert finished(folder) == {}
+    written = write(folder)
+    assert finished(folder) == written
+    assert finished_files(folder.path, 0, 2, SITES) == {}
+    assert not caplog.records
 
 
-def flip(path: Path, place: int) -> None:
-    content = bytearray(path.read_bytes())
-    content[place] ^= 1
-    path.write_bytes(content)
+def flipped(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
 
 
 @pytest.mark.parametrize(
     "damage",
-    [
-        lambda path: path.write_bytes(b""),
-        lambda path: path.write_bytes(path.read_bytes()[:-1]),
-        lambda path: path.write_bytes(path.read_bytes() * 2),
-        lambda path: path.write_bytes(bytes(path.stat().st_size)),
-        lambda path: flip(path, 0),
-        lambda path: flip(path, path.stat().st_size // 2),
-        lambda path: flip(path, -1),
-    ],
-    ids=["empty", "cut", "doubled", "zeros", "first bit", "middle bit", "last bit"],
+    [flipped, lambda content: content[:-9], lambda content: content * 2, lambda content: b""],
+    ids=["a bit", "cut", "twice", "empty"],
 )
-@pytest.mark.parametrize("layer", [10, 11])
-def test_a_damaged_file_is_not_trusted(tmp_path: Path, damage, layer: int):
-    for each in LAYERS:
-        write(tmp_path, each)
-    damage(tmp_path / shard_file(layer, 1, 2))
-    found = finished(tmp_path)
-    assert set(found.manifests) == {*LAYERS} - {layer}
-    assert len(found.order) == len(SAMPLES)
-
-
 @pytest.mark.parametrize(
-    "other",
-    [SAMPLES[:2], make_samples([3, 4, 5], "last", seed=1), [SAMPLES[0], SAMPLES[0], SAMPLES[1]]],
-    ids=["fewer", "others", "one twice"],
+    "name",
+    [shard_file(11, 1, 2), manifest_file(11, 1, 2), prompts_file(1, 2), manifest_file(None, 1, 2)],
 )
-def test_a_file_of_other_samples_is_not_trusted(tmp_path: Path, other: list[Sample]):
-    write(tmp_path, 10, other)
-    assert finished(tmp_path).manifests == {}
+def test_a_damaged_file_is_written_again_and_named(
+    folder: OutputFolder, caplog, name: str, damage: Callable[[bytes], bytes]
+):
+    write(folder)
+    content = read_if_exists(join(folder.path, name))
+    assert content is not None
+    write_whole(join(folder.path, name), damage(content))
+    damaged = None if "prompts" in name else 11
+    assert set(finished(folder)) == {10, 11, None} - {damaged}
+    path = prompts_file(1, 2) if damaged is None else shard_file(11, 1, 2)
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    assert join(folder.path, path) in caplog.text
 
 
-def test_layers_in_different_orders_are_not_mixed(tmp_path: Path):
-    write(tmp_path, 10)
-    write(tmp_path, 11, SAMPLES[::-1])
-    assert set(finished(tmp_path).manifests) == {10}
+def test_a_file_without_its_manifest_is_written_again_and_named(folder: OutputFolder, caplog):
+    write(folder)
+    delete(join(folder.path, manifest_file(10, 1, 2)))
+    assert set(finished(folder)) == {11, None}
+    assert f"{shard_file(10, 1, 2)} is written again: it has no manifest" in caplog.text
 
 
-def test_a_file_of_another_kind_is_not_trusted(tmp_path: Path):
-    write(tmp_path, 10, dtype="bfloat16")
-    write(tmp_path, 11, make_samples([3, 4, 5], "none"), pooling="none")
-    assert finished(tmp_path).manifests == {}
+def test_a_manifest_without_its_file_is_nothing(folder: OutputFolder, caplog):
+    """The run ended between the two."""
+    write(folder)
+    delete(join(folder.path, shard_file(10, 1, 2)))
+    assert set(finished(folder)) == {11, None}
+    assert not caplog.records
+
+
+def test_files_in_another_order_are_written_again(folder: OutputFolder, caplog):
+    backwards = write(folder, PROMPTS[::-1])
+    (manifest,) = write_blocks(folder, 10, blocks_of(10, 1))
+    found = finished(folder)
+    assert set(found) == {10, 11, None}
+    assert in_order(found, manifest.order) == {10: manifest}
+    assert f"{shard_file(11, 1, 2)} is written again" in caplog.text
+    assert in_order(found, "another") == {}
+    assert set(in_order(found, backwards[11].order)) == {11, None}

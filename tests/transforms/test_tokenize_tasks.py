@@ -1,5 +1,9 @@
 import copy
 import dataclasses
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier
 
 import apache_beam as beam
 import numpy as np
@@ -16,7 +20,7 @@ from transforms.read_tasks import REJECTED
 from transforms.tokenize_tasks import (
     LengthLimit,
     TokenizeTasks,
-    chat_text,
+    _Tokenize,
     prompts_of,
     tokenize,
 )
@@ -46,21 +50,14 @@ def accepted(item, template, tokenizer, limit=NO_LIMIT) -> list[Prompt]:
 
 
 def test_every_test_input_is_a_sample(tokenizer):
-    first, second = accepted(TASK, DIGITS, tokenizer)
-    assert (first.sample_id, second.sample_id) == ("folder/a.json#t/0", "folder/a.json#t/1")
-    assert first.task_id == second.task_id == "t"
-    for index, prompt in enumerate((first, second)):
-        assert prompt.token_ids.dtype == np.int32
+    prompts = accepted(TASK, DIGITS, tokenizer)
+    assert [each.sample_id for each in prompts] == ["folder/a.json#t/0", "folder/a.json#t/1"]
+    for index, prompt in enumerate(prompts):
+        assert (prompt.task_id, str(prompt.token_ids.dtype)) == ("t", "int32")
         assert tokenizer.decode(prompt.token_ids) == render(DIGITS, TASK, index).text
 
 
-def test_every_cell_is_a_token(tokenizer):
-    (prompt, _) = accepted(TASK, DIGITS, tokenizer)
-    cells = [token for token in prompt.token_ids if tokenizer.decode([token]).isdigit()]
-    assert tokenizer.decode(cells) == "123456"
-
-
-def test_a_text_is_tokenized_as_it_is(tokenizer):
+def test_a_text_is_tokenized_unchanged(tokenizer):
     (prompt,) = accepted(TEXT, DIGITS, tokenizer)
     assert (prompt.sample_id, prompt.task_id) == ("b.jsonl#d", "d")
     assert tokenizer.decode(prompt.token_ids) == "Grids, 42."
@@ -74,69 +71,46 @@ def test_messages_go_through_the_chat_template(tokenizer, template):
         "<|im_start|>assistant\n"
     )
     assert list(prompt.token_ids).count(tokenizer.convert_tokens_to_ids("<|im_start|>")) == 3
-
-
-def test_a_reply_that_is_given_is_not_opened_again(tokenizer):
-    talk = dataclasses.replace(TALK, messages=(*TALK.messages, Message("assistant", "So.")))
-    (prompt,) = accepted(talk, DIGITS, tokenizer)
+    replied = dataclasses.replace(TALK, messages=(*TALK.messages, Message("assistant", "So.")))
+    (prompt,) = accepted(replied, template, tokenizer)
     assert tokenizer.decode(prompt.token_ids).endswith("<|im_start|>assistant\nSo.<|im_end|>\n")
 
 
 def test_a_chat_template_makes_a_conversation_of_a_task(tokenizer):
-    text = chat_text(render(CHAT, TASK, 0), tokenizer)
+    (prompt, _) = accepted(TASK, CHAT, tokenizer)
+    text = tokenizer.decode(prompt.token_ids)
     assert text.startswith("<|im_start|>system\nYou solve puzzles")
     assert text.endswith("Input:\n6\nOutput:\n<|im_end|>\n<|im_start|>assistant\n")
-    (prompt, _) = accepted(TASK, CHAT, tokenizer)
-    assert tokenizer.decode(prompt.token_ids) == text
 
 
-def test_the_longest_prompt_allowed_is_accepted(tokenizer):
-    (prompt,) = accepted(TEXT, DIGITS, tokenizer)
-    length = len(prompt.token_ids)
-    (whole,) = accepted(TEXT, DIGITS, tokenizer, LengthLimit(length, "reject"))
-    assert np.array_equal(whole.token_ids, prompt.token_ids)
-    (rejected,) = prompts_of(TEXT, DIGITS, tokenizer, LengthLimit(length - 1, "reject"))
-    assert rejected == RejectedTask(
-        "b.jsonl",
-        "d",
-        "too_long",
-        f"b.jsonl#d: the prompt has {length} tokens, --max_length allows {length - 1}; raise it, "
-        "or keep the beginning with --overlength=truncate",
-    )
-
-
-def test_truncating_keeps_the_beginning(tokenizer):
-    (whole,) = accepted(TEXT, DIGITS, tokenizer)
-    (prompt,) = accepted(TEXT, DIGITS, tokenizer, LengthLimit(2, "truncate"))
-    assert np.array_equal(prompt.token_ids, whole.token_ids[:2])
-
-
-def test_each_test_input_is_judged_by_itself(tokenizer):
+def test_a_longer_prompt_is_rejected_or_loses_its_end(tokenizer):
+    """Each test input is judged by itself."""
     first, second = accepted(TASK, DIGITS, tokenizer)
-    limit = LengthLimit(len(first.token_ids), "reject")
-    kept, rejected = prompts_of(TASK, DIGITS, tokenizer, limit)
+    length = first.num_tokens
+    kept, rejected = prompts_of(TASK, DIGITS, tokenizer, LengthLimit(length, "reject"))
     assert isinstance(kept, Prompt)
-    assert kept.sample_id == first.sample_id
     assert isinstance(rejected, RejectedTask)
-    assert (rejected.task_id, rejected.reason) == ("t", "too_long")
-    assert second.sample_id in rejected.detail
+    assert np.array_equal(kept.token_ids, first.token_ids)
+    assert (rejected.source, rejected.task_id) == ("folder/a.json", "t")
+    assert rejected.reason == "too_long"
+    for part in (second.sample_id, f"{second.num_tokens} tokens", f"allows {length}", "--overlen"):
+        assert part in rejected.detail
+    _, cut = accepted(TASK, DIGITS, tokenizer, LengthLimit(length, "truncate"))
+    assert np.array_equal(cut.token_ids, second.token_ids[:length])
+    assert np.array_equal(cut.cells, second.cells[:length])
 
 
 def test_a_prompt_without_tokens_is_rejected(tokenizer):
     (rejected,) = prompts_of(Document("d", "b.jsonl", ""), DIGITS, tokenizer, NO_LIMIT)
-    assert rejected == RejectedTask(
-        "b.jsonl", "d", "no_tokens", "b.jsonl#d: the prompt has no tokens"
-    )
+    assert isinstance(rejected, RejectedTask)
+    assert (rejected.task_id, rejected.reason) == ("d", "no_tokens")
 
 
 @pytest.mark.parametrize(
     ("chat_template", "why"),
     [
-        (None, "the model's tokenizer has no chat template; use a prompt template with chat ="),
-        (
-            "{{ raise_exception('System role not supported') }}",
-            "refuses the messages (system, user): System role not supported",
-        ),
+        (None, "no chat template; use a prompt template with chat ="),
+        ("{{ raise_exception('System role') }}", "refuses the messages (system, user): System ro"),
         ("{{ messages[0]['content'] + 1 }}", "refuses the messages (system, user): "),
         ("{{ messages[0].absent.field }}", "refuses the messages (system, user): "),
         ("{% if %}", "refuses the messages (system, user): "),
@@ -148,48 +122,42 @@ def test_messages_that_cannot_be_a_chat_are_rejected(tokenizer, chat_template, w
     other.chat_template = chat_template
     (rejected,) = prompts_of(TALK, DIGITS, other, NO_LIMIT)
     assert isinstance(rejected, RejectedTask)
-    assert (rejected.source, rejected.task_id) == ("b.jsonl", "m")
-    assert rejected.reason == "chat_template"
+    assert (rejected.task_id, rejected.reason) == ("m", "chat_template")
     assert rejected.detail.startswith("b.jsonl#m: ")
     assert why in rejected.detail
     assert tokenize(render(DIGITS, TEXT), other)[0].any(), "a text needs no chat template"
 
 
-def test_the_pipeline_parts_prompts_from_rejected_tasks(tokenizer):
-    longest = len(accepted(TASK, DIGITS, tokenizer)[0].token_ids)
-    with beam.Pipeline("FnApiRunner") as pipeline:
-        result = (
-            pipeline
-            | beam.Create([TASK, TEXT, TALK])
-            | TokenizeTasks("random:tiny", DIGITS, LengthLimit(longest, "reject"))
-        )
-        ids = result.prompts | "Id" >> beam.Map(lambda prompt: prompt.sample_id)
-        assert_that(ids, equal_to(["folder/a.json#t/0", "b.jsonl#d"]), "prompts")
-        rejected = result[REJECTED] | "Why" >> beam.Map(lambda item: (item.task_id, item.reason))
-        assert_that(rejected, equal_to([("t", "too_long"), ("m", "too_long")]), "rejected")
+def test_a_chat_template_that_changes_the_text_of_grids_is_refused(tokenizer):
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = "{{ messages[-1]['content'] | upper | replace('\\n', ' ') }}"
+    rejected, _ = prompts_of(TASK, CHAT, other, NO_LIMIT)
+    assert isinstance(rejected, RejectedTask)
+    assert (rejected.task_id, rejected.reason) == ("t", "chat_template")
+    assert "changed the text of the user's message" in rejected.detail
 
 
 @pytest.mark.parametrize("name", shipped_templates())
 def test_every_cell_of_the_prompt_is_traced_to_its_token(tokenizer, name: str):
-    first, second = accepted(TASK, load_template(name), tokenizer)
-    for prompt, test_input in ((first, TASK.test[0].input), (second, TASK.test[1].input)):
-        assert prompt.cells.dtype == np.int16
+    for index, prompt in enumerate(accepted(TASK, load_template(name), tokenizer)):
         assert prompt.cells.shape == (prompt.num_tokens, 4)
-        found = {}
-        for token_id, cell in zip(prompt.token_ids, prompt.cells.tolist(), strict=True):
-            if cell != [-1] * 4:
-                found[tuple(cell)] = int(tokenizer.decode([token_id]))
-        expected: dict[tuple[int, ...], int] = {}
+        found = {
+            tuple(cell): int(tokenizer.decode([token_id]))
+            for token_id, cell in zip(prompt.token_ids, prompt.cells.tolist(), strict=True)
+            if cell != [-1] * 4
+        }
         (example,) = TASK.train
-        assert example.output is not None
-        for where, grid in (
-            ((0, 0), example.input),
-            ((0, 1), example.output),
-            ((TEST_PAIR, 0), test_input),
-        ):
-            for row, cells in enumerate(grid):
-                expected |= {(*where, row, column): cell for column, cell in enumerate(cells)}
-        assert found == expected
+        grids = {
+            (0, 0): example.input,
+            (0, 1): example.output,
+            (TEST_PAIR, 0): TASK.test[index].input,
+        }
+        assert found == {
+            (*where, row, column): cell
+            for where, grid in grids.items()
+            for row, cells in enumerate(grid or ())
+            for column, cell in enumerate(cells)
+        }
 
 
 def test_the_cells_of_a_variant_are_those_of_its_own_grids(tokenizer):
@@ -206,46 +174,46 @@ def test_a_document_shows_no_cells(tokenizer):
         assert prompt.cells.tolist() == [[-1] * 4] * prompt.num_tokens
 
 
-def test_a_prompt_that_is_cut_keeps_the_cells_of_its_beginning(tokenizer):
-    whole, _ = accepted(TASK, DIGITS, tokenizer)
-    cut, _ = accepted(TASK, DIGITS, tokenizer, LengthLimit(6, "truncate"))
-    assert np.array_equal(cut.cells, whole.cells[:6])
-    assert (cut.cells != -1).any()
+def test_bundles_that_start_together_load_one_tokenizer(checkpoint: Path, tmp_path: Path):
+    model = str(shutil.copytree(checkpoint, tmp_path / "model"))
+    together = Barrier(8)
+
+    def bundle(_: int) -> int:
+        do_fn = _Tokenize(model, DIGITS, NO_LIMIT, None)
+        together.wait()
+        do_fn.setup()
+        assert len(list(do_fn.process(TASK))) == 2
+        return id(do_fn._tokenizer)
+
+    with ThreadPoolExecutor(8) as threads:
+        assert len({*threads.map(bundle, range(8))}) == 1
 
 
-def test_a_chat_template_that_changes_the_text_of_grids_is_refused(tokenizer):
-    other = copy.deepcopy(tokenizer)
-    other.chat_template = "{{ messages[-1]['content'] | upper | replace('\\n', ' ') }}"
-    rejected, _ = prompts_of(TASK, CHAT, other, NO_LIMIT)
-    assert isinstance(rejected, RejectedTask)
-    assert (rejected.task_id, rejected.reason) == ("t", "chat_template")
-    assert "changed the text of the user's message" in rejected.detail
-
-
-def test_variants_of_tasks_are_samples_and_documents_have_none(tokenizer):
-    plan = AugmentationPlan(3, seed=0, keep_background=False)
-    variants = [variant for variant in augment(TASK, plan) if isinstance(variant, Task)]
-    expected = [variant.sample_id(index) for variant in variants for index in range(2)]
-    assert len({*expected}) == 6
+def run(items: list, limit: LengthLimit, augmentation: AugmentationPlan | None, ids, rejected):
     with beam.Pipeline("FnApiRunner") as pipeline:
-        result = (
-            pipeline
-            | beam.Create([TASK, TEXT])
-            | TokenizeTasks("random:tiny", DIGITS, NO_LIMIT, plan)
-        )
-        ids = result.prompts | "Id" >> beam.Map(lambda prompt: prompt.sample_id)
-        assert_that(ids, equal_to([*expected, "b.jsonl#d"]), "prompts")
+        transform = TokenizeTasks("random:tiny", DIGITS, limit, augmentation)
+        result = pipeline | beam.Create(items) | transform
+        found = result.prompts | "Id" >> beam.Map(lambda prompt: prompt.sample_id)
+        assert_that(found, equal_to(ids), "prompts")
+        reasons = result[REJECTED] | "Why" >> beam.Map(lambda item: (item.task_id, item.reason))
+        assert_that(reasons, equal_to(rejected), "rejected")
 
 
-def test_a_task_with_too_few_variants_keeps_those_it_has_and_is_reported(tokenizer):
-    dot = Pair(((1,),), ((1,),))
-    task = Task("dot", "a.json", (dot,), (dot,))
-    plan = AugmentationPlan(100, seed=0, keep_background=True)
-    with beam.Pipeline("FnApiRunner") as pipeline:
-        result = (
-            pipeline | beam.Create([task]) | TokenizeTasks("random:tiny", DIGITS, NO_LIMIT, plan)
-        )
-        tasks = result.prompts | "Id" >> beam.Map(lambda prompt: prompt.task_id)
-        assert_that(tasks, equal_to(["dot"] * 9), "prompts")
-        rejected = result[REJECTED] | "Why" >> beam.Map(lambda item: (item.task_id, item.reason))
-        assert_that(rejected, equal_to([("dot", "too_few_variants")]), "rejected")
+def test_the_pipeline_parts_prompts_from_rejected_tasks(tokenizer):
+    limit = LengthLimit(accepted(TASK, DIGITS, tokenizer)[0].num_tokens, "reject")
+    ids, rejected = ["folder/a.json#t/0", "b.jsonl#d"], [("t", "too_long"), ("m", "too_long")]
+    run([TASK, TEXT, TALK], limit, None, ids, rejected)
+
+
+def test_variants_of_tasks_are_samples_and_missing_ones_are_reported():
+    plan = AugmentationPlan(50, seed=0, keep_background=True)
+    dot = Task("dot", "a.json", (Pair(((1,),), ((1,),)),), (Pair(((1,),), None),))
+    variants = [
+        variant
+        for task in (TASK, dot)
+        for variant in augment(task, plan)
+        if isinstance(variant, Task)
+    ]
+    ids = [each.sample_id(index) for each in variants for index in range(len(each.test))]
+    assert len({*ids}) == 2 * 50 + 9
+    run([TASK, dot, TEXT], NO_LIMIT, plan, [*ids, "b.jsonl#d"], [("dot", "too_few_variants")])

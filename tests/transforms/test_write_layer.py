@@ -1,124 +1,92 @@
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from activation_dataset.format import is_partial_file, shard_file
+from activation_dataset.format import is_partial_file, manifest_file, shard_file
 from activation_dataset.manifest import LayerManifest
-from activation_dataset.record import RecordKind
-from activation_dataset.verifying.layer_file import ExpectedRecords, verify_file
-from tests.activation_dataset.synthetic import make_rows, make_samples
-from transforms.extract_activations import LayerBlock
+from activation_dataset.tfrecord import read_records
+from tests.transforms.shards import KIND, PROMPTS, blocks_of, write_blocks
 from transforms.output_folder import CLAIM_FILE, ClaimLostError, OutputFolder
-from transforms.whole_file import OutputError
+from transforms.storage import OutputError, list_files
 from transforms.write_layer import _WriteLayer
 
-HIDDEN = 4
-SAMPLES = make_samples([3, 4, 5, 6], "last")
-ROWS = make_rows(SAMPLES, "last", HIDDEN, seed=0)
+
+@pytest.fixture
+def folder(tmp_path: Path) -> OutputFolder:
+    return OutputFolder.claim(str(tmp_path))
 
 
-def blocks(shard: int, sizes: list[int]) -> list[LayerBlock]:
-    """The samples of a shard, cut into blocks of these sizes."""
-    cuts = np.cumsum([0, *sizes])
-    return [
-        LayerBlock(
-            shard, 2, 10, tuple(SAMPLES[a:b]), ROWS[a:b], (1,) * (b - a), is_last=b == sum(sizes)
-        )
-        for a, b in pairwise(cuts)
-    ]
+def files(folder: OutputFolder) -> set[str]:
+    return {*list_files(folder.path)} - {CLAIM_FILE}
 
 
-def writer(folder: Path) -> _WriteLayer:
-    return _WriteLayer(OutputFolder.claim(str(folder)), 10, HIDDEN, "last", "float32")
-
-
-def write(folder: Path, *given: LayerBlock) -> list[LayerManifest]:
-    """What a runner does with a bundle."""
-    do_fn = writer(folder)
-    do_fn.start_bundle()
-    manifests = [manifest for block in given for manifest in do_fn.process(block)]
-    do_fn.finish_bundle()
-    do_fn.teardown()
-    return manifests
-
-
-def files(folder: Path) -> list[str]:
-    return sorted(
-        path.relative_to(folder).as_posix()
-        for path in folder.rglob("*")
-        if path.is_file() and path.name != CLAIM_FILE
+def test_each_shard_becomes_a_file_after_its_manifest(folder: OutputFolder, tmp_path: Path):
+    manifests = write_blocks(
+        folder, 10, [*blocks_of(10, 1, sizes=[1, 3]), *blocks_of(10, 0, sizes=[2, 2])]
     )
-
-
-def test_each_shard_becomes_a_file_that_verifies(tmp_path: Path):
-    manifests = write(tmp_path, *blocks(1, [1, 3]), *blocks(0, [2, 2]))
     assert [manifest.shard for manifest in manifests] == [1, 0]
-    assert files(tmp_path) == [shard_file(10, 0, 2), shard_file(10, 1, 2)]
-    expected = ExpectedRecords(RecordKind("last", "float32", HIDDEN), SAMPLES)
+    assert files(folder) == {
+        name for shard in (0, 1) for name in (shard_file(10, shard, 2), manifest_file(10, shard, 2))
+    }
     for manifest in manifests:
-        with open(tmp_path / manifest.file.path, "rb") as stream:
-            assert verify_file(stream, 10, manifest.shard, 2, expected) == manifest
+        described = tmp_path / manifest_file(10, manifest.shard, 2)
+        assert LayerManifest.from_bytes(described.read_bytes()) == manifest
+        path = tmp_path / manifest.file.path
+        assert described.stat().st_mtime_ns <= path.stat().st_mtime_ns
+        with path.open("rb") as stream:
+            assert len(list(read_records(stream, path.name))) == len(PROMPTS)
 
 
-def test_the_bytes_do_not_depend_on_the_blocks(tmp_path: Path):
-    (one,) = write(tmp_path / "one", *blocks(0, [4]))
-    (many,) = write(tmp_path / "many", *blocks(0, [1, 1, 2]))
-    assert one == many
-    path = shard_file(10, 0, 2)
-    assert (tmp_path / "one" / path).read_bytes() == (tmp_path / "many" / path).read_bytes()
+def test_the_bytes_and_counts_do_not_depend_on_the_blocks(folder: OutputFolder, tmp_path: Path):
+    (one,) = write_blocks(folder, 10, blocks_of(10, 0))
+    content = (tmp_path / one.file.path).read_bytes()
+    (many,) = write_blocks(folder, 10, blocks_of(10, 0, sizes=[1, 1, 2]))
+    assert (tmp_path / one.file.path).read_bytes() == content
+    assert (one.file, one.order, one.tokens) == (many.file, many.order, many.tokens)
+    np.testing.assert_allclose(one.statistics.mean, many.statistics.mean)
+    assert one.statistics.count == many.statistics.count == len(PROMPTS)
 
 
-def test_a_shard_that_ends_too_early_is_an_error_and_leaves_nothing(tmp_path: Path):
+def test_a_shard_that_ends_too_early_is_an_error_and_leaves_nothing(folder: OutputFolder):
     with pytest.raises(RuntimeError, match="layer 10: shard 1 ended before its last block"):
-        write(tmp_path, *blocks(1, [2, 2])[:-1])
-    assert files(tmp_path) == []
+        write_blocks(folder, 10, blocks_of(10, 1, sizes=[2, 2])[:-1])
+    assert files(folder) == set()
 
 
-def test_shards_that_are_mixed_are_an_error_and_leave_nothing(tmp_path: Path):
-    do_fn = writer(tmp_path)
+def test_shards_that_are_mixed_are_an_error_and_leave_nothing(folder: OutputFolder):
+    mixed = [blocks_of(10, 0, sizes=[2, 2])[0], blocks_of(10, 1)[0]]
+    with pytest.raises(RuntimeError, match=r"shard 1 came before shard 0 .* in one stage"):
+        write_blocks(folder, 10, mixed)
+    assert files(folder) == set()
+
+
+def test_an_attempt_that_failed_does_not_leak_into_the_next(folder: OutputFolder):
+    do_fn = _WriteLayer(folder, 10, KIND)
     do_fn.start_bundle()
-    assert list(do_fn.process(blocks(0, [2, 2])[0])) == []
-    with pytest.raises(RuntimeError, match="a block of shard 1 came before shard 0 was complete"):
-        list(do_fn.process(blocks(1, [2, 2])[0]))
-    do_fn.teardown()
-    assert files(tmp_path) == []
-
-
-def test_an_attempt_that_failed_does_not_leak_into_the_next(tmp_path: Path):
-    do_fn = writer(tmp_path)
+    first, last = blocks_of(10, 0, sizes=[2, 2])
+    assert list(do_fn.process(first)) == []
+    assert all(map(is_partial_file, files(folder)))
     do_fn.start_bundle()
-    list(do_fn.process(blocks(0, [2, 2])[0]))
-    do_fn.start_bundle()
-    (manifest,) = (m for block in blocks(0, [2, 2]) for m in do_fn.process(block))
-    assert manifest.samples == 4
-    assert files(tmp_path) == [manifest.file.path]
+    (manifest,) = (m for block in (first, last) for m in do_fn.process(block))
+    assert manifest.samples == len(PROMPTS)
+    assert files(folder) == {manifest.file.path, manifest_file(10, 0, 2)}
 
 
-def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path):
+def test_a_folder_that_cannot_be_written_is_named(folder: OutputFolder, tmp_path: Path):
     (tmp_path / "layer_10").write_bytes(b"in the way")
     with pytest.raises(OutputError, match=r"layer_10/activations-00000-of-00002\.tfrecord: cannot"):
-        write(tmp_path, *blocks(0, [4]))
+        write_blocks(folder, 10, blocks_of(10, 0))
 
 
-def test_nothing_but_whole_files_has_a_name(tmp_path: Path):
-    do_fn = writer(tmp_path)
+def test_a_run_whose_folder_another_one_claims_writes_no_more(folder: OutputFolder):
+    do_fn = _WriteLayer(folder, 10, KIND)
     do_fn.start_bundle()
-    for block in blocks(0, [1, 1, 2])[:-1]:
-        list(do_fn.process(block))
-        assert all(is_partial_file(name) for name in files(tmp_path))
-    do_fn.teardown()
-
-
-def test_a_run_whose_folder_another_one_claims_writes_no_more(tmp_path: Path):
-    do_fn = writer(tmp_path)
-    do_fn.start_bundle()
-    first, last = blocks(0, [2, 2])
+    first, last = blocks_of(10, 0, sizes=[2, 2])
     list(do_fn.process(first))
-    other = OutputFolder.claim(str(tmp_path))
+    other = OutputFolder.claim(folder.path)
     with pytest.raises(ClaimLostError, match="another run was started into it"):
         list(do_fn.process(last))
     do_fn.teardown()
-    assert files(tmp_path) == []
+    assert files(folder) == set()
     other.check()

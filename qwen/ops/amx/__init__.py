@@ -1,41 +1,65 @@
-"""The layers of the model on the matrix registers (AMX) of Intel processors, for bfloat16.
+"""Operations on the matrix registers (AMX) of Intel CPUs, in bfloat16.
 
-XLA's own products reach a third of what the registers can do, it makes passes over memory between
-them, and it has no fused attention on CPUs. Here a layer is four calls. Kernels of products are
-packed once, when a model is loaded: [columns / 32, depth / 32, 1024], as ``tiles.h`` describes.
+XLA's own products reach a third of what the registers can do, with passes over memory between
+them, and XLA has no fused attention on CPUs. Here a layer is four calls of kernels in C++, through
+JAX's foreign function interface (https://docs.jax.dev/en/latest/ffi.html). Kernels of products are
+tiled once, when a model is loaded: [columns / 32, depth / 32, 1024], as `tiles.h` describes.
 """
 
 from __future__ import annotations
 
-from functools import cache
+import ctypes
+from collections.abc import Callable
+from importlib.util import find_spec
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from qwen.config import ModelConfig
-from qwen.ops.amx.registration import register
+from qwen.layers.attention import Attention, QueriesKeysValues
+from qwen.layers.mlp import MLP
+from qwen.layers.norm import RMSNorm
+from qwen.layers.precision import add_update
+from qwen.layers.rope import Rotary
+from qwen.load_once import load_once
+from qwen.mesh import MODEL_AXIS, sum_over
+from qwen.ops.base import Ops, Updated
 
-KERNELS = {
+SYMBOLS = {
     "qwen_amx_attention": "QwenAmxAttention",
     "qwen_amx_mlp": "QwenAmxMlp",
     "qwen_amx_output": "QwenAmxOutput",
-    "qwen_amx_pack": "QwenAmxPack",
     "qwen_amx_qkv": "QwenAmxQkv",
 }
+"""Symbols of the library, by the names under which JAX calls them."""
+
 HEAD_DIMS = (64, 128)
 PANEL = 32
 """Rows and columns that a kernel takes at a time."""
 
 
-@cache
+@load_once
+def register() -> ctypes.CDLL | None:
+    """Make the kernels known to JAX; return their library, or None if it was not built."""
+    spec = find_spec("qwen.ops.amx.library")
+    if spec is None or spec.origin is None:
+        return None
+    library = ctypes.CDLL(spec.origin)
+    for name, symbol in SYMBOLS.items():
+        handler = jax.ffi.pycapsule(getattr(library, symbol))
+        jax.ffi.register_ffi_target(name, handler, platform="cpu")
+    return library
+
+
 def available() -> bool:
-    """Whether the kernels were built and this machine can run them; they are then registered."""
-    return register("QwenAmxAvailable", KERNELS)
+    """Return True if the kernels were built and this machine can run them."""
+    library = register()
+    return library is not None and bool(library.QwenAmxAvailable())
 
 
 def fits(config: ModelConfig, dtype: jnp.dtype, parts: int) -> bool:
-    """Whether the kernels take a model of this shape, split over ``parts`` devices."""
+    """Return True if the kernels take a model of this shape, split over `parts` devices."""
     sizes = (config.hidden_size, config.intermediate_size // parts)
     return (
         dtype == jnp.bfloat16
@@ -45,82 +69,69 @@ def fits(config: ModelConfig, dtype: jnp.dtype, parts: int) -> bool:
     )
 
 
-def pack(kernel: jax.Array) -> jax.Array:
-    """[depth, columns] bfloat16 to [columns / 32, depth / 32, 1024]; both are multiples of 32."""
-    depth, columns = kernel.shape
-    shape = (columns // PANEL, depth // PANEL, PANEL * PANEL)
-    return jax.ffi.ffi_call("qwen_amx_pack", jax.ShapeDtypeStruct(shape, kernel.dtype))(kernel)
+class AmxOps(Ops):
+    name = "amx"
+    tiles_kernels = True
+
+    def tile_kernel(self, kernel: jax.Array) -> jax.Array:
+        depth, columns = (size // PANEL for size in kernel.shape)
+        # A step of 32 rows and a panel of 32 columns is 2 tiles of 16 row pairs x 16 columns x 2.
+        tiles = kernel.reshape(depth, 16, 2, columns, 2, 16).transpose(3, 0, 4, 1, 5, 2)
+        return tiles.reshape(columns, depth, PANEL * PANEL)
+
+    def queries_keys_values(
+        self, x: jax.Array, norm: RMSNorm, attention: Attention, rotary: Rotary
+    ) -> QueriesKeysValues:
+        bias = attention.qkv_bias[...]
+        heads, roles, size = bias.shape
+        shapes = ((heads, roles - 2, size), (heads, size), (heads, size))
+        call = jax.ffi.ffi_call(
+            "qwen_amx_qkv",
+            tuple(jax.ShapeDtypeStruct((*x.shape[:2], *shape), x.dtype) for shape in shapes),
+        )
+        query, key, value = call(
+            x,
+            norm.scale[...],
+            attention.qkv_kernel[...],
+            bias,
+            *rotary,
+            epsilon=np.float32(norm.epsilon),
+        )
+        return query, key, value
+
+    def attend(
+        self,
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        segment_ids: jax.Array,
+        positions: jax.Array,
+    ) -> jax.Array:
+        """Compute attention with a fused kernel; the length must be a multiple of 64."""
+        out = jax.ShapeDtypeStruct(query.shape, query.dtype)
+        return jax.ffi.ffi_call("qwen_amx_attention", out)(query, key, value, positions)
+
+    def add_attention(
+        self, x: jax.Array, attended: jax.Array, attention: Attention, keep_update: bool
+    ) -> Updated:
+        def project(dtype: jnp.dtype) -> jax.Array:
+            call = jax.ffi.ffi_call("qwen_amx_output", jax.ShapeDtypeStruct(x.shape, dtype))
+            return call(attended, attention.out_kernel[...], x)
+
+        return _updated(x, project, keep_update)
+
+    def add_mlp(self, x: jax.Array, norm: RMSNorm, mlp: MLP, keep_update: bool) -> Updated:
+        def compute(dtype: jnp.dtype) -> jax.Array:
+            call = jax.ffi.ffi_call("qwen_amx_mlp", jax.ShapeDtypeStruct(x.shape, dtype))
+            kernels = (mlp.gate_kernel[...], mlp.up_kernel[...], mlp.down_kernel[...])
+            return call(x, norm.scale[...], *kernels, epsilon=np.float32(norm.epsilon))
+
+        return _updated(x, compute, keep_update)
 
 
-def queries_keys_values(
-    x: jax.Array,
-    scale: jax.Array,
-    epsilon: float,
-    kernel: jax.Array,
-    bias: jax.Array,
-    rotary: tuple[jax.Array, jax.Array],
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """RMSNorm, product, bias and RoPE: [R, L, K, G, D], [R, L, K, D], [R, L, K, D] bfloat16.
-
-    Args:
-      x: [R, L, H] bfloat16, the residual stream.
-      scale, epsilon: of the norm; [H] bfloat16.
-      kernel: packed [H, K * (G + 2) * D].
-      bias: [K, G + 2, D] bfloat16.
-      rotary: cosines and sines, [R, L, D / 2] float32.
-    """
-    heads, roles, size = bias.shape
-    shapes = ((heads, roles - 2, size), (heads, size), (heads, size))
-    out = tuple(jax.ShapeDtypeStruct((*x.shape[:2], *shape), x.dtype) for shape in shapes)
-    call = jax.ffi.ffi_call("qwen_amx_qkv", out)
-    query, key, value = call(x, scale, kernel, bias, *rotary, epsilon=np.float32(epsilon))
-    return query, key, value
-
-
-def attention(
-    query: jax.Array, key: jax.Array, value: jax.Array, positions: jax.Array
-) -> jax.Array:
-    """Causal attention within samples; the shapes are those of ``qwen.attention``.
-
-    The length of a row must be a multiple of 64.
-    """
-    out = jax.ShapeDtypeStruct(query.shape, query.dtype)
-    return jax.ffi.ffi_call("qwen_amx_attention", out)(query, key, value, positions)
-
-
-def output(attended: jax.Array, kernel: jax.Array, x: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """The output projection: [R, L, H] float32, or in bfloat16 the residual stream with it.
-
-    Args:
-      attended: [R, L, K, G, D] bfloat16.
-      kernel: packed [K * G * D, H].
-      x: [R, L, H] bfloat16, the residual stream.
-    """
-    out = jax.ShapeDtypeStruct(x.shape, dtype)
-    return jax.ffi.ffi_call("qwen_amx_output", out)(attended, kernel, x)
-
-
-def mlp(
-    x: jax.Array,
-    scale: jax.Array,
-    epsilon: float,
-    gate: jax.Array,
-    up: jax.Array,
-    down: jax.Array,
-    *,
-    dtype: jnp.dtype,
-) -> jax.Array:
-    """``down(silu(gate(n)) * up(n))`` of the normalised rows n: [..., H] float32, or in bfloat16
-    the residual stream with it.
-
-    The product of silu and up is rounded to bfloat16.
-
-    Args:
-      x: [..., H] bfloat16, the residual stream.
-      scale, epsilon: of the norm; [H] bfloat16.
-      gate, up: packed [H, I].
-      down: packed [I, H].
-    """
-    out = jax.ShapeDtypeStruct(x.shape, dtype)
-    call = jax.ffi.ffi_call("qwen_amx_mlp", out)
-    return call(x, scale, gate, up, down, epsilon=np.float32(epsilon))
+def _updated(x: jax.Array, call: Callable[[jnp.dtype], jax.Array], keep_update: bool) -> Updated:
+    """Call a kernel, which gives the update in float32, or x with the update in x's dtype."""
+    if not keep_update and jax.lax.axis_size(MODEL_AXIS) == 1:
+        return None, call(x.dtype)
+    update = sum_over(call(jnp.dtype(jnp.float32)), MODEL_AXIS)
+    return update, add_update(x, update)

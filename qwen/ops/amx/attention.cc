@@ -4,7 +4,6 @@
 #include <cmath>
 #include <cstring>
 
-#include "exponential.h"
 #include "tiles.h"
 #include "vectors.h"
 
@@ -33,7 +32,7 @@ class QueryTile {
   QueryTile(const bf16* queries, int64_t stride, const int32_t* positions, int64_t slot)
       : queries_(queries), stride_(stride), slot_(slot) {
     for (int64_t i = 0; i < kTileRows; ++i) {
-      first_[i] = slot + i - positions[i];
+      first_[i] = std::max<int64_t>(0, slot + i - positions[i]);
       top_[i] = kMasked, total_[i] = 0.0f;
     }
     std::memset(sums_, 0, sizeof(sums_));
@@ -148,18 +147,15 @@ class QueryTile {
   alignas(64) bf16 weights_[kTileRows][kKeys];
 };
 
-struct Shape {
-  int64_t rows, length, heads, groups;
-};
-
 template <int64_t kHead>
-void Attend(ffi::ThreadPool& pool, const Shape& shape, const bf16* query, const bf16* key,
-            const bf16* value, const int32_t* positions, bf16* out) {
-  const auto [rows, length, heads, groups] = shape;
+ffi::Error Attend(ffi::ThreadPool& pool, ffi::Span<const int64_t> sizes, const bf16* query,
+                  const bf16* key, const bf16* value, const int32_t* positions, bf16* out) {
+  const int64_t rows = sizes[0], length = sizes[1], heads = sizes[2], groups = sizes[3];
   const int64_t row_head = length * kHead, stride = heads * groups * kHead;
   bf16* keys = Scratch<bf16, 3>(2 * rows * heads * row_head);
+  if (!keys) return NoMemory();
   bf16* values = keys + rows * heads * row_head;
-  Parallel(pool, rows * heads, [&](int64_t unit) {
+  ffi::Error packed = Parallel(pool, rows * heads, [&](int64_t unit) {
     const int64_t row = unit / heads, head = unit % heads;
     const int64_t from = (row * length * heads + head) * kHead, to = unit * row_head;
     for (int64_t slot = 0; slot < length; slot += kTileRows)
@@ -168,41 +164,45 @@ void Attend(ffi::ThreadPool& pool, const Shape& shape, const bf16* query, const 
                        keys + to + slot * kHead + d * kTileRows);
     for (int64_t slot = 0; slot < length; slot += kTileDepth)
       for (int64_t d = 0; d < kHead; d += kPanel)
-        PackPanels(value + from + slot * heads * kHead + d, heads * kHead, kTileDepth, 1,
-                   values + to + slot * kHead + d * kTileDepth);
+        PackRight(value + from + slot * heads * kHead + d, heads * kHead,
+                  values + to + slot * kHead + d * kTileDepth);
+    return true;
   });
+  if (packed.failure()) return packed;
   const int64_t parts = length / kQueries;
-  Parallel(pool, rows * heads * parts, [&](int64_t unit) {
+  return Parallel(pool, rows * heads * parts, [&](int64_t unit) {
     const int64_t row = unit / parts / heads, head = unit / parts % heads;
     const int64_t part = parts - 1 - unit % parts;  // what sees most comes first
-    const int64_t packed = (row * heads + head) * row_head;
+    const int64_t row_tiles = (row * heads + head) * row_head;
     for (int64_t slot = part * kQueries; slot < (part + 1) * kQueries; slot += kTileRows)
       for (int64_t group = 0; group < groups; ++group) {
         const int64_t at = (row * length + slot) * stride + (head * groups + group) * kHead;
         QueryTile<kHead> tile(query + at, stride, positions + row * length + slot, slot);
-        tile.Attend(keys + packed, values + packed);
+        tile.Attend(keys + row_tiles, values + row_tiles);
         tile.Store(out + at, stride);
       }
+    return true;
   });
 }
 
-ffi::Error Attention(ffi::ThreadPool pool, Tensor query, Tensor key, Tensor value,
-                     ffi::Buffer<ffi::S32> positions, ffi::ResultBuffer<ffi::BF16> out) {
+}  // namespace
+
+// query, out: [R, L, K, G, D]; key, value: [R, L, K, D]; positions: [R, L], of each token in its
+// sample.
+ffi::Error Attention(ffi::ThreadPool pool, Array<5> query, Array<4> key, Array<4> value,
+                     ffi::Buffer<ffi::S32, 2> positions, Result<5> out) {
   const auto sizes = query.dimensions();
-  const Shape shape{sizes[0], sizes[1], sizes[2], sizes[3]};
-  const auto attend = sizes[4] == 64 ? Attend<64> : Attend<128>;
-  attend(pool, shape, Data(query), Data(key), Data(value), positions.typed_data(), Data(out));
-  return ffi::Error::Success();
+  const int64_t rows = sizes[0], length = sizes[1], heads = sizes[2], size = sizes[4];
+  QWEN_CHECK(length % kQueries == 0 && (size == 64 || size == 128));
+  QWEN_CHECK(HasShape(key, {rows, length, heads, size}));
+  QWEN_CHECK(HasShape(value, {rows, length, heads, size}));
+  QWEN_CHECK(HasShape(positions, {rows, length}));
+  QWEN_CHECK(HasShape(*out, {rows, length, heads, sizes[3], size}));
+  const auto attend = size == 64 ? Attend<64> : Attend<128>;
+  return attend(pool, sizes, Data(query), Data(key), Data(value), positions.typed_data(),
+                Data(*out));
 }
 
-}  // namespace
 }  // namespace qwen
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(QwenAmxAttention, qwen::Attention,
-                              xla::ffi::Ffi::Bind()
-                                  .Ctx<xla::ffi::ThreadPool>()
-                                  .Arg<xla::ffi::Buffer<xla::ffi::BF16>>()
-                                  .Arg<xla::ffi::Buffer<xla::ffi::BF16>>()
-                                  .Arg<xla::ffi::Buffer<xla::ffi::BF16>>()
-                                  .Arg<xla::ffi::Buffer<xla::ffi::S32>>()
-                                  .Ret<xla::ffi::Buffer<xla::ffi::BF16>>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(QwenAmxAttention, qwen::Attention);

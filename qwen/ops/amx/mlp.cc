@@ -1,15 +1,10 @@
-// The MLP of a layer with the norm before it: down(silu(gate(x)) * up(x)) with x normalised. The wide
-// intermediate never leaves the cache: of each unit of rows a piece of it is computed and multiplied
-// down at once.
+// The MLP of a layer with the norm before it: down(silu(gate(x)) * up(x)) with x normalized. The
+// wide intermediate never leaves the cache: each piece of it is computed for a unit of rows and
+// multiplied down at once.
 
-#include "exponential.h"
 #include "rows.h"
-#include "tiles.h"
-#include "vectors.h"
 
 namespace qwen {
-namespace {
-
 // Packs silu(gate) * up of a panel's 32 columns, a row at each call, and fetches memory ahead.
 class Gating {
  public:
@@ -42,21 +37,27 @@ class Gating {
   Ahead ahead_{nullptr, 0, 1};
 };
 
-ffi::Error Mlp(ffi::ThreadPool pool, Tensor x, Tensor scale, Tensor gate, Tensor up, Tensor down,
-               ffi::Result<ffi::AnyBuffer> out, float epsilon) {
-  const int64_t hidden = scale.element_count();
-  const Pieces depth(hidden), width(gate.dimensions()[0] * kPanel);
+// x, out: [R, L, H]; scale: [H]; gate, up: tiled [H, I]; down: tiled [I, H].
+ffi::Error Mlp(ffi::ThreadPool pool, Array<3> x, Array<1> scale, Array<3> gate, Array<3> up,
+               Array<3> down, ffi::Result<ffi::AnyBuffer> out, Epsilon epsilon) {
+  const int64_t hidden = x.dimensions()[2], wide = gate.dimensions()[0] * kPanel;
+  QWEN_CHECK(HasShape(scale, {hidden}));
+  QWEN_CHECK(IsTiled(gate, hidden, wide) && IsTiled(up, hidden, wide));
+  QWEN_CHECK(IsTiled(down, wide, hidden));
+  QWEN_CHECK(Stream::Fits(x, *out));
+  const Pieces depth(hidden), width(wide);
   const int64_t panel_size = depth.steps * kStep;
   const Stream stream(Data(x), *out);
   const int64_t row_bytes = hidden * (sizeof(bf16) + sizeof(float));
-  ParallelRows(pool, x.element_count() / hidden, BlocksOfUnit(row_bytes),
-               [&](int64_t first, int64_t rows) {
+  return ParallelRows(pool, x.dimensions()[0] * x.dimensions()[1], BlocksOfUnit(row_bytes),
+                      [&](int64_t first, int64_t rows) {
     const int64_t blocks = BlocksOf(rows), packed_rows = blocks * kPanel;
     bf16* left = Scratch<bf16, 0>(packed_rows * (hidden + Pieces::kMost * kTileDepth));
-    bf16* gated = left + packed_rows * hidden;
     float* sums = Scratch<float, 1>(packed_rows * (hidden + 4 * kPanel));
+    if (!left || !sums) return false;
+    bf16* gated = left + packed_rows * hidden;
     float* gates[2] = {sums + packed_rows * hidden, sums + packed_rows * (hidden + 2 * kPanel)};
-    PackNormalised(Data(x) + first * hidden, rows, hidden, Data(scale), epsilon, left);
+    PackNormalized(Data(x) + first * hidden, rows, hidden, Data(scale), *epsilon, left);
     for (int64_t piece = 0; piece < width.count; ++piece) {
       const int64_t steps = width.size(piece);
       Gating gating(nullptr, 0, steps, gated);
@@ -75,20 +76,10 @@ ffi::Error Mlp(ffi::ThreadPool pool, Tensor x, Tensor scale, Tensor gate, Tensor
       MultiplyPiece(gated, steps * kStep, blocks, width, piece, Data(down), hidden / kPanel, sums);
     }
     stream.Store(sums, first, rows, hidden);
+    return true;
   });
-  return ffi::Error::Success();
 }
 
-}  // namespace
 }  // namespace qwen
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(QwenAmxMlp, qwen::Mlp,
-                              xla::ffi::Ffi::Bind()
-                                  .Ctx<xla::ffi::ThreadPool>()
-                                  .Arg<xla::ffi::Buffer<xla::ffi::BF16>>()
-                                  .Arg<xla::ffi::Buffer<xla::ffi::BF16>>()
-                                  .Arg<xla::ffi::Buffer<xla::ffi::BF16>>()
-                                  .Arg<xla::ffi::Buffer<xla::ffi::BF16>>()
-                                  .Arg<xla::ffi::Buffer<xla::ffi::BF16>>()
-                                  .Ret<xla::ffi::AnyBuffer>()
-                                  .Attr<float>("epsilon"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(QwenAmxMlp, qwen::Mlp);

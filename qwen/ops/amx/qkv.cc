@@ -1,13 +1,8 @@
 // Queries, keys and values of a layer: norm, product, bias and RoPE.
 
 #include "rows.h"
-#include "tiles.h"
-#include "vectors.h"
 
 namespace qwen {
-namespace {
-
-using Angles = ffi::Buffer<ffi::F32>;
 
 // Where the heads of one kind go: row r's to data + r * stride.
 struct Heads {
@@ -15,21 +10,31 @@ struct Heads {
   int64_t stride;
 };
 
-ffi::Error Qkv(ffi::ThreadPool pool, Tensor x, Tensor scale, Tensor kernel, Tensor bias,
-               Angles cosines, Angles sines, ffi::ResultBuffer<ffi::BF16> query,
-               ffi::ResultBuffer<ffi::BF16> key, ffi::ResultBuffer<ffi::BF16> value,
-               float epsilon) {
-  const int64_t hidden = scale.element_count();
+// x: [R, L, H]; scale: [H]; kernel: tiled [H, K * (G + 2) * D]; bias: [K, G + 2, D];
+// cosines, sines: [R, L, D / 2]; query: [R, L, K, G, D]; key, value: [R, L, K, D].
+ffi::Error Qkv(ffi::ThreadPool pool, Array<3> x, Array<1> scale, Array<3> kernel, Array<3> bias,
+               ffi::Buffer<ffi::F32, 3> cosines, ffi::Buffer<ffi::F32, 3> sines, Result<5> query,
+               Result<4> key, Result<4> value, Epsilon epsilon) {
+  const int64_t row_count = x.dimensions()[0], length = x.dimensions()[1];
+  const int64_t hidden = x.dimensions()[2], kv_heads = bias.dimensions()[0];
   const int64_t groups = bias.dimensions()[1] - 2, size = bias.dimensions()[2];
-  const int64_t heads = bias.dimensions()[0] * (groups + 2), half = size / 2;
-  const int64_t panels = size / kPanel, width = bias.dimensions()[0] * size;
+  const int64_t heads = kv_heads * (groups + 2), half = size / 2;
+  QWEN_CHECK(groups > 0 && size % 64 == 0);
+  QWEN_CHECK(HasShape(scale, {hidden}) && IsTiled(kernel, hidden, heads * size));
+  QWEN_CHECK(HasShape(cosines, {row_count, length, half}));
+  QWEN_CHECK(HasShape(sines, {row_count, length, half}));
+  QWEN_CHECK(HasShape(*query, {row_count, length, kv_heads, groups, size}));
+  QWEN_CHECK(HasShape(*key, {row_count, length, kv_heads, size}));
+  QWEN_CHECK(HasShape(*value, {row_count, length, kv_heads, size}));
+  const int64_t panels = size / kPanel, width = kv_heads * size;
   const Pieces depth(hidden);
-  ParallelRows(pool, x.element_count() / hidden, BlocksOfUnit(hidden * sizeof(bf16)),
-               [&](int64_t first, int64_t rows) {
+  return ParallelRows(pool, row_count * length, BlocksOfUnit(hidden * sizeof(bf16)),
+                      [&](int64_t first, int64_t rows) {
     const int64_t blocks = BlocksOf(rows), panel_sums = blocks * kBlock;
     bf16* left = Scratch<bf16, 0>(blocks * kPanel * hidden);
     float* sums = Scratch<float, 1>(panels * panel_sums);
-    PackNormalised(Data(x) + first * hidden, rows, hidden, Data(scale), epsilon, left);
+    if (!left || !sums) return false;
+    PackNormalized(Data(x) + first * hidden, rows, hidden, Data(scale), *epsilon, left);
     for (int64_t head = 0; head < heads; ++head) {
       for (int64_t panel = 0; panel < panels; ++panel) {
         const bf16* columns = Data(kernel) + (head * panels + panel) * depth.steps * kStep;
@@ -38,8 +43,8 @@ ffi::Error Qkv(ffi::ThreadPool pool, Tensor x, Tensor scale, Tensor kernel, Tens
       }
       const int64_t kv = head / (groups + 2), role = head % (groups + 2);
       const Heads to = role < groups
-                           ? Heads{Data(query) + (kv * groups + role) * size, width * groups}
-                           : Heads{Data(role == groups ? key : value) + kv * size, width};
+                           ? Heads{Data(*query) + (kv * groups + role) * size, width * groups}
+                           : Heads{Data(role == groups ? *key : *value) + kv * size, width};
       const bf16* biases = Data(bias) + head * size;
       const auto biased = [&](int64_t row, int64_t i) {
         const float* at = sums + i / kPanel * panel_sums + SumsAt(row, i % kPanel / 16);
@@ -67,23 +72,10 @@ ffi::Error Qkv(ffi::ThreadPool pool, Tensor x, Tensor scale, Tensor kernel, Tens
         }
       }
     }
+    return true;
   });
-  return ffi::Error::Success();
 }
 
-}  // namespace
 }  // namespace qwen
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(QwenAmxQkv, qwen::Qkv,
-                              xla::ffi::Ffi::Bind()
-                                  .Ctx<xla::ffi::ThreadPool>()
-                                  .Arg<xla::ffi::Buffer<xla::ffi::BF16>>()
-                                  .Arg<xla::ffi::Buffer<xla::ffi::BF16>>()
-                                  .Arg<xla::ffi::Buffer<xla::ffi::BF16>>()
-                                  .Arg<xla::ffi::Buffer<xla::ffi::BF16>>()
-                                  .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
-                                  .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
-                                  .Ret<xla::ffi::Buffer<xla::ffi::BF16>>()
-                                  .Ret<xla::ffi::Buffer<xla::ffi::BF16>>()
-                                  .Ret<xla::ffi::Buffer<xla::ffi::BF16>>()
-                                  .Attr<float>("epsilon"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(QwenAmxQkv, qwen::Qkv);

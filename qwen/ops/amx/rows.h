@@ -1,19 +1,18 @@
 // Row-major activations to packed rows, and sums back to row-major activations.
 
-#ifndef QWEN2_KERNELS_AMX_ROWS_H_
-#define QWEN2_KERNELS_AMX_ROWS_H_
+#pragma once
 
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
 
+#include "arrays.h"
 #include "tiles.h"
 #include "vectors.h"
-#include "xla/ffi/api/ffi.h"
 
 namespace qwen {
 
-// What is in the second-level cache beside the rows of a unit of work takes a fourth of it.
+// Bytes of rows in a unit of work; other data takes a fourth of the second-level cache.
 constexpr int64_t kUnitBytes = 3 << 19;
 
 // The most blocks of a unit whose rows take so many bytes each.
@@ -38,28 +37,35 @@ inline void PackRows(const bf16* from, int64_t rows, int64_t depth, bf16* to) {
 }
 
 // Packs rows after RMSNorm: row / sqrt(mean(row * row) + epsilon) * scale.
-inline void PackNormalised(const bf16* from, int64_t rows, int64_t depth, const bf16* scale,
+inline void PackNormalized(const bf16* from, int64_t rows, int64_t depth, const bf16* scale,
                            float epsilon, bf16* to) {
   const int64_t steps = depth / kTileDepth;
   for (int64_t row = 0; row < rows; ++row, from += depth) {
     const __m512 inverse = _mm512_set1_ps(InverseNorm(from, depth, epsilon));
-    const auto normalised = [&](int64_t i) {
+    const auto normalized = [&](int64_t i) {
       return _mm512_mul_ps(_mm512_mul_ps(Widen(from + i), inverse), Widen(scale + i));
     };
     for (int64_t step = 0; step < steps; ++step)
-      StoreRounded(to + PackedAt(row, step, steps), normalised(step * kTileDepth),
-                   normalised(step * kTileDepth + 16));
+      StoreRounded(to + PackedAt(row, step, steps), normalized(step * kTileDepth),
+                   normalized(step * kTileDepth + 16));
   }
   PadRows(rows, steps, to);
 }
 
-// What a kernel gives out, as the type of its result says: [rows, columns] of the residual stream
-// with the update added, bfloat16, or the update alone, float32.
+// The result of a kernel, [rows, columns]: the residual stream with the update added if the result
+// is bfloat16, the update alone if it is float32.
 class Stream {
  public:
   Stream(const bf16* before, ffi::AnyBuffer& out)
       : before_(before), out_(out.untyped_data()),
         added_(out.element_type() == ffi::DataType::BF16) {}
+
+  // True if a result has the shape of the stream and one of the two types.
+  static bool Fits(const Array<3>& before, const ffi::AnyBuffer& out) {
+    const auto type = out.element_type();
+    return (type == ffi::DataType::BF16 || type == ffi::DataType::F32) &&
+           HasShape(out, {before.dimensions()[0], before.dimensions()[1], before.dimensions()[2]});
+  }
 
   // Stores rows `first` and following, of the update [columns / 32][blocks] sums.
   void Store(const float* sums, int64_t first, int64_t rows, int64_t columns) const {
@@ -87,5 +93,3 @@ class Stream {
 };
 
 }  // namespace qwen
-
-#endif  // QWEN2_KERNELS_AMX_ROWS_H_

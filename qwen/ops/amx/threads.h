@@ -1,21 +1,40 @@
-// What kernels share: work on XLA's threads, and memory that is kept from call to call.
+// Work on XLA's threads, each with its tile registers and memory that it keeps.
 
-#ifndef QWEN2_KERNELS_THREADS_H_
-#define QWEN2_KERNELS_THREADS_H_
+#pragma once
 
-#include <atomic>
+#include <immintrin.h>
+
+#include <algorithm>
 #include <condition_variable>
 #include <cstdint>
 #include <cstdlib>
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 
 #include "xla/ffi/api/ffi.h"
 
 namespace qwen {
 
+namespace ffi = xla::ffi;
+
+// The tile registers of a thread, configured while this object lives.
+class TileRegisters {
+ public:
+  TileRegisters() {
+    struct alignas(64) {
+      uint8_t palette = 1, start_row = 0, reserved[14] = {};
+      uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+      uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+    } config;
+    _tile_loadconfig(&config);
+  }
+  ~TileRegisters() { _tile_release(); }
+};
+
 // Memory of a thread that is kept from call to call, because fresh pages cost more than the work.
+// Null if there is none.
 template <typename T, int kSlot>
 T* Scratch(int64_t size) {
   static thread_local std::unique_ptr<void, decltype(&std::free)> held(nullptr, std::free);
@@ -23,46 +42,47 @@ T* Scratch(int64_t size) {
   const int64_t bytes = (size * int64_t{sizeof(T)} + 63) / 64 * 64;
   if (held_bytes < bytes) {
     held.reset(std::aligned_alloc(64, bytes));
-    held_bytes = bytes;
+    held_bytes = held ? bytes : 0;
   }
   return static_cast<T*>(held.get());
 }
 
-// Runs work(0) ... work(count - 1) on XLA's threads and on this one, which never waits for a
-// thread that has not begun. What is computed does not depend on the number of threads.
-// Each thread that takes part holds a `Held` meanwhile.
-template <typename Held>
-void ParallelWith(xla::ffi::ThreadPool& pool, int64_t count,
-                  const std::function<void(int64_t)>& work) {
+inline ffi::Error NoMemory() {
+  return ffi::Error(ffi::ErrorCode::kResourceExhausted, "Out of memory for an AMX kernel.");
+}
+
+// Runs work(0) ... work(count - 1) on XLA's threads and on this one, which never waits for a thread
+// that has not begun. Work returns false if it has no memory. Results do not depend on the number
+// of threads.
+inline ffi::Error Parallel(ffi::ThreadPool& pool, int64_t count,
+                           const std::function<bool(int64_t)>& work) {
   struct State {
-    std::atomic<int64_t> next{0};
-    int64_t done = 0;
     std::mutex mutex;
     std::condition_variable finished;
+    int64_t next = 0, done = 0;
+    bool failed = false;
   };
   auto state = std::make_shared<State>();
   // A helper that starts late finds nothing left and does not touch `work`, which may be gone.
   const std::function<void()> run = [state, count, work = &work] {
-    int64_t mine = 0;
-    {
-      std::unique_ptr<Held> held;
-      for (int64_t unit; (unit = state->next.fetch_add(1)) < count; ++mine) {
-        if (!held) held = std::make_unique<Held>();
-        (*work)(unit);
-      }
+    std::optional<TileRegisters> registers;
+    std::unique_lock<std::mutex> lock(state->mutex);
+    while (state->next < count) {
+      const int64_t unit = state->next++;
+      lock.unlock();
+      if (!registers) registers.emplace();
+      const bool succeeded = (*work)(unit);
+      lock.lock();
+      state->failed |= !succeeded;
+      if (++state->done == count) state->finished.notify_one();
     }
-    if (mine == 0) return;
-    std::lock_guard<std::mutex> lock(state->mutex);
-    state->done += mine;
-    if (state->done == count) state->finished.notify_one();
   };
   const int64_t helpers = std::min<int64_t>(pool.num_threads(), count) - 1;
   for (int64_t i = 0; i < helpers; ++i) pool.Schedule(std::function<void()>(run));
   run();
   std::unique_lock<std::mutex> lock(state->mutex);
   state->finished.wait(lock, [&] { return state->done == count; });
+  return state->failed ? NoMemory() : ffi::Error::Success();
 }
 
 }  // namespace qwen
-
-#endif  // QWEN2_KERNELS_THREADS_H_

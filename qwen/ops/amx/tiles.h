@@ -8,8 +8,7 @@
 // 32 columns of a right matrix are a panel, 32 rows of a left one or of sums a block.
 // (Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18.)
 
-#ifndef QWEN2_KERNELS_AMX_TILES_H_
-#define QWEN2_KERNELS_AMX_TILES_H_
+#pragma once
 
 #include <immintrin.h>
 
@@ -17,22 +16,10 @@
 #include <cstdint>
 #include <functional>
 
+#include "arrays.h"
 #include "threads.h"
-#include "xla/ffi/api/ffi.h"
 
 namespace qwen {
-
-namespace ffi = xla::ffi;
-
-using bf16 = uint16_t;
-using Tensor = ffi::Buffer<ffi::BF16>;
-
-inline const bf16* Data(const Tensor& tensor) {
-  return reinterpret_cast<const bf16*>(tensor.typed_data());
-}
-inline bf16* Data(ffi::ResultBuffer<ffi::BF16>& tensor) {
-  return reinterpret_cast<bf16*>(tensor->typed_data());
-}
 
 constexpr int64_t kTileRows = 16;
 constexpr int64_t kTileDepth = 32;
@@ -41,43 +28,21 @@ constexpr int64_t kPanel = 32;               // columns of a panel, rows of a bl
 constexpr int64_t kBlock = kPanel * kPanel;  // sums of a block
 constexpr int64_t kStep = 2 * kTile;         // of a panel or of packed rows, for 32 of the depth
 
-// The tile registers of a thread, configured while this object lives.
-class TileRegisters {
- public:
-  TileRegisters() {
-    struct alignas(64) {
-      uint8_t palette = 1, start_row = 0, reserved[14] = {};
-      uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-      uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-    } config;
-    _tile_loadconfig(&config);
-  }
-  ~TileRegisters() { _tile_release(); }
-};
-
-// Runs work(0) ... work(count - 1) on XLA's threads and on this one, each with its tile registers.
-inline void Parallel(ffi::ThreadPool& pool, int64_t count,
-                     const std::function<void(int64_t)>& work) {
-  ParallelWith<TileRegisters>(pool, count, work);
-}
-
 inline int64_t BlocksOf(int64_t rows) { return (rows + kPanel - 1) / kPanel; }
 
 // Shares rows out in units of at most `most` blocks: work(first row, rows of the unit).
-inline void ParallelRows(ffi::ThreadPool& pool, int64_t rows, int64_t most,
-                         const std::function<void(int64_t, int64_t)>& work) {
-  const int64_t threads = pool.num_threads(), blocks = BlocksOf(rows);
+inline ffi::Error ParallelRows(ffi::ThreadPool& pool, int64_t rows, int64_t most,
+                               const std::function<bool(int64_t, int64_t)>& work) {
+  const int64_t threads = std::max<int64_t>(1, pool.num_threads()), blocks = BlocksOf(rows);
   const int64_t rounds = (blocks + most * threads - 1) / (most * threads);
   const int64_t unit = (blocks + rounds * threads - 1) / (rounds * threads) * kPanel;
-  Parallel(pool, (rows + unit - 1) / unit, [=, &work](int64_t index) {
-    work(index * unit, std::min(unit, rows - index * unit));
+  return Parallel(pool, (rows + unit - 1) / unit, [=, &work](int64_t index) {
+    return work(index * unit, std::min(unit, rows - index * unit));
   });
 }
 
-// Packs `panels` times 32 columns of a row-major matrix, from `from` on. Several at a time, because
-// memory is read fastest where what follows in a row is wanted too.
-inline void PackPanels(const bf16* from, int64_t row_stride, int64_t depth, int64_t panels,
-                       bf16* to) {
+// Packs 32 x 32 numbers of a row-major matrix, `stride` from row to row, as right tiles.
+inline void PackRight(const bf16* from, int64_t stride, bf16* to) {
   alignas(64) uint16_t first[32], second[32];
   for (int i = 0; i < 16; ++i) {
     first[2 * i] = i, first[2 * i + 1] = 32 + i;
@@ -85,15 +50,11 @@ inline void PackPanels(const bf16* from, int64_t row_stride, int64_t depth, int6
   }
   const __m512i first_columns = _mm512_load_si512(first);
   const __m512i second_columns = _mm512_load_si512(second);
-  for (int64_t k = 0; k < depth; k += 2)
-    for (int64_t panel = 0; panel < panels; ++panel) {
-      const bf16* columns = from + k * row_stride + panel * kPanel;
-      const __m512i even = _mm512_loadu_si512(columns);
-      const __m512i odd = _mm512_loadu_si512(columns + row_stride);
-      bf16* pairs = to + panel * kPanel * depth + k / kTileDepth * kStep + k % kTileDepth * 16;
-      _mm512_storeu_si512(pairs, _mm512_permutex2var_epi16(even, first_columns, odd));
-      _mm512_storeu_si512(pairs + kTile, _mm512_permutex2var_epi16(even, second_columns, odd));
-    }
+  for (int64_t k = 0; k < kTileDepth; k += 2, from += 2 * stride, to += 32) {
+    const __m512i even = _mm512_loadu_si512(from), odd = _mm512_loadu_si512(from + stride);
+    _mm512_storeu_si512(to, _mm512_permutex2var_epi16(even, first_columns, odd));
+    _mm512_storeu_si512(to + kTile, _mm512_permutex2var_epi16(even, second_columns, odd));
+  }
 }
 
 // Fetches memory that will be needed soon into the second-level cache, a part at each call.
@@ -117,7 +78,7 @@ class Ahead {
 template <bool kAdd, typename Meanwhile>
 inline void Multiply(const bf16* left, int64_t stride, int64_t blocks, const bf16* right,
                      int64_t steps, float* sums, Meanwhile& meanwhile) {
-#define QWEN2_NEXT_SUMS(tile)                                        \
+#define QWEN_NEXT_SUMS(tile)                                        \
   if (block > 0) _tile_stored(tile, sums + tile * 256 - kBlock, 64); \
   if constexpr (kAdd) {                                              \
     _tile_loadd(tile, sums + tile * 256, 64);                        \
@@ -128,15 +89,15 @@ inline void Multiply(const bf16* left, int64_t stride, int64_t blocks, const bf1
     const bf16 *rows = left + block * stride, *columns = right;
     _tile_loadd(4, rows, 64);
     _tile_loadd(6, columns, 64);
-    QWEN2_NEXT_SUMS(0)
+    QWEN_NEXT_SUMS(0)
     _tile_dpbf16ps(0, 4, 6);
     _tile_loadd(7, columns + kTile, 64);
-    QWEN2_NEXT_SUMS(1)
+    QWEN_NEXT_SUMS(1)
     _tile_dpbf16ps(1, 4, 7);
     _tile_loadd(5, rows + kTile, 64);
-    QWEN2_NEXT_SUMS(2)
+    QWEN_NEXT_SUMS(2)
     _tile_dpbf16ps(2, 5, 6);
-    QWEN2_NEXT_SUMS(3)
+    QWEN_NEXT_SUMS(3)
     _tile_dpbf16ps(3, 5, 7);
     meanwhile();
     for (int64_t step = 1; step < steps; ++step) {
@@ -152,7 +113,7 @@ inline void Multiply(const bf16* left, int64_t stride, int64_t blocks, const bf1
       meanwhile();
     }
   }
-#undef QWEN2_NEXT_SUMS
+#undef QWEN_NEXT_SUMS
   sums -= kBlock;
   _tile_stored(0, sums, 64);
   _tile_stored(1, sums + 256, 64);
@@ -208,5 +169,3 @@ inline int64_t PackedAt(int64_t row, int64_t step, int64_t steps) {
 }
 
 }  // namespace qwen
-
-#endif  // QWEN2_KERNELS_AMX_TILES_H_

@@ -51,7 +51,6 @@ def certificate(dataset, **changes):
 def test_the_hub_reads_it(dataset):
     data = DatasetCard(written(dataset)).data.to_dict()
     assert data["license"] == "unknown"
-    assert data["size_categories"] == ["n<1K"]
     assert data["pretty_name"] == "Activations of random:tiny, layers 10-12"
 
 

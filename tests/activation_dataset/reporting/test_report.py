@@ -101,7 +101,6 @@ def test_it_holds_all_that_it_promises(page, document):
         "Prompt lengths",
         "Norms by position",
         "Outliers",
-        "Norms by kind of token",
         "Massive dimensions",
         "Likeness of layers",
         "Effective dimensions",
@@ -150,7 +149,7 @@ def test_grids_have_the_colors_of_their_tokens(document):
 
 def test_hook_points_are_told_apart(many_sites):
     text = many_sites.read_text("utf-8")
-    assert re.findall(r"<h3>(.*?)</h3>", text) == list(HOOK_POINTS) * 5
+    assert re.findall(r"<h3>(.*?)</h3>", text) == list(HOOK_POINTS) * 4
     assert re.findall(r'<tr class="group"><th>(.*?)</th>', text) == list(HOOK_POINTS)
     assert set(re.findall(r'<g class="s(\d)">', text)) == set("01234")
 

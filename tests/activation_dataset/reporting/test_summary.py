@@ -13,6 +13,7 @@ from activation_dataset.reporting.summary import (
     shares,
     size,
 )
+from activation_dataset.sites import HookPoint
 from tests.activation_dataset.reporting.grid_prompts import grid_prompt, write_prompted
 from tests.activation_dataset.synthetic import write_dataset
 
@@ -86,7 +87,7 @@ def test_inspect_prints_facts_and_a_table_of_the_layers(metadata, tmp_path, caps
 
 
 def test_inspect_tells_hook_points_apart_in_80_columns(tmp_path, capsys):
-    hook_points = ("attn_out", "resid_post")
+    hook_points: tuple[HookPoint, ...] = ("attn_out", "resid_post")
     write_dataset(tmp_path, [[300] * 12], "none", hook_points=hook_points, rejected={"too_long": 3})
     assert main(["inspect", str(tmp_path)]) == 0
     text = capsys.readouterr().out

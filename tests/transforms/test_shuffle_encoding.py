@@ -12,7 +12,7 @@ from corpus.task import Document, Message, Pair, Task
 from corpus.template import load_template
 from qwen.source import open_model
 from tests.conftest import ROOT
-from transforms.packing import pack_item, pack_prompt, unpack_item, unpack_prompt
+from transforms.shuffle_encoding import decode_item, decode_prompt, encode_item, encode_prompt
 from transforms.tokenize_tasks import LengthLimit, prompts_of
 
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
@@ -26,8 +26,8 @@ def prompts(draw: st.DrawFn) -> Prompt:
 
 
 @given(prompts())
-def test_a_prompt_comes_back_as_it_was(prompt: Prompt):
-    found = unpack_prompt(pack_prompt(prompt))
+def test_a_prompt_comes_back_unchanged(prompt: Prompt):
+    found = decode_prompt(encode_prompt(prompt))
     assert (found.sample_id, found.task_id) == (prompt.sample_id, prompt.task_id)
     assert found.token_ids.dtype == np.int32
     np.testing.assert_array_equal(found.token_ids, prompt.token_ids)
@@ -43,17 +43,17 @@ def test_a_prompt_comes_back_as_it_was(prompt: Prompt):
     ],
     ids=["task", "text", "messages"],
 )
-def test_an_item_comes_back_as_it_was(item: Task | Document):
-    assert unpack_item(pack_item(item)) == item
+def test_an_item_comes_back_unchanged(item: Task | Document):
+    assert decode_item(encode_item(item)) == item
 
 
-def test_what_is_shuffled_of_a_task_is_small():
+def test_little_is_shuffled():
     path = ROOT / "examples" / "tasks" / "connect.json"
     with path.open("rb") as stream:
         (task,) = parse_tasks(stream, path.name)
     assert isinstance(task, Task)
     tokenizer, limit = open_model("random:tiny").tokenizer(), LengthLimit(10_000, "reject")
-    assert len(pack_item(task)) < len(json.dumps(json.loads(path.read_text()))) / 8
+    assert len(encode_item(task)) < len(json.dumps(json.loads(path.read_text()))) / 8
     for prompt in prompts_of(task, load_template("digits"), tokenizer, limit):
         assert isinstance(prompt, Prompt)
-        assert len(pack_prompt(prompt)) < 1.5 * prompt.num_tokens
+        assert len(encode_prompt(prompt)) < 1.5 * prompt.num_tokens

@@ -1,0 +1,89 @@
+"""Errors in one line for the user: those of the job, raised anywhere, and those of the engine."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+
+import grpc
+
+PACKAGES = ("activation_dataset", "beam_pipeline", "corpus", "qwen", "transforms")
+
+_TRACE = "Traceback (most recent call last)"
+# As a trace prints it, after a line break that may be escaped where the trace came through a log.
+_OUR_ERROR = re.compile(rf"(?:^|\\n)(?:{'|'.join(PACKAGES)})\.[\w.]+: (.+)", re.MULTILINE)
+_WHERE_IT_RAN = re.compile(r" \[while running '[^']*'\]")
+
+# How a job service and Dataflow report the end of a job.
+_FAILED_JOBS = (
+    re.compile(r"Pipeline \S+ failed in state (\w+): (.*)", re.DOTALL),
+    re.compile(r"Dataflow pipeline failed\. State: (\w+), Error:\s*(.*)", re.DOTALL),
+)
+_LONGEST_REASON = 300
+_CHANNEL_BROKE = "Channel closed prematurely"
+
+RESUME = "Run the same command again: it resumes from the finished files."
+WORKER_DIED = (
+    "a worker process died{status}: it was killed, perhaps because memory ran out. Fewer workers "
+    f"need less memory. {RESUME}"
+)
+
+
+def explained_by(error: BaseException) -> str | None:
+    """Return one line that explains an error to the user; None for a bug, which needs its trace.
+
+    An error of the job may be the cause of another one. If it was raised in another process, the
+    engine's error contains its trace as text. An error without either is the engine's own.
+    """
+    for each in _with_causes(error):
+        if type(each).__module__.partition(".")[0] in PACKAGES:
+            return _one_line(str(each))
+    if found := _OUR_ERROR.findall(str(error)):
+        return _one_line(found[-1])
+    return None if _TRACE in str(error) else _engine_failure(error)
+
+
+def was_interrupted(error: BaseException) -> bool:
+    """Return True if the error comes from Ctrl-C, which Beam turns into another error."""
+    return any(isinstance(each, KeyboardInterrupt) for each in _with_causes(error))
+
+
+def is_news(record: logging.LogRecord) -> bool:
+    """Return True for a log record that says more than the one line at the end."""
+    error = record.exc_info[1] if record.exc_info else None
+    if error is not None and (was_interrupted(error) or explained_by(error)):
+        return record.levelno <= logging.DEBUG
+    message = record.getMessage()
+    # Beam's local worker processes warn of a missing option that nothing here needs.
+    return not _OUR_ERROR.search(message) and "semi_persistent_directory" not in message
+
+
+def _engine_failure(error: BaseException) -> str | None:
+    text = str(error)
+    for pattern in _FAILED_JOBS:
+        if match := pattern.search(text):
+            state, reason = match.groups()
+            return f"the engine ended the job in state {state}: {_reason(reason)}. {RESUME}"
+    if isinstance(error, grpc.RpcError | grpc.FutureTimeoutError):
+        details = (error.details() if isinstance(error, grpc.Call) else text) or "no connection"
+        return f"the engine does not answer: {_one_line(details)}. {RESUME}"
+    return WORKER_DIED.format(status="") if _CHANNEL_BROKE in text else None
+
+
+def _reason(text: str) -> str:
+    """Return the first line of an engine's message and, of a Java trace, the root cause."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or ["unknown error"]
+    causes = [line for line in lines[1:] if line.startswith("Caused by: ")]
+    return " ".join(line[:_LONGEST_REASON] for line in [lines[0], *causes[-1:]]).rstrip(".")
+
+
+def _with_causes(error: BaseException) -> Iterator[BaseException]:
+    each: BaseException | None = error
+    while each is not None:
+        yield each
+        each = each.__cause__ or each.__context__
+
+
+def _one_line(message: str) -> str:
+    return " ".join(_WHERE_IT_RAN.sub("", message).split())

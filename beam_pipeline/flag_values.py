@@ -1,0 +1,135 @@
+"""Values of flags: from the text on the command line to a value, or an error that says why not."""
+
+from __future__ import annotations
+
+import os
+import re
+from argparse import ArgumentTypeError
+from collections.abc import Sequence
+
+from activation_dataset.sites import HOOK_POINTS, HookPoint, in_forward_order
+from beam_pipeline.config import ConfigError
+
+
+def boolean(text: str) -> bool:
+    """Parse `True` or `False`, in any case."""
+    if text.lower() not in ("true", "false"):
+        raise ArgumentTypeError(f"expected True or False, got {text!r}")
+    return text.lower() == "true"
+
+
+def positive(text: str) -> int:
+    """Parse a whole number of at least 1."""
+    if not re.fullmatch(r"\d{1,12}", text) or int(text) < 1:
+        raise ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def natural(text: str) -> int:
+    """Parse a whole number of at least 0."""
+    return 0 if text == "0" else positive(text)
+
+
+def byte_count(text: str) -> int:
+    """Parse a number of bytes, such as `1000000` or `500GB`."""
+    match = re.fullmatch(r"([1-9]\d{0,17})([kMGTP]B)?", text)
+    if not match:
+        raise ArgumentTypeError(f"expected bytes, such as 1000000, 500GB or 2TB, got {text!r}")
+    return int(match[1]) * 1000 ** ["B", "kB", "MB", "GB", "TB", "PB"].index(match[2] or "B")
+
+
+def fraction(text: str) -> float:
+    """Parse a fraction above 0 and at most 1."""
+    if not 0 < price(text) <= 1:
+        raise ArgumentTypeError(f"expected a fraction above 0 and at most 1, got {text!r}")
+    return float(text)
+
+
+def price(text: str) -> float:
+    """Parse a decimal number of at least 0."""
+    if not re.fullmatch(r"\d{0,9}\.?\d{1,9}", text):
+        raise ArgumentTypeError(f"expected a number such as 0.3, got {text!r}")
+    return float(text)
+
+
+def mesh_shape(text: str) -> tuple[int, int]:
+    """Parse devices along data and along model, such as `8,1`."""
+    match = re.fullmatch(r"(\d{1,4}),(\d{1,4})", text.replace(" ", ""))
+    if not match or "0" in match.groups():
+        raise ArgumentTypeError(
+            f"expected two positive numbers, data,model, such as 8,1; got {text!r}"
+        )
+    return int(match[1]), int(match[2])
+
+
+def parse_layers(words: Sequence[str]) -> tuple[int, ...]:
+    """Parse layers: `10 11`, `10,11`, `10-23` or `all`.
+
+    Returns:
+      The layers, ascending; empty for all.
+
+    Raises:
+      ConfigError: naming the first word that is none of these.
+    """
+    layers: set[int] = set()
+    for word in _split(words):
+        if word == "all":
+            return ()
+        match = re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", word)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if last < first:
+            raise ConfigError(
+                f"--layers_to_extract: {word!r} is not a layer; give numbers (10 11 12), a range "
+                "(10-23), or all"
+            )
+        layers.update(range(first, last + 1))
+    return tuple(sorted(layers))
+
+
+def parse_hook_points(words: Sequence[str]) -> tuple[HookPoint, ...]:
+    """Parse hook points: `resid_mid mlp_out` or `resid_mid,mlp_out`.
+
+    Returns:
+      The hook points in the order of the forward pass, each once.
+
+    Raises:
+      ConfigError: naming the first word that is not a hook point.
+    """
+    named = _split(words)
+    if unknown := [word for word in named if word not in HOOK_POINTS]:
+        raise ConfigError(
+            f"--hook_points: {unknown[0]!r} is not a hook point; give one or more of "
+            f"{', '.join(HOOK_POINTS)}"
+        )
+    return in_forward_order(named)
+
+
+def parse_output_dir(output_dir: str | None, gcs_bucket: str | None, upload_to_cloud: bool) -> str:
+    """Return the output folder from its two spellings.
+
+    Raises:
+      ConfigError: if the flags contradict each other, or name no folder that can be written.
+    """
+    if upload_to_cloud or gcs_bucket:
+        if not (upload_to_cloud and gcs_bucket) or output_dir is not None:
+            raise ConfigError(
+                "--gcs_bucket and --upload_to_cloud True go together, without --output_dir; the "
+                "short form of both is --output_dir gs://BUCKET/FOLDER"
+            )
+        output_dir = "gs://" + gcs_bucket.removeprefix("gs://")
+    if output_dir is None:
+        output_dir = "activations"
+    if "://" not in output_dir:
+        output_dir = os.path.expanduser(output_dir)
+    if not re.fullmatch(r"gs://[^/]+(/.*)?|(?!.*://).+", output_dir, re.DOTALL):
+        raise ConfigError(
+            f"--output_dir {output_dir!r}: must be a local folder or gs://BUCKET/FOLDER"
+        )
+    if found := re.search(r"[*?\[]", output_dir):
+        # Beam would take it for a wildcard, and find no file of the folder.
+        raise ConfigError(f"--output_dir {output_dir!r}: must not contain {found[0]!r}")
+    return output_dir.rstrip("/") or "/"
+
+
+def _split(words: Sequence[str]) -> list[str]:
+    return re.findall(r"[^\s,]+", " ".join(words)) or [""]

@@ -1,0 +1,107 @@
+"""A job that is ready to start: its flags, checked against the model and the inputs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from importlib import metadata as packages
+
+from activation_dataset.metadata import RunDescription
+from activation_dataset.record import RecordKind
+from beam_pipeline.config import DEFAULT_LAYERS, Config, ConfigError
+from corpus.template import PromptTemplate, load_template
+from qwen.source import ModelSource, open_model
+from transforms.read_tasks import resolve_patterns
+from transforms.tokenize_tasks import LengthLimit
+
+PACKAGES_THAT_DECIDE_BYTES = ("flax", "jax", "jaxlib", "numpy", "tokenizers", "transformers")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job whose flags fit its model.
+
+    Attributes:
+      config: the flags; the layers of the extractor are those of the model.
+      patterns: where tasks are read.
+      template: how a task becomes text.
+      limit: the longest prompt.
+      source: the model, whose weights have not been read.
+    """
+
+    config: Config
+    patterns: tuple[str, ...]
+    template: PromptTemplate
+    limit: LengthLimit
+    source: ModelSource
+
+    @property
+    def record_kind(self) -> RecordKind:
+        """The kind of the records that the job writes."""
+        return self.config.extractor.record_kind(self.source.config.hidden_size)
+
+    def describe(self) -> RunDescription:
+        """Return all that decides about the bytes of the dataset, except the inputs.
+
+        Reads the sizes, headers and checksums of the weights.
+
+        Raises:
+          CheckpointError: if the weights are missing, damaged or not those of the model.
+        """
+        config, settings, source = self.config, self.config.extractor, self.source
+        source.check_weights()
+        augmentation = config.augmentation
+        return RunDescription(
+            model_name=settings.model_path,
+            layers_extracted=settings.layers,
+            hidden_dim=source.config.hidden_size,
+            pooling=settings.pooling,
+            hook_points=settings.hook_points,
+            storage_dtype=settings.storage_dtype,
+            compute_dtype=settings.compute_dtype,
+            prompt_template=self.template.to_json(),
+            tokenizer={"fingerprint": source.tokenizer_fingerprint()},
+            weights={"fingerprint": source.weights_fingerprint(), "random": source.is_random},
+            inputs=(),
+            settings={
+                "augmentation": asdict(augmentation) if augmentation else None,
+                "batch_size": settings.batch_size,
+                "max_length": self.limit.max_length,
+                "mesh_shape": list(settings.mesh_shape) if settings.mesh_shape else None,
+                "overlength": config.overlength,
+                "samples_per_shard": config.samples_per_shard,
+            },
+            versions={name: packages.version(name) for name in PACKAGES_THAT_DECIDE_BYTES},
+        )
+
+
+def open_job(config: Config) -> Job:
+    """Find the inputs, open the model without its weights, and check that the flags fit.
+
+    Raises:
+      ValueError: of several kinds, each naming the flag or file and what to do.
+    """
+    patterns = resolve_patterns(config.tasks_file)
+    template = load_template(config.prompt_template)
+    source = open_model(config.extractor.model_path)
+    tokenizer = source.tokenizer()
+    if template.chat and not tokenizer.chat_template:
+        raise ConfigError(
+            f"--prompt_template {config.prompt_template}: the tokenizer of {source.name} has no "
+            "chat template; choose a prompt template with chat = false, such as digits"
+        )
+    longest = source.config.max_position_embeddings
+    limit = LengthLimit(config.max_length or longest, config.overlength)
+    if limit.max_length > longest:
+        raise ConfigError(
+            f"--max_length={limit.max_length} is more than the {longest} positions that this "
+            "model was made for (max_position_embeddings)"
+        )
+    num_layers = source.config.num_hidden_layers
+    layers = config.extractor.layers or tuple(range(num_layers))
+    if outside := [layer for layer in layers if layer >= num_layers]:
+        raise ConfigError(
+            f"--layers_to_extract: layer {outside[0]} does not exist; this model has {num_layers} "
+            f"layers, 0 to {num_layers - 1}, and the default is {DEFAULT_LAYERS}"
+        )
+    config = replace(config, extractor=replace(config.extractor, layers=layers))
+    return Job(config, patterns, template, limit, source)

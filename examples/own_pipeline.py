@@ -1,0 +1,65 @@
+"""A Beam pipeline of your own around the transforms: the mean norm of the activations of layers.
+
+    python -m examples.own_pipeline examples/tasks
+
+Further arguments are Beam's. The norms are computed where the activations are, so that only
+numbers leave that stage.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import apache_beam as beam
+import numpy as np
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from activation_dataset.format import layer_folder
+from corpus.template import load_template
+from qwen.settings import ExtractorSettings
+from transforms import (
+    AssignShards,
+    ExtractActivations,
+    LayerBlock,
+    LengthLimit,
+    PlanShards,
+    ReadTasks,
+    TokenizeTasks,
+    resolve_patterns,
+)
+
+
+def mean_norms(settings: ExtractorSettings, tasks: str, beam_flags: Sequence[str]) -> None:
+    """Print the mean norm of every site.
+
+    Args:
+      settings: the model, and what to capture.
+      tasks: a file, a folder or a glob.
+      beam_flags: options of the pipeline.
+    """
+    digits, limit = load_template("digits"), LengthLimit(4096, "reject")
+    with beam.Pipeline(options=PipelineOptions([*beam_flags])) as pipeline:
+        read = pipeline | ReadTasks(resolve_patterns([tasks]))
+        prompts = (read.items | TokenizeTasks(settings.model_path, digits, limit)).prompts
+        plan = prompts | beam.CombineGlobally(PlanShards(samples_per_shard=64))
+        blocks = prompts | AssignShards(plan) | ExtractActivations(settings, plan)
+        for name in map(layer_folder, settings.sites):
+            norms = blocks[name] | f"{name} norms" >> beam.FlatMap(norms_of)
+            mean = norms | f"{name} mean" >> beam.combiners.Mean.Globally()
+            _ = mean | f"{name} print" >> beam.Map(print_mean, name)
+
+
+def norms_of(block: LayerBlock) -> list[float]:
+    """Return the norm of each vector of a block."""
+    norms: list[float] = np.linalg.norm(block.vectors, axis=1).tolist()
+    return norms
+
+
+def print_mean(mean: float, name: str) -> None:
+    """Print the mean norm of a site."""
+    print(f"{name}: {mean:.4f}")
+
+
+if __name__ == "__main__":
+    mean_norms(ExtractorSettings("random:tiny", layers=(10, 20)), sys.argv[1], sys.argv[2:])

@@ -1,0 +1,67 @@
+"""Model families: from `config.json` and tensor names to one `ModelConfig` and its parameters.
+
+To add a family, write its module and list it in `FAMILIES`. Imports no JAX.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from qwen.config import ModelConfig, ModelConfigError
+from qwen.families import qwen2
+from qwen.families.parameters import ParameterSource
+
+
+@dataclass(frozen=True)
+class Family:
+    """What is special about the checkpoints of a family.
+
+    Attributes:
+      read_config: reads a parsed `config.json`.
+      tensor_shapes: names and shapes of all tensors of a checkpoint.
+      embedding: the source of the embedding.
+      layer_parameters: the source of every parameter of a layer, by the parameter's path.
+      layer_prefix: what precedes the tensor names of layer N, with `{}` for N.
+    """
+
+    read_config: Callable[[Mapping[str, Any]], ModelConfig]
+    tensor_shapes: Callable[[ModelConfig], dict[str, tuple[int, ...]]]
+    embedding: ParameterSource
+    layer_parameters: Mapping[tuple[str, ...], ParameterSource]
+    layer_prefix: str = "model.layers.{}."
+
+
+FAMILIES = {
+    "qwen2": Family(
+        qwen2.read_config, qwen2.tensor_shapes, qwen2.EMBEDDING, qwen2.LAYER_PARAMETERS
+    ),
+}
+"""By the `model_type` of `config.json`."""
+
+
+def family_of(config: ModelConfig) -> Family:
+    """Return the family of a model."""
+    return FAMILIES[config.model_type]
+
+
+def read_config(fields: Mapping[str, Any], source: str = "config.json") -> ModelConfig:
+    """Read the parsed `config.json` of a checkpoint of any supported family.
+
+    Raises:
+      ModelConfigError: naming `source` and the field that is missing, wrong or unsupported.
+    """
+    try:
+        if "model_type" not in fields:
+            raise ModelConfigError("the field 'model_type' is missing")
+        model_type = fields["model_type"]
+        if not isinstance(model_type, str) or model_type not in FAMILIES:
+            supported = ", ".join(map(repr, FAMILIES))
+            raise ModelConfigError(
+                f"model_type={model_type!r} is not supported; supported: {supported}"
+            )
+        config = FAMILIES[model_type].read_config(fields)
+        return replace(config, model_type=model_type)
+    except ModelConfigError as error:
+        raise ModelConfigError(f"{source}: {error}") from error

@@ -1,0 +1,47 @@
+"""Products that accumulate in float32, and rounding to the model's dtype."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+def product(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    """Contract two arrays as `jnp.einsum` does; the result is float32."""
+    return jnp.einsum(subscripts, a, b, precision=_precision(a), preferred_element_type=jnp.float32)
+
+
+def project(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Multiply the last axis of x with the first axis of a kernel; the result is float32.
+
+    XLA runs bfloat16 products with a float32 result fast on CPUs, and what follows is computed in
+    float32 before it is rounded once.
+    """
+    return jnp.tensordot(x, kernel, 1, precision=_precision(x), preferred_element_type=jnp.float32)
+
+
+def add_update(x: jax.Array, update: jax.Array) -> jax.Array:
+    """Add a float32 update to the residual stream, which keeps its dtype."""
+    return round_to(x.astype(jnp.float32) + update, x.dtype)
+
+
+def round_to(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Round float32 to the nearest value of `dtype`, ties to even."""
+    if dtype != jnp.bfloat16:
+        return x.astype(dtype)
+    return jax.lax.platform_dependent(x, cpu=_to_bfloat16_by_bits, default=_to_bfloat16)
+
+
+def _to_bfloat16(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.bfloat16)
+
+
+def _to_bfloat16_by_bits(x: jax.Array) -> jax.Array:
+    """Round on the bits: XLA's own conversion does not vectorize well on CPUs."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    upper = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return jax.lax.bitcast_convert_type(upper.astype(jnp.uint16), jnp.bfloat16)
+
+
+def _precision(x: jax.Array) -> jax.lax.Precision | None:
+    return jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None

@@ -1,0 +1,77 @@
+"""The operations that a decoder layer is made of; a platform replaces those it computes faster."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import jax
+
+from qwen.layers.attention import Attention, QueriesKeysValues
+from qwen.layers.mlp import MLP
+from qwen.layers.norm import RMSNorm
+from qwen.layers.precision import add_update
+from qwen.layers.rope import Rotary
+from qwen.ops import OpsName
+
+Updated = tuple[jax.Array | None, jax.Array]
+"""An update of the residual stream in float32, and the stream after it; [..., H] each. The update
+is None if it was not asked for and never existed by itself."""
+
+
+class Ops(ABC):
+    """Operations on rows that hold several samples; shapes are those of `qwen.layers`.
+
+    Attributes:
+      name: of the set of operations.
+      tiles_kernels: whether kernels of products must be laid out by `tile_kernel` when loaded.
+    """
+
+    name: ClassVar[OpsName]
+    tiles_kernels: ClassVar[bool] = False
+
+    @abstractmethod
+    def attend(
+        self,
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        segment_ids: jax.Array,
+        positions: jax.Array,
+    ) -> jax.Array:
+        """Compute causal grouped-query attention within the samples of each row.
+
+        A token attends to itself and to earlier tokens of its sample. Scores and their softmax are
+        float32. The result at a padding slot is finite and otherwise arbitrary.
+
+        Args:
+          query: [R, L, K, G, D].
+          key, value: [R, L, K, D].
+          segment_ids: [R, L] int32, 1, 2, ... for samples, 0 for padding.
+          positions: [R, L] int32, of each token in its sample.
+
+        Returns:
+          [R, L, K, G, D], in the dtype of the queries.
+        """
+
+    def queries_keys_values(
+        self, x: jax.Array, norm: RMSNorm, attention: Attention, rotary: Rotary
+    ) -> QueriesKeysValues:
+        """Normalize the residual stream x [R, L, H], project it, and rotate queries and keys."""
+        return attention.queries_keys_values(norm(x), rotary)
+
+    def add_attention(
+        self, x: jax.Array, attended: jax.Array, attention: Attention, keep_update: bool
+    ) -> Updated:
+        """Project attention's result [R, L, K, G, D] and add it to the residual stream x."""
+        update = attention.output(attended)
+        return update, add_update(x, update)
+
+    def add_mlp(self, x: jax.Array, norm: RMSNorm, mlp: MLP, keep_update: bool) -> Updated:
+        """Add the MLP of the normalized residual stream x [R, L, H] to it."""
+        update = mlp(norm(x))
+        return update, add_update(x, update)
+
+    def tile_kernel(self, kernel: jax.Array) -> jax.Array:
+        """Lay out a kernel [depth, columns] as [columns / 32, depth / 32, 1024]."""
+        raise NotImplementedError(f"{self.name} ops use kernels as they are")

@@ -1,0 +1,109 @@
+"""Operations for every platform, tuned for how XLA compiles them on CPUs."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from qwen.layers.attention import MASKED
+from qwen.layers.mlp import MLP
+from qwen.layers.norm import RMSNorm
+from qwen.layers.precision import product, round_to
+from qwen.ops.base import Ops, Updated
+
+ATTENTION_BLOCK = 128
+"""Slots of a block of queries or keys."""
+
+MLP_CHUNK = 512
+"""Token slots that go through the MLP at a time, so that its intermediate stays in cache."""
+
+TOTAL_COLUMNS = 16
+"""Columns of ones next to the values: the product that sums values also sums the weights."""
+
+
+class XlaOps(Ops):
+    name = "xla"
+
+    def attend(
+        self,
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        segment_ids: jax.Array,
+        positions: jax.Array,
+    ) -> jax.Array:
+        """Compute attention by blocks with a running softmax.
+
+        Never holds more scores than [K, G * block, block], and skips the key blocks that no query
+        of a block may see: those after it, and those before the first segment that reaches into it
+        (Dao, FlashAttention-2, https://arxiv.org/abs/2307.08691, section 3.1).
+        """
+        length = query.shape[1]
+        block = math.gcd(length, ATTENTION_BLOCK)
+        attend = partial(_attend_row, block=block, blocks=length // block)
+        return jax.lax.map(lambda row: attend(*row), (query, key, value, segment_ids, positions))
+
+    def add_mlp(self, x: jax.Array, norm: RMSNorm, mlp: MLP, keep_update: bool) -> Updated:
+        rows, length, hidden = x.shape
+        slots = rows * length
+        if slots <= MLP_CHUNK or slots % MLP_CHUNK:
+            return super().add_mlp(x, norm, mlp, keep_update)
+        add_mlp = super().add_mlp
+        update, after = jax.lax.map(
+            lambda chunk: add_mlp(chunk, norm, mlp, keep_update), x.reshape(-1, MLP_CHUNK, hidden)
+        )
+        return update.reshape(x.shape), after.reshape(x.shape)
+
+
+def _attend_row(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    segments: jax.Array,
+    positions: jax.Array,
+    block: int,
+    blocks: int,
+) -> jax.Array:
+    """Attend within one row; shapes are those of `Ops.attend` without the first axis."""
+    _, heads, groups, head_dim = query.shape
+    dtype = query.dtype
+    q = round_to(query.astype(jnp.float32) / math.sqrt(head_dim), dtype)
+    q = q.reshape(blocks, block, heads, groups, head_dim).transpose(0, 2, 3, 1, 4)
+    q = q.reshape(blocks, heads, groups * block, head_dim)
+    k = key.reshape(blocks, block, heads, head_dim).transpose(0, 2, 3, 1)
+    v = value.reshape(blocks, block, heads, head_dim).transpose(0, 2, 1, 3)
+    v = jnp.concatenate([v, jnp.ones((*v.shape[:-1], TOTAL_COLUMNS), dtype)], axis=-1)
+    segments = segments.reshape(blocks, block)
+    offsets = jnp.arange(block)
+
+    def attend_block(index: jax.Array) -> jax.Array:
+        first = index * block
+        first_visible = (first - positions[first]) // block
+
+        def accumulate(
+            other: jax.Array, carry: tuple[jax.Array, jax.Array]
+        ) -> tuple[jax.Array, jax.Array]:
+            top, weighted = carry  # [K, G * block], [K, G * block, D + TOTAL_COLUMNS]
+            scores = product("kqd,kds->kqs", q[index], k[other])
+            visible = segments[index][:, None] == segments[other][None, :]
+            visible &= first + offsets[:, None] >= other * block + offsets[None, :]
+            scores = scores.reshape(heads, groups, block, block)
+            scores = jnp.where(visible, scores, MASKED).reshape(heads, groups * block, block)
+            new_top = jnp.maximum(top, scores.max(-1))
+            weights = round_to(jnp.exp(scores - new_top[..., None]), dtype)
+            decay = jnp.exp(top - new_top)[..., None]
+            return new_top, weighted * decay + product("kqs,ksd->kqd", weights, v[other])
+
+        start = (
+            jnp.full((heads, groups * block), MASKED, jnp.float32),
+            jnp.zeros((heads, groups * block, head_dim + TOTAL_COLUMNS), jnp.float32),
+        )
+        _, weighted = jax.lax.fori_loop(first_visible, index + 1, accumulate, start)
+        return round_to(weighted[..., :head_dim] / weighted[..., head_dim:][..., :1], dtype)
+
+    out = jax.lax.map(attend_block, jnp.arange(blocks))
+    out = out.reshape(blocks, heads, groups, block, head_dim)
+    return out.transpose(0, 3, 1, 2, 4).reshape(blocks * block, heads, groups, head_dim)

@@ -1,0 +1,351 @@
+"""Every set of operations computes the definition, written here in numpy and float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import PartitionSpec as P
+
+from qwen.config import PRESETS
+from qwen.layers.attention import Attention, attention_of_slots
+from qwen.layers.mlp import MLP
+from qwen.layers.norm import RMSNorm
+from qwen.layers.rope import rotary_embedding
+from qwen.mesh import make_mesh
+from qwen.ops import amx
+from qwen.ops.base import Ops
+from qwen.ops.choose import choose_ops
+from qwen.ops.cudnn import CudnnOps
+from qwen.ops.splash import SplashOps
+from qwen.ops.xla import XlaOps
+
+RELATIVE_ERROR = {"float32": 1e-5, "bfloat16": 2e-2}
+"""Largest relative L2 error of a query head's output; bfloat16 has 8 bits of precision."""
+
+KEY_HEADS, GROUPS, HEAD_DIM = 2, 3, 64
+
+Row = Sequence[int]
+"""The lengths of the samples in a row; the rest of it is padding."""
+
+LAYOUTS: dict[str, tuple[int, list[Row]]] = {
+    "rows of one block": (128, [[128], [40, 60]]),
+    "samples over all blocks, and across their borders": (640, [[640], [300, 211, 129]]),
+    "a length that only small blocks divide": (384, [[384], [200, 184]]),
+    "samples that begin where blocks do": (384, [[128, 256], [256, 128]]),
+    "padding at the end, from one slot to all but one": (384, [[100, 283], [1]]),
+    "a row of padding alone": (384, [[], [129, 127, 128]]),
+    "many short samples": (384, [[1] * 12, [31, 1, 33] * 5]),
+}
+
+
+class Definition(XlaOps):
+    """Attention with all scores in memory at once, as the highest layer computes it."""
+
+    def attend(self, query, key, value, segment_ids, positions):
+        slots = jnp.broadcast_to(jnp.arange(query.shape[1]), query.shape[:2])
+        return attention_of_slots(query, slots, key, value, segment_ids)
+
+
+XLA, SPLASH, AMX = XlaOps(), SplashOps(interpret=jax.default_backend() != "tpu"), amx.AmxOps()
+needs_amx = pytest.mark.skipif(
+    not amx.available(), reason="the AMX kernels are not built, or this processor has no AMX"
+)
+needs_gpu = pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN needs an NVIDIA GPU")
+ON_AMX = pytest.param(AMX, "bfloat16", marks=needs_amx, id="amx")
+
+
+def named(value: object) -> str | None:
+    return type(value).__name__ if isinstance(value, Ops) else None
+
+
+def run(function: Callable[..., object], *arguments: object) -> object:
+    """Run a jitted function as a step does: inside `jax.shard_map`, here of one device."""
+    mesh = make_mesh((1, 1), jax.local_devices())
+    mapped = jax.shard_map(function, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False)
+    return jax.jit(mapped)(*arguments)
+
+
+def segments_and_positions(length: int, rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
+    """[rows, length] int32 each."""
+    segments, positions = np.zeros((2, len(rows), length), np.int32)
+    for row, lengths in enumerate(rows):
+        start = 0
+        for index, size in enumerate(lengths):
+            segments[row, start : start + size] = index + 1
+            positions[row, start : start + size] = np.arange(size)
+            start += size
+        assert start <= length
+    return segments, positions
+
+
+def queries_keys_values(
+    rows: int, length: int, dtype: str, head_dim: int = HEAD_DIM
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Values of a trained model's size: scores of some units, so that softmax is far from flat."""
+    rng = np.random.default_rng(0)
+    q = 2 * rng.standard_normal((rows, length, KEY_HEADS, GROUPS, head_dim), np.float32)
+    k = rng.standard_normal((rows, length, KEY_HEADS, head_dim), np.float32)
+    v = rng.standard_normal((rows, length, KEY_HEADS, head_dim), np.float32)
+    return jnp.asarray(q, dtype), jnp.asarray(k, dtype), jnp.asarray(v, dtype)
+
+
+def definition(q: jax.Array, k: jax.Array, v: jax.Array, rows: Sequence[Row]) -> np.ndarray:
+    """[rows, length, K, G, D] float64; padding is 0."""
+    query, key, value = (np.asarray(x, np.float64) for x in (q, k, v))
+    out = np.zeros(query.shape)
+    for row, lengths in enumerate(rows):
+        start = 0
+        for size in lengths:
+            part = (row, slice(start, start + size))
+            scores = np.einsum("qkgd,skd->kgqs", query[part], key[part]) / np.sqrt(q.shape[-1])
+            scores = np.where(np.tri(size, dtype=bool), scores, -np.inf)
+            weights = np.exp(scores - scores.max(-1, keepdims=True))
+            weights /= weights.sum(-1, keepdims=True)
+            out[part] = np.einsum("kgqs,skd->qkgd", weights, value[part])
+            start += size
+    return out
+
+
+def worst_error(found: object, expected: np.ndarray) -> float:
+    """Largest |found - expected| / |expected| along the last axis."""
+    errors = np.linalg.norm(np.asarray(found, np.float64) - expected, axis=-1)
+    return float((errors / np.linalg.norm(expected, axis=-1)).max())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("ops", "dtype"),
+    [
+        *((ops, dtype) for ops in (Definition(), XLA, SPLASH) for dtype in RELATIVE_ERROR),
+        ON_AMX,
+        pytest.param(CudnnOps(), "bfloat16", marks=needs_gpu),
+    ],
+    ids=named,
+)
+def test_attention(ops: Ops, layout: str, dtype: str) -> None:
+    length, rows = LAYOUTS[layout]
+    q, k, v = queries_keys_values(len(rows), length, dtype)
+    segments, positions = segments_and_positions(length, rows)
+    out = run(ops.attend, q, k, v, segments, positions)
+    assert (out.dtype, out.shape) == (q.dtype, q.shape)
+    assert jnp.isfinite(out).all(), "a padding slot is not finite"
+    real = segments > 0
+    expected = definition(q, k, v, rows)
+    assert worst_error(out[real], expected[real]) <= RELATIVE_ERROR[dtype]
+
+
+@needs_amx
+def test_attention_with_heads_of_128_dimensions() -> None:
+    q, k, v = queries_keys_values(1, 512, "bfloat16", 128)
+    segments, positions = segments_and_positions(512, [[512]])
+    out = run(AMX.attend, q, k, v, segments, positions)
+    assert worst_error(out, definition(q, k, v, [[512]])) <= RELATIVE_ERROR["bfloat16"]
+
+
+@pytest.mark.parametrize("dtype", RELATIVE_ERROR)
+def test_attention_of_chosen_slots_is_that_of_the_row_at_them(dtype: str) -> None:
+    length, rows = LAYOUTS["samples over all blocks, and across their borders"]
+    q, k, v = queries_keys_values(len(rows), length, dtype)
+    segments, _ = segments_and_positions(length, rows)
+    slots = np.array([[639, 1, 255, 0, 0], [299, 300, 510, 511, 5]], np.int32)
+    chosen = jax.vmap(lambda row, at: row[at])(q, slots)
+    found = attention_of_slots(chosen, jnp.asarray(slots), k, v, jnp.asarray(segments))
+    expected = definition(q, k, v, rows)[np.arange(2)[:, None], slots]
+    assert worst_error(found, expected) <= RELATIVE_ERROR[dtype]
+
+
+@st.composite
+def packed_rows(draw: st.DrawFn, length: int) -> list[int]:
+    """The lengths of a row's samples, with or without padding after them."""
+    lengths = draw(st.lists(st.integers(1, length), min_size=1, max_size=12))
+    while sum(lengths) > length:
+        lengths.pop()
+    return lengths or [length]
+
+
+@pytest.mark.parametrize(
+    ("ops", "dtype"), [(Definition(), "float32"), (XLA, "float32"), ON_AMX], ids=named
+)
+@settings(deadline=None, max_examples=20)
+@given(rows=st.lists(packed_rows(384), min_size=2, max_size=2), data=st.data())
+def test_later_tokens_and_other_samples_never_influence_a_token(
+    ops: Ops, dtype: str, rows: list[list[int]], data: st.DataObject
+) -> None:
+    q, k, v = (np.array(x) for x in queries_keys_values(2, 384, dtype))
+    segments, positions = segments_and_positions(384, rows)
+    attend = jax.jit(ops.attend)
+
+    def attended() -> np.ndarray:
+        return np.asarray(attend(q, k, v, segments, positions), np.float32)
+
+    before = attended()
+    row = data.draw(st.integers(0, 1), label="row")
+    slot = data.draw(st.integers(0, sum(rows[row]) - 1), label="slot")
+    start = slot - positions[row, slot]
+
+    unseen = np.ones((2, 384), bool)
+    unseen[row, start : slot + 1] = False
+    for array in (q, k, v):
+        array[unseen] = 50 * array[unseen][::-1] + 7
+    np.testing.assert_allclose(attended()[row, slot], before[row, slot], rtol=1e-6, atol=1e-6)
+
+    v[row, start] += 1000
+    assert not np.allclose(attended()[row, slot], before[row, slot], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("ops", [XLA, SPLASH], ids=named)
+def test_blocks_of_other_samples_are_skipped(ops: Ops) -> None:
+    """A masked pair with NaN gives NaN; a pair that is never computed does not."""
+    q, k, v = queries_keys_values(1, 1536, "float32")
+    segments, positions = segments_and_positions(1536, [[1024, 512]])
+    k, v = k.at[:, :1024].set(jnp.nan), v.at[:, :1024].set(jnp.nan)
+    out = np.asarray(run(ops.attend, q, k, v, segments, positions))
+    assert np.isnan(out[:, :1024]).all()
+    assert np.isfinite(out[:, 1024:]).all()
+
+
+# The other operations, whose kernels work on blocks of 32 rows
+
+OPS = pytest.mark.parametrize(
+    ("ops", "dtype"), [(XLA, "float32"), (XLA, "bfloat16"), ON_AMX], ids=named
+)
+ROWS = pytest.mark.parametrize("rows", [2, 70, 1024], ids=lambda rows: f"{rows} rows")
+"""Less than a block, a few blocks and a part of one, and several units of work."""
+
+EPSILON = 1e-6
+
+
+def config_of(hidden: int, wide: int = 64, head_dim: int = HEAD_DIM):
+    return replace(
+        PRESETS["Qwen2.5-0.5B"],
+        hidden_size=hidden,
+        intermediate_size=wide,
+        num_attention_heads=KEY_HEADS * GROUPS,
+        num_key_value_heads=KEY_HEADS,
+        head_dim=head_dim,
+    )
+
+
+def stream(rows: int, hidden: int, dtype: str) -> jax.Array:
+    """A residual stream, [2, rows / 2, hidden]."""
+    x = 3 * np.random.default_rng(7).standard_normal((2, rows // 2, hidden))
+    return jnp.asarray(x, dtype)
+
+
+def random_parameters(module: nnx.Module, ops: Ops) -> tuple[nnx.Module, dict[str, np.ndarray]]:
+    """Set a module's parameters, tiled if the operations need it; also return them in float64."""
+    rng, plain = np.random.default_rng(1), {}
+    for name, parameter in list(vars(module).items()):
+        if isinstance(parameter, nnx.Param):
+            contracted = 3 if name == "out_kernel" else int(name.endswith("kernel"))
+            depth = int(np.prod(parameter.shape[:contracted]))
+            values = rng.standard_normal(parameter.shape) / np.sqrt(depth) + (name == "scale")
+            kernel = jnp.asarray(values, parameter.dtype)
+            plain[name] = np.asarray(kernel, np.float64)
+            if contracted and ops.tiles_kernels:
+                kernel = ops.tile_kernel(kernel.reshape(depth, -1))
+            setattr(module, name, nnx.Param(kernel))
+    return module, plain
+
+
+def rounded(x: np.ndarray, dtype: str) -> np.ndarray:
+    return np.asarray(x.astype(jnp.dtype(dtype)), np.float64)
+
+
+def normalized(x: jax.Array, scale: np.ndarray) -> np.ndarray:
+    x64 = np.asarray(x, np.float64)
+    inverse = 1 / np.sqrt((x64**2).mean(-1, keepdims=True) + EPSILON)
+    return rounded(x64 * inverse * scale, str(x.dtype))
+
+
+def check_update(call: Callable[[bool], Callable[..., object]], x: jax.Array, expected: np.ndarray):
+    """An update that is kept is float32, and the stream after it is the same if it is not kept."""
+    update, after = run(call(True), x)
+    assert (update.dtype, update.shape) == (jnp.float32, x.shape)
+    assert worst_error(update, expected) < (3e-3 if x.dtype == jnp.bfloat16 else 1e-5)
+    assert (after == (x.astype(jnp.float32) + update).astype(x.dtype)).all()
+    assert (run(lambda x: call(False)(x)[1], x) == after).all()
+
+
+@OPS
+@pytest.mark.parametrize(
+    ("rows", "hidden", "wide"), [(2, 32, 64), (70, 96, 416), (1024, 96, 416), (160, 896, 4864)]
+)
+def test_the_mlp(ops: Ops, dtype: str, rows: int, hidden: int, wide: int) -> None:
+    mlp, kernels = random_parameters(MLP(config_of(hidden, wide), jnp.dtype(dtype)), ops)
+    norm, scale = random_parameters(RMSNorm(hidden, EPSILON, jnp.dtype(dtype)), ops)
+    x = stream(rows, hidden, dtype)
+    normed = normalized(x, scale["scale"])
+    gates = normed @ kernels["gate_kernel"]
+    gated = gates / (1 + np.exp(-gates)) * (normed @ kernels["up_kernel"])
+    expected = rounded(gated, dtype) @ kernels["down_kernel"]
+    check_update(lambda keep: lambda x: ops.add_mlp(x, norm, mlp, keep), x, expected)
+
+
+@OPS
+@ROWS
+def test_the_output_projection(ops: Ops, dtype: str, rows: int) -> None:
+    attention, kernels = random_parameters(Attention(config_of(96), jnp.dtype(dtype)), ops)
+    x = stream(rows, 96, dtype)
+    attended = stream(rows, 6 * HEAD_DIM, dtype).reshape(2, rows // 2, KEY_HEADS, GROUPS, HEAD_DIM)
+    expected = np.einsum("rlkgd,kgdh->rlh", np.asarray(attended, np.float64), kernels["out_kernel"])
+    check_update(
+        lambda keep: lambda x: ops.add_attention(x, attended, attention, keep), x, expected
+    )
+
+
+@OPS
+@ROWS
+@pytest.mark.parametrize("head_dim", amx.HEAD_DIMS)
+def test_queries_keys_and_values(ops: Ops, dtype: str, rows: int, head_dim: int) -> None:
+    hidden, half = 96, head_dim // 2
+    config = config_of(hidden, head_dim=head_dim)
+    attention, parameters = random_parameters(Attention(config, jnp.dtype(dtype)), ops)
+    norm, scale = random_parameters(RMSNorm(hidden, EPSILON, jnp.dtype(dtype)), ops)
+    x = stream(rows, hidden, dtype)
+    positions = jnp.arange(3, 3 + rows, dtype=jnp.int32).reshape(2, -1)
+    rotary = rotary_embedding(positions, config)
+    found = run(lambda x: ops.queries_keys_values(x, norm, attention, rotary), x)
+
+    normed = normalized(x, scale["scale"])
+    qkv = np.einsum("rlh,hkgd->rlkgd", normed, parameters["qkv_kernel"]) + parameters["qkv_bias"]
+    angles = np.asarray(positions)[..., None] / config.rope_theta ** (np.arange(half) / half)
+    turns = np.exp(1j * angles)[:, :, None, None] * (qkv[..., :half] + 1j * qkv[..., half:])
+    rotated = np.concatenate([turns.real, turns.imag], axis=-1)
+    for ours, theirs in zip(
+        found, (rotated[:, :, :, :-2], rotated[:, :, :, -2], qkv[:, :, :, -1]), strict=True
+    ):
+        assert (ours.dtype, ours.shape) == (x.dtype, theirs.shape)
+        assert worst_error(ours, theirs) < (1e-2 if dtype == "bfloat16" else 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("platform", "capability", "dtype", "name"),
+    [
+        pytest.param("cpu", None, "bfloat16", "amx", marks=needs_amx),
+        ("tpu", None, "bfloat16", "splash"),
+        ("tpu", None, "float32", "splash"),
+        ("gpu", "8.0", "bfloat16", "cudnn"),
+        ("gpu", "12.0", "bfloat16", "cudnn"),
+        ("gpu", "9.0", "float32", "xla"),
+        ("gpu", "7.5", "bfloat16", "xla"),
+        ("gpu", "gfx942", "bfloat16", "xla"),
+        ("METAL", None, "bfloat16", "xla"),
+    ],
+)
+def test_each_device_has_operations_that_it_can_run(
+    platform: str, capability: str | None, dtype: str, name: str
+) -> None:
+    device = SimpleNamespace(platform=platform)
+    if capability is not None:
+        device.compute_capability = capability
+    assert choose_ops(device, jnp.dtype(dtype), PRESETS["Qwen2.5-0.5B"]).name == name

@@ -1,0 +1,97 @@
+"""Local files and objects of an emulated bucket, through the same functions."""
+
+from pathlib import Path
+
+import pytest
+from google.cloud.storage import Bucket
+
+from activation_dataset.checksum import crc32c, to_text
+from tests.end_to_end.emulator import BUCKET, address, bucket
+from transforms.storage import (
+    OutputError,
+    delete,
+    find_files,
+    join,
+    list_files,
+    open_file,
+    read_if_exists,
+    size_and_crc32c,
+    storage_errors,
+)
+from transforms.whole_file import write_whole
+
+__all__ = ["address", "bucket"]
+
+FILES = ("a.json", "b.jsonl", "c[1].json", ".hidden.json", "deep/a.json", "deep/er/b.json")
+
+
+@pytest.fixture(params=["local", "bucket"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A folder of `FILES`, each holding its name."""
+    if request.param == "local":
+        folder = str(tmp_path / "files")
+    else:
+        request.getfixturevalue("bucket")
+        folder = f"gs://{BUCKET}/some/files"
+    for name in FILES:
+        write_whole(join(folder, name), name.encode())
+    return folder
+
+
+def test_a_folder_is_listed_with_the_sizes_of_its_files(root: str):
+    assert list_files(root) == {name: len(name) for name in FILES}
+    assert list_files(root + "/") == list_files(root)
+    assert list_files(join(root, "deep")) == {"a.json": 11, "er/b.json": 14}
+    assert list_files(join(root, "absent")) == {}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("a.json", ["a.json"]),
+        ("absent.json", []),
+        ("*.json", [".hidden.json", "a.json", "c[1].json"]),
+        ("?.json*", ["a.json", "b.jsonl"]),
+        ("[ab].json*", ["a.json", "b.jsonl"]),
+        ("[!a].json*", ["b.jsonl"]),
+        ("c?1?.json", ["c[1].json"]),
+        ("*/a.json", ["deep/a.json"]),
+        ("de*/*/b.json", ["deep/er/b.json"]),
+        ("**a.json", ["a.json", "deep/a.json"]),
+        ("**", sorted(FILES)),
+        ("deep", []),
+        ("deep/*", ["deep/a.json"]),
+    ],
+)
+def test_patterns_find_files(root: str, pattern: str, found: list[str]):
+    assert find_files(join(root, pattern)) == [join(root, name) for name in found]
+
+
+def test_a_file_is_read_measured_and_deleted(root: str):
+    path = join(root, "deep/a.json")
+    assert read_if_exists(path) == b"deep/a.json"
+    assert size_and_crc32c(path) == (11, to_text(crc32c(b"deep/a.json")))
+    with open_file(path) as stream:
+        assert stream.read(4) == b"deep"
+        assert stream.seek(-4, 2) == 7
+        assert stream.read() == b"json"
+    delete(path)
+    delete(path)
+    assert (read_if_exists(path), size_and_crc32c(path)) == (None, None)
+
+
+def test_errors_name_the_file_and_say_what_to_check(tmp_path: Path, bucket: Bucket):
+    (tmp_path / "file").write_bytes(b"")
+    for path, use in (
+        ("gs://nowhere/in/file", list_files),
+        ("gs://nowhere/in/file", lambda path: write_whole(path, b"")),
+        (str(tmp_path), read_if_exists),
+        (str(tmp_path / "file" / "inside"), lambda path: write_whole(path, b"")),
+    ):
+        with pytest.raises(OutputError, match=f"^{path}: .*check that --output_dir"):
+            use(path)
+
+
+def test_errors_that_are_not_of_the_store_pass():
+    with pytest.raises(ZeroDivisionError), storage_errors("path"):
+        1 / 0  # noqa: B018

@@ -1,0 +1,214 @@
+"""Files on a local disk or in a bucket of Cloud Storage: list, find, read, measure and delete.
+
+Paths are local or `gs://`. Local files are Python's own. A bucket is used through Google's client,
+which repeats requests that fail for a moment; the process shares one client.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, BinaryIO, ClassVar
+
+from apache_beam.io.filesystem import FileSystem
+from google.api_core.exceptions import NotFound
+
+from activation_dataset.checksum import crc32c_of_stream, to_text
+from qwen.bucket import bucket_client
+
+BUCKET_SCHEME = "gs://"
+
+READ_BYTES = 8 << 20
+"""Bytes of an object that one request asks for."""
+
+_ABSENT = (FileNotFoundError, NotADirectoryError, NotFound)
+
+
+class StorageError(OSError):
+    """A file that could not be read or written."""
+
+    advice: ClassVar[str]
+    # A decompressor's errors about damaged content have no number; this one always has.
+    errno = errno.EIO
+
+
+class OutputError(StorageError):
+    """Output that could not be read or written; the message says where and what to check."""
+
+    advice = (
+        "check that --output_dir is a folder or bucket that this user may write to, and that it "
+        "has room"
+    )
+
+
+@contextmanager
+def storage_errors(path: str, kind: type[StorageError] = OutputError) -> Iterator[None]:
+    """Raise errors of disks and of Google's libraries as one of ours; let others pass.
+
+    Args:
+      path: the file that is read or written.
+      kind: the error to raise.
+    """
+    try:
+        yield
+    except Exception as error:
+        of_storage = isinstance(error, OSError) or type(error).__module__.startswith("google.")
+        if isinstance(error, StorageError) or not of_storage:
+            raise
+        raise kind(f"{path}: cannot be read or written ({error}); {kind.advice}") from error
+
+
+def in_bucket(path: str) -> bool:
+    """Return True if the path is a `gs://` one."""
+    return path.startswith(BUCKET_SCHEME)
+
+
+def join(folder: str, *names: str) -> str:
+    """Return the path of a name below a folder; names may contain "/"."""
+    return "/".join([folder.rstrip("/"), *names])
+
+
+def blob_of(path: str) -> Any:
+    """Return the `google.cloud.storage.Blob` of a `gs://` path, without asking the store."""
+    bucket, _, name = path.removeprefix(BUCKET_SCHEME).partition("/")
+    return bucket_client().bucket(bucket).blob(name)
+
+
+def list_files(folder: str) -> dict[str, int]:
+    """Return the name and the bytes of every file below a folder; none if it does not exist.
+
+    Raises:
+      OutputError: if the folder cannot be listed.
+    """
+    with storage_errors(folder):
+        if in_bucket(folder):
+            root = folder.rstrip("/") + "/"
+            return {path.removeprefix(root): size for path, size in _objects(root)}
+        sizes = {}
+        for path in _local_files(folder):
+            with suppress(FileNotFoundError):  # Renamed or deleted since it was listed.
+                sizes[os.path.relpath(path, folder)] = os.path.getsize(path)
+        return sizes
+
+
+def find_files(pattern: str) -> list[str]:
+    """Return the sorted paths of the files that a pattern matches.
+
+    Args:
+      pattern: a path in which `*` and `?` stand for characters of one name, `**` for any
+        characters, and `[...]` for one of a set.
+
+    Raises:
+      OSError: if a local folder cannot be listed.
+      google.api_core.exceptions.GoogleAPIError: if a bucket cannot be listed.
+    """
+    fixed = pattern[: _first_wildcard(pattern)]
+    if fixed == pattern:
+        exists = blob_of(pattern).exists() if in_bucket(pattern) else os.path.isfile(pattern)
+        return [pattern] if exists else []
+    paths: Iterator[str]
+    if in_bucket(pattern):
+        paths = (path for path, _ in _objects(fixed))
+    else:
+        folder = os.path.dirname(fixed)
+        rest = pattern.removeprefix(folder)
+        paths = _local_files(folder, None if "**" in rest else rest.count("/"))
+    matches = re.compile(FileSystem.translate_pattern(pattern)).match
+    return sorted(path for path in paths if matches(path))
+
+
+def has_wildcards(pattern: str) -> bool:
+    """Return True if a pattern can match paths other than itself."""
+    return _first_wildcard(pattern) < len(pattern)
+
+
+def open_file(path: str) -> BinaryIO:
+    """Open a file to read its bytes as stored, seekable.
+
+    Raises:
+      OSError: if a local file cannot be opened.
+      google.api_core.exceptions.GoogleAPIError: if an object cannot be opened.
+    """
+    if not in_bucket(path):
+        return open(path, "rb")
+    blob = blob_of(path)
+    blob.reload()  # Seeking needs the size, and all reads must be of one generation.
+    # Raw, since the store would otherwise decompress what is stored as gzip.
+    stream: BinaryIO = blob.open("rb", chunk_size=READ_BYTES, raw_download=True)
+    return stream
+
+
+def read_if_exists(path: str) -> bytes | None:
+    """Return the content of a small file, or None if there is none.
+
+    Raises:
+      OutputError: if it cannot be read.
+    """
+    with storage_errors(path), suppress(*_ABSENT):
+        if in_bucket(path):
+            content: bytes = blob_of(path).download_as_bytes()
+            return content
+        with open(path, "rb") as stream:
+            return stream.read()
+    return None
+
+
+def size_and_crc32c(path: str) -> tuple[int, str] | None:
+    """Return the bytes and the base64 CRC32C of a file, or None if there is none.
+
+    A bucket knows the checksum, on a local disk the file is read.
+
+    Raises:
+      OutputError: if it cannot be read.
+    """
+    with storage_errors(path), suppress(*_ABSENT):
+        if in_bucket(path):
+            blob = blob_of(path)
+            blob.reload()
+            return blob.size, blob.crc32c
+        with open(path, "rb") as stream:
+            crc, size = crc32c_of_stream(stream)
+            return size, to_text(crc)
+    return None
+
+
+def delete(path: str) -> None:
+    """Delete a file, if it exists.
+
+    Raises:
+      OutputError: if it exists and cannot be deleted.
+    """
+    with storage_errors(path), suppress(*_ABSENT):
+        if in_bucket(path):
+            blob_of(path).delete()
+        else:
+            os.remove(path)
+
+
+def _first_wildcard(pattern: str) -> int:
+    found = re.search(r"[*?\[]", pattern)
+    return found.start() if found else len(pattern)
+
+
+def _objects(prefix: str) -> Iterator[tuple[str, int]]:
+    """Yield the path and the bytes of every object whose path starts with a prefix."""
+    bucket, _, start = prefix.removeprefix(BUCKET_SCHEME).partition("/")
+    for blob in bucket_client().list_blobs(bucket, prefix=start):
+        yield f"{BUCKET_SCHEME}{bucket}/{blob.name}", blob.size
+
+
+def _local_files(folder: str, depth: int | None = None) -> Iterator[str]:
+    """Yield the paths of the files below a folder, at most `depth` folders down; all if None."""
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, _ABSENT):
+            raise error
+
+    top = folder.rstrip("/").count("/")
+    for path, folders, names in os.walk(folder, onerror=refuse):
+        yield from (os.path.join(path, name) for name in names)
+        if depth is not None and path.rstrip("/").count("/") - top + 1 >= depth:
+            folders.clear()
