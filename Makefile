@@ -1,27 +1,47 @@
-# Everything needed is python3.11 and make; `make help` lists what can be done.
-PYTHON ?= python3.11
+# A machine needs make and Python 3.11, 3.12 or 3.13; `make help` lists the targets.
+
+# Newest supported Python, on PATH or installed by pyenv. PYTHON=... chooses another one.
+PYTHONS := 13 12 11
+newest = $(shell for minor in $(1); do \
+    for python in python3.$$minor python3 \
+        "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/3.$$minor.*/bin/python3.$$minor; do \
+        "$$python" -c "import ensurepip, sys, venv; assert sys.version_info[1] == $$minor" \
+            2>/dev/null && echo "$$python" && exit; \
+    done; done)
+PYTHON ?= $(call newest,$(PYTHONS))
+
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-PACKAGES := activation_dataset beam_pipeline corpus qwen transforms
+UV := $(BIN)/uv
+
+# Behind a proxy with a certificate authority of its own, the system's certificates are the right
+# ones. uv takes them on request; pip before 24.2 has to be given the file.
+export UV_SYSTEM_CERTS := true
+CERTIFICATES := $(firstword $(SSL_CERT_FILE) $(wildcard \
+    /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt /etc/ssl/cert.pem))
 
 # A stamp is newer than the lock that it was installed from, so unchanged locks cost nothing.
 RUNTIME := $(VENV)/.installed-base
 DEVELOP := $(VENV)/.installed-dev
-EXTENSIONS := $(wildcard activation_dataset/native/*.cc activation_dataset/native/*.h \
-    qwen/ops/*/*.cc qwen/ops/*/*.h)
+KERNELS := $(wildcard qwen/ops/amx/*.cc qwen/ops/amx/*.h)
 AUDIT_VENV := .venv-audit
 AUDIT := $(AUDIT_VENV)/.installed
-PIP_AUDIT := $(AUDIT_VENV)/bin/pip-audit --disable-pip
+PIP_AUDIT := $(if $(CERTIFICATES),REQUESTS_CA_BUNDLE=$(CERTIFICATES)) $(AUDIT_VENV)/bin/pip-audit --disable-pip
 COMPOSER_VENV := .venv-composer
 COMPOSER := $(COMPOSER_VENV)/.installed
+ORDERS_VENV := .venv-orders
+ORDERS := $(ORDERS_VENV)/.installed
+TORCH_VENV := .venv-torch
+TORCH := $(TORCH_VENV)/.installed
 TPU_VENV := .venv-tpu
 TPU := $(TPU_VENV)/.installed
-INTEROP_VENV := .venv-interop
-INTEROP := $(INTEROP_VENV)/.installed
+
+PARALLEL := --numprocesses auto --dist worksteal
+TORCH_TESTS = $(shell grep -rlE 'pytest\.mark\.torch\b' --include='test_*.py' tests)
 
 .DEFAULT_GOAL := help
-.PHONY: audit bench composer-test demo demo-tokens format gpu-check help image-check interop-test lint lock reliability setup test tpu-check train clean
+.PHONY: audit bench clean composer-test demo demo-tokens format gpu-check help image-check \
+    import-orders lint lock reliability setup test torch-test tpu-check train
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,19 +49,22 @@ help: ## show this list
 setup: $(DEVELOP) ## create .venv and install everything that tests need, pinned
 
 test: $(DEVELOP) lint ## lint, check types and run the tests; sets up first if needed
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
+
+torch-test: $(TORCH) ## tests with torch: parity, readers, SAELens; in an environment of their own
+	PYTHONPATH=$(CURDIR) $(TORCH_VENV)/bin/python -m pytest $(PARALLEL) -m torch $(PYTEST_ARGS) $(TORCH_TESTS)
+	$(TORCH_VENV)/bin/python -m pytest --override-ini addopts=--import-mode=importlib tests/interop
 
 composer-test: $(COMPOSER) ## run the Composer DAG's tests in a real Airflow, in its own environment
 	AIRFLOW_HOME=$(abspath $(COMPOSER_VENV))/airflow AIRFLOW__CORE__LOAD_EXAMPLES=False \
 	    $(COMPOSER_VENV)/bin/python -m pytest --config-file=/dev/null --rootdir=. \
 	    --confcutdir=tests/composer -p no:cacheprovider --disable-warnings tests/composer
 
-interop-test: $(INTEROP) ## train SAELens and dictionary_learning on exports, in an environment of their own
-	$(INTEROP_VENV)/bin/python -m pytest --config-file=/dev/null --rootdir=. \
-	    --import-mode=importlib -p no:cacheprovider --disable-warnings tests/interop
-
-image-check: $(DEVELOP) ## carry out the container image's build steps here, and run the job with them
+image-check: $(DEVELOP) ## run the container image's build steps here, and the job with the result
 	$(BIN)/python -m pytest -m image tests/templates
+
+import-orders: $(ORDERS) ## import this project, TensorFlow and torch in every order; takes 8 GB
+	$(ORDERS_VENV)/bin/python -m pytest -m import_orders tests/test_imports.py
 
 reliability: $(DEVELOP) ## try to break the job and its datasets; an hour or two, needs root for its disks
 	$(BIN)/python -m reliability.kill --kills 50 --workers 1 --seed 1
@@ -54,19 +77,20 @@ reliability: $(DEVELOP) ## try to break the job and its datasets; an hour or two
 	$(BIN)/python -m reliability.memory
 	$(BIN)/python -m benchmarks.growth
 
-# Tried on the smallest lock first. Where that can be looked up, what cannot be counts as a fault.
-audit: $(AUDIT) ## look up advisories on all that is locked, in an environment of its own
+# The smallest lock is tried first. If that works, a lock that cannot be looked up is an error.
+audit: $(AUDIT) ## look up advisories on everything locked, in an environment of its own
 	@answer=$$($(PIP_AUDIT) --strict --require-hashes --requirement requirements/uv.txt 2>&1); \
-	case "$$answer" in *"known vulnerabilit"*) ;; \
+	case "$$answer" in *"known vulnerab"*) ;; \
 	    *) echo "audit: skipped, no advisories can be looked up from here: $$answer"; exit;; esac; \
 	for lock in $(filter-out requirements/torch.txt,$(wildcard requirements/*.txt)); do \
 	    $(PIP_AUDIT) --strict --require-hashes --requirement $$lock || status=1; done; \
 	$(PIP_AUDIT) --strict --no-deps --requirement requirements/torch.txt || status=1; \
 	exit $${status:-0}
 
-lint: $(DEVELOP) ## ruff and mypy, changing nothing
+lint: $(DEVELOP) ## ruff, codespell and mypy, changing nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 	$(BIN)/mypy
 
 format: $(DEVELOP) ## let ruff rewrite what it can
@@ -79,7 +103,7 @@ demo: $(RUNTIME) ## extract activations for the shipped tasks with a tiny random
 
 demo-tokens: demo-tokens/metadata.json ## extract every token of layer 12, for eight variants of each shipped task
 
-# Written last, so that it stands for all of it.
+# The job writes metadata.json last, so it exists only for a complete dataset.
 demo-tokens/metadata.json: | $(RUNTIME)
 	$(BIN)/python -m beam_pipeline --model_path random:tiny \
 	    --tasks_file 'examples/tasks/*.json' --layers_to_extract 12 --pooling none --augment 8 \
@@ -89,75 +113,92 @@ train: demo-tokens/metadata.json ## train a sparse autoencoder on them, and draw
 	$(BIN)/python -m examples.train_sae demo-tokens --output sae
 
 bench: $(DEVELOP) ## time the model, the job, its start and reading, side by side with peers; half an hour
-	$(BIN)/python -m benchmarks.trunk
 	$(BIN)/python -m benchmarks.pipeline
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.reading
-	@if test -e $(INTEROP); then $(INTEROP_VENV)/bin/python -m benchmarks.loaders; \
-	    else echo "bench: other loaders were not timed: make interop-test installs them"; fi
+	@if test -e $(TORCH); then $(TORCH_VENV)/bin/python -m benchmarks.trunk && \
+	    $(TORCH_VENV)/bin/python -m benchmarks.loaders; \
+	    else echo "bench: peers that need torch were not timed: make torch-test installs them"; fi
 
 tpu-check: ## compile for TPUs with their own compiler, and predict from it; needs no TPU
 	@$(MAKE) --no-print-directory $(TPU) || \
 	    echo "tpu-check: skipped, libtpu (the TPU compiler) cannot be installed here: see above"
 	@test ! -e $(TPU) || $(TPU_VENV)/bin/python -m benchmarks.tpu_check $(TPU_CHECK_ARGS)
 
-gpu-check: $(DEVELOP) ## time the model on a GPU beside transformers; a tiny one where there is none
-	$(BIN)/python -m benchmarks.gpu_check
+gpu-check: $(TORCH) ## time the model on a GPU beside transformers; a tiny one where there is none
+	$(TORCH_VENV)/bin/python -m benchmarks.gpu_check
 
-lock: $(DEVELOP) ## resolve setup.py into requirements/; LOCK_ARGS=--upgrade renews all
-	requirements/lock.sh $(BIN)/uv $(LOCK_ARGS)
+lock: $(UV) ## resolve pyproject.toml into requirements/; LOCK_ARGS=--upgrade renews all
+	requirements/lock.sh $(UV) $(LOCK_ARGS)
 
 clean: ## remove what make and the tools made, .venv included
-	rm -rf $(VENV) $(AUDIT_VENV) $(COMPOSER_VENV) $(TPU_VENV) $(INTEROP_VENV) build demo-output demo-tokens sae *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(AUDIT_VENV) $(COMPOSER_VENV) $(ORDERS_VENV) $(TORCH_VENV) $(TPU_VENV) build \
+	    demo-output demo-tokens sae *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
-# uv installs in a tenth of pip's time; pip stands in where only pip knows the way to an index.
-install = $(BIN)/uv pip install --quiet --python $(BIN)/python $(1) || $(PIP) install $(1)
+# Create the environment $(1) with the Python $(2), unless it exists. $(3) names what is needed.
+define environment
+	@test -x $(1)/bin/python || { \
+	    python="$(2)"; \
+	    test -n "$$python" || { echo "setup: found no $(3); PYTHON=... names one" >&2; exit 1; }; \
+	    echo "setup: $(1) with $$("$$python" --version) ($$python)"; \
+	    "$$python" -m venv $(1); }
+endef
+SUPPORTED := Python 3.11, 3.12 or 3.13 with its venv module
+install = @$(UV) pip install --quiet --python $(1)/bin/python
+hashed = --require-hashes --requirement
 
-$(BIN)/uv: requirements/uv.txt
-	@echo "setup: virtual environment $(VENV)"
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(PIP) install --require-hashes --requirement $<
+$(UV): requirements/uv.txt
+	$(call environment,$(VENV),$(PYTHON),$(SUPPORTED))
+	@if test -n "$(CERTIFICATES)" && ! $(BIN)/python -m pip config get global.cert >/dev/null 2>&1; \
+	    then export PIP_CERT="$${PIP_CERT:-$(CERTIFICATES)}"; fi; \
+	    $(BIN)/python -m pip --disable-pip-version-check --quiet install $(hashed) $<
 	@touch $@
 
-$(RUNTIME): requirements/base.txt setup.py $(EXTENSIONS) $(BIN)/uv
+$(RUNTIME): requirements/base.txt setup.py pyproject.toml $(KERNELS) $(UV)
 	@echo "setup: what the job needs (requirements/base.txt)"
-	@$(call install,--require-hashes --requirement requirements/base.txt)
-	@$(call install,--no-deps --no-build-isolation --editable .)
+	$(call install,$(VENV)) $(hashed) requirements/base.txt
+	$(call install,$(VENV)) --no-deps --no-build-isolation --editable .
+	@suffix=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))'); \
+	    test -e qwen/ops/amx/library$$suffix || \
+	    echo "setup: WARNING: no AMX kernels; they need Linux on x86-64 and a C++ compiler"
 	@touch $@
 
-$(DEVELOP): requirements/dev.txt requirements/torch.txt $(RUNTIME)
-	@echo "setup: what the tests need (requirements/dev.txt, torch.txt)"
-	@$(call install,--require-hashes --requirement requirements/dev.txt)
-	@$(PIP) install --requirement requirements/torch.txt
+$(DEVELOP): requirements/dev.txt $(RUNTIME)
+	@echo "setup: what the tests need (requirements/dev.txt)"
+	$(call install,$(VENV)) $(hashed) requirements/dev.txt
 	@touch $@
 
-$(COMPOSER): requirements/composer.txt $(BIN)/uv
+# The lock is complete without torch, and has what torch depends on but its CUDA libraries.
+$(TORCH): requirements/interop.txt requirements/torch.txt $(RUNTIME)
+	@echo "setup: torch, SAELens and dictionary_learning (requirements/interop.txt, torch.txt)"
+	$(call environment,$(TORCH_VENV),$(BIN)/python,$(SUPPORTED))
+	$(call install,$(TORCH_VENV)) --no-deps $(hashed) requirements/interop.txt
+	$(call install,$(TORCH_VENV)) --requirement requirements/torch.txt
+	@touch $@
+
+$(ORDERS): requirements/dev.txt requirements/torch.txt $(RUNTIME)
+	$(call environment,$(ORDERS_VENV),$(BIN)/python,$(SUPPORTED))
+	$(call install,$(ORDERS_VENV)) $(hashed) requirements/dev.txt
+	$(call install,$(ORDERS_VENV)) --requirement requirements/torch.txt
+	@touch $@
+
+# Composer runs Airflow on Python 3.11, and the lock is for that.
+$(COMPOSER): requirements/composer.txt $(UV)
 	@echo "setup: Airflow (requirements/composer.txt)"
-	@test -x $(COMPOSER_VENV)/bin/python || $(PYTHON) -m venv $(COMPOSER_VENV)
-	@$(BIN)/uv pip install --quiet --python $(COMPOSER_VENV)/bin/python \
-	    --require-hashes --requirement $<
+	$(call environment,$(COMPOSER_VENV),$(call newest,11),Python 3.11)
+	$(call install,$(COMPOSER_VENV)) $(hashed) $<
 	@AIRFLOW_HOME=$(abspath $(COMPOSER_VENV))/airflow $(COMPOSER_VENV)/bin/airflow db migrate \
 	    >$(COMPOSER_VENV)/migrate.log 2>&1
 	@touch $@
 
-$(TPU): requirements/tpu.txt $(BIN)/uv
+$(TPU): requirements/tpu.txt $(UV)
 	@echo "setup: the TPU compiler (requirements/tpu.txt)"
 	@rm -f $@
-	@test -x $(TPU_VENV)/bin/python || $(PYTHON) -m venv $(TPU_VENV)
-	@$(BIN)/uv pip install --quiet --python $(TPU_VENV)/bin/python --require-hashes --requirement $<
+	$(call environment,$(TPU_VENV),$(BIN)/python,$(SUPPORTED))
+	$(call install,$(TPU_VENV)) $(hashed) $<
 	@touch $@
 
-$(AUDIT): Makefile
-	@test -x $(AUDIT_VENV)/bin/python || $(PYTHON) -m venv $(AUDIT_VENV)
-	@$(AUDIT_VENV)/bin/python -m pip --disable-pip-version-check --quiet install pip-audit==2.10.1
-	@touch $@
-
-# Torch first: the lock leaves it to torch.txt, and is whole without looking for dependencies.
-$(INTEROP): requirements/interop.txt requirements/torch.txt $(BIN)/uv
-	@echo "setup: SAELens and dictionary_learning (requirements/interop.txt, torch.txt)"
-	@test -x $(INTEROP_VENV)/bin/python || $(PYTHON) -m venv $(INTEROP_VENV)
-	@$(INTEROP_VENV)/bin/python -m pip --disable-pip-version-check --quiet install \
-	    --requirement requirements/torch.txt
-	@$(BIN)/uv pip install --quiet --python $(INTEROP_VENV)/bin/python --no-deps \
-	    --require-hashes --requirement $<
+$(AUDIT): $(UV)
+	$(call environment,$(AUDIT_VENV),$(BIN)/python,$(SUPPORTED))
+	$(call install,$(AUDIT_VENV)) pip-audit==2.10.1
 	@touch $@

@@ -89,7 +89,7 @@ def _strongest(
     for place in np.argsort(-activity, kind="stable").tolist():
         if activity[place] <= 0 or len(seen) == count:
             return
-        task = vectors.shards.task_id(int(vectors.places.samples[place]))
+        task = vectors.dataset.task_id(int(vectors.places.samples[place]))
         if task not in seen:
             seen.add(task)
             yield np.flatnonzero(grid_of == grid_of[place])

@@ -1,31 +1,30 @@
 #!/bin/sh
-# Resolve setup.py into the pinned, hashed files beside this script:
+# Resolve pyproject.toml into the pinned, hashed files in this folder:
 #   requirements/lock.sh UV [--upgrade]
-# A version that is already pinned stays while setup.py allows it; --upgrade renews all.
+# A pinned version stays while pyproject.toml allows it; --upgrade renews all. A universal lock
+# serves every supported Python: markers choose between versions where Python decides.
 set -eu
 cd "$(dirname "$0")/.."
 uv=$1
-shift
-upgrade=${1:-}
+upgrade=${2:-}
 
 resolve() {
     output=requirements/$1
     shift
     "$uv" pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url \
-        --custom-compile-command 'make lock' --output-file "$output" ${upgrade:+"$upgrade"} "$@"
+        --no-annotate --custom-compile-command 'make lock' --output-file "$output" \
+        ${upgrade:+"$upgrade"} "$@"
 }
 
 resolve uv.txt --universal requirements/uv.in
-resolve base.txt --universal setup.py requirements/build.in
+resolve base.txt --universal pyproject.toml requirements/build.in
 for extra in dev tpu cuda; do
-    more=
-    [ "$extra" != dev ] || more=requirements/torch-dependencies.in
-    resolve "$extra.txt" --universal setup.py --extra "$extra" requirements/build.in $more \
+    resolve "$extra.txt" --universal pyproject.toml --extra "$extra" requirements/build.in \
         --constraint requirements/base.txt
 done
+resolve interop.txt --universal pyproject.toml requirements/build.in requirements/interop.in \
+    --constraint requirements/base.txt --overrides requirements/interop-overrides.in
 
-# Airflow bounds few of its dependencies: they are taken as they were when it was released.
+# For Composer's Python alone. Airflow bounds few of its dependencies, so the lock takes those of the
+# time of its release.
 resolve composer.txt --exclude-newer 2026-03-15 requirements/composer.in
-
-resolve interop.txt requirements/interop.in requirements/torch-dependencies.in \
-    --overrides requirements/interop-overrides.in

@@ -1,11 +1,13 @@
-"""What all tests share. It is imported before JAX, so that what it sets counts."""
+"""Fixtures and settings of all tests; pytest imports it before JAX, which sees the settings."""
 
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,24 +16,52 @@ from tests.qwen.checkpoints import SMALL, write_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Many tests start a job of their own; a program that one has compiled serves all. Each session has
-# a new folder, so that no result depends on an earlier session.
-COMPILED = tempfile.TemporaryDirectory(prefix="compiled-", ignore_cleanup_errors=True)
-os.environ |= {
-    "JAX_COMPILATION_CACHE_DIR": COMPILED.name,
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-}
+# Many tests start a job of their own, and one cache serves them all: pytest's process makes it, and
+# its workers inherit the variable. It is new in each session, so that no result depends on another.
+COMPILED: tempfile.TemporaryDirectory[str] | SimpleNamespace
+if "PYTEST_XDIST_WORKER" in os.environ:
+    COMPILED = SimpleNamespace(name=os.environ["JAX_COMPILATION_CACHE_DIR"])
+else:
+    COMPILED = tempfile.TemporaryDirectory(prefix="compiled-", ignore_cleanup_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Else a look for credentials of a cloud costs half a minute, and TensorFlow talks on stderr.
+# Without it, looking for cloud credentials takes half a minute.
 os.environ.setdefault("NO_GCE_CHECK", "true")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+MAY_BE_MISSING = re.compile("AMX|ARC-AGI|AVX|Chromium|GPU|processor|root")
+"""Reasons for a skipped test in CI: hardware, data that nobody may ship, a browser."""
 
-@pytest.fixture(scope="session", autouse=True)
-def _compiled() -> Iterator[None]:
-    yield
-    COMPILED.cleanup()
+
+def _refuse_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
+    """Make a skip in CI a failure, unless it is for something that CI need not have."""
+    if not (os.environ.get("CI") and report.skipped and isinstance(report.longrepr, tuple)):
+        return
+    reason = str(report.longrepr[2])
+    if not hasattr(report, "wasxfail") and not MAY_BE_MISSING.search(reason):
+        report.outcome = "failed"
+        report.longrepr = f"skipped in CI, which should have what is missing: {reason}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    _refuse_skip(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    _refuse_skip(report)
+    return report
+
+
+def pytest_unconfigure() -> None:
+    if isinstance(COMPILED, tempfile.TemporaryDirectory):
+        COMPILED.cleanup()
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +76,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def example_tasks() -> Path:
-    """The tasks that the project ships."""
+    """Folder of the tasks that the project ships."""
     return ROOT / "examples" / "tasks"
 
 
@@ -62,8 +92,8 @@ def short_tasks(example_tasks: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="session")
 def arc_tasks() -> Path:
-    """The public ARC-AGI-1 tasks, beside the repository where a person put them."""
+    """The public ARC-AGI-1 tasks, in `shared/` next to the repository where a person put them."""
     folder = ROOT.parent / "shared" / "data" / "arc_agi_1"
     if not folder.is_dir():
-        pytest.skip(f"{folder} is not there: the tasks of ARC-AGI-1, which the project cannot ship")
+        pytest.skip(f"no {folder}: the tasks of ARC-AGI-1, which the project cannot ship")
     return folder

@@ -1,23 +1,39 @@
-"""The Python that the documentation shows, run as it stands."""
+"""The documentation's Python and commands, run unchanged."""
 
 from __future__ import annotations
 
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from beam_pipeline.options import parse_flags
 from tests.activation_dataset.reporting.grid_prompts import grid_prompt, write_prompted
 
 ROOT = Path(__file__).resolve().parents[1]
 HIDDEN = 64
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text("utf-8")
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md")))
+}
+NEEDS_TORCH = re.compile(r"\btorch\b|pytorch")
+NEEDS_OTHERS = re.compile(r"\btensorflow\b|\btf\b|tf_data|grain")
+
+
+def blocks(page: str, language: str) -> list[re.Match[str]]:
+    """Return a page's blocks of code in one language; group 1 is the code."""
+    fenced = re.compile(rf"^```{language}\n(.*?)^```", re.MULTILINE | re.DOTALL)
+    return list(fenced.finditer(PAGES[page]))
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Has the datasets that the pages speak of."""
+    """Folder with the datasets that the pages name."""
     path = tmp_path_factory.mktemp("documentation")
     vectors = np.random.default_rng(0).standard_normal((64, HIDDEN), np.float32)
     prompts = [
@@ -34,17 +50,49 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             layers=(10, 12),
             hook_points=("mlp_out", "resid_post") if name == "OUT" else ("resid_post",),
         )
+    (path / "examples").symlink_to(ROOT / "examples")
     return path
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/format.md", "docs/train.md"])
-def test_what_it_shows_runs(page: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(folder)
-    text = (ROOT / page).read_text("utf-8")
+def run_python(page: str, without: re.Pattern[str]) -> None:
+    """Run a page's Python in order, but for the blocks that need other libraries."""
     variables: dict[str, Any] = {}
-    blocks = list(re.finditer(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
-    assert blocks
-    for block in blocks:
-        # Behind as many lines as stand before it, so that a traceback has the page's line.
-        code = "\n" * text.count("\n", 0, block.start(1)) + block[1]
-        exec(compile(code, ROOT / page, "exec"), variables)
+    for block in blocks(page, "python"):
+        if not without.search(block[1]):
+            # Empty lines before the code give a traceback the page's line numbers.
+            code = "\n" * PAGES[page].count("\n", 0, block.start(1)) + block[1]
+            exec(compile(code, ROOT / page, "exec"), variables)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")])
+def test_python_runs(page: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    run_python(page, without=NEEDS_TORCH)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if any(NEEDS_TORCH.search(each[1]) for each in blocks(page, "python"))],
+)
+def test_python_with_torch_runs(page: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    run_python(page, without=NEEDS_OTHERS)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "bash")])
+def test_commands_exist(page: str, folder: Path) -> None:
+    """Reading a dataset is run, flags of the job are parsed, and targets of make are looked up."""
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    for block in blocks(page, "bash"):
+        for line in block[1].replace("\\\n", " ").splitlines():
+            if not line.startswith(("make ", ".venv/bin/python ")):
+                continue
+            words = shlex.split(line, comments=True)
+            match words:
+                case ["make", target, *_]:
+                    assert f"\n{target}:" in makefile, line
+                case [".venv/bin/python", "-m", "beam_pipeline", *flags]:
+                    parse_flags(flags)
+                case [".venv/bin/python", "-m", "activation_dataset", "verify", *_]:
+                    subprocess.run([sys.executable, *words[1:]], cwd=folder, check=True)

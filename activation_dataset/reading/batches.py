@@ -47,11 +47,11 @@ class Batches:
         batches.load_state_dict(state)                 # also in another process
 
     Attributes:
-        batch_size: as given.
+        dataset, batch_size: as given.
         shape, dtype: shape and dtype of the values of a full batch.
 
     Args:
-        shards: the dataset.
+        dataset: the dataset.
         sites: a layer's number, the name of another site, or a sequence of them. With a sequence,
             values are [batch_size, sites, hidden], the same tokens at every site.
         batch_size: vectors of a batch.
@@ -75,7 +75,7 @@ class Batches:
 
     def __init__(
         self,
-        shards: Shards,
+        dataset: Shards,
         sites: Site | Sequence[Site],
         batch_size: int,
         *,
@@ -93,17 +93,17 @@ class Batches:
         _check(window > 0, f"window is {window}, expected at least 1")
         _check(0 <= seed < 1 << 64, f"seed is {seed}, expected 0..2^64 - 1")
         _check(0 <= rank < world_size, f"rank is {rank}, expected 0..world_size - 1")
-        self._shards, self.batch_size = shards, batch_size
-        self._wanted = VectorFormat.of(shards.metadata, sites, dtype, normalize)
+        self.dataset, self.batch_size = dataset, batch_size
+        self._wanted = VectorFormat.of(dataset.metadata, sites, dtype, normalize)
         self.shape, self.dtype = self._wanted.shape(batch_size), self._wanted.dtype
         self._rank, self._drop_last = rank, drop_last
         self._norms = _norms_by_site(norms, self._wanted.sites)
-        numbers = None if only is None else _ascending(only, shards.num_vectors)
+        numbers = None if only is None else _ascending(only, dataset.num_vectors)
         self._reader = WindowReader(
-            shards, self._wanted.sites, numbers, self._norms, window, seed, world_size
+            dataset, self._wanted.sites, numbers, self._norms, window, seed, world_size
         )
         self._stream = {
-            "dataset": sha256(shards.metadata.to_json().encode()).hexdigest(),
+            "dataset": sha256(dataset.metadata.to_json().encode()).hexdigest(),
             "seed": seed,
             "window": window,
             "rank": rank,
@@ -189,7 +189,7 @@ class Batches:
                     self._position = Position(epoch, number, row, rows)
                     if rows == end:
                         self._position = Position(epoch + 1)
-                    yield Vectors(values, numbers, self._shards)
+                    yield Vectors(values, numbers, self.dataset)
                     values, numbers = np.empty_like(values), np.empty_like(numbers)
                     filled = 0
             if rows == end:
@@ -197,7 +197,7 @@ class Batches:
             row = 0
         self._position = Position(epoch + 1)
         if filled and not self._drop_last:
-            yield Vectors(values[:filled], numbers[:filled], self._shards)
+            yield Vectors(values[:filled], numbers[:filled], self.dataset)
 
     def _windows(self, epoch: int, first: int) -> Iterator[Window]:
         """Yield the windows of this reader, while a thread reads the next one."""

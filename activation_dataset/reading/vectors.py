@@ -86,15 +86,15 @@ class Vectors:
     The number of a vector is its position in the order of the files, the same at every site.
 
     Attributes:
-        values: [n, hidden], or [n, sites, hidden] if a sequence of sites was asked for; float32 by
-            default.
+        values: [n, hidden], or [n, sites, hidden] if a sequence of sites was asked for; a numpy
+            array, float32 by default, or a jax.Array from `DeviceBatches`.
         numbers: [n] int64, numbers of the vectors.
-        shards: shards of the dataset.
+        dataset: dataset of the vectors.
     """
 
-    values: NDArray[Any]
+    values: Any
     numbers: NDArray[np.int64]
-    shards: Shards = field(repr=False)
+    dataset: Shards = field(repr=False)
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -102,12 +102,12 @@ class Vectors:
     @cached_property
     def places(self) -> Places:
         """Samples, positions, tokens and cells of the vectors, looked up on first use."""
-        return self.shards.locate(self.numbers)
+        return self.dataset.locate(self.numbers)
 
     @property
     def sample_ids(self) -> list[str]:
         """[n] ids of the samples."""
-        return [self.shards.sample_id(sample) for sample in self.places.samples.tolist()]
+        return [self.dataset.sample_id(sample) for sample in self.places.samples.tolist()]
 
 
 def element_dtype(dtype: Dtype, storage_dtype: StorageDtype) -> np.dtype[Any]:

@@ -1,4 +1,4 @@
-"""What the Flex Template launches: the job's command line, with the template's parameters."""
+"""Entry point of the Flex Template: run the job with the template's parameters as flags."""
 
 import sys
 

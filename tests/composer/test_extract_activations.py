@@ -1,6 +1,6 @@
-"""The DAG in a real Airflow, with Dataflow and Cloud Storage answered on this machine.
+"""The DAG in a real Airflow, with stand-ins for Dataflow and Cloud Storage on this machine.
 
-Needs Airflow, so it runs in an environment of its own: `make composer-test`.
+Needs Airflow, which has an environment of its own: `make composer-test`.
 """
 
 import datetime
@@ -9,6 +9,8 @@ import re
 import threading
 from collections.abc import Iterator
 from concurrent import futures
+from dataclasses import dataclass, field
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -49,29 +51,28 @@ METADATA = {
 }
 
 
-def refused(parameters: dict[str, str]) -> list[str]:
-    """The parameters of a launch that the template does not have, misses, or does not allow."""
+def refused(given: dict[str, str]) -> set[str]:
+    """Return the parameters that the template does not have, requires or does not allow."""
     known = {each["name"]: each for each in PARAMETERS}
-    needed = {name for name, each in known.items() if not each["isOptional"]}
-    wrong = [
+    required = {name for name, each in known.items() if not each["isOptional"]}
+    wrong = {
         name
-        for name, value in parameters.items()
-        if name in known
-        and not all(re.search(pattern, value) for pattern in known[name].get("regexes", []))
-    ]
-    return [*parameters.keys() - known.keys(), *needed - parameters.keys(), *wrong]
+        for name in given.keys() & known.keys()
+        if not all(re.search(pattern, given[name]) for pattern in known[name].get("regexes", []))
+    }
+    return (given.keys() - known.keys()) | (required - given.keys()) | wrong
 
 
+@dataclass
 class Cloud:
-    """Dataflow's launch (REST) and job state (gRPC), and the objects of one bucket."""
+    """Dataflow's launch (REST) and job state (gRPC), and the objects of one bucket, by name."""
 
-    def __init__(self, states: list[str]) -> None:
-        self.states = states
-        self.launches: list[dict[str, Any]] = []
-        self.objects: dict[str, Any] = {}
+    states: list[str]
+    launches: list[dict[str, Any]] = field(default_factory=list)
+    objects: dict[str, Any] = field(default_factory=dict)
 
     def launch(self, body: dict[str, Any]) -> dict[str, Any]:
-        """The service's answer; ValueError for a request that it would refuse."""
+        """Return the service's answer; raise ValueError for a request that it would refuse."""
         json_format.ParseDict(body, dataflow.LaunchFlexTemplateRequest.pb()())
         if names := refused(body["launchParameter"]["parameters"]):
             raise ValueError(f"The template parameters are invalid: {names}")
@@ -91,12 +92,10 @@ def cloud(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
 
     class Handler(BaseHTTPRequestHandler):
         def answer(self, code: int, value: Any) -> None:
-            content = json.dumps(value).encode()
             self.send_response(code)
             self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(content)))
             self.end_headers()
-            self.wfile.write(content)
+            self.wfile.write(json.dumps(value).encode())
 
         def do_POST(self) -> None:
             assert self.path.startswith(
@@ -110,11 +109,10 @@ def cloud(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
 
         def do_GET(self) -> None:
             path = self.path.partition("?")[0]
+            name = path.partition("/b/bucket/o/")[2].replace("%2F", "/")
             if "/jobs/" in path:
                 self.answer(200, cloud.job(path.rpartition("/")[2]))
-                return
-            name = path.partition("/b/bucket/o/")[2].replace("%2F", "/")
-            if name in cloud.objects:
+            elif name in cloud.objects:
                 self.answer(200, cloud.objects[name])
             else:
                 self.answer(404, {"error": {"code": 404, "message": f"no object {name}"}})
@@ -127,22 +125,16 @@ def cloud(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
     address = f"http://localhost:{http.server_port}"
 
     def get_job(job_request: dataflow.GetJobRequest, _: grpc.ServicerContext) -> dataflow.Job:
-        return dataflow.Job(
-            json_format.ParseDict(cloud.job(job_request.job_id), dataflow.Job.pb()())
-        )
+        job = cloud.job(job_request.job_id)
+        return dataflow.Job(json_format.ParseDict(job, dataflow.Job.pb()()))
 
     rpc = grpc.server(futures.ThreadPoolExecutor(1))
+    handler = grpc.unary_unary_rpc_method_handler(
+        get_job, dataflow.GetJobRequest.deserialize, dataflow.Job.serialize
+    )
+    service = "google.dataflow.v1beta3.JobsV1Beta3"
     rpc.add_generic_rpc_handlers(
-        [
-            grpc.method_handlers_generic_handler(
-                "google.dataflow.v1beta3.JobsV1Beta3",
-                {
-                    "GetJob": grpc.unary_unary_rpc_method_handler(
-                        get_job, dataflow.GetJobRequest.deserialize, dataflow.Job.serialize
-                    )
-                },
-            )
-        ]
+        [grpc.method_handlers_generic_handler(service, {"GetJob": handler})]
     )
     rpc_port = rpc.add_insecure_port("localhost:0")
     rpc.start()
@@ -151,14 +143,8 @@ def cloud(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
         channel = grpc.aio.insecure_channel(f"localhost:{rpc_port}")
         return client_class(transport=JobsV1Beta3GrpcAsyncIOTransport(channel=channel))
 
-    build = dataflow_hooks.build
-    monkeypatch.setattr(
-        dataflow_hooks,
-        "build",
-        lambda *names, **options: build(
-            *names, **options, client_options={"api_endpoint": address}
-        ),
-    )
+    build = partial(dataflow_hooks.build, client_options={"api_endpoint": address})
+    monkeypatch.setattr(dataflow_hooks, "build", build)
     monkeypatch.setattr(dataflow_hooks.AsyncDataflowHook, "initialize_client", initialize_client)
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)
     monkeypatch.setenv(
@@ -192,11 +178,9 @@ def test_a_run_launches_the_template_and_checks_the_dataset(cloud: Cloud, dag: A
     (body,) = cloud.launches
     launch = body["launchParameter"]
     assert launch["containerSpecGcsPath"] == CONFIGURATION["template"]
+    same = ("model_path", "tasks_file", "output_dir", "accelerator")
     assert launch["parameters"] == {
-        "model_path": "gs://bucket/models/Qwen2.5-0.5B",
-        "tasks_file": "gs://bucket/tasks/*.json",
-        "output_dir": "gs://bucket/datasets/first",
-        "accelerator": "tpu-v5e-8",
+        **{name: CONFIGURATION[name] for name in same},
         "sdk_container_image": CONFIGURATION["image"],
         "pooling": "mean",
         "samples_per_shard": "256",

@@ -1,4 +1,4 @@
-"""The set-up script, run against a stand-in for gcloud that writes down what it is asked."""
+"""The set-up script, run against a stand-in for gcloud that logs its calls."""
 
 import os
 import subprocess
@@ -13,47 +13,35 @@ case "$*" in *" describe "*) exit "$DESCRIBE" ;; esac
 """
 
 
-def run(folder: Path, arguments: list[str], exists: bool) -> tuple[int, list[str], str]:
-    """Exit status, the calls made to gcloud, and what the script printed."""
+def run(folder: Path, *arguments: str, exists: bool = False) -> tuple[int, list[str]]:
+    """Return the exit status and the calls of gcloud; `exists`: it finds every resource."""
     gcloud = folder / "gcloud"
     gcloud.write_text(GCLOUD, encoding="utf-8")
     gcloud.chmod(0o755)
     log = folder / "log"
     log.touch()
-    result = subprocess.run(
-        ["bash", str(SCRIPT), *arguments],
-        env={
-            "PATH": f"{folder}:{os.environ['PATH']}",
-            "LOG": str(log),
-            "DESCRIBE": "0" if exists else "1",
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return result.returncode, log.read_text(encoding="utf-8").splitlines(), result.stdout
+    path = f"{folder}:{os.environ['PATH']}"
+    environment = {"PATH": path, "LOG": str(log), "DESCRIBE": "0" if exists else "1"}
+    status = subprocess.run(["bash", str(SCRIPT), *arguments], env=environment).returncode
+    return status, log.read_text(encoding="utf-8").splitlines()
 
 
 @pytest.mark.parametrize("bucket", ["data", "gs://data"])
 def test_an_empty_project_gets_everything(tmp_path: Path, bucket: str):
-    status, calls, printed = run(tmp_path, ["research", "us-west4", bucket], exists=False)
+    status, calls = run(tmp_path, "research", "us-west4", bucket)
     assert status == 0
-    made = [" ".join(call.split()[:3]) for call in calls if " create " in call]
-    assert made == [
+    assert calls[0].startswith("services enable"), "the next calls need the APIs"
+    assert [" ".join(call.split()[:3]) for call in calls if " create " in call] == [
         "storage buckets create",
         "artifacts repositories create",
         "iam service-accounts create",
         "iam service-accounts create",
     ]
-    (enabled,) = [call for call in calls if call.startswith("services enable")]
-    for api in ("artifactregistry", "cloudbuild", "compute", "dataflow", "iam", "storage"):
-        assert f" {api}.googleapis.com" in enabled
-    assert calls[0] == enabled, "what the next calls need"
-    assert "bucket           gs://data\n" in printed
+    assert any("create gs://data " in call for call in calls)
 
 
-def test_a_second_run_makes_nothing_again(tmp_path: Path):
-    status, calls, _ = run(tmp_path, ["research", "us-west4", "data"], exists=True)
+def test_a_second_run_creates_nothing(tmp_path: Path):
+    status, calls = run(tmp_path, "research", "us-west4", "data", exists=True)
     assert status == 0
     assert not [call for call in calls if " create " in call]
 
@@ -61,32 +49,17 @@ def test_a_second_run_makes_nothing_again(tmp_path: Path):
 @pytest.mark.parametrize(
     ("account", "roles"),
     [
-        (
-            "qwen-activations",
-            {
-                "roles/dataflow.worker": "projects",
-                "roles/storage.objectUser": "storage",
-                "roles/artifactregistry.reader": "artifacts",
-            },
-        ),
+        ("qwen-activations", {"dataflow.worker", "storage.objectUser", "artifactregistry.reader"}),
         (
             "qwen-activations-build",
-            {
-                "roles/logging.logWriter": "projects",
-                "roles/storage.objectUser": "storage",
-                "roles/artifactregistry.writer": "artifacts",
-            },
+            {"logging.logWriter", "storage.objectUser", "artifactregistry.writer"},
         ),
     ],
 )
-def test_each_account_gets_three_narrow_roles(tmp_path: Path, account: str, roles: dict[str, str]):
-    _, calls, _ = run(tmp_path, ["research", "us-west4", "data"], exists=False)
+def test_each_account_gets_three_narrow_roles(tmp_path: Path, account: str, roles: set[str]):
+    _, calls = run(tmp_path, "research", "us-west4", "data")
     member = f"serviceAccount:{account}@research.iam.gserviceaccount.com "
     grants = [call for call in calls if "add-iam-policy-binding" in call and member in call]
-    assert {call.rpartition("--role ")[2]: call.split()[0] for call in grants} == roles
-
-
-def test_wrong_arguments_are_answered_with_the_usage(tmp_path: Path):
-    status, calls, _ = run(tmp_path, ["research"], exists=False)
-    assert status == 2
-    assert calls == []
+    assert {call.rpartition("--role roles/")[2] for call in grants} == roles
+    on_the_project = [call for call in grants if call.startswith("projects")]
+    assert len(on_the_project) == 1

@@ -1,11 +1,9 @@
-"""The template's parameters against the job's flags, and against what Dataflow reads."""
+"""The template's parameters against the job's flags, Dataflow's messages and docs/dataflow.md."""
 
-import argparse
-import importlib.util
 import json
 import re
+import runpy
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -15,116 +13,87 @@ from google.protobuf import json_format
 from beam_pipeline.accelerators import ACCELERATORS
 from beam_pipeline.options import build_parser, parse_flags
 
-FLEX = Path(__file__).parents[2] / "templates" / "flex"
+ROOT = Path(__file__).parents[2]
+FLEX = ROOT / "templates" / "flex"
+PAGE = (ROOT / "docs" / "dataflow.md").read_text(encoding="utf-8")
 METADATA = (FLEX / "metadata.json").read_text(encoding="utf-8")
 PARAMETERS: dict[str, dict[str, Any]] = {
     parameter["name"]: parameter for parameter in json.loads(METADATA)["parameters"]
 }
+REQUIRED = {name for name, fields in PARAMETERS.items() if not fields["isOptional"]}
 
 
-def generator() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("flex_metadata", FLEX / "metadata.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def flags() -> dict[str, argparse.Action]:
-    return {action.dest: action for action in build_parser()._actions}
-
-
-def test_the_file_is_what_the_flags_make_of_it():
-    made = generator().template_metadata(build_parser())
-    assert json.loads(METADATA) == made, (
-        "python templates/flex/metadata.py > templates/flex/metadata.json"
+def test_the_file_agrees_with_the_flags_and_dataflow_reads_it():
+    template_metadata = runpy.run_path(str(FLEX / "metadata.py"))["template_metadata"]
+    assert json.loads(METADATA) == template_metadata(build_parser()), (
+        "run: python templates/flex/metadata.py > templates/flex/metadata.json"
     )
-
-
-def test_dataflow_reads_every_field():
     parsed = json_format.Parse(METADATA, dataflow_v1beta3.TemplateMetadata.pb()())
     assert [parameter.name for parameter in parsed.parameters] == list(PARAMETERS)
-    again = json.loads(json_format.MessageToJson(parsed))
-    assert again["parameters"][0]["helpText"] == PARAMETERS["model_path"]["helpText"]
 
 
-def test_every_flag_is_a_parameter_and_the_reverse():
+def test_parameters_are_the_flags_that_make_sense_in_a_form():
+    flags = {action.dest: action for action in build_parser()._actions}
     internal = {"help", "gcs_bucket", "no_progress", "upload_to_cloud"}
-    assert set(flags()) - internal == set(PARAMETERS) - {"sdk_container_image"}
+    assert flags.keys() - internal == PARAMETERS.keys() - {"sdk_container_image"}
+    assert {name for name, action in flags.items() if action.required} <= REQUIRED
+    values = [option["value"] for option in PARAMETERS["accelerator"]["enumOptions"]]
+    assert values == list(ACCELERATORS)
 
 
-def test_what_the_service_sets_itself_is_no_parameter():
-    assert not {"runner", "project", "region", "job_name", "temp_location"} & set(PARAMETERS)
-
-
-def test_what_a_job_cannot_do_without_is_required():
-    required = {name for name, fields in PARAMETERS.items() if not fields["isOptional"]}
-    assert required == {
-        "model_path",
-        "tasks_file",
-        "output_dir",
-        "accelerator",
-        "sdk_container_image",
-    }
-    assert {action.dest for action in flags().values() if action.required} <= required
-
-
-@pytest.mark.parametrize("name", PARAMETERS)
-def test_a_default_passes_its_own_check(name: str):
-    fields = PARAMETERS[name]
-    if "defaultValue" in fields:
-        for pattern in fields.get("regexes", []):
-            assert re.search(pattern, fields["defaultValue"])
-        options = [option["value"] for option in fields.get("enumOptions", [])]
-        assert not options or fields["defaultValue"] in options
-
-
-def test_a_form_that_is_left_as_it_is_changes_nothing():
-    """The console sends what it shows, defaults too, and the launcher makes flags of all of it."""
+def test_an_untouched_form_changes_nothing():
+    """The console sends every value that it shows, and the launcher makes flags of all of them."""
     given = [
         "--model_path=random:tiny",
         "--tasks_file=gs://bucket/tasks",
         "--output_dir=gs://bucket/out",
         "--accelerator=cpu",
     ]
-    shown = [
-        f"--{name}={fields['defaultValue']}"
+    defaults = {
+        name: fields["defaultValue"]
         for name, fields in PARAMETERS.items()
         if "defaultValue" in fields
-    ]
-    assert len(shown) > 10
+    }
+    assert len(defaults) > 10
+    for name, value in defaults.items():
+        assert all(re.search(pattern, value) for pattern in PARAMETERS[name].get("regexes", []))
+    shown = [f"--{name}={value}" for name, value in defaults.items()]
     assert parse_flags([*given, *shown])[0] == parse_flags(given)[0]
-
-
-def test_the_accelerators_are_those_of_the_job():
-    values = [option["value"] for option in PARAMETERS["accelerator"]["enumOptions"]]
-    assert values == list(ACCELERATORS)
 
 
 @pytest.mark.parametrize(
     ("name", "right", "wrong"),
     [
         ("layers_to_extract", ["all", "10-23", "10 11 12", "10,11", "0-3,7"], ["", "ten", "10-"]),
-        (
-            "hook_points",
-            ["mlp_out", "resid_mid mlp_out", "attn_out, resid_pre"],
-            ["", "mlp", "all"],
-        ),
+        ("hook_points", ["mlp_out", "resid_mid mlp_out"], ["", "mlp", "all"]),
         ("output_dir", ["gs://bucket/folder"], ["bucket/folder", "gs://bucket", "/tmp/out"]),
         ("tasks_file", ["gs://bucket/tasks/*.json"], ["tasks/*.json"]),
         ("mesh_shape", ["8,1"], ["8", "0,8", "8x1"]),
         ("samples_per_shard", ["512"], ["0", "-1", "many"]),
         ("max_output_bytes", ["1000000", "500GB"], ["0", "1.5TB", "500gb", "500 GB"]),
         ("max_rejected", ["0", "10"], ["-1"]),
-        (
-            "sdk_container_image",
-            ["us-west4-docker.pkg.dev/project/repository/image:tag"],
-            ["image", "us-west4-docker.pkg.dev/project/repository/image"],
-        ),
+        ("sdk_container_image", ["host/repository/image:tag"], ["image", "host/image"]),
     ],
 )
-def test_patterns_tell_right_from_wrong(name: str, right: list[str], wrong: list[str]):
+def test_patterns_accept_right_values_and_refuse_wrong_ones(
+    name: str, right: list[str], wrong: list[str]
+):
     (pattern,) = PARAMETERS[name]["regexes"]
     assert [value for value in right if not re.search(pattern, value)] == []
     assert [value for value in wrong if re.search(pattern, value)] == []
+
+
+def test_the_page_has_the_accelerators_of_the_job():
+    rows = re.findall(r"^\| `([a-z0-9-]+)` \| `([a-z0-9-]+)` \| (\d+) \|", PAGE, re.MULTILINE)
+    assert rows == [
+        (name, settings.machine_types[0], str(settings.devices))
+        for name, settings in ACCELERATORS.items()
+    ]
+
+
+def test_the_page_launches_with_parameters_of_the_template():
+    (launch,) = re.findall(r"gcloud dataflow flex-template run.*?(?=\n\n)", PAGE, re.DOTALL)
+    named = set(re.findall(r"(?:--parameters |,)([a-z_]+)=", launch))
+    assert REQUIRED <= named <= PARAMETERS.keys()
+    for path in re.findall(r"(?<!/)\b((?:templates|scripts|examples)/[\w./-]+\w)", PAGE):
+        assert (ROOT / path).exists(), path

@@ -105,7 +105,7 @@ def test_records_are_a_map_style_dataset(dataset):
     loader: Any = DataLoader(
         dataset[11],
         batch_size=None,
-        sampler=[5, 0, 3],  # type: ignore[arg-type]
+        sampler=[5, 0, 3],
         num_workers=1,
         multiprocessing_context="spawn",
     )
