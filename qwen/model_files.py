@@ -180,8 +180,8 @@ ModelFiles = LocalFiles | HubFiles | GcsFiles
 """The files of a checkpoint, by local folder.
 
 `text_folder` has the configuration and the tokenizer, `weights_folder` the safetensors files too.
-In `headers_folder` the bytes after a safetensors header may be zeros. `weights_crc32c` gives checksums
-by file name, in base64 as Cloud Storage shows them.
+In `headers_folder` the bytes after a safetensors header may be zeros. `weights_crc32c` has
+checksums by file name, in base64 as Cloud Storage shows them.
 """
 
 
