@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from random import Random
 
 import numpy as np
 import pytest
@@ -72,29 +71,6 @@ def test_every_sample_is_placed_once_in_steps_that_suit_the_devices(
         places = {(p.row, rank) for p, rank in zip(step.placements, step.segment_of, strict=True)}
         assert len(places) == len(step.placements)
         assert all(0 <= rank < shape.segments for rank in step.segment_of)
-
-
-@settings(deadline=None)
-@given(st.lists(st.integers(1, 2000), min_size=1, max_size=40), PACKINGS, st.randoms())
-def test_the_order_of_the_samples_changes_no_shape(
-    lengths: list[int], packing: Packing, random: Random
-) -> None:
-    shuffled = list(lengths)
-    random.shuffle(shuffled)
-    plan, other = plan_steps(lengths, packing), plan_steps(shuffled, packing)
-    assert [step.shape for step in plan] == [step.shape for step in other]
-
-
-@settings(deadline=None)
-@given(st.integers(1, 40_000), st.integers(1, 8192))
-def test_the_ladder_ends_at_the_first_length_that_holds_the_longest(
-    longest: int, row_length: int
-) -> None:
-    ladder = row_lengths(longest, row_length)
-    assert list(ladder) == sorted(set(ladder))
-    assert all(length % ROW_ALIGNMENT == 0 for length in ladder)
-    assert ladder[-1] >= longest
-    assert len(ladder) == 1 or ladder[-2] < max(longest, row_length)
 
 
 @settings(deadline=None)

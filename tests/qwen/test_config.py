@@ -85,10 +85,6 @@ def test_what_is_left_out_has_the_value_that_transformers_gives_it() -> None:
     assert config.head_dim == 8
 
 
-def test_unknown_fields_are_no_matter() -> None:
-    assert read_config(config_fields(SMALL, use_mrope=False, new_field=[1])) == SMALL
-
-
 @pytest.mark.parametrize(
     ("changes", "parts"),
     [
