@@ -170,6 +170,17 @@ def test_a_pooled_dataset_has_no_grids(tmp_path, pooling):
     assert ("Norms by position" in headings(text)) == (pooling == "last")
 
 
+@pytest.mark.parametrize(("prompts", "value"), [([], 0), (PROMPTS, 0), (PROMPTS, np.nan)])
+def test_a_dataset_without_samples_or_norms(tmp_path, prompts, value):
+    def vectors(_, prompt):
+        return np.full((prompt.num_tokens, 8), value, np.float32)
+
+    write_prompted(tmp_path / "d", [prompts], vectors)
+    path = tmp_path / "report.html"
+    assert main(["report", str(tmp_path / "d"), "-o", str(path)]) == 0
+    assert "No vector that was read" in Document(path.read_text("utf-8")).text
+
+
 def test_one_layer_and_one_sample(tmp_path):
     write_dataset(tmp_path / "tiny", [[3]], "none", layers=(7,), prompts_of=make_prompts)
     path = tmp_path / "report.html"
