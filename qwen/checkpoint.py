@@ -7,7 +7,7 @@ import os
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -21,18 +21,6 @@ INDEX_FILE = "model.safetensors.index.json"
 
 class CheckpointError(ValueError):
     """A checkpoint that is missing, damaged, or not of the model that its config describes."""
-
-
-class Weights(Protocol):
-    """Named tensors, as the checkpoint spells and lays them out."""
-
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Return the shape of every tensor by name."""
-        ...
-
-    def read(self, name: str) -> np.ndarray:
-        """Read one tensor, float32 or bfloat16."""
-        ...
 
 
 class CheckpointFolder:
@@ -156,6 +144,10 @@ class RandomWeights:
         values = generator.standard_normal(shape, np.float32)
         values *= 0.02
         return values.astype(ml_dtypes.bfloat16)
+
+
+Weights = CheckpointFolder | RandomWeights
+"""Tensors by name, float32 or bfloat16, as the checkpoint spells and lays them out."""
 
 
 def check_weights(weights: Weights, config: ModelConfig, source: str) -> None:

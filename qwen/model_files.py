@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from activation_dataset.checksum import crc32c_of_stream, to_text
 from qwen.bucket import bucket_client
@@ -34,29 +34,6 @@ WEIGHT_FILES = ("*.safetensors",)
 
 class ModelNotFoundError(ValueError):
     """A model path at which there is no model."""
-
-
-class ModelFiles(Protocol):
-    """Access to a checkpoint's files. Both folders may be the same."""
-
-    def text_folder(self) -> Path:
-        """Return a local folder with the configuration and the tokenizer."""
-        ...
-
-    def weights_folder(self) -> Path:
-        """Return a local folder that has the safetensors files too."""
-        ...
-
-    def headers_folder(self) -> Path:
-        """Return a local folder where the safetensors files have their sizes and headers.
-
-        The bytes after the headers may be zeros.
-        """
-        ...
-
-    def weights_crc32c(self) -> dict[str, str]:
-        """Return the CRC32C of the weights by file name, in base64 as Cloud Storage shows it."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -197,6 +174,15 @@ class GcsFiles:
             raise ModelNotFoundError(
                 f"--model_path {self.url!r} cannot be read ({type(error).__name__}: {error})"
             ) from error
+
+
+ModelFiles = LocalFiles | HubFiles | GcsFiles
+"""The files of a checkpoint, by local folder.
+
+`text_folder` has the configuration and the tokenizer, `weights_folder` the safetensors files too.
+In `headers_folder` the bytes after a safetensors header may be zeros. `weights_crc32c` has
+checksums by file name, in base64 as Cloud Storage shows them.
+"""
 
 
 @load_once

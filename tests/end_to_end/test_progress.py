@@ -3,6 +3,7 @@
 import os
 import pty
 import sys
+import termios
 import threading
 from collections import Counter
 from pathlib import Path
@@ -81,6 +82,7 @@ def test_what_an_earlier_run_has_done_counts_as_done(counted, checkpoint, short_
 
 def test_a_terminal_shows_a_bar_until_the_end(checkpoint, short_tasks, tmp_path, monkeypatch):
     ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 100))
     shown = bytearray()
 
     def read() -> None:
