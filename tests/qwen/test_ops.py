@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -67,7 +68,7 @@ def named(value: object) -> str | None:
     return type(value).__name__ if isinstance(value, Ops) else None
 
 
-def run(function: Callable[..., object], *arguments: object) -> object:
+def run(function: Callable[..., object], *arguments: object) -> Any:
     """Run a jitted function as a step does: inside `jax.shard_map`, here of one device."""
     mesh = make_mesh((1, 1), jax.local_devices())
     mapped = jax.shard_map(function, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False)
@@ -241,7 +242,7 @@ def stream(rows: int, hidden: int, dtype: str) -> jax.Array:
     return jnp.asarray(x, dtype)
 
 
-def random_parameters(module: nnx.Module, ops: Ops) -> tuple[nnx.Module, dict[str, np.ndarray]]:
+def random_parameters(module: nnx.Module, ops: Ops) -> tuple[Any, dict[str, np.ndarray]]:
     """Set a module's parameters, tiled if the operations need it; also return them in float64."""
     rng, plain = np.random.default_rng(1), {}
     for name, parameter in list(vars(module).items()):
