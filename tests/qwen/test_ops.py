@@ -268,7 +268,7 @@ def normalized(x: jax.Array, scale: np.ndarray) -> np.ndarray:
     return rounded(x64 * inverse * scale, str(x.dtype))
 
 
-def check_update(call: Callable[[bool], Callable[..., object]], x: jax.Array, expected: np.ndarray):
+def check_update(call: Callable[[bool], Callable[..., Any]], x: jax.Array, expected: np.ndarray):
     """An update that is kept is float32, and the stream after it is the same if it is not kept."""
     update, after = run(call(True), x)
     assert (update.dtype, update.shape) == (jnp.float32, x.shape)
