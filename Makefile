@@ -69,7 +69,6 @@ import-orders: $(ORDERS) ## import this project, TensorFlow and torch in every o
 reliability: $(DEVELOP) ## try to break the job and its datasets; an hour or two, needs root for its disks
 	$(BIN)/python -m reliability.kill --kills 50 --workers 1 --seed 1
 	$(BIN)/python -m reliability.kill --kills 50 --workers 2 --seed 2
-	$(BIN)/python -m reliability.kill --kills 10 --workers 2 --seed 3 --victim worker
 	$(BIN)/python -m reliability.damage --flips 2200 --cuts 600 --seed 1
 	$(BIN)/python -m reliability.mishaps --seed 1
 	$(BIN)/python -m reliability.retry

@@ -131,7 +131,7 @@ def grain_dataset(
 def _grain_class() -> Any:
     import grain
 
-    class GrainIterator(grain.DatasetIterator):  # type: ignore[misc]
+    class GrainIterator(grain.DatasetIterator):
         def __init__(self, batches: Batches) -> None:
             super().__init__()
             self._batches = batches
@@ -152,7 +152,7 @@ def _grain_class() -> Any:
             self._batches.load_state_dict(state)
             self._epoch = iter(())
 
-    class GrainBatches(grain.IterDataset):  # type: ignore[misc]
+    class GrainBatches(grain.IterDataset):
         def __init__(self, *arguments: Any) -> None:
             super().__init__()
             self._arguments = arguments

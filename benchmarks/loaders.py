@@ -2,7 +2,7 @@
 
     python -m benchmarks.loaders
 
-It needs sae-lens and dictionary-learning, which `make interop-test` installs in an environment of
+It needs sae-lens and dictionary-learning, which `make torch-test` installs in an environment of
 their own. Each loader delivers shuffled batches [batch, hidden] float32 from its own files, which
 this package's exporters write from the same layer, and shuffles as many vectors at a time as this
 project does by default. All files are in the page cache. Epochs are timed alternately.

@@ -21,7 +21,8 @@ def first_activation(connection: Connection, model: str, cache: str) -> None:
     """In a process of its own: sends seconds to import; then to load, and to an activation."""
     prompts = arc_prompts(8)
     started = time.perf_counter()
-    from qwen.settings import ExtractorSettings, open_extractor
+    from qwen.extractor import open_extractor
+    from qwen.settings import ExtractorSettings
 
     imported = time.perf_counter()
     lengths = [len(prompt) for prompt in prompts]

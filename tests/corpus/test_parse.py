@@ -166,7 +166,7 @@ def test_byte_order_mark_and_line_ends_of_windows():
     ("content", "reason", "said"),
     [
         (b" \n\n", "empty_file", "white space"),
-        (gzip.compress(b"{}"), "compressed_file", "gzip"),
+        (gzip.compress(b"{}", mtime=0), "compressed_file", "gzip"),
         (GOOD.encode("utf-16"), "bad_encoding", "UTF-8"),
         (b"train,test\n1,2\n", "not_json", "'train,test"),
         ("{'train': []}", "not_json", "double quotes"),

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 
 from activation_dataset.reading.reader import ActivationDataset
-from corpus.layouts import Item
 from corpus.parse import parse_tasks
 from corpus.prompt import render
-from corpus.task import RejectedTask, Task
+from corpus.task import Item, RejectedTask, Task
 from corpus.template import load_template
 from qwen.source import open_model
 from tests.end_to_end.job import dead_letters, metadata_of, problems_of, run
@@ -117,13 +116,13 @@ def test_the_token_is_the_last_one_of_the_prompt(dataset: Path, items: list[Item
     tokenizer = open_model("random:tiny").tokenizer()
     template = load_template("digits")
     prompts = {}
-    for item in items:
-        for index in range(len(item.test) if isinstance(item, Task) else 0):
-            text = render(template, item, index).text
-            prompts[item.sample_id(index)] = (item, tokenizer(text)["input_ids"])
+    for task in (item for item in items if isinstance(item, Task)):
+        for index in range(len(task.test)):
+            text = render(template, task, index).text
+            prompts[task.sample_id(index)] = (task, tokenizer(text)["input_ids"])
     for record in ActivationDataset(dataset).records(17):
-        item, token_ids = prompts[record.sample_id]
-        assert record.task_id == item.task_id
+        task, token_ids = prompts[record.sample_id]
+        assert record.task_id == task.task_id
         assert record.num_tokens == len(token_ids)
         assert list(record.token_ids) == token_ids[-1:]
 

@@ -6,7 +6,7 @@ from activation_dataset.reading.vectors import normalization_factor
 from tests.interop.conftest import HIDDEN, LAYER, export_to
 
 pytest.importorskip(
-    "dictionary_learning", reason="dictionary-learning is not installed: make interop-test"
+    "dictionary_learning", reason="dictionary-learning is not installed: make torch-test"
 )
 torch = pytest.importorskip("torch")
 from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer  # noqa: E402

@@ -5,7 +5,7 @@ from activation_dataset.frontends import torch_dataset
 from activation_dataset.reading.vectors import normalization_factor
 from tests.interop.conftest import HIDDEN, LAYER, export_to
 
-pytest.importorskip("sae_lens", reason="sae-lens is not installed: make interop-test")
+pytest.importorskip("sae_lens", reason="sae-lens is not installed: make torch-test")
 torch = pytest.importorskip("torch")
 from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig  # noqa: E402
 from sae_lens.config import LoggingConfig, SAETrainerConfig  # noqa: E402

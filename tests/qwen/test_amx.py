@@ -86,7 +86,10 @@ def test_a_tiled_kernel_has_panels_of_32_columns_in_pairs_of_rows() -> None:
 def test_silu_is_right_far_from_zero() -> None:
     """A gate of -100 or 100 in one row each: 0 and the gate itself."""
     x = array(1, 32, 32).at[0, 0, 0].set(-1).at[0, 1, 0].set(1)
-    mlp, norm = MLP(config_of(32, 32), jnp.dtype("bfloat16")), RMSNorm(32, 0.0, jnp.bfloat16)
+    mlp, norm = (
+        MLP(config_of(32, 32), jnp.dtype("bfloat16")),
+        RMSNorm(32, 0.0, jnp.dtype("bfloat16")),
+    )
     norm.scale[...] = jnp.full(32, 32**-0.5, jnp.bfloat16)
     for name, value in (("gate_kernel", 100), ("up_kernel", 1), ("down_kernel", 1)):
         kernel = AMX.tile_kernel(array(32, 32).at[0, 0].set(value))

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
@@ -51,12 +52,12 @@ def test_threads_that_start_together_load_each_value_once() -> None:
 
 
 def test_a_failure_is_not_kept() -> None:
-    answers = iter([ValueError("no answer"), 42])
+    answers: Iterator[ValueError | int] = iter([ValueError("no answer"), 42])
 
     @load_once
     def load() -> int:
         answer = next(answers)
-        if isinstance(answer, Exception):
+        if isinstance(answer, ValueError):
             raise answer
         return answer
 

@@ -68,7 +68,7 @@ def named(value: object) -> str | None:
     return type(value).__name__ if isinstance(value, Ops) else None
 
 
-def run(function: Callable[..., object], *arguments: object) -> Any:
+def run(function: Callable[..., Any], *arguments: object) -> Any:
     """Run a jitted function as a step does: inside `jax.shard_map`, here of one device."""
     mesh = make_mesh((1, 1), jax.local_devices())
     mapped = jax.shard_map(function, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False)

@@ -42,7 +42,9 @@ def test_what_is_not_a_number_stays_so() -> None:
 
     def made(x: jax.Array) -> jax.Array:
         results = [x - x, 0 * x, jnp.exp(x) / jnp.exp(x), jnp.cos(x)]
-        return round_to(jnp.concatenate([*results, weights, weights * 3, -weights]), jnp.bfloat16)
+        return round_to(
+            jnp.concatenate([*results, weights, weights * 3, -weights]), jnp.dtype("bfloat16")
+        )
 
     found = np.asarray(jax.jit(made)(np.full(64, np.inf, np.float32)))
     assert np.isnan(found.astype(np.float32)).all()

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from beam_pipeline.job import open_job
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from qwen.settings import ExtractorSettings
 
 from activation_dataset.metadata import RunDescription
 from beam_pipeline.config import Config
+from beam_pipeline.job import open_job
 from beam_pipeline.options import parse_flags
+from qwen.settings import ExtractorSettings
 from tests.conftest import ROOT
 from transforms.commit_run import OtherRunError, check_output_dir, configuration, differences
 
