@@ -1,11 +1,7 @@
-"""Accelerators of Dataflow workers: one name for all the Beam options that belong together.
+"""Accelerators of Dataflow workers: one name for all the Beam options that must agree.
 
-Dataflow has a dozen options that must agree before a worker gets a TPU or a GPU. Where they do not
-agree, it rejects the job or runs it without an accelerator. Each row of the table below is one set
-that does agree. Machine types and topologies are those of "Dataflow support for TPUs" and "Dataflow
-support for GPUs"; peaks and memory are those of the data sheets.
-
-A worker is one machine with one slice: 64 v5e chips are 8 workers of `tpu-v5e-8`.
+Machine types and topologies are those of "Dataflow support for TPUs" and "Dataflow support for
+GPUs"; peaks and memory are those of the data sheets.
 """
 
 from __future__ import annotations
@@ -35,16 +31,15 @@ ACCELERATOR_DISK_GB = 100
 
 @dataclass(frozen=True)
 class AcceleratorSettings:
-    """One kind of worker.
+    """One kind of worker: one machine, with its devices.
 
     Attributes:
       name: the value of `--accelerator`: the family, the kind of device, and the devices.
       machine_types: the Compute Engine types that Dataflow accepts with it, the default first.
       worker_accelerator: value of Dataflow's service option of that name; None for a CPU.
       memory_bytes: memory of one device.
-      peak_flops: bfloat16 FLOP/s of one device, dense; None if it depends on the machine that the
-        worker happens to get.
-      list_price: of one device with its share of the machine, in USD per hour: on demand, in
+      peak_flops: dense bfloat16 FLOP/s of one device; None if it depends on the machine.
+      list_price: USD per hour of one device with its share of the machine: on demand, in
         us-central1, of 2026-11-23, without Dataflow's own charges.
       environment: variables that must be set in the worker's process before JAX starts.
     """
@@ -135,8 +130,7 @@ ACCELERATORS: dict[str, AcceleratorSettings] = {
 def worker_flags(settings: AcceleratorSettings, options: PipelineOptions) -> list[str]:
     """Return the Beam flags to add to those of the user; none for other runners than Dataflow.
 
-    The user's own choice of threads, disk, autoscaling, number of workers and a machine type that
-    fits is kept.
+    The user's own choices are kept if the worker stays valid.
 
     Raises:
       ConfigError: for a flag that Dataflow would reject, or that would leave the accelerator
@@ -169,11 +163,7 @@ def worker_flags(settings: AcceleratorSettings, options: PipelineOptions) -> lis
 
 
 def check_mesh(settings: AcceleratorSettings, mesh_shape: tuple[int, int] | None) -> None:
-    """Check that one worker has the devices of a mesh; a mesh cannot span workers.
-
-    Raises:
-      ConfigError: if the worker has fewer.
-    """
+    """Raise `ConfigError` if a mesh is larger than one worker, which it cannot span."""
     if mesh_shape and settings.family != "cpu" and math.prod(mesh_shape) > settings.devices:
         data, model = mesh_shape
         raise ConfigError(
@@ -225,13 +215,11 @@ def _check_options(settings: AcceleratorSettings, options: PipelineOptions) -> N
 
 
 def _services(options: PipelineOptions) -> list[str]:
-    """Return all experiments and service options that the user gave."""
     experiments = options.view_as(DebugOptions).experiments or []
     service_options = options.view_as(GoogleCloudOptions).dataflow_service_options or []
     return [name for group in [*experiments, *service_options] for name in group.split(",")]
 
 
 def _own_accelerator(services: list[str]) -> str | None:
-    """Return the `worker_accelerator` that the user gave."""
     prefix = "worker_accelerator="
     return next((each.removeprefix(prefix) for each in services if each.startswith(prefix)), None)

@@ -33,11 +33,7 @@ INTERRUPTED = 130
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command.
-
-    Returns:
-      The exit status: 0, 2 for an error that one line explains, or 130 after Ctrl-C.
-    """
+    """Run; return the exit status: 0, 2 for an error in one line, or 130 after Ctrl-C."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     for handler in logging.getLogger().handlers:
         handler.addFilter(is_news)

@@ -31,14 +31,11 @@ WORKER_DIED = (
 
 
 def explained_by(error: BaseException) -> str | None:
-    """Return one line that explains an error to the user; None for a bug, which needs its trace.
-
-    An error of the job may be the cause of another one. If it was raised in another process, the
-    engine's error contains its trace as text. An error without either is the engine's own.
-    """
+    """Return one line that explains an error to the user; None for a bug, which needs its trace."""
     for each in _with_causes(error):
         if type(each).__module__.partition(".")[0] in PACKAGES:
             return _one_line(str(each))
+    # The trace of another process, as text.
     if found := _OUR_ERROR.findall(str(error)):
         return _one_line(found[-1])
     return None if _TRACE in str(error) else _engine_failure(error)
@@ -72,7 +69,7 @@ def _engine_failure(error: BaseException) -> str | None:
 
 
 def _reason(text: str) -> str:
-    """Return the first line of an engine's message and, of a Java trace, the root cause."""
+    # The first line and, of a Java trace, the root cause.
     lines = [line.strip() for line in text.splitlines() if line.strip()] or ["unknown error"]
     causes = [line for line in lines[1:] if line.startswith("Caused by: ")]
     return " ".join(line[:_LONGEST_REASON] for line in [lines[0], *causes[-1:]]).rstrip(".")

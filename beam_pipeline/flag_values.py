@@ -1,4 +1,4 @@
-"""Values of flags: from the text on the command line to a value, or an error that says why not."""
+"""Values of flags, from the text on the command line. Errors name the value and what is allowed."""
 
 from __future__ import annotations
 
@@ -63,14 +63,7 @@ def mesh_shape(text: str) -> tuple[int, int]:
 
 
 def parse_layers(words: Sequence[str]) -> tuple[int, ...]:
-    """Parse layers: `10 11`, `10,11`, `10-23` or `all`.
-
-    Returns:
-      The layers, ascending; empty for all.
-
-    Raises:
-      ConfigError: naming the first word that is none of these.
-    """
+    """Return the layers of `10 11`, `10,11`, `10-23` or `all`, ascending; empty for all."""
     layers: set[int] = set()
     for word in _split(words):
         if word == "all":
@@ -87,14 +80,7 @@ def parse_layers(words: Sequence[str]) -> tuple[int, ...]:
 
 
 def parse_hook_points(words: Sequence[str]) -> tuple[HookPoint, ...]:
-    """Parse hook points: `resid_mid mlp_out` or `resid_mid,mlp_out`.
-
-    Returns:
-      The hook points in the order of the forward pass, each once.
-
-    Raises:
-      ConfigError: naming the first word that is not a hook point.
-    """
+    """Return the hook points of `resid_mid mlp_out` or `resid_mid,mlp_out`, in forward order."""
     named = _split(words)
     if unknown := [word for word in named if word not in HOOK_POINTS]:
         raise ConfigError(
@@ -105,11 +91,7 @@ def parse_hook_points(words: Sequence[str]) -> tuple[HookPoint, ...]:
 
 
 def parse_output_dir(output_dir: str | None, gcs_bucket: str | None, upload_to_cloud: bool) -> str:
-    """Return the output folder from its two spellings.
-
-    Raises:
-      ConfigError: if the flags contradict each other, or name no folder that can be written.
-    """
+    """Return the output folder from its two spellings."""
     if upload_to_cloud or gcs_bucket:
         if not (upload_to_cloud and gcs_bucket) or output_dir is not None:
             raise ConfigError(

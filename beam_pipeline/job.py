@@ -18,15 +18,7 @@ PACKAGES_THAT_DECIDE_BYTES = ("flax", "jax", "jaxlib", "numpy", "tokenizers", "t
 
 @dataclass(frozen=True)
 class Job:
-    """A job whose flags fit its model.
-
-    Attributes:
-      config: the flags; the layers of the extractor are those of the model.
-      patterns: where tasks are read.
-      template: how a task becomes text.
-      limit: the longest prompt.
-      source: the model, whose weights have not been read.
-    """
+    """A job whose flags fit its model. The weights of `source` have not been read."""
 
     config: Config
     patterns: tuple[str, ...]
@@ -40,9 +32,7 @@ class Job:
         return self.config.extractor.record_kind(self.source.config.hidden_size)
 
     def describe(self) -> RunDescription:
-        """Return all that decides about the bytes of the dataset, except the inputs.
-
-        Reads the sizes, headers and checksums of the weights.
+        """Check the weights, and return all that decides about the bytes, except the inputs.
 
         Raises:
           CheckpointError: if the weights are missing, damaged or not those of the model.

@@ -1,7 +1,6 @@
 """The end of a local job whose worker process dies.
 
-Beam's local runner does not give the work of a lost worker to another one. It fails if the worker's
-channel breaks, and waits forever if the worker died before it had opened one.
+Beam's local runner waits forever for a worker that died before it had opened its channel.
 """
 
 from __future__ import annotations

@@ -14,12 +14,7 @@ from apache_beam.options.pipeline_options import PipelineOptions, WorkerOptions
 from activation_dataset.format import POOLINGS, STORAGE_DTYPES
 from activation_dataset.sites import DEFAULT_HOOK_POINT, HOOK_POINTS
 from beam_pipeline import flag_values as values
-from beam_pipeline.accelerators import (
-    ACCELERATORS,
-    AcceleratorSettings,
-    check_mesh,
-    worker_flags,
-)
+from beam_pipeline.accelerators import ACCELERATORS, AcceleratorSettings, check_mesh, worker_flags
 from beam_pipeline.config import DEFAULT_LAYERS, Config, ConfigError
 from corpus.template import shipped_templates
 from qwen.settings import ExtractorSettings
@@ -37,8 +32,6 @@ SWITCH: dict[str, Any] = BOOLEAN | {"nargs": "?", "const": True}
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that raises an error instead of printing its usage and exiting."""
-
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message} (see --help)")
 
@@ -51,7 +44,7 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of the job's own flags; it raises `ConfigError` for a malformed flag."""
+    """Return the parser of the job's own flags, which raises `ConfigError`."""
     parser = _Parser(
         prog="python -m beam_pipeline",
         usage="%(prog)s --model_path MODEL --tasks_file PATH [PATH ...] [flags]",
@@ -256,11 +249,7 @@ def build_plan_parser() -> argparse.ArgumentParser:
 def parse_flags(
     argv: Sequence[str], parser: argparse.ArgumentParser | None = None
 ) -> tuple[Config, PipelineOptions]:
-    """Parse our flags and Beam's.
-
-    Args:
-      argv: the command line, without the program.
-      parser: of our flags; by default that of the job.
+    """Parse our flags, by default with the parser of the job, and Beam's.
 
     Raises:
       ConfigError: for flags that are missing, malformed or unknown, or that contradict each other.
@@ -285,7 +274,6 @@ def parse_flags(
 
 
 def _from_fields(kind: type[Settings], settings: Mapping[str, Any]) -> Settings:
-    """Build a dataclass from the settings that are named like its fields."""
     names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
     return kind(**{name: value for name, value in settings.items() if name in names})
 
@@ -316,10 +304,8 @@ def _refuse_unknown(flags: Sequence[str]) -> None:
     for options in PipelineOptions.__subclasses__():
         if hasattr(options, "_add_argparse_args"):
             options._add_argparse_args(parser)
-    unknown = parser.parse_known_args(list(flags))[1]
-    if not unknown:
-        return
-    known = [*build_parser()._option_string_actions, *parser._option_string_actions]
-    close = difflib.get_close_matches(unknown[0].partition("=")[0], known, 1)
-    hint = f" Did you mean {close[0]}?" if close else ""
-    raise ConfigError(f"unknown flag {unknown[0]}.{hint} --help lists the flags of this job.")
+    if unknown := parser.parse_known_args(list(flags))[1]:
+        known = [*build_parser()._option_string_actions, *parser._option_string_actions]
+        close = difflib.get_close_matches(unknown[0].partition("=")[0], known, 1)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        raise ConfigError(f"unknown flag {unknown[0]}.{hint} --help lists the flags of this job.")

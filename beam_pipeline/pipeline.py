@@ -29,16 +29,13 @@ from transforms.write_rejected import count_reasons
 def build(
     pipeline: beam.Pipeline, job: Job, run: RunDescription, folder: OutputFolder
 ) -> beam.PCollection:
-    """Add the whole job to a pipeline, from files of tasks to `metadata.json`.
+    """Add the whole job, from files of tasks to a PCollection of the one `Metadata`.
 
     Args:
       pipeline: an empty pipeline.
       job: from `open_job`.
-      run: the description of the job.
+      run: from `job.describe()`.
       folder: the claimed output folder.
-
-    Returns:
-      A PCollection of the one `Metadata`.
     """
     config, kind = job.config, job.record_kind
     extractor = replace(config.extractor, weights_fingerprint=str(run.weights["fingerprint"]))

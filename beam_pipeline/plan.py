@@ -1,7 +1,6 @@
-"""A prediction of what a run would read, compute, write and cost, before it is paid for. No JAX.
+"""A prediction of what a run would read, compute, write and cost, without JAX.
 
-The tasks are read and tokenized as the job's workers do it, so samples, tokens, shards and bytes
-are exact. Time and cost rest on an expected efficiency of the devices.
+Samples, tokens, shards and bytes are exact. Time and cost rest on an expected efficiency.
 """
 
 from __future__ import annotations
@@ -33,11 +32,9 @@ class Plan:
     """A run, predicted.
 
     Attributes:
-      shards: the plan that the run would follow.
       longest: tokens of the longest prompt.
       size: bytes of the records.
       rejected: reason to number of rejected tasks.
-      files, input_bytes: of the tasks.
       slots: token slots of all device steps, padding included.
       flops, padded_flops: FLOPs of the tokens alone, and of all slots.
     """
@@ -46,8 +43,7 @@ class Plan:
     longest: int
     size: OutputSize
     rejected: Mapping[str, int]
-    files: int
-    input_bytes: int
+    inputs: Sequence[InputFile]
     slots: int
     flops: int
     padded_flops: int
@@ -58,13 +54,12 @@ def make_plan(job: Job) -> Plan:
     rejected: Counter[str] = Counter()
     fingerprints = [np.empty(0, FINGERPRINT)]
     size = OutputSize()
-    files = input_bytes = 0
+    inputs: list[InputFile] = []
     for item in _read_and_tokenize(job):
         if isinstance(item, RejectedTask):
             rejected[item.reason] += 1
         elif isinstance(item, InputFile):
-            files += 1
-            input_bytes += item.bytes
+            inputs.append(item)
         else:
             fingerprints.append(fingerprint(item))
             size += output_size(item, job.record_kind)
@@ -82,8 +77,7 @@ def make_plan(job: Job) -> Plan:
         int(lengths.max(initial=0)),
         size,
         dict(sorted(rejected.items())),
-        files,
-        input_bytes,
+        inputs,
         slots,
         flops,
         padded_flops,
@@ -108,13 +102,9 @@ def slots_of(shards: Sequence[np.ndarray], packing: Packing) -> int:
 
 
 def flops_of(slots: int, lengths: np.ndarray, model: ModelConfig, depth: int) -> int:
-    """Return the FLOPs of samples.
+    """Return the FLOPs of `slots` token slots that hold samples of [samples] `lengths`.
 
-    Args:
-      slots: token slots that are computed.
-      lengths: [samples] tokens.
-      model: the shape of the model.
-      depth: layers that run. The highest counts in full, though pooling "last" skips part of it.
+    The highest of the `depth` layers counts in full, though pooling "last" skips part of it.
     """
     pairs = int((lengths * (lengths + 1) // 2).sum())
     return depth * (slots * model.layer_flops_per_token + model.attention_flops(pairs))
@@ -148,19 +138,14 @@ def seconds_of(
 
 
 def report(plan: Plan, config: Config, workers: int) -> str:
-    """Describe a plan to a person.
-
-    Args:
-      plan: from `make_plan`.
-      config: the flags of the run.
-      workers: the number of workers that share the shards.
-    """
+    """Describe to a person a plan whose shards some workers share."""
     shards, size, sites = plan.shards, plan.size, len(config.extractor.sites)
     padding = 1 - shards.tokens / plan.slots if plan.slots else 0.0
     lines = [
         f"{config.extractor.model_path}: {shards.samples:,} samples, {shards.tokens:,} tokens, "
         f"{plan.longest:,} in the longest",
-        f"  inputs   {plan.files:,} files, {plan.input_bytes / 1e6:,.2f} MB",
+        f"  inputs   {len(plan.inputs):,} files, "
+        f"{sum(file.bytes for file in plan.inputs) / 1e6:,.2f} MB",
         f"  rejected {sum(plan.rejected.values()):,}"
         + "".join(f"; {count} {reason}" for reason, count in plan.rejected.items()),
         f"  shards   {shards.num_shards:,} of at most {config.samples_per_shard:,} samples",

@@ -50,10 +50,7 @@ def progress_bar(options: PipelineOptions, wanted: bool) -> Iterator[None]:
 
 
 class _Work:
-    """The work of all threads, shown in one bar.
-
-    The rate is that of the steps after the first: the time before is that of loading and compiling.
-    """
+    """The work of all threads. Its rate leaves out the first step, which loads and compiles."""
 
     def __init__(self, bar: tqdm[Any]) -> None:
         self._bar = bar

@@ -67,11 +67,7 @@ class AugmentationPlan:
 
 
 def parse_key(key: str) -> Augmentation:
-    """Return the augmentation with a key.
-
-    Raises:
-        AugmentationError: not a key, or its colors or its order are not a permutation.
-    """
+    """Return the augmentation with a key, or raise `AugmentationError`."""
     if match := _KEY.fullmatch(key):
         d4, colors, order = match.groups()
         found = Augmentation(int(d4), tuple(map(int, colors)), tuple(map(int, order.split("-"))))
@@ -100,33 +96,23 @@ def split_sample_id(sample_id: str) -> tuple[str, Augmentation | None]:
 
 
 def apply(task: Task, augmentation: Augmentation) -> Task:
-    """Return a variant of a task.
-
-    Raises:
-        AugmentationError: the task has another number of training pairs.
-    """
+    """Return a variant of a task, or raise `AugmentationError` if it is one of another task."""
     if len(task.train) != len(augmentation.order):
         raise AugmentationError(
             f"{task.source}, task {task.task_id}: {len(task.train)} training pairs, but "
             f"{augmentation.key} orders {len(augmentation.order)}; it is of another task"
         )
-    return replace(
-        task,
-        train=tuple(
-            _apply_to_pair(task.train[index], augmentation) for index in augmentation.order
-        ),
-        test=tuple(_apply_to_pair(pair, augmentation) for pair in task.test),
-        augmentation=augmentation.key,
-    )
 
+    def changed(pair: Pair) -> Pair:
+        output = None if pair.output is None else _apply_to_grid(pair.output, augmentation)
+        return Pair(_apply_to_grid(pair.input, augmentation), output)
 
-def _apply_to_pair(pair: Pair, augmentation: Augmentation) -> Pair:
-    output = None if pair.output is None else _apply_to_grid(pair.output, augmentation)
-    return Pair(_apply_to_grid(pair.input, augmentation), output)
+    train = tuple(changed(task.train[index]) for index in augmentation.order)
+    test = tuple(map(changed, task.test))
+    return replace(task, train=train, test=test, augmentation=augmentation.key)
 
 
 def _apply_to_grid(grid: Grid, augmentation: Augmentation) -> Grid:
-    """Return the grid that a variant has in place of a grid of the task."""
     table = bytes(augmentation.colors).ljust(256)
     rows: Sequence[Sequence[int]] = grid
     if augmentation.d4 >= 4:
@@ -139,12 +125,7 @@ def _apply_to_grid(grid: Grid, augmentation: Augmentation) -> Grid:
 def original_cell(
     augmentation: Augmentation, shape: tuple[int, int], cell: tuple[int, int]
 ) -> tuple[int, int]:
-    """Return row and column in the task's grid of a cell of the variant's grid.
-
-    Args:
-        shape: rows and columns of the variant's grid.
-        cell: row and column in the variant's grid.
-    """
+    """Return row and column in the task's grid of a `cell` of the variant's grid of a `shape`."""
     (height, width), (row, column) = shape, cell
     for _ in range(augmentation.d4 % 4):
         row, column = column, height - 1 - row
@@ -192,7 +173,6 @@ def _draws(task: Task, plan: AugmentationPlan) -> Iterator[Augmentation]:
 
 
 def _digests(task: Task) -> set[bytes]:
-    """Return a digest of the grids in the prompt of each test input."""
     train = tuple((pair.input, pair.output) for pair in task.train)
     shown = (repr((train, index, pair.input)) for index, pair in enumerate(task.test))
     return {hashlib.blake2b(text.encode(), digest_size=16).digest() for text in shown}

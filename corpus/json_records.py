@@ -16,8 +16,8 @@ from corpus.task import Rejection
 MAX_RECORD_BYTES = 16 * 2**20
 """The largest record that is read. Bounds memory."""
 
+# An error within so many characters of the end of a chunk may vanish with the next chunk.
 _LONGEST_TOKEN = len(r"\ud83d\ude00")
-"""An error within so many characters of the end of a chunk may vanish with the next chunk."""
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 
@@ -36,11 +36,7 @@ def split_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def parse_line(line: bytes, number: int) -> object:
-    """Return the value of a line of a JSON Lines file.
-
-    Raises:
-        Rejection: `not_json`, `truncated_json`, `too_deep` or `record_too_large`.
-    """
+    """Return the value of a line of a JSON Lines file, or raise `Rejection`."""
     text = _JsonText(iter([line]), number)
     value = text.value()
     text.take("")
@@ -51,7 +47,7 @@ def members(chunks: Iterator[bytes]) -> Iterator[tuple[str | None, object]]:
     """Yield key and value of each member of a JSON document, an array (without keys) or an object.
 
     Raises:
-        Rejection: as `parse_line` does, after the members that precede the fault.
+        Rejection: after the members that precede a fault.
     """
     text = _JsonText(chunks)
     is_object = text.take("[", "{") == "{"
@@ -84,7 +80,7 @@ class _JsonText:
                 return self._text[self._position : self._position + 1]
 
     def take(self, *allowed: str) -> str:
-        """Return the next character that is not white space, and move past it; "" is the end."""
+        """Move past the next character that is not white space, and return it; "" is the end."""
         mark = self.peek()
         if mark not in allowed:
             expected = " or ".join(allowed) or "the end; write several values on a line each"
@@ -93,7 +89,6 @@ class _JsonText:
         return mark
 
     def key(self) -> str:
-        """Return the next value, a key of an object, and move past its colon."""
         if self.peek() not in ('"', ""):
             raise self._fault("expected a key in double quotes")
         key = str(self.value())
@@ -101,7 +96,6 @@ class _JsonText:
         return key
 
     def value(self) -> object:
-        """Return the next value and move past it."""
         self.peek()
         while True:
             try:
@@ -143,7 +137,6 @@ class _JsonText:
         return self._first_line + self._text.count("\n", 0, self._position)
 
     def _fault(self, detail: str) -> Rejection:
-        """Return the rejection for the text at the position."""
         where = f"line {self._line()}: {detail}"
         if seen := self._text[self._position : self._position + 20].rstrip():
             return Rejection("not_json", f"{where}, found {seen!r}")

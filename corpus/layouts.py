@@ -21,11 +21,8 @@ from corpus.validate import (
     to_pairs,
 )
 
-PAIRS_PER_TASK = 6
-"""How many pairs make a task, the test included, if a file has only pairs."""
-
-_MAX_HELD = 1000
-"""How many members of an object may be read to tell its layout."""
+_PAIRS_PER_TASK = 6
+_MEMBERS_TO_TELL_A_LAYOUT = 1000
 
 
 def parse_lines(chunks: Iterator[bytes], source: str) -> Iterator[Item]:
@@ -56,7 +53,7 @@ def _list_items(chunks: Iterator[bytes], source: str) -> Iterator[Pair | Item]:
                 yield from record_items(record, source, item_id)
                 continue
             try:
-                yield to_pair(record, item_id, with_output=True)
+                yield to_pair(record, item_id)
             except Rejection as rejection:
                 yield rejection.of(source, item_id)
         if index < 0:
@@ -69,7 +66,7 @@ def parse_object(chunks: Iterator[bytes], source: str) -> Iterator[Item]:
     """One record, or Kaggle's `{id: record}`: the first telling member decides."""
     records = members(chunks)
     held: list[tuple[str | None, object]] = []
-    for key, value in itertools.islice(records, _MAX_HELD):
+    for key, value in itertools.islice(records, _MEMBERS_TO_TELL_A_LAYOUT):
         held.append((key, value))
         if key in CONTENT_KEYS and not isinstance(value, dict):
             yield from _parse_record(itertools.chain(held, records), source)
@@ -84,7 +81,7 @@ def parse_object(chunks: Iterator[bytes], source: str) -> Iterator[Item]:
                 "solutions_file",
                 "Kaggle's solutions hold only answers; give the challenges file of the same name",
             )
-        if len(held) < _MAX_HELD:
+        if len(held) < _MEMBERS_TO_TELL_A_LAYOUT:
             raise not_a_task(dict(held))
     for index, (key, value) in enumerate(itertools.chain(held, records)):
         yield from record_items(value, source, f"item-{index:06d}", key)
@@ -144,9 +141,9 @@ def _group(items: Iterable[Pair | Item], source: str, name: str) -> Iterator[Ite
             yield item
             continue
         pairs.append(item)
-        if len(pairs) == PAIRS_PER_TASK + 2:  # enough for a last task of two
-            yield _task(next(names), source, pairs[:PAIRS_PER_TASK])
-            del pairs[:PAIRS_PER_TASK]
+        if len(pairs) == _PAIRS_PER_TASK + 2:  # enough for a last task of two
+            yield _task(next(names), source, pairs[:_PAIRS_PER_TASK])
+            del pairs[:_PAIRS_PER_TASK]
     if len(pairs) == 1:
         yield Rejection("no_train_pairs", "there is only one pair").of(source, next(names))
     elif pairs:
@@ -158,7 +155,6 @@ def _task(task_id: str, source: str, pairs: list[Pair]) -> Task:
 
 
 def decompressed_name(source: str) -> str:
-    """Return the name of a file without the suffix of its compression."""
     for suffix in (".gz", ".bz2", ".zst", ".xz"):
         source = source.removesuffix(suffix)
     return source

@@ -9,8 +9,6 @@ from corpus.task import Document, Grid, Message, Pair, Task
 from corpus.template import STAND_INS, PromptTemplate
 
 CELL_COLUMNS = ("offset", "example", "role", "row", "column")
-"""The columns of `RenderedPrompt.cells`."""
-
 TEST_PAIR = -1
 INPUT, OUTPUT = 0, 1
 
@@ -43,10 +41,10 @@ class RenderedPrompt:
     def cells_within(self, chat_text: str) -> npt.NDArray[np.int32]:
         """Return `cells` with offsets into the chat template's rendering of `messages`.
 
-        Chat templates may strip white space at the ends of the text, but not change the rest.
+        Chat templates may strip white space at the ends of the text.
 
         Raises:
-            ValueError: the chat template changed the text, so that no cell can be placed.
+            ValueError: the chat template changed the rest, so that no cell can be placed.
         """
         if len(self.cells) == 0:
             return self.cells
@@ -108,7 +106,6 @@ def _render_grid(template: PromptTemplate, grid: Grid, role: int) -> str:
 
 
 def _fields(grid: Grid, example: int, role: int) -> npt.NDArray[np.int32]:
-    """Return example, role, row and column of each cell, `[num_cells, 4] int32`."""
     rows, columns = np.indices((len(grid), len(grid[0]))).reshape(2, -1)
     fields = (np.full_like(rows, example), np.full_like(rows, role), rows, columns)
     return np.stack(fields, axis=-1).astype(np.int32)

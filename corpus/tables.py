@@ -25,15 +25,14 @@ _ARROW_FILE = b"ARROW1"
 _ROWS_AT_ONCE = 64
 _READ_BYTES = 1 << 20
 
+# What pyarrow raises for damaged content.
 _CORRUPT = (pa.ArrowException, OSError, UnicodeDecodeError)
-"""What pyarrow raises for damaged content."""
 
 
 def parse_table(stream: BinaryIO, source: str) -> Iterator[Item]:
-    """Yield every task and document of a table, and a `RejectedTask` for each that is unusable.
+    """Yield what `corpus.parse.parse_tasks` does, for a table.
 
-    If the file cannot be read on, the last `RejectedTask` says so. Whatever the bytes, nothing is
-    raised but what reading the stream raises. Memory is bounded by one batch of the file's rows.
+    Memory is bounded by one batch of the file's rows.
 
     Args:
         stream: the file's bytes, seekable, read from the beginning; stays open.
@@ -70,7 +69,6 @@ def _parse(stream: BinaryIO, source: str) -> Iterator[Item]:
 
 
 def _batches(stream: BinaryIO) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of a table, in order, with the columns that are used."""
     stream.seek(0)
     start = stream.read(len(_ARROW_FILE))
     stream.seek(0)

@@ -25,10 +25,7 @@ _PLACEHOLDERS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 
 STAND_INS = "".join(map(chr, range(0xFDD0, 0xFDD0 + 20)))
-"""What stands for the digits of inputs and of outputs while a prompt is rendered.
-
-They are noncharacters, which Unicode reserves for internal use.
-"""
+"""Noncharacters that stand for the digits of inputs and outputs while a prompt is rendered."""
 
 
 class TemplateError(ValueError):
@@ -88,11 +85,7 @@ def shipped_templates() -> tuple[str, ...]:
 
 
 def load_template(name_or_path: str) -> PromptTemplate:
-    """Load a shipped template by its name, or any other by the path of its TOML file.
-
-    Raises:
-        TemplateError: there is no such template, or its file is not a valid one.
-    """
+    """Load a shipped template by its name, or any other by the path of its TOML file."""
     if name_or_path in shipped_templates():
         file = resources.files("corpus").joinpath("templates", f"{name_or_path}.toml")
         return parse_template(file.read_text("utf-8"), name_or_path)
@@ -107,12 +100,7 @@ def load_template(name_or_path: str) -> PromptTemplate:
 
 
 def parse_template(text: str, path: str) -> PromptTemplate:
-    """Read a template from TOML text; `path` names it in errors.
-
-    Raises:
-        TemplateError: not TOML, a field is missing, unknown or of the wrong type, or a placeholder
-            is wrong.
-    """
+    """Read a template from TOML text, or raise `TemplateError`; `path` names it in errors."""
     try:
         values = tomllib.loads(text)
         fields = {field.name: field.type for field in dataclasses.fields(PromptTemplate)}

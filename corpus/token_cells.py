@@ -1,4 +1,4 @@
-"""Which token shows which cell of a grid."""
+"""Cells of grids by token."""
 
 import numpy as np
 import numpy.typing as npt
@@ -11,17 +11,14 @@ NO_CELL = -1
 def token_cells(
     cells: npt.NDArray[np.int32], offsets: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.int16]:
-    """What each token of a prompt shows.
+    """Return the first cell that each token shows.
 
     Args:
         cells: `[num_cells, 5] int32` as in `RenderedPrompt`, in the order of the text.
-        offsets: `[num_tokens, 2] int64`, the characters of the text that a token begins with and
-            ends before, as tokenizers give them; in the order of the text.
+        offsets: `[num_tokens, 2] int64`, a token's characters as tokenizers give them.
 
     Returns:
-        `[num_tokens, 4] int16`, a cell's example, role, row and column; -1 in all four for a token
-        that is no cell. Where a token shows several cells, which no tokenizer of Qwen's does, it
-        counts as the first of them.
+        `[num_tokens, 4] int16`, a cell's example, role, row and column; -1 for a token without one.
     """
     shown = np.full((len(offsets), len(CELL_COLUMNS) - 1), NO_CELL, np.int16)
     if not len(cells) or not len(offsets):

@@ -10,17 +10,20 @@ from collections.abc import Mapping, Sequence
 from corpus.json_records import DUPLICATE
 from corpus.task import MAX_GRID_SIDE, Document, Grid, Message, Pair, Rejection, Task
 
+# A record has at least one of these keys, and the first of its ID_KEYS counts.
 CONTENT_KEYS = ("train", "test", "messages", "text", "examples")
-"""A record has at least one of these keys."""
-
 ID_KEYS = ("id", "task_id", "name")
-"""The keys of a record's id; the first that the record has counts."""
 
 ROLES = ("system", "user", "assistant", "tool")
 
 MAX_ID_CHARS = 256
 
 _DIGITS = frozenset(range(10))
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = 60
+_SHORT.maxlevel = 3
+_shown = _SHORT.repr
 
 
 def kind_of(value: object) -> str:
@@ -45,11 +48,7 @@ def not_a_task(value: object) -> Rejection:
 
 
 def to_id(value: object) -> str:
-    """Return a record's id as text.
-
-    Raises:
-        Rejection: `bad_id`, unless it is a whole number or 1 to 256 printable characters.
-    """
+    """Return a record's id, a whole number or a short printable text, as text."""
     text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
     if isinstance(text, str) and 0 < len(text) <= MAX_ID_CHARS and text.isprintable():
         return text
@@ -61,11 +60,7 @@ def to_id(value: object) -> str:
 
 
 def to_item(record: object, source: str, record_id: str) -> Task | Document:
-    """Read a task or a document.
-
-    Raises:
-        Rejection: any reason of `corpus.task.REASONS` that concerns one record.
-    """
+    """Read a task or a document, or raise `Rejection`."""
     kind = kind_of(record)
     if not isinstance(record, dict) or kind not in ("task", "messages", "text"):
         raise not_a_task(record)
@@ -97,12 +92,10 @@ def to_pairs(
     )
 
 
-def to_pair(pair: object, where: str, *, with_output: bool) -> Pair:
-    """Read `{"input": grid, "output": grid}` or `[input, output]`.
+def to_pair(pair: object, where: str, *, with_output: bool = True) -> Pair:
+    """Read `{"input": grid, "output": grid}` or `[input, output]`; `where` names it in messages.
 
-    Args:
-        where: the pair's path, for the message.
-        with_output: False if the output may be absent or null, as in Kaggle's challenges.
+    Without `with_output` the output may be absent or null, as in Kaggle's challenges.
     """
     if isinstance(pair, list) and len(pair) == 2:
         pair = dict(zip(("input", "output"), pair, strict=True))
@@ -200,13 +193,3 @@ def _to_text(value: object, where: str, reason: str) -> str:
             "byte that is not UTF-8",
         ) from None
     return value
-
-
-def _shown(value: object) -> str:
-    """Return a value for a message, cut short."""
-    return _SHOWN.repr(value)
-
-
-_SHOWN = reprlib.Repr()
-_SHOWN.maxstring = 60
-_SHOWN.maxlevel = 3

@@ -58,8 +58,7 @@ def test_what_is_planned_is_what_a_run_makes(checkpoint: Path, tasks: Path, tmp_
     assert plan.shards.tokens == metadata.total_tokens
     assert plan.shards.num_shards == len(metadata.shards) > 1
     assert plan.rejected == metadata.rejected == {"bad_cell": 1, "too_long": 1}
-    assert plan.files == len(metadata.run.inputs)
-    assert plan.input_bytes == sum(file.bytes for file in metadata.run.inputs)
+    assert tuple(plan.inputs) == metadata.run.inputs
     written = sum(path.stat().st_size for path in out.glob("*/*.tfrecord"))
     assert plan.size.total(2) == written
     assert sum(shard.prompts.bytes for shard in metadata.shards) == plan.size.prompts
@@ -98,7 +97,7 @@ def test_padding_is_that_of_each_shard():
 def plan_of(shards: int, padded_flops: int) -> Plan:
     fingerprints = np.zeros(shards, FINGERPRINT)
     return Plan(
-        plan_shards(fingerprints, 1), 1, OutputSize(), {}, 1, 1, 1, padded_flops, padded_flops
+        plan_shards(fingerprints, 1), 1, OutputSize(), {}, [], 1, padded_flops, padded_flops
     )
 
 
@@ -160,6 +159,7 @@ def test_the_report(capsys: pytest.CaptureFixture[str], tasks: Path, tmp_path: P
     ("flags", "named"),
     [
         (["--max_output_bytes=10kB"], "--max_output_bytes allows 10,000"),
+        (["--layers_to_extract=24"], "--layers_to_extract: layer 24 does not exist"),
         (["--max_rejected=0"], "1 tasks were rejected (1 bad_cell), --max_rejected allows 0"),
         (["--max_length=2"], "no sample is left to extract: "),
     ],
@@ -176,26 +176,10 @@ def test_plan_and_run_refuse_alike_before_the_model_is_loaded(
     assert not list(out.glob("layer_*"))
 
 
-@pytest.mark.parametrize(
-    ("flags", "named"),
-    [
-        (["--efficiency=30"], "--efficiency: expected a fraction above 0 and at most 1"),
-        (["--device_price=-1"], "--device_price: expected a number"),
-        (["--layers_to_extract=24"], "--layers_to_extract: layer 24 does not exist"),
-    ],
-)
-def test_a_mistake_is_one_line(capsys, example_tasks: Path, flags: list[str], named: str):
-    assert main(plan_command(example_tasks, *flags)) == 2
-    assert named in capsys.readouterr().err
-
-
 def test_no_device_is_touched(example_tasks: Path):
     program = (
         "import sys; from beam_pipeline.command import main\n"
         f"assert main({plan_command(example_tasks)!r}) == 0\n"
         "assert 'jax' not in sys.modules"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0, result.stderr
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)

@@ -1,6 +1,5 @@
 import itertools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,6 @@ from corpus.augment import (
     parse_key,
     split_sample_id,
 )
-from corpus.parse import parse_tasks
 from corpus.prompt import render
 from corpus.task import Grid, Pair, RejectedTask, Task
 from corpus.template import load_template
@@ -72,9 +70,6 @@ def prompts(found: list[Task], test_index: int = 0) -> set[str]:
     return {render(DIGITS, variant, test_index).text for variant in found}
 
 
-# One augmentation.
-
-
 @given(tasks_and_augmentations())
 def test_a_sample_id_leads_back_to_sample_and_augmentation(given_both: tuple[Task, Augmentation]):
     task, augmentation = given_both
@@ -108,25 +103,9 @@ def test_grids_are_transposed_then_turned_anticlockwise_then_colored():
         assert pair.input == pair.output == tuple(map(tuple, np.array(colors)[turned].tolist()))
 
 
-def test_the_pairs_of_a_variant_are_reordered():
-    task = small_task((((1, 2),), ((3,),)), (((4, 5),), ((6,),)))
-    variant = apply(task, Augmentation(1, (0, 2, 1, 3, 4, 5, 6, 7, 8, 9), (1, 0)))
-    assert variant.train == (Pair(((5,), (4,)), ((6,),)), Pair(((1,), (2,)), ((3,),)))
-    assert variant.test == (Pair(((1, 4), (2, 3)), None),)
-    assert variant.sample_id(0) == "a.json#t/0?d4=1&colors=0213456789&order=1-0"
-
-
 @pytest.mark.parametrize(
     "key",
-    [
-        "",
-        "d4=8&colors=0123456789&order=0",
-        "d4=0&colors=0123456788&order=0",
-        "d4=0&colors=012345678&order=0",
-        "d4=0&colors=0123456789&order=",
-        "d4=0&colors=0123456789&order=1-2",
-        "d4=0&colors=0123456789&order=0&more=1",
-    ],
+    ["", "d4=8&colors=0123456789&order=0", "d4=0&colors=0123456788&order=0", "d4=0&order=0"],
 )
 def test_a_key_that_is_none_is_refused(key: str):
     with pytest.raises(AugmentationError, match="colors and order are permutations"):
@@ -139,9 +118,6 @@ def test_an_augmentation_of_another_task_is_refused():
         apply(small_task(), three)
     with pytest.raises(AugmentationError, match="document"):
         split_sample_id("a.jsonl#document")
-
-
-# Many.
 
 
 @settings(deadline=None, max_examples=25)
@@ -191,16 +167,5 @@ def test_a_task_with_few_variants_gives_all_and_says_so():
     assert len(looks) == 72
     assert prompts([item for item in found if isinstance(item, Task)]) == looks
     assert isinstance(rejected, RejectedTask)
-    assert (rejected.source, rejected.task_id) == ("a.json", "t")
-    assert rejected.reason == "too_few_variants"
-    assert "--augment" in rejected.detail
-    assert "73" in rejected.detail
-    assert "72" in rejected.detail
-
-
-def test_four_hundred_tasks_make_fifty_thousand_samples(arc_tasks: Path):
-    with open(arc_tasks / "training.json", "rb") as stream:
-        published = [t for t in parse_tasks(stream, "training.json") if isinstance(t, Task)]
-    assert 121 * sum(len(task.test) for task in published) > 50_000
-    for task in published[::40]:
-        assert len(variants(task, 121)) == 121
+    assert (rejected.task_id, rejected.reason) == ("t", "too_few_variants")
+    assert "--augment asks for 73 variants, but only 72" in rejected.detail

@@ -2,6 +2,7 @@ import gzip
 import io
 import json
 import tracemalloc
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +39,14 @@ def reasons(items: list[Item]) -> list[str]:
     return [item.reason if isinstance(item, RejectedTask) else "" for item in items]
 
 
+def content_of(task: Task) -> Any:
+    """Return a task as its file has it."""
+    content = {"train": task.train, "test": task.test}
+    return json.loads(json.dumps(content, default=asdict))
+
+
 def with_input(grid: object) -> dict[str, Any]:
     return {"train": [PAIR, PAIR, {"input": grid, "output": [[1]]}], "test": [PAIR]}
-
-
-# Layouts.
 
 
 def test_a_task_is_named_by_its_file_and_keeps_every_cell():
@@ -61,27 +65,11 @@ def test_the_combined_file_with_and_without_answers():
     assert (without.task_id, without.test) == ("two", (Pair(((5,),), None), Pair(((6,),), None)))
 
 
-@pytest.mark.parametrize("indent", [None, 0, 4])
-def test_white_space_does_not_matter(indent: int | None):
-    listed = [{"id": "one", **TASK}, {"id": "two", **TASK}]
-    assert ids(parse(json.dumps(listed, indent=indent))) == ["one", "two"]
-    assert ids(parse(json.dumps({"one": TASK, "two": TASK}, indent=indent))) == ["one", "two"]
-    assert ids(parse(json.dumps(TASK, indent=indent))) == ["name"]
-
-
 def test_json_lines_take_their_ids_from_id_task_id_name_or_the_line():
     content = lines({"id": "a", **TASK}) + "\n" + lines({"task_id": 7, **TASK})
-    assert ids(parse(content + lines({"name": "c", **TASK}, TASK))) == [
-        "a",
-        "7",
-        "c",
-        "line-000005",
-    ]
-
-
-def test_one_record_is_a_line_or_a_file_as_its_name_says():
-    for source, task_id in (("x.jsonl", "a"), ("x.ndjson.gz", "a"), ("x.json", "x")):
-        assert ids(parse(lines({"id": "a", **TASK}), source)) == [task_id]
+    items = parse(content + lines({"name": "c", **TASK}, TASK))
+    assert ids(items) == ["a", "7", "c", "line-000005"]
+    assert ids(parse(lines({"id": "a", **TASK}), "x.jsonl.gz")) == ["a"]
 
 
 def test_documents_are_lines_files_or_members():
@@ -103,13 +91,8 @@ def test_extra_keys_before_the_telling_one_do_not_mislead():
     items = parse({"version": 3, "notes": {"a": 1}, "one": TASK})
     assert ids(items) == ["version", "notes", "one"]
     assert reasons(items) == ["not_a_task", "not_a_task", ""]
-
-
-def test_an_object_without_a_telling_member_is_not_held_for_ever():
-    items = parse({**{f"id-{index}": index for index in range(5000)}, "task": TASK})
-    assert len(items) == 5001
-    assert isinstance(items[-1], Task)
-    assert reasons(parse({f"id-{i}": [[[i]]] for i in range(5000)})) == ["solutions_file"]
+    many = dict.fromkeys(map(str, range(2000)), 1)
+    assert isinstance(parse({**many, "task": TASK})[-1], Task)
 
 
 def barc(pairs: list[Any]) -> str:
@@ -118,9 +101,7 @@ def barc(pairs: list[Any]) -> str:
     return lines({"source": "def main(grid):\n    return grid", "examples": floats, "id": "abc"})
 
 
-@pytest.mark.parametrize(
-    ("count", "sizes"), [(2, [2]), (6, [6]), (7, [7]), (8, [6, 2]), (13, [6, 7]), (14, [6, 6, 2])]
-)
+@pytest.mark.parametrize(("count", "sizes"), [(2, [2]), (7, [7]), (8, [6, 2]), (13, [6, 7])])
 @pytest.mark.parametrize("encode", [json.dumps, barc])
 def test_pairs_of_rearc_and_barc_become_tasks_of_six_in_order(
     encode: Any, count: int, sizes: list[int]
@@ -159,9 +140,6 @@ def test_byte_order_mark_and_line_ends_of_windows():
     assert ids(parse(b"\xef\xbb\xbf \n" + GOOD.encode())) == ["name"]
 
 
-# Rejections.
-
-
 @pytest.mark.parametrize(
     ("content", "reason", "said"),
     [
@@ -169,11 +147,8 @@ def test_byte_order_mark_and_line_ends_of_windows():
         (gzip.compress(b"{}", mtime=0), "compressed_file", "gzip"),
         (GOOD.encode("utf-16"), "bad_encoding", "UTF-8"),
         (b"train,test\n1,2\n", "not_json", "'train,test"),
-        ("{'train': []}", "not_json", "double quotes"),
         (GOOD[:-9], "truncated_json", "cut off"),
-        ("[" * 100_000, "too_deep", "line 1"),
         (f'\n{{"train": {"[" * 50_000}{"]" * 50_000}}}', "too_deep", "line 2"),
-        (GOOD + " x", "not_json", "'x'"),
         (GOOD[:-1] + "]", "not_json", "expected , or }, found ']'"),
         ("{}", "not_a_task", '"train"'),
         ("[]", "not_a_task", "empty list"),
@@ -186,26 +161,17 @@ def test_byte_order_mark_and_line_ends_of_windows():
         ({"train": [{"input": [[1]]}], "test": [PAIR]}, "bad_pair", "train[0].output"),
         ({"train": [PAIR], "test": [PAIR, [1]]}, "bad_pair", "test[1]: [1]"),
         (with_input([[1, 2], [3]]), "ragged_grid", "train[2].input row 1: 1 cells"),
-        (with_input([]), "empty_grid", "train[2].input"),
         (with_input([[]]), "empty_grid", "train[2].input"),
         (with_input([1, 2]), "bad_grid", "train[2].input: [1, 2]"),
         (with_input([[1]] * 129), "grid_too_large", "129 rows and 1 columns; at most 128"),
-        (with_input([[1] * 129]), "grid_too_large", "1 rows and 129 columns; at most 128"),
         (with_input([[0, 1], [2, 10]]), "bad_cell", "train[2].input row 1, column 1: 10"),
         (with_input([[-1]]), "bad_cell", "row 0, column 0: -1"),
         (with_input([[True]]), "bad_cell", "True"),
         (with_input([[1.5]]), "bad_cell", "1.5"),
-        (with_input([["3"]]), "bad_cell", "'3'"),
-        (with_input([[None]]), "bad_cell", "None"),
         ({"text": 3}, "bad_text", "text: 3"),
         ({"text": " \n"}, "empty_text", "text"),
         ({"messages": "hi"}, "bad_message", "messages: 'hi'"),
-        ({"messages": ["hi"]}, "bad_message", "messages[0]: 'hi'"),
-        (
-            {"messages": [{"role": "human", "content": "x"}]},
-            "bad_message",
-            "'human'; one of system",
-        ),
+        ({"messages": [{"role": "human"}]}, "bad_message", "'human'; one of system"),
         ({"messages": [{"role": "user", "content": None}]}, "bad_message", "content: None"),
         ({"messages": [{"role": "user", "content": ""}]}, "empty_text", "messages"),
     ],
@@ -246,25 +212,12 @@ def test_ids_that_recur_in_a_file_are_rejected_the_second_time():
 
 STRANGE = [
     ("[[NaN]]", "bad_cell", "nan"),
-    ("[[-Infinity]]", "bad_cell", "-inf"),
     ("[[1e999]]", "bad_cell", "inf"),
     (f"[[{10**4000}]]", "bad_cell", "0 to 9"),
-    (f"[[{2**64}]]", "bad_cell", "0 to 9"),
     ('"\\ud83d"', "bad_grid", "ud83d"),
     ('[[1]], "input": [[2]]', "duplicate_key", "'input'"),
 ]
-BROKEN = [
-    "[[1,,2]]",
-    "[[1 2]]",
-    "[[0x1]]",
-    "[[01]]",
-    "[[+1]]",
-    "[[.5]]",
-    "{]",
-    '"\\x"',
-    '"\n"',
-    "tru",
-]
+BROKEN = ["[[1,,2]]", "[[01]]", "{]", '"\\x"', '"\n"', "tru"]
 
 
 def in_every_layout(value: str) -> list[str]:
@@ -316,28 +269,12 @@ def test_text_that_is_not_unicode_is_rejected_and_never_altered(text: bytes):
     assert kept.text == "😀 café"
 
 
-@pytest.mark.parametrize("broken", ["{", '{"train": [[0, 0,', "]", '"', "junk", "\ufffd"])
-@pytest.mark.parametrize("position", [0, 1, 2])
-def test_a_broken_line_costs_that_line_wherever_it_stands(broken: str, position: int):
-    records = [json.dumps({"id": name, **TASK}) for name in "abc"]
-    records.insert(position, broken)
-    items = parse("\n".join(records))
-    assert [bool(reason) for reason in reasons(items)] == [i == position for i in range(4)]
-    rejection = items[position]
-    assert isinstance(rejection, RejectedTask)
-    assert rejection.reason in ("not_json", "truncated_json")
-    assert f"line {position + 1}" in rejection.detail
-
-
 def test_the_tasks_before_the_end_of_a_cut_file_are_read():
     combined = json.dumps(dict.fromkeys("abcd", TASK))
     for end in range(combined.index('"c"') + 3, combined.index('"d"') - 2):
         items = parse(combined[:end])
         assert ids(items)[:2] == ["a", "b"]
         assert reasons(items)[-1] == "truncated_json"
-
-
-# Memory.
 
 
 class Endless(io.RawIOBase):
@@ -373,11 +310,9 @@ def test_a_record_over_the_limit_costs_its_line_or_ends_its_document(limit: int)
     ("start", "piece", "reason"),
     [
         (b'{"text": "', b"never closed ", "record_too_large"),
-        (b'{"text": "', b'\\"', "record_too_large"),
         (b"{", b"\n", "truncated_json"),
         (b"[", b"[", "too_deep"),
         (b'{"a": [', b"{},", "record_too_large"),
-        (b'{"train": [[', b"[1, 2],", "record_too_large"),
         (b" ", b" ", "empty_file"),
         (b"{}\n", b'{"text": "', "not_a_task"),
     ],
@@ -395,9 +330,7 @@ def test_memory_is_bounded_whatever_the_file(limit: int, start: bytes, piece: by
     assert peak < 60 * limit  # an empty object takes 64 bytes
 
 
-# Properties.
-
-keys = st.sampled_from(["train", "test", "input", "output", "text", "messages", "id", "a"])
+keys = st.sampled_from(["train", "test", "input", "text", "messages", "id"])
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(keys, inner, max_size=4),
@@ -436,10 +369,7 @@ def test_every_record_is_read_or_rejected_in_every_layout(records: list[Any], in
     assert ids(items) == list(combined)
     assert len(parse(lines(*({"id": k, "x": v} for k, v in combined.items())))) == len(combined)
     for item, record in zip(items[1:-1], records, strict=True):
-        if isinstance(item, Task):
-            read = [[pair.input, pair.output] for pair in item.train + item.test]
-            pairs = record["train"] + record["test"]
-            assert json.loads(json.dumps(read)) == [[p["input"], p.get("output")] for p in pairs]
+        assert not isinstance(item, Task) or content_of(item) == record
 
 
 @settings(deadline=None)
@@ -459,30 +389,10 @@ def test_pieces_of_any_size_give_the_same_items(task: dict[str, Any], size: int)
         assert list(parse_tasks(Trickle(data), "x.json")) == parse(data, "x.json")
 
 
-# Real data.
-
-
-def published(path: Path) -> list[Item]:
-    with path.open("rb") as file:
-        return list(parse_tasks(file, path.name))
-
-
 @pytest.mark.parametrize("name", ["training.json", "evaluation.json"])
 def test_every_published_task_is_read_cell_for_cell(arc_tasks: Path, name: str):
     content = json.loads((arc_tasks / name).read_text())
-    tasks = [item for item in published(arc_tasks / name) if isinstance(item, Task)]
+    tasks = [item for item in parse(content, name) if isinstance(item, Task)]
     assert [task.task_id for task in tasks] == list(content)
     for task in tasks:
-        for part, pairs in (("train", task.train), ("test", task.test)):
-            read = [{"input": pair.input, "output": pair.output} for pair in pairs]
-            assert json.loads(json.dumps(read)) == content[task.task_id][part]
-
-
-def test_the_other_published_layouts(arc_tasks: Path):
-    challenges = published(arc_tasks / "arc-agi_training_challenges.json")
-    assert len(challenges) == 400
-    assert all(isinstance(task, Task) and task.test[0].output is None for task in challenges)
-    solutions = published(arc_tasks / "arc-agi_training_solutions.json")
-    assert reasons(solutions) == ["solutions_file"]
-    paths = sorted((arc_tasks / "per_task").glob("*.json"))
-    assert [ids(published(path)) for path in paths] == [[path.stem] for path in paths] != []
+        assert content_of(task).items() <= content[task.task_id].items()

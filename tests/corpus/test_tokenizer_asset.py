@@ -51,15 +51,6 @@ def test_it_loads_without_torch_and_without_a_network():
     assert done.stdout == "1024\n", done.stderr
 
 
-def test_special_tokens(tokenizer: Any):
-    assert sorted(tokenizer.get_vocab().values()) == list(range(1024))
-    assert tokenizer.convert_tokens_to_ids(SPECIAL) == [1021, 1022, 1023]
-    assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|endoftext|>", "<|endoftext|>")
-    assert tokenizer.bos_token is None
-    for token in SPECIAL:
-        assert tokens(tokenizer, f"a{token}b") == ["a", token, "b"]
-
-
 def test_text_is_cut_as_qwen_does(tokenizer: Any):
     assert tokens(tokenizer, "12 345") == ["1", "2", " ", "3", "4", "5"]
     assert tokens(tokenizer, "7\n\n8") == ["7", "\n\n", "8"]
@@ -67,18 +58,15 @@ def test_text_is_cut_as_qwen_does(tokenizer: Any):
 
 
 def test_any_text_survives(tokenizer: Any):
-    for text in (
-        "",
-        " \t\r\n x  y ",
-        "naïve 日本語 🙂 \x00\x7f",
-        "don't",
-        "def f(x):\n    return\n",
-    ):
+    for text in (" \t\r\n x  y ", "naïve 日本語 🙂 \x00\x7f", "def f(x):\n    return\n"):
         assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
     assert tokenizer("e\u0301")["input_ids"] == tokenizer("é")["input_ids"]
 
 
-def test_the_chat_template_is_chatml(tokenizer: Any):
+def test_the_special_tokens_and_the_chat_template_are_those_of_chatml(tokenizer: Any):
+    assert tokenizer.convert_tokens_to_ids(SPECIAL) == [1021, 1022, 1023]
+    assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|endoftext|>", "<|endoftext|>")
+    assert tokens(tokenizer, "a<|im_end|>b") == ["a", "<|im_end|>", "b"]
     messages = [{"role": "system", "content": "Be."}, {"role": "user", "content": " Hi\n"}]
     chat = "<|im_start|>system\nBe.<|im_end|>\n<|im_start|>user\n Hi\n<|im_end|>\n"
     assert tokenizer.apply_chat_template(messages, tokenize=False) == chat
