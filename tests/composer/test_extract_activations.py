@@ -207,6 +207,13 @@ def test_what_the_template_does_not_allow_fails_the_run(
     assert cloud.launches == []
 
 
+@pytest.mark.parametrize("cloud", [["JOB_STATE_FAILED"] * 3], indirect=True)
+def test_a_job_that_keeps_failing_fails_the_run(cloud: Cloud, dag: Any):
+    run = dag.test(run_conf=CONFIGURATION)
+    assert states_of(run) == {"request": "success", "extract": "failed", "check": "upstream_failed"}
+    assert len(cloud.launches) == 3
+
+
 @pytest.mark.parametrize("cloud", [["JOB_STATE_DONE"]], indirect=True)
 @pytest.mark.parametrize("damage", [{"total_samples": 4}, {"total_samples": 0, "batches": []}])
 def test_a_dataset_that_does_not_add_up_fails_the_run(
