@@ -11,11 +11,7 @@ from activation_dataset.format import SCHEMA_VERSION
 
 
 def digest_of(value: Mapping[str, Json]) -> str:
-    """SHA-256, in hex, of the value on one line.
-
-    Raises:
-        ValueError: the value cannot be written as JSON.
-    """
+    """SHA-256, in hex, of the value on one line. Raises ValueError if it cannot be JSON."""
     return hashlib.sha256(_line(value).encode("utf-8")).hexdigest()
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import json
 import logging
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 
@@ -34,7 +33,7 @@ class ShardIndex:
     """Records and prompts of a shard, in the order of its files.
 
     Attributes:
-        pooling: pooling of the dataset.
+        pooling: of the dataset.
         record_starts: [samples + 1] int64, offset of each record in a layer file; the last element
             is the size of the file.
         activation_starts: [samples] int64, offset of each record's activation.
@@ -116,22 +115,21 @@ def record_kind(metadata: Metadata) -> RecordKind:
 def _load_or_build(folder: Folder, metadata: Metadata, shard: int) -> tuple[ShardIndex, bytes]:
     """Return the index of a shard, and the content of its file if that has to be written."""
     path = index_file(shard, len(metadata.shards))
-    prompts, kind = metadata.shards[shard].prompts, record_kind(metadata)
+    entry, kind = metadata.shards[shard].prompts, record_kind(metadata)
     # Names what the index is built from. A file with another key is stale.
-    key = digest_of({"prompts": asdict(prompts), **asdict(kind)})
+    key = digest_of({"prompts": asdict(entry), **asdict(kind)})
     try:
         with folder.open(path) as stream:
             return decode_index(stream.read(), key), b""
     except (OSError, ValueError) as error:
-        LOGGER.info("building %s from %s: %s", path, prompts.path, error)
-    with folder.open(prompts.path) as stream:
-        index = build_index(read_prompts(stream, prompts.path), kind)
+        LOGGER.info("building %s from %s: %s", path, entry.path, error)
+    with folder.open(entry.path) as stream:
+        prompts = list(read_prompts(stream, entry.path))
+    index = _index_of(prompts, kind)
     return index, encode_index(index, key)
 
 
-def build_index(prompts: Iterable[Prompt], kind: RecordKind) -> ShardIndex:
-    """Return the index of a shard with these prompts, whose layer files have records of `kind`."""
-    prompts = list(prompts)
+def _index_of(prompts: list[Prompt], kind: RecordKind) -> ShardIndex:
     frames = [frame_record(kind.sample(prompt), kind) for prompt in prompts]
     record_starts = np.cumsum([0, *(frame.size for frame in frames)], dtype=np.int64)
     heads = np.array([len(frame.head) for frame in frames], np.int64)

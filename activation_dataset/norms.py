@@ -60,10 +60,8 @@ class NormHistogram:
         return sum(self.counts.values())
 
     def quantile(self, q: float) -> float:
-        """The quantile `q`, 0 to 1, with a relative error of at most 1/128.
-
-        It is the middle of the bin of the norm of rank ceil(q * total), and 0 without norms.
-        """
+        """The middle of the bin of the norm of rank ceil(q * total), at most 1/128 off; 0 without
+        norms."""
         rank = max(1, math.ceil(q * self.total))
         reached = 0
         for number, count in self.counts.items():
@@ -79,7 +77,7 @@ class NormHistogram:
 
     def count_from(self, norm: float) -> int:
         """Number of norms in the bin of `norm` and above."""
-        first = bin_of(norm)
+        first = int(np.float64(norm).view(np.int64)) >> _DROPPED_BITS
         return sum(count for number, count in self.counts.items() if number >= first)
 
     def near(self, other: NormHistogram) -> bool:
@@ -101,20 +99,11 @@ class NormHistogram:
 
     @classmethod
     def from_json(cls, value: Json, where: str) -> NormHistogram:
-        """Read the result of `to_json`; errors call it `where`.
-
-        Raises:
-            FieldError: a key is not a bin, or a value not a count.
-        """
+        """Read the result of `to_json`. Raises FieldError, which calls it `where`."""
         counts = from_json(Mapping[int, int], value, where)
         if any(not 0 <= number < _INFINITY or count < 1 for number, count in counts.items()):
             raise FieldError(f"{where} has keys outside 0..{_INFINITY - 1}, or counts below 1")
         return cls(dict(sorted(counts.items())))
-
-
-def bin_of(norm: float) -> int:
-    """The bin of a norm, finite and at least 0."""
-    return int(np.float64(norm).view(np.int64)) >> _DROPPED_BITS
 
 
 def lower_edge(number: int) -> float:

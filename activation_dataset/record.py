@@ -20,12 +20,7 @@ from activation_dataset.tfrecord import FOOTER_BYTES, frame_header
 
 @dataclass(frozen=True)
 class RecordKind:
-    """Properties that all records of a dataset share.
-
-    Attributes:
-        pooling: "last", "mean" or "none".
-        storage_dtype: of the stored elements.
-        hidden: elements of a vector.
+    """Properties that all records of a dataset share; `hidden` is the elements of a vector.
 
     Raises:
         ValueError: the pooling is unknown.
@@ -96,11 +91,9 @@ class RecordFrame:
 
     Attributes:
         head: the TFRecord header and the Example up to the vectors.
-        payload_bytes: bytes of the vectors.
         suffix: the Example after the vectors. The TFRecord footer follows it.
-        sample_id: of the sample.
-        num_tokens: tokens of the prompt.
-        vectors: vectors in the record.
+        vectors, payload_bytes: number of the vectors in the record, and their size.
+        sample_id, num_tokens: of the prompt.
     """
 
     head: bytes

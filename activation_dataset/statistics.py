@@ -96,11 +96,7 @@ class LayerStatistics:
 
     @classmethod
     def of_vectors(cls, vectors: NDArray[Any]) -> LayerStatistics:
-        """Statistics computed on the host in float64, whatever the size of the elements.
-
-        Args:
-            vectors: [n, hidden] float32, or uint16 with the bits of bfloat16.
-        """
+        """Statistics of vectors [n, hidden], float32 or bits of bfloat16 in uint16, in float64."""
         hidden = vectors.shape[1]
         rows = max(1, _CHUNK_BYTES // (8 * hidden))
         total = cls.empty(hidden)
@@ -151,14 +147,8 @@ class LayerStatistics:
         )
 
     def differences(self, exact: LayerStatistics) -> list[str]:
-        """Differences from statistics of the same vectors in float64 that rounding cannot explain.
-
-        Args:
-            exact: result of `of_vectors`.
-
-        Returns:
-            The differing fields with their values; empty if all are within the tolerance.
-        """
+        """Return the fields that differ from `of_vectors` of the same vectors by more than rounding
+        in float32 explains."""
         found = [
             f"{name} is {getattr(self, name)}, the vectors have {getattr(exact, name)}"
             for name in ("count", "nonfinite_count")
@@ -198,28 +188,16 @@ class OrderedMerge:
     """(level, index) to statistics of shards index * 2^level .. (index + 1) * 2^level - 1."""
 
     def add(self, shard: int, statistics: LayerStatistics) -> None:
-        """Add one shard.
-
-        Raises:
-            ValueError: the shard was added before.
-        """
+        """Add one shard. Raises ValueError if it was added before."""
         self._insert(0, shard, statistics)
 
     def merge(self, other: OrderedMerge) -> None:
-        """Add all shards of `other`.
-
-        Raises:
-            ValueError: a shard was added before.
-        """
+        """Add all shards of `other`. Raises ValueError if one was added before."""
         for (level, index), statistics in other._nodes.items():
             self._insert(level, index, statistics)
 
     def result(self, num_shards: int) -> LayerStatistics:
-        """Statistics of shards 0..num_shards - 1.
-
-        Raises:
-            ValueError: the shards that were added are not exactly these.
-        """
+        """Statistics of shards 0..num_shards - 1. Raises ValueError if others were added."""
         nodes = sorted((index << level, 1 << level, (level, index)) for level, index in self._nodes)
         spans = [(start, start + count) for start, count, _ in nodes]
         ends = [0, *(end for _, end in spans)]

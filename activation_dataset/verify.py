@@ -34,13 +34,7 @@ _REWRITE = "delete it and run the same command again, which verifies the other f
 
 @dataclass(frozen=True, order=True)
 class Problem:
-    """One mistake in a dataset.
-
-    Attributes:
-        file: path relative to the dataset's folder.
-        what: what is wrong with the file.
-        remedy: what to do about it.
-    """
+    """One mistake in a dataset: the file, what is wrong with it, and what to do about it."""
 
     file: str
     what: str
@@ -110,14 +104,12 @@ def verify(path: str | os.PathLike[str], records: bool = False) -> VerifyReport:
 
 
 def _threads(folder: Folder) -> int:
-    """Files to read at a time."""
     if not folder.local:
         return folder.parallel_reads
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _check_file(folder: Folder, entry: FileEntry, present: set[str]) -> tuple[Problem | None, int]:
-    """The problem of a file, if any, and the bytes read."""
     if entry.path not in present:
         return Problem(entry.path, "missing", RERUN), 0
     try:
@@ -158,7 +150,6 @@ def _unlisted_files(metadata: Metadata, present: set[str]) -> Iterator[Problem]:
 
 
 def _check_rejected(folder: Folder, metadata: Metadata, present: set[str]) -> list[Problem]:
-    """Compare the rejected tasks in `errors/` with the counts in the metadata."""
     found: Counter[str] = Counter()
     problems = []
     for file in sorted(present):

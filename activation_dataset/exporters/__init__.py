@@ -28,13 +28,8 @@ class ExportError(ValueError):
 
 @dataclass(frozen=True)
 class Exported:
-    """Result of an export.
-
-    Attributes:
-        vectors: number of vectors written.
-        left_out: number of vectors that do not fill a last row or batch.
-        how_to_load: lines of Python that load the export.
-    """
+    """Result of an export: numbers of vectors written, and left out because they fill no row or
+    batch, and lines of Python that load it."""
 
     vectors: int
     left_out: int
@@ -83,11 +78,7 @@ def in_parts(dataset: ActivationDataset, site: Site, size: int, dtype: Dtype) ->
 
 
 def required(library: str, reason: str) -> Any:
-    """Import a library that an export needs.
-
-    Raises:
-        ImportError: it is not installed; says how to install it.
-    """
+    """Import a library that an export needs. Raises ImportError, which says how to install it."""
     try:
         return import_module(library)
     except ImportError as error:

@@ -112,8 +112,6 @@ class Batches:
             "norms": {str(site): list(bounds) for site, bounds in self._norms.items()},
         }
         self._position = Position()
-        # Memory of two windows, kept between epochs; an iteration takes it and gives it back.
-        self._memory: list[list[NDArray[Any]]] = []
         if drop_last and not self._norms:
             most = min(self._reader.sizes(0))
             _check(
@@ -202,22 +200,18 @@ class Batches:
     def _windows(self, epoch: int, first: int) -> Iterator[Window]:
         """Yield the windows of this reader, while a thread reads the next one."""
         count = len(self._reader.windows(epoch, self._rank))
-        memory = self._memory.pop() if self._memory else [self._reader.memory() for _ in range(2)]
+        memory = [self._reader.memory() for _ in range(2)]
 
         def load(window: int) -> Window:
             return self._reader.load(memory[window % 2], epoch, self._rank, window)
 
-        try:
-            with ThreadPoolExecutor(1, "window") as background:
-                coming = [background.submit(load, window) for window in range(first, count)[:1]]
-                for window in range(first, count):
-                    loaded = coming.pop().result()
-                    if window + 1 < count:
-                        coming.append(background.submit(load, window + 1))
-                    yield loaded
-        finally:
-            # The thread has stopped: nothing writes to the memory any more.
-            self._memory.append(memory)
+        with ThreadPoolExecutor(1, "window") as background:
+            coming = [background.submit(load, window) for window in range(first, count)[:1]]
+            for window in range(first, count):
+                loaded = coming.pop().result()
+                if window + 1 < count:
+                    coming.append(background.submit(load, window + 1))
+                yield loaded
 
 
 def _norms_by_site(

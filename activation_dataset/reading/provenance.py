@@ -61,10 +61,8 @@ class Origin:
     """Origin of a vector, the same at every site.
 
     Attributes:
-        number: number of the vector.
-        sample: number of its sample.
-        sample_id: id of its sample.
-        name: parts of that id.
+        number: of the vector.
+        sample, sample_id, name: number and id of its sample, and the parts of that id.
         position: position of the token in the prompt, None for the mean over a prompt.
         token_id: the token, None for a mean.
         role: content of the token, None for a mean.
@@ -126,13 +124,10 @@ def where(
 
     Args:
         shards: the dataset.
-        task: id of the task or document. Ids can repeat in other files: see `source`.
-        source: file of the task or document.
-        test: number of the test input.
-        sample: id of the sample.
+        task, source: id and file of the task or document. Ids can repeat in other files.
+        test, sample: number of the test input, and id of the sample.
         role: content of the token.
-        example: pair of the cell.
-        row, col: position of the cell, from 0.
+        example, row, col: pair and position, from 0, of the cell.
 
     Raises:
         ValueError: no token can have a value; the dataset does not have the task, source or sample;

@@ -39,7 +39,7 @@ class Chunk:
     Attributes:
         shard: number of the shard.
         first, last: range of records in the shard, first..last - 1.
-        numbers: numbers of their vectors in the dataset.
+        numbers: of their vectors in the dataset.
     """
 
     shard: int
@@ -66,18 +66,7 @@ class Places:
 
 
 class Shards:
-    """The shards of a complete dataset.
-
-    Samples and vectors are numbered in the order of the shards, the same at every site.
-
-    Attributes: path, folder, metadata, and kind, the format of the records.
-
-    Args:
-        path: local folder, or a URL that fsspec can open.
-
-    Raises:
-        DatasetError: the folder holds no complete dataset, or one of another schema version.
-    """
+    """The shards of a complete dataset, whose samples and vectors are numbered in their order."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)

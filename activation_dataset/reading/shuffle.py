@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from activation_dataset.format import to_float32
 from activation_dataset.reading.shards import Chunk, Shards
-from activation_dataset.reading.vectors import widen
 from activation_dataset.sites import Site
 
 Norms = tuple[float, float]
@@ -188,12 +188,9 @@ class WindowReader:
 def norms_of(stored: NDArray[Any]) -> NDArray[np.float32]:
     """Return the Euclidean norms, [n] float32, of stored vectors [n, hidden]; NaN for a NaN."""
     norms = np.empty(len(stored), np.float32)
-    values = np.empty((_NORM_ROWS, stored.shape[1]), np.float32)
     for start in range(0, len(stored), _NORM_ROWS):
-        part = stored[start : start + _NORM_ROWS]
-        rows = values[: len(part)]
-        widen(part, rows)
-        np.einsum("ij,ij->i", rows, rows, out=norms[start : start + len(part)])
+        rows = to_float32(stored[start : start + _NORM_ROWS])
+        np.einsum("ij,ij->i", rows, rows, out=norms[start : start + len(rows)])
     return np.sqrt(norms)
 
 

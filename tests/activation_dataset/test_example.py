@@ -4,11 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
 from activation_dataset.example import ExampleError, decode_example, encode_prefix, encode_suffix
 from activation_dataset.format import Sample
-from tests.activation_dataset.synthetic import fields_of
 
 # Protobuf by hand, independent of the encoder; all lengths are below 128.
 
@@ -46,31 +44,9 @@ def message(entries):
     return b"\x0a" + bytes(groups if len(content) >= 0x80 else [len(content)]) + content
 
 
-samples = st.builds(
-    Sample,
-    sample_id=st.text(max_size=200),
-    task_id=st.text(max_size=20),
-    token_ids=hnp.arrays(
-        np.int32,
-        st.integers(0, 30),
-        elements=st.one_of(st.integers(0, 200), st.integers(0, 2**31 - 1)),
-    ),
-    num_tokens=st.integers(0, 2**40),
-)
-
-
 def test_the_bytes_are_those_of_the_specification():
     suffix = encode_suffix(SAMPLE, (1,))
     assert encode_prefix(4, len(suffix)) + b"\1\2\3\4" + suffix == message(ENTRIES)
-
-
-@given(samples, st.binary(max_size=300), st.lists(st.integers(0, 2**31), min_size=1, max_size=2))
-def test_what_was_encoded_is_decoded(sample, payload, shape):
-    suffix = encode_suffix(sample, shape)
-    decoded = decode_example(encode_prefix(len(payload), len(suffix)) + payload + suffix)
-    assert fields_of(decoded.sample) == fields_of(sample)
-    assert decoded.shape == tuple(shape)
-    assert decoded.activation == payload
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from activation_dataset import ActivationDataset
 from activation_dataset.format import index_file
 from activation_dataset.index import decode_index, encode_index, keep_indexes
 from activation_dataset.tfrecord import read_records
-from tests.activation_dataset.synthetic import make_prompts, write_dataset
+from tests.activation_dataset.synthetic import write_dataset
 
 SHARDS = [[3, 40, 1], [7], [12, 0, 2]]
 
@@ -31,20 +31,6 @@ def test_it_says_where_records_and_activations_lie(path):
                 stored = record.stored.tobytes()
                 start = int(index.activation_starts[number])
                 assert content[start : start + len(stored)] == stored
-
-
-def test_it_holds_the_prompts(path):
-    dataset = ActivationDataset(path)
-    for shard in range(len(dataset.metadata.shards)):
-        index = dataset.index(shard)
-        prompts = make_prompts(SHARDS[shard], shard)
-        starts = [0, *index.token_ends.tolist()]
-        for number, prompt in enumerate(prompts):
-            tokens = slice(starts[number], starts[number + 1])
-            np.testing.assert_array_equal(index.token_ids[tokens], prompt.token_ids)
-            np.testing.assert_array_equal(index.cells[tokens], prompt.cells)
-            assert index.sample_ids[number] == prompt.sample_id
-            assert index.task_ids[number] == prompt.task_id
 
 
 def test_it_is_kept_and_used(path, caplog):
@@ -71,21 +57,6 @@ def test_a_damaged_one_is_made_again(path, caplog):
         ActivationDataset(path).index(0)
         assert kept.read_bytes() == content
     assert "damaged, its CRC does not match" in caplog.text
-
-
-def test_one_of_another_dataset_is_made_again(path, tmp_path_factory, caplog):
-    caplog.set_level(logging.INFO)
-    other = tmp_path_factory.mktemp("other")
-    write_dataset(other, SHARDS, "none", hidden=9)
-    ActivationDataset(other).index(0)
-    shards = len(ActivationDataset(path).metadata.shards)
-    (path / "index").mkdir()
-    kept = path / index_file(0, shards)
-    (other / index_file(0, 3)).replace(kept)
-    stale = kept.read_bytes()
-    assert list(ActivationDataset(path).blocks(10))
-    assert "stale" in caplog.text
-    assert kept.read_bytes() != stale
 
 
 def test_a_flipped_bit_in_any_byte_is_caught(tmp_path):

@@ -57,25 +57,6 @@ def test_what_was_written_is_read(given_prompts: list[Prompt]):
         assert np.array_equal(prompt.cells, other.cells)
 
 
-EDGES = st.sampled_from([-(2**15), -2, -1, 0, 1, 2, 2**15 - 1])
-
-
-@given(st.lists(st.tuples(EDGES, EDGES, EDGES, EDGES), max_size=5))
-def test_only_cells_are_accepted_as_cells(cells):
-    tokens = np.zeros(len(cells), np.int32)
-    prompt = Prompt("s", "t", tokens, np.array(cells, np.int16).reshape(-1, 4))
-    sound = all(
-        cell == (-1, -1, -1, -1)
-        or (cell[0] >= -1 and cell[1] in (0, 1) and cell[2] >= 0 and cell[3] >= 0)
-        for cell in cells
-    )
-    if sound:
-        assert same(decode_prompt(encode_prompt(prompt)), prompt)
-    else:
-        with pytest.raises(ExampleError, match="neither a cell nor -1 in all four columns"):
-            decode_prompt(encode_prompt(prompt))
-
-
 def test_cells_of_another_dtype_or_shape_are_refused():
     tokens = np.zeros(2, np.int32)
     wrong: list[Any] = [np.zeros((2, 4)), np.zeros((2, 5), np.int16), np.zeros((1, 4), np.int16)]

@@ -84,22 +84,3 @@ def test_a_site_that_was_not_captured_is_named(path):
         for ask in (lambda s: dataset[s], lambda s: dataset.batches(s, 4)):
             with pytest.raises(KeyError, match=f"{site} is not in the dataset, which has"):
                 ask(site)
-
-
-def test_batches_of_several_sites_are_of_the_same_tokens(path):
-    batches = ActivationDataset(path).batches([MLP_10, "blocks.10.hook_resid_post"], 16)
-    for batch in batches:
-        assert batch.values.shape == (16, 2, 8)
-        np.testing.assert_array_equal(batch.values[:, 0], expected(MLP_10)[batch.numbers])
-        np.testing.assert_array_equal(batch.values[:, 1], expected(10)[batch.numbers])
-
-
-def test_norms_bound_the_vectors_of_a_named_site(path):
-    norms = np.linalg.norm(expected(MLP_9), axis=1)
-    least = float(np.median(norms))
-    dataset = ActivationDataset(path)
-    batches = dataset.batches([9, MLP_9], 1, norms={MLP_9: (least, np.inf)})
-    found = np.concatenate([batch.numbers for batch in batches])
-    np.testing.assert_array_equal(np.sort(found), np.flatnonzero(norms >= least))
-    by_other_name = dataset.batches(9, 1, norms={"blocks.9.hook_resid_post": (0, np.inf)})
-    assert sum(1 for _ in by_other_name) == dataset.num_vectors

@@ -1,5 +1,4 @@
 import copy
-import json
 import pickle
 from dataclasses import replace
 
@@ -8,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from activation_dataset.fields import FieldError, from_json, to_json
 from activation_dataset.format import to_float32
 from activation_dataset.statistics import (
     TOLERANCE,
@@ -133,13 +131,6 @@ def test_merging_gives_the_statistics_of_all(splits):
     assert_close(merged, activations(), 1e-9)
 
 
-def test_merging_with_nothing_changes_nothing():
-    assert EXACT.merge(LayerStatistics.empty(40)) == EXACT
-    assert LayerStatistics.empty(40).merge(EXACT) == EXACT
-    with pytest.raises(ValueError, match="vectors of 40 and of 3 elements"):
-        EXACT.merge(LayerStatistics.empty(3))
-
-
 SHARDS = [
     LayerStatistics.of_vectors(activations(20 + 3 * shard, 6, seed=shard)) for shard in range(13)
 ]
@@ -178,25 +169,3 @@ def test_missing_surplus_and_repeated_shards_are_refused():
     with pytest.raises(ValueError, match=r"need shards 0..2, have 0..3"):
         merge.result(3)
     assert merge.result(4).count == sum(SHARDS[shard].count for shard in range(4))
-
-
-def test_json_keeps_every_bit():
-    for statistics in (*SHARDS, LayerStatistics.empty(3)):
-        text = json.dumps(to_json(statistics))
-        assert from_json(LayerStatistics, json.loads(text), "") == statistics
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"count": -1}, r"statistics\.10\.count is -1, expected an integer of at least 0"),
-        ({"count": True}, r"statistics\.10\.count is True, expected an integer"),
-        ({"mean": [1.0, "a"]}, r"statistics\.10\.mean is a list of 2, expected a list of finite"),
-        ({"mean": [1.0]}, r"statistics\.10: variance has 6 elements, mean 1"),
-        ({"max_norm": float("inf")}, r"statistics\.10\.max_norm is inf, expected a finite number"),
-        ({"median": 1}, r"statistics\.10\.median is not a known field"),
-    ],
-)
-def test_json_that_is_wrong_is_refused(change, message):
-    with pytest.raises(FieldError, match=message):
-        from_json(LayerStatistics, to_json(SHARDS[0]) | change, "statistics.10")

@@ -114,12 +114,6 @@ def test_vectors_as_ml_dtypes_has_them_and_reused_after_the_call():
     assert stream.getvalue() == expected
 
 
-def test_a_layer_file_without_samples():
-    content, manifest = write([], np.empty((0, 6), np.float32), RecordKind("last", "float32", 6))
-    assert content == b""
-    assert (manifest.samples, manifest.file.bytes, manifest.file.crc32c) == (0, 0, "AAAAAA==")
-
-
 @pytest.mark.parametrize(
     ("vectors", "frames", "message"),
     [

@@ -25,11 +25,6 @@ def test_epochs_follow_each_other(dataset, values, wanted):
             np.testing.assert_array_equal(batch["values"], values[batch["numbers"]])
 
 
-def test_grains_own_transformations_apply(dataset, values, wanted):
-    batches = grain_dataset(dataset, 10, 20, window=50).map(lambda batch: batch["values"] * 2)
-    np.testing.assert_array_equal(next(iter(batches)), 2 * values[wanted[0][0]])
-
-
 @pytest.mark.parametrize("taken", [0, 3, 9, 12])
 def test_a_checkpoint_goes_on_with_the_very_next_batch(dataset, wanted, taken):
     both = wanted[0] + wanted[1]

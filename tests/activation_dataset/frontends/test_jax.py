@@ -26,12 +26,6 @@ def test_the_same_batches_on_a_device(dataset, values, wanted, ahead):
             np.testing.assert_array_equal(np.asarray(batch.values), values[batch.numbers])
 
 
-def test_memory_is_not_used_again_before_it_was_sent(dataset, values):
-    """A device may read a batch's memory at any time until it is done with it."""
-    for batch in DeviceBatches(dataset.batches(10, 4, window=50), ahead=4):
-        np.testing.assert_array_equal(np.asarray(batch.values + 0), values[batch.numbers])
-
-
 def test_bfloat16_on_a_chosen_device(dataset, values):
     sharding = SingleDeviceSharding(jax.devices()[0])
     for batch in DeviceBatches(dataset.batches([12, 10], 20, dtype="bfloat16"), sharding):
@@ -52,8 +46,3 @@ def test_a_state_is_that_of_the_last_batch_given_out(dataset, wanted, taken):
     rest = wanted[0][taken:] or wanted[1]
     assert numbers_of(resumed) == rest
     assert numbers_of(batches) == rest
-
-
-def test_none_ahead_is_refused(dataset):
-    with pytest.raises(ValueError, match="ahead is 0, expected at least 1"):
-        DeviceBatches(dataset.batches(10, 20), ahead=0)

@@ -113,10 +113,3 @@ def test_records_are_a_map_style_dataset(dataset):
         expected = dataset[11][index]
         assert record.sample_id == expected.sample_id
         np.testing.assert_array_equal(record.activation, expected.activation)
-
-
-def test_what_cannot_be_met_is_said_at_once(dataset):
-    with pytest.raises(KeyError, match="9"):
-        torch_dataset(dataset, 9, 20)
-    with pytest.raises(ValueError, match="batch_size is 0"):
-        torch_dataset(dataset, 10, 0)

@@ -175,14 +175,6 @@ def test_arguments_that_cannot_be_met(dataset):
             dataset.batches(10, **options)  # type: ignore[arg-type]
 
 
-def test_two_iterations_at_a_time_do_not_share_memory(dataset):
-    values = all_values(dataset)
-    batches = dataset.batches(10, 10, window=40)
-    for one, other in zip(batches, batches, strict=False):
-        np.testing.assert_array_equal(one.values, values[one.numbers])
-        np.testing.assert_array_equal(other.values, values[other.numbers])
-
-
 def test_a_damaged_record_is_never_given_out(tmp_path):
     write_dataset(tmp_path, SHARDS, "none", "bfloat16", HIDDEN)
     path = tmp_path / shard_file(10, 0, 3)

@@ -97,12 +97,3 @@ def test_a_record_of_another_prompt_is_an_error(tmp_path):
     (tmp_path / name).write_bytes((other / name).read_bytes())
     with pytest.raises(CorruptRecordError, match=r"record 1 .*bytes of data, expected"):
         list(ActivationDataset(tmp_path).blocks(10))
-
-
-def test_what_is_not_there(tmp_path):
-    write_dataset(tmp_path, SHARDS, "none")
-    dataset = ActivationDataset(tmp_path)
-    with pytest.raises(KeyError, match="9"):
-        list(dataset.blocks([10, 9]))
-    with pytest.raises(ValueError, match="sites is empty"):
-        list(dataset.blocks([]))

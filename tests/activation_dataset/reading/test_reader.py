@@ -1,5 +1,3 @@
-import json
-
 import numpy as np
 import pytest
 
@@ -104,14 +102,6 @@ def test_an_incomplete_folder_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(DatasetError, match="file is a file"):
         ActivationDataset(tmp_path / "file")
-
-
-def test_another_schema_version_is_refused(tmp_path):
-    write_dataset(tmp_path, SHARDS)
-    path = tmp_path / "metadata.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 9}))
-    with pytest.raises(DatasetError, match=r"metadata\.json: schema_version is 9"):
-        ActivationDataset(tmp_path)
 
 
 def layer_file(path, shard=0):
