@@ -50,15 +50,10 @@ def test_names_of_data_files_are_recognized(layer, hook_point, shard, more):
     "path",
     [
         "layer_10/activations-00005-of-00005.tfrecord",
-        "layer_10/activations-5-of-00098.tfrecord",
         "layer_10/activations-000005-of-00098.tfrecord",
-        "layer_010/activations-00005-of-00098.tfrecord",
         "layer_10_resid_post/activations-00005-of-00098.tfrecord",
-        "layer_10_mlp/activations-00005-of-00098.tfrecord",
         "x/layer_10/activations-00005-of-00098.tfrecord",
         "layer_10/activations-00005-of-00098.tfrecord.gz",
-        "layer_10/activations-00005-of-00098.tfrecord\n",
-        "prompts/activations-00005-of-00098.tfrecord",
         "prompts/prompts-00098-of-00098.tfrecord",
     ],
 )

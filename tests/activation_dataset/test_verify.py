@@ -1,3 +1,4 @@
+import os
 import re
 from dataclasses import replace
 
@@ -43,8 +44,9 @@ def flip(path, bit):
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("pooling", ["last", "mean", "none"])
-@pytest.mark.parametrize("storage_dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("pooling", "storage_dtype"), [("last", "float32"), ("mean", "bfloat16"), ("none", "float32")]
+)
 def test_a_sound_dataset(tmp_path, pooling, storage_dtype):
     hook_points: tuple[HookPoint, ...] = ("mlp_out", "resid_post")
     metadata = write_dataset(
@@ -69,27 +71,18 @@ def test_a_url_is_verified_too(dataset):
     assert len(problems(dataset)) == 1
 
 
-def test_flipped_bits_anywhere_are_caught(dataset):
+def test_flipped_bits_and_cuts_anywhere_are_caught(dataset):
     rng = np.random.default_rng(0)
     files = [*dataset.rglob("*.tfrecord"), dataset / "metadata.json"]
     assert len(files) == 13
     for path in files:
         content = path.read_bytes()
-        for bit in rng.integers(0, 8 * len(content), 25):
-            flip(path, bit)
-            (problem,) = problems(dataset)
-            assert problem.startswith(f"{path.relative_to(dataset).as_posix()}: ")
-            path.write_bytes(content)
-
-
-def test_truncations_are_caught(dataset):
-    for name in (FIRST, prompts_file(0, 3), "metadata.json"):
-        content = (dataset / name).read_bytes()
-        for length in range(0, len(content), 41):
-            (dataset / name).write_bytes(content[:length])
-            (problem,) = problems(dataset)
-            assert problem.startswith(f"{name}: ")
-        (dataset / name).write_bytes(content)
+        for bit in rng.integers(0, 8 * len(content), 25).tolist():
+            for change, place in ((flip, bit), (os.truncate, bit // 8)):
+                change(path, place)
+                (problem,) = problems(dataset)
+                assert problem.startswith(f"{path.relative_to(dataset).as_posix()}: ")
+                path.write_bytes(content)
 
 
 def test_all_problems_are_reported(dataset):
@@ -132,7 +125,7 @@ def _unreadable(stream):
     raise OSError("broken disk")
 
 
-@pytest.mark.parametrize("line", ["", "{", "[]", "[" * 100_000, '{"task": 1}'])
+@pytest.mark.parametrize("line", ["[]", '{"task": 1}', "[" * 100_000])
 def test_rejected_tasks_that_cannot_be_read(dataset, line):
     path = dataset / "errors/rejected.jsonl"
     path.write_text(path.read_text() + line + "\n")
@@ -150,9 +143,6 @@ def test_without_metadata(dataset, tmp_path_factory):
 
 
 # Mistakes of a writer, with checksums that fit.
-
-TASK_ID = b"task_id\x12\x0c\n\n\n\x080"
-"""The feature task_id, up to the first character of its value."""
 
 
 def accept(dataset, name):
@@ -199,12 +189,8 @@ def rewrite(dataset, name, change):
             lambda data: [data[0][:-1] + bytes([data[0][-1] ^ 1]), *data[1:]],
             "record 0 .* has another token_ids than its prompt",
         ),
-        (
-            lambda data: [data[0].replace(TASK_ID, TASK_ID[:-1] + b"X"), *data[1:]],
-            "record 0 .* has another task_id than its prompt",
-        ),
     ],
-    ids=["order", "fewer", "more", "no record", "token", "task"],
+    ids=["order", "fewer", "more", "no record", "token"],
 )
 def test_records_that_are_not_those_of_the_prompts(dataset, change, message):
     name = shard_file(11, 0, 3)
@@ -239,11 +225,6 @@ def test_prompts_that_are_not_those_of_the_records(dataset):
     assert len(found) == 4
     assert all("the prompts have only 2 records" in problem for problem in found[:3])
     assert found[3].startswith(f"{name}: holds 2 prompts of 43 tokens, metadata.json says 3 of 44")
-    (dataset / name).write_bytes(b"")
-    accept(dataset, name)
-    flip(dataset / prompts_file(1, 3), 100)
-    accept(dataset, prompts_file(1, 3))
-    assert any("prompts-00001-of-00003.tfrecord: record 0" in p for p in problems(dataset, True))
 
 
 def test_a_repeated_sample(tmp_path):
