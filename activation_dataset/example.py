@@ -66,11 +66,7 @@ def encode_prefix(payload_bytes: int, suffix_bytes: int, payload: bytes = ACTIVA
 
 
 def encode_suffix(sample: Sample, shape: Sequence[int]) -> bytes:
-    """Encode everything after the bytes of the payload: the other features.
-
-    Raises:
-        ValueError: a token id is negative.
-    """
+    """Encode the features after the payload. Raises ValueError for a negative token id."""
     if len(sample.token_ids) and sample.token_ids.min() < 0:
         raise ValueError(f"sample {sample.sample_id!r} has a negative value in token_ids")
     return b"".join(
@@ -85,7 +81,7 @@ def encode_suffix(sample: Sample, shape: Sequence[int]) -> bytes:
 
 
 def decode_example(data: bytes | memoryview, payload: bytes = ACTIVATION) -> DecodedExample:
-    """Decode a record's data. Copies everything except the payload, whose feature is given.
+    """Decode a record's data. Copies everything except the payload.
 
     Raises:
         ExampleError: the data is not exactly what the encoder writes.

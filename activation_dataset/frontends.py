@@ -178,14 +178,9 @@ class DeviceBatches:
         batches: source of the batches.
         sharding: jax.sharding.Sharding or device of the values; None for JAX's default.
         ahead: number of batches to transfer ahead.
-
-    Raises:
-        ValueError: `ahead` is less than 1.
     """
 
     def __init__(self, batches: Batches, sharding: Any = None, ahead: int = 2) -> None:
-        if ahead < 1:
-            raise ValueError(f"ahead is {ahead}, expected at least 1")
         self._batches, self._sharding, self._ahead = batches, sharding, ahead
         self._state = batches.state_dict()
 

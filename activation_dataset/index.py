@@ -38,8 +38,7 @@ class ShardIndex:
             is the size of the file.
         activation_starts: [samples] int64, offset of each record's activation.
         token_ends: [samples] int64, cumulative number of prompt tokens.
-        token_ids: [tokens] int32, tokens of all prompts.
-        cells: [tokens, 4] int16, grid cells of these tokens, as in Prompt.
+        token_ids, cells: [tokens] int32 and [tokens, 4] int16 of all prompts, as in Prompt.
         sample_ids, task_ids: ids of each sample and of its task.
     """
 
@@ -75,12 +74,9 @@ class ShardIndex:
 
 
 def open_index(folder: Folder, metadata: Metadata, shard: int) -> ShardIndex:
-    """Load the index of a shard from its file, or build it from the shard's prompts.
+    """Load the index of a shard from its file, or build it from the prompts and try to save it.
 
-    An index that was built is saved if the folder is local and can be written to.
-
-    Raises:
-        CorruptRecordError, OSError: the prompts cannot be read.
+    Remote folders are left unchanged. Raises CorruptRecordError or OSError.
     """
     index, data = _load_or_build(folder, metadata, shard)
     if data and folder.local:
@@ -94,8 +90,7 @@ def open_index(folder: Folder, metadata: Metadata, shard: int) -> ShardIndex:
 def keep_indexes(folder: Folder, metadata: Metadata) -> int:
     """Save the index of each shard that has none, or a stale or damaged one; return their number.
 
-    Raises:
-        CorruptRecordError, OSError: prompts cannot be read, or an index cannot be written.
+    Raises CorruptRecordError or OSError.
     """
     built = 0
     for shard in range(len(metadata.shards)):
@@ -164,11 +159,7 @@ def encode_index(index: ShardIndex, key: str) -> bytes:
 
 
 def decode_index(data: bytes, key: str) -> ShardIndex:
-    """Decode an index file.
-
-    Raises:
-        ValueError: the bytes are damaged, not an index, or have another key.
-    """
+    """Decode an index file. Raises ValueError if it is damaged or has another key."""
     body, crc = data[:-_CRC_BYTES], data[-_CRC_BYTES:]
     if not body or crc32c(body) != int.from_bytes(crc, "little"):
         raise ValueError("damaged, its CRC does not match")

@@ -35,11 +35,7 @@ class _Sealed:
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Self:
-        """Restore a manifest from the result of `to_bytes`.
-
-        Raises:
-            FieldError: the content is damaged or another kind of manifest.
-        """
+        """Restore a manifest from the result of `to_bytes`. Raises FieldError for anything else."""
         result: Self = from_json(cls, read_sealed(content, _DIGEST), "")
         return result
 

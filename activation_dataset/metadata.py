@@ -79,11 +79,7 @@ class RunDescription:
         return sites_of(self.layers_extracted, self.hook_points)
 
     def site(self, named: Site) -> Site:
-        """The site with a layer's number or a TransformerLens name.
-
-        Raises:
-            KeyError: the dataset does not have it.
-        """
+        """The site with a layer's number or a TransformerLens name. Raises KeyError."""
         if named not in self._by_name:
             raise KeyError(f"site {named} is not in the dataset, which has {self.sites}")
         return self._by_name[named]
@@ -164,7 +160,6 @@ class Metadata:
         return result
 
     def _derived(self) -> dict[str, Json]:
-        """Fields of metadata.json that follow from others."""
         return {
             "num_layers_extracted": len(self.run.layers_extracted),
             "byte_order": "little",

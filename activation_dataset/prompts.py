@@ -113,11 +113,7 @@ def read_prompts(stream: BinaryIO, name: str) -> Iterator[Prompt]:
 
 
 def decode_prompt(data: bytes | memoryview) -> Prompt:
-    """Decode the data of a prompt's record.
-
-    Raises:
-        ExampleError: the data is not exactly what the encoder writes.
-    """
+    """Decode exactly what `encode_prompt` returns. Raises ExampleError for anything else."""
     example = decode_example(data, PAYLOAD)
     sample = example.sample
     if len(sample.token_ids) != sample.num_tokens:

@@ -31,10 +31,7 @@ class LayerStatistics:
         nonfinite_count: all other vectors.
         mean: [hidden] float64.
         variance: [hidden] float64, of the population: mean squared deviation from the mean.
-        mean_norm: mean of the Euclidean norms.
-        mean_squared_norm: mean of the squared norms.
-        max_norm: largest norm.
-        norm_histogram: number of norms in each bin.
+        mean_norm, mean_squared_norm, max_norm, norm_histogram: of the Euclidean norms.
 
     All are 0 where count is 0.
     """
@@ -171,7 +168,6 @@ class LayerStatistics:
         return found
 
     def __eq__(self, other: object) -> bool:
-        """Return True if all values are equal."""
         return isinstance(other, LayerStatistics) and to_json(self) == to_json(other)
 
 
@@ -188,29 +184,23 @@ class OrderedMerge:
     """(level, index) to statistics of shards index * 2^level .. (index + 1) * 2^level - 1."""
 
     def add(self, shard: int, statistics: LayerStatistics) -> None:
-        """Add one shard. Raises ValueError if it was added before."""
+        """Add a shard that was not added before."""
         self._insert(0, shard, statistics)
 
     def merge(self, other: OrderedMerge) -> None:
-        """Add all shards of `other`. Raises ValueError if one was added before."""
+        """Add all shards of `other`."""
         for (level, index), statistics in other._nodes.items():
             self._insert(level, index, statistics)
 
     def result(self, num_shards: int) -> LayerStatistics:
-        """Statistics of shards 0..num_shards - 1. Raises ValueError if others were added."""
-        nodes = sorted((index << level, 1 << level, (level, index)) for level, index in self._nodes)
-        spans = [(start, start + count) for start, count, _ in nodes]
-        ends = [0, *(end for _, end in spans)]
-        if [start for start, _ in spans] != ends[:-1] or ends[-1] != num_shards or not nodes:
-            ranges = ", ".join(f"{start}..{end - 1}" for start, end in spans[:8])
-            raise ValueError(f"need shards 0..{num_shards - 1}, have {ranges or 'none'}")
-        first, *rest = (self._nodes[node] for _, _, node in nodes)
-        return reduce(LayerStatistics.merge, rest, first)
+        """Statistics of shards 0..num_shards - 1. Raises ValueError if more or fewer were added."""
+        nodes = sorted(self._nodes, key=lambda node: node[1] << node[0])
+        found = sum(1 << level for level, _ in nodes)
+        if found != num_shards or not nodes:
+            raise ValueError(f"need the statistics of {num_shards} shards, have those of {found}")
+        return reduce(LayerStatistics.merge, (self._nodes[node] for node in nodes))
 
     def _insert(self, level: int, index: int, statistics: LayerStatistics) -> None:
-        for up in range(64 - level):
-            if (level + up, index >> up) in self._nodes:
-                raise ValueError(f"statistics of shard {index << level} were added twice")
         while (sibling := self._nodes.pop((level, index ^ 1), None)) is not None:
             left, right = (sibling, statistics) if index & 1 else (statistics, sibling)
             statistics = left.merge(right)

@@ -114,12 +114,9 @@ def read_records(
 
 
 def record_data(block: NDArray[np.uint8], name: str, record: int, offset: int) -> memoryview:
-    """Return the data of the record in a block, [n] uint8 from its header to its footer.
+    """Return the data of a record, given from its header to its footer. Raises CorruptRecordError.
 
     Errors name the file, the number of the record, and the offset of its first byte.
-
-    Raises:
-        CorruptRecordError: a CRC does not match, or the record has another length.
     """
     check_header(block[:HEADER_BYTES], len(block), name, record, offset)
     data = block.data[HEADER_BYTES:-FOOTER_BYTES]
@@ -129,11 +126,7 @@ def record_data(block: NDArray[np.uint8], name: str, record: int, offset: int) -
 
 
 def check_header(header: NDArray[np.uint8], size: int, name: str, record: int, offset: int) -> None:
-    """Check the header, [12] uint8, of a record that takes `size` bytes with its framing.
-
-    Raises:
-        CorruptRecordError: the header is damaged or has another length.
-    """
+    """Raise CorruptRecordError unless a header is that of a record of `size` bytes with framing."""
     found, expected = header.tobytes(), size - HEADER_BYTES - FOOTER_BYTES
     if found == frame_header(expected):
         return

@@ -46,13 +46,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """Result of verifying a dataset.
-
-    Attributes:
-        problems: all problems, sorted by file; empty for a sound dataset.
-        files: number of layer files and files of prompts that were read.
-        bytes: their size.
-    """
+    """Problems sorted by file, and number and size of the files that were read."""
 
     problems: tuple[Problem, ...]
     files: int
@@ -70,10 +64,6 @@ def verify(path: str | os.PathLike[str], records: bool = False) -> VerifyReport:
         path: local folder, or a URL that fsspec can open.
         records: also decode every record of the files without a problem, and check samples, their
             order, shapes and token ids against the prompts, and the statistics.
-
-    Raises:
-        OSError: the folder cannot be listed.
-        ImportError: the URL needs a package that is not installed.
     """
     folder = open_folder(path)
     present = set(folder.files())

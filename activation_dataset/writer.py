@@ -50,8 +50,7 @@ class LayerFileWriter:
             statistics: of exactly these vectors.
 
         Raises:
-            ValueError: the arguments contradict each other; nothing has been written.
-            TypeError: the vectors have another dtype.
+            ValueError, TypeError: the arguments contradict each other; nothing has been written.
             OSError: the stream did not take all bytes.
         """
         payload = self._bytes_of(frames, vectors, statistics)

@@ -38,11 +38,7 @@ class Exported:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Make a folder that gets its name only when all files are written.
-
-    Raises:
-        ExportError: the path exists.
-    """
+    """Make a folder that gets its name only when all files are written. Raises ExportError."""
     if path.exists():
         raise ExportError(f"{path} exists already: choose another folder, or remove it")
     partial = Path(partial_file(str(path), secrets.token_hex(8)))

@@ -22,8 +22,7 @@ DEFAULT_WINDOW = 1 << 16
 
 @dataclass(frozen=True)
 class Position:
-    """Position in the stream: epoch, window of this reader, and vectors of the window (`row`) and
-    of the epoch (`rows`) that were given out so far."""
+    """Epoch, window of this reader, and vectors of the window and of the epoch given out so far."""
 
     epoch: int = 0
     window: int = 0
@@ -46,12 +45,9 @@ class Batches:
         state = batches.state_dict()                   # at any time; can be saved as JSON
         batches.load_state_dict(state)                 # also in another process
 
-    Attributes:
-        dataset, batch_size: as given.
-        shape, dtype: shape and dtype of the values of a full batch.
+    `shape` and `dtype` are those of the values of a full batch.
 
     Args:
-        dataset: the dataset.
         sites: a layer's number, the name of another site, or a sequence of them. With a sequence,
             values are [batch_size, sites, hidden], the same tokens at every site.
         batch_size: vectors of a batch.
@@ -59,8 +55,7 @@ class Batches:
         window: smallest number of vectors that are shuffled together. They come from chunks of
             about 256 KiB from all over the dataset. Two windows are in memory at a time.
         rank, world_size: number of this reader, and number of readers that share each epoch.
-        dtype: dtype of the values.
-        normalize: scaling of the values.
+        dtype, normalize: dtype and scaling of the values.
         only: [n] ascending numbers of the vectors to read; None for all.
         norms: smallest and largest Euclidean norm, as stored, of the vectors to give out: one pair
             for every site, or a pair for each site that is named. A vector outside the bounds of
@@ -130,11 +125,7 @@ class Batches:
         self._position = Position(epoch)
 
     def __len__(self) -> int:
-        """Number of batches of the whole epoch.
-
-        Raises:
-            TypeError: the number of vectors within the bounds of `norms` is unknown.
-        """
+        """Number of batches of the whole epoch. Raises TypeError with `norms`: it is unknown."""
         if self._norms:
             raise TypeError("the number of vectors with norms within the bounds is unknown")
         sizes = self._reader.sizes(self.epoch)
@@ -165,11 +156,7 @@ class Batches:
         self._position = Position(**{name: state[name] for name in asdict(Position())})
 
     def __iter__(self) -> Iterator[Vectors]:
-        """Yield the rest of the epoch.
-
-        Raises:
-            CorruptRecordError: a CRC does not match, or a file ends too early.
-        """
+        """Yield the rest of the epoch. Raises CorruptRecordError."""
         start = self._position
         epoch, row, rows, filled = start.epoch, start.row, start.rows, 0
         end = len(self) * self.batch_size if self._drop_last and not self._norms else None

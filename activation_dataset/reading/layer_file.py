@@ -44,10 +44,8 @@ class LayerFile:
     def read(self, first: int, last: int, out: NDArray[Any]) -> None:
         """Read the vectors of the records first..last - 1 to `out`.
 
-        It is [vectors, hidden] of the storage dtype, C-contiguous, and undefined after an error.
-
-        Raises:
-            CorruptRecordError: a CRC does not match, or the file ends too early.
+        It is [vectors, hidden] of the storage dtype, C-contiguous, and undefined after an error, a
+        CorruptRecordError.
         """
         payload = out.reshape(-1).view(np.uint8)
         start, end = self.index.record_starts[[first, last]].tolist()

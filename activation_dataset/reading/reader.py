@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from activation_dataset.example import ExampleError, decode_example
 from activation_dataset.format import Sample, to_float32
+from activation_dataset.reading import provenance
 from activation_dataset.reading.batches import Batches
-from activation_dataset.reading.provenance import Origin, trace, where
 from activation_dataset.reading.shards import Shards, check_count
 from activation_dataset.reading.vectors import Dtype, Normalize, VectorFormat, Vectors
 from activation_dataset.sites import Site
@@ -145,18 +145,8 @@ class ActivationDataset(Shards):
         except ExampleError as error:
             raise CorruptRecordError(file.path, number, offset, str(error)) from None
 
-    def where(self, **query: Any) -> NDArray[np.int64]:
-        """Return the numbers of the vectors of some tokens, [n] int64, ascending.
-
-            dataset.where(task="007bbfb7", role="output", example=0, row=2, col=1)
-
-        Arguments are those of `provenance.where`.
-        """
-        return where(self, **query)
-
-    def trace(self, number: int) -> Origin:
-        """Return the task, test input, token and grid cell of a vector, given its number."""
-        return trace(self, number)
+    where = provenance.where
+    trace = provenance.trace
 
     def _chosen(self, shard: int | None) -> Sequence[int]:
         """Return the numbers of one shard, or of all."""

@@ -49,12 +49,7 @@ def random_order(
 
 
 def deal(sizes: Sequence[int], readers: int) -> list[list[int]]:
-    """Deal items in order, each to the reader with the smallest sum of sizes so far.
-
-    Returns:
-        Positions of each reader's items, ascending. The sums of any two readers differ by at most
-        the largest size.
-    """
+    """Deal the positions of items in order, each to the reader with the smallest sum of sizes."""
     dealt: list[list[int]] = [[] for _ in range(readers)]
     sums = [(0, reader) for reader in range(readers)]
     for item, size in enumerate(sizes):
@@ -65,10 +60,7 @@ def deal(sizes: Sequence[int], readers: int) -> list[list[int]]:
 
 
 def windows(sizes: Sequence[int], window: int) -> list[slice]:
-    """Cut items in order into windows, each the fewest items with a sum of at least `window`.
-
-    The last window may be smaller.
-    """
+    """Cut items in order into windows, each the fewest items with a sum of at least `window`."""
     cuts = []
     first = total = 0
     for item, size in enumerate(sizes, start=1):
@@ -84,8 +76,7 @@ class Window:
     """Vectors in memory.
 
     Attributes:
-        stored: [sites, n, hidden] of the storage dtype.
-        numbers: [n] int64, numbers of the vectors.
+        stored, numbers: [sites, n, hidden] of the storage dtype, and [n] int64.
         order: [k] int64, the vectors to give out, in this order; k < n if norms leave some out.
     """
 
@@ -169,7 +160,6 @@ class WindowReader:
         return Window(stored, numbers, order)
 
     def _make_plan(self, epoch: int) -> list[list[int]]:
-        """Return the parts that each reader reads, in order."""
         order = random_order(len(self._parts), self._seed, CHUNKS, epoch).tolist()
         dealt = deal([self._parts[part].size for part in order], self._readers)
         return [[order[place] for place in places] for places in dealt]

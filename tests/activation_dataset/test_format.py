@@ -5,10 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from activation_dataset.format import (
-    Sample,
     is_partial_file,
     manifest_file,
-    numpy_dtype,
     parse_data_file,
     partial_file,
     prompts_file,
@@ -66,12 +64,3 @@ def test_every_bfloat16_is_widened_without_loss():
     expected = every.view(ml_dtypes.bfloat16).astype(np.float32)
     assert to_float32(every).tobytes() == expected.tobytes()
     assert to_float32(expected) is expected
-
-
-def test_other_dtypes_are_refused():
-    with pytest.raises(TypeError, match="elements are float64, expected float32, or uint16"):
-        to_float32(np.zeros(2))
-    with pytest.raises(ValueError, match="'float16' is not one of float32, bfloat16"):
-        numpy_dtype("float16")  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=r"sample 's': token_ids is int64 .* expected int32"):
-        Sample("s", "t", np.array([3]), 1)

@@ -43,18 +43,6 @@ def test_it_is_kept_and_used(path, caplog):
     assert caplog.text == ""
 
 
-def test_a_damaged_one_is_made_again(path, caplog):
-    caplog.set_level(logging.INFO)
-    kept = path / index_file(0, len(ActivationDataset(path).metadata.shards))
-    ActivationDataset(path).index(0)
-    content = kept.read_bytes()
-    for broken in (b"", content[:10], content[:-1], content[:-9] + b"x" + content[-8:]):
-        kept.write_bytes(broken)
-        ActivationDataset(path).index(0)
-        assert kept.read_bytes() == content
-    assert "damaged, its CRC does not match" in caplog.text
-
-
 def test_a_flipped_bit_in_any_byte_is_caught(tmp_path):
     write_dataset(tmp_path, [[1, 2]])
     data = encode_index(ActivationDataset(tmp_path).index(0), "key")

@@ -29,15 +29,6 @@ def path(tmp_path):
     return tmp_path / "dataset"
 
 
-def expected(site):
-    """The vectors of a site, [vectors, hidden] float32."""
-    rows = [
-        make_rows(make_prompts(lengths, shard), "none", 8, row_seed(site, shard))
-        for shard, lengths in enumerate(SHARDS)
-    ]
-    return np.concatenate(rows)
-
-
 def test_a_site_has_a_name_a_folder_and_a_label():
     names = {each: site_of(10, each) for each in HOOK_POINTS}
     assert names["resid_post"] == 10
@@ -68,12 +59,12 @@ def test_each_site_is_read_by_its_name(path):
     dataset = ActivationDataset(path)
     assert dataset.layers == LAYERS
     assert dataset.sites == (MLP_9, MLP_10, 9, 10)
-    for site in (*dataset.sites, "blocks.9.hook_resid_post"):
-        rows = expected(parse_site(str(site)))
-        for found in (dataset[site], dataset.records(site)):
-            assert np.array_equal(np.concatenate([each.activation for each in found]), rows)
-        assert np.array_equal(dataset[site][1].activation, rows[3:43])
-        assert np.array_equal(np.concatenate([b.values for b in dataset.blocks(site)]), rows)
+    rows = np.concatenate([each.values for each in dataset.blocks(dataset.sites)])
+    for place, site in enumerate((MLP_9, "blocks.10.hook_mlp_out", "blocks.9.hook_resid_post", 10)):
+        found = np.concatenate([each.activation for each in dataset[site]])
+        np.testing.assert_array_equal(found, rows[:, place])
+    first = make_rows(make_prompts(SHARDS[0], 0), "none", 8, row_seed(MLP_9, 0))
+    np.testing.assert_array_equal(rows[: len(first), 0], first)
 
 
 def test_a_site_that_was_not_captured_is_named(path):

