@@ -28,11 +28,7 @@ def sealed_text(value: Mapping[str, Json], digest_field: str) -> str:
 
 
 def read_sealed(text: str | bytes, digest_field: str) -> dict[str, Json]:
-    """The other fields of an object that `sealed_text` wrote.
-
-    Raises:
-        FieldError: the text is not JSON, has another schema version, or does not match its digest.
-    """
+    """The other fields of an object that `sealed_text` wrote. Raises FieldError for other texts."""
     content = text.encode() if isinstance(text, str) else text
     try:
         value = json.loads(content)

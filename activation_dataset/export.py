@@ -42,11 +42,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Export, print how to load the result, and return the exit code.
-
-    Raises:
-        ExportError: an argument does not fit the dataset or the exporter, or OUT exists.
-    """
+    """Export, print how to load the result, and return the exit code. Raises ExportError."""
     options = {name: value for name in _OPTIONS if (value := getattr(arguments, name)) is not None}
     for name in options:
         if (exporter := _OPTIONS[name][0]) != arguments.to:

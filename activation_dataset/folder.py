@@ -88,11 +88,7 @@ Folder = LocalFolder | RemoteFolder
 
 
 def open_folder(path: str | os.PathLike[str]) -> Folder:
-    """Return the folder at a local path, or at a URL such as gs://bucket/folder.
-
-    Raises:
-        ImportError: fsspec or its driver for this kind of URL is not installed.
-    """
+    """Return the folder at a path or URL. Raises ImportError if the URL needs another package."""
     location = os.fspath(path)
     if "://" not in location:
         return LocalFolder(Path(location))

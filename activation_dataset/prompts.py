@@ -65,7 +65,6 @@ class Prompt:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of the prompt."""
         return len(self.token_ids)
 
 

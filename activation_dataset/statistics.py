@@ -64,10 +64,10 @@ class LayerStatistics:
         """Statistics from moments that a device computed, for one step.
 
         Args:
-            mean: [hidden] float32 or float64, mean of the finite vectors.
-            m2: [hidden] float32 or float64, sum of their squared deviations from the mean.
+            mean, m2: [hidden] float32 or float64, mean of the finite vectors, and sum of their
+                squared deviations from it.
             norms: [n] float32 or float64, Euclidean norm of each vector; NaN for a vector that is
-                not finite and is left out of `mean` and `m2`.
+                not finite.
 
         Raises:
             OverflowError: a moment is not finite, because squares overflowed in float32. Use
@@ -176,8 +176,7 @@ class OrderedMerge:
     """Merge of the statistics of shards 0..n-1, with the same bits for every order of arrival.
 
     The merges form a fixed binary tree over the shard numbers: two siblings are merged as soon as
-    both have arrived. Shards in order leave log2(n) nodes waiting, the worst order n/2. The object
-    can be pickled.
+    both have arrived. Shards in order leave log2(n) nodes waiting, the worst order n/2.
     """
 
     _nodes: dict[tuple[int, int], LayerStatistics] = field(default_factory=dict)

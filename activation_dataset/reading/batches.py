@@ -50,8 +50,7 @@ class Batches:
     Args:
         sites: a layer's number, the name of another site, or a sequence of them. With a sequence,
             values are [batch_size, sites, hidden], the same tokens at every site.
-        batch_size: vectors of a batch.
-        seed: seed of the order, 0..2^64 - 1.
+        seed: of the order, 0..2^64 - 1.
         window: smallest number of vectors that are shuffled together. They come from chunks of
             about 256 KiB from all over the dataset. Two windows are in memory at a time.
         rank, world_size: number of this reader, and number of readers that share each epoch.

@@ -42,9 +42,9 @@ class ActivationRecord(Sample):
 class ActivationDataset(Shards):
     """A complete dataset, opened for reading.
 
-    Opening reads metadata.json only. Samples are numbered in the order of the shards, the same at
-    every site. A process that receives a pickled dataset opens it again. The path is a local
-    folder, or a URL that fsspec can open.
+    The path is a local folder, or a URL that fsspec can open; opening reads metadata.json only.
+    Samples are numbered in the order of the shards, the same at every site. A process that receives
+    a pickled dataset opens it again.
 
         dataset = ActivationDataset("activations")
         dataset.layers                         # (10, 11, ..., 23)
@@ -149,7 +149,6 @@ class ActivationDataset(Shards):
     trace = provenance.trace
 
     def _chosen(self, shard: int | None) -> Sequence[int]:
-        """Return the numbers of one shard, or of all."""
         count = len(self.metadata.shards)
         if shard is not None and not 0 <= shard < count:
             raise IndexError(f"shard {shard} is not in 0..{count - 1}")
@@ -161,10 +160,7 @@ class ActivationDataset(Shards):
 
 
 class LayerRecords(Sequence[ActivationRecord]):
-    """The records of one site, by index or in order.
-
-    It is a map-style dataset for PyTorch and a random access data source for Grain.
-    """
+    """The records of one site: a map-style dataset for PyTorch, and a data source for Grain."""
 
     def __init__(self, dataset: ActivationDataset, site: Site) -> None:
         self._dataset, self.site = dataset, site

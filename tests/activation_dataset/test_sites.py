@@ -7,6 +7,7 @@ from activation_dataset import ActivationDataset
 from activation_dataset.format import layer_folder
 from activation_dataset.sites import (
     HOOK_POINTS,
+    Site,
     hook_name,
     in_forward_order,
     parse_site,
@@ -60,7 +61,8 @@ def test_each_site_is_read_by_its_name(path):
     assert dataset.layers == LAYERS
     assert dataset.sites == (MLP_9, MLP_10, 9, 10)
     rows = np.concatenate([each.values for each in dataset.blocks(dataset.sites)])
-    for place, site in enumerate((MLP_9, "blocks.10.hook_mlp_out", "blocks.9.hook_resid_post", 10)):
+    names: tuple[Site, ...] = (MLP_9, MLP_10, "blocks.9.hook_resid_post", 10)
+    for place, site in enumerate(names):
         found = np.concatenate([each.activation for each in dataset[site]])
         np.testing.assert_array_equal(found, rows[:, place])
     first = make_rows(make_prompts(SHARDS[0], 0), "none", 8, row_seed(MLP_9, 0))

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,13 +72,13 @@ def test_every_vector_is_traced_to_its_token(datasets, pooling):
             dataset.trace(outside)
 
 
-SAMPLES = [
+SAMPLES: list[dict[str, Any]] = [
     {},
     {"source": "training/é2.json", "task": "00000000", "test": 0},
     {"sample": "training/é1.json#00000001/0"},
     {"test": 1},
 ]
-TOKENS = [
+TOKENS: list[dict[str, Any]] = [
     {},
     {"role": "text"},
     {"example": "test"},
