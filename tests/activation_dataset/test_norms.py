@@ -9,15 +9,6 @@ from activation_dataset.norms import NormHistogram, lower_edge
 NORMS = st.lists(st.floats(0, 1e40), max_size=50).map(lambda norms: np.array(norms, np.float64))
 
 
-@given(NORMS, NORMS, NORMS)
-def test_merging_in_any_order_gives_the_histogram_of_all(a, b, c):
-    whole = NormHistogram.of(np.concatenate([a, b, c]))
-    parts = [NormHistogram.of(norms) for norms in (a, b, c)]
-    assert parts[0].merge(parts[1]).merge(parts[2]) == whole
-    assert parts[2].merge(parts[0].merge(parts[1])).to_json() == whole.to_json()
-    assert list(whole.counts) == sorted(whole.counts)
-
-
 @given(st.floats(0, 1e40))
 def test_a_norm_lies_between_the_edges_of_its_bin(norm):
     ((number, count),) = NormHistogram.of(np.array([norm])).counts.items()

@@ -155,7 +155,5 @@ def test_missing_and_surplus_shards_are_refused():
     for shard in (0, 1, 3):
         merge.add(shard, SHARDS[shard])
     for expected in (2, 4):
-        with pytest.raises(
-            ValueError, match=f"need .* {expected} shards, have .* 3"
-        ):
+        with pytest.raises(ValueError, match=f"need .* {expected} shards, have .* 3"):
             merge.result(expected)

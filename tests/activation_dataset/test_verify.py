@@ -12,7 +12,7 @@ from activation_dataset.prompts import read_prompts, write_prompts
 from activation_dataset.sites import HookPoint
 from activation_dataset.tfrecord import frame_footer, frame_header, read_records
 from activation_dataset.verify import verify
-from tests.activation_dataset.synthetic import make_samples, write_dataset
+from tests.activation_dataset.synthetic import make_prompts, write_dataset
 
 SHARDS = [[3, 40, 1], [7], [12, 2]]
 FIRST, MIDDLE, LAST = (shard_file(layer, 1, 3) for layer in (10, 11, 12))
@@ -216,6 +216,6 @@ def test_prompts_that_are_not_those_of_the_records(dataset):
 def test_a_repeated_sample(tmp_path):
     write_dataset(tmp_path, [[4, 4], [4]], seeds=[0, 0])
     assert problems(tmp_path) == []
-    sample = make_samples([4], "last", seed=0)[0].sample_id
+    sample = make_prompts([4])[0].sample_id
     (problem,) = problems(tmp_path, records=True)
     assert f"sample {sample!r} of shard 0 is repeated" in problem
