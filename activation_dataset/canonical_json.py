@@ -11,11 +11,7 @@ from activation_dataset.format import SCHEMA_VERSION
 
 
 def digest_of(value: Mapping[str, Json]) -> str:
-    """SHA-256, in hex, of the value on one line.
-
-    Raises:
-        ValueError: the value cannot be written as JSON.
-    """
+    """SHA-256, in hex, of the value on one line. Raises ValueError if it cannot be JSON."""
     return hashlib.sha256(_line(value).encode("utf-8")).hexdigest()
 
 
@@ -32,11 +28,7 @@ def sealed_text(value: Mapping[str, Json], digest_field: str) -> str:
 
 
 def read_sealed(text: str | bytes, digest_field: str) -> dict[str, Json]:
-    """The other fields of an object that `sealed_text` wrote.
-
-    Raises:
-        FieldError: the text is not JSON, has another schema version, or does not match its digest.
-    """
+    """The other fields of an object that `sealed_text` wrote. Raises FieldError for other texts."""
     content = text.encode() if isinstance(text, str) else text
     try:
         value = json.loads(content)

@@ -39,11 +39,7 @@ def crc32c(*buffers: Buffer) -> int:
 
 
 def crc32c_of_stream(stream: BinaryIO) -> tuple[int, int]:
-    """CRC32C and number of the bytes from the stream's position to its end.
-
-    Raises:
-        OSError: the stream cannot be read.
-    """
+    """CRC32C and number of the bytes from the stream's position to its end. Raises OSError."""
     piece = np.empty(_PIECE_BYTES, np.uint8)
     crc = size = 0
     while count := stream.readinto(piece.data):  # type: ignore[attr-defined]

@@ -39,13 +39,7 @@ class ExampleError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class DecodedExample:
-    """Content of one record.
-
-    Attributes:
-        sample: sample_id, task_id, token_ids and num_tokens.
-        shape: (hidden,) or (num_tokens, hidden).
-        activation: raw bytes of the payload, a view of the decoded data.
-    """
+    """Content of one record. `activation` is a view of the payload's bytes in the data."""
 
     sample: Sample
     shape: tuple[int, ...]
@@ -55,10 +49,7 @@ class DecodedExample:
 def encode_prefix(payload_bytes: int, suffix_bytes: int, payload: bytes = ACTIVATION) -> bytes:
     """Encode everything before the bytes of the payload, whose feature sorts first.
 
-    Args:
-        payload_bytes: size of the payload.
-        suffix_bytes: size of the result of `encode_suffix`.
-        payload: name of the payload's feature.
+    `payload` is the name of its feature, `suffix_bytes` the size of `encode_suffix`'s result.
     """
     lengths = []
     length = payload_bytes
@@ -75,23 +66,15 @@ def encode_prefix(payload_bytes: int, suffix_bytes: int, payload: bytes = ACTIVA
 
 
 def encode_suffix(sample: Sample, shape: Sequence[int]) -> bytes:
-    """Encode everything after the bytes of the payload: the other features.
-
-    Args:
-        sample: the sample.
-        shape: the feature `shape`.
-
-    Raises:
-        ValueError: a token id is negative.
-    """
+    """Encode the features after the payload. Raises ValueError for a negative token id."""
     if len(sample.token_ids) and sample.token_ids.min() < 0:
         raise ValueError(f"sample {sample.sample_id!r} has a negative value in token_ids")
     return b"".join(
         (
             _entry(b"num_tokens", _int64_feature(_varint(sample.num_tokens))),
-            _entry(b"sample_id", _bytes_feature(sample.sample_id.encode("utf-8"))),
+            _entry(b"sample_id", _text_feature(sample.sample_id)),
             _entry(b"shape", _int64_feature(b"".join(map(_varint, shape)))),
-            _entry(b"task_id", _bytes_feature(sample.task_id.encode("utf-8"))),
+            _entry(b"task_id", _text_feature(sample.task_id)),
             _entry(b"token_ids", _int64_feature(_varint_array(sample.token_ids))),
         )
     )
@@ -99,10 +82,6 @@ def encode_suffix(sample: Sample, shape: Sequence[int]) -> bytes:
 
 def decode_example(data: bytes | memoryview, payload: bytes = ACTIVATION) -> DecodedExample:
     """Decode a record's data. Copies everything except the payload.
-
-    Args:
-        data: the record's data.
-        payload: name of the payload's feature.
 
     Raises:
         ExampleError: the data is not exactly what the encoder writes.
@@ -141,8 +120,8 @@ def _entry(name: bytes, feature: bytes) -> bytes:
     return _field(_FIELD_1, _field(_FIELD_1, name) + _field(_FIELD_2, feature))
 
 
-def _bytes_feature(value: bytes) -> bytes:
-    return _field(_BYTES_LIST, _field(_FIELD_1, value))
+def _text_feature(value: str) -> bytes:
+    return _field(_BYTES_LIST, _field(_FIELD_1, value.encode("utf-8")))
 
 
 def _int64_feature(packed: bytes) -> bytes:

@@ -17,11 +17,11 @@ EXPORTERS: dict[str, Callable[..., Exported]] = {
 }
 """Value of --to, and the function that writes the export."""
 
-# Options that belong to one exporter.
+# Options of one exporter: its name, the least value, and the help.
 _OPTIONS = {
-    "context_size": "sae_lens",
-    "batch_size": "dictionary_learning",
-    "seed": "dictionary_learning",
+    "context_size": ("sae_lens", 1, "vectors of a row (default: 128)"),
+    "batch_size": ("dictionary_learning", 1, "batch size (default: 4096)"),
+    "seed": ("dictionary_learning", 0, "seed of the order (default: 0)"),
 }
 
 
@@ -37,28 +37,16 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         metavar="LAYER",
         help="number of the layer, or a name such as blocks.10.hook_mlp_out",
     )
-    least_one, least_zero = at_least(1), at_least(0)
-    command.add_argument(
-        "--context_size", type=least_one, help="sae_lens: vectors of a row (default: 128)"
-    )
-    command.add_argument(
-        "--batch_size", type=least_one, help="dictionary_learning: batch size (default: 4096)"
-    )
-    command.add_argument(
-        "--seed", type=least_zero, help="dictionary_learning: seed of the order (default: 0)"
-    )
+    for name, (exporter, least, text) in _OPTIONS.items():
+        command.add_argument(f"--{name}", type=at_least(least), help=f"{exporter}: {text}")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Export, print how to load the result, and return the exit code.
-
-    Raises:
-        ExportError: an argument does not fit the dataset or the exporter, or OUT exists.
-    """
+    """Export, print how to load the result, and return the exit code. Raises ExportError."""
     options = {name: value for name in _OPTIONS if (value := getattr(arguments, name)) is not None}
     for name in options:
-        if _OPTIONS[name] != arguments.to:
-            raise ExportError(f"--{name} is for --to {_OPTIONS[name]}, not for {arguments.to}")
+        if (exporter := _OPTIONS[name][0]) != arguments.to:
+            raise ExportError(f"--{name} is for --to {exporter}, not for {arguments.to}")
     dataset = ActivationDataset(arguments.folder)
     try:
         site = dataset.metadata.run.site(arguments.layer)

@@ -35,10 +35,7 @@ class FieldError(ValueError):
 
 
 def to_json(value: Any) -> Json:
-    """The value for json of a dataclass, mapping, sequence, array or plain value.
-
-    A class with a method `to_json` is converted by it.
-    """
+    """The value for json of a dataclass, mapping, sequence, array, or object with `to_json`."""
     if hasattr(value, "to_json"):
         return value.to_json()
     if is_dataclass(value):
@@ -54,9 +51,9 @@ def from_json(kind: Any, value: Json, where: str) -> Any:
     """Restore a value of a type from the result of `to_json`.
 
     Args:
-        kind: the type: a dataclass, str, int (at least 0), float (finite, at least 0), a Literal,
-            Site, tuple[X, ...], Mapping[str | int | Site, X], NDArray (float64, finite), or Any. A
-            class with a class method `from_json(value, where)` is converted by it.
+        kind: a dataclass, str, int (at least 0), float (finite, at least 0), a Literal, Site,
+            tuple[X, ...], Mapping[str | int | Site, X], NDArray (float64, finite), Any, or a class
+            with a class method `from_json(value, where)`.
         value: the JSON.
         where: path of the value in errors; empty for the whole file.
 
@@ -135,7 +132,6 @@ def _plain(kind: Any, value: Json, where: str) -> Any:
 
 
 def _numbers(value: Json) -> NDArray[np.float64] | None:
-    """[n] float64 of a list of finite numbers; None for anything else."""
     if not isinstance(value, list) or not set(map(type, value)) <= {int, float}:
         return None
     try:

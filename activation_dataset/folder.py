@@ -21,10 +21,8 @@ _BUFFER_BYTES = 1 << 16
 class LocalFolder:
     """A folder of this machine.
 
-    Attributes:
-        root: path of the folder. Paths of files are relative to it and use "/".
-        local: True; readers may add index files to the folder.
-        parallel_reads: number of concurrent reads that reach the folder's full speed.
+    Paths of files are relative to `root` and use "/". Readers may add index files if `local`.
+    `parallel_reads` is the number of concurrent reads that reach the folder's full speed.
     """
 
     root: Path
@@ -55,9 +53,11 @@ class LocalFolder:
 
     def files(self) -> Iterator[str]:
         """Yield the paths of all files in the folder and its subfolders, in no order."""
+        # Joining strings takes a tenth of the time of Path.relative_to.
+        skipped = len(os.path.join(self.root, ""))
         for folder, _, names in os.walk(self.root, onerror=_raise):
-            for name in names:
-                yield (Path(folder) / name).relative_to(self.root).as_posix()
+            prefix = os.path.join(folder, "")[skipped:].replace(os.sep, "/")
+            yield from (prefix + name for name in names)
 
 
 @dataclass(frozen=True)
@@ -88,11 +88,7 @@ Folder = LocalFolder | RemoteFolder
 
 
 def open_folder(path: str | os.PathLike[str]) -> Folder:
-    """Return the folder at a local path, or at a URL such as gs://bucket/folder.
-
-    Raises:
-        ImportError: fsspec or its driver for this kind of URL is not installed.
-    """
+    """Return the folder at a path or URL. Raises ImportError if the URL needs another package."""
     location = os.fspath(path)
     if "://" not in location:
         return LocalFolder(Path(location))

@@ -37,8 +37,7 @@ class Sample:
     """Description of one prompt in the records of a layer file.
 
     Attributes:
-        sample_id: unique in the dataset.
-        task_id: id of the task, as its file gives it.
+        sample_id, task_id: unique id, and id of the task as its file gives it.
         token_ids: [n] int32. Pooling "none" and "mean": all tokens of the prompt. Pooling "last":
             the token whose vector is stored.
         num_tokens: tokens of the whole prompt.
@@ -115,14 +114,9 @@ def _number(shard: int, num_shards: int) -> str:
 def partial_file(path: str, unique: str) -> str:
     """Name under which `path` is written until it is complete.
 
-    Args:
-        path: the final path.
-        unique: 8 to 32 lower-case hexadecimal digits that no other writer uses.
+    No other writer may use the `unique` part, 8 to 32 lower-case hexadecimal digits.
     """
-    partial = f"{path}.partial-{unique}"
-    if not is_partial_file(partial):
-        raise ValueError(f"{unique!r} is not 8 to 32 lower-case hexadecimal digits")
-    return partial
+    return f"{path}.partial-{unique}"
 
 
 def is_partial_file(path: str) -> bool:
@@ -140,11 +134,7 @@ def numpy_dtype(storage_dtype: StorageDtype) -> np.dtype[Any]:
 
 
 def to_float32(stored: NDArray[Any]) -> NDArray[np.float32]:
-    """Convert stored elements to native float32 without loss.
-
-    Args:
-        stored: float32, or uint16 with the bits of bfloat16; any shape.
-    """
+    """Convert stored elements, float32 or bits of bfloat16 in uint16, to float32 without loss."""
     if stored.dtype == np.uint16:
         widened = stored.astype(np.uint32)
         widened <<= 16

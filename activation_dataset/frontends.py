@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -35,12 +35,9 @@ def torch_dataset(
     `set_epoch`, `state_dict` and `load_state_dict` are those of `Batches`. The workers of a
     DataLoader share each epoch, and each has its own state. Workers that start anew in each epoch
     do not know the epoch: call `set_epoch` before each. Workers are not needed for speed, because a
-    thread reads ahead.
-
-    Args:
-        dataset, sites, batch_size, options: as for `Batches`.
+    thread reads ahead. Arguments are those of `Batches`.
     """
-    return _torch_class()(dataset, sites, batch_size, options)
+    return _torch_class()(partial(Batches, dataset, sites, batch_size, **options))
 
 
 @cache
@@ -49,15 +46,8 @@ def _torch_class() -> Any:
     from torch.utils.data import IterableDataset, get_worker_info
 
     class TorchBatches(IterableDataset[dict[str, torch.Tensor]]):
-        def __init__(
-            self,
-            dataset: ActivationDataset,
-            sites: Site | Sequence[Site],
-            batch_size: int,
-            options: Mapping[str, Any],
-        ) -> None:
-            self._arguments = dataset, sites, batch_size, dict(options)
-            self._batches = Batches(dataset, sites, batch_size, **options)
+        def __init__(self, make: partial[Batches]) -> None:
+            self._make, self._batches = make, make()
             self._worker: int | None = None
 
         def __len__(self) -> int:
@@ -85,7 +75,7 @@ def _torch_class() -> Any:
             """Return all batches, or the share of a DataLoader's worker, which has a copy."""
             worker = get_worker_info()
             if worker is not None and worker.id != self._worker:
-                dataset, sites, batch_size, options = self._arguments
+                (dataset, *rest), options = self._make.args, self._make.keywords
                 rank, world_size = options.get("rank", 0), options.get("world_size", 1)
                 share = {
                     "rank": rank * worker.num_workers + worker.id,
@@ -94,22 +84,18 @@ def _torch_class() -> Any:
                 # Processes must not share connections: the worker opens the dataset again.
                 dataset = ActivationDataset(dataset.path)
                 epoch = self._batches.epoch
-                self._batches = Batches(dataset, sites, batch_size, **options | share)
+                self._batches = Batches(dataset, *rest, **options | share)
                 self._batches.set_epoch(epoch)
                 self._worker = worker.id
             return self._batches
 
         def __reduce__(self) -> tuple[Any, ...]:
-            return _restore_torch, (*self._arguments, self._batches.state_dict())
+            make = partial(torch_dataset, *self._make.args, **self._make.keywords)
+            return make, (), self._batches.state_dict()
+
+        __setstate__ = load_state_dict
 
     return TorchBatches
-
-
-def _restore_torch(*arguments: Any) -> Any:
-    *given, state = arguments
-    restored = _torch_class()(*given)
-    restored.load_state_dict(state)
-    return restored
 
 
 def grain_dataset(
@@ -119,12 +105,9 @@ def grain_dataset(
 
     An element is a dict: `values`, [batch_size, hidden] or [batch_size, sites, hidden]; `numbers`,
     [batch_size] int64. Each iterator has its own position, which checkpoints of Grain and Orbax
-    save and restore.
-
-    Args:
-        dataset, sites, batch_size, options: as for `Batches`.
+    save and restore. Arguments are those of `Batches`.
     """
-    return _grain_class()(dataset, sites, batch_size, options)
+    return _grain_class()(partial(Batches, dataset, sites, batch_size, **options))
 
 
 @cache
@@ -153,23 +136,18 @@ def _grain_class() -> Any:
             self._epoch = iter(())
 
     class GrainBatches(grain.IterDataset):
-        def __init__(self, *arguments: Any) -> None:
+        def __init__(self, make: partial[Batches]) -> None:
             super().__init__()
-            self._arguments = arguments
-            self.__iter__()  # checks the arguments
+            self._make = make
+            make()  # checks the arguments
 
         def __iter__(self) -> GrainIterator:
-            dataset, sites, batch_size, options = self._arguments
-            return GrainIterator(Batches(dataset, sites, batch_size, **options))
+            return GrainIterator(self._make())
 
         def __reduce__(self) -> tuple[Any, ...]:
-            return _restore_grain, self._arguments
+            return partial(grain_dataset, *self._make.args, **self._make.keywords), ()
 
     return GrainBatches
-
-
-def _restore_grain(*arguments: Any) -> Any:
-    return _grain_class()(*arguments)
 
 
 def tf_dataset(batches: Batches) -> Any:
@@ -200,14 +178,9 @@ class DeviceBatches:
         batches: source of the batches.
         sharding: jax.sharding.Sharding or device of the values; None for JAX's default.
         ahead: number of batches to transfer ahead.
-
-    Raises:
-        ValueError: `ahead` is less than 1.
     """
 
     def __init__(self, batches: Batches, sharding: Any = None, ahead: int = 2) -> None:
-        if ahead < 1:
-            raise ValueError(f"ahead is {ahead}, expected at least 1")
         self._batches, self._sharding, self._ahead = batches, sharding, ahead
         self._state = batches.state_dict()
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import json
 import logging
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 
@@ -34,13 +33,12 @@ class ShardIndex:
     """Records and prompts of a shard, in the order of its files.
 
     Attributes:
-        pooling: pooling of the dataset.
+        pooling: of the dataset.
         record_starts: [samples + 1] int64, offset of each record in a layer file; the last element
             is the size of the file.
         activation_starts: [samples] int64, offset of each record's activation.
         token_ends: [samples] int64, cumulative number of prompt tokens.
-        token_ids: [tokens] int32, tokens of all prompts.
-        cells: [tokens, 4] int16, grid cells of these tokens, as in Prompt.
+        token_ids, cells: [tokens] int32 and [tokens, 4] int16 of all prompts, as in Prompt.
         sample_ids, task_ids: ids of each sample and of its task.
     """
 
@@ -76,12 +74,9 @@ class ShardIndex:
 
 
 def open_index(folder: Folder, metadata: Metadata, shard: int) -> ShardIndex:
-    """Load the index of a shard from its file, or build it from the shard's prompts.
+    """Load the index of a shard from its file, or build it from the prompts and try to save it.
 
-    An index that was built is saved if the folder is local and can be written to.
-
-    Raises:
-        CorruptRecordError, OSError: the prompts cannot be read.
+    Remote folders are left unchanged. Raises CorruptRecordError or OSError.
     """
     index, data = _load_or_build(folder, metadata, shard)
     if data and folder.local:
@@ -95,8 +90,7 @@ def open_index(folder: Folder, metadata: Metadata, shard: int) -> ShardIndex:
 def keep_indexes(folder: Folder, metadata: Metadata) -> int:
     """Save the index of each shard that has none, or a stale or damaged one; return their number.
 
-    Raises:
-        CorruptRecordError, OSError: prompts cannot be read, or an index cannot be written.
+    Raises CorruptRecordError or OSError.
     """
     built = 0
     for shard in range(len(metadata.shards)):
@@ -116,22 +110,21 @@ def record_kind(metadata: Metadata) -> RecordKind:
 def _load_or_build(folder: Folder, metadata: Metadata, shard: int) -> tuple[ShardIndex, bytes]:
     """Return the index of a shard, and the content of its file if that has to be written."""
     path = index_file(shard, len(metadata.shards))
-    prompts, kind = metadata.shards[shard].prompts, record_kind(metadata)
+    entry, kind = metadata.shards[shard].prompts, record_kind(metadata)
     # Names what the index is built from. A file with another key is stale.
-    key = digest_of({"prompts": asdict(prompts), **asdict(kind)})
+    key = digest_of({"prompts": asdict(entry), **asdict(kind)})
     try:
         with folder.open(path) as stream:
             return decode_index(stream.read(), key), b""
     except (OSError, ValueError) as error:
-        LOGGER.info("building %s from %s: %s", path, prompts.path, error)
-    with folder.open(prompts.path) as stream:
-        index = build_index(read_prompts(stream, prompts.path), kind)
+        LOGGER.info("building %s from %s: %s", path, entry.path, error)
+    with folder.open(entry.path) as stream:
+        prompts = list(read_prompts(stream, entry.path))
+    index = _index_of(prompts, kind)
     return index, encode_index(index, key)
 
 
-def build_index(prompts: Iterable[Prompt], kind: RecordKind) -> ShardIndex:
-    """Return the index of a shard with these prompts, whose layer files have records of `kind`."""
-    prompts = list(prompts)
+def _index_of(prompts: list[Prompt], kind: RecordKind) -> ShardIndex:
     frames = [frame_record(kind.sample(prompt), kind) for prompt in prompts]
     record_starts = np.cumsum([0, *(frame.size for frame in frames)], dtype=np.int64)
     heads = np.array([len(frame.head) for frame in frames], np.int64)
@@ -166,11 +159,7 @@ def encode_index(index: ShardIndex, key: str) -> bytes:
 
 
 def decode_index(data: bytes, key: str) -> ShardIndex:
-    """Decode an index file.
-
-    Raises:
-        ValueError: the bytes are damaged, not an index, or have another key.
-    """
+    """Decode an index file. Raises ValueError if it is damaged or has another key."""
     body, crc = data[:-_CRC_BYTES], data[-_CRC_BYTES:]
     if not body or crc32c(body) != int.from_bytes(crc, "little"):
         raise ValueError("damaged, its CRC does not match")

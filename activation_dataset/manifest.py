@@ -18,13 +18,8 @@ _DIGEST = "manifest_sha256"
 
 @dataclass(frozen=True)
 class FileEntry:
-    """One file, as metadata.json lists it.
-
-    Attributes:
-        path: relative to the dataset's folder, with "/".
-        bytes: size of the file.
-        crc32c: of the whole file, in base64 as Cloud Storage shows it.
-    """
+    """One file, as metadata.json lists it: path in the dataset's folder with "/", size, and CRC32C
+    of the whole file in base64, as Cloud Storage shows it."""
 
     path: str
     bytes: int
@@ -40,11 +35,7 @@ class _Sealed:
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Self:
-        """Restore a manifest from the result of `to_bytes`.
-
-        Raises:
-            FieldError: the content is damaged or another kind of manifest.
-        """
+        """Restore a manifest from the result of `to_bytes`. Raises FieldError for anything else."""
         result: Self = from_json(cls, read_sealed(content, _DIGEST), "")
         return result
 
@@ -55,14 +46,10 @@ class LayerManifest(_Sealed):
 
     Attributes:
         shard: number of the shard.
-        samples: records in the file.
-        tokens: tokens of all its prompts.
-        vectors: vectors in the file.
+        samples, tokens, vectors: records in the file, tokens of all its prompts, and vectors.
         order: digest of the sample ids in the order of the file, see `sample_order`.
         ops: implementation that computed the vectors, such as "xla".
-        site: the site.
-        file: the file.
-        statistics: of the vectors.
+        site, file, statistics: the site, the file, and the statistics of the vectors.
     """
 
     shard: int
@@ -78,15 +65,7 @@ class LayerManifest(_Sealed):
 
 @dataclass(frozen=True)
 class PromptsManifest(_Sealed):
-    """Content of one file of prompts.
-
-    Attributes:
-        shard: number of the shard.
-        samples: prompts in the file.
-        tokens: tokens of all its prompts.
-        order: digest of the sample ids in the order of the file, see `sample_order`.
-        file: the file.
-    """
+    """Content of one file of prompts; attributes as in LayerManifest."""
 
     shard: int
     samples: int
@@ -100,13 +79,7 @@ Manifest = LayerManifest | PromptsManifest
 
 @dataclass(frozen=True)
 class Shard:
-    """One shard in all its sites.
-
-    Attributes:
-        shard, samples, tokens: as in LayerManifest, the same for every site.
-        prompts: the file of its prompts.
-        files: site to file.
-    """
+    """One shard in all its sites: its number, size, file of prompts, and layer file by site."""
 
     shard: int
     samples: int
@@ -133,12 +106,9 @@ def sample_order(sample_ids: Iterable[str]) -> str:
 def shards_of(
     manifests: Iterable[Manifest], sites: Sequence[Site], num_shards: int
 ) -> tuple[Shard, ...]:
-    """Put the manifests of a complete dataset in order.
+    """Put the manifests of a complete dataset, given in any order, in order.
 
-    Args:
-        manifests: one for each site and one for the prompts of each shard, in any order.
-        sites: all sites, in the order of the metadata.
-        num_shards: number of shards.
+    Each shard has a manifest for each site, and one for its prompts.
 
     Raises:
         ValueError: a file is missing, written twice or unknown, or the files of a shard differ in

@@ -14,24 +14,15 @@ from activation_dataset.sites import HOOK_POINTS, HookPoint, Site, hook_name, si
 from activation_dataset.statistics import LayerStatistics
 
 _DIGEST = "metadata_sha256"
-_DERIVED = (
-    "num_layers_extracted",
-    "byte_order",
-    "total_samples",
-    "total_tokens",
-    "total_vectors",
+_OTHER_FIELDS = (
+    *("num_layers_extracted", "byte_order", "total_samples", "total_tokens", "total_vectors"),
+    *("batches", "rejected", "statistics", "ops"),
 )
 
 
 @dataclass(frozen=True)
 class InputFile:
-    """One input file.
-
-    Attributes:
-        path: as sample ids give it.
-        bytes: size of the file.
-        sha256: in hex.
-    """
+    """One input file: its path as sample ids give it, size, and SHA-256 in hex."""
 
     path: str
     bytes: int
@@ -46,13 +37,10 @@ class RunDescription:
         model_name: as the user gave it, a hub id or the name of a folder.
         layers_extracted: ascending.
         hidden_dim: elements of a vector.
-        pooling: "last", "mean" or "none".
         hook_points: captured in each layer, in the order of `HOOK_POINTS`.
-        storage_dtype: of the stored elements.
-        compute_dtype: dtype in which the model ran.
+        storage_dtype, compute_dtype: of the stored elements, and of the model.
         prompt_template: the whole template.
-        tokenizer: at least {"fingerprint": str}.
-        weights: at least {"fingerprint": str}; says so if the weights are random.
+        tokenizer, weights: at least {"fingerprint": str}; weights say so if they are random.
         inputs: the input files, sorted by path.
         settings: all other settings that decide about bytes, such as max_length.
         versions: package to version.
@@ -91,11 +79,7 @@ class RunDescription:
         return sites_of(self.layers_extracted, self.hook_points)
 
     def site(self, named: Site) -> Site:
-        """The site with a layer's number or a TransformerLens name.
-
-        Raises:
-            KeyError: the dataset does not have it.
-        """
+        """The site with a layer's number or a TransformerLens name. Raises KeyError."""
         if named not in self._by_name:
             raise KeyError(f"site {named} is not in the dataset, which has {self.sites}")
         return self._by_name[named]
@@ -110,8 +94,7 @@ class Metadata:
     """Content of metadata.json.
 
     Attributes:
-        run: origin of the dataset.
-        shards: all shards, in order.
+        run, shards: origin of the dataset, and all shards in order.
         rejected: reason to number of rejected tasks.
         statistics: site to the statistics of all its vectors.
         ops: implementations that computed the vectors, sorted, such as ("xla",).
@@ -160,9 +143,7 @@ class Metadata:
         """
         value = read_sealed(text, _DIGEST)
         run_names = [each.name for each in fields(RunDescription)]
-        check_names(
-            value, [*run_names, *_DERIVED, "batches", "rejected", "statistics", "ops"], where=""
-        )
+        check_names(value, [*run_names, *_OTHER_FIELDS], where="")
         run = {name: value[name] for name in run_names}
         result = cls(
             run=from_json(RunDescription, run, ""),
@@ -179,7 +160,6 @@ class Metadata:
         return result
 
     def _derived(self) -> dict[str, Json]:
-        """Fields of metadata.json that follow from others."""
         return {
             "num_layers_extracted": len(self.run.layers_extracted),
             "byte_order": "little",

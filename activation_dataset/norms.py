@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,13 +24,10 @@ _INFINITY = 0x7FF0_0000_0000_0000 >> _DROPPED_BITS
 
 @dataclass(frozen=True)
 class NormHistogram:
-    """Number of norms in each bin.
+    """Number of norms in each bin that is not empty, by ascending bin.
 
     Bin `k` holds the norms x with lower_edge(k) <= x < lower_edge(k + 1): the norms whose float64
     bits, but for the lowest 46, are `k`.
-
-    Attributes:
-        counts: bin to number of norms, ascending, without empty bins.
     """
 
     counts: Mapping[int, int] = field(default_factory=dict)
@@ -60,10 +57,8 @@ class NormHistogram:
         return sum(self.counts.values())
 
     def quantile(self, q: float) -> float:
-        """The quantile `q`, 0 to 1, with a relative error of at most 1/128.
-
-        It is the middle of the bin of the norm of rank ceil(q * total), and 0 without norms.
-        """
+        """The middle of the bin of the norm of rank ceil(q * total), at most 1/128 off; 0 without
+        norms."""
         rank = max(1, math.ceil(q * self.total))
         reached = 0
         for number, count in self.counts.items():
@@ -79,42 +74,27 @@ class NormHistogram:
 
     def count_from(self, norm: float) -> int:
         """Number of norms in the bin of `norm` and above."""
-        first = bin_of(norm)
+        first = int(np.float64(norm).view(np.int64)) >> _DROPPED_BITS
         return sum(count for number, count in self.counts.items() if number >= first)
 
     def near(self, other: NormHistogram) -> bool:
         """Return True if moving each norm by at most one bin leads from one to the other."""
-        bins = sorted({*self.counts, *other.counts})
-        ours, theirs = self._reached(bins), other._reached(bins)
-        ours_next, theirs_next = (each._reached([k + 1 for k in bins]) for each in (self, other))
-        return bool((ours <= theirs_next).all() and (theirs <= ours_next).all())
-
-    def _reached(self, bins: Sequence[int]) -> NDArray[np.int64]:
-        """[n] int64: number of norms up to and in each of n bins."""
-        ends = np.cumsum([0, *self.counts.values()])
-        result: NDArray[np.int64] = ends[np.searchsorted(list(self.counts), bins, side="right")]
-        return result
+        ours, theirs = np.zeros((2, _INFINITY + 1), np.int64)
+        for reached, each in ((ours, self), (theirs, other)):
+            reached[list(each.counts)] = list(each.counts.values())
+            np.cumsum(reached, out=reached)
+        return bool((ours[:-1] <= theirs[1:]).all() and (theirs[:-1] <= ours[1:]).all())
 
     def to_json(self) -> dict[str, int]:
-        """Values for json."""
         return {str(number): count for number, count in self.counts.items()}
 
     @classmethod
     def from_json(cls, value: Json, where: str) -> NormHistogram:
-        """Read the result of `to_json`; errors call it `where`.
-
-        Raises:
-            FieldError: a key is not a bin, or a value not a count.
-        """
+        """Read the result of `to_json`. Raises FieldError, which calls it `where`."""
         counts = from_json(Mapping[int, int], value, where)
         if any(not 0 <= number < _INFINITY or count < 1 for number, count in counts.items()):
             raise FieldError(f"{where} has keys outside 0..{_INFINITY - 1}, or counts below 1")
         return cls(dict(sorted(counts.items())))
-
-
-def bin_of(norm: float) -> int:
-    """The bin of a norm, finite and at least 0."""
-    return int(np.float64(norm).view(np.int64)) >> _DROPPED_BITS
 
 
 def lower_edge(number: int) -> float:

@@ -23,7 +23,7 @@ from activation_dataset.example import (
 )
 from activation_dataset.format import Sample, prompts_file
 from activation_dataset.manifest import FileEntry, PromptsManifest, sample_order
-from activation_dataset.tfrecord import decode_records, frame_footer, frame_header
+from activation_dataset.tfrecord import frame_footer, frame_header, read_records
 
 PAYLOAD = b"cells"
 CELL_FIELDS = ("example", "role", "row", "column")
@@ -41,8 +41,7 @@ class Prompt:
     """The prompt of one sample.
 
     Attributes:
-        sample_id: unique in the dataset.
-        task_id: id of the task, as its file gives it.
+        sample_id, task_id: unique id, and id of the task as its file gives it.
         token_ids: [num_tokens] int32, the whole prompt with every pooling.
         cells: [num_tokens, 4] int16, the grid cell that each token shows: example (0, 1, ... or -1
             for the test pair), role (0 input, 1 output), row and column; -1 in all four for a token
@@ -66,7 +65,6 @@ class Prompt:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of the prompt."""
         return len(self.token_ids)
 
 
@@ -75,11 +73,7 @@ def write_prompts(
 ) -> PromptsManifest:
     """Write the prompts of a shard, in the order of its layer files.
 
-    Args:
-        stream: receives the bytes, from its position on; neither flushed nor closed.
-        prompts: of the shard.
-        shard: number of the shard.
-        num_shards: number of all shards.
+    The stream receives the bytes from its position on; it is neither flushed nor closed.
 
     Raises:
         OSError: the stream did not take all bytes.
@@ -109,24 +103,16 @@ def encode_prompt(prompt: Prompt) -> bytes:
 
 
 def read_prompts(stream: BinaryIO, name: str) -> Iterator[Prompt]:
-    """The prompts of a file, in order. Checks every CRC.
-
-    Args:
-        stream: seekable binary stream, read from its position on.
-        name: name of the file in errors.
+    """Yield the prompts of a file, in order. Checks every CRC. Errors call the file `name`.
 
     Raises:
         CorruptRecordError: a record is damaged or not a prompt.
     """
-    return decode_records(stream, name, decode_prompt)
+    return read_records(stream, name, decode_prompt)
 
 
 def decode_prompt(data: bytes | memoryview) -> Prompt:
-    """Decode the data of a prompt's record.
-
-    Raises:
-        ExampleError: the data is not exactly what the encoder writes.
-    """
+    """Decode exactly what `encode_prompt` returns. Raises ExampleError for anything else."""
     example = decode_example(data, PAYLOAD)
     sample = example.sample
     if len(sample.token_ids) != sample.num_tokens:
@@ -145,7 +131,6 @@ def decode_prompt(data: bytes | memoryview) -> Prompt:
 
 
 def _check_cells(cells: NDArray[np.int16]) -> None:
-    """Raise ExampleError unless each row of [n, 4] is a cell or -1 in all four columns."""
     example, role, row, column = cells.T
     is_cell = (example >= TEST_PAIR) & (role >= 0) & (role < len(ROLES)) & (row >= 0)
     is_cell &= column >= 0

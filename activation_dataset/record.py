@@ -13,31 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from activation_dataset.example import DecodedExample, ExampleError, encode_prefix, encode_suffix
-from activation_dataset.format import POOLINGS, Pooling, Sample, StorageDtype, numpy_dtype
+from activation_dataset.format import Pooling, Sample, StorageDtype, numpy_dtype
 from activation_dataset.prompts import Prompt
 from activation_dataset.tfrecord import FOOTER_BYTES, frame_header
 
 
 @dataclass(frozen=True)
 class RecordKind:
-    """Properties that all records of a dataset share.
-
-    Attributes:
-        pooling: "last", "mean" or "none".
-        storage_dtype: of the stored elements.
-        hidden: elements of a vector.
-
-    Raises:
-        ValueError: the pooling is unknown.
-    """
+    """Properties that all records of a dataset share; `hidden` is the elements of a vector."""
 
     pooling: Pooling
     storage_dtype: StorageDtype
     hidden: int
-
-    def __post_init__(self) -> None:
-        if self.pooling not in POOLINGS:
-            raise ValueError(f"pooling {self.pooling!r} is not one of {', '.join(POOLINGS)}")
 
     @property
     def vector_bytes(self) -> int:
@@ -96,11 +83,9 @@ class RecordFrame:
 
     Attributes:
         head: the TFRecord header and the Example up to the vectors.
-        payload_bytes: bytes of the vectors.
         suffix: the Example after the vectors. The TFRecord footer follows it.
-        sample_id: of the sample.
-        num_tokens: tokens of the prompt.
-        vectors: vectors in the record.
+        vectors, payload_bytes: number of the vectors in the record, and their size.
+        sample_id, num_tokens: of the prompt.
     """
 
     head: bytes
@@ -117,11 +102,7 @@ class RecordFrame:
 
 
 def frame_record(sample: Sample, kind: RecordKind) -> RecordFrame:
-    """Encode everything in the record of a sample but its vectors.
-
-    Raises:
-        ValueError: the sample has other token ids than the pooling keeps.
-    """
+    """Encode everything in a sample's record but its vectors. Raises ValueError, see `check`."""
     kind.check(sample)
     vectors = kind.vectors(sample.num_tokens)
     payload_bytes = vectors * kind.vector_bytes

@@ -35,20 +35,12 @@ def sites_of(layers: Sequence[int], hook_points: Sequence[HookPoint]) -> tuple[S
 
 
 def parse_site(text: str) -> Site:
-    """Parse the number of a layer or the TransformerLens name of a site.
-
-    Raises:
-        ValueError: the text is neither.
-    """
+    """Parse the number of a layer or the TransformerLens name of a site. Raises ValueError."""
     return site_of(*place_of(text))
 
 
 def place_of(site: Site) -> tuple[int, HookPoint]:
-    """Layer and hook point of a site.
-
-    Raises:
-        ValueError: the site does not exist.
-    """
+    """Layer and hook point of a site. Raises ValueError for a name that is none."""
     if isinstance(site, int):
         return site, DEFAULT_HOOK_POINT
     match = _SITE.fullmatch(site)
@@ -97,11 +89,7 @@ def forward_order(site: Site) -> tuple[int, int]:
 
 
 def in_forward_order(hook_points: Iterable[str]) -> tuple[HookPoint, ...]:
-    """Sort hook points and remove duplicates.
-
-    Raises:
-        ValueError: there is no hook point, or an unknown one.
-    """
+    """Sort hook points and remove duplicates. Raises ValueError for none, or an unknown one."""
     chosen = set(hook_points)
     if not chosen or chosen - set(HOOK_POINTS):
         raise ValueError(

@@ -31,10 +31,7 @@ class LayerStatistics:
         nonfinite_count: all other vectors.
         mean: [hidden] float64.
         variance: [hidden] float64, of the population: mean squared deviation from the mean.
-        mean_norm: mean of the Euclidean norms.
-        mean_squared_norm: mean of the squared norms.
-        max_norm: largest norm.
-        norm_histogram: number of norms in each bin.
+        mean_norm, mean_squared_norm, max_norm, norm_histogram: of the Euclidean norms.
 
     All are 0 where count is 0.
     """
@@ -67,10 +64,10 @@ class LayerStatistics:
         """Statistics from moments that a device computed, for one step.
 
         Args:
-            mean: [hidden] float32 or float64, mean of the finite vectors.
-            m2: [hidden] float32 or float64, sum of their squared deviations from the mean.
+            mean, m2: [hidden] float32 or float64, mean of the finite vectors, and sum of their
+                squared deviations from it.
             norms: [n] float32 or float64, Euclidean norm of each vector; NaN for a vector that is
-                not finite and is left out of `mean` and `m2`.
+                not finite.
 
         Raises:
             OverflowError: a moment is not finite, because squares overflowed in float32. Use
@@ -96,11 +93,7 @@ class LayerStatistics:
 
     @classmethod
     def of_vectors(cls, vectors: NDArray[Any]) -> LayerStatistics:
-        """Statistics computed on the host in float64, whatever the size of the elements.
-
-        Args:
-            vectors: [n, hidden] float32, or uint16 with the bits of bfloat16.
-        """
+        """Statistics of vectors [n, hidden], float32 or bits of bfloat16 in uint16, in float64."""
         hidden = vectors.shape[1]
         rows = max(1, _CHUNK_BYTES // (8 * hidden))
         total = cls.empty(hidden)
@@ -151,14 +144,8 @@ class LayerStatistics:
         )
 
     def differences(self, exact: LayerStatistics) -> list[str]:
-        """Differences from statistics of the same vectors in float64 that rounding cannot explain.
-
-        Args:
-            exact: result of `of_vectors`.
-
-        Returns:
-            The differing fields with their values; empty if all are within the tolerance.
-        """
+        """Return the fields that differ from `of_vectors` of the same vectors by more than rounding
+        in float32 explains."""
         found = [
             f"{name} is {getattr(self, name)}, the vectors have {getattr(exact, name)}"
             for name in ("count", "nonfinite_count")
@@ -181,7 +168,6 @@ class LayerStatistics:
         return found
 
     def __eq__(self, other: object) -> bool:
-        """Return True if all values are equal."""
         return isinstance(other, LayerStatistics) and to_json(self) == to_json(other)
 
 
@@ -190,49 +176,30 @@ class OrderedMerge:
     """Merge of the statistics of shards 0..n-1, with the same bits for every order of arrival.
 
     The merges form a fixed binary tree over the shard numbers: two siblings are merged as soon as
-    both have arrived. Shards in order leave log2(n) nodes waiting, the worst order n/2. The object
-    can be pickled.
+    both have arrived. Shards in order leave log2(n) nodes waiting, the worst order n/2.
     """
 
     _nodes: dict[tuple[int, int], LayerStatistics] = field(default_factory=dict)
     """(level, index) to statistics of shards index * 2^level .. (index + 1) * 2^level - 1."""
 
     def add(self, shard: int, statistics: LayerStatistics) -> None:
-        """Add one shard.
-
-        Raises:
-            ValueError: the shard was added before.
-        """
+        """Add a shard that was not added before."""
         self._insert(0, shard, statistics)
 
     def merge(self, other: OrderedMerge) -> None:
-        """Add all shards of `other`.
-
-        Raises:
-            ValueError: a shard was added before.
-        """
+        """Add all shards of `other`."""
         for (level, index), statistics in other._nodes.items():
             self._insert(level, index, statistics)
 
     def result(self, num_shards: int) -> LayerStatistics:
-        """Statistics of shards 0..num_shards - 1.
-
-        Raises:
-            ValueError: the shards that were added are not exactly these.
-        """
-        nodes = sorted((index << level, 1 << level, (level, index)) for level, index in self._nodes)
-        spans = [(start, start + count) for start, count, _ in nodes]
-        ends = [0, *(end for _, end in spans)]
-        if [start for start, _ in spans] != ends[:-1] or ends[-1] != num_shards or not nodes:
-            ranges = ", ".join(f"{start}..{end - 1}" for start, end in spans[:8])
-            raise ValueError(f"need shards 0..{num_shards - 1}, have {ranges or 'none'}")
-        first, *rest = (self._nodes[node] for _, _, node in nodes)
-        return reduce(LayerStatistics.merge, rest, first)
+        """Statistics of shards 0..num_shards - 1. Raises ValueError if more or fewer were added."""
+        nodes = sorted(self._nodes, key=lambda node: node[1] << node[0])
+        found = sum(1 << level for level, _ in nodes)
+        if found != num_shards or not nodes:
+            raise ValueError(f"need the statistics of {num_shards} shards, have those of {found}")
+        return reduce(LayerStatistics.merge, (self._nodes[node] for node in nodes))
 
     def _insert(self, level: int, index: int, statistics: LayerStatistics) -> None:
-        for up in range(64 - level):
-            if (level + up, index >> up) in self._nodes:
-                raise ValueError(f"statistics of shard {index << level} were added twice")
         while (sibling := self._nodes.pop((level, index ^ 1), None)) is not None:
             left, right = (sibling, statistics) if index & 1 else (statistics, sibling)
             statistics = left.merge(right)

@@ -8,10 +8,9 @@ tsl/lib/hash/crc32c.h (the mask).
 from __future__ import annotations
 
 import io
-import struct
 from collections.abc import Callable, Iterator
 from functools import lru_cache
-from typing import BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +20,6 @@ from activation_dataset.checksum import crc32c
 HEADER_BYTES = 12
 FOOTER_BYTES = 4
 
-_LENGTH = struct.Struct("<Q")
-_CRC = struct.Struct("<I")
 
 # Details of a CorruptRecordError.
 LENGTH_CRC = "the CRC of the length does not match"
@@ -35,16 +32,13 @@ ADVICE = (
 """Remedy for a dataset that cannot be read."""
 
 Crc = TypeVar("Crc", int, NDArray[np.int64])
-Decoded = TypeVar("Decoded")
 
 
 class CorruptRecordError(ValueError):
     """A damaged TFRecord file. A note, which tracebacks show, gives the remedy.
 
     Attributes:
-        file: name of the file.
-        record: number of the record in the file, from 0.
-        offset: of the record's first byte.
+        file, record, offset: name of the file, number of the record, and its first byte.
         detail: what is wrong.
     """
 
@@ -65,25 +59,29 @@ def mask(crc: Crc) -> Crc:
 @lru_cache(maxsize=1024)
 def frame_header(length: int) -> bytes:
     """The 12 bytes before the data of a record, `length` bytes."""
-    packed = _LENGTH.pack(length)
-    return packed + _CRC.pack(mask(crc32c(packed)))
+    packed = length.to_bytes(8, "little")
+    return packed + frame_footer(crc32c(packed))
 
 
 def frame_footer(crc: int) -> bytes:
     """The 4 bytes after the data of a record, whose unmasked CRC32C is `crc`."""
-    return _CRC.pack(mask(crc))
+    return mask(crc).to_bytes(4, "little")
 
 
-def read_records(stream: BinaryIO, name: str) -> Iterator[memoryview]:
-    """The data of each record, from the stream's position to its end.
+def read_records(
+    stream: BinaryIO, name: str, decode: Callable[[memoryview], Any] = memoryview
+) -> Iterator[Any]:
+    """Yield the decoded data of each record, from the stream's position to its end.
 
     Args:
         stream: seekable binary stream, buffered, so that a read returns all that it asks for.
         name: name of the file in errors.
+        decode: decodes the data of a record, or raises ValueError.
 
     Raises:
-        CorruptRecordError: a CRC does not match, or the file ends inside a record. A length that
-            reaches past the end of the file is refused before memory is allocated for it.
+        CorruptRecordError: a CRC does not match, the file ends inside a record, or the data cannot
+            be decoded. A length that reaches past the end of the file is refused before memory is
+            allocated for it.
     """
     offset = stream.tell()
     end = stream.seek(0, io.SEEK_END)
@@ -103,7 +101,11 @@ def read_records(stream: BinaryIO, name: str) -> Iterator[memoryview]:
             block = memoryview(stream.read(length + FOOTER_BYTES))
             data = block[:length]
             if frame_footer(crc32c(data)) == block[length:]:
-                yield data
+                try:
+                    decoded = decode(data)
+                except ValueError as error:
+                    raise CorruptRecordError(name, record, offset, str(error)) from None
+                yield decoded
                 offset += HEADER_BYTES + length + FOOTER_BYTES
                 record += 1
                 continue
@@ -111,39 +113,10 @@ def read_records(stream: BinaryIO, name: str) -> Iterator[memoryview]:
         raise CorruptRecordError(name, record, offset, detail)
 
 
-def decode_records(
-    stream: BinaryIO, name: str, decode: Callable[[memoryview], Decoded]
-) -> Iterator[Decoded]:
-    """The decoded data of each record, from the stream's position to its end.
-
-    Args:
-        stream: seekable binary stream.
-        name: name of the file in errors.
-        decode: decodes the data of a record, or raises ValueError.
-
-    Raises:
-        CorruptRecordError: as `read_records`, or the data cannot be decoded.
-    """
-    offset = stream.tell()
-    for number, data in enumerate(read_records(stream, name)):
-        try:
-            yield decode(data)
-        except ValueError as error:
-            raise CorruptRecordError(name, number, offset, str(error)) from None
-        offset += HEADER_BYTES + len(data) + FOOTER_BYTES
-
-
 def record_data(block: NDArray[np.uint8], name: str, record: int, offset: int) -> memoryview:
-    """The data of one record, after a check of its CRCs.
+    """Return the data of a record, given from its header to its footer. Raises CorruptRecordError.
 
-    Args:
-        block: [n] uint8, the bytes from the record's header to its footer.
-        name: name of the file in errors.
-        record: number of the record in errors.
-        offset: of the record's first byte in errors.
-
-    Raises:
-        CorruptRecordError: a CRC does not match, or the record has another length.
+    Errors name the file, the number of the record, and the offset of its first byte.
     """
     check_header(block[:HEADER_BYTES], len(block), name, record, offset)
     data = block.data[HEADER_BYTES:-FOOTER_BYTES]
@@ -153,25 +126,12 @@ def record_data(block: NDArray[np.uint8], name: str, record: int, offset: int) -
 
 
 def check_header(header: NDArray[np.uint8], size: int, name: str, record: int, offset: int) -> None:
-    """Check the header of a record against the size that the index gives.
-
-    Args:
-        header: [12] uint8.
-        size: bytes of the record with its framing.
-        name, record, offset: as in `record_data`.
-
-    Raises:
-        CorruptRecordError: the header is damaged or has another length.
-    """
-    found, expected = header.tobytes(), frame_header(size - HEADER_BYTES - FOOTER_BYTES)
-    if found == expected:
+    """Raise CorruptRecordError unless a header is that of a record of `size` bytes with framing."""
+    found, expected = header.tobytes(), size - HEADER_BYTES - FOOTER_BYTES
+    if found == frame_header(expected):
         return
-    length = _LENGTH.unpack(found[: _LENGTH.size])[0]
-    if frame_header(length) != found:
-        raise CorruptRecordError(name, record, offset, LENGTH_CRC)
-    raise CorruptRecordError(
-        name,
-        record,
-        offset,
-        f"{length} bytes of data, expected {size - HEADER_BYTES - FOOTER_BYTES}",
-    )
+    length = int.from_bytes(found[:8], "little")
+    detail = LENGTH_CRC
+    if frame_header(length) == found:
+        detail = f"{length} bytes of data, expected {expected}"
+    raise CorruptRecordError(name, record, offset, detail)

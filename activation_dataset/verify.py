@@ -34,13 +34,7 @@ _REWRITE = "delete it and run the same command again, which verifies the other f
 
 @dataclass(frozen=True, order=True)
 class Problem:
-    """One mistake in a dataset.
-
-    Attributes:
-        file: path relative to the dataset's folder.
-        what: what is wrong with the file.
-        remedy: what to do about it.
-    """
+    """One mistake in a dataset: the file, what is wrong with it, and what to do about it."""
 
     file: str
     what: str
@@ -52,13 +46,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """Result of verifying a dataset.
-
-    Attributes:
-        problems: all problems, sorted by file; empty for a sound dataset.
-        files: number of layer files and files of prompts that were read.
-        bytes: their size.
-    """
+    """Problems sorted by file, and number and size of the files that were read."""
 
     problems: tuple[Problem, ...]
     files: int
@@ -76,10 +64,6 @@ def verify(path: str | os.PathLike[str], records: bool = False) -> VerifyReport:
         path: local folder, or a URL that fsspec can open.
         records: also decode every record of the files without a problem, and check samples, their
             order, shapes and token ids against the prompts, and the statistics.
-
-    Raises:
-        OSError: the folder cannot be listed.
-        ImportError: the URL needs a package that is not installed.
     """
     folder = open_folder(path)
     present = set(folder.files())
@@ -110,14 +94,12 @@ def verify(path: str | os.PathLike[str], records: bool = False) -> VerifyReport:
 
 
 def _threads(folder: Folder) -> int:
-    """Files to read at a time."""
     if not folder.local:
         return folder.parallel_reads
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _check_file(folder: Folder, entry: FileEntry, present: set[str]) -> tuple[Problem | None, int]:
-    """The problem of a file, if any, and the bytes read."""
     if entry.path not in present:
         return Problem(entry.path, "missing", RERUN), 0
     try:
@@ -158,7 +140,6 @@ def _unlisted_files(metadata: Metadata, present: set[str]) -> Iterator[Problem]:
 
 
 def _check_rejected(folder: Folder, metadata: Metadata, present: set[str]) -> list[Problem]:
-    """Compare the rejected tasks in `errors/` with the counts in the metadata."""
     found: Counter[str] = Counter()
     problems = []
     for file in sorted(present):

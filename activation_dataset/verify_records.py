@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 from activation_dataset.example import ExampleError, decode_example
 from activation_dataset.folder import Folder
 from activation_dataset.format import METADATA_FILE, Sample
+from activation_dataset.index import record_kind
 from activation_dataset.manifest import Shard
 from activation_dataset.metadata import Metadata
 from activation_dataset.prompts import Prompt, read_prompts
 from activation_dataset.record import RecordKind
 from activation_dataset.sites import Site
 from activation_dataset.statistics import LayerStatistics, OrderedMerge
-from activation_dataset.tfrecord import CorruptRecordError, decode_records
+from activation_dataset.tfrecord import CorruptRecordError, read_records
 
 # Vectors whose statistics are computed at a time.
 _BLOCK_BYTES = 1 << 22
@@ -41,11 +42,7 @@ def check_records(
 ) -> Iterator[Finding]:
     """Decode all records and compare them with the prompts and the statistics.
 
-    Args:
-        folder: of the dataset.
-        metadata: of the dataset.
-        damaged: paths of files to leave out. The statistics of their sites are not checked.
-        pool: runs the checks of several shards at a time.
+    Leaves out the damaged files, and the statistics of their sites.
     """
     merges = {site: OrderedMerge() for site in metadata.statistics}
     shard_of: dict[str, int] = {}
@@ -73,9 +70,7 @@ def check_records(
 def _check_shard(
     folder: Folder, metadata: Metadata, shard: Shard, damaged: AbstractSet[str]
 ) -> _ShardResult:
-    """Findings and exact statistics of the files of a shard that are not damaged."""
-    run = metadata.run
-    kind = RecordKind(run.pooling, run.storage_dtype, run.hidden_dim)
+    kind = record_kind(metadata)
     result = _ShardResult()
     path = shard.prompts.path
     if path in damaged:
@@ -104,16 +99,10 @@ def _check_shard(
 def _check_file(
     folder: Folder, path: str, kind: RecordKind, prompts: Sequence[Prompt]
 ) -> LayerStatistics:
-    """Statistics of the vectors of a layer file, each of whose records belongs to its prompt.
-
-    Raises:
-        CorruptRecordError: the first record that is wrong.
-        OSError: the file cannot be read.
-    """
+    """Statistics of the vectors of a layer file. Raises CorruptRecordError for a wrong record."""
     remaining = iter(prompts)
 
     def vectors_of(data: memoryview) -> NDArray[Any]:
-        """Vectors of the next record, [n, hidden]. Raises ValueError."""
         example = decode_example(data)
         prompt = next(remaining, None)
         if prompt is None:
@@ -125,7 +114,7 @@ def _check_file(
     block: list[NDArray[Any]] = []
     count = block_bytes = 0
     with folder.open(path) as stream:
-        for vectors in decode_records(stream, path, vectors_of):
+        for vectors in read_records(stream, path, vectors_of):
             count += 1
             block.append(vectors)
             block_bytes += vectors.nbytes
@@ -149,7 +138,6 @@ def _check_sample(found: Sample, expected: Sample) -> None:
 
 
 def _described(error: CorruptRecordError | OSError) -> str:
-    """The error without the name of the file."""
     if isinstance(error, CorruptRecordError):
         return f"record {error.record} at byte {error.offset}: {error.detail}"
     return f"cannot be read: {error}"

@@ -25,12 +25,7 @@ class LayerFileWriter:
     """Writer of the records of one layer file. Keeps its checksum and merges its statistics.
 
     The bytes depend on the samples and vectors alone, not on how they are split into calls of
-    `append`.
-
-    Args:
-        stream: receives the bytes, from its position on; neither flushed nor closed.
-        site: the site of the vectors.
-        kind: of the records.
+    `append`. The stream receives them from its position on; it is neither flushed nor closed.
     """
 
     def __init__(self, stream: BinaryIO, site: Site, kind: RecordKind) -> None:
@@ -55,8 +50,7 @@ class LayerFileWriter:
             statistics: of exactly these vectors.
 
         Raises:
-            ValueError: the arguments contradict each other; nothing has been written.
-            TypeError: the vectors have another dtype.
+            ValueError, TypeError: the arguments contradict each other; nothing has been written.
             OSError: the stream did not take all bytes.
         """
         payload = self._bytes_of(frames, vectors, statistics)
@@ -72,13 +66,7 @@ class LayerFileWriter:
         self._statistics = self._statistics.merge(statistics)
 
     def finish(self, shard: int, num_shards: int, ops: str) -> LayerManifest:
-        """The manifest of the file. Closing the stream is up to the caller.
-
-        Args:
-            shard: number of the shard.
-            num_shards: number of all shards.
-            ops: implementation that computed the vectors, such as "xla".
-        """
+        """The manifest of the file. Closing the stream is up to the caller."""
         path = shard_file(self._site, shard, num_shards)
         return LayerManifest(
             shard=shard,
@@ -95,7 +83,6 @@ class LayerFileWriter:
     def _bytes_of(
         self, frames: Sequence[RecordFrame], vectors: NDArray[Any], statistics: LayerStatistics
     ) -> NDArray[np.uint8]:
-        """The bytes of the vectors, [bytes] uint8, after a check of all arguments."""
         expected = sum(frame.vectors for frame in frames)
         if vectors.shape != (expected, self._kind.hidden):
             raise ValueError(

@@ -28,13 +28,8 @@ class ExportError(ValueError):
 
 @dataclass(frozen=True)
 class Exported:
-    """Result of an export.
-
-    Attributes:
-        vectors: number of vectors written.
-        left_out: number of vectors that do not fill a last row or batch.
-        how_to_load: lines of Python that load the export.
-    """
+    """Result of an export: numbers of vectors written, and left out because they fill no row or
+    batch, and lines of Python that load it."""
 
     vectors: int
     left_out: int
@@ -43,11 +38,7 @@ class Exported:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Make a folder that gets its name only when all files are written.
-
-    Raises:
-        ExportError: the path exists.
-    """
+    """Make a folder that gets its name only when all files are written. Raises ExportError."""
     if path.exists():
         raise ExportError(f"{path} exists already: choose another folder, or remove it")
     partial = Path(partial_file(str(path), secrets.token_hex(8)))
@@ -83,11 +74,7 @@ def in_parts(dataset: ActivationDataset, site: Site, size: int, dtype: Dtype) ->
 
 
 def required(library: str, reason: str) -> Any:
-    """Import a library that an export needs.
-
-    Raises:
-        ImportError: it is not installed; says how to install it.
-    """
+    """Import a library that an export needs. Raises ImportError, which says how to install it."""
     try:
         return import_module(library)
     except ImportError as error:

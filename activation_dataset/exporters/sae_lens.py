@@ -39,10 +39,6 @@ def export(dataset: ActivationDataset, site: Site, out: Path, context_size: int 
     """Write rows of `context_size` vectors in order, with their tokens unless they are means.
 
     A row continues from one prompt into the next. Vectors after the last full row are left out.
-
-    Raises:
-        ImportError: the library `datasets`, which SAELens installs, is missing.
-        ExportError: the context size is not in 1..num_vectors.
     """
     if not 1 <= context_size <= dataset.num_vectors:
         raise ExportError(

@@ -79,11 +79,7 @@ def export_batches(
     dataset: ActivationDataset, site: Site, out: Path, batch_size: int = 4096, seed: int = 0
 ) -> Exported:
     """Write shuffled batches; each file has one tensor, `activations` [batches, batch_size, hidden]
-    float32. The vectors are not normalized: trainSAE can do that.
-
-    Raises:
-        ExportError: the site has fewer vectors than one batch.
-    """
+    float32. The vectors are not normalized: trainSAE can do that."""
     if dataset.num_vectors < batch_size:
         raise ExportError(
             f"the site has {dataset.num_vectors} vectors, too few for a batch of {batch_size}: "

@@ -22,8 +22,7 @@ DEFAULT_WINDOW = 1 << 16
 
 @dataclass(frozen=True)
 class Position:
-    """Position in the stream: epoch, window of this reader, and vectors of the window (`row`) and
-    of the epoch (`rows`) that were given out so far."""
+    """Epoch, window of this reader, and vectors of the window and of the epoch given out so far."""
 
     epoch: int = 0
     window: int = 0
@@ -46,21 +45,16 @@ class Batches:
         state = batches.state_dict()                   # at any time; can be saved as JSON
         batches.load_state_dict(state)                 # also in another process
 
-    Attributes:
-        dataset, batch_size: as given.
-        shape, dtype: shape and dtype of the values of a full batch.
+    `shape` and `dtype` are those of the values of a full batch.
 
     Args:
-        dataset: the dataset.
         sites: a layer's number, the name of another site, or a sequence of them. With a sequence,
             values are [batch_size, sites, hidden], the same tokens at every site.
-        batch_size: vectors of a batch.
-        seed: seed of the order, 0..2^64 - 1.
+        seed: of the order, 0..2^64 - 1.
         window: smallest number of vectors that are shuffled together. They come from chunks of
             about 256 KiB from all over the dataset. Two windows are in memory at a time.
         rank, world_size: number of this reader, and number of readers that share each epoch.
-        dtype: dtype of the values.
-        normalize: scaling of the values.
+        dtype, normalize: dtype and scaling of the values.
         only: [n] ascending numbers of the vectors to read; None for all.
         norms: smallest and largest Euclidean norm, as stored, of the vectors to give out: one pair
             for every site, or a pair for each site that is named. A vector outside the bounds of
@@ -112,8 +106,6 @@ class Batches:
             "norms": {str(site): list(bounds) for site, bounds in self._norms.items()},
         }
         self._position = Position()
-        # Memory of two windows, kept between epochs; an iteration takes it and gives it back.
-        self._memory: list[list[NDArray[Any]]] = []
         if drop_last and not self._norms:
             most = min(self._reader.sizes(0))
             _check(
@@ -132,11 +124,7 @@ class Batches:
         self._position = Position(epoch)
 
     def __len__(self) -> int:
-        """Number of batches of the whole epoch.
-
-        Raises:
-            TypeError: the number of vectors within the bounds of `norms` is unknown.
-        """
+        """Number of batches of the whole epoch. Raises TypeError with `norms`: it is unknown."""
         if self._norms:
             raise TypeError("the number of vectors with norms within the bounds is unknown")
         sizes = self._reader.sizes(self.epoch)
@@ -167,11 +155,7 @@ class Batches:
         self._position = Position(**{name: state[name] for name in asdict(Position())})
 
     def __iter__(self) -> Iterator[Vectors]:
-        """Yield the rest of the epoch.
-
-        Raises:
-            CorruptRecordError: a CRC does not match, or a file ends too early.
-        """
+        """Yield the rest of the epoch. Raises CorruptRecordError."""
         start = self._position
         epoch, row, rows, filled = start.epoch, start.row, start.rows, 0
         end = len(self) * self.batch_size if self._drop_last and not self._norms else None
@@ -202,22 +186,18 @@ class Batches:
     def _windows(self, epoch: int, first: int) -> Iterator[Window]:
         """Yield the windows of this reader, while a thread reads the next one."""
         count = len(self._reader.windows(epoch, self._rank))
-        memory = self._memory.pop() if self._memory else [self._reader.memory() for _ in range(2)]
+        memory = [self._reader.memory() for _ in range(2)]
 
         def load(window: int) -> Window:
             return self._reader.load(memory[window % 2], epoch, self._rank, window)
 
-        try:
-            with ThreadPoolExecutor(1, "window") as background:
-                coming = [background.submit(load, window) for window in range(first, count)[:1]]
-                for window in range(first, count):
-                    loaded = coming.pop().result()
-                    if window + 1 < count:
-                        coming.append(background.submit(load, window + 1))
-                    yield loaded
-        finally:
-            # The thread has stopped: nothing writes to the memory any more.
-            self._memory.append(memory)
+        with ThreadPoolExecutor(1, "window") as background:
+            coming = [background.submit(load, window) for window in range(first, count)[:1]]
+            for window in range(first, count):
+                loaded = coming.pop().result()
+                if window + 1 < count:
+                    coming.append(background.submit(load, window + 1))
+                yield loaded
 
 
 def _norms_by_site(

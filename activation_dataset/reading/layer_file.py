@@ -34,13 +34,7 @@ _PIECE_BYTES = 1 << 19
 
 @dataclass(frozen=True, eq=False)
 class LayerFile:
-    """One layer file.
-
-    Attributes:
-        folder, path: the file.
-        index: index of its shard.
-        kind: format of its records.
-    """
+    """One layer file, with the index of its shard and the format of its records."""
 
     folder: Folder
     path: str
@@ -48,14 +42,10 @@ class LayerFile:
     kind: RecordKind
 
     def read(self, first: int, last: int, out: NDArray[Any]) -> None:
-        """Read the vectors of the records first..last - 1.
+        """Read the vectors of the records first..last - 1 to `out`.
 
-        Args:
-            first, last: range of records, by their number in the file.
-            out: [vectors, hidden] of the storage dtype, C-contiguous; undefined after an error.
-
-        Raises:
-            CorruptRecordError: a CRC does not match, or the file ends too early.
+        It is [vectors, hidden] of the storage dtype, C-contiguous, and undefined after an error, a
+        CorruptRecordError.
         """
         payload = out.reshape(-1).view(np.uint8)
         start, end = self.index.record_starts[[first, last]].tolist()

@@ -26,13 +26,10 @@ _TEST = re.compile(r"/([0-9]+)(?:\?(d4=[0-7]&colors=[0-9]{10}&order=[0-9-]+))?\Z
 
 @dataclass(frozen=True)
 class SampleName:
-    """Parts of a sample's id; docs/format.md describes ids.
+    """Parts of a sample's id, which docs/format.md describes.
 
-    Attributes:
-        source: file of the task or document.
-        task_id: id of the task or document in its file.
-        test: number of the test input, None for a document.
-        variant: augmentation key of a variant, "" for the task itself.
+    They are the file of the task or document, its id there, the number of the test input (None for
+    a document), and the augmentation key of a variant ("" for the task itself).
     """
 
     source: str
@@ -61,13 +58,10 @@ class Origin:
     """Origin of a vector, the same at every site.
 
     Attributes:
-        number: number of the vector.
-        sample: number of its sample.
-        sample_id: id of its sample.
-        name: parts of that id.
-        position: position of the token in the prompt, None for the mean over a prompt.
-        token_id: the token, None for a mean.
-        role: content of the token, None for a mean.
+        number: of the vector.
+        sample, sample_id, name: number and id of its sample, and the parts of that id.
+        position, token_id, role: position in the prompt, id and content of the token, None for the
+            mean over a prompt.
         example, row, col: grid cell that the token shows, None if it shows none. For a variant,
             `corpus.augment` maps the cell back to the task's.
     """
@@ -94,7 +88,7 @@ class Origin:
 
 
 def trace(shards: Shards, number: int) -> Origin:
-    """Return the origin of a vector. Raises IndexError."""
+    """Return the task, test input, token and grid cell of a vector. Raises IndexError."""
     places = shards.locate([number])
     sample = int(places.samples[0])
     sample_id, task_id = shards.sample_id(sample), shards.task_id(sample)
@@ -124,15 +118,13 @@ def where(
 ) -> NDArray[np.int64]:
     """Return the numbers of the vectors of some tokens, [n] int64, ascending.
 
+        dataset.where(task="007bbfb7", role="output", example=0, row=2, col=1)
+
     Args:
-        shards: the dataset.
-        task: id of the task or document. Ids can repeat in other files: see `source`.
-        source: file of the task or document.
-        test: number of the test input.
-        sample: id of the sample.
+        task, source: id and file of the task or document. Ids can repeat in other files.
+        test, sample: number of the test input, and id of the sample.
         role: content of the token.
-        example: pair of the cell.
-        row, col: position of the cell, from 0.
+        example, row, col: pair and position, from 0, of the cell.
 
     Raises:
         ValueError: no token can have a value; the dataset does not have the task, source or sample;

@@ -10,35 +10,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from activation_dataset.example import ExampleError, decode_example
-from activation_dataset.format import to_float32
+from activation_dataset.format import Sample, to_float32
+from activation_dataset.reading import provenance
 from activation_dataset.reading.batches import Batches
-from activation_dataset.reading.provenance import Origin, trace, where
 from activation_dataset.reading.shards import Shards, check_count
 from activation_dataset.reading.vectors import Dtype, Normalize, VectorFormat, Vectors
 from activation_dataset.sites import Site
-from activation_dataset.tfrecord import CorruptRecordError, decode_records
+from activation_dataset.tfrecord import CorruptRecordError, read_records
 
 _BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, eq=False)
-class ActivationRecord:
+class ActivationRecord(Sample):
     """The record of one sample at one site.
 
     Attributes:
-        sample_id: id of the sample, unique in the dataset.
-        task_id: id of the task, as in its file.
+        sample_id, task_id, token_ids, num_tokens: as in Sample.
         stored: [hidden], or [num_tokens, hidden] with pooling "none": the stored elements, float32
             or the bits of bfloat16 as uint16; a read-only view that may be unaligned.
-        token_ids: [n] int32, tokens of the prompt; with pooling "last" the last one.
-        num_tokens: number of tokens of the prompt.
     """
 
-    sample_id: str
-    task_id: str
     stored: NDArray[Any]
-    token_ids: NDArray[np.int32]
-    num_tokens: int
 
     @property
     def activation(self) -> NDArray[np.float32]:
@@ -49,17 +42,15 @@ class ActivationRecord:
 class ActivationDataset(Shards):
     """A complete dataset, opened for reading.
 
-    Opening reads metadata.json only. Samples are numbered in the order of the shards, the same at
-    every site. A process that receives a pickled dataset opens it again.
+    The path is a local folder, or a URL that fsspec can open; opening reads metadata.json only.
+    Samples are numbered in the order of the shards, the same at every site. A process that receives
+    a pickled dataset opens it again.
 
         dataset = ActivationDataset("activations")
         dataset.layers                         # (10, 11, ..., 23)
         dataset[10][0].activation              # [hidden] float32, random access
         dataset["blocks.10.hook_mlp_out"]      # another hook point, if it was captured
         for record in dataset.records(10): ... # in order
-
-    Args:
-        path: local folder, or a URL that fsspec can open.
 
     Raises:
         DatasetError: the folder holds no complete dataset, or one of another schema version.
@@ -82,8 +73,7 @@ class ActivationDataset(Shards):
 
     @property
     def sites(self) -> tuple[Site, ...]:
-        """Sites with vectors: a layer's number is the residual stream after it; any other site has
-        its name in TransformerLens, such as "blocks.10.hook_mlp_out"."""
+        """Sites with vectors, see `Site`."""
         return self.metadata.run.sites
 
     def batches(self, sites: Site | Sequence[Site], batch_size: int, **options: Any) -> Batches:
@@ -103,8 +93,7 @@ class ActivationDataset(Shards):
         Args:
             sites: a layer's number, the name of another site, or a sequence of them. With a
                 sequence, values are [n, sites, hidden], the same tokens at every site.
-            dtype: dtype of the values.
-            normalize: scaling of the values.
+            dtype, normalize: dtype and scaling of the values.
             shard: number of the shard to read; None for all.
 
         Raises:
@@ -140,7 +129,7 @@ class ActivationDataset(Shards):
             path = entry.files[site].path
             count = 0
             with self.folder.open(path) as stream:
-                for record in decode_records(stream, path, self._decode):
+                for record in read_records(stream, path, self._decode):
                     count += 1
                     if count <= entry.samples:
                         yield record
@@ -156,21 +145,10 @@ class ActivationDataset(Shards):
         except ExampleError as error:
             raise CorruptRecordError(file.path, number, offset, str(error)) from None
 
-    def where(self, **query: Any) -> NDArray[np.int64]:
-        """Return the numbers of the vectors of some tokens, [n] int64, ascending.
-
-            dataset.where(task="007bbfb7", role="output", example=0, row=2, col=1)
-
-        Arguments are those of `provenance.where`.
-        """
-        return where(self, **query)
-
-    def trace(self, number: int) -> Origin:
-        """Return the task, test input, token and grid cell of a vector, given its number."""
-        return trace(self, number)
+    where = provenance.where
+    trace = provenance.trace
 
     def _chosen(self, shard: int | None) -> Sequence[int]:
-        """Return the numbers of one shard, or of all."""
         count = len(self.metadata.shards)
         if shard is not None and not 0 <= shard < count:
             raise IndexError(f"shard {shard} is not in 0..{count - 1}")
@@ -178,18 +156,11 @@ class ActivationDataset(Shards):
 
     def _decode(self, data: memoryview) -> ActivationRecord:
         example = decode_example(data)
-        stored, sample = self.kind.activation(example), example.sample
-        return ActivationRecord(
-            sample.sample_id, sample.task_id, stored, sample.token_ids, sample.num_tokens
-        )
+        return ActivationRecord(**vars(example.sample), stored=self.kind.activation(example))
 
 
 class LayerRecords(Sequence[ActivationRecord]):
-    """The records of one site, by index or in order.
-
-    It is a map-style dataset for PyTorch and a random access data source for Grain. Another process
-    that receives it opens the dataset again.
-    """
+    """The records of one site: a map-style dataset for PyTorch, and a data source for Grain."""
 
     def __init__(self, dataset: ActivationDataset, site: Site) -> None:
         self._dataset, self.site = dataset, site

@@ -34,13 +34,7 @@ class DatasetError(ValueError):
 
 @dataclass(frozen=True)
 class Chunk:
-    """Consecutive records of a shard that are read together.
-
-    Attributes:
-        shard: number of the shard.
-        first, last: range of records in the shard, first..last - 1.
-        numbers: numbers of their vectors in the dataset.
-    """
+    """Records first..last - 1 of a shard, read together, and the numbers of their vectors."""
 
     shard: int
     first: int
@@ -54,8 +48,7 @@ class Places:
 
     Attributes:
         samples: [n] int64, numbers of the samples.
-        positions: [n] int64, positions in the prompts, or NO_TOKEN.
-        token_ids: [n] int32, or NO_TOKEN.
+        positions, token_ids: [n] int64 and [n] int32, or NO_TOKEN.
         cells: [n, 4] int16, grid cells of the tokens, as in Prompt.
     """
 
@@ -66,18 +59,7 @@ class Places:
 
 
 class Shards:
-    """The shards of a complete dataset.
-
-    Samples and vectors are numbered in the order of the shards, the same at every site.
-
-    Attributes: path, folder, metadata, and kind, the format of the records.
-
-    Args:
-        path: local folder, or a URL that fsspec can open.
-
-    Raises:
-        DatasetError: the folder holds no complete dataset, or one of another schema version.
-    """
+    """The shards of a complete dataset, whose samples and vectors are numbered in their order."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from activation_dataset.format import to_float32
 from activation_dataset.reading.shards import Chunk, Shards
-from activation_dataset.reading.vectors import widen
 from activation_dataset.sites import Site
 
 Norms = tuple[float, float]
@@ -49,12 +49,7 @@ def random_order(
 
 
 def deal(sizes: Sequence[int], readers: int) -> list[list[int]]:
-    """Deal items in order, each to the reader with the smallest sum of sizes so far.
-
-    Returns:
-        Positions of each reader's items, ascending. The sums of any two readers differ by at most
-        the largest size.
-    """
+    """Deal the positions of items in order, each to the reader with the smallest sum of sizes."""
     dealt: list[list[int]] = [[] for _ in range(readers)]
     sums = [(0, reader) for reader in range(readers)]
     for item, size in enumerate(sizes):
@@ -65,10 +60,7 @@ def deal(sizes: Sequence[int], readers: int) -> list[list[int]]:
 
 
 def windows(sizes: Sequence[int], window: int) -> list[slice]:
-    """Cut items in order into windows, each the fewest items with a sum of at least `window`.
-
-    The last window may be smaller.
-    """
+    """Cut items in order into windows, each the fewest items with a sum of at least `window`."""
     cuts = []
     first = total = 0
     for item, size in enumerate(sizes, start=1):
@@ -84,8 +76,7 @@ class Window:
     """Vectors in memory.
 
     Attributes:
-        stored: [sites, n, hidden] of the storage dtype.
-        numbers: [n] int64, numbers of the vectors.
+        stored, numbers: [sites, n, hidden] of the storage dtype, and [n] int64.
         order: [k] int64, the vectors to give out, in this order; k < n if norms leave some out.
     """
 
@@ -169,7 +160,6 @@ class WindowReader:
         return Window(stored, numbers, order)
 
     def _make_plan(self, epoch: int) -> list[list[int]]:
-        """Return the parts that each reader reads, in order."""
         order = random_order(len(self._parts), self._seed, CHUNKS, epoch).tolist()
         dealt = deal([self._parts[part].size for part in order], self._readers)
         return [[order[place] for place in places] for places in dealt]
@@ -188,12 +178,9 @@ class WindowReader:
 def norms_of(stored: NDArray[Any]) -> NDArray[np.float32]:
     """Return the Euclidean norms, [n] float32, of stored vectors [n, hidden]; NaN for a NaN."""
     norms = np.empty(len(stored), np.float32)
-    values = np.empty((_NORM_ROWS, stored.shape[1]), np.float32)
     for start in range(0, len(stored), _NORM_ROWS):
-        part = stored[start : start + _NORM_ROWS]
-        rows = values[: len(part)]
-        widen(part, rows)
-        np.einsum("ij,ij->i", rows, rows, out=norms[start : start + len(part)])
+        rows = to_float32(stored[start : start + _NORM_ROWS])
+        np.einsum("ij,ij->i", rows, rows, out=norms[start : start + len(rows)])
     return np.sqrt(norms)
 
 

@@ -33,10 +33,8 @@ class VectorFormat:
     """Sites, dtype and scale of the vectors that a reader gives out.
 
     Attributes:
-        sites: sites, in the order of the values.
         single: True if values are [n, hidden], False if they are [n, sites, hidden].
         hidden: elements of a vector.
-        dtype: dtype of the values.
         factors: factor of each site's vectors.
     """
 
@@ -89,7 +87,6 @@ class Vectors:
         values: [n, hidden], or [n, sites, hidden] if a sequence of sites was asked for; a numpy
             array, float32 by default, or a jax.Array from `DeviceBatches`.
         numbers: [n] int64, numbers of the vectors.
-        dataset: dataset of the vectors.
     """
 
     values: Any
@@ -152,16 +149,6 @@ def normalization_factor(statistics: LayerStatistics, normalize: Normalize | Non
     return 1.0 / float(np.sqrt(statistics.mean_squared_norm))
 
 
-def widen(stored: NDArray[Any], out: NDArray[np.float32]) -> None:
-    """Write stored vectors [n, hidden], float32 or bits of bfloat16, as float32; exact."""
-    if stored.dtype == np.float32:
-        out[...] = stored
-        return
-    words = out.view(np.uint32)
-    np.copyto(words, stored)
-    np.left_shift(words, 16, out=words)
-
-
 def _convert(
     out: NDArray[Any], stored: NDArray[Any], rows: NDArray[np.int64] | None, factor: float
 ) -> None:
@@ -177,7 +164,9 @@ def _convert(
             np.take(stored, rows[start : start + _ROWS], axis=0, out=taken, mode="clip")
         if part.itemsize == stored.itemsize:
             part.view(stored.dtype)[...] = taken
-        else:
-            widen(taken, part)
+        else:  # from bfloat16 to float32
+            words = part.view(np.uint32)
+            np.copyto(words, taken)
+            np.left_shift(words, 16, out=words)
         if factor != 1.0:
             np.multiply(part, np.float32(factor), out=part)

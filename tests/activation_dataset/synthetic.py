@@ -41,12 +41,6 @@ def make_prompts(lengths: Sequence[int], seed: int = 0) -> list[Prompt]:
     return prompts
 
 
-def make_samples(lengths: Sequence[int], pooling: Pooling, seed: int = 0) -> list[Sample]:
-    """The samples of `make_prompts`."""
-    kind = RecordKind(pooling, "float32", 1)
-    return [kind.sample(prompt) for prompt in make_prompts(lengths, seed)]
-
-
 def fields_of(sample: Sample) -> tuple[str, str, int, list[int]]:
     """A sample to be compared with others."""
     return sample.sample_id, sample.task_id, sample.num_tokens, sample.token_ids.tolist()
@@ -63,10 +57,10 @@ def stored(rows: NDArray[np.float32], storage_dtype: StorageDtype) -> NDArray[An
 
 
 def make_rows(
-    samples: Sequence[Sample | Prompt], pooling: Pooling, hidden: int, seed: int
+    prompts: Sequence[Prompt], pooling: Pooling, hidden: int, seed: int
 ) -> NDArray[np.float32]:
     """[vectors, hidden] float32 with one dimension of massive activations, as Qwen has."""
-    count = sum(sample.num_tokens for sample in samples) if pooling == "none" else len(samples)
+    count = sum(prompt.num_tokens for prompt in prompts) if pooling == "none" else len(prompts)
     rows = np.random.default_rng(seed).standard_normal((count, hidden), dtype=np.float32)
     rows[:, -1] *= 300
     return rows

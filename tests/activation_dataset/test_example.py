@@ -1,14 +1,8 @@
-import contextlib
-
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
 from activation_dataset.example import ExampleError, decode_example, encode_prefix, encode_suffix
 from activation_dataset.format import Sample
-from tests.activation_dataset.synthetic import fields_of
 
 # Protobuf by hand, independent of the encoder; all lengths are below 128.
 
@@ -46,75 +40,29 @@ def message(entries):
     return b"\x0a" + bytes(groups if len(content) >= 0x80 else [len(content)]) + content
 
 
-samples = st.builds(
-    Sample,
-    sample_id=st.text(max_size=200),
-    task_id=st.text(max_size=20),
-    token_ids=hnp.arrays(
-        np.int32,
-        st.integers(0, 30),
-        elements=st.one_of(st.integers(0, 200), st.integers(0, 2**31 - 1)),
-    ),
-    num_tokens=st.integers(0, 2**40),
-)
-
-
 def test_the_bytes_are_those_of_the_specification():
     suffix = encode_suffix(SAMPLE, (1,))
     assert encode_prefix(4, len(suffix)) + b"\1\2\3\4" + suffix == message(ENTRIES)
-
-
-@given(samples, st.binary(max_size=300), st.lists(st.integers(0, 2**31), min_size=1, max_size=2))
-def test_what_was_encoded_is_decoded(sample, payload, shape):
-    suffix = encode_suffix(sample, shape)
-    decoded = decode_example(encode_prefix(len(payload), len(suffix)) + payload + suffix)
-    assert fields_of(decoded.sample) == fields_of(sample)
-    assert decoded.shape == tuple(shape)
-    assert decoded.activation == payload
 
 
 @pytest.mark.parametrize(
     "entries",
     [
         {"task_id": b""},
-        {"sample_id": ENTRIES["shape"], "shape": ENTRIES["sample_id"]},
         {"more": entry(b"zzz", packed(1))},
-        {"more": b"\x98\x06\x01"},
-        {"task_id": entry(b"task_id", packed(1))},
         {"task_id": entry(b"task_id", byte_list(b"a", b"b"))},
-        {"task_id": entry(b"task_id", byte_list(b"\xff"))},
-        {"shape": entry(b"shape", delimited(3, b""))},
         {"shape": entry(b"shape", packed(1, 2, 3))},
-        {"num_tokens": entry(b"num_tokens", packed(1, 2))},
         {"num_tokens": entry(b"num_tokens", packed(*[0xFF] * 9, 1))},
         {"token_ids": entry(b"token_ids", packed(*[0xFF] * 4, 0x7F))},
-        {"token_ids": entry(b"token_ids", packed(0x80))},
-        {"token_ids": entry(b"token_ids", packed(*[0x80] * 18))},
-        {"token_ids": entry(b"token_ids", packed(*[0x80] * 17, 1))},
         {"token_ids": entry(b"token_ids", packed(0x81, 0))},
-        {"token_ids": entry(b"token_ids", packed(*[7] * 20, 0x81, 0))},
         {"token_ids": entry(b"token_ids", delimited(3, b"\x08\x07"))},
         {"token_ids": entry(b"token_ids", packed(7) + packed(8))},
-        {"token_ids": b"\x0a\x7fa"},
     ],
 )
 def test_other_encodings_are_refused(entries):
     """Also those that protobuf allows, such as another order or lists that are not packed."""
     with pytest.raises(ExampleError, match=r"not a record of this|not encoded as this|shape has"):
         decode_example(message(ENTRIES | entries))
-
-
-@settings(max_examples=500)
-@given(st.data())
-def test_a_changed_record_is_refused_or_another_canonical_record(data):
-    content = bytearray(message(ENTRIES))
-    for _ in range(data.draw(st.integers(1, 4))):
-        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
-    with contextlib.suppress(ExampleError):
-        decoded = decode_example(bytes(content))
-        suffix = encode_suffix(decoded.sample, decoded.shape)
-        prefix = encode_prefix(len(decoded.activation), len(suffix))
-        assert prefix + bytes(decoded.activation) + suffix == bytes(content)
 
 
 def test_a_negative_token_id_is_refused():

@@ -5,10 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from activation_dataset.format import (
-    Sample,
     is_partial_file,
     manifest_file,
-    numpy_dtype,
     parse_data_file,
     partial_file,
     prompts_file,
@@ -50,15 +48,10 @@ def test_names_of_data_files_are_recognized(layer, hook_point, shard, more):
     "path",
     [
         "layer_10/activations-00005-of-00005.tfrecord",
-        "layer_10/activations-5-of-00098.tfrecord",
         "layer_10/activations-000005-of-00098.tfrecord",
-        "layer_010/activations-00005-of-00098.tfrecord",
         "layer_10_resid_post/activations-00005-of-00098.tfrecord",
-        "layer_10_mlp/activations-00005-of-00098.tfrecord",
         "x/layer_10/activations-00005-of-00098.tfrecord",
         "layer_10/activations-00005-of-00098.tfrecord.gz",
-        "layer_10/activations-00005-of-00098.tfrecord\n",
-        "prompts/activations-00005-of-00098.tfrecord",
         "prompts/prompts-00098-of-00098.tfrecord",
     ],
 )
@@ -66,22 +59,8 @@ def test_other_names_are_not(path):
     assert parse_data_file(path) is None
 
 
-def test_a_partial_name_needs_a_unique_part():
-    with pytest.raises(ValueError, match="'' is not 8 to 32 lower-case hexadecimal digits"):
-        partial_file("metadata.json", "")
-
-
 def test_every_bfloat16_is_widened_without_loss():
     every = np.arange(2**16, dtype=np.uint16)
     expected = every.view(ml_dtypes.bfloat16).astype(np.float32)
     assert to_float32(every).tobytes() == expected.tobytes()
     assert to_float32(expected) is expected
-
-
-def test_other_dtypes_are_refused():
-    with pytest.raises(TypeError, match="elements are float64, expected float32, or uint16"):
-        to_float32(np.zeros(2))
-    with pytest.raises(ValueError, match="'float16' is not one of float32, bfloat16"):
-        numpy_dtype("float16")  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=r"sample 's': token_ids is int64 .* expected int32"):
-        Sample("s", "t", np.array([3]), 1)

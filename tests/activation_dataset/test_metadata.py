@@ -84,41 +84,11 @@ def test_what_was_written_is_read():
     assert Metadata.from_json(text.encode()).to_json() == text
 
 
-def test_the_documented_fields_are_at_the_top():
-    value = json.loads(METADATA.to_json())
-    assert value["schema_version"] == 1
-    assert value["model_name"] == "random:tiny"
-    assert (value["hidden_dim"], value["num_layers_extracted"]) == (3, 1)
-    assert (value["total_samples"], value["total_tokens"], value["total_vectors"]) == (4, 60, 4)
-    assert (value["storage_dtype"], value["byte_order"]) == ("bfloat16", "little")
-    assert (value["compute_dtype"], value["pooling"]) == ("bfloat16", "last")
-    assert value["layers_extracted"] == [10]
-    assert value["hook_points"] == ["mlp_out", "resid_post"]
-    assert value["ops"] == ["amx", "xla"]
-    assert value["weights"] == {"fingerprint": "sha256:01", "source": "random", "seed": 0}
-    assert value["inputs"] == [{"path": "training.json", "bytes": 3, "sha256": "02"}]
-    assert value["rejected"] == {"ragged_grid": 2, "overlength": 1}
-    assert sorted(value["statistics"]) == ["10", MLP_OUT]
-    assert value["statistics"]["10"]["mean"] == [0.1, -2.5e-8, 1e300]
-    folders = {MLP_OUT: "layer_10_mlp_out", "10": "layer_10"}
-    assert value["batches"][1] == {
-        "shard": 1,
-        "samples": 2,
-        "tokens": 30,
-        "prompts": {
-            "path": "prompts/prompts-00001-of-00002.tfrecord",
-            "bytes": 9,
-            "crc32c": "BBBBBB==",
-        },
-        "files": {
-            site: {
-                "path": f"{folder}/activations-00001-of-00002.tfrecord",
-                "bytes": 99,
-                "crc32c": "AAAAAA==",
-            }
-            for site, folder in folders.items()
-        },
-    }
+def test_the_text_is_that_of_every_version():
+    text = METADATA.to_json()
+    digest = "efb9ef5d67ee77ca6f223b981e75cbf83030a7459716babb8a3735c24c9a0a49"
+    assert text.startswith(f'{{\n  "metadata_sha256": "{digest}",\n')
+    assert json.loads(text)["statistics"]["10"]["mean"] == [0.1, -2.5e-8, 1e300]
 
 
 def test_the_text_does_not_depend_on_the_order_of_construction():
@@ -147,25 +117,20 @@ def test_floats_keep_every_bit(values):
     ("path", "value", "message"),
     [
         (["schema_version"], 2, "^schema_version is 2, .* reads 1: use a version"),
-        (["schema_version"], 0, "^schema_version is 0, .* or extract again"),
         (["pooling"], "max", "^pooling is 'max', expected"),
-        (["byte_order"], "big", "^byte_order is 'big', but the other fields say little"),
         (["layers_extracted"], [11, 10], r"^layers_extracted is \[11, 10\], expected ascending"),
         (["hook_points"], ["resid_post", "mlp_out"], "^hook_points is .* in order"),
-        (["hook_points"], ["mlp_out", "resid"], r"^hook_points\[1\] is 'resid', expected"),
         (["ops"], "xla", "^ops is 'xla', expected a list"),
         (["hidden_dim"], 4, rf"^statistics\.{MLP_OUT}\.mean has 3 elements, expected hidden_dim"),
         (["total_samples"], 5, "^total_samples is 5, but the other fields say 4"),
         (["batches", 1, "samples"], "2", r"^batches\[1\]\.samples is '2', expected an integer"),
         (["batches", 0, "files", "10"], ..., r"^batches\[0\]\.files has \['blocks"),
-        (["batches", 0, "files", "+9"], {}, r"^batches\[0\]\.files has the key '\+9'"),
         (["batches", 0, "files", "blocks.9.hook_resid_post"], {}, "resid_post', expected '9'"),
         (
             ["batches", 0, "files", "10", "path"],
             "../../etc/passwd",
             r"^batches\[0\] has the path '../../etc/passwd', expected 'layer_10/",
         ),
-        (["batches", 0, "prompts", "path"], "x", "path 'x', expected 'prompts/prompts-"),
         (["statistics", "10", "nonfinite_count"], 7, r"^statistics\.10 counts 10 .* expected 4"),
         (["statistics", "10", "count"], 9, r"^statistics\.10: norm_histogram counts 3 norms"),
         (["rejected", "overlength"], 1.5, r"^rejected\.overlength is 1\.5, expected an integer"),
@@ -179,20 +144,11 @@ def test_wrong_fields_are_named(path, value, message):
         Metadata.from_json(changed(path, value))
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "\xff", "null", '"text"', "{}", "[" * 100_000])
+@pytest.mark.parametrize("text", ["", "\xff", "null", "{}", "[" * 100_000])
 def test_other_texts_are_refused(text):
     for read in (Metadata.from_json, LayerManifest.from_bytes, PromptsManifest.from_bytes):
         with pytest.raises(FieldError):
             read(text)
-
-
-def test_a_change_of_one_bit_is_noticed():
-    content = METADATA.to_json().encode()
-    for bit in np.random.default_rng(0).integers(0, 8 * len(content), 2000):
-        broken = bytearray(content)
-        broken[bit // 8] ^= 1 << bit % 8
-        with pytest.raises(FieldError):
-            Metadata.from_json(bytes(broken))
 
 
 def test_the_digest_is_that_of_the_text_without_its_line():
@@ -205,8 +161,8 @@ def test_the_digest_is_that_of_the_text_without_its_line():
 
 
 def test_manifests_are_restored_from_their_bytes():
-    for layer in (manifest(0, 10), manifest(1, MLP_OUT)):
-        assert LayerManifest.from_bytes(layer.to_bytes()) == layer
+    layer = manifest(1, MLP_OUT)
+    assert LayerManifest.from_bytes(layer.to_bytes()) == layer
     assert PromptsManifest.from_bytes(prompts(1).to_bytes()) == prompts(1)
 
 
@@ -221,21 +177,12 @@ def test_damaged_manifests_and_those_of_another_kind_are_refused():
         LayerManifest.from_bytes(prompts(0).to_bytes())
 
 
-def test_the_order_of_samples_tells_lists_apart():
-    lists = [["a", "b"], ["b", "a"], ["ab"], ["a", "b", ""], []]
-    assert len({sample_order(each) for each in lists}) == len(lists)
-
-
 @pytest.mark.parametrize(
     ("given_manifests", "message"),
     [
         (manifests()[1:], r"prompts/prompts-00000-of-00002\.tfrecord was not written"),
         ([*manifests(), prompts(1)], r"prompts/prompts-00001.* was written twice"),
-        ([*manifests()[1:], prompts(0, tokens=31)], r"prompts-00000\S* 2 and 31"),
-        (manifests()[:-1], r"layer_10/activations-00001-of-00002\.tfrecord was not written"),
-        ([*manifests(), manifest(1, 10)], r"layer_10/activations-00001.* was written twice"),
         ([*manifests(), manifest(2, 10, num_shards=3)], "00002-of-00003.* does not belong"),
-        ([*manifests(), manifest(1, 11)], "layer_11/.* does not belong"),
         ([*manifests()[:-1], manifest(1, 10, samples=3)], "layer_10/.* 3 samples and 30 tokens"),
         ([*manifests()[:-1], manifest(1, 10, order="x")], "layer_10/.* in another order"),
     ],

@@ -4,25 +4,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from activation_dataset.fields import FieldError
-from activation_dataset.norms import NormHistogram, bin_of, lower_edge
+from activation_dataset.norms import NormHistogram, lower_edge
 
 NORMS = st.lists(st.floats(0, 1e40), max_size=50).map(lambda norms: np.array(norms, np.float64))
 
 
-@given(NORMS, NORMS, NORMS)
-def test_merging_in_any_order_gives_the_histogram_of_all(a, b, c):
-    whole = NormHistogram.of(np.concatenate([a, b, c]))
-    parts = [NormHistogram.of(norms) for norms in (a, b, c)]
-    assert parts[0].merge(parts[1]).merge(parts[2]) == whole
-    assert parts[2].merge(parts[0].merge(parts[1])).to_json() == whole.to_json()
-    assert list(whole.counts) == sorted(whole.counts)
-
-
 @given(st.floats(0, 1e40))
 def test_a_norm_lies_between_the_edges_of_its_bin(norm):
-    number = bin_of(norm)
+    ((number, count),) = NormHistogram.of(np.array([norm])).counts.items()
+    assert count == 1
     assert lower_edge(number) <= norm < lower_edge(number + 1)
-    assert NormHistogram.of(np.array([norm])).counts == {number: 1}
 
 
 @pytest.mark.parametrize("q", [0.0, 0.01, 0.25, 0.5, 0.99, 1.0])
@@ -30,12 +21,6 @@ def test_quantiles_are_within_a_bin(q):
     norms = np.random.default_rng(0).lognormal(3, 1, 1001)
     exact = np.quantile(norms, q, method="inverted_cdf")
     assert abs(NormHistogram.of(norms).quantile(q) / exact - 1) < 1 / 127
-
-
-def test_of_no_norms():
-    assert NormHistogram().median == 0
-    assert NormHistogram.of(np.empty(0)) == NormHistogram()
-    assert NormHistogram().merge(NormHistogram()).total == 0
 
 
 def test_sinks_are_counted():

@@ -6,22 +6,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from activation_dataset import ActivationDataset
 from activation_dataset.example import decode_example, encode_prefix, encode_suffix
-from activation_dataset.format import Sample, shard_file, to_float32
+from activation_dataset.format import Sample, shard_file
 from activation_dataset.prompts import encode_prompt
 from tests.activation_dataset.synthetic import (
     fields_of,
     make_prompts,
-    make_rows,
-    make_samples,
-    stored,
     write_dataset,
 )
 
 tf = pytest.importorskip("tensorflow")
-
-SHARDS = [[3, 40, 1], [7]]
-HIDDEN = 8
 
 
 def tf_example(sample, shape, payload, name="activation"):
@@ -77,7 +72,7 @@ def test_the_same_bytes_as_deterministic_serialization(sample, payload, shape):
     assert bytes(decoded.activation) == payload
 
 
-@pytest.mark.parametrize("size", [127, 128, 16_383, 16_384, 2_097_151, 2_097_152, 5_000_000])
+@pytest.mark.parametrize("size", [127, 128, 16_384, 2_097_151, 2_097_152])
 def test_the_same_bytes_where_lengths_grow_by_a_byte(size):
     sample = Sample("s" * (size % 1000), "t", np.arange(size % 1000, dtype=np.int32), 5)
     for payload in (bytes(size), bytes(size - 60)):
@@ -87,41 +82,25 @@ def test_the_same_bytes_where_lengths_grow_by_a_byte(size):
         assert encoded == expected.SerializeToString(deterministic=True)
 
 
-@pytest.mark.parametrize("pooling", ["last", "mean", "none"])
-@pytest.mark.parametrize("storage_dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("pooling", "storage_dtype"), [("none", "bfloat16"), ("last", "float32")])
 def test_tf_data_parses_every_field(tmp_path, pooling, storage_dtype):
-    write_dataset(tmp_path, SHARDS, pooling, storage_dtype, HIDDEN)
+    write_dataset(tmp_path, [[3, 40, 1], [7]], pooling, storage_dtype)
     files = [str(tmp_path / shard_file(11, shard, 2)) for shard in range(2)]
-    dtype = tf.float32 if storage_dtype == "float32" else tf.bfloat16
-    description = {
-        "sample_id": tf.io.FixedLenFeature([], tf.string),
-        "task_id": tf.io.FixedLenFeature([], tf.string),
-        "activation": tf.io.FixedLenFeature([], tf.string),
-        "shape": tf.io.FixedLenFeature([2 if pooling == "none" else 1], tf.int64),
-        "token_ids": tf.io.FixedLenSequenceFeature([], tf.int64, allow_missing=True),
-        "num_tokens": tf.io.FixedLenFeature([], tf.int64),
-    }
+    strings = dict.fromkeys(["sample_id", "task_id", "activation"], tf.string)
+    fields = {name: tf.io.FixedLenFeature([], kind) for name, kind in strings.items()}
+    fields["num_tokens"] = tf.io.FixedLenFeature([], tf.int64)
+    for name in ("shape", "token_ids"):
+        fields[name] = tf.io.FixedLenSequenceFeature([], tf.int64, allow_missing=True)
 
     def parse(record):
-        example = tf.io.parse_single_example(record, description)
-        activation = tf.io.decode_raw(example["activation"], dtype, little_endian=True)
-        return example | {"activation": tf.reshape(activation, example["shape"])}
+        example = tf.io.parse_single_example(record, fields)
+        values = tf.io.decode_raw(example["activation"], getattr(tf, storage_dtype))
+        return example | {"activation": tf.reshape(values, example["shape"])}
 
-    parsed = list(tf.data.TFRecordDataset(files).map(parse).as_numpy_iterator())
-    assert len(parsed) == 4
-    for shard, lengths in enumerate(SHARDS):
-        shard_samples = make_samples(lengths, pooling, seed=shard)
-        rows = make_rows(shard_samples, pooling, HIDDEN, seed=1100 + shard)
-        rows = to_float32(stored(rows, storage_dtype))
-        for sample in shard_samples:
-            example = parsed.pop(0)
-            count = sample.num_tokens if pooling == "none" else 1
-            expected, rows = rows[:count], rows[count:]
-            assert example["sample_id"].decode() == sample.sample_id
-            assert example["task_id"].decode() == sample.task_id
-            assert example["num_tokens"] == sample.num_tokens
-            assert example["token_ids"].tolist() == sample.token_ids.tolist()
-            activation = example["activation"].astype(np.float32)
-            np.testing.assert_array_equal(
-                activation, expected if pooling == "none" else expected[0]
-            )
+    parsed = tf.data.TFRecordDataset(files).map(parse).as_numpy_iterator()
+    for example, record in zip(parsed, ActivationDataset(tmp_path)[11], strict=True):
+        assert example["sample_id"].decode() == record.sample_id
+        assert example["task_id"].decode() == record.task_id
+        assert example["num_tokens"] == record.num_tokens
+        assert example["token_ids"].tolist() == record.token_ids.tolist()
+        np.testing.assert_array_equal(example["activation"].astype("f4"), record.activation)

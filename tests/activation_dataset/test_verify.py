@@ -1,18 +1,18 @@
+import json
+import os
 import re
-from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from activation_dataset.checksum import crc32c, crc32c_of_stream, to_text
+from activation_dataset.canonical_json import sealed_text
+from activation_dataset.checksum import crc32c, to_text
 from activation_dataset.format import prompts_file, shard_file
-from activation_dataset.manifest import FileEntry
-from activation_dataset.metadata import Metadata
 from activation_dataset.prompts import read_prompts, write_prompts
 from activation_dataset.sites import HookPoint
 from activation_dataset.tfrecord import frame_footer, frame_header, read_records
 from activation_dataset.verify import verify
-from tests.activation_dataset.synthetic import make_samples, write_dataset
+from tests.activation_dataset.synthetic import make_prompts, write_dataset
 
 SHARDS = [[3, 40, 1], [7], [12, 2]]
 FIRST, MIDDLE, LAST = (shard_file(layer, 1, 3) for layer in (10, 11, 12))
@@ -43,8 +43,9 @@ def flip(path, bit):
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("pooling", ["last", "mean", "none"])
-@pytest.mark.parametrize("storage_dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("pooling", "storage_dtype"), [("last", "float32"), ("mean", "bfloat16"), ("none", "float32")]
+)
 def test_a_sound_dataset(tmp_path, pooling, storage_dtype):
     hook_points: tuple[HookPoint, ...] = ("mlp_out", "resid_post")
     metadata = write_dataset(
@@ -58,38 +59,24 @@ def test_a_sound_dataset(tmp_path, pooling, storage_dtype):
         assert report.bytes == sum(entry.bytes for entry in entries)
 
 
-def test_other_files_are_left_alone(dataset):
+def test_other_files_are_left_alone_and_a_url_is_verified_too(dataset):
     assert problems(dataset) == problems(dataset, records=True) == []
-
-
-def test_a_url_is_verified_too(dataset):
-    pytest.importorskip("fsspec")
     flip(dataset / MIDDLE, 400)
-    assert problems(f"file://{dataset}") == problems(dataset)
-    assert len(problems(dataset)) == 1
+    assert len(problems(f"file://{dataset}")) == 1
 
 
-def test_flipped_bits_anywhere_are_caught(dataset):
+def test_flipped_bits_and_cuts_anywhere_are_caught(dataset):
     rng = np.random.default_rng(0)
     files = [*dataset.rglob("*.tfrecord"), dataset / "metadata.json"]
     assert len(files) == 13
     for path in files:
         content = path.read_bytes()
-        for bit in rng.integers(0, 8 * len(content), 25):
-            flip(path, bit)
-            (problem,) = problems(dataset)
-            assert problem.startswith(f"{path.relative_to(dataset).as_posix()}: ")
-            path.write_bytes(content)
-
-
-def test_truncations_are_caught(dataset):
-    for name in (FIRST, prompts_file(0, 3), "metadata.json"):
-        content = (dataset / name).read_bytes()
-        for length in range(0, len(content), 41):
-            (dataset / name).write_bytes(content[:length])
-            (problem,) = problems(dataset)
-            assert problem.startswith(f"{name}: ")
-        (dataset / name).write_bytes(content)
+        for bit in rng.integers(0, 8 * len(content), 25).tolist():
+            for change, place in ((flip, bit), (os.truncate, bit // 8)):
+                change(path, place)
+                (problem,) = problems(dataset)
+                assert problem.startswith(f"{path.relative_to(dataset).as_posix()}: ")
+                path.write_bytes(content)
 
 
 def test_all_problems_are_reported(dataset):
@@ -132,7 +119,7 @@ def _unreadable(stream):
     raise OSError("broken disk")
 
 
-@pytest.mark.parametrize("line", ["", "{", "[]", "[" * 100_000, '{"task": 1}'])
+@pytest.mark.parametrize("line", ["[]", '{"task": 1}', "[" * 100_000])
 def test_rejected_tasks_that_cannot_be_read(dataset, line):
     path = dataset / "errors/rejected.jsonl"
     path.write_text(path.read_text() + line + "\n")
@@ -151,28 +138,17 @@ def test_without_metadata(dataset, tmp_path_factory):
 
 # Mistakes of a writer, with checksums that fit.
 
-TASK_ID = b"task_id\x12\x0c\n\n\n\x080"
-"""The feature task_id, up to the first character of its value."""
-
 
 def accept(dataset, name):
     """Put the size and CRC32C of a changed file into the metadata."""
-    path = dataset / "metadata.json"
-    metadata = Metadata.from_json(path.read_text())
-    with open(dataset / name, "rb") as stream:
-        crc, size = crc32c_of_stream(stream)
-    entry = FileEntry(name, size, to_text(crc))
-    shards = tuple(
-        replace(
-            shard,
-            prompts=entry if shard.prompts.path == name else shard.prompts,
-            files={
-                site: entry if each.path == name else each for site, each in shard.files.items()
-            },
-        )
-        for shard in metadata.shards
-    )
-    path.write_text(replace(metadata, shards=shards).to_json())
+    metadata = json.loads((dataset / "metadata.json").read_text())
+    content = (dataset / name).read_bytes()
+    for shard in metadata["batches"]:
+        for entry in (shard["prompts"], *shard["files"].values()):
+            if entry["path"] == name:
+                entry |= {"bytes": len(content), "crc32c": to_text(crc32c(content))}
+    del metadata["metadata_sha256"]
+    (dataset / "metadata.json").write_text(sealed_text(metadata, "metadata_sha256"))
 
 
 def rewrite(dataset, name, change):
@@ -199,12 +175,8 @@ def rewrite(dataset, name, change):
             lambda data: [data[0][:-1] + bytes([data[0][-1] ^ 1]), *data[1:]],
             "record 0 .* has another token_ids than its prompt",
         ),
-        (
-            lambda data: [data[0].replace(TASK_ID, TASK_ID[:-1] + b"X"), *data[1:]],
-            "record 0 .* has another task_id than its prompt",
-        ),
     ],
-    ids=["order", "fewer", "more", "no record", "token", "task"],
+    ids=["order", "fewer", "more", "no record", "token"],
 )
 def test_records_that_are_not_those_of_the_prompts(dataset, change, message):
     name = shard_file(11, 0, 3)
@@ -239,16 +211,11 @@ def test_prompts_that_are_not_those_of_the_records(dataset):
     assert len(found) == 4
     assert all("the prompts have only 2 records" in problem for problem in found[:3])
     assert found[3].startswith(f"{name}: holds 2 prompts of 43 tokens, metadata.json says 3 of 44")
-    (dataset / name).write_bytes(b"")
-    accept(dataset, name)
-    flip(dataset / prompts_file(1, 3), 100)
-    accept(dataset, prompts_file(1, 3))
-    assert any("prompts-00001-of-00003.tfrecord: record 0" in p for p in problems(dataset, True))
 
 
 def test_a_repeated_sample(tmp_path):
     write_dataset(tmp_path, [[4, 4], [4]], seeds=[0, 0])
     assert problems(tmp_path) == []
-    sample = make_samples([4], "last", seed=0)[0].sample_id
+    sample = make_prompts([4])[0].sample_id
     (problem,) = problems(tmp_path, records=True)
     assert f"sample {sample!r} of shard 0 is repeated" in problem

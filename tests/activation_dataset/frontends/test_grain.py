@@ -3,7 +3,6 @@ from itertools import islice
 
 import numpy as np
 import pytest
-from absl import flags
 
 from activation_dataset.frontends import grain_dataset
 
@@ -23,11 +22,6 @@ def test_epochs_follow_each_other(dataset, values, wanted):
         assert numbers_of(found) == both
         for batch in found:
             np.testing.assert_array_equal(batch["values"], values[batch["numbers"]])
-
-
-def test_grains_own_transformations_apply(dataset, values, wanted):
-    batches = grain_dataset(dataset, 10, 20, window=50).map(lambda batch: batch["values"] * 2)
-    np.testing.assert_array_equal(next(iter(batches)), 2 * values[wanted[0][0]])
 
 
 @pytest.mark.parametrize("taken", [0, 3, 9, 12])
@@ -53,16 +47,3 @@ def test_samples_are_a_data_source(dataset):
     ids = [shuffled[place] for place in range(len(shuffled))]
     assert ids != sorted(ids)
     assert sorted(ids) == sorted(record.sample_id for record in dataset.records(11))
-
-
-def test_grains_loader_reads_samples_in_processes(dataset):
-    flags.FLAGS.mark_as_parsed()  # as absl's app.run does it; Grain's processes ask for flags
-    samples = dataset[11]
-    loader = grain.DataLoader(
-        data_source=samples,
-        sampler=grain.samplers.SequentialSampler(len(samples), grain.sharding.NoSharding()),
-        worker_count=1,
-    )
-    found = [record.activation for record in loader]
-    for values, record in zip(found, dataset.records(11), strict=True):
-        np.testing.assert_array_equal(values, record.activation)

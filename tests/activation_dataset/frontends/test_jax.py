@@ -13,7 +13,7 @@ def numbers_of(batches):
     return [batch.numbers.tolist() for batch in batches]
 
 
-@pytest.mark.parametrize("ahead", [1, 2, 5, 100])
+@pytest.mark.parametrize("ahead", [0, 2, 100])
 def test_the_same_batches_on_a_device(dataset, values, wanted, ahead):
     batches = DeviceBatches(dataset.batches(10, 20, window=50), ahead=ahead)
     assert len(batches) == 9
@@ -24,12 +24,6 @@ def test_the_same_batches_on_a_device(dataset, values, wanted, ahead):
         for batch in found:
             assert isinstance(batch.values, jax.Array)
             np.testing.assert_array_equal(np.asarray(batch.values), values[batch.numbers])
-
-
-def test_memory_is_not_used_again_before_it_was_sent(dataset, values):
-    """A device may read a batch's memory at any time until it is done with it."""
-    for batch in DeviceBatches(dataset.batches(10, 4, window=50), ahead=4):
-        np.testing.assert_array_equal(np.asarray(batch.values + 0), values[batch.numbers])
 
 
 def test_bfloat16_on_a_chosen_device(dataset, values):
@@ -52,8 +46,3 @@ def test_a_state_is_that_of_the_last_batch_given_out(dataset, wanted, taken):
     rest = wanted[0][taken:] or wanted[1]
     assert numbers_of(resumed) == rest
     assert numbers_of(batches) == rest
-
-
-def test_none_ahead_is_refused(dataset):
-    with pytest.raises(ValueError, match="ahead is 0, expected at least 1"):
-        DeviceBatches(dataset.batches(10, 20), ahead=0)

@@ -49,16 +49,6 @@ def test_blocks_hold_what_the_records_hold(tmp_path, pooling, storage_dtype, rem
         np.testing.assert_array_equal(numbers, np.arange(dataset.num_vectors))
 
 
-def test_bits_and_bfloat16(tmp_path):
-    write_dataset(tmp_path, SHARDS, "none", "bfloat16", HIDDEN)
-    dataset = ActivationDataset(tmp_path)
-    wide = np.concatenate([block.values for block in dataset.blocks(11)])
-    for dtype in ("bits", "bfloat16"):
-        values = np.concatenate([block.values for block in dataset.blocks(11, dtype=dtype)])
-        assert values.dtype.name == {"bits": "uint16"}.get(dtype, dtype)
-        np.testing.assert_array_equal(values.view(np.uint16), wide.view(np.uint32) >> 16)
-
-
 def test_blocks_that_are_kept_are_not_overwritten(tmp_path):
     write_dataset(tmp_path, [[50] * 40], "none", "bfloat16", 1024, layers=(3,))
     dataset = ActivationDataset(tmp_path)
@@ -87,22 +77,3 @@ def test_a_flipped_bit_in_any_byte_is_an_error(tmp_path, pooling, chunk_bytes):
                 good += len(block)
         sound = record * (3 if pooling == "none" else 1)
         assert good == sound or (good == 0 and chunk_bytes > 1)
-
-
-def test_a_record_of_another_prompt_is_an_error(tmp_path):
-    write_dataset(tmp_path, SHARDS, "none")
-    other = tmp_path / "other"
-    write_dataset(other, [[3, 41, 1, 17], *SHARDS[1:]], "none")
-    name = shard_file(10, 0, 3)
-    (tmp_path / name).write_bytes((other / name).read_bytes())
-    with pytest.raises(CorruptRecordError, match=r"record 1 .*bytes of data, expected"):
-        list(ActivationDataset(tmp_path).blocks(10))
-
-
-def test_what_is_not_there(tmp_path):
-    write_dataset(tmp_path, SHARDS, "none")
-    dataset = ActivationDataset(tmp_path)
-    with pytest.raises(KeyError, match="9"):
-        list(dataset.blocks([10, 9]))
-    with pytest.raises(ValueError, match="sites is empty"):
-        list(dataset.blocks([]))

@@ -8,16 +8,13 @@ import numpy as np
 import pytest
 
 from activation_dataset import ActivationDataset
-from activation_dataset.format import Pooling
-from activation_dataset.prompts import Prompt
 from activation_dataset.reading.provenance import SampleName
 from tests.activation_dataset.synthetic import make_prompts, write_dataset
 
 SHARDS = [[3, 40, 1], [7, 9], [12, 2, 30]]
-POOLINGS: tuple[Pooling, ...] = ("none", "last", "mean")
 
 
-def prompts_of(lengths: list[int], seed: int) -> list[Prompt]:
+def prompts_of(lengths, seed):
     """Prompts of tasks that share ids, with text and cells of all kinds in any order."""
     rng = np.random.default_rng(seed)
     prompts = []
@@ -30,19 +27,17 @@ def prompts_of(lengths: list[int], seed: int) -> list[Prompt]:
 
 
 @pytest.fixture(scope="module")
-def datasets(tmp_path_factory: pytest.TempPathFactory) -> dict[Pooling, ActivationDataset]:
-    found: dict[Pooling, ActivationDataset] = {}
-    for pooling in POOLINGS:
+def datasets(tmp_path_factory):
+    found = {}
+    for pooling in ("none", "last", "mean"):
         path = tmp_path_factory.mktemp(pooling)
         write_dataset(path, SHARDS, pooling, prompts_of=prompts_of)
         found[pooling] = ActivationDataset(path)
     return found
 
 
-@pytest.mark.parametrize("pooling", POOLINGS)
-def test_every_vector_is_traced_to_its_token(
-    datasets: dict[Pooling, ActivationDataset], pooling: Pooling
-):
+@pytest.mark.parametrize("pooling", ["none", "last", "mean"])
+def test_every_vector_is_traced_to_its_token(datasets, pooling):
     dataset = datasets[pooling]
     prompts = [each for n, lengths in enumerate(SHARDS) for each in prompts_of(lengths, n)]
     tokens = [
@@ -51,6 +46,8 @@ def test_every_vector_is_traced_to_its_token(
         for token in range(0 if pooling == "none" else prompt.num_tokens - 1, prompt.num_tokens)
     ]
     assert len(tokens) == dataset.num_vectors
+    places = dataset.locate(np.arange(len(tokens)))
+    assert places.samples.tolist() == [sample for sample, _ in tokens]
     for number, (sample, token) in enumerate(tokens):
         prompt, origin = prompts[sample], dataset.trace(number)
         assert (origin.number, origin.sample) == (number, sample)
@@ -63,21 +60,13 @@ def test_every_vector_is_traced_to_its_token(
         if pooling == "mean":
             assert found + place == (None,) * 6
             assert "mean" in str(origin)
-        elif role < 0:
-            assert found == (token, prompt.token_ids[token], "text")
-            assert place == (None,) * 3
-        else:
-            kind = ("input", "output")[role]
-            assert found == (token, prompt.token_ids[token], kind)
-            assert place == ("test" if example < 0 else example, row, col)
-            assert str(origin).startswith(f"{prompt.sample_id}, token {token}, {kind} of ")
-    numbers = np.random.default_rng(0).permutation(len(tokens))
-    places = dataset.locate(numbers)
-    assert places.samples.tolist() == [tokens[number][0] for number in numbers]
-    origins = [dataset.trace(int(number)) for number in numbers]
-    assert places.token_ids.tolist() == [
-        -1 if origin.token_id is None else origin.token_id for origin in origins
-    ]
+            continue
+        kind = ("input", "output", "text")[role]
+        assert found == (token, prompt.token_ids[token], kind)
+        assert places.token_ids[number] == prompt.token_ids[token]
+        cell = ("test" if example < 0 else example, row, col)
+        assert place == ((None,) * 3 if role < 0 else cell)
+        assert str(origin).startswith(f"{prompt.sample_id}, token {token}, {kind}")
     for outside in (-1, len(tokens)):
         with pytest.raises(IndexError, match="not all in"):
             dataset.trace(outside)
@@ -85,27 +74,21 @@ def test_every_vector_is_traced_to_its_token(
 
 SAMPLES: list[dict[str, Any]] = [
     {},
-    {"task": "00000001"},
     {"source": "training/é2.json", "task": "00000000", "test": 0},
     {"sample": "training/é1.json#00000001/0"},
     {"test": 1},
 ]
 TOKENS: list[dict[str, Any]] = [
     {},
-    {"role": "input"},
     {"role": "text"},
-    {"example": 0},
     {"example": "test"},
-    {"col": 3},
     {"role": "output", "example": 1, "row": 2, "col": 1},
     {"row": 100},
 ]
 
 
 @pytest.mark.parametrize("pooling", ["none", "last"])
-def test_where_finds_the_vectors_whose_origin_matches(
-    datasets: dict[Pooling, ActivationDataset], pooling: Pooling
-):
+def test_where_finds_the_vectors_whose_origin_matches(datasets, pooling):
     dataset = datasets[pooling]
     origins = [dataset.trace(number) for number in range(dataset.num_vectors)]
     for query in (a | b for a, b in product(SAMPLES, TOKENS)):
@@ -115,12 +98,10 @@ def test_where_finds_the_vectors_whose_origin_matches(
             fields["sample"] = each.sample_id
             if all(fields[name] == value for name, value in query.items()):
                 expected.append(each.number)
-        found = dataset.where(**query)
-        assert found.dtype == np.int64
-        assert found.tolist() == expected, query
+        assert dataset.where(**query).tolist() == expected, query
 
 
-def test_means_belong_to_samples_and_to_no_token(datasets: dict[Pooling, ActivationDataset]):
+def test_means_belong_to_samples_and_to_no_token(datasets):
     dataset = datasets["mean"]
     assert dataset.where(task="00000001").tolist() == [1, 4, 6]
     assert len(dataset.where()) == len(dataset) == 8
@@ -132,18 +113,14 @@ def test_means_belong_to_samples_and_to_no_token(datasets: dict[Pooling, Activat
     ("query", "message"),
     [
         ({"role": "output "}, "role is 'output ', expected one of input, output, text"),
-        ({"row": -1}, "row is -1"),
         ({"example": -1}, "example is -1"),
         ({"example": "first"}, "example is 'first'"),
         ({"role": "text", "row": 0}, "a token of text has no example, row or column"),
         ({"task": "0000001"}, "no task '0000001', but 3 others such as '00000001'"),
-        ({"sample": "?"}, r"no sample '\?', but \d+ others such as 'training/"),
         ({"source": "training/0.json"}, "no source 'training/0.json'"),
     ],
 )
-def test_a_query_that_no_token_can_match_is_refused(
-    datasets: dict[Pooling, ActivationDataset], query: dict[str, Any], message: str
-):
+def test_a_query_that_no_token_can_match_is_refused(datasets, query, message):
     with pytest.raises(ValueError, match=message):
         datasets["none"].where(**query)
 
@@ -154,21 +131,18 @@ KEY = "d4=3&colors=0482615937&order=2-0-1"
 @pytest.mark.parametrize(
     ("sample_id", "task_id", "expected"),
     [
-        ("training.json#007bbfb7/0", "007bbfb7", ("training.json", 0, "")),
         (f"a/b.json#t/12?{KEY}", "t", ("a/b.json", 12, KEY)),
-        ("texts.jsonl#line-000003", "line-000003", ("texts.jsonl", None, "")),
         ("b.jsonl#t/0", "t/0", ("b.jsonl", None, "")),
         ("b#1.json#t#2/0", "t#2", ("b#1.json", 0, "")),
         (f"b.jsonl#odd/0?{KEY}", f"odd/0?{KEY}", ("b.jsonl", None, "")),
-        ("what?.json#why?/3", "why?", ("what?.json", 3, "")),
     ],
 )
-def test_an_id_is_taken_apart(sample_id: str, task_id: str, expected: tuple[str, int | None, str]):
+def test_an_id_is_taken_apart(sample_id, task_id, expected):
     source, test, variant = expected
     assert SampleName.of(sample_id, task_id) == SampleName(source, task_id, test, variant)
 
 
-@pytest.mark.parametrize("sample_id", ["", "t", "a#u/0", "a#t/", "a#t/0?d4=9", "a#t/0\n", "at/0"])
-def test_an_id_of_another_task_is_refused(sample_id: str):
+@pytest.mark.parametrize("sample_id", ["", "a#u/0", "a#t/0?d4=9", "a#t/0\n"])
+def test_an_id_of_another_task_is_refused(sample_id):
     with pytest.raises(ValueError, match="is not of the task 't'"):
         SampleName.of(sample_id, "t")

@@ -2,12 +2,11 @@
 
 import sys
 
-import ml_dtypes
 import numpy as np
 import pytest
 
 from activation_dataset import ActivationDataset, LayerStatistics
-from activation_dataset.reading.vectors import element_dtype, normalization_factor, widen
+from activation_dataset.reading.vectors import element_dtype, normalization_factor
 from tests.activation_dataset.synthetic import write_dataset
 
 
@@ -15,15 +14,6 @@ def values_of(path, sites, **options):
     return np.concatenate(
         [block.values for block in ActivationDataset(path).blocks(sites, **options)]
     )
-
-
-def test_every_bfloat16_is_widened_exactly():
-    bits = np.arange(1 << 16, dtype=np.uint16).reshape(256, 256)
-    wide = np.empty((256, 2, 256), np.float32)
-    widen(bits, wide[:, 1])
-    expected = bits.view(ml_dtypes.bfloat16).astype(np.float32)
-    np.testing.assert_array_equal(wide[:, 1].view(np.uint32) >> 16, bits)
-    np.testing.assert_array_equal(wide[:, 1], expected)
 
 
 @pytest.mark.parametrize("storage_dtype", ["float32", "bfloat16"])
@@ -37,14 +27,6 @@ def test_normalized_as_sae_lens_and_dictionary_learning_define_it(tmp_path, stor
     # dictionary_learning, get_norm_factor: x / sqrt(mean squared norm).
     scaled = values_of(tmp_path, 10, normalize="dictionary_learning")
     np.testing.assert_allclose(scaled, values / np.sqrt((norms**2).mean()), rtol=1e-5)
-
-
-def test_each_site_has_its_own_factor(tmp_path):
-    write_dataset(tmp_path, [[30, 50], [20]], "none", "bfloat16")
-    both = values_of(tmp_path, [12, 10], normalize="sae_lens")
-    for place, site in enumerate((12, 10)):
-        alone = values_of(tmp_path, site, normalize="sae_lens")
-        np.testing.assert_array_equal(both[:, place], alone)
 
 
 def test_normalization_that_is_not_possible(tmp_path):
