@@ -40,9 +40,6 @@ _OUTLIERS_SHOWN = 12
 _DIMENSIONS_SHOWN = 8
 _INPUTS_SHOWN = 20
 
-Draw = Callable[[list[int], list[str]], str]
-"""Draws a chart of the sites of one hook point, given their numbers and the names of the layers."""
-
 
 def report(dataset: ActivationDataset, found: Survey) -> str:
     """HTML of the page, which is a function of the dataset and of the findings."""
@@ -78,8 +75,8 @@ def report(dataset: ActivationDataset, found: Survey) -> str:
     )
 
 
-def _by_hook_point(sites: Sequence[Site], draw: Draw) -> str:
-    """One chart for each hook point, with headings if there are several."""
+def _by_hook_point(sites: Sequence[Site], draw: Callable[[list[int], list[str]], str]) -> str:
+    """Chart of each hook point, drawn from the numbers of its sites and the names of the layers."""
     html = ""
     for hook_point, numbers in by_hook_point(sites, range(len(sites))).items():
         html += f"<h3>{hook_point}</h3>" if hook_point else ""
