@@ -66,8 +66,8 @@ def _verify(options: argparse.Namespace) -> int:
     """
     started = time.monotonic()
     found = verify(options.folder, records=options.records)
-    read = f"{count_of(found.files, 'file')}, {found.bytes / 1e6:,.1f} MB"
-    read += f" in {time.monotonic() - started:.1f} s"
+    seconds = time.monotonic() - started
+    read = f"{count_of(found.files, 'file')}, {found.bytes / 1e6:,.1f} MB in {seconds:.1f} s"
     for problem in found.problems:
         print(problem)
     if found.problems:
