@@ -71,12 +71,14 @@ def write_prompted(
         for site in run.sites:
             path = folder / shard_file(site, shard, len(shards))
             path.parent.mkdir(exist_ok=True)
+            rows = [vectors_of(place_of(site)[0], prompt) for prompt in prompts]
+            vectors = stored(
+                np.concatenate([np.empty((0, hidden), np.float32), *rows]), storage_dtype
+            )
             with open(path, "wb") as stream:
                 writer = LayerFileWriter(stream, site, kind)
-                for prompt in prompts:
-                    vectors = stored(vectors_of(place_of(site)[0], prompt), storage_dtype)
-                    statistics = LayerStatistics.of_vectors(vectors)
-                    writer.append(frames_of([prompt], kind), vectors, statistics)
+                statistics = LayerStatistics.of_vectors(vectors)
+                writer.append(frames_of(prompts, kind), vectors, statistics)
             manifest = writer.finish(shard, len(shards), "xla")
             manifests.append(manifest)
             merges[site].add(shard, manifest.statistics)

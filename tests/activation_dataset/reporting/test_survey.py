@@ -59,11 +59,8 @@ def test_means_of_groups_leave_out_what_is_not_finite(found):
     assert np.isnan(found.mean_factors(np.full(len(found.numbers), -1), 2)).all()
 
 
-def test_repeated_prompts_are_counted(found):
+def test_prompts_are_counted_and_layers_compared_without_outliers(found):
     assert (found.repeated, len(found.lengths)) == (1, 7)
-
-
-def test_layers_are_compared_without_outliers_and_broken_vectors(found):
     left_out = np.isin(found.places.positions, [1, 4]).sum()
     assert found.likeness.vectors == min(512, len(found.numbers)) - left_out
     np.testing.assert_allclose(np.diag(found.likeness.alignment), 1)
