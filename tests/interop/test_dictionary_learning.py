@@ -3,7 +3,7 @@ import pytest
 
 from activation_dataset.frontends import torch_dataset
 from activation_dataset.reading.vectors import normalization_factor
-from tests.interop.conftest import HIDDEN, LAYER, export_to
+from tests.interop.conftest import HIDDEN, LAYER
 
 pytest.importorskip(
     "dictionary_learning", reason="dictionary-learning is not installed: make torch-test"
@@ -11,27 +11,14 @@ pytest.importorskip(
 torch = pytest.importorskip("torch")
 from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer  # noqa: E402
 from dictionary_learning.training import get_norm_factor, trainSAE  # noqa: E402
-from safetensors import safe_open  # noqa: E402
 
 BATCH, STEPS = 64, 80
 
 
-@pytest.fixture(scope="session")
-def export(dataset, tmp_path_factory):
-    out = tmp_path_factory.mktemp("dictionary_learning") / "export"
-    export_to(out, dataset, "--to", "dictionary_learning", "--batch_size", str(BATCH))
-    return out
-
-
 @pytest.fixture
-def batches(export):
-    """Read as the export's instructions say; trainSAE normalizes them in place."""
-    found = []
-    for file in sorted(export.glob("*.safetensors")):
-        with safe_open(file, "pt") as tensors:
-            rows = tensors.get_slice("activations")
-            found += [rows[batch] for batch in range(rows.get_shape()[0])]
-    return found
+def batches(export_and_load):
+    """Batches that trainSAE normalizes in place."""
+    return export_and_load("--to", "dictionary_learning", "--batch_size", str(BATCH))["data"]
 
 
 def explained(path, values):
@@ -69,11 +56,6 @@ def test_it_trains_on_the_export(batches, values, tmp_path):
     assert {tuple(batch.shape) for batch in batches} == {(BATCH, HIDDEN)}
     train(batches, tmp_path, STEPS, normalize=True)
     assert explained(tmp_path, values) > 0.5
-
-
-def test_the_lines_that_the_export_prints_load_it(export_and_load):
-    data = export_and_load("--to", "dictionary_learning", "--batch_size", "1000")["data"]
-    assert {tuple(batch.shape) for batch in data} == {(1000, HIDDEN)}
 
 
 def test_it_trains_on_batches_without_an_export(dataset, values, tmp_path):

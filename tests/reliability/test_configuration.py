@@ -1,12 +1,9 @@
 """A run that differs in a setting that decides about bytes is refused, and the setting named."""
 
-import json
 from dataclasses import fields, replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,7 +13,7 @@ from beam_pipeline.job import open_job
 from beam_pipeline.options import parse_flags
 from qwen.settings import ExtractorSettings
 from tests.conftest import ROOT
-from transforms.commit_run import OtherRunError, check_output_dir, configuration, differences
+from transforms.commit_run import configuration, differences
 
 DECIDE: dict[str, tuple[Any, ...]] = {
     "model_path": ("random:tiny", "random:Qwen2.5-0.5B"),
@@ -97,14 +94,3 @@ def test_just_the_settings_that_differ_are_named(first: dict[str, Any], changes:
         expected = "augmentation" if name.startswith("augment") else FIELD.get(name, name)
         assert any(expected in each for each in named), (name, named)
     assert bool(named) == bool(changed)
-
-
-@pytest.mark.parametrize("name", sorted(DECIDE))
-def test_a_run_begun_with_another_setting_is_refused(tmp_path: Path, name: str):
-    base = {"augment": 2} if name.startswith("augment_") else {}
-    begun, other = (described(**base | {name: value}) for value in DECIDE[name][:2])
-    recorded = {"configuration": configuration(begun), "plan": {}}
-    (tmp_path / "run.json").write_text(json.dumps(recorded))
-    check_output_dir(str(tmp_path), begun)
-    with pytest.raises(OtherRunError, match=r" is .* there, .* now"):
-        check_output_dir(str(tmp_path), other)

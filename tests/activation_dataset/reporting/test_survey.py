@@ -89,9 +89,3 @@ def test_of_a_large_dataset_a_choice_is_read(dataset, monkeypatch):
     np.testing.assert_array_equal(first.numbers, again.numbers)
     np.testing.assert_array_equal(first.factors, whole.factors[:, first.numbers])
     assert first.numbers.tolist() != other.numbers.tolist()
-
-
-def test_no_samples(tmp_path):
-    write_prompted(tmp_path, [[]], vectors_of, hidden=HIDDEN)
-    found = survey(ActivationDataset(tmp_path))
-    assert (len(found.numbers), found.likeness) == (0, None)
