@@ -34,8 +34,8 @@ _EXACT, _STORED_NARROW, _COMPUTED_NARROW = 1e-4, 5e-3, 4.5e-2
 
 _REFERENCE = "transformers in PyTorch, float32"
 
-Reference = Callable[[NDArray[np.int32]], Mapping[Site, NDArray[np.float32]]]
-"""Maps token ids [tokens] to the vectors [tokens, hidden] of each site."""
+# Maps token ids [tokens] to the vectors [tokens, hidden] of each site.
+_Reference = Callable[[NDArray[np.int32]], Mapping[Site, NDArray[np.float32]]]
 
 
 class CertifyError(ValueError):
@@ -176,7 +176,7 @@ def compare(stored: NDArray[np.float32], reference: NDArray[np.float64]) -> Site
     )
 
 
-def _load_reference(model_path: Path, run: RunDescription) -> Reference:
+def _load_reference(model_path: Path, run: RunDescription) -> _Reference:
     """Load transformers' model in float32 from a checkpoint folder.
 
     Hooks capture the vectors: its `hidden_states` have the last layer after the final norm only.

@@ -17,11 +17,11 @@ from activation_dataset.reporting.summary import OUTLIER_FACTORS, number
 OUTSIDE = "x"  # level of an outlier
 NOTHING = "-"  # level of a cell in which nothing is drawn
 
-FIRST_DIGIT = 15
-"""Token id of "0" in byte-level BPE vocabularies that begin like that of GPT-2, as Qwen's does. The
-other digits follow."""
-
 NO_COLOR = 10
+
+# Token id of "0" in byte-level BPE vocabularies that begin like that of GPT-2, as Qwen's does. The
+# other digits follow.
+_FIRST_DIGIT = 15
 
 _LAST = np.iinfo(np.int16).max
 _GRIDS_SHOWN = 2
@@ -30,7 +30,7 @@ _LEAST_CELLS, _MOST_CELLS = 40, 900
 
 def colors_of(token_ids: NDArray[np.int32]) -> NDArray[np.int64]:
     """[n] int64 colors 0..9 of the cells that tokens show, NO_COLOR if a token is not a digit."""
-    colors = token_ids.astype(np.int64) - FIRST_DIGIT
+    colors = token_ids.astype(np.int64) - _FIRST_DIGIT
     return np.where((colors >= 0) & (colors < NO_COLOR), colors, NO_COLOR)
 
 

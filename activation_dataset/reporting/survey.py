@@ -17,29 +17,24 @@ from activation_dataset.reporting.similarity import Likeness, compare_sites
 from activation_dataset.reporting.summary import OUTLIER_FACTORS, quantiles
 from activation_dataset.sites import Site
 
+# Bounds of a survey that does not read everything: shards, vectors of each site, and bytes of the
+# vectors of all sites. The last two are rounded up to whole samples.
 MAX_SHARDS = 64
-"""Shards that a bounded survey looks at."""
 MAX_VECTORS = 1 << 15
-"""Vectors of each site that a bounded survey reads, rounded up to whole samples."""
 MAX_BYTES = 1 << 30
-"""Bytes of vectors that a bounded survey reads in all sites, rounded up to whole samples."""
-COMPARED_VECTORS = 512
-"""Vectors on which sites are compared."""
 
-_LEAST_COMPARED = 16
+_LEAST_COMPARED, _MOST_COMPARED = 16, 512
 _NONE = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True, eq=False)
 class Survey:
-    """Findings of a survey, which reads whole samples.
+    """Findings of a survey, which reads whole samples of some shards.
 
     Attributes:
-        shards: number of shards that were looked at.
         lengths: [prompts] int64, tokens of each prompt of these shards.
         repeated: number of prompts with exactly the tokens of an earlier one.
         numbers: [n] int64, numbers of the vectors that were read at each site.
-        places: where they come from.
         factors: [sites, n] float32, norms in medians of the site; NaN if a vector is not finite, 0
             if the median is 0.
         likeness: comparison of the sites on vectors that are outliers nowhere; None if there is one
@@ -89,7 +84,7 @@ def survey(dataset: ActivationDataset, whole: bool = False, seed: int = 0) -> Su
         vector_bytes = dataset.kind.vector_bytes * len(dataset.sites)
         chunks = _bounded(chunks, min(MAX_VECTORS, MAX_BYTES // vector_bytes), rng)
     numbers = np.concatenate([_NONE, *(np.array(each.numbers) for each in chunks)])
-    compared = np.sort(rng.permutation(len(numbers))[:COMPARED_VECTORS])
+    compared = np.sort(rng.permutation(len(numbers))[:_MOST_COMPARED])
     factors = np.zeros((len(dataset.sites), len(numbers)), np.float32)
     usual = np.ones(len(compared), np.bool_)
     grams = []
