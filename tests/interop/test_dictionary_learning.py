@@ -29,23 +29,23 @@ def explained(path, values):
     return 1 - float(rest.var(0).sum() / given.var(0).sum())
 
 
-def train(data, path, steps, normalize):
+def train(data, path, normalize):
     config = {
         "trainer": TopKTrainer,
         "activation_dim": HIDDEN,
         "dict_size": 64,
         "k": 8,
         "lr": 3e-3,
-        "steps": steps,
+        "steps": STEPS,
+        "warmup_steps": 5,
         "layer": LAYER,
         "lm_name": "random:tiny",
         "device": "cpu",
-        "warmup_steps": 5,
     }
     trainSAE(
         data=data,
         trainer_configs=[config],
-        steps=steps,
+        steps=STEPS,
         save_dir=str(path),
         normalize_activations=normalize,
         device="cpu",
@@ -54,13 +54,13 @@ def train(data, path, steps, normalize):
 
 def test_it_trains_on_the_export(batches, values, tmp_path):
     assert {tuple(batch.shape) for batch in batches} == {(BATCH, HIDDEN)}
-    train(batches, tmp_path, STEPS, normalize=True)
+    train(batches, tmp_path, normalize=True)
     assert explained(tmp_path, values) > 0.5
 
 
 def test_it_trains_on_batches_without_an_export(dataset, values, tmp_path):
     data = (batch["values"] for batch in torch_dataset(dataset, LAYER, BATCH))
-    train(data, tmp_path, STEPS, normalize=False)
+    train(data, tmp_path, normalize=False)
     assert explained(tmp_path, values) > 0.5
 
 

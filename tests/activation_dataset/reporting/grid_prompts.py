@@ -25,23 +25,20 @@ ZERO, NEWLINE = 15, 198
 def grid_prompt(sample_id: str, sizes: Sequence[tuple[int, int]], seed: int = 0) -> Prompt:
     """Examples of two grids of a size (height, width), the last size being that of the test."""
     rng = np.random.default_rng(seed)
-    tokens: list[int] = []
-    cells: list[tuple[int, int, int, int]] = []
+    break_line = (NEWLINE, (NO_CELL,) * 4)
+    tokens: list[tuple[int, tuple[int, ...]]] = []
     for number, (height, width) in enumerate(sizes):
         is_test = number == len(sizes) - 1
         for role in (0,) if is_test else (0, 1):
-            tokens.append(NEWLINE)
-            cells.append((NO_CELL,) * 4)
+            tokens.append(break_line)
             for row in range(height):
                 for column in range(width):
-                    tokens.append(ZERO + int(rng.integers(10)))
-                    cells.append((TEST_PAIR if is_test else number, role, row, column))
-                tokens.append(NEWLINE)
-                cells.append((NO_CELL,) * 4)
-    return Prompt(
-        sample_id, sample_id.split("#")[1].split("/")[0],
-        np.array(tokens, np.int32), np.array(cells, np.int16),
-    )  # fmt: skip
+                    cell = (TEST_PAIR if is_test else number, role, row, column)
+                    tokens.append((ZERO + int(rng.integers(10)), cell))
+                tokens.append(break_line)
+    task_id = sample_id.split("#")[1].split("/")[0]
+    token_ids, cells = zip(*tokens, strict=True)
+    return Prompt(sample_id, task_id, np.array(token_ids, np.int32), np.array(cells, np.int16))
 
 
 def write_prompted(
