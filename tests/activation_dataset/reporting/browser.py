@@ -52,8 +52,8 @@ def run_in_page(page: Path, script: str, folder: Path, width: int, dark: bool = 
         text=True,
         check=True,
     )
-    found = re.search("<body>(.*)</body>", shown.stdout, re.DOTALL)
-    assert found, shown.stderr
-    answer, problems = json.loads(html.unescape(found[1]))
+    body = re.search("<body>(.*)</body>", shown.stdout, re.DOTALL)
+    assert body, shown.stderr
+    answer, problems = json.loads(html.unescape(body[1]))
     assert problems == []
     return answer
