@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from activation_dataset import export
 from activation_dataset.certify import CERTIFICATE_FILE, CertifyError, certify
@@ -33,17 +32,7 @@ _EXPLAINED = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0 good, 1 problems found, 2 could not look."""
-    parser = argparse.ArgumentParser(prog="python -m activation_dataset")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, (run, done, arguments_of) in COMMANDS.items():
-        text = " ".join((run.__doc__ or "").split())
-        command = commands.add_parser(name, help=text.partition(". ")[0], description=text)
-        if run is not _export:
-            command.add_argument("folder", metavar="DIR", help="the dataset, a folder or gs:// URL")
-        for add in arguments_of:
-            add(command)
-        command.set_defaults(run=run, done=done)
-    options = parser.parse_args(arguments)
+    options = _build_parser().parse_args(arguments)
     try:
         status: int = options.run(options)
         sys.stdout.flush()
@@ -77,8 +66,8 @@ def _verify(options: argparse.Namespace) -> int:
     """
     started = time.monotonic()
     found = verify(options.folder, records=options.records)
-    read = f"{count_of(found.files, 'file')}, {found.bytes / 1e6:,.1f} MB"
-    read += f" in {time.monotonic() - started:.1f} s"
+    seconds = time.monotonic() - started
+    read = f"{count_of(found.files, 'file')}, {found.bytes / 1e6:,.1f} MB in {seconds:.1f} s"
     for problem in found.problems:
         print(problem)
     if found.problems:
@@ -171,50 +160,46 @@ def _export(options: argparse.Namespace) -> int:
     return export.run(options)
 
 
-def _argument(*flags: str, **settings: Any) -> Callable[[argparse.ArgumentParser], object]:
-    """Adds an argument to the parser of a command."""
-    return lambda command: command.add_argument(*flags, **settings)
+def _build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m activation_dataset")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
+    def add(run: Callable[[argparse.Namespace], int], done: str) -> argparse.ArgumentParser:
+        """Add a command, given what completes "DIR cannot be ..."."""
+        text = " ".join((run.__doc__ or "").split())
+        command = commands.add_parser(
+            run.__name__[1:], help=text.partition(". ")[0], description=text
+        )
+        command.set_defaults(run=run, done=done)
+        if run is not _export:
+            command.add_argument("folder", metavar="DIR", help="the dataset, a folder or gs:// URL")
+        return command
 
-_SEED = _argument(
-    "--seed", type=export.at_least(0), default=0, help="decides what is chosen (default: 0)"
-)
+    def add_seed(command: argparse.ArgumentParser) -> None:
+        text = "decides what is chosen (default: 0)"
+        command.add_argument("--seed", type=export.at_least(0), default=0, help=text)
 
-COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int], str, Sequence[Any]]] = {
-    "verify": (
-        _verify,
-        "verified",
-        [_argument("--records", action="store_true", help="also decode and check every record")],
-    ),
-    "certify": (
-        _certify,
-        "certified",
-        [
-            _argument("--model_path", required=True, help="folder of the dataset's checkpoint"),
-            _argument("--samples", type=export.at_least(1), default=16, help="default: 16"),
-            _SEED,
-            _argument("--tolerance", type=float, help="largest relative error (default: by dtype)"),
-        ],
-    ),
-    "index": (_index, "indexed", []),
-    "export": (_export, "exported", [export.add_arguments]),
-    "inspect": (_inspect, "inspected", []),
-    "report": (
-        _report,
-        "reported on",
-        [
-            _argument("-o", "--output", default="report.html", help="default: report.html"),
-            _argument("--full", action="store_true", help="read every vector"),
-            _SEED,
-        ],
-    ),
-    "card": (
-        _card,
-        "described",
-        [_argument("--license", help="identifier of the Hugging Face hub, such as apache-2.0")],
-    ),
-}
-"""Name to what runs a command, what completes "DIR cannot be ...", and what adds its arguments."""
+    command = add(_verify, "verified")
+    command.add_argument(
+        "--records", action="store_true", help="also decode and check every record"
+    )
+    command = add(_certify, "certified")
+    command.add_argument("--model_path", required=True, help="folder of the dataset's checkpoint")
+    command.add_argument("--samples", type=export.at_least(1), default=16, help="default: 16")
+    add_seed(command)
+    command.add_argument(
+        "--tolerance", type=float, help="largest relative error (default: by dtype)"
+    )
+    add(_index, "indexed")
+    export.add_arguments(add(_export, "exported"))
+    add(_inspect, "inspected")
+    command = add(_report, "reported on")
+    command.add_argument("-o", "--output", default="report.html", help="default: report.html")
+    command.add_argument("--full", action="store_true", help="read every vector")
+    add_seed(command)
+    command = add(_card, "described")
+    command.add_argument("--license", help="identifier of the Hugging Face hub, such as apache-2.0")
+    return parser
 
 
 if __name__ == "__main__":

@@ -34,8 +34,8 @@ _EXACT, _STORED_NARROW, _COMPUTED_NARROW = 1e-4, 5e-3, 4.5e-2
 
 _REFERENCE = "transformers in PyTorch, float32"
 
-Reference = Callable[[NDArray[np.int32]], Mapping[Site, NDArray[np.float32]]]
-"""Maps token ids [tokens] to the vectors [tokens, hidden] of each site."""
+# Maps token ids [tokens] to the vectors [tokens, hidden] of each site.
+_Reference = Callable[[NDArray[np.int32]], Mapping[Site, NDArray[np.float32]]]
 
 
 class CertifyError(ValueError):
@@ -74,7 +74,7 @@ def certify(
     seed: int = 0,
     tolerance: float | None = None,
 ) -> dict[str, Any]:
-    """Computes random samples of a dataset again and writes certificate.json next to the metadata.
+    """Compute random samples of a dataset again and write certificate.json next to the metadata.
 
     Args:
         path: the dataset, a local folder or a URL that fsspec can open.
@@ -84,9 +84,7 @@ def certify(
         tolerance: largest relative error of a vector; by default what rounding explains.
 
     Returns:
-        The content of certificate.json: the dataset's `metadata_sha256`, ids of the `samples`,
-        number of `vectors` of each site, `seed`, `tolerance`, `passed`, the worst figures of each
-        of the `layers`, CRC32C of each of the `weights`, and `versions` of the packages.
+        The content of certificate.json.
 
     Raises:
         DatasetError: there is no complete dataset.
@@ -102,12 +100,15 @@ def certify(
             f"there is no sample to compare among {len(dataset)}: --samples is {samples}"
         )
     model = Path(model_path)
-    reference = load_reference(model, run)
+    reference = _load_reference(model, run)
     chosen = sorted(random.Random(seed).sample(range(len(dataset)), min(samples, len(dataset))))
     parities = dict.fromkeys(run.sites, SiteParity(0.0, 1.0))
     vectors = 0
     for sample in chosen:
-        expected = reference(_token_ids(dataset, sample))
+        shard, number = dataset.shard_of(sample)
+        index = dataset.index(shard)
+        end = index.token_ends[number]
+        expected = reference(index.token_ids[end - index.token_counts[number] : end])
         for site in run.sites:
             stored = np.atleast_2d(dataset.sample(site, sample).activation)
             found, worst = compare(stored, pooled(expected[site], run.pooling)), parities[site]
@@ -155,9 +156,6 @@ def compare(stored: NDArray[np.float32], reference: NDArray[np.float64]) -> Site
     """Worst agreement of stored vectors [vectors, hidden] with a reference of the same shape.
 
     A vector that is not finite, on either side, has an infinite error.
-
-    Raises:
-        CertifyError: the shapes differ.
     """
     if stored.shape != reference.shape:
         raise CertifyError(
@@ -169,8 +167,8 @@ def compare(stored: NDArray[np.float32], reference: NDArray[np.float64]) -> Site
         distances, norms, expected = (
             np.linalg.norm(each, axis=1) for each in (ours - reference, ours, reference)
         )
-        errors = np.where(distances == 0, 0.0, distances / expected)
         products = (ours * reference).sum(axis=1)
+        errors = np.where(distances == 0, 0.0, distances / expected)
         cosines = np.where(distances == 0, 1.0, products / (norms * expected))
     return SiteParity(
         float(np.nan_to_num(errors, nan=np.inf, posinf=np.inf).max()),
@@ -178,14 +176,10 @@ def compare(stored: NDArray[np.float32], reference: NDArray[np.float64]) -> Site
     )
 
 
-def load_reference(model_path: Path, run: RunDescription) -> Reference:
-    """Loads transformers' model in float32 from a checkpoint folder.
+def _load_reference(model_path: Path, run: RunDescription) -> _Reference:
+    """Load transformers' model in float32 from a checkpoint folder.
 
     Hooks capture the vectors: its `hidden_states` have the last layer after the final norm only.
-
-    Raises:
-        CertifyError: there is no checkpoint, or it is of another model than the dataset.
-        ImportError: torch or transformers is missing.
     """
     if not (model_path / "config.json").is_file():
         raise CertifyError(
@@ -228,7 +222,7 @@ def load_reference(model_path: Path, run: RunDescription) -> Reference:
 
 
 def _hook(layer: Any, hook_point: HookPoint, keep: Callable[[Any], None]) -> None:
-    """Has a decoder layer of transformers hand over its values at a hook point."""
+    """Have a decoder layer of transformers hand over its values at a hook point."""
     match hook_point:
         case "resid_pre":
             layer.register_forward_pre_hook(lambda _, inputs: keep(inputs[0]))
@@ -241,14 +235,6 @@ def _hook(layer: Any, hook_point: HookPoint, keep: Callable[[Any], None]) -> Non
             layer.mlp.register_forward_hook(lambda _, __, output: keep(output))
         case "resid_post":
             layer.register_forward_hook(lambda _, __, output: keep(output))
-
-
-def _token_ids(dataset: ActivationDataset, sample: int) -> NDArray[np.int32]:
-    """Token ids [tokens] int32 of the prompt of a sample."""
-    shard, number = dataset.shard_of(sample)
-    index = dataset.index(shard)
-    end = int(index.token_ends[number])
-    return index.token_ids[end - int(index.token_counts[number]) : end]
 
 
 def _digest_of(metadata: Metadata) -> str:

@@ -59,11 +59,7 @@ def _record_offsets(content: bytes) -> list[int]:
 
 
 def reported(dataset: Path) -> list[str]:
-    """Lines that `python -m activation_dataset verify` prints about problems.
-
-    Raises:
-        AssertionError: the exit status does not fit them.
-    """
+    """Lines that `python -m activation_dataset verify` prints about problems."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
         status = command(["verify", str(dataset)])
@@ -73,7 +69,7 @@ def reported(dataset: Path) -> list[str]:
 
 
 def is_refused(dataset: Path, file: str) -> bool:
-    """Returns True if a layer file, or the dataset, cannot be read to its end."""
+    """Return True if a layer file, or the dataset, cannot be read to its end."""
     try:
         opened = ActivationDataset(dataset)
         for site in opened.sites:
@@ -87,11 +83,7 @@ def is_refused(dataset: Path, file: str) -> bool:
 
 
 def check(dataset: Path, path: Path, changed: bytes, what: str) -> None:
-    """Gives a file other content for a while, which must be reported and not be read.
-
-    Raises:
-        AssertionError: it was not reported by its name, or it was read.
-    """
+    """Give a file other content for a while, which must be reported by its name and not be read."""
     name = path.relative_to(dataset).as_posix()
     before = path.read_bytes()
     path.write_bytes(changed)
@@ -104,7 +96,7 @@ def check(dataset: Path, path: Path, changed: bytes, what: str) -> None:
 
 
 def flip_bits(dataset: Path, flips: int, seed: int) -> Counter[str]:
-    """Flips one bit at a time and returns the number of reported flips of each kind."""
+    """Flip one bit at a time and return the number of reported flips of each kind."""
     generator = random.Random(seed)
     caught: Counter[str] = Counter()
     while caught.total() < flips:
@@ -119,7 +111,7 @@ def flip_bits(dataset: Path, flips: int, seed: int) -> Counter[str]:
 
 
 def cut_files(dataset: Path, cuts: int, seed: int) -> int:
-    """Cuts one file at a time at a random place and returns the number of reported cuts."""
+    """Cut one file at a time at a random place and return the number of reported cuts."""
     generator = random.Random(seed)
     files = [*sorted(dataset.rglob("*.tfrecord")), dataset / "metadata.json"]
     for _ in range(cuts):

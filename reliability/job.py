@@ -50,37 +50,33 @@ class Job:
             *("--output_dir", str(out), "--compile_cache", str(self.cache), *self.flags),
         ]
 
-    def start(
-        self, out: Path, *more: str, environment: Mapping[str, str] | None = None
-    ) -> subprocess.Popen[str]:
-        """Starts the job in a new session and keeps what it prints."""
+    def start(self, out: Path, *more: str) -> subprocess.Popen[str]:
+        """Start the job in a new session and keep what it prints."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith("JAX_COM")}
         return subprocess.Popen(
             [sys.executable, "-m", "beam_pipeline", *self.arguments(out), *more],
             cwd=ROOT,
-            env={**kept, "JAX_PLATFORMS": "cpu", "NO_GCE_CHECK": "true", **(environment or {})},
+            env={**kept, "JAX_PLATFORMS": "cpu", "NO_GCE_CHECK": "true"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
         )
 
-    def run(
-        self, out: Path, *more: str, environment: Mapping[str, str] | None = None
-    ) -> tuple[int, str]:
-        """Runs the job to its end and returns its exit status and what it wrote to stderr."""
-        process = self.start(out, *more, environment=environment)
-        _, errors = process.communicate()
-        return process.returncode, errors
+    def run(self, out: Path, *more: str) -> tuple[int, str]:
+        """Run the job to its end and return its exit status and what it wrote to stderr."""
+        return ended(self.start(out, *more))
 
     def complete(self, out: Path, *more: str) -> None:
-        """Runs the job to a complete dataset.
-
-        Raises:
-            AssertionError: the job failed.
-        """
+        """Run the job to a complete dataset, or fail."""
         status, errors = self.run(out, *more)
         assert status == 0, f"exit status {status}: {errors}"
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Wait for a job and return its exit status and what it wrote to stderr."""
+    _, errors = process.communicate()
+    return process.returncode, errors
 
 
 def digests(out: Path) -> dict[str, str]:
@@ -97,10 +93,7 @@ def broken(out: Path, expected: Mapping[str, str]) -> list[str]:
     """Names of files that an interrupted run must not leave behind.
 
     Files may be missing, and partial files may be left, unless metadata.json is there. All others
-    must be those of an undisturbed run.
-
-    Args:
-        expected: the digests of an undisturbed run.
+    must be those of an undisturbed run, whose digests are `expected`.
     """
     found = digests(out)
     if "metadata.json" in found:

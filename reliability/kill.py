@@ -29,7 +29,7 @@ from reliability.job import TWO_WORKERS, Job, broken, digests
 
 
 def wait_for(process: subprocess.Popen[str], moment: Callable[[], bool]) -> bool:
-    """Waits for a moment; returns False if the process ends before it."""
+    """Wait for a moment; return False if the process ends before it."""
     while not moment():
         if process.poll() is not None:
             return False
@@ -54,7 +54,7 @@ def _count(out: Path) -> int:
 
 
 def kill_group(process: subprocess.Popen[str]) -> None:
-    """Kills a job with all its processes, and waits."""
+    """Kill a job with all its processes, and wait."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
@@ -63,8 +63,7 @@ def kill_group(process: subprocess.Popen[str]) -> None:
 def state_of(out: Path, expected: Mapping[str, str]) -> str:
     """State of the folder of an interrupted run: nothing, planned, begun or complete.
 
-    Raises:
-        AssertionError: a file is broken, or a dataset without metadata can be opened.
+    No file may be broken, and a dataset without metadata may not be opened.
     """
     if not out.exists():
         return "nothing"
@@ -87,10 +86,9 @@ def layer_files(out: Path) -> dict[str, tuple[int, int]]:
 
 
 def attempt_kills(job: Job, folder: Path, kills: int, workers: int, seed: int) -> Counter[str]:
-    """Kills a number of times, and returns how often each state was left.
+    """Kill a number of times, and return how often each state was left.
 
-    Raises:
-        AssertionError: a file was left broken, lost, or written again.
+    No file may be left broken, be lost, or be written again.
     """
     generator = random.Random(seed)
     more = TWO_WORKERS if workers == 2 else ()

@@ -40,7 +40,7 @@ class Peak:
 
 
 def peak_of(case: Callable[[Path], int], path: Path) -> Peak:
-    """Runs a case in a new process."""
+    """Run a case in a new process."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_measure, case, path).result()
 
@@ -53,7 +53,7 @@ def _measure(case: Callable[[Path], int], path: Path) -> Peak:
 
 
 def write_tasks(path: Path, megabytes: float) -> None:
-    """Writes one JSON object of tasks, in Kaggle's layout."""
+    """Write one JSON object of tasks, in Kaggle's layout."""
     task = (ROOT / "examples" / "tasks" / "connect.json").read_text()
     encoded = json.dumps(json.loads(task))
     with path.open("w") as stream:
@@ -65,19 +65,19 @@ def write_tasks(path: Path, megabytes: float) -> None:
 
 
 def write_documents(path: Path, count: int) -> None:
-    """Writes short documents."""
+    """Write short documents."""
     with path.open("w") as stream:
         for number in range(count):
             stream.write(json.dumps({"id": f"{number}", "text": f"words {number}"}) + "\n")
 
 
 def read(path: Path) -> int:
-    """Reads all items of a file."""
+    """Read all items of a file."""
     return sum(isinstance(item, Task | Document) for item in read_file(str(path), path.name))
 
 
 def read_and_tokenize(path: Path) -> int:
-    """Reads and tokenizes all items of a file."""
+    """Read and tokenize all items of a file."""
     tokenizer, template = open_model("random:tiny").tokenizer(), load_template("digits")
     return sum(
         1
@@ -88,7 +88,7 @@ def read_and_tokenize(path: Path) -> int:
 
 
 def extract(path: Path) -> int:
-    """Runs the job on a file, every token of 14 layers, in one shard, and returns the bytes."""
+    """Run the job on a file, every token of 14 layers, in one shard, and return the bytes."""
     from beam_pipeline.command import main
 
     flags = ("--pooling", "none", "--storage_dtype", "bfloat16", "--samples_per_shard", "100000")
@@ -98,12 +98,12 @@ def extract(path: Path) -> int:
 
 
 def write_long_document(path: Path, tokens: int) -> None:
-    """Writes a document of a number of tokens of the preset's tokenizer: each digit is one."""
+    """Write a document of a number of tokens of the preset's tokenizer: each digit is one."""
     path.write_text(json.dumps({"id": "long", "text": "7" * tokens}) + "\n")
 
 
 def write_long_documents(path: Path, count: int) -> None:
-    """Writes documents of 500 tokens."""
+    """Write documents of 500 tokens."""
     with path.open("w") as stream:
         for number in range(count):
             text = f"{number:08d}" + "3" * 492

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from reliability.job import Job, broken, digests
+from reliability.job import Job, broken, digests, ended
 from reliability.kill import kill_group, wait_for
 
 TOO_LATE = "the run had ended"
@@ -54,35 +54,21 @@ class Attempt:
         return self.folder / "out"
 
     def begun(self) -> subprocess.Popen[str]:
-        """Starts the job and waits for a random moment while it writes files."""
+        """Start the job and wait for a random moment while it writes files."""
         process = self.job.start(self.out)
         wanted = self.generator.randint(5, len(self.expected) - 30)
         wait_for(process, lambda: sum(len(names) for *_, names in os.walk(self.out)) >= wanted)
         return process
 
     def resumes(self) -> None:
-        """Runs the same command again.
-
-        Raises:
-            AssertionError: a file is broken, or the command does not complete the dataset.
-        """
+        """Run the same command again. No file may be broken, and it must complete the dataset."""
         assert not (wrong := broken(self.out, self.expected)), wrong
         self.job.complete(self.out)
         assert digests(self.out) == self.expected
 
 
-def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
-    """Waits for a run and returns its exit status and what it wrote to stderr."""
-    _, errors = process.communicate()
-    return process.returncode, errors
-
-
 def refused(status: int, errors: str, *words: str) -> str:
-    """Returns the one line that a run ended with, which contains the words.
-
-    Raises:
-        AssertionError: it ended in another way.
-    """
+    """Return the one line that a run ended with, which must contain the words."""
     lines = [line for line in errors.splitlines() if line.startswith("error: ")]
     assert status == 2, (status, errors)
     assert len(lines) == 1, errors
@@ -180,11 +166,9 @@ def overwritten_by_another_configuration(attempt: Attempt) -> str:
 
 
 def _compete(attempt: Attempt, more: Sequence[str], expected: dict[str, str]) -> str:
-    """Starts two runs into one folder; one or both must finish, to the bytes of the last one.
+    """Start two runs into one folder; one or both must finish, to the bytes of the last one.
 
-    Args:
-        more: flags of the second run.
-        expected: digests of the second run by itself.
+    The second has more flags, and by itself makes files with the expected digests.
     """
     first = attempt.job.start(attempt.out)
     time.sleep(attempt.generator.uniform(0, HEAD_START))

@@ -37,7 +37,7 @@ class Retries:
 
 @contextmanager
 def every_bundle_fails_once() -> Iterator[Retries]:
-    """Changes Beam's local runner, with one worker in this process."""
+    """Change Beam's local runner, with one worker in this process."""
     retries = Retries()
     run_bundle, work = BundleManager.process_bundle, BundleProcessor.process_bundle
 
@@ -67,11 +67,7 @@ def every_bundle_fails_once() -> Iterator[Retries]:
 
 
 def retry_all(job: Job, folder: Path) -> int:
-    """Runs the job with and without failures and returns how many bundles failed.
-
-    Raises:
-        AssertionError: a byte differs, or another file was left behind.
-    """
+    """Run the job with and without failures, to the same files; return how many bundles failed."""
     assert command(job.arguments(folder / "expected")) == 0
     logging.disable()
     try:

@@ -6,24 +6,17 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+# Size and margins of a chart, and width of a letter, in units of about a pixel on a phone.
 WIDTH, HEIGHT = 400, 250
-"""Size of a chart in units. The page scales it; on a phone, a unit is about a pixel."""
-
 LEFT, RIGHT, TOP, BOTTOM = 46, 8, 10, 40
-"""Margins of a chart in units."""
-
 LETTER = 6.5
-"""Approximate width of a letter in units."""
 
 
 @dataclass(frozen=True)
 class Axis:
-    """Scale from values to units of a chart.
+    """Scale from the values `low` to `high` to the units `start` to `end` of a chart.
 
-    Attributes:
-        low, high: values at the two ends.
-        start, end: units at the two ends.
-        log: True for a logarithmic scale, which takes positive values only.
+    A logarithmic scale takes positive values only.
     """
 
     low: float

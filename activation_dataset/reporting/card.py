@@ -39,7 +39,6 @@ def renewed_card(
     """Text of the card, or None if somebody else wrote the existing one.
 
     Args:
-        metadata: of the dataset.
         present: the existing README.md, whose license is kept.
         certificate: the existing certificate.json; left out if it is of another dataset.
         license: license of the tasks, as an identifier of the hub such as "apache-2.0".

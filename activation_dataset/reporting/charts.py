@@ -1,7 +1,6 @@
 """Charts as SVG text, colored by CSS classes of the page (`report.html`).
 
-Classes name shapes (`line`, `box`, `bar`, ...), series (`s0`, `s1`, ...) and the sixteen levels of
-heat (`h0` to `hf`). All text from data is escaped here.
+Labels, which screen readers say, and all other text from data are escaped here.
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from html import escape
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -38,13 +38,9 @@ _TALLEST = 300
 
 
 def boxes(names: Sequence[str], values: Sequence[Sequence[float]], label: str, axis: str) -> str:
-    """Box plot with a logarithmic scale.
+    """Box plot with a logarithmic scale, and the name of the horizontal axis.
 
-    Args:
-        names: names of the boxes.
-        values: for each box the quantiles 0.01, 0.25, 0.5, 0.75 and 0.99, the mean and the maximum.
-        label: what screen readers say.
-        axis: name of the horizontal axis.
+    The values of a box are the quantiles 0.01, 0.25, 0.5, 0.75 and 0.99, the mean and the maximum.
     """
     scale = vertical([value for each in values for value in each], log=True)
     width = (WIDTH - LEFT - RIGHT) / len(names)
@@ -67,14 +63,9 @@ def boxes(names: Sequence[str], values: Sequence[Sequence[float]], label: str, a
 def curves(
     steps: Sequence[float], series: Sequence[Series], label: str, unit: str, log: bool = False
 ) -> str:
-    """Line for each series over ascending numbers.
+    """Line for each series over ascending `steps`, counted in a unit.
 
-    Args:
-        steps: the numbers.
-        series: names, and a finite value for each of the numbers.
-        label: what screen readers say.
-        unit: name of the horizontal axis.
-        log: use a logarithmic vertical axis, which takes positive values only.
+    A logarithmic vertical axis takes positive values only.
     """
     axis = vertical([value for _, values in series for value in values], log)
     across = horizontal(steps[0], steps[-1])
@@ -92,13 +83,11 @@ def histogram(values: NDArray[np.int64], label: str, unit: str, marks: dict[str,
     log = low > 0 and high / low > 8
     bins = int(min(40, max(8, math.sqrt(len(values)) * 1.5)))
     edges = (np.geomspace if log else np.linspace)(low, high + 1, bins + 1)
-    counts, _ = np.histogram(values, edges)
+    counts = np.histogram(values, edges)[0].tolist()
     across = horizontal(float(edges[0]), float(edges[-1]), log)
-    axis = vertical([*counts.tolist(), 4], zero=True)
+    axis = vertical([*counts, 4], zero=True)
     shapes = _left(axis) + _below(across, unit)
-    for count, first, last in zip(
-        counts.tolist(), edges.tolist(), edges[1:].tolist(), strict=False
-    ):
+    for count, (first, last) in zip(counts, pairwise(edges.tolist()), strict=True):
         if count:
             x, width = across(first) + 0.5, max(across(last) - across(first) - 1, 0.8)
             tooltip = f"{first:,.0f} to {last - 1:,.0f} {unit}: {count:,}"
@@ -123,8 +112,7 @@ def heat_map(
     Args:
         values: [rows, columns] float64, NaN for no cell.
         names: names of the rows and of the columns; as many are written as there is room for.
-        axes: names of the two axes.
-        label: what screen readers say.
+        axes: names of the vertical and the horizontal axis.
         ends: values of the lowest and the highest level.
         say: text for a value, in tooltips and in the key.
     """

@@ -14,34 +14,28 @@ from activation_dataset.reading.shards import Places
 from activation_dataset.reporting.charts import LEVELS, heat, ramp
 from activation_dataset.reporting.summary import OUTLIER_FACTORS, number
 
-OUTSIDE = "x"
-"""Level of an outlier."""
-
-NOTHING = "-"
-"""Level of a cell in which nothing is drawn."""
-
-FIRST_DIGIT = 15
-"""Token id of "0" in byte-level BPE vocabularies that begin like that of GPT-2, as Qwen's does. The
-other digits follow."""
+OUTSIDE = "x"  # level of an outlier
+NOTHING = "-"  # level of a cell in which nothing is drawn
 
 NO_COLOR = 10
 
+# Token id of "0" in byte-level BPE vocabularies that begin like that of GPT-2, as Qwen's does. The
+# other digits follow.
+_FIRST_DIGIT = 15
+
+_LAST = np.iinfo(np.int16).max
 _GRIDS_SHOWN = 2
 _LEAST_CELLS, _MOST_CELLS = 40, 900
 
 
 def colors_of(token_ids: NDArray[np.int32]) -> NDArray[np.int64]:
     """[n] int64 colors 0..9 of the cells that tokens show, NO_COLOR if a token is not a digit."""
-    colors = token_ids.astype(np.int64) - FIRST_DIGIT
+    colors = token_ids.astype(np.int64) - _FIRST_DIGIT
     return np.where((colors >= 0) & (colors < NO_COLOR), colors, NO_COLOR)
 
 
 def samples_with_grids(places: Places) -> list[slice]:
-    """Vectors of the first samples that show neither too few cells nor too many.
-
-    Args:
-        places: of the tokens of whole samples.
-    """
+    """Vectors of the first of some whole samples that show neither too few cells nor too many."""
     _, starts, counts = np.unique(places.samples, return_index=True, return_counts=True)
     shows_cell = (places.cells[:, 1] >= 0).astype(np.int64)
     cells = np.add.reduceat(shows_cell, starts) if len(starts) else starts
@@ -58,12 +52,13 @@ def grid_figure(
     the figure shows the last layer.
 
     Args:
-        sample_id: id of the sample.
-        places: of the prompt's tokens.
+        places: places of the prompt's tokens.
         norms: [sites, tokens], norms in medians of the site, NaN if a vector is not finite.
         names: names of the sites.
     """
-    cells = _in_order_of_drawing(places.cells)
+    examples = np.where(places.cells[:, 0] == TEST_PAIR, _LAST, places.cells[:, 0])
+    order = np.lexsort((places.cells[:, 1], examples))
+    cells = order[places.cells[order, 1] >= 0]
     levels, ends = [], []
     for row in np.nan_to_num(norms[:, cells]):
         outside = row >= OUTLIER_FACTORS[0]
@@ -85,16 +80,8 @@ def grid_figure(
     )
 
 
-def _in_order_of_drawing(cells: NDArray[np.int16]) -> NDArray[np.int64]:
-    """Tokens, out of [n, 4], that show cells: by example, the test last, then by role."""
-    examples = np.where(cells[:, 0] == TEST_PAIR, np.iinfo(np.int16).max, cells[:, 0])
-    order = np.lexsort((cells[:, 1], examples))
-    drawn: NDArray[np.int64] = order[cells[order, 1] >= 0]
-    return drawn
-
-
 def _pairs(places: Places, cells: NDArray[np.int64], levels: str) -> Iterator[str]:
-    """Drawings of the examples in their order, then of the test."""
+    """Drawings of the examples, given the tokens that show their cells in order of drawing."""
     where = places.cells[cells].astype(np.int64)
     colors = colors_of(places.token_ids[cells])
     for example in dict.fromkeys(where[:, 0].tolist()):
@@ -109,11 +96,11 @@ def _pairs(places: Places, cells: NDArray[np.int64], levels: str) -> Iterator[st
 
 
 def grid_drawing(places: NDArray[np.int64], colors: NDArray[np.int64], levels: str) -> str:
-    """Drawing of one grid.
+    """Drawing of one grid of n cells.
 
     Args:
         places: [n, 2] int64, row and column of each cell.
-        colors: [n] int64, colors as `colors_of` gives them.
+        colors: [n] int64, see `colors_of`.
         levels: level of heat in the middle of each cell, or NOTHING.
     """
     height, width = (places.max(axis=0) + 1).tolist()

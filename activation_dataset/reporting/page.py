@@ -27,13 +27,9 @@ def page(
     footer: str,
     details: str = "",
 ) -> str:
-    """HTML of a page.
+    """HTML of a page, given plain text except for `details`, HTML below the sections.
 
-    Args:
-        title, subtitle, footer: plain text.
-        tiles: name, value and note of each tile, plain text; the note may be empty.
-        sections: parts of the page.
-        details: HTML below the sections.
+    A tile is a name, a value, and a note that may be empty.
     """
     template = Template((files("activation_dataset.reporting") / "report.html").read_text("utf-8"))
     return template.substitute(

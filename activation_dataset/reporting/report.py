@@ -32,16 +32,11 @@ from activation_dataset.reporting.summary import (
 from activation_dataset.reporting.survey import Survey
 from activation_dataset.sites import Site, by_hook_point, place_of, site_labels
 
-# Four bins from a power of two to the next, none narrower than a position.
-POSITION_STARTS: NDArray[np.int64] = np.unique((2 ** (np.arange(84) / 4)).astype(np.int64) - 1)
-"""[bins] int64: first position of each bin of positions; the last bin has no end."""
-
+# First position of each bin of positions. There are four from a power of two to the next.
+_BIN_STARTS: NDArray[np.int64] = np.unique((2 ** (np.arange(84) / 4)).astype(np.int64) - 1)
 _OUTLIERS_SHOWN = 12
 _DIMENSIONS_SHOWN = 8
 _INPUTS_SHOWN = 20
-
-Draw = Callable[[list[int], list[str]], str]
-"""Draws a chart of the sites of one hook point, given their numbers and the names of the layers."""
 
 
 def report(dataset: ActivationDataset, found: Survey) -> str:
@@ -78,8 +73,8 @@ def report(dataset: ActivationDataset, found: Survey) -> str:
     )
 
 
-def _by_hook_point(sites: Sequence[Site], draw: Draw) -> str:
-    """One chart for each hook point, with headings if there are several."""
+def _by_hook_point(sites: Sequence[Site], draw: Callable[[list[int], list[str]], str]) -> str:
+    """Chart of each hook point, drawn from the numbers of its sites and the names of the layers."""
     html = ""
     for hook_point, numbers in by_hook_point(sites, range(len(sites))).items():
         html += f"<h3>{hook_point}</h3>" if hook_point else ""
@@ -119,13 +114,13 @@ def _lengths(found: Survey) -> Section:
 
 
 def _positions(sites: Sequence[Site], found: Survey) -> Iterator[Section]:
-    bins = np.searchsorted(POSITION_STARTS, found.places.positions, side="right") - 1
-    means = found.mean_factors(bins, len(POSITION_STARTS))
+    bins = np.searchsorted(_BIN_STARTS, found.places.positions, side="right") - 1
+    means = found.mean_factors(bins, len(_BIN_STARTS))
     used = np.flatnonzero(np.isfinite(means).any(axis=0))
     if not len(used):
         return
     shown = slice(int(used[0]), int(used[-1]) + 1)
-    starts = [str(start) for start in POSITION_STARTS[shown]]
+    starts = [str(start) for start in _BIN_STARTS[shown]]
     logs = np.log2(np.maximum(means[:, shown], 1e-9))
     low, high = np.nanquantile(logs, [0.005, 0.995]).tolist()
     html = _by_hook_point(
@@ -223,13 +218,12 @@ def _likeness(metadata: Metadata, found: Survey) -> Iterator[Section]:
 
 def _grids(dataset: ActivationDataset, found: Survey) -> Section:
     spans = samples_with_grids(found.places) if dataset.kind.pooling == "none" else []
-    text = "Each cell in its color, and in its middle the norm of its token's vector."
-    if not spans:
-        text = (
-            "Nothing to draw: no prompt that was read shows grids of a size that can be drawn."
-            if dataset.kind.pooling == "none"
-            else "Nothing to draw: the dataset has one vector for each prompt."
-        )
+    if spans:
+        text = "Each cell in its color, and in its middle the norm of its token's vector."
+    elif dataset.kind.pooling == "none":
+        text = "Nothing to draw: no prompt that was read shows grids of a size that can be drawn."
+    else:
+        text = "Nothing to draw: the dataset has one vector for each prompt."
     html = ""
     for span in spans:
         places = dataset.locate(found.numbers[span])
@@ -241,7 +235,7 @@ def _grids(dataset: ActivationDataset, found: Survey) -> Section:
 def _details(metadata: Metadata) -> str:
     """The run's description, with the first of its input files."""
     inputs = [f"{each.path} ({size(each.bytes)})" for each in metadata.run.inputs]
-    if (more := len(inputs) - _INPUTS_SHOWN) > 0:
-        inputs = [*inputs[:_INPUTS_SHOWN], f"and {more:,} more"]
+    if len(inputs) > _INPUTS_SHOWN:
+        inputs[_INPUTS_SHOWN:] = [f"and {len(inputs) - _INPUTS_SHOWN:,} more"]
     text = json.dumps(asdict(metadata.run) | {"inputs": inputs}, indent=2, ensure_ascii=False)
     return f"<details><summary>How it was made</summary><pre>{escape(text)}</pre></details>"

@@ -38,12 +38,7 @@ HOOK_POINTS_EXPLAINED: dict[HookPoint, str] = {
 
 @dataclass(frozen=True)
 class Table:
-    """Table of text.
-
-    Attributes:
-        head: names of the columns.
-        groups: name to rows; the name is empty if there is one group.
-    """
+    """Table of text: names of the columns, and groups of rows. The only group has an empty name."""
 
     head: Sequence[str]
     groups: Mapping[str, Sequence[Sequence[str]]]
@@ -75,21 +70,14 @@ class Table:
         return f'<div class="scroll"><table class="{css}">{body}</table></div>'
 
 
-Fact = tuple[str, str, str]
-"""What a dataset is in one respect: name, value, and more about it."""
-
-
-def facts(metadata: Metadata) -> list[Fact]:
-    """What the dataset is and how it was made."""
+def facts(metadata: Metadata) -> list[tuple[str, str, str]]:
+    """What the dataset is and how it was made: name, value, and more about it."""
     run = metadata.run
     statistics = metadata.statistics.values()
     outliers = max(outlier_counts(each)[0] for each in statistics)
     nonfinite = count_of(sum(each.nonfinite_count for each in statistics), "non-finite vector")
     weights = "random weights, " if run.weights.get("random") else ""
-    files = count_of(sum(1 + len(shard.files) for shard in metadata.shards), "file")
-    stored = sum(
-        entry.bytes for shard in metadata.shards for entry in (shard.prompts, *shard.files.values())
-    )
+    files = [file for shard in metadata.shards for file in (shard.prompts, *shard.files.values())]
     rejected = ", ".join(f"{count:,} {why}" for why, count in sorted(metadata.rejected.items()))
     return [
         (
@@ -112,8 +100,9 @@ def facts(metadata: Metadata) -> list[Fact]:
         ("pooling", run.pooling, POOLINGS_EXPLAINED[run.pooling]),
         (
             "size",
-            size(stored),
-            f"{run.storage_dtype}, {files} in {count_of(len(metadata.shards), 'shard')}",
+            size(sum(file.bytes for file in files)),
+            f"{run.storage_dtype}, {count_of(len(files), 'file')} in "
+            f"{count_of(len(metadata.shards), 'shard')}",
         ),
         ("outliers", f"{outliers:,}", f"in the worst layer; {nonfinite} in all"),
         ("rejected", count_of(sum(metadata.rejected.values()), "task"), rejected),
@@ -122,15 +111,11 @@ def facts(metadata: Metadata) -> list[Fact]:
 
 def inspect(path: str, metadata: Metadata) -> str:
     """Text for a terminal: facts, and a table of the layers."""
-    lines = [
-        f"  {name:<9} {value}" + (f"; {note}" if note else "")
-        for name, value, note in facts(metadata)
-    ]
-    return (
-        "\n".join([path, *lines])
-        + f"\n\nNorms of the vectors of each layer\n{layer_table(metadata).text()}\n"
-        + f"{massive_line(metadata)}\n"
-    )
+    text = f"{path}\n"
+    for name, value, note in facts(metadata):
+        text += f"  {name:<9} {value}" + (f"; {note}" if note else "") + "\n"
+    text += f"\nNorms of the vectors of each layer\n{layer_table(metadata).text()}\n"
+    return text + f"{massive_line(metadata)}\n"
 
 
 def layer_table(metadata: Metadata) -> Table:
@@ -172,8 +157,7 @@ def shares(statistics: LayerStatistics) -> NDArray[np.float64]:
 def massive_dimensions(metadata: Metadata) -> list[tuple[int, list[Site], float]]:
     """Dimensions whose root mean square is MASSIVE_FACTOR times the median one at some sites.
 
-    Returns:
-        Each with these sites and its largest share of the squared norm, largest share first.
+    Each comes with these sites and its largest share of the squared norm, largest share first.
     """
     found: dict[int, tuple[list[Site], float]] = {}
     for site, statistics in metadata.statistics.items():
@@ -226,16 +210,9 @@ def layers_named(sites: Sequence[Site]) -> str:
     parts = []
     for hook_point in dict.fromkeys(place_of(site)[1] for site in sites):
         layers = [layer for layer, each in map(place_of, sites) if each == hook_point]
+        starts = [layer for layer in layers if layer - 1 not in layers]
+        ends = [layer for layer in layers if layer + 1 not in layers]
+        ranges = (f"{a}-{b}" if a < b else f"{a}" for a, b in zip(starts, ends, strict=True))
         suffix = "" if hook_point == DEFAULT_HOOK_POINT else f" {hook_point}"
-        parts.append(_ranges(layers) + suffix)
+        parts.append(", ".join(ranges) + suffix)
     return "; ".join(parts)
-
-
-def _ranges(layers: Sequence[int]) -> str:
-    ranges: list[list[int]] = []
-    for layer in layers:
-        if ranges and layer == ranges[-1][-1] + 1:
-            ranges[-1].append(layer)
-        else:
-            ranges.append([layer])
-    return ", ".join(f"{r[0]}-{r[-1]}" if len(r) > 1 else str(r[0]) for r in ranges)

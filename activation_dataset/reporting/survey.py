@@ -17,28 +17,24 @@ from activation_dataset.reporting.similarity import Likeness, compare_sites
 from activation_dataset.reporting.summary import OUTLIER_FACTORS, quantiles
 from activation_dataset.sites import Site
 
+# Bounds of a survey that does not read everything: shards, vectors of each site, and bytes of the
+# vectors of all sites. The last two are rounded up to whole samples.
 MAX_SHARDS = 64
-"""Shards that a bounded survey looks at."""
 MAX_VECTORS = 1 << 15
-"""Vectors of each site that a bounded survey reads, rounded up to whole samples."""
 MAX_BYTES = 1 << 30
-"""Bytes of vectors that a bounded survey reads in all sites, rounded up to whole samples."""
-COMPARED_VECTORS = 512
-"""Vectors on which sites are compared."""
 
-_LEAST_COMPARED = 16
+_LEAST_COMPARED, _MOST_COMPARED = 16, 512
+_NONE = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True, eq=False)
 class Survey:
-    """Findings of a survey, which reads whole samples.
+    """Findings of a survey, which reads whole samples of some shards.
 
     Attributes:
-        shards: number of shards that were looked at.
         lengths: [prompts] int64, tokens of each prompt of these shards.
         repeated: number of prompts with exactly the tokens of an earlier one.
         numbers: [n] int64, numbers of the vectors that were read at each site.
-        places: where they come from.
         factors: [sites, n] float32, norms in medians of the site; NaN if a vector is not finite, 0
             if the median is 0.
         likeness: comparison of the sites on vectors that are outliers nowhere; None if there is one
@@ -54,14 +50,10 @@ class Survey:
     likeness: Likeness | None
 
     def mean_factors(self, groups: NDArray[np.int64], count: int) -> NDArray[np.float64]:
-        """Mean factors of groups of vectors; vectors that are not finite are left out.
+        """[sites, count] float64: mean of the finite factors of each group, NaN if it has none.
 
         Args:
             groups: [n] int64, the group of each vector; negative for none.
-            count: number of groups.
-
-        Returns:
-            [sites, count] float64, NaN if a group is empty.
         """
         means = np.full((len(self.factors), count), np.nan)
         for factors, row in zip(self.factors, means, strict=True):
@@ -73,10 +65,9 @@ class Survey:
 
 
 def survey(dataset: ActivationDataset, whole: bool = False, seed: int = 0) -> Survey:
-    """Reads a dataset site by site, or as much of it as the bounds above allow.
+    """Read a dataset site by site, or as much of it as the bounds above allow.
 
     Args:
-        dataset: the dataset to read.
         whole: read every vector.
         seed: decides which vectors a bounded survey reads.
 
@@ -87,13 +78,13 @@ def survey(dataset: ActivationDataset, whole: bool = False, seed: int = 0) -> Su
     shards = list(range(len(dataset.metadata.shards)))
     if not whole and len(shards) > MAX_SHARDS:
         shards = sorted(rng.permutation(shards)[:MAX_SHARDS].tolist())
-    indexes = {shard: dataset.index(shard) for shard in shards}
+    indexes = [dataset.index(shard) for shard in shards]
     chunks = [chunk for shard in shards for chunk in dataset.chunks(shard)]
     if not whole:
         vector_bytes = dataset.kind.vector_bytes * len(dataset.sites)
         chunks = _bounded(chunks, min(MAX_VECTORS, MAX_BYTES // vector_bytes), rng)
-    numbers = np.concatenate([np.empty(0, np.int64), *(np.array(each.numbers) for each in chunks)])
-    compared = np.sort(rng.permutation(len(numbers))[:COMPARED_VECTORS])
+    numbers = np.concatenate([_NONE, *(np.array(each.numbers) for each in chunks)])
+    compared = np.sort(rng.permutation(len(numbers))[:_MOST_COMPARED])
     factors = np.zeros((len(dataset.sites), len(numbers)), np.float32)
     usual = np.ones(len(compared), np.bool_)
     grams = []
@@ -104,12 +95,10 @@ def survey(dataset: ActivationDataset, whole: bool = False, seed: int = 0) -> Su
         usual &= row[compared] < OUTLIER_FACTORS[0]  # false for NaN
         grams.append(vectors @ vectors.T)
     comparable = len(grams) > 1 and np.count_nonzero(usual) >= _LEAST_COMPARED
-    prompts = [digest for index in indexes.values() for digest in _digests(index)]
+    prompts = [digest for index in indexes for digest in _digests(index)]
     return Survey(
         shards=len(shards),
-        lengths=np.concatenate(
-            [np.empty(0, np.int64), *(i.token_counts for i in indexes.values())]
-        ),
+        lengths=np.concatenate([_NONE, *(each.token_counts for each in indexes)]),
         repeated=len(prompts) - len(set(prompts)),
         numbers=numbers,
         places=dataset.locate(numbers),
@@ -129,14 +118,10 @@ def _bounded(chunks: Sequence[Chunk], bound: int, rng: np.random.Generator) -> l
 def _read(
     dataset: ActivationDataset, site: Site, chunks: Sequence[Chunk], compared: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-    """Reads the vectors of one site.
+    """Read norms [n] float64 of a site, NaN if a vector is not finite, and `compared` vectors.
 
-    Args:
-        compared: [m] int64 ascending, places of vectors to keep among those that are read.
-
-    Returns:
-        norms: [n] float64, NaN if a vector is not finite.
-        rows: [m, hidden] float32, the kept vectors minus the site's mean, 0 if not finite.
+    The vectors, [m, hidden] float32, are those at ascending places [m] int64 among the ones that
+    are read, minus the site's mean, 0 if not finite.
     """
     mean = dataset.metadata.statistics[site].mean.astype(np.float32)
     norms = np.empty(sum(len(chunk.numbers) for chunk in chunks))

@@ -24,11 +24,10 @@ def test_a_sound_dataset(dataset, capsys):
     assert capsys.readouterr().out.endswith("every record decoded\n")
 
 
-@pytest.mark.parametrize("flags", [[], ["--records"]])
-def test_a_broken_dataset(dataset, capsys, flags):
+def test_a_broken_dataset(dataset, capsys):
     (dataset / BROKEN).write_bytes(b"short")
     (dataset / "metadata.json.partial-0123456789abcdef").write_bytes(b"")
-    assert main(["verify", str(dataset), *flags]) == 1
+    assert main(["verify", str(dataset)]) == 1
     output = capsys.readouterr()
     broken, partial = output.out.splitlines()
     assert broken.startswith(f"{BROKEN}: has 5 bytes")
@@ -46,12 +45,11 @@ def test_a_damaged_or_missing_file_is_named_and_what_to_do_is_said(dataset, caps
     assert f"verify {dataset}" in error
     (dataset / BROKEN).unlink()
     assert main(report) == 2
-    error = capsys.readouterr().err
-    assert str(dataset / BROKEN) in error
+    assert f"{dataset / BROKEN}" in (error := capsys.readouterr().err)
     assert f"verify {dataset}" in error
 
 
-@pytest.mark.parametrize("command", ["inspect", "report", "card", "index", "verify"])
+@pytest.mark.parametrize("command", ["report", "verify"])
 def test_no_dataset_is_said_in_one_line(tmp_path, capsys, command):
     missing = tmp_path / "nowhere"
     assert main([command, str(missing)]) == 2

@@ -4,14 +4,13 @@ sae-lens and dictionary-learning have an environment of their own. Where they ar
 these tests are skipped.
 """
 
-from argparse import ArgumentParser
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from activation_dataset import ActivationDataset, export
+from activation_dataset import ActivationDataset
+from activation_dataset.__main__ import main
 from tests.activation_dataset.synthetic import write_dataset
 
 LAYER, HIDDEN = 11, 32
@@ -26,20 +25,13 @@ def dataset(tmp_path_factory):
     return ActivationDataset(path)
 
 
-def export_to(out: Path, dataset: ActivationDataset, *arguments: str) -> None:
-    """Run the command `export`."""
-    parser = ArgumentParser()
-    export.add_arguments(parser)
-    given = [dataset.path, str(out), "--layer", str(LAYER), *arguments]
-    assert export.run(parser.parse_args(given)) == 0
-
-
 @pytest.fixture
 def export_and_load(dataset, tmp_path, capsys):
     """Export, run the lines that the command prints, and return their variables."""
 
     def run(*arguments):
-        export_to(tmp_path / "out", dataset, *arguments)
+        out = str(tmp_path / "out")
+        assert main(["export", dataset.path, out, "--layer", str(LAYER), *arguments]) == 0
         found: dict[str, Any] = {}
         exec(capsys.readouterr().out.partition("To load them:")[2], found)
         return found

@@ -3,7 +3,7 @@ import pytest
 
 from activation_dataset.frontends import torch_dataset
 from activation_dataset.reading.vectors import normalization_factor
-from tests.interop.conftest import HIDDEN, LAYER, export_to
+from tests.interop.conftest import HIDDEN, LAYER
 
 pytest.importorskip(
     "dictionary_learning", reason="dictionary-learning is not installed: make torch-test"
@@ -11,27 +11,14 @@ pytest.importorskip(
 torch = pytest.importorskip("torch")
 from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer  # noqa: E402
 from dictionary_learning.training import get_norm_factor, trainSAE  # noqa: E402
-from safetensors import safe_open  # noqa: E402
 
 BATCH, STEPS = 64, 80
 
 
-@pytest.fixture(scope="session")
-def export(dataset, tmp_path_factory):
-    out = tmp_path_factory.mktemp("dictionary_learning") / "export"
-    export_to(out, dataset, "--to", "dictionary_learning", "--batch_size", str(BATCH))
-    return out
-
-
 @pytest.fixture
-def batches(export):
-    """Read as the export's instructions say; trainSAE normalizes them in place."""
-    found = []
-    for file in sorted(export.glob("*.safetensors")):
-        with safe_open(file, "pt") as tensors:
-            rows = tensors.get_slice("activations")
-            found += [rows[batch] for batch in range(rows.get_shape()[0])]
-    return found
+def batches(export_and_load):
+    """Batches that trainSAE normalizes in place."""
+    return export_and_load("--to", "dictionary_learning", "--batch_size", str(BATCH))["data"]
 
 
 def explained(path, values):
@@ -42,23 +29,23 @@ def explained(path, values):
     return 1 - float(rest.var(0).sum() / given.var(0).sum())
 
 
-def train(data, path, steps, normalize):
+def train(data, path, normalize):
     config = {
         "trainer": TopKTrainer,
         "activation_dim": HIDDEN,
         "dict_size": 64,
         "k": 8,
         "lr": 3e-3,
-        "steps": steps,
+        "steps": STEPS,
+        "warmup_steps": 5,
         "layer": LAYER,
         "lm_name": "random:tiny",
         "device": "cpu",
-        "warmup_steps": 5,
     }
     trainSAE(
         data=data,
         trainer_configs=[config],
-        steps=steps,
+        steps=STEPS,
         save_dir=str(path),
         normalize_activations=normalize,
         device="cpu",
@@ -67,18 +54,13 @@ def train(data, path, steps, normalize):
 
 def test_it_trains_on_the_export(batches, values, tmp_path):
     assert {tuple(batch.shape) for batch in batches} == {(BATCH, HIDDEN)}
-    train(batches, tmp_path, STEPS, normalize=True)
+    train(batches, tmp_path, normalize=True)
     assert explained(tmp_path, values) > 0.5
-
-
-def test_the_lines_that_the_export_prints_load_it(export_and_load):
-    data = export_and_load("--to", "dictionary_learning", "--batch_size", "1000")["data"]
-    assert {tuple(batch.shape) for batch in data} == {(1000, HIDDEN)}
 
 
 def test_it_trains_on_batches_without_an_export(dataset, values, tmp_path):
     data = (batch["values"] for batch in torch_dataset(dataset, LAYER, BATCH))
-    train(data, tmp_path, STEPS, normalize=False)
+    train(data, tmp_path, normalize=False)
     assert explained(tmp_path, values) > 0.5
 
 

@@ -25,23 +25,20 @@ ZERO, NEWLINE = 15, 198
 def grid_prompt(sample_id: str, sizes: Sequence[tuple[int, int]], seed: int = 0) -> Prompt:
     """Examples of two grids of a size (height, width), the last size being that of the test."""
     rng = np.random.default_rng(seed)
-    tokens: list[int] = []
-    cells: list[tuple[int, int, int, int]] = []
+    break_line = (NEWLINE, (NO_CELL,) * 4)
+    tokens: list[tuple[int, tuple[int, ...]]] = []
     for number, (height, width) in enumerate(sizes):
         is_test = number == len(sizes) - 1
         for role in (0,) if is_test else (0, 1):
-            tokens.append(NEWLINE)
-            cells.append((NO_CELL,) * 4)
+            tokens.append(break_line)
             for row in range(height):
                 for column in range(width):
-                    tokens.append(ZERO + int(rng.integers(10)))
-                    cells.append((TEST_PAIR if is_test else number, role, row, column))
-                tokens.append(NEWLINE)
-                cells.append((NO_CELL,) * 4)
-    return Prompt(
-        sample_id, sample_id.split("#")[1].split("/")[0],
-        np.array(tokens, np.int32), np.array(cells, np.int16),
-    )  # fmt: skip
+                    cell = (TEST_PAIR if is_test else number, role, row, column)
+                    tokens.append((ZERO + int(rng.integers(10)), cell))
+                tokens.append(break_line)
+    task_id = sample_id.split("#")[1].split("/")[0]
+    token_ids, cells = zip(*tokens, strict=True)
+    return Prompt(sample_id, task_id, np.array(token_ids, np.int32), np.array(cells, np.int16))
 
 
 def write_prompted(
@@ -71,12 +68,14 @@ def write_prompted(
         for site in run.sites:
             path = folder / shard_file(site, shard, len(shards))
             path.parent.mkdir(exist_ok=True)
+            rows = [vectors_of(place_of(site)[0], prompt) for prompt in prompts]
+            vectors = stored(
+                np.concatenate([np.empty((0, hidden), np.float32), *rows]), storage_dtype
+            )
             with open(path, "wb") as stream:
                 writer = LayerFileWriter(stream, site, kind)
-                for prompt in prompts:
-                    vectors = stored(vectors_of(place_of(site)[0], prompt), storage_dtype)
-                    statistics = LayerStatistics.of_vectors(vectors)
-                    writer.append(frames_of([prompt], kind), vectors, statistics)
+                statistics = LayerStatistics.of_vectors(vectors)
+                writer.append(frames_of(prompts, kind), vectors, statistics)
             manifest = writer.finish(shard, len(shards), "xla")
             manifests.append(manifest)
             merges[site].add(shard, manifest.statistics)

@@ -29,10 +29,6 @@ def written(dataset: Path, certificate: bytes | None = None) -> str:
     return text
 
 
-def card_of(dataset):
-    return (dataset / "README.md").read_text("utf-8")
-
-
 def certificate(dataset, **changes):
     value = {
         "metadata_sha256": json.loads((dataset / "metadata.json").read_bytes())["metadata_sha256"],
@@ -48,48 +44,42 @@ def certificate(dataset, **changes):
     return json.dumps(value | changes).encode()
 
 
-def test_the_hub_reads_it(dataset):
-    data = DatasetCard(written(dataset)).data.to_dict()
+def test_the_command_writes_what_the_hub_and_people_read(dataset, capsys):
+    assert main(["card", str(dataset)]) == 0
+    assert capsys.readouterr().out == f"{dataset}/README.md\n"
+    text = (dataset / "README.md").read_text("utf-8")
+    assert text == written(dataset)
+    data = DatasetCard(text).data.to_dict()
     assert data["license"] == "unknown"
     assert data["pretty_name"] == "Activations of random:tiny, layers 10-12"
-
-
-def test_it_says_what_the_dataset_is_and_is_a_function_of_it(dataset):
-    text = written(dataset)
-    assert text == written(dataset)
-    for part in ("| samples | 3 | 12 tokens, 12 vectors in each layer |", "every token", "8 wide"):
+    for part in (
+        "| samples | 3 | 12 tokens, 12 vectors in each layer |",
+        "8 wide",
+        "training.json",
+    ):
         assert part in text
-    rows = [line for line in text.splitlines() if line.startswith("| 1")]
-    assert len(rows) == 3
-    assert "training.json" in text
+    assert len([line for line in text.splitlines() if line.startswith("| 1")]) == 3
+    assert not verify(dataset).problems
 
 
 def test_its_three_lines_load_the_dataset(dataset):
-    text = written(dataset)
-    code = text.partition("```python\n")[2].partition("```")[0]
+    code = written(dataset).partition("```python\n")[2].partition("```")[0]
     assert len(code.splitlines()) == 3
-    code = code.replace("this/folder", str(dataset))
     found: dict[str, Any] = {}
-    exec(code, found)
+    exec(code.replace("this/folder", str(dataset)), found)
     assert found["batch"].values.shape == (12, 8)
-
-
-def test_the_command_writes_it_beside_the_metadata(dataset, capsys):
-    assert main(["card", str(dataset)]) == 0
-    assert capsys.readouterr().out == f"{dataset}/README.md\n"
-    assert card_of(dataset) == written(dataset)
-    assert not verify(dataset).problems
 
 
 def test_a_license_that_was_given_stays(dataset):
     assert "does not know the license" in written(dataset)
     assert main(["card", str(dataset), "--license", "apache-2.0"]) == 0
     assert main(["card", str(dataset)]) == 0
-    assert DatasetCard(card_of(dataset)).data.to_dict()["license"] == "apache-2.0"
-    assert "given as `apache-2.0`" in card_of(dataset)
+    text = (dataset / "README.md").read_text("utf-8")
+    assert DatasetCard(text).data.to_dict()["license"] == "apache-2.0"
+    assert "given as `apache-2.0`" in text
 
 
-@pytest.mark.parametrize("license", ["Apache 2", "mit\ntags:", ""])
+@pytest.mark.parametrize("license", ["Apache 2", "mit\ntags:"])
 def test_no_license(dataset, license):
     with pytest.raises(CardError, match="identifier"):
         renewed_card(read(dataset), license=license)
@@ -97,23 +87,21 @@ def test_no_license(dataset, license):
 
 def test_a_card_of_somebody_else_is_left_alone(dataset, capsys):
     (dataset / "README.md").write_text("# Mine\n")
-    assert renewed_card(read(dataset), b"# Mine\n") is None
     assert main(["card", str(dataset)]) == 2
     assert "somebody else" in capsys.readouterr().err
-    assert card_of(dataset) == "# Mine\n"
+    assert (dataset / "README.md").read_text() == "# Mine\n"
 
 
 def test_a_certificate_is_quoted(dataset):
     (dataset / "certificate.json").write_bytes(certificate(dataset))
     assert main(["card", str(dataset)]) == 0
-    text = " ".join(card_of(dataset).split())
-    assert "transformers in PyTorch, float32: 2 samples, 9 vectors in each layer" in text
+    text = (dataset / "README.md").read_text("utf-8")
+    assert "2 samples, 9 vectors in each layer" in text
     assert "2.00e-02 in layer 11, is within the tolerance of 0.045" in text
-    past = written(dataset, certificate(dataset, passed=False))
-    assert "is **past** the tolerance" in past
+    assert "is **past** the" in written(dataset, certificate(dataset, passed=False))
 
 
-@pytest.mark.parametrize("content", [b"{", b"[]", b"{}", b'{"metadata_sha256": "0"}'])
+@pytest.mark.parametrize("content", [b"{", b"[]", b'{"metadata_sha256": "0"}'])
 def test_a_certificate_of_something_else_is_not_quoted(dataset, content):
     assert written(dataset, content) == written(dataset)
 

@@ -59,11 +59,8 @@ def test_means_of_groups_leave_out_what_is_not_finite(found):
     assert np.isnan(found.mean_factors(np.full(len(found.numbers), -1), 2)).all()
 
 
-def test_repeated_prompts_are_counted(found):
+def test_prompts_are_counted_and_layers_compared_without_outliers(found):
     assert (found.repeated, len(found.lengths)) == (1, 7)
-
-
-def test_layers_are_compared_without_outliers_and_broken_vectors(found):
     left_out = np.isin(found.places.positions, [1, 4]).sum()
     assert found.likeness.vectors == min(512, len(found.numbers)) - left_out
     np.testing.assert_allclose(np.diag(found.likeness.alignment), 1)
@@ -92,9 +89,3 @@ def test_of_a_large_dataset_a_choice_is_read(dataset, monkeypatch):
     np.testing.assert_array_equal(first.numbers, again.numbers)
     np.testing.assert_array_equal(first.factors, whole.factors[:, first.numbers])
     assert first.numbers.tolist() != other.numbers.tolist()
-
-
-def test_no_samples(tmp_path):
-    write_prompted(tmp_path, [[]], vectors_of, hidden=HIDDEN)
-    found = survey(ActivationDataset(tmp_path))
-    assert (len(found.numbers), found.likeness) == (0, None)
