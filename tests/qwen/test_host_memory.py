@@ -47,8 +47,8 @@ print(peak - before)
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
 def test_loading_needs_the_memory_of_the_weights_and_of_one_parameter(tmp_path: Path) -> None:
     """On a CPU the device's arrays are host memory too, so the weights count once, in any case."""
-    sizes = {"vocab_size": 1024, "hidden_size": 1024, "intermediate_size": 4096, "head_dim": 256}
-    config = replace(SMALL, num_hidden_layers=6, **sizes)
+    config = replace(SMALL, vocab_size=1024, hidden_size=1024, intermediate_size=4096)
+    config = replace(config, num_hidden_layers=6, head_dim=256)
     shapes = family_of(config).tensor_shapes(config)
     tensors = {name: np.ones(shape, ml_dtypes.bfloat16) for name, shape in shapes.items()}
     nbytes = [2 * math.prod(shape) for shape in shapes.values()]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from activation_dataset.format import POOLINGS, STORAGE_DTYPES, StorageDtype
+from activation_dataset.format import POOLINGS, STORAGE_DTYPES, Pooling, StorageDtype
 from activation_dataset.sites import HOOK_POINTS
 from tests.qwen.comparison import RecordProperty, compare, extracted, pooled
 from tests.qwen.transformers_model import transformers_model
@@ -132,12 +132,12 @@ def test_every_layer_is_that_of_transformers(
     run, token_ids = transformers_model(tmp_path, dtype, HOOK_POINTS), prompts(case)
     theirs = [run(ids[None])[:, 0] for ids in token_ids]
     for pooling in POOLINGS:
-        compare(
-            extracted(tmp_path, token_ids, pooling, dtype),
-            [pooled(activations, pooling) for activations in theirs],
-            dtype,
-            lambda name, value, pooling=pooling: record_property(f"{pooling}_{name}", value),
-        )
+
+        def record(name: str, value: object, pooling: Pooling = pooling) -> None:
+            record_property(f"{pooling}_{name}", value)
+
+        ours = extracted(tmp_path, token_ids, pooling, dtype)
+        compare(ours, [pooled(each, pooling) for each in theirs], dtype, record)
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
