@@ -96,11 +96,6 @@ class Packing:
     slots: int = 4096
     row_length: int = 4096
 
-    def __post_init__(self) -> None:
-        for name in ("rows", "slots", "row_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-
     def shape(self, length: int, tokens: int) -> StepShape:
         """Return the step with rows of this length, halved until it has no more slots than tokens.
 
@@ -113,13 +108,9 @@ class Packing:
 
 
 def packing_for(ops: OpsName, batch_size: int, rows: int) -> Packing:
-    """Return the packing for a platform's operations.
+    """Return the packing for a platform's operations, for `rows` devices along the data axis.
 
     Operations for CPUs do not touch other samples of a row, so their rows are as long as a step.
-
-    Args:
-      batch_size: slots per device and step, in units of 512.
-      rows: devices along the mesh's data axis.
     """
     slots = batch_size * TOKENS_PER_BATCH_ROW
     return Packing(rows, slots, slots if ops in ("xla", "amx") else min(slots, SHORT_ROW))
@@ -160,12 +151,7 @@ def plan_steps(lengths: Sequence[int], packing: Packing) -> list[Step]:
     Returns:
       Steps in the order in which they should run: long rows first. The result depends on nothing
       but the arguments; equal lengths keep the order of their indices.
-
-    Raises:
-      ValueError: if a length is not positive.
     """
-    if any(length < 1 for length in lengths):
-        raise ValueError(f"every sample needs at least one token, got lengths {min(lengths)}")
     if not lengths:
         return []
     ladder = row_lengths(max(lengths), packing.row_length)
@@ -204,10 +190,7 @@ def split_step(step: Step, rows: int) -> tuple[Step, ...] | None:
     """Split a step into two of about half the slots, with the same samples in the same order.
 
     For a device that has no memory for the whole step. One sample is put in the smallest step that
-    holds it; None if it is in that already.
-
-    Args:
-      rows: of each new step, the devices along the mesh's data axis.
+    holds it; None if it is in that already. New steps have `rows` rows, one for each device.
     """
     if len(step.placements) == 1:
         alone = _balanced(step.placements, rows)
@@ -220,11 +203,7 @@ def split_step(step: Step, rows: int) -> tuple[Step, ...] | None:
 
 
 def separate_samples(step: Step, rows: int) -> tuple[Step, ...]:
-    """Make a step for each sample, in the same order; none if no two of them share a row.
-
-    Args:
-      rows: of each new step, the devices along the mesh's data axis.
-    """
+    """Make a step for each sample, in the same order; none if no two of them share a row."""
     if not any(step.segment_of):
         return ()
     return tuple(_balanced((placement,), rows) for placement in step.placements)

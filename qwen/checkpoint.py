@@ -37,15 +37,17 @@ class CheckpointFolder:
         """
         self._files: dict[str, Any] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
-        of: dict[str, Path] = {}
+        paths: dict[str, Path] = {}
         for path in checkpoint_files(Path(folder)):
-            file, shapes = open_safetensors(path)
-            for name, shape in shapes.items():
-                if name in of:
-                    raise CheckpointError(
-                        f"{path}: tensor {name!r} is also in {of[name]}. Remove one of them."
-                    )
-                self._files[name], self._shapes[name], of[name] = file, shape, path
+            file, shapes = _open_safetensors(path)
+            if twice := paths.keys() & shapes.keys():
+                name = min(twice)
+                raise CheckpointError(
+                    f"{path}: tensor {name!r} is also in {paths[name]}. Remove one of them."
+                )
+            paths |= dict.fromkeys(shapes, path)
+            self._files |= dict.fromkeys(shapes, file)
+            self._shapes |= shapes
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         return self._shapes
@@ -55,14 +57,10 @@ class CheckpointFolder:
         return tensor
 
 
-def open_safetensors(path: Path) -> tuple[Any, dict[str, tuple[int, ...]]]:
-    """Open a safetensors file and check that its header is sound and its tensors fill it exactly.
+def _open_safetensors(path: Path) -> tuple[Any, dict[str, tuple[int, ...]]]:
+    """Return the memory-mapped `safetensors.safe_open`, and the shape of every tensor by name.
 
-    Returns:
-      The memory-mapped `safetensors.safe_open`, and the shape of every tensor by name.
-
-    Raises:
-      CheckpointError: if not, or if a tensor is neither float32 nor bfloat16.
+    It checks that the header is sound and that the tensors fill the file exactly.
     """
     from safetensors import SafetensorError, safe_open
 

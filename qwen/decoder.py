@@ -41,38 +41,22 @@ class DecoderLayer(nnx.Module):
         positions: jax.Array,
         ops: Ops,
         hook_points: Collection[HookPoint],
+        slots: jax.Array | None = None,
     ) -> HookValues:
         """Run the layer on the residual stream x [R, L, H].
 
         Args:
-          segment_ids: [R, L] int32, 1, 2, ... for the samples of a row, 0 for padding.
-          positions: [R, L] int32, of each token in its sample.
+          segment_ids, positions: as in `Ops.attend`.
           hook_points: those that the result must have besides `resid_post`; it may have more.
+          slots: [R, S] int32; if given, values are those of these slots alone, [R, S, H]. Keys and
+            values of attention are computed for the whole row, everything after them at the slots.
         """
         q, k, v = ops.queries_keys_values(x, self.attention_norm, self.attention, rotary)
-        attended = ops.attend(q, k, v, segment_ids, positions)
-        return self._hook_values(x, attended, ops, hook_points)
-
-    def at_slots(
-        self,
-        x: jax.Array,
-        rotary: Rotary,
-        segment_ids: jax.Array,
-        slots: jax.Array,
-        ops: Ops,
-        hook_points: Collection[HookPoint],
-    ) -> HookValues:
-        """Run the layer for slots [R, S] only: values are [R, S, H].
-
-        Keys and values are computed for the whole row, everything after them at the slots alone.
-        """
-        q, k, v = ops.queries_keys_values(x, self.attention_norm, self.attention, rotary)
-        attended = attention_of_slots(gather_slots(q, slots), slots, k, v, segment_ids)
-        return self._hook_values(gather_slots(x, slots), attended, ops, hook_points)
-
-    def _hook_values(
-        self, x: jax.Array, attended: jax.Array, ops: Ops, hook_points: Collection[HookPoint]
-    ) -> HookValues:
+        if slots is None:
+            attended = ops.attend((q, k, v), segment_ids, positions)
+        else:
+            attended = attention_of_slots(slots, (gather_slots(q, slots), k, v), segment_ids)
+            x = gather_slots(x, slots)
         attn_out, resid_mid = ops.add_attention(
             x, attended, self.attention, keep_update="attn_out" in hook_points
         )

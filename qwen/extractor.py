@@ -12,13 +12,12 @@ from __future__ import annotations
 import logging
 import os
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 
 from activation_dataset.sites import Site, sites_of
@@ -45,10 +44,7 @@ from qwen.statistics import statistics_of
 
 LOGGER = logging.getLogger(__name__)
 
-FLOAT_DTYPES: dict[str, np.dtype] = {
-    "float32": np.dtype(np.float32),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-}
+Value = TypeVar("Value")
 
 STEPS_IN_FLIGHT = 2
 """Steps that may be on the device, or on their way to the host, at the same time."""
@@ -79,11 +75,8 @@ def open_extractor(
 ) -> ActivationExtractor:
     """Open the model of the settings on this worker's devices.
 
-    Sets the environment and the compile cache, so call it before anything uses JAX's devices.
-
-    Args:
-      settings: what to capture and how.
-      lengths_to_come: as for `ActivationExtractor`.
+    Sets the environment and the compile cache, so call it before anything uses JAX's devices. The
+    arguments are those of `ActivationExtractor`.
 
     Raises:
       ValueError: if the weights are not those of the settings, or anything does not fit.
@@ -129,8 +122,8 @@ class ActivationExtractor:
         """Load the model onto this process's devices.
 
         Args:
-          source: the model, from `open_model`.
-          settings: what to capture and how; its `model_path` is not opened again.
+          source: the model; the `model_path` of the settings is not opened again.
+          settings: what to capture and how.
           lengths_to_come: tokens of the samples that `extract` will be given first; programs for
             them are compiled while the weights load.
 
@@ -140,8 +133,7 @@ class ActivationExtractor:
         config = source.config
         check_layers(settings.layers, config.num_hidden_layers)
         layers, hook_points, pooling = settings.layers, settings.hook_points, settings.pooling
-        self.sites = settings.sites
-        self._top_sites = sites_of(layers[-1:], hook_points)
+        self.sites, self._top_sites = settings.sites, sites_of(layers[-1:], hook_points)
         mesh = make_mesh(settings.mesh_shape, jax.local_devices())
         check_mesh_fits_model(mesh, config)
         weights = source.weights()
@@ -151,8 +143,8 @@ class ActivationExtractor:
             keep_freed_memory()
         self.source, self.settings, self.pooling = source, settings, pooling
         self.hidden_size = config.hidden_size
-        self._storage = FLOAT_DTYPES[settings.storage_dtype]
-        compute = jnp.dtype(FLOAT_DTYPES[settings.compute_dtype])
+        self._storage = jnp.dtype(settings.storage_dtype)
+        compute = jnp.dtype(settings.compute_dtype)
         ops = choose_ops(mesh.devices.flat[0], compute, config, mesh.shape[MODEL_AXIS])
         self.ops: OpsName = ops.name
         LOGGER.info("%s: %s operations on %d devices", source.name, ops.name, mesh.size)
@@ -168,10 +160,9 @@ class ActivationExtractor:
             layers,
             hook_points,
             pooling,
-            jnp.dtype(FLOAT_DTYPES["bfloat16" if narrow else "float32"]),
+            jnp.dtype("bfloat16" if narrow else "float32"),
         )
         self._packing = packing_for(ops.name, settings.batch_size, mesh.shape[DATA_AXIS])
-        self._compilers = ThreadPoolExecutor(os.cpu_count(), "compile")
         self._plan(lengths_to_come)
         self._programs.use_parameters(load_model(weights, config, num_layers, compute, mesh, ops))
 
@@ -179,12 +170,7 @@ class ActivationExtractor:
     def load(
         cls, model_path: str, layers: Sequence[int], **settings: object
     ) -> ActivationExtractor:
-        """Open a model by folder, `gs://` folder, hub id or `random:` preset.
-
-        Args:
-          model_path, layers: as in `ExtractorSettings`.
-          settings: other fields of `ExtractorSettings`.
-        """
+        """Open a model by the fields of `ExtractorSettings`."""
         return open_extractor(ExtractorSettings(model_path, tuple(layers), **settings))  # type: ignore[arg-type]
 
     def __call__(
@@ -247,44 +233,43 @@ class ActivationExtractor:
 
     def _dispatch(self, step: Step, token_ids: Sequence[np.ndarray]) -> dict[Site, Captured] | None:
         """Start a step; None if the device has no memory for it."""
-        try:
+
+        def start() -> dict[Site, Captured]:
             captured = self._programs.run(step_inputs(step, token_ids), step.shape)
-        except jax.errors.JaxRuntimeError as error:
-            _reraise_unless_out_of_memory(error)
-            return None
-        for vectors, moments in captured.values():
-            vectors.copy_to_host_async()
-            moments.copy_to_host_async()
-        return captured
+            for vectors, moments in captured.values():
+                vectors.copy_to_host_async()
+                moments.copy_to_host_async()
+            return captured
+
+        return _unless_out_of_memory(start)
 
     def _collect(
-        self,
-        step: Step,
-        captured: dict[Site, Captured] | None,
-        token_ids: Sequence[np.ndarray],
+        self, step: Step, captured: dict[Site, Captured] | None, token_ids: Sequence[np.ndarray]
     ) -> Iterator[CapturedSamples]:
         """Wait for a step; run it as smaller ones if the device had no memory for it.
 
         If activations are not finite, each sample of the step is run again by itself: attention
         multiplies masked values with 0, and 0 x NaN is NaN.
+        """
+        found = None
+        if captured is not None:
+            found = _unless_out_of_memory(lambda: self._on_host(step, captured))
+        if found is None:
+            yield from self._run(self._smaller(step), token_ids)
+            return
+        alone = separate_samples(step, self._packing.rows)
+        # A residual stream that is not finite stays so in every layer above.
+        if alone and any(found.statistics[site].nonfinite_count for site in self._top_sites):
+            yield from self._run(alone, token_ids)
+        else:
+            yield found
+
+    def _smaller(self, step: Step) -> Sequence[Step]:
+        """Split a step that the device has no memory for.
 
         Raises:
-          DeviceMemoryError: if a single sample is too long for the device.
+          DeviceMemoryError: if it is a single sample in the smallest step that holds it.
         """
-        if captured is not None:
-            try:
-                found = self._on_host(step, captured)
-            except jax.errors.JaxRuntimeError as error:
-                _reraise_unless_out_of_memory(error)
-            else:
-                alone = separate_samples(step, self._packing.rows)
-                # A residual stream that is not finite stays so in every layer above.
-                broken = any(found.statistics[site].nonfinite_count for site in self._top_sites)
-                if not (alone and broken):
-                    yield found
-                else:
-                    yield from self._run(alone, token_ids)
-                return
         halves = split_step(step, self._packing.rows)
         if halves is None:
             raise DeviceMemoryError(
@@ -297,13 +282,13 @@ class ActivationExtractor:
             step.shape.rows,
             step.shape.length,
         )
-        yield from self._run(halves, token_ids)
+        return halves
 
     def _run(
         self, steps: Sequence[Step], token_ids: Sequence[np.ndarray]
     ) -> Iterator[CapturedSamples]:
         """Run steps that replace another one, one at a time."""
-        self._compile_ahead(steps)
+        self._programs.compile_ahead(step.shape for step in steps)
         for step in steps:
             yield from self._collect(step, self._dispatch(step, token_ids), token_ids)
 
@@ -318,11 +303,8 @@ class ActivationExtractor:
     def _plan(self, lengths: Sequence[int]) -> list[Step]:
         """Plan steps and start to compile their programs."""
         steps = plan_steps(lengths, self._packing)
-        self._compile_ahead(steps)
+        self._programs.compile_ahead(step.shape for step in steps)
         return steps
-
-    def _compile_ahead(self, steps: Sequence[Step]) -> None:
-        self._programs.compile_ahead([step.shape for step in steps], self._compilers)
 
     def _on_host(self, step: Step, captured: Mapping[Site, Captured]) -> CapturedSamples:
         rows = np.array([placed.row for placed in step.placements])
@@ -330,8 +312,7 @@ class ActivationExtractor:
             counts = np.array([placed.length for placed in step.placements])
             places = np.array([placed.start for placed in step.placements])
         else:
-            counts = np.ones(len(rows), np.int64)
-            places = np.array(step.segment_of)
+            counts, places = np.ones_like(rows), np.array(step.segment_of)
         vectors: dict[Site, np.ndarray] = {}
         statistics: dict[Site, LayerStatistics] = {}
         for site in self.sites:
@@ -341,8 +322,9 @@ class ActivationExtractor:
             vectors[site] = found.astype(self._storage, copy=False)
             statistics[site] = statistics_of(moments, vectors[site])
         samples = tuple(placed.sample for placed in step.placements)
-        counts_of_samples = tuple(counts.tolist())
-        return CapturedSamples(samples, counts_of_samples, vectors, statistics, step.shape.slots)
+        return CapturedSamples(
+            samples, tuple(counts.tolist()), vectors, statistics, step.shape.slots
+        )
 
 
 def _spans(vectors: np.ndarray, starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -354,9 +336,14 @@ def _spans(vectors: np.ndarray, starts: np.ndarray, counts: np.ndarray) -> np.nd
     return np.concatenate([vectors[start:end] for start, end in spans])
 
 
-def _reraise_unless_out_of_memory(error: jax.errors.JaxRuntimeError) -> None:
-    if "RESOURCE_EXHAUSTED" not in str(error):
-        raise error
+def _unless_out_of_memory(call: Callable[[], Value]) -> Value | None:
+    """Return the result of a call; None if a device has no memory for it."""
+    try:
+        return call()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return None
 
 
 def check_layers(layers: Sequence[int], num_layers: int) -> None:

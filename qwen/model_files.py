@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import shutil
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,8 +37,32 @@ class ModelNotFoundError(ValueError):
     """A model path at which there is no model."""
 
 
+class ModelFiles(ABC):
+    """The files of a checkpoint, by local folder."""
+
+    @abstractmethod
+    def text_folder(self) -> Path:
+        """Return a folder with the configuration and the tokenizer."""
+
+    @abstractmethod
+    def weights_folder(self) -> Path:
+        """Return a folder with the safetensors files too."""
+
+    def headers_folder(self) -> Path:
+        """Return a folder whose safetensors files may have zeros after their headers."""
+        return self.weights_folder()
+
+    def weights_crc32c(self) -> dict[str, str]:
+        """Return the checksums of the weights by file name, in base64 as Cloud Storage does."""
+        files = {file: file.stat() for file in checkpoint_files(self.weights_folder())}
+        return {
+            file.name: _crc32c_of_version(file, status.st_size, status.st_mtime_ns)
+            for file, status in files.items()
+        }
+
+
 @dataclass(frozen=True)
-class LocalFiles:
+class LocalFiles(ModelFiles):
     """A checkpoint on this machine."""
 
     folder: Path
@@ -48,19 +73,9 @@ class LocalFiles:
     def weights_folder(self) -> Path:
         return self.folder
 
-    def headers_folder(self) -> Path:
-        return self.folder
-
-    def weights_crc32c(self) -> dict[str, str]:
-        files = {file: file.stat() for file in checkpoint_files(self.folder)}
-        return {
-            file.name: _crc32c_of_version(file, status.st_size, status.st_mtime_ns)
-            for file, status in files.items()
-        }
-
 
 @dataclass(frozen=True)
-class HubFiles:
+class HubFiles(ModelFiles):
     """A repository of the Hugging Face hub, kept in the hub's own cache."""
 
     repository: str
@@ -70,12 +85,6 @@ class HubFiles:
 
     def weights_folder(self) -> Path:
         return self._download((*TEXT_FILES, *WEIGHT_FILES))
-
-    def headers_folder(self) -> Path:
-        return self.weights_folder()
-
-    def weights_crc32c(self) -> dict[str, str]:
-        return LocalFiles(self.weights_folder()).weights_crc32c()
 
     def _download(self, patterns: tuple[str, ...]) -> Path:
         from huggingface_hub import snapshot_download
@@ -91,7 +100,7 @@ class HubFiles:
 
 
 @dataclass(frozen=True, eq=False)
-class GcsFiles:
+class GcsFiles(ModelFiles):
     """A folder of a Cloud Storage bucket; each file is downloaded once per process.
 
     Google's library repeats requests that fail for a moment, for two minutes.
@@ -174,15 +183,6 @@ class GcsFiles:
             raise ModelNotFoundError(
                 f"--model_path {self.url!r} cannot be read ({type(error).__name__}: {error})"
             ) from error
-
-
-ModelFiles = LocalFiles | HubFiles | GcsFiles
-"""The files of a checkpoint, by local folder.
-
-`text_folder` has the configuration and the tokenizer, `weights_folder` the safetensors files too.
-In `headers_folder` the bytes after a safetensors header may be zeros. `weights_crc32c` has
-checksums by file name, in base64 as Cloud Storage shows them.
-"""
 
 
 @load_once

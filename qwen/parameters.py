@@ -16,25 +16,13 @@ from jax.sharding import PartitionSpec as P
 
 from qwen.checkpoint import Weights
 from qwen.config import ModelConfig
-from qwen.decoder import Decoder, DecoderLayer
+from qwen.decoder import Decoder
 from qwen.families import family_of
 from qwen.families.parameters import ParameterSource
 from qwen.mesh import MODEL_AXIS
 from qwen.ops.base import Ops
 
 Tile = Callable[[jax.Array], jax.Array]
-
-
-def layer_specs(config: ModelConfig, dtype: jnp.dtype, ops: Ops) -> Any:
-    """Return the partition specs of one layer's state, as a pytree of the state's structure."""
-    parameters = family_of(config).layer_parameters
-    state = nnx.state(nnx.eval_shape(lambda: DecoderLayer(config, dtype)))
-
-    def spec(path: tuple[Any, ...], _: object) -> P:
-        source = parameters[path]
-        return _tiled_spec(source) if _is_tiled(source, ops) else _spec(source)
-
-    return nnx.map_state(spec, state)
 
 
 def load_model(
@@ -77,8 +65,11 @@ def abstract_model(
     def abstract(
         source: ParameterSource, prefix: str, shape: tuple[int, ...]
     ) -> jax.ShapeDtypeStruct:
-        parameter = jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, _spec(source)))
-        return jax.eval_shape(tiles[source], parameter) if source in tiles else parameter
+        spec = _spec(source)
+        if source in tiles:
+            shape = jax.eval_shape(tiles[source], jax.ShapeDtypeStruct(shape, dtype)).shape
+            spec = _tiled_spec(source)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
 
     return _with_parameters(abstract, config, num_layers, dtype)
 
@@ -90,10 +81,6 @@ def _spec(source: ParameterSource) -> P:
 def _tiled_spec(source: ParameterSource) -> P:
     """The spec of a tiled kernel, which has columns before depth."""
     return P() if source.split_axis is None else P(*[None] * (1 - source.split_axis), MODEL_AXIS)
-
-
-def _is_tiled(source: ParameterSource, ops: Ops) -> bool:
-    return ops.tiles_kernels and source.contracted > 0
 
 
 def _tiles(config: ModelConfig, mesh: Mesh, ops: Ops) -> dict[ParameterSource, Tile]:
@@ -113,7 +100,7 @@ def _tiles(config: ModelConfig, mesh: Mesh, ops: Ops) -> dict[ParameterSource, T
             )
         )
         for source in family_of(config).layer_parameters.values()
-        if _is_tiled(source, ops)
+        if ops.tiles_kernels and source.contracted
     }
 
 

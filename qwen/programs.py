@@ -6,8 +6,9 @@ whatever the depth of the model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from threading import Lock
@@ -29,7 +30,6 @@ from qwen.layers.rope import Rotary, rotary_embedding
 from qwen.load_once import load_once
 from qwen.mesh import DATA_AXIS
 from qwen.ops.base import Ops
-from qwen.parameters import layer_specs
 from qwen.statistics import moments_of
 
 Inputs = Mapping[str, jax.Array]
@@ -67,11 +67,7 @@ class StepPrograms:
 
 
 class Programs:
-    """Compiles and runs the steps of one model. Safe to use from several threads.
-
-    Attributes:
-      of_shape: the programs for steps of a shape, compiled when they are first asked for.
-    """
+    """Compiles and runs the steps of one model. Safe to use from several threads."""
 
     def __init__(
         self,
@@ -92,8 +88,9 @@ class Programs:
         self._graph = nnx.graphdef(model.layers[0])
         self.use_parameters(model)
         self._functions = self._jitted()
-        self.of_shape = load_once(self.compile)
+        self._of_shape = load_once(self.compile)
         self._asked_for: set[StepShape] = set()
+        self._compilers = ThreadPoolExecutor(os.cpu_count(), "compile")
         self._lowering = Lock()
 
     def use_parameters(self, model: Decoder) -> None:
@@ -101,19 +98,19 @@ class Programs:
         self._embedding = model.embedding.get_value()
         self._layer_states = [nnx.state(layer) for layer in model.layers]
 
-    def compile_ahead(self, shapes: Sequence[StepShape], executor: Executor) -> None:
+    def compile_ahead(self, shapes: Iterable[StepShape]) -> None:
         """Start to compile new shapes in the background.
 
         A step that needs one waits for it. If it fails, the step compiles it again and raises.
         """
-        for shape in dict.fromkeys(shapes):
+        for shape in shapes:
             if shape not in self._asked_for:
                 self._asked_for.add(shape)
-                executor.submit(self.of_shape, shape)
+                self._compilers.submit(self._of_shape, shape)
 
     def run(self, inputs: StepInputs, shape: StepShape) -> dict[Site, Captured]:
         """Dispatch a step; the arrays are futures until something reads them."""
-        programs = self.of_shape(shape)
+        programs = self._of_shape(shape)
         placed = jax.device_put(vars(inputs), self._rows)
         x, rotary = programs.embed(self._embedding, placed)
         captured: dict[int, HookValues] = {}
@@ -161,7 +158,7 @@ class Programs:
         return NamedSharding(self.mesh, P(DATA_AXIS))
 
     def _jitted(self) -> Any:
-        specs = layer_specs(self._config, self._embedding.dtype, self._ops)
+        specs = jax.tree.map(lambda leaf: leaf.sharding.spec, self._layer_states[0])
         rows = P(DATA_AXIS)
         sharded = partial(jax.shard_map, mesh=self.mesh, out_specs=rows, check_vma=False)
         over_layer = partial(sharded, in_specs=(specs, rows, rows, rows))
@@ -176,31 +173,33 @@ class Programs:
         return embedding[inputs["token_ids"]], rotary_embedding(inputs["positions"], self._config)
 
     def _layer(
-        self, state: nnx.State, x: jax.Array, rotary: Rotary, inputs: Inputs
+        self,
+        state: nnx.State,
+        x: jax.Array,
+        rotary: Rotary,
+        inputs: Inputs,
+        slots: jax.Array | None = None,
     ) -> tuple[jax.Array, HookValues]:
         layer: DecoderLayer = nnx.merge(self._graph, state)
-        values = layer(
-            x, rotary, inputs["segment_ids"], inputs["positions"], self._ops, self._hook_points
-        )
-        captured = {point: self._pooled(values[point], inputs) for point in self._hook_points}
+        segment_ids, positions = inputs["segment_ids"], inputs["positions"]
+        values = layer(x, rotary, segment_ids, positions, self._ops, self._hook_points, slots)
+        captured = {point: values[point] for point in self._hook_points}
+        if slots is None:
+            captured = {point: self._pooled(value, inputs) for point, value in captured.items()}
+        captured = {point: value.astype(self._capture_dtype) for point, value in captured.items()}
         return values["resid_post"], captured
 
     def _top(self, state: nnx.State, x: jax.Array, rotary: Rotary, inputs: Inputs) -> HookValues:
-        if self._pooling != "last":
-            return self._layer(state, x, rotary, inputs)[1]
-        layer: DecoderLayer = nnx.merge(self._graph, state)
-        values = layer.at_slots(
-            x, rotary, inputs["segment_ids"], inputs["last_slots"], self._ops, self._hook_points
-        )
-        return {point: values[point].astype(self._capture_dtype) for point in self._hook_points}
+        slots = inputs["last_slots"] if self._pooling == "last" else None
+        return self._layer(state, x, rotary, inputs, slots)[1]
 
     def _pooled(self, x: jax.Array, inputs: Inputs) -> jax.Array:
-        """[R, L, H] to [R, S, H] if pooled, in the dtype of captured vectors."""
+        """[R, L, H] to [R, S, H] if pooled."""
         if self._pooling == "last":
-            x = gather_slots(x, inputs["last_slots"])
-        elif self._pooling == "mean":
-            x = mean_of_segments(x, inputs["segment_ids"], inputs["last_slots"].shape[1])
-        return x.astype(self._capture_dtype)
+            return gather_slots(x, inputs["last_slots"])
+        if self._pooling == "mean":
+            return mean_of_segments(x, inputs["segment_ids"], inputs["last_slots"].shape[1])
+        return x
 
     def _moments(self, vectors: jax.Array, inputs: Inputs) -> jax.Array:
         segment_ids = inputs["segment_ids"]

@@ -64,6 +64,8 @@ class ExtractorSettings:
                 raise ValueError(
                     f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}"
                 )
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be positive, got {self.batch_size}")
 
     @property
     def sites(self) -> tuple[Site, ...]:

@@ -46,23 +46,19 @@ class Attention(nnx.Module):
 
 
 def attention_of_slots(
-    query: jax.Array,
-    slots: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    segment_ids: jax.Array,
+    slots: jax.Array, qkv: QueriesKeysValues, segment_ids: jax.Array
 ) -> jax.Array:
     """Compute the definition of causal attention, for the queries of some slots of each row.
 
     Args:
-      query: [R, S, K, G, D], the queries of those slots.
       slots: [R, S] int32, the slot that each query belongs to.
-      key, value: [R, L, K, D], of the whole rows.
+      qkv: the queries of those slots, [R, S, K, G, D], and the keys and values of the whole rows.
       segment_ids: [R, L] int32; a query sees the slots of its own segment up to its own slot.
 
     Returns:
       [R, S, K, G, D], in the dtype of the queries.
     """
+    query, key, value = qkv
     scale = 1.0 / math.sqrt(query.shape[-1])
     scores = product("rqkgd,rskd->rkgqs", query, key)
     query_segments = jnp.take_along_axis(segment_ids, slots, axis=1)

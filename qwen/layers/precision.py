@@ -29,11 +29,9 @@ def round_to(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """Round float32 to the nearest value of `dtype`, ties to even."""
     if dtype != jnp.bfloat16:
         return x.astype(dtype)
-    return jax.lax.platform_dependent(x, cpu=_to_bfloat16_by_bits, default=_to_bfloat16)
-
-
-def _to_bfloat16(x: jax.Array) -> jax.Array:
-    return x.astype(jnp.bfloat16)
+    return jax.lax.platform_dependent(
+        x, cpu=_to_bfloat16_by_bits, default=lambda x: x.astype(jnp.bfloat16)
+    )
 
 
 def _to_bfloat16_by_bits(x: jax.Array) -> jax.Array:

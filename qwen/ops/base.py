@@ -32,12 +32,7 @@ class Ops(ABC):
 
     @abstractmethod
     def attend(
-        self,
-        query: jax.Array,
-        key: jax.Array,
-        value: jax.Array,
-        segment_ids: jax.Array,
-        positions: jax.Array,
+        self, qkv: QueriesKeysValues, segment_ids: jax.Array, positions: jax.Array
     ) -> jax.Array:
         """Compute causal grouped-query attention within the samples of each row.
 
@@ -45,8 +40,7 @@ class Ops(ABC):
         float32. The result at a padding slot is finite and otherwise arbitrary.
 
         Args:
-          query: [R, L, K, G, D].
-          key, value: [R, L, K, D].
+          qkv: queries, keys and values.
           segment_ids: [R, L] int32, 1, 2, ... for samples, 0 for padding.
           positions: [R, L] int32, of each token in its sample.
 

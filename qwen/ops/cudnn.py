@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 
+from qwen.layers.attention import QueriesKeysValues
 from qwen.ops.base import Ops
 
 
@@ -11,18 +12,14 @@ class CudnnOps(Ops):
     name = "cudnn"
 
     def attend(
-        self,
-        query: jax.Array,
-        key: jax.Array,
-        value: jax.Array,
-        segment_ids: jax.Array,
-        positions: jax.Array,
+        self, qkv: QueriesKeysValues, segment_ids: jax.Array, positions: jax.Array
     ) -> jax.Array:
         """Compute attention with cuDNN's fused kernel.
 
         The mask of segments reaches the kernel as a bias of [R, 1, L, L] in the dtype of the
         queries, so the memory of a step grows with the row length.
         """
+        query, key, value = qkv
         rows, length, heads, groups, head_dim = query.shape
         same_segment = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
         out = jax.nn.dot_product_attention(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import operator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qwen.layers.attention import QueriesKeysValues
 from qwen.layers.precision import round_to
 from qwen.ops.base import Ops
 
@@ -27,12 +29,7 @@ class SplashOps(Ops):
         self.interpret = interpret
 
     def attend(
-        self,
-        query: jax.Array,
-        key: jax.Array,
-        value: jax.Array,
-        segment_ids: jax.Array,
-        positions: jax.Array,
+        self, qkv: QueriesKeysValues, segment_ids: jax.Array, positions: jax.Array
     ) -> jax.Array:
         """Compute attention with splash attention; the length must be a multiple of 128.
 
@@ -46,6 +43,7 @@ class SplashOps(Ops):
             MaskInfo,
         )
 
+        query, key, value = qkv
         rows, length, heads, groups, head_dim = query.shape
         slots, block = rows * length, math.gcd(length, SPLASH_BLOCK)
         per_row = length // block
@@ -74,7 +72,7 @@ class SplashOps(Ops):
             mask_value=splash.DEFAULT_MASK_VALUE,
             attn_logits_soft_cap=None,
             residual_checkpoint_name=None,
-            mask_function=_not_later,
+            mask_function=operator.ge,
             interpret=self.interpret,
         )
         scaled = round_to(query.astype(jnp.float32) / math.sqrt(head_dim), query.dtype)
@@ -85,7 +83,3 @@ class SplashOps(Ops):
             out = attend(q, k, v, splash.SegmentIds(segments, segments))
         assert isinstance(out, jax.Array)
         return out.reshape(heads, groups, rows, length, head_dim).transpose(2, 3, 0, 1, 4)
-
-
-def _not_later(query_slots: jax.Array, key_slots: jax.Array) -> jax.Array:
-    return query_slots >= key_slots

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 
-from qwen.layers.attention import MASKED
+from qwen.layers.attention import MASKED, QueriesKeysValues
 from qwen.layers.mlp import MLP
 from qwen.layers.norm import RMSNorm
 from qwen.layers.precision import product, round_to
@@ -28,12 +27,7 @@ class XlaOps(Ops):
     name = "xla"
 
     def attend(
-        self,
-        query: jax.Array,
-        key: jax.Array,
-        value: jax.Array,
-        segment_ids: jax.Array,
-        positions: jax.Array,
+        self, qkv: QueriesKeysValues, segment_ids: jax.Array, positions: jax.Array
     ) -> jax.Array:
         """Compute attention by blocks with a running softmax.
 
@@ -41,10 +35,7 @@ class XlaOps(Ops):
         of a block may see: those after it, and those before the first segment that reaches into it
         (Dao, FlashAttention-2, https://arxiv.org/abs/2307.08691, section 3.1).
         """
-        length = query.shape[1]
-        block = math.gcd(length, ATTENTION_BLOCK)
-        attend = partial(_attend_row, block=block, blocks=length // block)
-        return jax.lax.map(lambda row: attend(*row), (query, key, value, segment_ids, positions))
+        return jax.lax.map(lambda row: _attend_row(*row), (*qkv, segment_ids, positions))
 
     def add_mlp(self, x: jax.Array, norm: RMSNorm, mlp: MLP, keep_update: bool) -> Updated:
         rows, length, hidden = x.shape
@@ -64,12 +55,11 @@ def _attend_row(
     value: jax.Array,
     segments: jax.Array,
     positions: jax.Array,
-    block: int,
-    blocks: int,
 ) -> jax.Array:
     """Attend within one row; shapes are those of `Ops.attend` without the first axis."""
-    _, heads, groups, head_dim = query.shape
-    dtype = query.dtype
+    length, heads, groups, head_dim = query.shape
+    block = math.gcd(length, ATTENTION_BLOCK)
+    blocks, dtype = length // block, query.dtype
     q = round_to(query.astype(jnp.float32) / math.sqrt(head_dim), dtype)
     q = q.reshape(blocks, block, heads, groups, head_dim).transpose(0, 2, 3, 1, 4)
     q = q.reshape(blocks, heads, groups * block, head_dim)
@@ -106,4 +96,4 @@ def _attend_row(
 
     out = jax.lax.map(attend_block, jnp.arange(blocks))
     out = out.reshape(blocks, heads, groups, block, head_dim)
-    return out.transpose(0, 3, 1, 2, 4).reshape(blocks * block, heads, groups, head_dim)
+    return out.transpose(0, 3, 1, 2, 4).reshape(length, heads, groups, head_dim)

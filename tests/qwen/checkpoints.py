@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 
 from qwen.checkpoint import SINGLE_FILE
 from qwen.config import ModelConfig
+from qwen.export_preset import config_json
 from qwen.families import family_of
 
 SMALL = ModelConfig(
@@ -55,12 +56,7 @@ def varied_weights(config: ModelConfig, seed: int = 0) -> dict[str, np.ndarray]:
 
 def config_fields(config: ModelConfig, **changes: Any) -> dict[str, Any]:
     """The ``config.json`` of a published checkpoint; ``changes`` add or replace fields."""
-    return {
-        "architectures": ["Qwen2ForCausalLM"],
-        "hidden_act": "silu",
-        **asdict(config),
-        **changes,
-    }
+    return {**config_json(config), **changes}
 
 
 def write_checkpoint(

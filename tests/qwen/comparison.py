@@ -1,14 +1,15 @@
-"""Our activations next to those of Hugging Face transformers."""
+"""Our activations next to those of Hugging Face transformers, or of another set of devices."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from activation_dataset.format import Pooling, StorageDtype
-from activation_dataset.sites import HOOK_POINTS, HookPoint
+from activation_dataset.sites import HOOK_POINTS, HookPoint, Site
+from activation_dataset.statistics import LayerStatistics
 from qwen.extractor import ActivationExtractor
 from qwen.source import open_model
 
@@ -17,17 +18,8 @@ RecordProperty = Callable[[str, object], None]
 RELATIVE_ERROR_FLOAT32 = 1e-4
 """Largest |ours - theirs| / |theirs| of a vector, L2."""
 
-COSINE_BFLOAT16: dict[HookPoint, float] = {
-    "resid_pre": 0.999,
-    "attn_out": 0.998,
-    "resid_mid": 0.999,
-    "mlp_out": 0.998,
-    "resid_post": 0.999,
-}
+COSINE_BFLOAT16 = dict.fromkeys(HOOK_POINTS, 0.999) | {"attn_out": 0.998, "mlp_out": 0.998}
 """Of what is added to the residual stream, more is rounding than of the stream itself."""
-
-BATCH_SIZE = 1
-"""One row of 512 slots, so that the prompts need several steps."""
 
 
 def extracted(
@@ -36,6 +28,7 @@ def extracted(
     pooling: Pooling,
     compute_dtype: StorageDtype,
     hook_points: Sequence[HookPoint] = HOOK_POINTS,
+    mesh_shape: tuple[int, int] | None = None,
 ) -> list[np.ndarray]:
     """For each prompt [sites, vectors, hidden] float32: every layer at each hook point."""
     layers = range(open_model(str(model_path)).config.num_hidden_layers)
@@ -45,14 +38,30 @@ def extracted(
         hook_points=hook_points,
         pooling=pooling,
         compute_dtype=compute_dtype,
-        batch_size=BATCH_SIZE,
+        batch_size=1,  # One row of 512 slots, so that the prompts need several steps.
+        mesh_shape=mesh_shape,
     )
-    found: dict[int, np.ndarray] = {}
+    samples = by_sample(extractor, token_ids)
+    return [np.stack([sample[site] for site in extractor.sites]) for sample in samples]
+
+
+def by_sample(
+    extractor: ActivationExtractor, token_ids: Sequence[np.ndarray]
+) -> list[dict[Site, np.ndarray]]:
+    """For each sample, by site, [vectors, hidden]; every sample must come exactly once.
+
+    Checks the statistics of every step too.
+    """
+    found: dict[int, dict[Site, np.ndarray]] = {}
     for captured in extractor.extract(token_ids):
-        ends = np.cumsum(captured.vector_counts)[:-1]
-        by_site = [np.split(captured.vectors[site], ends) for site in extractor.sites]
-        for sample, *vectors in zip(captured.samples, *by_site, strict=True):
-            found[sample] = np.stack(vectors)
+        assert len(captured.samples) == len(captured.vector_counts)
+        assert not found.keys() & set(captured.samples)
+        ends = np.cumsum(captured.vector_counts)
+        for site, vectors in captured.vectors.items():
+            assert vectors.shape == (ends[-1], extractor.hidden_size)
+            assert_close_statistics(captured.statistics[site], vectors)
+            for sample, part in zip(captured.samples, np.split(vectors, ends[:-1]), strict=True):
+                found.setdefault(sample, {})[site] = part
     return [found[sample] for sample in range(len(token_ids))]
 
 
@@ -71,6 +80,8 @@ def compare(
     dtype: StorageDtype,
     record_property: RecordProperty,
     hook_points: Sequence[HookPoint] = HOOK_POINTS,
+    relative_error: float = RELATIVE_ERROR_FLOAT32,
+    cosine: Mapping[HookPoint, float] = COSINE_BFLOAT16,
 ) -> None:
     """Checks every vector, and leaves the worst figures in the report (``--junitxml``)."""
     assert [o.shape for o in ours] == [t.shape for t in theirs]
@@ -78,15 +89,33 @@ def compare(
     norms_a, norms_b = np.linalg.norm(a, axis=-1), np.linalg.norm(b, axis=-1)
     errors = (np.linalg.norm(a - b, axis=-1) / norms_b).max(axis=1)
     cosines = ((a * b).sum(-1) / (norms_a * norms_b)).min(axis=1)
+    parts = len(hook_points)
     for hook_point, worst, least in zip(
-        hook_points,
-        np.split(errors, len(hook_points)),
-        np.split(cosines, len(hook_points)),
-        strict=True,
+        hook_points, np.split(errors, parts), np.split(cosines, parts), strict=True
     ):
         record_property(f"worst_relative_error_{hook_point}", float(worst.max()))
         record_property(f"worst_cosine_{hook_point}", float(least.min()))
         if dtype == "float32":
-            assert (worst <= RELATIVE_ERROR_FLOAT32).all(), f"{hook_point} by layer: {worst}"
+            assert (worst <= relative_error).all(), f"{hook_point} by layer: {worst}"
         else:
-            assert (least >= COSINE_BFLOAT16[hook_point]).all(), f"{hook_point} by layer: {least}"
+            assert (least >= cosine[hook_point]).all(), f"{hook_point} by layer: {least}"
+
+
+def assert_close_statistics(found: LayerStatistics, vectors: np.ndarray) -> None:
+    """Compare counts exactly, the others to about float32's precision.
+
+    Args:
+      vectors: [n, hidden] float32 or bfloat16.
+    """
+    bits = vectors if vectors.dtype == np.float32 else vectors.view(np.uint16)
+    expected = LayerStatistics.of_vectors(bits)
+    assert (found.count, found.nonfinite_count) == (expected.count, expected.nonfinite_count)
+    assert found.norm_histogram.total == found.count
+    rms = np.sqrt(expected.variance + expected.mean**2)
+    assert (np.abs(found.mean - expected.mean) <= 1e-6 * rms).all()
+    # The mean of a device's vectors is rounded before the devices are merged.
+    tolerance = 1e-6 * np.sqrt(expected.variance) * rms
+    assert (np.abs(found.variance - expected.variance) <= tolerance).all()
+    for name in ("mean_norm", "mean_squared_norm", "max_norm"):
+        ours, theirs = getattr(found, name), getattr(expected, name)
+        assert abs(ours - theirs) <= 1e-6 * theirs, name

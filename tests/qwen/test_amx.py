@@ -31,33 +31,22 @@ QUERY, KEY = array(2, 64, 2, 3, 64), array(2, 64, 2, 64)
 GATE, DOWN, OUTPUT = tiled(96, 416), tiled(416, 96), tiled(6 * 64, 96)
 QKV, BIAS = tiled(96, 2 * 5 * 64), array(2, 5, 64)
 POSITIONS = array(2, 64, dtype="int32")
-NORM = {"epsilon": np.float32(EPSILON)}
+HALF, FEW = QUERY[..., :32], KEY[:, :32]
 
-SMALL_KEY, QKV_RESULTS = KEY[:, :32], [QUERY, KEY, KEY]
-WRONG_CALLS = {
-    "attention with heads of 32": (
-        "attention",
-        [QUERY[..., :32], KEY[..., :32], KEY[..., :32], POSITIONS],
-        [QUERY[..., :32]],
-        {},
-    ),
-    "attention with short keys": ("attention", [QUERY, SMALL_KEY, KEY, POSITIONS], [QUERY], {}),
-    "attention with few positions": ("attention", [QUERY, KEY, KEY, POSITIONS[:1]], [QUERY], {}),
-    "attention with a small result": ("attention", [QUERY, KEY, KEY, POSITIONS], [QUERY[:1]], {}),
-    "mlp with a short scale": ("mlp", [X, SCALE[:64], GATE, GATE, DOWN], [X], NORM),
-    "mlp with a narrow up": ("mlp", [X, SCALE, GATE, tiled(96, 384), DOWN], [X], NORM),
-    "mlp without tiles": ("mlp", [X, SCALE, array(96, 416), array(96, 416), DOWN], [X], NORM),
-    "mlp with integers": ("mlp", [X, SCALE, GATE, GATE, DOWN], [X.astype("int32")], NORM),
-    "output with a small kernel": ("output", [QUERY, tiled(5 * 64, 96), X], [X], {}),
-    "output with fewer rows of x": ("output", [QUERY, OUTPUT, X[:1]], [X[:1]], {}),
-    "qkv with a small kernel": ("qkv", [X, SCALE, GATE, BIAS, ANGLES, ANGLES], QKV_RESULTS, NORM),
-    "qkv with few angles": ("qkv", [X, SCALE, QKV, BIAS, ANGLES, ANGLES[:1]], QKV_RESULTS, NORM),
-    "qkv with a small result": (
-        "qkv",
-        [X, SCALE, QKV, BIAS, ANGLES, ANGLES],
-        [QUERY, KEY, SMALL_KEY],
-        NORM,
-    ),
+WRONG_CALLS: dict[str, tuple[list[jax.Array], list[jax.Array]]] = {
+    "attention with heads of 32": ([HALF, KEY[..., :32], KEY[..., :32], POSITIONS], [HALF]),
+    "attention with short keys": ([QUERY, FEW, KEY, POSITIONS], [QUERY]),
+    "attention with few positions": ([QUERY, KEY, KEY, POSITIONS[:1]], [QUERY]),
+    "attention with a small result": ([QUERY, KEY, KEY, POSITIONS], [QUERY[:1]]),
+    "mlp with a short scale": ([X, SCALE[:64], GATE, GATE, DOWN], [X]),
+    "mlp with a narrow up": ([X, SCALE, GATE, tiled(96, 384), DOWN], [X]),
+    "mlp without tiles": ([X, SCALE, array(96, 416), array(96, 416), DOWN], [X]),
+    "mlp with integers": ([X, SCALE, GATE, GATE, DOWN], [X.astype("int32")]),
+    "output with a small kernel": ([QUERY, tiled(5 * 64, 96), X], [X]),
+    "output with fewer rows of x": ([QUERY, OUTPUT, X[:1]], [X[:1]]),
+    "qkv with a small kernel": ([X, SCALE, GATE, BIAS, ANGLES, ANGLES], [QUERY, KEY, KEY]),
+    "qkv with few angles": ([X, SCALE, QKV, BIAS, ANGLES, ANGLES[:1]], [QUERY, KEY, KEY]),
+    "qkv with a small result": ([X, SCALE, QKV, BIAS, ANGLES, ANGLES], [QUERY, KEY, FEW]),
 }
 
 
@@ -65,7 +54,8 @@ WRONG_CALLS = {
 @pytest.mark.parametrize("call", WRONG_CALLS)
 def test_arrays_that_do_not_fit_are_refused(call: str) -> None:
     """Without AMX too: the kernels check before they use the registers."""
-    kernel, arguments, results, attributes = WRONG_CALLS[call]
+    kernel, (arguments, results) = call.partition(" ")[0], WRONG_CALLS[call]
+    attributes = {"epsilon": np.float32(EPSILON)} if kernel in ("mlp", "qkv") else {}
     shapes = tuple(jax.ShapeDtypeStruct(each.shape, each.dtype) for each in results)
     called = jax.ffi.ffi_call(f"qwen_amx_{kernel}", shapes)
     with pytest.raises(jax.errors.JaxRuntimeError, match="INVALID_ARGUMENT"):
@@ -85,12 +75,10 @@ def test_a_tiled_kernel_has_panels_of_32_columns_in_pairs_of_rows() -> None:
 @needs_amx
 def test_silu_is_right_far_from_zero() -> None:
     """A gate of -100 or 100 in one row each: 0 and the gate itself."""
+    bfloat16 = jnp.dtype("bfloat16")
     x = array(1, 32, 32).at[0, 0, 0].set(-1).at[0, 1, 0].set(1)
-    mlp, norm = (
-        MLP(config_of(32, 32), jnp.dtype("bfloat16")),
-        RMSNorm(32, 0.0, jnp.dtype("bfloat16")),
-    )
-    norm.scale[...] = jnp.full(32, 32**-0.5, jnp.bfloat16)
+    mlp, norm = MLP(config_of(32, 32), bfloat16), RMSNorm(32, 0.0, bfloat16)
+    norm.scale[...] = jnp.full(32, 32**-0.5, bfloat16)
     for name, value in (("gate_kernel", 100), ("up_kernel", 1), ("down_kernel", 1)):
         kernel = AMX.tile_kernel(array(32, 32).at[0, 0].set(value))
         setattr(mlp, name, type(mlp.up_kernel)(kernel))
@@ -115,10 +103,9 @@ def test_a_row_s_bits_depend_on_that_row_alone_whatever_runs_at_the_same_time() 
 
 
 def test_the_kernels_are_for_models_and_dtypes_that_they_take() -> None:
-    bfloat16, float32 = jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float32)
-    small = PRESETS["Qwen2.5-0.5B"]
-    assert amx.fits(small, bfloat16, 1) == amx.available()
-    assert amx.fits(small, bfloat16, 2) == amx.available()  # 4864 / 2 is a multiple of 32
+    bfloat16, small = jnp.dtype(jnp.bfloat16), PRESETS["Qwen2.5-0.5B"]
+    for parts in (1, 2):  # 4864 / 2 is a multiple of 32
+        assert amx.fits(small, bfloat16, parts) == amx.available()
     assert not amx.fits(small, bfloat16, 3)
-    assert not amx.fits(small, float32, 1)
+    assert not amx.fits(small, jnp.dtype(jnp.float32), 1)
     assert not amx.fits(PRESETS["tiny"], bfloat16, 1)

@@ -12,12 +12,8 @@ from tests.qwen.checkpoints import SMALL, config_fields
 
 PUBLISHED_QWEN2_5_0_5B: dict[str, Any] = {
     "architectures": ["Qwen2ForCausalLM"],
-    "attention_dropout": 0.0,
-    "bos_token_id": 151643,
-    "eos_token_id": 151643,
     "hidden_act": "silu",
     "hidden_size": 896,
-    "initializer_range": 0.02,
     "intermediate_size": 4864,
     "max_position_embeddings": 32768,
     "max_window_layers": 24,
@@ -31,12 +27,11 @@ PUBLISHED_QWEN2_5_0_5B: dict[str, Any] = {
     "tie_word_embeddings": True,
     "torch_dtype": "bfloat16",
     "transformers_version": "4.40.1",
-    "use_cache": True,
     "use_mrope": False,
     "use_sliding_window": False,
     "vocab_size": 151936,
 }
-"""https://huggingface.co/Qwen/Qwen2.5-0.5B/blob/main/config.json"""
+"""The shape in https://huggingface.co/Qwen/Qwen2.5-0.5B/blob/main/config.json"""
 
 
 def without(fields: dict[str, Any], *names: str) -> dict[str, Any]:
@@ -47,25 +42,20 @@ def rewritten_by_transformers(fields: dict[str, Any]) -> dict[str, Any]:
     return transformers.Qwen2Config.from_dict(dict(fields)).to_dict()
 
 
-def test_the_published_config_is_the_preset() -> None:
-    assert read_config(PUBLISHED_QWEN2_5_0_5B) == PRESETS["Qwen2.5-0.5B"]
-
-
-def test_the_config_that_transformers_rewrites_is_the_same_model() -> None:
-    fields = rewritten_by_transformers(PUBLISHED_QWEN2_5_0_5B)
-    assert "rope_theta" not in fields
-    assert read_config(fields) == PRESETS["Qwen2.5-0.5B"]
+def test_the_preset_is_the_published_config_also_as_transformers_rewrites_it() -> None:
+    rewritten = rewritten_by_transformers(PUBLISHED_QWEN2_5_0_5B)
+    assert "rope_theta" not in rewritten
+    for fields in (PUBLISHED_QWEN2_5_0_5B, rewritten):
+        assert read_config(fields) == PRESETS["Qwen2.5-0.5B"]
 
 
 @pytest.mark.parametrize(
     "rope",
     [
-        {"rope_theta": 5e5},
         {"rope_theta": 5e5, "rope_scaling": None},
         {"rope_theta": 5e5, "rope_scaling": {"rope_type": "default"}},
         {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}, "rope_theta": 1e4},
         {"rope_parameters": {"rope_type": "default"}, "rope_theta": 5e5},
-        {"rope_parameters": None, "rope_theta": 5e5},
         {"rope_scaling": {"rope_type": "default", "rope_theta": 5e5}, "rope_theta": 1e4},
         {},
     ],
@@ -76,45 +66,25 @@ def test_every_spelling_of_rope_means_what_it_means_to_transformers(rope: dict[s
     assert read_config(fields).rope_theta == theirs == (5e5 if rope else 1e4)
 
 
-def test_what_is_left_out_has_the_value_that_transformers_gives_it() -> None:
-    names = ("rms_norm_eps", "tie_word_embeddings", "max_position_embeddings", "head_dim")
-    fields = without(config_fields(SMALL), *names)
-    config, theirs = read_config(fields), transformers.Qwen2Config.from_dict(dict(fields))
-    for name in names[:-1]:
-        assert getattr(config, name) == getattr(theirs, name), name
-    assert config.head_dim == 8
-
-
 @pytest.mark.parametrize(
     ("changes", "parts"),
     [
-        ({"model_type": "llama"}, ["model_type='llama'", "'qwen2'"]),
         ({"model_type": ["qwen2"]}, ["model_type=['qwen2']", "'qwen2'"]),
         ({"hidden_act": "gelu"}, ["hidden_act='gelu'", "'silu'"]),
         ({"use_sliding_window": True}, ["use_sliding_window=True", "False"]),
         (
-            {"layer_types": ["full_attention", "sliding_attention", "full_attention"]},
+            {"layer_types": ["full_attention", "sliding_attention"]},
             ["layer_types", "'sliding_attention'", "'full_attention'"],
         ),
-        (
-            {"rope_scaling": {"type": "yarn", "factor": 4.0}},
-            ["rope_scaling.rope_type='yarn'", "'default'"],
-        ),
-        (
-            {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e6}},
-            ["rope_parameters.rope_type='dynamic'", "'default'"],
-        ),
+        ({"rope_scaling": {"type": "yarn"}}, ["rope_scaling.rope_type='yarn'", "'default'"]),
         (
             {"rope_parameters": {"full_attention": {"rope_theta": 1e6}}},
             ["rope_parameters", "'full_attention'"],
         ),
         ({"rope_scaling": "yarn"}, ["rope_scaling", "must be an object", "'yarn'"]),
-        ({"rope_theta": 0}, ["rope_theta", "positive", "0"]),
         ({"rope_theta": float("nan")}, ["rope_theta", "positive", "nan"]),
         ({"rms_norm_eps": None}, ["rms_norm_eps", "positive", "None"]),
-        ({"hidden_size": "32"}, ["hidden_size", "positive integer", "'32'"]),
         ({"hidden_size": "32", "head_dim": None}, ["hidden_size", "positive integer", "'32'"]),
-        ({"num_hidden_layers": 0}, ["num_hidden_layers", "positive integer", "0"]),
         ({"num_attention_heads": 0, "head_dim": None}, ["num_attention_heads", "positive integer"]),
         ({"num_key_value_heads": 3}, ["num_attention_heads (4)", "num_key_value_heads (3)"]),
         ({"head_dim": 7}, ["head_dim", "even", "7"]),
@@ -141,12 +111,9 @@ def test_a_missing_field_is_named(name: str) -> None:
 def test_flops_of_qwen2_5_0_5b() -> None:
     """Its trunk has 0.358 G parameters, each used in one multiplication and addition per token."""
     config = PRESETS["Qwen2.5-0.5B"]
-    assert config.num_hidden_layers * config.layer_flops_per_token == pytest.approx(
-        0.716e9, rel=2e-3
-    )
+    flops = config.num_hidden_layers * config.layer_flops_per_token
+    assert flops == pytest.approx(0.716e9, rel=2e-3)
     assert config.attention_flops(10) == 4 * 14 * 64 * 10
-    assert config.query_groups == 7
-    assert replace(config, num_key_value_heads=14).query_groups == 1
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)

@@ -1,99 +1,102 @@
-"""Several devices give the activations that one device gives."""
+"""Several devices give the activations that one device gives.
+
+The number of devices is fixed when JAX starts, so they are captured by this file as a program.
+"""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh
 
+from activation_dataset.format import POOLINGS, Pooling, StorageDtype
+from activation_dataset.sites import HookPoint
 from qwen.extractor import ActivationExtractor
-from qwen.mesh import MeshError
-from tests.qwen.capture_on_meshes import (
-    CAPTURES,
-    LENGTHS,
-    REFERENCE,
-    Capture,
-    capture_name,
-)
+from qwen.mesh import MeshError, check_mesh_fits_model
+from tests.qwen.checkpoints import GROUPED_BY_FOUR, write_checkpoint
+from tests.qwen.comparison import RecordProperty, compare, extracted, pooled
 
 ROOT = Path(__file__).resolve().parents[2]
 
-RELATIVE_ERROR_FLOAT32 = 1e-5
-COSINE_BFLOAT16 = 0.999
+LENGTHS = (*range(3, 480, 17), 512, 1, 1)
+"""Enough for two steps on the (8, 1) mesh, the second with rows that stay empty."""
+
+HOOK_POINTS: tuple[HookPoint, ...] = ("attn_out", "mlp_out", "resid_post")
+"""What a model axis splits, each device having a part of the sum, and the stream it is added to."""
+
+Capture = tuple[tuple[int, int] | None, Pooling, StorageDtype]
+"""Mesh (None for the default), pooling, compute dtype."""
+
+REFERENCE: Capture = ((1, 1), "none", "float32")
+
+CAPTURES: tuple[Capture, ...] = (
+    *((mesh, pooling, "float32") for mesh in ((8, 1), (4, 2), (2, 4)) for pooling in POOLINGS),
+    (None, "last", "bfloat16"),
+    ((2, 4), "none", "bfloat16"),
+)
+
+
+def capture_all(folder: Path) -> None:
+    """Write one array [sites, vectors, hidden] for each capture to `captures.npz`."""
+    jax.config.update("jax_num_cpu_devices", 8)
+    rng = np.random.default_rng(3)
+    size = GROUPED_BY_FOUR.vocab_size
+    prompts = [rng.integers(0, size, length, dtype=np.int32) for length in LENGTHS]
+    arrays = {}
+    write_checkpoint(folder, GROUPED_BY_FOUR)
+    for mesh, pooling, dtype in (REFERENCE, *CAPTURES):
+        found = extracted(folder, prompts, pooling, dtype, HOOK_POINTS, mesh)
+        arrays[str((mesh, pooling, dtype))] = np.concatenate(found, axis=1)
+    np.savez(folder / "captures.npz", allow_pickle=False, **arrays)
 
 
 @pytest.fixture(scope="module")
-def captures(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Mapping[str, np.ndarray]:
-    """What ``capture_on_meshes`` found, in a process with 8 virtual devices."""
-    result_file = tmp_path_factory.mktemp("meshes") / "captures.npz"
+def captures(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, np.ndarray]:
+    """What `capture_all` found, in a process with 8 virtual devices."""
+    folder = tmp_path_factory.mktemp("meshes")
     subprocess.run(
-        [sys.executable, "-m", "tests.qwen.capture_on_meshes", str(result_file)],
+        [sys.executable, "-m", "tests.qwen.test_mesh", folder],
         cwd=ROOT,
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
         check=True,
         timeout=400,
     )
-    with np.load(result_file) as arrays:
+    with np.load(folder / "captures.npz") as arrays:
         return dict(arrays)
 
 
-def pooled_on_one_device(captures: Mapping[str, np.ndarray], pooling: str) -> np.ndarray:
-    """[sites, vectors, hidden], pooled here from one device's capture of every token."""
-    every_token = captures[capture_name(*REFERENCE)].astype(np.float64)
-    prompts = np.split(every_token, np.cumsum(LENGTHS)[:-1], axis=1)
-    if pooling == "last":
-        return np.stack([prompt[:, -1] for prompt in prompts], axis=1)
-    if pooling == "mean":
-        return np.stack([prompt.mean(axis=1) for prompt in prompts], axis=1)
-    return every_token
-
-
-@pytest.mark.parametrize("capture", CAPTURES, ids=lambda capture: capture_name(*capture))
+@pytest.mark.parametrize("capture", CAPTURES, ids=str)
 def test_a_mesh_gives_what_one_device_gives(
-    captures: Mapping[str, np.ndarray],
-    capture: Capture,
-    record_property: Callable[[str, object], None],
+    captures: Mapping[str, np.ndarray], capture: Capture, record_property: RecordProperty
 ) -> None:
     _, pooling, dtype = capture
-    ours = captures[capture_name(*capture)].astype(np.float64)
-    expected = pooled_on_one_device(captures, pooling)
-    assert ours.shape == expected.shape
-    norms = np.linalg.norm(expected, axis=-1)
-    errors = np.linalg.norm(ours - expected, axis=-1) / norms
-    cosines = (ours * expected).sum(-1) / (norms * np.linalg.norm(ours, axis=-1))
-    record_property("worst_relative_error", float(errors.max()))
-    record_property("worst_cosine", float(cosines.min()))
-    if dtype == "float32":
-        assert errors.max() <= RELATIVE_ERROR_FLOAT32
-    else:
-        assert cosines.min() >= COSINE_BFLOAT16
+    ours, every_token = captures[str(capture)], captures[str(REFERENCE)]
+    prompts = np.split(every_token, np.cumsum(LENGTHS)[:-1], axis=1)
+    expected = np.concatenate([pooled(prompt, pooling) for prompt in prompts], axis=1)
+    cosine = dict.fromkeys(HOOK_POINTS, 0.999)
+    compare([ours], [expected], dtype, record_property, HOOK_POINTS, 1e-5, cosine)
 
 
-@pytest.mark.parametrize(
-    ("mesh", "parts"),
-    [
-        ("(1, 8)", ["model axis of 8", "num_key_value_heads=4", "possible: 1, 2, 4"]),
-        ("(16, 1)", ["16,1 needs 16 devices", "has 8 (cpu)", "at most 8"]),
-        ("(3, 3)", ["3,3 needs 9 devices", "has 8 (cpu)"]),
-        ("(0, 1)", ["0,1"]),
-    ],
-)
-def test_a_mesh_that_does_not_fit_is_explained(
-    captures: Mapping[str, np.ndarray], mesh: str, parts: list[str]
-) -> None:
-    message = str(captures[mesh])
-    assert all(part in message for part in parts), message
-
-
-def test_more_devices_than_this_machine_has() -> None:
+def test_a_mesh_that_does_not_fit_the_devices_is_explained() -> None:
     devices = len(jax.local_devices())
-    with pytest.raises(MeshError, match=rf"needs {2 * devices} devices, .* has {devices}"):
-        ActivationExtractor.load("random:tiny", [0], mesh_shape=(2 * devices, 1))
+    for data in (2 * devices, 0):
+        needed = rf"{data},1 needs {data} devices, .* has {devices} \(cpu\).* at most {devices}"
+        with pytest.raises(MeshError, match=needed):
+            ActivationExtractor.load("random:tiny", [0], mesh_shape=(data, 1))
+
+
+def test_a_mesh_that_does_not_fit_the_model_is_explained() -> None:
+    mesh = AbstractMesh((1, 8), ("data", "model"))
+    with pytest.raises(MeshError, match=r"of 8 .*num_key_value_heads=4.*possible: 1, 2, 4"):
+        check_mesh_fits_model(mesh, GROUPED_BY_FOUR)  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    capture_all(Path(sys.argv[1]))

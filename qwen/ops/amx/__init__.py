@@ -100,16 +100,11 @@ class AmxOps(Ops):
         return query, key, value
 
     def attend(
-        self,
-        query: jax.Array,
-        key: jax.Array,
-        value: jax.Array,
-        segment_ids: jax.Array,
-        positions: jax.Array,
+        self, qkv: QueriesKeysValues, segment_ids: jax.Array, positions: jax.Array
     ) -> jax.Array:
         """Compute attention with a fused kernel; the length must be a multiple of 64."""
-        out = jax.ShapeDtypeStruct(query.shape, query.dtype)
-        return jax.ffi.ffi_call("qwen_amx_attention", out)(query, key, value, positions)
+        out = jax.ShapeDtypeStruct(qkv[0].shape, qkv[0].dtype)
+        return jax.ffi.ffi_call("qwen_amx_attention", out)(*qkv, positions)
 
     def add_attention(
         self, x: jax.Array, attended: jax.Array, attention: Attention, keep_update: bool
