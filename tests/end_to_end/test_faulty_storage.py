@@ -72,11 +72,14 @@ def test_one_request_in_ten_fails_and_no_byte_differs(
         assert all(files.pop(name) for name in ("metadata.json", "run.json", "README.md"))
     assert found == expected
 
-    # The same command finds everything finished; another run is refused.
-    generations = {blob.name: blob.generation for blob in bucket.list_blobs(prefix="out/layer_")}
+    # The same command computes what is missing and keeps the rest; another run is refused.
+    for name in ("metadata.json", "layer_1/activations-00000-of-00002.tfrecord"):
+        bucket.blob(f"out/{name}").delete()
+    kept = {blob.name: blob.generation for blob in bucket.list_blobs(prefix="out/layer_")}
     run(model, tasks, OUT, *FLAGS)
     again = {blob.name: blob.generation for blob in bucket.list_blobs(prefix="out/layer_")}
-    assert again == generations
+    assert kept.items() < again.items()
+    assert digests(download(bucket, "out", tmp_path / "again")) == digests(fetched)
     error = error_of(capsys, model, tasks, OUT, *FLAGS, "--samples_per_shard", "4")
     assert f"{OUT} holds the output of another run: settings.samples_per_shard is 3" in error
 
