@@ -21,9 +21,7 @@ class ShardPlan:
     """The assignment of samples to shards.
 
     Attributes:
-      num_shards: at least 1 if there are samples.
-      samples: the total number of samples.
-      tokens: the total number of tokens.
+      num_shards, samples, tokens: totals of the dataset.
       digest: SHA-256 (hex) over every sample's key and token ids, in rank order: equal digests
         mean the same samples in the same shards.
       first_ranks: [num_shards] uint64, the rank of each shard's first sample, ascending.
@@ -57,12 +55,7 @@ def fingerprint(prompt: Prompt) -> np.ndarray:
 
 
 def plan_shards(fingerprints: np.ndarray, samples_per_shard: int) -> ShardPlan:
-    """Cut the samples, in rank order, into shards.
-
-    Args:
-      fingerprints: [samples] FINGERPRINT in any order.
-      samples_per_shard: samples of every shard but the last, which may have fewer.
-    """
+    """Cut samples, [samples] FINGERPRINT in any order, into shards that are full but the last."""
     ordered = np.sort(fingerprints, order=["rank", "content"])
     first_ranks = ordered["rank"][::samples_per_shard].copy()
     return ShardPlan(
@@ -96,10 +89,9 @@ class PlanShards(beam.CombineFn):
 
 @dataclass(eq=False)
 class AssignShards(beam.PTransform):
-    """Prompts to (shard, prompts of the shard). Only encoded token ids are shuffled.
+    """Prompts to (shard, prompts of the shard), by a singleton PCollection of the `ShardPlan`.
 
-    Attributes:
-      plan: a singleton PCollection of the `ShardPlan`.
+    Only encoded token ids are shuffled.
     """
 
     plan: beam.PCollection

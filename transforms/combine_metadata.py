@@ -66,20 +66,12 @@ class GatherManifests(beam.CombineFn):
 def build_metadata(
     gathered: _Gathered,
     run: RunDescription,
+    allow_nonfinite: bool,
     plan: ShardPlan,
     inputs: Sequence[InputFile],
     rejected: Mapping[str, int],
-    allow_nonfinite: bool,
 ) -> Metadata:
-    """Assemble the metadata of a dataset and check that nothing is missing.
-
-    Args:
-      gathered: from `GatherManifests`.
-      run: the description of the run, without its inputs.
-      plan: the samples that should have been written.
-      inputs: the files that were read, in any order.
-      rejected: reason to number of rejected tasks.
-      allow_nonfinite: whether vectors may have NaN or infinite values.
+    """Assemble the metadata of a dataset, as in `CombineMetadata`, if nothing is missing.
 
     Raises:
       IncompleteError: if a file or a sample is missing.
@@ -114,16 +106,24 @@ def build_metadata(
     return metadata
 
 
-def check_files(metadata: Metadata, sizes: Mapping[str, int]) -> None:
-    """Check that all files that were written still exist.
-
-    Args:
-      metadata: of the dataset.
-      sizes: the bytes of the files in the folder, by name.
+def write_metadata(metadata: Metadata, folder: OutputFolder) -> Metadata:
+    """Commit the dataset, if all its files still exist, and release the folder.
 
     Raises:
-      IncompleteError: naming a file that does not, or that has another size.
+      IncompleteError: naming a file that does not exist or has another size.
     """
+    content = metadata.to_json().encode()
+    # An attempt whose success the runner did not hear of has written the same.
+    if read_if_exists(join(folder.path, METADATA_FILE)) != content:
+        folder.check()
+        _check_files(metadata, remove_partial_files(folder.path))
+        _write_card(folder, metadata)
+        folder.write(METADATA_FILE, content)
+    folder.release()
+    return metadata
+
+
+def _check_files(metadata: Metadata, sizes: Mapping[str, int]) -> None:
     entries = [entry for shard in metadata.shards for entry in shard.all_files]
     if lost := [entry.path for entry in entries if sizes.get(entry.path) != entry.bytes]:
         raise IncompleteError(
@@ -137,11 +137,9 @@ class CombineMetadata(beam.PTransform):
     """The manifests of all files to `metadata.json`, written last; gives the `Metadata`.
 
     Attributes:
-      folder: the claimed output folder.
-      run: the description of the run, without its inputs.
+      folder, run: the claimed output folder, and the description of the run without its inputs.
       allow_nonfinite: whether vectors may have NaN or infinite values.
-      plan: a singleton PCollection of the `ShardPlan`.
-      inputs: a PCollection of `InputFile`.
+      plan, inputs: PCollections of the one `ShardPlan` and of `InputFile`.
       rejected: a singleton PCollection of the number of rejected tasks by reason.
     """
 
@@ -156,38 +154,17 @@ class CombineMetadata(beam.PTransform):
         return (
             manifests
             | "Gather" >> beam.CombineGlobally(GatherManifests())
-            | "WriteMetadata"
+            | "Build"
             >> beam.Map(
-                _write_metadata,
-                self.folder,
+                build_metadata,
                 self.run,
                 self.allow_nonfinite,
                 plan=beam.pvalue.AsSingleton(self.plan),
                 inputs=beam.pvalue.AsList(self.inputs),
                 rejected=beam.pvalue.AsSingleton(self.rejected),
             )
+            | "Write" >> beam.Map(write_metadata, self.folder)
         )
-
-
-def _write_metadata(
-    gathered: _Gathered,
-    folder: OutputFolder,
-    run: RunDescription,
-    allow_nonfinite: bool,
-    plan: ShardPlan,
-    inputs: Sequence[InputFile],
-    rejected: Mapping[str, int],
-) -> Metadata:
-    metadata = build_metadata(gathered, run, plan, inputs, rejected, allow_nonfinite)
-    content = metadata.to_json().encode()
-    # An attempt whose success the runner did not hear of has written the same.
-    if read_if_exists(join(folder.path, METADATA_FILE)) != content:
-        folder.check()
-        check_files(metadata, remove_partial_files(folder.path))
-        _write_card(folder, metadata)
-        folder.write(METADATA_FILE, content)
-    folder.release()
-    return metadata
 
 
 def _write_card(folder: OutputFolder, metadata: Metadata) -> None:

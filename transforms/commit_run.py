@@ -34,12 +34,7 @@ class NoSamplesError(ValueError):
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of a run; None for no limit.
-
-    Attributes:
-      max_rejected: rejected tasks.
-      max_output_bytes: bytes of all layer files and files of prompts.
-    """
+    """Limits of rejected tasks, and of bytes of layer files and prompts; None for no limit."""
 
     max_rejected: int | None = None
     max_output_bytes: int | None = None
@@ -73,7 +68,6 @@ def check_output_dir(output_dir: str, run: RunDescription) -> Mapping[str, Any] 
 
     Raises:
       OtherRunError: naming a file of unknown origin, or each setting that differs.
-      OutputError: if the folder cannot be read.
     """
     recorded = read_if_exists(join(output_dir, RUN_FILE))
     if recorded is None:
@@ -118,15 +112,8 @@ def commit_run(
       OutputTooLargeError: if the files would be larger than the limit; nothing is written then.
       TooManyRejectedError: if more tasks were rejected than the limit.
       NoSamplesError: if no sample is left.
-      ClaimLostError: if the folder is another run's.
-      OutputError: if the folder cannot be written.
     """
-    planned = {
-        "num_shards": plan.num_shards,
-        "samples": plan.samples,
-        "tokens": plan.tokens,
-        "digest": plan.digest,
-    }
+    planned = {key: getattr(plan, key) for key in ("num_shards", "samples", "tokens", "digest")}
     folder.check()
     # Again, since another run may have written until it lost its claim.
     recorded = check_output_dir(folder.path, run)
@@ -149,16 +136,10 @@ def commit_run(
 def check_samples(
     samples: int, reasons: Mapping[str, int], max_rejected: int | None, details: str = ""
 ) -> None:
-    """Check that there are samples, and not too many rejected tasks.
-
-    Args:
-      samples: the number of samples.
-      reasons: reason to number of rejected tasks.
-      max_rejected: the limit; None for no limit.
-      details: the end of the message, which says where to read more.
+    """Check that there are samples, and not too many rejected tasks (reason to number).
 
     Raises:
-      TooManyRejectedError: if more tasks were rejected.
+      TooManyRejectedError: if more tasks were rejected; the message ends with `details`.
       NoSamplesError: if there is no sample.
     """
     dead = sum(reasons.values())
@@ -178,9 +159,7 @@ class CommitRun(beam.PTransform):
     """The plan, passed on once `run.json` is written, so that its consumers wait for that.
 
     Attributes:
-      folder: the claimed output folder.
-      run: the description of the run.
-      limits: limits that the run may not exceed.
+      folder, run, limits: the claimed output folder, the description and the limits of the run.
       rejected: a singleton PCollection of the list of all `RejectedTask`.
       size: a singleton PCollection of the `OutputSize` of all samples.
     """

@@ -35,8 +35,7 @@ class LayerBlock:
     """Consecutive samples of one shard at one site.
 
     Attributes:
-      shard: the number of the shard.
-      num_shards: the number of all shards of the dataset.
+      shard, num_shards: the number of the shard, and of all shards of the dataset.
       site: the site of the vectors.
       frames: of the samples' records, in the order of the file; shared by all sites.
       vectors: [sum of the frames' vectors, hidden] in the storage dtype.
@@ -64,17 +63,6 @@ class ShardPrompts:
     prompts: tuple[Prompt, ...]
 
 
-def ordered_prompts(prompts: Iterable[Prompt]) -> list[Prompt]:
-    """Return the prompts of a shard in an order that does not depend on how they arrived."""
-    return sorted(prompts, key=lambda p: (rank(p.sample_id), p.sample_id))
-
-
-def file_order(prompts: Sequence[Prompt], extractor: ActivationExtractor) -> tuple[Prompt, ...]:
-    """Return the prompts of a shard in the order of its files."""
-    order = extractor.order([prompt.num_tokens for prompt in prompts])
-    return tuple(prompts[index] for index in order)
-
-
 def extract_shard(
     shard: int,
     num_shards: int,
@@ -84,13 +72,8 @@ def extract_shard(
 ) -> Iterator[LayerBlock]:
     """Yield the blocks of a shard, site by site for every few samples.
 
-    Memory holds only the steps that are in flight.
-
-    Args:
-      shard, num_shards: as in `LayerBlock`.
-      prompts: of the shard.
-      extractor: computes the activations.
-      on_step: called for every step that has come back from the device.
+    Memory holds only the steps that are in flight. `on_step` is called for every step that has come
+    back from the device.
     """
     kind = extractor.settings.record_kind(extractor.hidden_size)
 
@@ -122,12 +105,7 @@ class ExtractActivations(beam.PTransform):
 
     Two outputs are for writing a dataset. `prompts` has the `ShardPrompts` of each shard whose
     prompts must be written. `finished` has the manifests of files that a run before this one has
-    finished; they are not computed again.
-
-    Attributes:
-      settings: the model, and what to capture.
-      plan: a singleton PCollection of the `ShardPlan`.
-      output_dir: the folder in which to look for finished files; None to compute everything.
+    finished in `output_dir`; they are not computed again. The plan is a singleton PCollection.
     """
 
     settings: ExtractorSettings
@@ -153,23 +131,24 @@ class _Extract(beam.DoFn):
     def process(
         self, element: tuple[int, Iterable[Prompt]], plan: ShardPlan
     ) -> Iterator[TaggedOutput]:
-        shard, prompts = element[0], ordered_prompts(element[1])
+        shard, sites = element[0], self._settings.sites
+        # In an order that does not depend on how they arrived.
+        prompts = sorted(element[1], key=lambda p: (rank(p.sample_id), p.sample_id))
+        lengths = [prompt.num_tokens for prompt in prompts]
         self._progress.begin(plan)
         finished: Finished = {}
         if self._output_dir is not None:
-            finished = finished_files(
-                self._output_dir, shard, plan.num_shards, self._settings.sites
-            )
-        if self._is_complete(finished):
-            tokens = sum(prompt.num_tokens for prompt in prompts)
-            self._progress.resumed(plan, len(prompts), tokens)
+            finished = finished_files(self._output_dir, shard, plan.num_shards, sites)
+        orders = {manifest.order for manifest in finished.values()}
+        if set(finished) == {*sites, None} and len(orders) == 1:
+            self._progress.resumed(plan, len(prompts), sum(lengths))
         else:
-            extractor = self._open_extractor([prompt.num_tokens for prompt in prompts])
-            ordered = file_order(prompts, extractor)
+            extractor = self._open_extractor(lengths)
+            ordered = tuple(prompts[index] for index in extractor.order(lengths))
             finished = in_order(finished, sample_order(each.sample_id for each in ordered))
 
             def on_step(captured: CapturedSamples) -> None:
-                tokens = sum(prompts[index].num_tokens for index in captured.samples)
+                tokens = sum(lengths[index] for index in captured.samples)
                 self._progress.step(plan, WorkDone(len(captured.samples), tokens, captured.slots))
 
             for block in extract_shard(shard, plan.num_shards, prompts, extractor, on_step):
@@ -180,10 +159,6 @@ class _Extract(beam.DoFn):
         self._resumed.inc(sum(site is not None for site in finished))
         for manifest in finished.values():
             yield TaggedOutput(FINISHED, manifest)
-
-    def _is_complete(self, finished: Finished) -> bool:
-        orders = {manifest.order for manifest in finished.values()}
-        return set(finished) == {*self._settings.sites, None} and len(orders) == 1
 
     def _open_extractor(self, lengths: Sequence[int]) -> ActivationExtractor:
         from qwen.extractor import open_extractor  # Only workers that compute start JAX.

@@ -13,13 +13,10 @@ from transforms.assign_shards import ShardPlan
 
 @dataclass(frozen=True)
 class WorkDone:
-    """Work that is finished.
+    """Samples and tokens that are finished.
 
-    Attributes:
-      samples: the number of prompts.
-      tokens: the number of their tokens.
-      slots: token slots that the device computed for them, padding included; 0 for samples whose
-        files an earlier run has written.
+    `slots` are the token slots that the device computed for them, padding included; 0 for samples
+    whose files an earlier run has written.
     """
 
     samples: int = 0

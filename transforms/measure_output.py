@@ -18,12 +18,7 @@ class OutputTooLargeError(ValueError):
 
 @dataclass(frozen=True)
 class OutputSize:
-    """Bytes of the records of some samples, framing included.
-
-    Attributes:
-      layer: in the files of one site; all sites take the same.
-      prompts: in the files of prompts.
-    """
+    """Bytes of the records of some samples, framing included: of one site, and of prompts."""
 
     layer: int = 0
     prompts: int = 0
@@ -45,13 +40,8 @@ def output_size(prompt: Prompt, kind: RecordKind) -> OutputSize:
 def check_output_size(size: OutputSize, sites: int, max_bytes: int | None) -> None:
     """Refuse output that is too large.
 
-    Args:
-      size: bytes of all samples.
-      sites: sites that are captured.
-      max_bytes: the limit; None for no limit.
-
     Raises:
-      OutputTooLargeError: if the files would hold more than `max_bytes`.
+      OutputTooLargeError: if the files of that many sites would hold more than `max_bytes`.
     """
     if max_bytes is not None and size.total(sites) > max_bytes:
         raise OutputTooLargeError(

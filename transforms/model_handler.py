@@ -22,11 +22,7 @@ class ActivationModelHandler(ModelHandler[str | np.ndarray, PredictionResult, An
     """
 
     def __init__(self, settings: ExtractorSettings, max_batch_size: int = 256) -> None:
-        """Keep the settings; workers load the model.
-
-        Args:
-          settings: the model, and what to capture.
-          max_batch_size: the most elements that are extracted together.
+        """Keep the settings; workers load the model and extract up to `max_batch_size` together.
 
         Raises:
           ValueError: if the settings ask for every token.

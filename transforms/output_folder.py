@@ -13,12 +13,7 @@ import re
 import secrets
 from dataclasses import dataclass
 
-from activation_dataset.format import (
-    METADATA_FILE,
-    RUN_FILE,
-    is_partial_file,
-    parse_data_file,
-)
+from activation_dataset.format import METADATA_FILE, RUN_FILE, is_partial_file, parse_data_file
 from transforms.storage import delete, join, list_files, read_if_exists
 from transforms.whole_file import WholeFile, write_whole
 
@@ -39,11 +34,9 @@ class ClaimLostError(RuntimeError):
 
 @dataclass(frozen=True)
 class OutputFolder:
-    """A folder that a run has claimed.
+    """A folder, local or `gs://`, that a run has claimed with a token that no other run has.
 
-    Attributes:
-      path: local or `gs://`.
-      token: the run's own; no other run has it.
+    Methods raise `ClaimLostError` if the claim does not hold, and `OutputError` for the store.
     """
 
     path: str
@@ -51,21 +44,13 @@ class OutputFolder:
 
     @classmethod
     def claim(cls, path: str) -> OutputFolder:
-        """Take the folder over from whichever run has it.
-
-        Raises:
-          OutputError: if it cannot be written.
-        """
+        """Take the folder over from whichever run has it."""
         folder = cls(path, secrets.token_hex(8))
         write_whole(join(path, CLAIM_FILE), folder._claim)
         return folder
 
     def check(self) -> None:
-        """Check the claim; call this before anything in the folder changes.
-
-        Raises:
-          ClaimLostError: if the claim is another run's or gone.
-        """
+        """Check the claim; call this before anything in the folder changes."""
         if read_if_exists(join(self.path, CLAIM_FILE)) != self._claim:
             raise ClaimLostError(
                 f"{self.path} is no longer this run's: another run was started into it, or it was "
@@ -78,12 +63,7 @@ class OutputFolder:
         return WholeFile(join(self.path, name), self.check)
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a small file, whole, while the claim holds.
-
-        Raises:
-          ClaimLostError: if it does not hold.
-          OutputError: if the file cannot be written.
-        """
+        """Write a small file, whole, while the claim holds."""
         write_whole(join(self.path, name), content, self.check)
 
     def release(self) -> None:
@@ -124,11 +104,7 @@ def remove_output(path: str) -> None:
 
 
 def remove_partial_files(path: str) -> dict[str, int]:
-    """Delete the files that interrupted writers left on a local disk.
-
-    Returns:
-      The name and the bytes of the other files that a run may have written.
-    """
+    """Delete the files that interrupted writers left, and return the others as `list_output`."""
     sizes = list_output(path)
     for name in filter(is_partial_file, sizes):
         delete(join(path, name))

@@ -10,7 +10,6 @@ import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import IO, Any
 
 import apache_beam as beam
@@ -23,7 +22,7 @@ from corpus.task import Document, RejectedTask, Task
 from transforms.storage import (
     StorageError,
     find_files,
-    has_wildcards,
+    fixed_part,
     in_bucket,
     open_file,
     storage_errors,
@@ -112,13 +111,8 @@ def _holds_tasks(path: str) -> bool:
 
 def common_root(patterns: Sequence[str]) -> str:
     """Return the deepest folder that holds every possible match, with a slash at its end."""
-
-    def fixed_folder(pattern: str) -> list[str]:
-        return [*takewhile(lambda part: not has_wildcards(part), pattern.split("/")[:-1])]
-
-    folders = [fixed_folder(pattern) for pattern in patterns]
-    levels = takewhile(lambda level: len(set(level)) == 1, zip(*folders, strict=False))
-    return "".join(level[0] + "/" for level in levels)
+    shared = os.path.commonprefix([fixed_part(each) for each in patterns])  # noqa: RUF071
+    return shared[: shared.rfind("/") + 1]
 
 
 @dataclass(eq=False)
@@ -160,11 +154,7 @@ def _tagged_items(path: str, root: str) -> Iterator[Task | Document | TaggedOutp
 
 
 def read_file(path: str, source: str) -> Iterator[Task | Document | RejectedTask | InputFile]:
-    """Yield the items of a file, then the file itself: its size and digest, as stored.
-
-    Args:
-      path: local or `gs://`.
-      source: the name of the file in sample ids.
+    """Yield the items of a file, called `source`, then its size and digest, as stored.
 
     Raises:
       TasksUnreadableError: if it cannot be opened or read.

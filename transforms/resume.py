@@ -25,14 +25,7 @@ Finished = Mapping[Site | None, Manifest]
 
 
 def finished_files(output_dir: str, shard: int, num_shards: int, sites: Iterable[Site]) -> Finished:
-    """Return the manifests of all files of a shard that exist and match their manifests.
-
-    A file that does not is named in a warning. In a bucket the store knows the checksum of a file,
-    on a local disk the file is read.
-
-    Raises:
-      OutputError: if the folder cannot be read.
-    """
+    """Return the manifests of all files of a shard that exist and match; warn of the others."""
     finished: dict[Site | None, Manifest] = {}
     for site in (*sites, None):
         path = join(output_dir, data_file(site, shard, num_shards))
@@ -41,7 +34,10 @@ def finished_files(output_dir: str, shard: int, num_shards: int, sites: Iterable
             continue
         content = read_if_exists(join(output_dir, manifest_file(site, shard, num_shards)))
         try:
-            manifest = _parsed(site, content)
+            if content is None:
+                raise FieldError("it has no manifest")
+            kind = PromptsManifest if site is None else LayerManifest
+            manifest: Manifest = kind.from_bytes(content)
         except FieldError as error:
             _warn(path, str(error))
             continue
@@ -55,10 +51,7 @@ def finished_files(output_dir: str, shard: int, num_shards: int, sites: Iterable
 def in_order(finished: Finished, order: str) -> Finished:
     """Return the files that have their samples in a given order, and warn of the others.
 
-    Args:
-      finished: from `finished_files`.
-      order: of the worker that would write the other files, as in a manifest. It depends on the
-        number of the worker's devices.
+    The order is that in which this worker would write; it depends on the number of its devices.
     """
     for manifest in finished.values():
         if manifest.order != order:
@@ -69,26 +62,9 @@ def in_order(finished: Finished, order: str) -> Finished:
 def commit_file(
     folder: OutputFolder, site: Site | None, file: WholeFile, manifest: Manifest, num_shards: int
 ) -> None:
-    """Write the manifest of a file, then give the file its name.
-
-    Raises:
-      ClaimLostError: if the folder is another run's.
-      OutputError: if one of the two cannot be written.
-    """
-    try:
-        folder.write(manifest_file(site, manifest.shard, num_shards), manifest.to_bytes())
-    except BaseException:
-        file.discard()
-        raise
+    """Write the manifest of a file, then give the file its name."""
+    folder.write(manifest_file(site, manifest.shard, num_shards), manifest.to_bytes())
     file.commit(manifest.file.crc32c)
-
-
-def _parsed(site: Site | None, content: bytes | None) -> Manifest:
-    if content is None:
-        raise FieldError("it has no manifest")
-    return (
-        PromptsManifest.from_bytes(content) if site is None else LayerManifest.from_bytes(content)
-    )
 
 
 def _warn(path: str, why: str) -> None:

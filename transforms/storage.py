@@ -1,7 +1,8 @@
 """Files on a local disk or in a bucket of Cloud Storage: list, find, read, measure and delete.
 
 Paths are local or `gs://`. Local files are Python's own. A bucket is used through Google's client,
-which repeats requests that fail for a moment; the process shares one client.
+which repeats requests that fail for a moment; the process shares one client. Functions raise
+`OutputError`, except `find_files` and `open_file`, which let the errors of the store pass.
 """
 
 from __future__ import annotations
@@ -46,12 +47,7 @@ class OutputError(StorageError):
 
 @contextmanager
 def storage_errors(path: str, kind: type[StorageError] = OutputError) -> Iterator[None]:
-    """Raise errors of disks and of Google's libraries as one of ours; let others pass.
-
-    Args:
-      path: the file that is read or written.
-      kind: the error to raise.
-    """
+    """Raise errors of disks and of Google's libraries about a path as ours; let others pass."""
     try:
         yield
     except Exception as error:
@@ -78,11 +74,7 @@ def blob_of(path: str) -> Any:
 
 
 def list_files(folder: str) -> dict[str, int]:
-    """Return the name and the bytes of every file below a folder; none if it does not exist.
-
-    Raises:
-      OutputError: if the folder cannot be listed.
-    """
+    """Return the name and the bytes of every file below a folder; none if it does not exist."""
     with storage_errors(folder):
         if in_bucket(folder):
             root = folder.rstrip("/") + "/"
@@ -97,15 +89,9 @@ def list_files(folder: str) -> dict[str, int]:
 def find_files(pattern: str) -> list[str]:
     """Return the sorted paths of the files that a pattern matches.
 
-    Args:
-      pattern: a path in which `*` and `?` stand for characters of one name, `**` for any
-        characters, and `[...]` for one of a set.
-
-    Raises:
-      OSError: if a local folder cannot be listed.
-      google.api_core.exceptions.GoogleAPIError: if a bucket cannot be listed.
+    `*` and `?` stand for characters of one name, `**` for any characters, `[...]` for one of a set.
     """
-    fixed = pattern[: _first_wildcard(pattern)]
+    fixed = fixed_part(pattern)
     if fixed == pattern:
         exists = blob_of(pattern).exists() if in_bucket(pattern) else os.path.isfile(pattern)
         return [pattern] if exists else []
@@ -120,18 +106,13 @@ def find_files(pattern: str) -> list[str]:
     return sorted(path for path in paths if matches(path))
 
 
-def has_wildcards(pattern: str) -> bool:
-    """Return True if a pattern can match paths other than itself."""
-    return _first_wildcard(pattern) < len(pattern)
+def fixed_part(pattern: str) -> str:
+    """Return the beginning of a pattern, up to its first wildcard."""
+    return re.split(r"[*?\[]", pattern, maxsplit=1)[0]
 
 
 def open_file(path: str) -> BinaryIO:
-    """Open a file to read its bytes as stored, seekable.
-
-    Raises:
-      OSError: if a local file cannot be opened.
-      google.api_core.exceptions.GoogleAPIError: if an object cannot be opened.
-    """
+    """Open a file to read its bytes as stored, seekable."""
     if not in_bucket(path):
         return open(path, "rb")
     blob = blob_of(path)
@@ -142,11 +123,7 @@ def open_file(path: str) -> BinaryIO:
 
 
 def read_if_exists(path: str) -> bytes | None:
-    """Return the content of a small file, or None if there is none.
-
-    Raises:
-      OutputError: if it cannot be read.
-    """
+    """Return the content of a small file, or None if there is none."""
     with storage_errors(path), suppress(*_ABSENT):
         if in_bucket(path):
             content: bytes = blob_of(path).download_as_bytes()
@@ -159,10 +136,7 @@ def read_if_exists(path: str) -> bytes | None:
 def size_and_crc32c(path: str) -> tuple[int, str] | None:
     """Return the bytes and the base64 CRC32C of a file, or None if there is none.
 
-    A bucket knows the checksum, on a local disk the file is read.
-
-    Raises:
-      OutputError: if it cannot be read.
+    A bucket knows the checksum; a local file is read.
     """
     with storage_errors(path), suppress(*_ABSENT):
         if in_bucket(path):
@@ -176,21 +150,12 @@ def size_and_crc32c(path: str) -> tuple[int, str] | None:
 
 
 def delete(path: str) -> None:
-    """Delete a file, if it exists.
-
-    Raises:
-      OutputError: if it exists and cannot be deleted.
-    """
+    """Delete a file, if it exists."""
     with storage_errors(path), suppress(*_ABSENT):
         if in_bucket(path):
             blob_of(path).delete()
         else:
             os.remove(path)
-
-
-def _first_wildcard(pattern: str) -> int:
-    found = re.search(r"[*?\[]", pattern)
-    return found.start() if found else len(pattern)
 
 
 def _objects(prefix: str) -> Iterator[tuple[str, int]]:

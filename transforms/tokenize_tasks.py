@@ -87,11 +87,9 @@ def prompts_of(
 def tokenize(
     prompt: RenderedPrompt, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Tokenize a prompt. The chat template alone adds tokens.
+    """Return the token ids of a prompt, [num_tokens] int32, and their cells, [num_tokens, 4] int16.
 
-    Returns:
-      The token ids, [num_tokens] int32, and the cells that the tokens show, [num_tokens, 4] int16
-      as `corpus.token_cells` describes them.
+    The chat template alone adds tokens. `corpus.token_cells` describes the cells.
 
     Raises:
       ChatTemplateError: if the prompt is a chat that the chat template refuses.
@@ -139,9 +137,7 @@ class TokenizeTasks(beam.PTransform):
     """Tasks and documents to the outputs `prompts` (`Prompt`) and `rejected` (`RejectedTask`).
 
     Attributes:
-      model_path: the model whose tokenizer is used.
-      template: the prompt template of tasks.
-      limit: the longest prompt.
+      model_path, template, limit: the model of the tokenizer, and how a task becomes a prompt.
       augmentation: the variants of a task to use too; None for none.
     """
 

@@ -8,14 +8,14 @@ import secrets
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
 from google.cloud.storage.exceptions import DataCorruption
 from google.cloud.storage.fileio import BlobWriter
 
 from activation_dataset.checksum import crc32c, to_text
 from activation_dataset.format import partial_file
-from transforms.storage import OutputError, blob_of, delete, in_bucket, storage_errors
+from transforms.storage import blob_of, delete, in_bucket, storage_errors
 
 UPLOAD_BYTES = 16 << 20
 """Bytes that one request sends; every open file in a bucket keeps as many in memory."""
@@ -34,22 +34,15 @@ class WholeFile:
 
     On a local disk the file has a partial name of its own until it is renamed. In a bucket it has
     no other name: an object appears when its upload is complete. The content must be a function of
-    the name, since several attempts may write the same file.
+    the name, since several attempts may write the same file. Leaving a `with` block gives up a file
+    that has no name yet. Methods raise `OutputError` if the store does not do its part.
 
     Attributes:
       stream: takes the content.
     """
 
     def __init__(self, path: str, may_commit: Callable[[], None] = lambda: None) -> None:
-        """Create the file.
-
-        Args:
-          path: the name, local or `gs://`.
-          may_commit: called right before the file gets its name; raises if it may not.
-
-        Raises:
-          OutputError: if it cannot be created.
-        """
+        """Create the file. `may_commit` is called right before it gets its name, and may raise."""
         self.path, self._may_commit = path, may_commit
         self._partial = partial_file(path, secrets.token_hex(8))
         self.stream: BinaryIO
@@ -68,12 +61,8 @@ class WholeFile:
     def commit(self, crc: str | None = None) -> None:
         """Close the file and give it its name, replacing the file that had it.
 
-        Args:
-          crc: base64 CRC32C of everything that was written; a bucket must have computed the same.
-
-        Raises:
-          OutputError: if it could not be closed, named or compared.
-          Exception: what `may_commit` raises; the file that had the name is unchanged then.
+        A bucket must have computed the same CRC32C, in base64, if one is given. If `may_commit`
+        raises, the file that had the name is unchanged.
         """
         try:
             with storage_errors(self.path):
@@ -90,6 +79,13 @@ class WholeFile:
             self.discard()
             self._may_commit()  # If the claim was lost meanwhile, that is the reason.
             raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if not self.stream.closed:
+            self.discard()
 
     def discard(self) -> None:
         """Give up and remove what was written, as far as possible."""
@@ -127,20 +123,8 @@ class _Upload(BlobWriter):
 
 
 def write_whole(path: str, content: bytes, may_commit: Callable[[], None] = lambda: None) -> None:
-    """Write a small file, whole.
-
-    Args:
-      path, may_commit: as for `WholeFile`.
-      content: of the file.
-
-    Raises:
-      OutputError: if it cannot be written.
-    """
-    file = WholeFile(path, may_commit)
-    try:
+    """Write a small file, whole, as `WholeFile` does."""
+    with WholeFile(path, may_commit) as file:
         with storage_errors(path):
             file.stream.write(content)
-    except OutputError:
-        file.discard()
-        raise
-    file.commit(to_text(crc32c(content)))
+        file.commit(to_text(crc32c(content)))

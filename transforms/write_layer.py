@@ -22,13 +22,7 @@ from transforms.whole_file import WholeFile
 
 @dataclass(eq=False)
 class WriteLayer(beam.PTransform):
-    """`LayerBlock` of one site to files; gives the `LayerManifest` of each committed file.
-
-    Attributes:
-      folder: the claimed output folder.
-      site: the site of the blocks.
-      kind: of the records.
-    """
+    """`LayerBlock` of one site to files in a claimed folder; gives the `LayerManifest` of each."""
 
     folder: OutputFolder
     site: Site

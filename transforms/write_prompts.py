@@ -16,30 +16,17 @@ from transforms.storage import storage_errors
 
 
 def write_shard_prompts(shard: ShardPrompts, folder: OutputFolder) -> PromptsManifest:
-    """Write the file of a shard's prompts, whole, and its manifest before it.
-
-    Raises:
-      ClaimLostError: if the folder is another run's.
-      OutputError: if the file cannot be written.
-    """
-    file = folder.file(prompts_file(shard.shard, shard.num_shards))
-    try:
+    """Write the file of a shard's prompts, whole, and its manifest before it."""
+    with folder.file(prompts_file(shard.shard, shard.num_shards)) as file:
         with storage_errors(file.path):
             manifest = write_prompts(file.stream, shard.prompts, shard.shard, shard.num_shards)
-    except BaseException:
-        file.discard()
-        raise
-    commit_file(folder, None, file, manifest, shard.num_shards)
+        commit_file(folder, None, file, manifest, shard.num_shards)
     return manifest
 
 
 @dataclass(eq=False)
 class WritePrompts(beam.PTransform):
-    """`ShardPrompts` to files; gives the `PromptsManifest` of each.
-
-    Attributes:
-      folder: the claimed output folder.
-    """
+    """`ShardPrompts` to files in a claimed folder; gives the `PromptsManifest` of each."""
 
     folder: OutputFolder
 

@@ -19,11 +19,7 @@ def errors_file(output_dir: str) -> str:
 
 
 def write_rejected(rejected: Sequence[RejectedTask], output_dir: str) -> None:
-    """Write one JSON object per line, sorted; if nothing was rejected, there is no file.
-
-    Raises:
-      OutputError: if the file cannot be written.
-    """
+    """Write one JSON object per line, sorted; if nothing was rejected, there is no file."""
     path = errors_file(output_dir)
     ordered = sorted(rejected, key=lambda r: (r.source, r.task_id, r.reason, r.detail))
     lines = [json.dumps(asdict(item)) + "\n" for item in ordered]

@@ -1,9 +1,7 @@
 """A bad network in front of an emulator of Cloud Storage: seeded, and counted.
 
-What a client may rely on is kept. A resumable upload remembers what it was sent: bytes that come a
-second time, because the answer was lost, are not taken twice, and an upload that is finished says
-so again (https://cloud.google.com/storage/docs/performing-resumable-uploads). The emulator alone
-answers such a repetition with an error.
+As in the real store, a part of a resumable upload that comes twice, because the answer was lost, is
+taken once. The emulator alone answers such a repetition with an error.
 """
 
 from __future__ import annotations
@@ -14,7 +12,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -40,27 +38,22 @@ class FaultyProxy:
 
     Attributes:
       target: where the emulator listens.
-      address: where it listens, as `STORAGE_EMULATOR_HOST` takes it.
       share: of the requests that something happens to.
-      requests: seen so far.
+      address: where it listens, as `STORAGE_EMULATOR_HOST` takes it.
       faults: of each kind so far.
-      before: called with method and path (and body) of each request, before anything else.
     """
 
     target: str
     share: float
     random: random.Random
     address: str = ""
-    requests: int = 0
     faults: Counter[str] = field(default_factory=Counter)
-    before: Callable[[str, str, bytes], None] = lambda method, path, body: None
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _uploaded: dict[tuple[str, str], Answer] = field(default_factory=dict)
 
     def draw(self) -> str | None:
         """What happens to the next request."""
         with self._lock:
-            self.requests += 1
             if self.random.random() >= self.share:
                 return None
             fault = self.random.choice(FAULTS)
@@ -68,11 +61,7 @@ class FaultyProxy:
             return fault
 
     def forward(self, method: str, path: str, headers: dict[str, str], body: bytes) -> Answer:
-        """Passes a request on, unless it is of an upload that had it before.
-
-        Args:
-          headers: their names in lower case.
-        """
+        """Passes a request on, unless it is of an upload that had it before."""
         part = (path, headers.get("content-range", ""))
         resumable = "upload_id=" in path and not part[1].startswith("bytes */")
         if resumable and part in self._uploaded:
@@ -97,7 +86,6 @@ def _handler(proxy: FaultyProxy) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def handle_request(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            proxy.before(self.command, self.path, body)
             fault = proxy.draw()
             if fault == "cut before":
                 self.cut()
@@ -142,11 +130,7 @@ def _handler(proxy: FaultyProxy) -> type[BaseHTTPRequestHandler]:
 
 @contextmanager
 def faulty_proxy(target: str, share: float, seed: int) -> Iterator[FaultyProxy]:
-    """Serves in front of `target`, such as http://localhost:9023.
-
-    Args:
-      share: of the requests that something happens to, chosen by the seed.
-    """
+    """Serves in front of `target`, such as http://localhost:9023."""
     proxy = FaultyProxy(target, share, random.Random(seed))
     server = ThreadingHTTPServer(("localhost", 0), _handler(proxy))
     server.daemon_threads = True

@@ -1,24 +1,14 @@
 """A mistake is one line that says what to do; nothing else is shown, and nothing is lost."""
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
 
-from tests.end_to_end.job import (
-    dead_letters,
-    error_of,
-    metadata_of,
-    problems_of,
-    run,
-    run_process,
-)
+from tests.end_to_end.job import dead_letters, error_of, metadata_of, problems_of, run, run_process
 
 FLAGS = ("--layers_to_extract", "0", "--batch_size", "1")
 
@@ -40,11 +30,7 @@ BAD_TASKS = {
     "empty.json": (b"", "empty_file", "0 bytes"),
     "broken.json": (changed()[:40], "truncated_json", "cut off"),
     "ragged.json": (changed(train=grid([1, 2], [3])), "ragged_grid", "train"),
-    "ten.json": (changed(train=grid([1, 10])), "bad_cell", "10"),
-    "no_test.json": (changed(test=[]), "no_test_inputs", "test"),
-    "answers.json": (json.dumps({"a": [[[1]]]}).encode(), "solutions_file", "challenges"),
     "twice.jsonl": (changed(id="a") + b"\n" + changed(id="a"), "duplicate_id", "id"),
-    "other.json": (b'{"question": 1}', "not_a_task", "question"),
 }
 """A file of each kind, its reason, and what the explanation must name."""
 
@@ -68,22 +54,10 @@ def test_a_bad_task_is_a_dead_letter_that_says_what_is_wrong(mixed: Path):
         assert letters[name]["reason"] == reason
         assert letters[name]["detail"].startswith(name)
         assert named in letters[name]["detail"]
-
-
-def test_the_good_tasks_among_bad_ones_become_a_dataset(mixed: Path):
     assert problems_of(mixed) == []
     metadata = metadata_of(mixed)
     assert sum(metadata.rejected.values()) == len(BAD_TASKS)
     assert metadata.total_samples == 2  # good.json, and the first of the two with the same id
-
-
-def test_bad_tasks_alone_are_an_error(capsys, checkpoint: Path, tmp_path: Path):
-    (tmp_path / "empty.json").write_bytes(b"")
-    error = error_of(capsys, checkpoint, tmp_path / "empty.json", tmp_path / "out", *FLAGS)
-    assert "1 empty_file" in error
-    assert f"{tmp_path}/out/errors/rejected.jsonl" in error
-    assert len(dead_letters(tmp_path / "out")) == 1
-    assert not (tmp_path / "out" / "metadata.json").exists()
 
 
 @pytest.fixture
@@ -108,23 +82,15 @@ def cut_weights(model: Path) -> None:
     weights_of(model).write_bytes(content[: len(content) // 2])
 
 
-def add_tensor(model: Path) -> None:
-    tensors = load_file(weights_of(model))
-    save_file(tensors | {"extra": np.zeros(1, np.float32)}, weights_of(model))
-
-
 def change_config(model: Path, **fields: Any) -> None:
     path = model / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
 BAD_MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no folder": (shutil.rmtree, "no such folder"),
     "no weights": (lambda m: weights_of(m).unlink(), "model.safetensors"),
     "truncated weights": (cut_weights, "model.safetensors"),
-    "a tensor too many": (add_tensor, "extra"),
     "tensors of another shape": (lambda m: change_config(m, intermediate_size=64), "down_proj"),
-    "no tokenizer": (lambda m: (m / "tokenizer.json").unlink(), "tokenizer.json"),
     "another tokenizer": (lambda m: change_config(m, vocab_size=500), "1023"),
 }
 
@@ -146,7 +112,6 @@ def test_a_bad_model_is_an_error_that_names_what_is_wrong(
     [
         (["--layers_to_extract", "3"], "--layers_to_extract: layer 3 does not exist"),
         (["--mesh_shape", "64,1"], "mesh_shape 64,1 needs 64 devices, this worker has "),
-        (["--model_path", "random:huge"], "'random:huge' is not a preset"),
         (["--tasks_file", "absent.json"], "--tasks_file 'absent.json'"),
         (["--poling", "last"], "unknown flag --poling. Did you mean --pooling?"),
     ],
@@ -157,7 +122,7 @@ def test_a_bad_flag_is_an_error(capsys, checkpoint, task, tmp_path: Path, flags,
     assert not (tmp_path / "out" / "metadata.json").exists()
 
 
-@pytest.mark.parametrize("below", ["file", "file/deeper", "/proc/dataset"])
+@pytest.mark.parametrize("below", ["file/deeper", "/proc/dataset"])
 def test_an_output_that_cannot_be_written_is_an_error(
     capsys, checkpoint: Path, task: Path, tmp_path: Path, below: str
 ):
@@ -168,23 +133,6 @@ def test_an_output_that_cannot_be_written_is_an_error(
     assert "--output_dir" in error
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_an_output_without_permission_is_an_error(capsys, checkpoint, task, tmp_path: Path):
-    (tmp_path / "out").mkdir(mode=0o500)
-    error = error_of(capsys, checkpoint, task, tmp_path / "out", *FLAGS)
-    assert "Permission denied" in error
-
-
-def test_a_mistake_that_a_worker_finds_is_all_that_the_terminal_shows(
-    checkpoint: Path, task: Path, tmp_path: Path
-):
-    result = run_process(checkpoint, task, tmp_path / "out", *FLAGS, "--mesh_shape", "64,1")
-    assert result.returncode == 2
-    assert result.stdout == ""
-    assert result.stderr.startswith("error: mesh_shape 64,1 needs 64 devices")
-    assert result.stderr.count("\n") == 1
-
-
 def test_a_mistake_that_a_worker_process_finds_is_the_last_line(
     checkpoint: Path, task: Path, tmp_path: Path
 ):
@@ -192,6 +140,6 @@ def test_a_mistake_that_a_worker_process_finds_is_the_last_line(
     workers = ("--direct_num_workers", "2", "--direct_running_mode", "multi_processing")
     mesh = ("--mesh_shape", "64,1")
     result = run_process(checkpoint, task, tmp_path / "out", *FLAGS, *workers, *mesh)
-    assert result.returncode == 2
+    assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.splitlines()[-1].startswith("error: mesh_shape 64,1 needs 64 devices")
     assert "ERROR" not in result.stderr, "Beam's log does not say it once more"

@@ -31,20 +31,12 @@ def _no_tensorflow():
 @pytest.mark.parametrize(
     ("pooling", "compute", "storage", "tolerance"),
     [
-        ("last", "float32", "float32", 1e-4),
         ("mean", "float32", "bfloat16", 5e-3),
         ("none", "bfloat16", "float32", 4.5e-2),
     ],
 )
 def test_a_dataset_of_the_job_is_certified(
-    checkpoint: Path,
-    short_tasks: Path,
-    tmp_path: Path,
-    pooling: str,
-    compute: str,
-    storage: str,
-    tolerance: float,
-    capsys: pytest.CaptureFixture[str],
+    capsys, checkpoint: Path, short_tasks: Path, tmp_path, pooling, compute, storage, tolerance
 ):
     dtypes = ("--compute_dtype", compute, "--storage_dtype", storage)
     run(checkpoint, short_tasks, tmp_path, *FLAGS, "--pooling", pooling, *dtypes)

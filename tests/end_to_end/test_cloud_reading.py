@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from google.cloud.storage import Bucket
 
-from activation_dataset import ActivationDataset, DatasetError
+from activation_dataset import ActivationDataset
 from activation_dataset.__main__ import main
 from tests.activation_dataset.synthetic import write_dataset
 from tests.end_to_end.emulator import BUCKET, address, bucket, upload
@@ -46,8 +46,3 @@ def test_the_commands_take_its_url(
     assert main(["verify", URL]) == 0
     assert main(["report", URL, "-o", str(tmp_path / "report.html")]) == 0
     assert main(["card", URL]) == 0
-
-
-def test_a_dataset_that_does_not_exist_is_named(local: ActivationDataset) -> None:
-    with pytest.raises(DatasetError, match=rf"{URL}-2 has no metadata\.json"):
-        ActivationDataset(f"{URL}-2")

@@ -43,16 +43,10 @@ def job_endpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[st
 
 
 @pytest.fixture
-def homes(tmp_path: Path) -> Path:
-    """Holds a home folder for each worker process, like machines of their own."""
-    folder = tmp_path / "homes"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
-def worker_pool(homes: Path, tmp_path: Path) -> Iterator[str]:
-    """Starts workers with the first `python` that it finds."""
+def worker_pool(tmp_path: Path) -> Iterator[str]:
+    """Starts workers with the first `python` that it finds, each with a home like on a machine."""
+    homes = tmp_path / "homes"
+    homes.mkdir()
     python = tmp_path / "bin" / "python"
     python.parent.mkdir()
     python.write_text(PYTHON.format(homes=homes, python=sys.executable), encoding="utf-8")
@@ -75,12 +69,7 @@ def worker_pool(homes: Path, tmp_path: Path) -> Iterator[str]:
 
 
 def test_two_workers_behind_a_job_service_give_the_bytes_of_a_local_run(
-    job_endpoint: str,
-    worker_pool: str,
-    homes: Path,
-    checkpoint: Path,
-    short_tasks: Path,
-    tmp_path: Path,
+    job_endpoint: str, worker_pool: str, checkpoint: Path, short_tasks: Path, tmp_path: Path
 ):
     portable = (
         *("--runner", "PortableRunner"),
@@ -90,7 +79,7 @@ def test_two_workers_behind_a_job_service_give_the_bytes_of_a_local_run(
         *("--compile_cache", "~/compiled"),
     )
     run(checkpoint, short_tasks, tmp_path / "portable", *FLAGS, *portable)
-    workers = [home / "compiled" for home in homes.iterdir()]
+    workers = [home / "compiled" for home in (tmp_path / "homes").iterdir()]
     assert len(workers) == 2
     for compiled in workers:
         assert list(compiled.iterdir()), "this worker ran no model"

@@ -1,10 +1,5 @@
-"""What a run says while it lasts: counters on any runner, a bar in a terminal."""
+"""What a run says while it lasts: counters on any runner, and calls to listeners."""
 
-import os
-import pty
-import sys
-import termios
-import threading
 from collections import Counter
 from pathlib import Path
 
@@ -52,7 +47,7 @@ def counted(checkpoint: Path, short_tasks: Path, tmp_path_factory: pytest.TempPa
 
 
 def test_the_counters_are_those_of_the_dataset(counted):
-    counters, _, _, out = counted
+    counters, heard, totals, out = counted
     metadata = metadata_of(out)
     files = [entry for shard in metadata.shards for entry in shard.files.values()]
     assert counters["extract.samples"] == metadata.total_samples
@@ -60,12 +55,9 @@ def test_the_counters_are_those_of_the_dataset(counted):
     assert counters["extract.slots"] >= metadata.total_tokens
     assert 1 < counters["extract.steps"] <= metadata.total_samples
     assert counters["write.bytes"] == sum(entry.bytes for entry in files)
-
-
-def test_a_listener_hears_of_every_shard_and_step(counted):
-    counters, heard, totals, out = counted
+    # A listener hears of every shard and step.
     assert totals == {(counters["extract.samples"], counters["extract.tokens"])}
-    assert heard.count(WorkDone()) == len(metadata_of(out).shards)
+    assert heard.count(WorkDone()) == len(metadata.shards)
     steps = [done for done in heard if done.slots]
     assert len(steps) == counters["extract.steps"]
     assert sum(done.slots for done in steps) == counters["extract.slots"]
@@ -78,29 +70,3 @@ def test_what_an_earlier_run_has_done_counts_as_done(counted, checkpoint, short_
         run(checkpoint, short_tasks, out, *FLAGS)
     assert sum(done.tokens for done in heard) == metadata_of(out).total_tokens
     assert not any(done.slots for done in heard)
-
-
-def test_a_terminal_shows_a_bar_until_the_end(checkpoint, short_tasks, tmp_path, monkeypatch):
-    ours, theirs = pty.openpty()
-    termios.tcsetwinsize(theirs, (24, 100))
-    shown = bytearray()
-
-    def read() -> None:
-        try:
-            while data := os.read(ours, 4096):
-                shown.extend(data)
-        except OSError:
-            return  # the other end is closed
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    with os.fdopen(theirs, "w") as terminal:
-        monkeypatch.setattr(sys, "stderr", terminal)
-        run(checkpoint, short_tasks, tmp_path / "out", *FLAGS)
-        monkeypatch.undo()
-    reader.join()
-    os.close(ours)
-    text = shown.decode()
-    for part in ("reading tasks", "loading the model", "100%", "1173/1173 tokens", "padding"):
-        assert part in text
-    assert text.rpartition("\r")[2] == "", "nothing is left of it"

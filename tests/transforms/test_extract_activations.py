@@ -1,9 +1,6 @@
-import random
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Barrier
 from typing import Any
 
 import numpy as np
@@ -15,18 +12,17 @@ from activation_dataset.record import frame_record
 from activation_dataset.sites import Site
 from activation_dataset.statistics import LayerStatistics
 from qwen import extractor as extractor_module
-from qwen.extractor import ActivationExtractor, open_extractor
+from qwen.extractor import open_extractor
 from qwen.settings import ExtractorSettings
 from tests.activation_dataset.synthetic import text_prompt
 from tests.conftest import COMPILED
-from transforms.assign_shards import ShardPlan, fingerprint, plan_shards, rank
+from transforms.assign_shards import ShardPlan, fingerprint, plan_shards
 from transforms.extract_activations import (
     FINISHED,
     PROMPTS,
     LayerBlock,
     _Extract,
     extract_shard,
-    ordered_prompts,
 )
 from transforms.output_folder import OutputFolder
 from transforms.storage import delete, join
@@ -47,11 +43,6 @@ def settings(pooling: Any = "last") -> ExtractorSettings:
 
 
 @pytest.fixture(scope="module")
-def extractors() -> dict[str, ActivationExtractor]:
-    return {pooling: open_extractor(settings(pooling)) for pooling in ("last", "none")}
-
-
-@pytest.fixture(scope="module")
 def prompts() -> list[Prompt]:
     """More than one step of 512 slots holds, of very different lengths."""
     lengths = [1, 300, 2, 40, 512, 7, 100, 250, 33]
@@ -67,41 +58,19 @@ def plan_of(prompts: Sequence[Prompt]) -> ShardPlan:
     return plan_shards(np.concatenate([fingerprint(prompt) for prompt in prompts]), 100)
 
 
-def test_a_shard_is_put_in_order_however_it_arrives(prompts: list[Prompt]):
-    expected = sorted((each.sample_id for each in prompts), key=rank)
-    arrived = random.Random(0).sample(prompts, len(prompts))
-    assert [each.sample_id for each in ordered_prompts(iter(arrived))] == expected
-
-
 @pytest.mark.parametrize("pooling", ["last", "none"])
-def test_the_blocks_hold_every_sample_of_every_site(prompts, extractors, pooling: str):
-    extractor = extractors[pooling]
-    by_site: dict[Site, list[LayerBlock]] = defaultdict(list)
-    for block in extract_shard(5, 6, prompts, extractor):
-        by_site[block.site].append(block)
-    assert set(by_site) == set(SITES)
-    for ours, first in zip(*by_site.values(), strict=True):
-        assert all(a is b for a, b in zip(ours.frames, first.frames, strict=True))
-    for ours in by_site.values():
-        assert len(ours) > 1
-        assert [block.is_last for block in ours] == [False] * (len(ours) - 1) + [True]
-        assert {(block.shard, block.num_shards, block.ops) for block in ours} == {
-            (5, 6, extractor.ops)
-        }
-        found = Counter(frame.sample_id for block in ours for frame in block.frames)
-        assert found == Counter(prompt.sample_id for prompt in prompts)
-
-
-@pytest.mark.parametrize("pooling", ["last", "none"])
-def test_each_sample_gets_its_own_vectors(prompts, extractors, pooling: str):
-    extractor = extractors[pooling]
+def test_each_sample_gets_its_own_vectors_in_blocks_of_all_sites(prompts, pooling: str):
+    extractor = open_extractor(settings(pooling))
     kind = extractor.settings.record_kind(extractor.hidden_size)
     by_id = {prompt.sample_id: prompt for prompt in prompts}
     alone = {}
     for prompt in prompts:
         (captured,) = extractor.extract([prompt.token_ids])
         alone[prompt.sample_id] = captured.vectors
-    for block in extract_shard(0, 1, prompts, extractor):
+    by_site: dict[Site, list[LayerBlock]] = defaultdict(list)
+    for block in extract_shard(5, 6, prompts, extractor):
+        assert (block.shard, block.num_shards, block.ops) == (5, 6, extractor.ops)
+        by_site[block.site].append(block)
         ends = np.cumsum([frame.vectors for frame in block.frames])
         for frame, vectors in zip(block.frames, np.split(block.vectors, ends[:-1]), strict=True):
             assert frame == frame_record(kind.sample(by_id[frame.sample_id]), kind)
@@ -110,6 +79,12 @@ def test_each_sample_gets_its_own_vectors(prompts, extractors, pooling: str):
         expected_statistics = LayerStatistics.of_vectors(block.vectors)
         assert block.statistics.count == expected_statistics.count
         np.testing.assert_allclose(block.statistics.mean, expected_statistics.mean, atol=1e-6)
+    assert set(by_site) == set(SITES)
+    for ours in by_site.values():
+        assert len(ours) > 1
+        assert [block.is_last for block in ours] == [False] * (len(ours) - 1) + [True]
+        found = Counter(frame.sample_id for block in ours for frame in block.frames)
+        assert found == Counter(prompt.sample_id for prompt in prompts)
 
 
 def write(folder: OutputFolder, outputs: list[TaggedOutput]) -> Counter[str]:
@@ -141,24 +116,3 @@ def test_a_shard_is_resumed_and_a_complete_one_needs_no_model(
     fresh = _Extract(settings(), folder.path)
     outputs = list(fresh.process((0, prompts), plan))
     assert [output.tag for output in outputs] == [FINISHED] * 3
-
-
-def test_bundles_that_start_together_load_one_model(prompts, monkeypatch: pytest.MonkeyPatch):
-    loads: list[ExtractorSettings] = []
-
-    def counted(settings: ExtractorSettings, lengths: Sequence[int]) -> ActivationExtractor:
-        loads.append(settings)
-        return open_extractor(settings, lengths)
-
-    monkeypatch.setattr(extractor_module, "open_extractor", counted)
-    do_fn, together = _Extract(settings(), None), Barrier(8)
-
-    def bundle(shard: int) -> list[TaggedOutput]:
-        together.wait()
-        return list(do_fn.process((shard, prompts[:2]), plan_of(prompts)))
-
-    with ThreadPoolExecutor(8) as threads:
-        outputs = list(threads.map(bundle, range(8)))
-    assert len(loads) == 1
-    for found in outputs:
-        assert Counter(each.tag for each in found) == {"layer_0": 1, "layer_2": 1, PROMPTS: 1}

@@ -5,8 +5,6 @@ import io
 import json
 import lzma
 import os
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,6 @@ from apache_beam.testing.util import assert_that, equal_to
 from pyarrow import ipc, parquet
 
 from activation_dataset.metadata import InputFile
-from corpus.task import Document, RejectedTask
 from transforms.read_tasks import (
     INPUTS,
     REJECTED,
@@ -65,11 +62,9 @@ def found(*inputs: str) -> list[str]:
         (["tasks"], ["a.json", "b.jsonl"]),
         (["./tasks//"], ["a.json", "b.jsonl"]),
         (["~/tasks/a.json"], ["a.json"]),
-        (["tasks/?.json*"], ["a.json", "b.jsonl"]),
-        (["tasks/*"], ["a.json", "b.jsonl"]),
         (["tasks/**.json"], ["a.json", "deeper/c.json"]),
         (["tasks/*.txt"], ["notes.txt"]),
-        (["tasks/a.json", "tasks/deeper"], ["a.json", "deeper/c.json"]),
+        (["tasks/a.json", "tasks/dee*/c.json"], ["a.json", "deeper/c.json"]),
         (["tasks/a.json", "./tasks/../tasks/a.json"], ["a.json"]),
     ],
 )
@@ -78,15 +73,12 @@ def test_files_are_found_and_named_below_their_common_folder(
 ):
     monkeypatch.setenv("HOME", str(here))
     assert found(*inputs) == expected
-    monkeypatch.chdir(here / "tasks")
-    assert found(*(each if each[0] == "~" else f"../{each}" for each in inputs)) == expected
 
 
 @pytest.mark.parametrize(
     ("path", "message"),
     [
         ("absent.json", r"no such file. Give a file, a folder, a glob"),
-        ("empty", r"the folder holds no file of tasks: .json, .jsonl, .p"),
         ("empty/", r"the folder holds no file of tasks: .json, .jsonl, .p"),
         ("s3://bucket/a.json", r"must be local or gs://"),
         ("", r"no such file"),
@@ -98,38 +90,13 @@ def test_an_input_that_matches_nothing_is_named(here: Path, path: str, message: 
         resolve_patterns(["tasks/a.json", path])
 
 
-@pytest.fixture
-def locked() -> Iterator[Path]:
-    """A folder that this process may not list; root becomes someone else for the time."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "tasks.json").write_text("{}")
-        folder.chmod(0)
-        user = os.geteuid()
-        if user == 0:
-            os.seteuid(65_534)
-        yield folder
-        os.seteuid(user)
-        folder.chmod(0o700)
+def test_a_folder_that_may_not_be_listed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def scandir(path: str) -> Any:
+        raise PermissionError("Permission denied")
 
-
-def test_a_folder_that_may_not_be_listed_is_named(locked: Path):
+    monkeypatch.setattr(os, "scandir", scandir)
     with pytest.raises(TasksNotFoundError, match=r"cannot be listed: .*Permission denied"):
-        resolve_patterns([str(locked)])
-
-
-@pytest.mark.parametrize(
-    ("patterns", "root"),
-    [
-        (["/data/*.json"], "/data/"),
-        (["/data/a.json", "/data/deep/b.json"], "/data/"),
-        (["/data/dee*/b.json", "/data/deep/c.json"], "/data/"),
-        (["/data/a.json", "/date/a.json"], "/"),
-        (["gs://one/a.json", "gs://two/a.json"], "gs://"),
-    ],
-)
-def test_the_common_root_holds_every_possible_match(patterns: list[str], root: str):
-    assert common_root(patterns) == root
+        resolve_patterns([str(tmp_path)])
 
 
 def read(path: Path) -> list[Any]:
@@ -144,36 +111,23 @@ def described(path: Path) -> InputFile:
 PACKED: dict[str, Any] = {"gz": gzip, "bz2": bz2, "xz": lzma}
 
 
-@pytest.mark.parametrize("suffix", ["", *PACKED])
-def test_files_are_decompressed_and_digested_as_stored(here: Path, suffix: str):
-    content = json.dumps(TASK).encode() + b"\n" * 100_000
-    packed = PACKED[suffix].compress(content) if suffix else content
-    path = write(here / "packed" / f"a.json.{suffix}".strip("."), packed)
-    assert found("packed") == [path.name]
-    item, file = read(path)
-    assert item.sample_id(0) == f"{path.name}#a/0"
-    assert file == described(path)
-
-
 @pytest.mark.parametrize("suffix", PACKED)
-@pytest.mark.parametrize("damage", ["not compressed", "cut short", "last byte", "changed"])
-def test_a_damaged_archive_is_a_dead_letter(here: Path, suffix: str, damage: str):
+def test_files_are_decompressed_and_digested_as_stored_or_are_dead_letters(here: Path, suffix: str):
     tasks = b"".join(json.dumps(TASK | {"id": f"{i}"}).encode() + b"\n" for i in range(3000))
     packed = PACKED[suffix].compress(tasks)
-    damaged = {
-        "not compressed": tasks,
-        "cut short": packed[: len(packed) // 2],
-        "last byte": packed[:-1],
-        "changed": packed[:60] + bytes(20) + packed[80:],
-    }[damage]
-    path = write(here / f"a.jsonl.{suffix}", damaged)
-    *_, last, file = read(path)
-    assert (last.source, last.task_id, last.reason) == (path.name, "", "damaged_archive")
-    assert last.detail.startswith(f"{path.name}: cannot be decompressed (")
+    path = write(here / "packed" / f"a.jsonl.{suffix}", packed)
+    assert found("packed") == [path.name]
+    *items, file = read(path)
+    assert [item.sample_id(0) for item in items] == [f"{path.name}#{i}/0" for i in range(3000)]
     assert file == described(path)
+    for damaged in (tasks, packed[:-1], packed[:60] + bytes(20) + packed[80:]):
+        *_, last, file = read(write(path, damaged))
+        assert (last.source, last.task_id, last.reason) == (path.name, "", "damaged_archive")
+        assert last.detail.startswith(f"{path.name}: cannot be decompressed (")
+        assert file == described(path)
 
 
-@pytest.mark.parametrize("name", ["a.json", "a.json.gz", "rows.parquet"])
+@pytest.mark.parametrize("name", ["a.json.gz", "rows.parquet"])
 def test_a_read_that_fails_is_no_dead_letter(
     here: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ):
@@ -186,11 +140,6 @@ def test_a_read_that_fails_is_no_dead_letter(
     monkeypatch.setattr("transforms.read_tasks.open_file", lambda path: Broken(b"content"))
     with pytest.raises(TasksUnreadableError, match=rf"{name}: cannot be read .*connection broke"):
         read(here / name)
-
-
-def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path):
-    with pytest.raises(TasksUnreadableError, match=rf"{tmp_path}: cannot be read .*--tasks_file"):
-        read(tmp_path)
 
 
 def test_the_pipeline_reads_every_file_once(here: Path):
@@ -221,6 +170,8 @@ def saved_dataset(folder: Path) -> Path:
 def test_a_saved_dataset_is_read_without_its_description(tmp_path: Path):
     folder = saved_dataset(tmp_path / "all" / "train")
     assert found(str(folder)) == ["data-00000-of-00001.arrow"]
+    *documents, _ = read(folder / "data-00000-of-00001.arrow")
+    assert [each.text for each in documents] == ["first", "second"]
     assert found(str(folder / "*.json")) == ["dataset_info.json", "state.json"]
     write(tmp_path / "all" / "dataset_dict.json", b'{"splits": ["train"]}')
     with pytest.raises(TasksNotFoundError, match=r"no file of tasks: .* are not searched"):
@@ -229,14 +180,10 @@ def test_a_saved_dataset_is_read_without_its_description(tmp_path: Path):
 
 
 def test_tables_are_read_and_digested(tmp_path: Path):
-    arrow = saved_dataset(tmp_path) / "data-00000-of-00001.arrow"
     rows = tmp_path / "rows.parquet"
     parquet.write_table(pa.table({"text": ["first"], "more": [1.5]}), rows)
-    for path, texts in ((arrow, ["first", "second"]), (rows, ["first"])):
-        *documents, file = read(path)
-        assert [each.text for each in documents if isinstance(each, Document)] == texts
-        assert file == described(path)
+    document, file = read(rows)
+    assert (document.text, file) == ("first", described(rows))
     rows.write_bytes(rows.read_bytes()[:-9])
     rejected, file = read(rows)
-    assert isinstance(rejected, RejectedTask)
     assert (rejected.reason, file) == ("bad_table", described(rows))

@@ -16,7 +16,6 @@ from transforms.storage import (
     open_file,
     read_if_exists,
     size_and_crc32c,
-    storage_errors,
 )
 from transforms.whole_file import write_whole
 
@@ -40,7 +39,6 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 def test_a_folder_is_listed_with_the_sizes_of_its_files(root: str):
     assert list_files(root) == {name: len(name) for name in FILES}
-    assert list_files(root + "/") == list_files(root)
     assert list_files(join(root, "deep")) == {"a.json": 11, "er/b.json": 14}
     assert list_files(join(root, "absent")) == {}
 
@@ -49,13 +47,8 @@ def test_a_folder_is_listed_with_the_sizes_of_its_files(root: str):
     ("pattern", "found"),
     [
         ("a.json", ["a.json"]),
-        ("absent.json", []),
         ("*.json", [".hidden.json", "a.json", "c[1].json"]),
-        ("?.json*", ["a.json", "b.jsonl"]),
-        ("[ab].json*", ["a.json", "b.jsonl"]),
         ("[!a].json*", ["b.jsonl"]),
-        ("c?1?.json", ["c[1].json"]),
-        ("*/a.json", ["deep/a.json"]),
         ("de*/*/b.json", ["deep/er/b.json"]),
         ("**a.json", ["a.json", "deep/a.json"]),
         ("**", sorted(FILES)),
@@ -90,8 +83,3 @@ def test_errors_name_the_file_and_say_what_to_check(tmp_path: Path, bucket: Buck
     ):
         with pytest.raises(OutputError, match=f"^{path}: .*check that --output_dir"):
             use(path)
-
-
-def test_errors_that_are_not_of_the_store_pass():
-    with pytest.raises(ZeroDivisionError), storage_errors("path"):
-        1 / 0  # noqa: B018
