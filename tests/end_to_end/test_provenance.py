@@ -87,8 +87,8 @@ def test_every_cell_of_every_variant_is_one_vector_and_leads_back_to_its_task(
                     example = augmentation.order[example]
                 color = augmentation.colors[there[example, origin.role][row][col]]
                 assert [origin.token_id] == digits[color]
-        corner = {"role": "input", "example": 0, "row": 0, "col": 0}
-        (first,) = dataset.where(sample=sample_id, **corner).tolist()
+        corner = dataset.where(sample=sample_id, role="input", example=0, row=0, col=0)
+        (first,) = corner.tolist()
         assert first in vectors
         cells += len(vectors)
         variants += augmentation is not None
