@@ -11,19 +11,24 @@ import pytest
 
 from activation_dataset.frontends import torch_dataset
 
-torch = pytest.importorskip("torch")
-from torch.utils.data import DataLoader  # noqa: E402
-
 pytestmark = pytest.mark.torch
+
+
+@pytest.fixture(scope="module")
+def torch() -> Any:
+    """The package, which is imported only if a test of this file runs."""
+    import torch
+
+    return torch
 
 
 def numbers_of(batches):
     return [batch["numbers"].tolist() for batch in batches]
 
 
-def test_a_loader_gives_the_same_batches(dataset, values, wanted):
+def test_a_loader_gives_the_same_batches(torch, dataset, values, wanted):
     batches = torch_dataset(dataset, 10, 20, window=50)
-    loader = DataLoader(batches, batch_size=None)
+    loader = torch.utils.data.DataLoader(batches, batch_size=None)
     assert len(loader) == len(batches) == 9
     for epoch in range(2):
         found = list(loader)
@@ -34,7 +39,7 @@ def test_a_loader_gives_the_same_batches(dataset, values, wanted):
             assert torch.equal(batch["values"], expected)
 
 
-def test_bfloat16_and_several_layers(dataset, values):
+def test_bfloat16_and_several_layers(torch, dataset, values):
     for batch in torch_dataset(dataset, [10, 12], 20, dtype="bfloat16"):
         assert (batch["values"].dtype, batch["values"].shape) == (torch.bfloat16, (20, 2, 16))
         expected = torch.from_numpy(values[batch["numbers"].numpy()])
@@ -93,8 +98,8 @@ def test_a_state_is_saved_and_restored(dataset, wanted):
     assert numbers_of(resumed) == wanted[1]
 
 
-def test_records_are_a_map_style_dataset(dataset):
-    loader: Any = DataLoader(
+def test_records_are_a_map_style_dataset(torch, dataset):
+    loader: Any = torch.utils.data.DataLoader(
         dataset[11],
         batch_size=None,
         sampler=[5, 0, 3],
