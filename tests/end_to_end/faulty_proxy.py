@@ -56,7 +56,8 @@ class FaultyProxy:
         with self._lock:
             if self.random.random() >= self.share:
                 return None
-            fault = self.random.choice(FAULTS)
+            # In turn, so that a few faults are of several kinds whatever the order of requests.
+            fault = FAULTS[self.faults.total() % len(FAULTS)]
             self.faults[fault] += 1
             return fault
 
