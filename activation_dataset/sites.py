@@ -6,11 +6,34 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Literal, TypeVar, get_args
 
-HookPoint = Literal["resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post"]
+HookPoint = Literal[
+    "resid_pre",
+    "q",
+    "k",
+    "v",
+    "z",
+    "attn_out",
+    "resid_mid",
+    "mlp_in",
+    "router_logits",
+    "mlp_out",
+    "resid_post",
+]
 HOOK_POINTS: tuple[HookPoint, ...] = get_args(HookPoint)
 """Hook points of a layer, in the order of the forward pass: the residual stream before the layer,
-the output of attention, the stream between attention and MLP, the output of the MLP, and the
-residual stream after the layer."""
+queries, keys and values as attention takes them, the heads before the output projection, the output
+of attention, the stream between attention and MLP, the normalized input of the MLP, the scores of
+the experts, the output of the MLP, and the residual stream after the layer."""
+
+_HOOK_NAMES: dict[str, str] = {point: f"hook_{point}" for point in HOOK_POINTS} | {
+    "q": "attn.hook_rot_q",
+    "k": "attn.hook_rot_k",
+    "v": "attn.hook_v",
+    "z": "attn.hook_z",
+    "mlp_in": "ln2.hook_normalized",
+    "router_logits": "mlp.hook_router_logits",
+}
+"""Names of TransformerLens, within a block. It has none for the scores of experts."""
 
 DEFAULT_HOOK_POINT: HookPoint = "resid_post"
 
@@ -21,12 +44,17 @@ Site = int | str
 Any other site is its TransformerLens name, such as "blocks.10.hook_mlp_out"."""
 
 _NUMBER = r"(0|[1-9]\d{0,8})"
-_SITE = re.compile(rf"{_NUMBER}|blocks\.{_NUMBER}\.hook_({'|'.join(HOOK_POINTS)})")
+_POINT_OF = {name: point for point, name in _HOOK_NAMES.items()}
+_SITE = re.compile(rf"{_NUMBER}|blocks\.{_NUMBER}\.({'|'.join(map(re.escape, _POINT_OF))})")
 
 
 def site_of(layer: int, hook_point: HookPoint) -> Site:
     """The site of a layer's hook point."""
-    return layer if hook_point == DEFAULT_HOOK_POINT else f"blocks.{layer}.hook_{hook_point}"
+    return layer if hook_point == DEFAULT_HOOK_POINT else _name(layer, hook_point)
+
+
+def _name(layer: int, hook_point: HookPoint) -> str:
+    return f"blocks.{layer}.{_HOOK_NAMES[hook_point]}"
 
 
 def sites_of(layers: Sequence[int], hook_points: Sequence[HookPoint]) -> tuple[Site, ...]:
@@ -48,14 +76,13 @@ def place_of(site: Site) -> tuple[int, HookPoint]:
         raise ValueError(
             f"{site!r} is neither a layer's number nor a name such as 'blocks.10.hook_mlp_out'"
         )
-    number, layer, hook_point = match.groups()
-    return int(number or layer), hook_point or DEFAULT_HOOK_POINT  # type: ignore[return-value]
+    number, layer, name = match.groups()
+    return int(number or layer), _POINT_OF[name] if name else DEFAULT_HOOK_POINT  # type: ignore[return-value]
 
 
 def hook_name(site: Site) -> str:
     """The TransformerLens name of a site, such as "blocks.10.hook_resid_post"."""
-    layer, hook_point = place_of(site)
-    return f"blocks.{layer}.hook_{hook_point}"
+    return _name(*place_of(site))
 
 
 def site_label(site: Site) -> str:

@@ -1,7 +1,7 @@
 """The decoder in Flax nnx, up to the residual stream after a layer: no final norm, no LM head.
 
-Semantics follow `modeling_qwen2.py` of transformers. How a platform computes an operation is the
-business of `qwen.ops`. Shapes are those of `qwen.layers`.
+Semantics follow the `modeling_*.py` files of transformers. How a platform computes an operation is
+the business of `qwen.ops`. Shapes are those of `qwen.layers`.
 """
 
 from __future__ import annotations
@@ -13,25 +13,38 @@ import jax.numpy as jnp
 from flax import nnx
 
 from activation_dataset.sites import HookPoint
-from qwen.config import ModelConfig
+from qwen.config import LayerKind, ModelConfig
 from qwen.layers.attention import Attention, attention_of_slots
+from qwen.layers.delta import GatedDeltaNet
+from qwen.layers.experts import Experts
 from qwen.layers.mlp import MLP
 from qwen.layers.norm import RMSNorm
 from qwen.layers.pooling import gather_slots
+from qwen.layers.precision import add_update
 from qwen.layers.rope import Rotary
+from qwen.mesh import MODEL_AXIS, gather_over
 from qwen.ops.base import Ops
 
 HookValues = dict[HookPoint, jax.Array]
-"""Values of one layer by hook point, [R, L, H]: the residual stream in its dtype, updates in
-float32. XLA does not compute values that no program returns."""
+"""Values of one layer by hook point, [R, L, width]: the residual stream and what attention takes in
+the model's dtype, updates and scores in float32. XLA does not compute values that no program
+returns."""
 
 
 class DecoderLayer(nnx.Module):
-    def __init__(self, config: ModelConfig, dtype: jnp.dtype) -> None:
-        self.attention_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
-        self.attention = Attention(config, dtype)
-        self.mlp_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
-        self.mlp = MLP(config, dtype)
+    def __init__(self, config: ModelConfig, kind: LayerKind, dtype: jnp.dtype) -> None:
+        hidden = config.hidden_size
+        self.kind = kind
+        self.attention_norm = RMSNorm.of(config, hidden, dtype)
+        if kind.mixer == "delta" and config.delta is not None:
+            self.delta = GatedDeltaNet(config.delta, hidden, config.rms_norm_eps, dtype)
+        else:
+            self.attention = Attention(config, dtype)
+        self.mlp_norm = RMSNorm.of(config, hidden, dtype)
+        if kind.experts and config.experts is not None:
+            self.experts = Experts(config.experts, hidden, dtype)
+        else:
+            self.mlp = MLP(hidden, config.intermediate_size, dtype)
 
     def __call__(
         self,
@@ -47,30 +60,58 @@ class DecoderLayer(nnx.Module):
 
         Args:
           segment_ids, positions: as in `Ops.attend`.
-          hook_points: those that the result must have besides `resid_post`; it may have more.
-          slots: [R, S] int32; if given, values are those of these slots alone, [R, S, H]. Keys and
-            values of attention are computed for the whole row, everything after them at the slots.
+          hook_points: those that the result must have besides `resid_post`, if the layer has them;
+            it may have more.
+          slots: [R, S] int32; if given, values are those of these slots alone, [R, S, width]. Keys
+            and values of attention, and the state of a delta network, are computed for the whole
+            row, everything after them at the slots.
         """
-        q, k, v = ops.queries_keys_values(x, self.attention_norm, self.attention, rotary)
-        if slots is None:
-            attended = ops.attend((q, k, v), segment_ids, positions)
+        values: HookValues = {}
+        if self.kind.mixer == "delta":
+            mixer: Attention | GatedDeltaNet = self.delta
+            heads = self.delta.mixed(self.attention_norm(x), segment_ids, positions)
+            if slots is not None:
+                heads = gather_slots(heads, slots)
         else:
-            attended = attention_of_slots(slots, (gather_slots(q, slots), k, v), segment_ids)
+            mixer, window = self.attention, self.kind.window
+            q, k, v = ops.queries_keys_values(x, self.attention_norm, self.attention, rotary)
+            if slots is None:
+                heads = ops.attend((q, k, v), segment_ids, positions, window)
+            else:
+                q = gather_slots(q, slots)
+                heads = attention_of_slots(slots, (q, k, v), segment_ids, window)
+            for point, value in (("q", q), ("k", k), ("v", v)):
+                if point in hook_points:
+                    at = value if slots is None or point == "q" else gather_slots(value, slots)
+                    values[point] = _flat(at)
+        if slots is not None:
             x = gather_slots(x, slots)
-        attn_out, resid_mid = ops.add_attention(
-            x, attended, self.attention, keep_update="attn_out" in hook_points
+        heads = mixer.gated(heads, self.attention_norm(x))
+        if "z" in hook_points:
+            values["z"] = _flat(heads)
+        attn_out, resid_mid = ops.add_heads(
+            x, heads, mixer, keep_update="attn_out" in hook_points
         )
-        mlp_out, resid_post = ops.add_mlp(
-            resid_mid, self.mlp_norm, self.mlp, keep_update="mlp_out" in hook_points
-        )
-        values: dict[HookPoint, jax.Array | None] = {
+        mlp_in = self.mlp_norm(resid_mid)
+        if self.kind.experts:
+            logits = self.experts.router_logits(mlp_in)
+            mlp_out = self.experts(mlp_in, logits, ops)
+            values["router_logits"] = logits
+            resid_post = add_update(resid_mid, mlp_out)
+        else:
+            mlp_out, resid_post = ops.add_mlp(
+                resid_mid, self.mlp_norm, self.mlp, keep_update="mlp_out" in hook_points
+            )
+        if attn_out is not None:
+            values["attn_out"] = attn_out
+        if mlp_out is not None:
+            values["mlp_out"] = mlp_out
+        return values | {
             "resid_pre": x,
-            "attn_out": attn_out,
             "resid_mid": resid_mid,
-            "mlp_out": mlp_out,
+            "mlp_in": mlp_in,
             "resid_post": resid_post,
         }
-        return {point: value for point, value in values.items() if value is not None}
 
 
 class Decoder(nnx.Module):
@@ -78,4 +119,12 @@ class Decoder(nnx.Module):
 
     def __init__(self, config: ModelConfig, num_layers: int, dtype: jnp.dtype) -> None:
         self.embedding = nnx.Param(jnp.zeros((config.vocab_size, config.hidden_size), dtype))
-        self.layers = nnx.List([DecoderLayer(config, dtype) for _ in range(num_layers)])
+        self.layers = nnx.List(
+            [DecoderLayer(config, config.kind(layer), dtype) for layer in range(num_layers)]
+        )
+
+
+def _flat(heads: jax.Array) -> jax.Array:
+    """[R, L, heads of this device..., D] to [R, L, all heads * D]."""
+    flat = heads.reshape(*heads.shape[:2], -1)
+    return gather_over(flat, MODEL_AXIS)

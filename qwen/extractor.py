@@ -315,10 +315,10 @@ class ActivationExtractor:
             counts, places = np.ones_like(rows), np.array(step.segment_of)
         vectors: dict[Site, np.ndarray] = {}
         statistics: dict[Site, LayerStatistics] = {}
-        for site in self.sites:
+        for site in captured:
             array, moments = map(np.asarray, captured[site])
             starts = rows * array.shape[1] + places
-            found = _spans(array.reshape(-1, self.hidden_size), starts, counts)
+            found = _spans(array.reshape(-1, array.shape[-1]), starts, counts)
             vectors[site] = found.astype(self._storage, copy=False)
             statistics[site] = statistics_of(moments, vectors[site])
         samples = tuple(placed.sample for placed in step.placements)

@@ -7,6 +7,7 @@ Rows are split over the data axis; heads and the MLP's intermediate dimension ov
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -38,23 +39,51 @@ def make_mesh(shape: tuple[int, int] | None, devices: Sequence[jax.Device]) -> M
 
 
 def check_mesh_fits_model(mesh: Mesh, config: ModelConfig) -> None:
-    """Check that the model axis divides the heads and the intermediate dimension.
+    """Check that the model axis divides all dimensions of the model that are split over it.
 
     Raises:
       MeshError: naming the dimension and the sizes that divide it.
     """
     parts = mesh.shape[MODEL_AXIS]
-    for name in ("num_key_value_heads", "intermediate_size"):
-        size = getattr(config, name)
-        if size % parts:
-            fitting = [n for n in range(1, config.num_key_value_heads + 1) if size % n == 0]
-            raise MeshError(
-                f"the mesh's model axis of {parts} does not divide {name}={size} of this model; "
-                f"possible: {', '.join(map(str, fitting))}"
-            )
+    sizes = {"num_attention_heads": config.num_attention_heads}
+    if any(not config.kind(layer).experts for layer in range(config.num_hidden_layers)):
+        sizes["intermediate_size"] = config.intermediate_size
+    if config.delta is not None:
+        sizes["linear_num_key_heads"] = config.delta.num_key_heads
+    if config.experts is not None:
+        sizes["num_experts"] = config.experts.num_experts
+        if shared := config.experts.shared_intermediate_size:
+            sizes["shared_expert_intermediate_size"] = shared
+    heads = config.num_key_value_heads
+    fitting = [
+        n
+        for n in range(1, config.num_attention_heads + 1)
+        if all(size % n == 0 for size in sizes.values()) and (heads % n == 0 or n % heads == 0)
+    ]
+    if parts not in fitting:
+        dimensions = ", ".join(f"{name}={size}" for name, size in sizes.items())
+        raise MeshError(
+            f"the mesh's model axis of {parts} does not divide {dimensions}, or neither divides "
+            f"num_key_value_heads={heads} nor is a multiple of it; possible: "
+            f"{', '.join(map(str, fitting))}"
+        )
+
+
+def split_over(config: ModelConfig, parts: int) -> ModelConfig:
+    """Return the config of the model with key-value heads repeated, so that each device has one."""
+    if parts <= config.num_key_value_heads:
+        return config
+    return replace(config, num_key_value_heads=parts)
 
 
 def sum_over(x: jax.Array, axis: str) -> jax.Array:
     """Sum the parts that the devices of a mesh axis hold, inside `jax.shard_map`."""
     # XLA would copy the array even if there is one device.
     return x if jax.lax.axis_size(axis) == 1 else jax.lax.psum(x, axis)
+
+
+def gather_over(x: jax.Array, axis: str) -> jax.Array:
+    """Join the parts of the last axis that the devices of a mesh axis hold."""
+    if jax.lax.axis_size(axis) == 1:
+        return x
+    return jax.lax.all_gather(x, axis, axis=x.ndim - 1, tiled=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -17,9 +16,9 @@ from jax.sharding import PartitionSpec as P
 from qwen.checkpoint import Weights
 from qwen.config import ModelConfig
 from qwen.decoder import Decoder
-from qwen.families import family_of
+from qwen.families import LAYER_PREFIX, family_of
 from qwen.families.parameters import ParameterSource
-from qwen.mesh import MODEL_AXIS
+from qwen.mesh import MODEL_AXIS, split_over
 from qwen.ops.base import Ops
 
 Tile = Callable[[jax.Array], jax.Array]
@@ -38,19 +37,20 @@ def load_model(
     Tensors are read, laid out and cast one parameter at a time, and each device copies only its
     part of a split parameter, so that host memory stays near one parameter.
     """
-    tiles = _tiles(config, mesh, ops)
+    split = split_over(config, mesh.shape[MODEL_AXIS])
 
-    def placed(source: ParameterSource, prefix: str, shape: tuple[int, ...]) -> jax.Array:
-        tensors = [weights.read(prefix + name) for name in source.tensors]
-        array = source.layout(tensors, config)
-        parameter = jax.make_array_from_callback(
+    def placed(source: ParameterSource, prefix: str, parameter: nnx.Variable[Any]) -> jax.Array:
+        tensors = [weights.read(prefix + name) for name in source.names]
+        array, dtype = source.layout(tensors, split), parameter.dtype
+        loaded = jax.make_array_from_callback(
             array.shape,
             NamedSharding(mesh, _spec(source)),
             lambda index: np.ascontiguousarray(array[index], dtype),
         )
-        return tiles[source](parameter) if source in tiles else parameter
+        tile = _tile(source, mesh, ops)
+        return tile(loaded) if tile else loaded
 
-    return _with_parameters(placed, config, num_layers, dtype)
+    return _with_parameters(placed, config, split, num_layers, dtype)
 
 
 def abstract_model(
@@ -60,18 +60,18 @@ def abstract_model(
 
     Programs can be compiled with it before the weights or the devices are at hand.
     """
-    tiles = _tiles(config, mesh, ops)
 
     def abstract(
-        source: ParameterSource, prefix: str, shape: tuple[int, ...]
+        source: ParameterSource, prefix: str, parameter: nnx.Variable[Any]
     ) -> jax.ShapeDtypeStruct:
-        spec = _spec(source)
-        if source in tiles:
-            shape = jax.eval_shape(tiles[source], jax.ShapeDtypeStruct(shape, dtype)).shape
+        shape, dtype, spec = parameter.shape, parameter.dtype, _spec(source)
+        if tile := _tile(source, mesh, ops):
+            shape = jax.eval_shape(tile, jax.ShapeDtypeStruct(shape, dtype)).shape
             spec = _tiled_spec(source)
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
 
-    return _with_parameters(abstract, config, num_layers, dtype)
+    split = split_over(config, mesh.shape[MODEL_AXIS])
+    return _with_parameters(abstract, config, split, num_layers, dtype)
 
 
 def _spec(source: ParameterSource) -> P:
@@ -83,42 +83,50 @@ def _tiled_spec(source: ParameterSource) -> P:
     return P() if source.split_axis is None else P(*[None] * (1 - source.split_axis), MODEL_AXIS)
 
 
-def _tiles(config: ModelConfig, mesh: Mesh, ops: Ops) -> dict[ParameterSource, Tile]:
-    """Programs that tile the kernels of products, each on the device that holds its part."""
+def _tile(source: ParameterSource, mesh: Mesh, ops: Ops) -> Tile | None:
+    """Return a program that tiles the kernel of a product, each part on the device that holds it.
 
-    def tile(contracted: int, kernel: jax.Array) -> jax.Array:
-        return ops.tile_kernel(kernel.reshape(math.prod(kernel.shape[:contracted]), -1))
+    None for any other parameter, and for operations that do not need it.
+    """
+    if not (ops.tiles_kernels and source.contracted):
+        return None
 
-    return {
-        source: jax.jit(
-            jax.shard_map(
-                partial(tile, source.contracted),
-                mesh=mesh,
-                in_specs=_spec(source),
-                out_specs=_tiled_spec(source),
-                check_vma=False,
-            )
+    def tile(kernel: jax.Array) -> jax.Array:
+        return ops.tile_kernel(kernel.reshape(math.prod(kernel.shape[: source.contracted]), -1))
+
+    return jax.jit(
+        jax.shard_map(
+            tile,
+            mesh=mesh,
+            in_specs=_spec(source),
+            out_specs=_tiled_spec(source),
+            check_vma=False,
         )
-        for source in family_of(config).layer_parameters.values()
-        if ops.tiles_kernels and source.contracted
-    }
+    )
 
 
 def _with_parameters(
-    make: Callable[[ParameterSource, str, tuple[int, ...]], Any],
+    make: Callable[[ParameterSource, str, nnx.Variable[Any]], Any],
     config: ModelConfig,
+    split: ModelConfig,
     num_layers: int,
     dtype: jnp.dtype,
 ) -> Decoder:
-    """Make a model of the parameters that `make` gives for a source, its prefix and its shape."""
+    """Make a model of what `make` gives for the source, the prefix and the shape of a parameter.
+
+    Args:
+      config, split: the model as stored, and as its parameters are laid out on the mesh.
+    """
     family = family_of(config)
+    embedding = family.embedding(config)
+    layers = [family.layer_parameters(config, layer) for layer in range(num_layers)]
 
     def made(path: tuple[Any, ...], variable: nnx.Variable[Any]) -> nnx.Variable[Any]:
         if path == ("embedding",):
-            return variable.replace(make(family.embedding, "", variable.shape))
+            return variable.replace(make(embedding, "", variable))
         layer, rest = path[1], path[2:]
-        source, prefix = family.layer_parameters[rest], family.layer_prefix.format(layer)
-        return variable.replace(make(source, prefix, variable.shape))
+        prefix = LAYER_PREFIX.format(layer)
+        return variable.replace(make(layers[layer][rest], prefix, variable))
 
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, num_layers, dtype)))
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: Decoder(split, num_layers, dtype)))
     return nnx.merge(graphdef, nnx.map_state(made, state))

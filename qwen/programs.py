@@ -23,7 +23,7 @@ from jax.sharding import PartitionSpec as P
 from activation_dataset.format import Pooling
 from activation_dataset.sites import HookPoint, Site, site_of
 from qwen.batching import StepInputs, StepShape
-from qwen.config import ModelConfig
+from qwen.config import LayerKind, ModelConfig
 from qwen.decoder import Decoder, DecoderLayer, HookValues
 from qwen.layers.pooling import gather_slots, mean_of_segments
 from qwen.layers.rope import Rotary, rotary_embedding
@@ -54,16 +54,18 @@ class StepPrograms:
 
     Attributes:
       embed: (embedding, inputs) to (x, rotary).
-      layer: (layer state, x, rotary, inputs) to (x after the layer, captured values).
+      layers: for each kind of layer, (layer state, x, rotary, inputs) to (x after the layer,
+        captured values).
       top: the same for the highest layer, captured values alone.
-      moments: (captured vectors, inputs) to their moments. A program of its own, because XLA may
-        recompute values inside a program, and then differs from the stored ones in the last bit.
+      moments: for each width, (captured vectors, inputs) to their moments. Programs of their own,
+        because XLA may recompute values inside a program, and then differs from the stored ones in
+        the last bit.
     """
 
     embed: Callable[..., tuple[jax.Array, Rotary]]
-    layer: Callable[..., tuple[jax.Array, HookValues]]
+    layers: Mapping[LayerKind, Callable[..., tuple[jax.Array, HookValues]]]
     top: Callable[..., HookValues]
-    moments: Callable[..., jax.Array]
+    moments: Mapping[int, Callable[..., jax.Array]]
 
 
 class Programs:
@@ -85,7 +87,8 @@ class Programs:
         self._hook_points = tuple(hook_points)
         self._captured = frozenset(layers)
         self._capture_dtype = capture_dtype
-        self._graph = nnx.graphdef(model.layers[0])
+        self._kinds = [layer.kind for layer in model.layers]
+        self._graphs = {layer.kind: nnx.graphdef(layer) for layer in model.layers}
         self.use_parameters(model)
         self._functions = self._jitted()
         self._of_shape = load_once(self.compile)
@@ -116,12 +119,14 @@ class Programs:
         captured: dict[int, HookValues] = {}
         top = len(self._layer_states) - 1
         for index, state in enumerate(self._layer_states[:top]):
-            x, values = programs.layer(state, x, rotary, placed)
+            x, values = programs.layers[self._kinds[index]](state, x, rotary, placed)
             if index in self._captured:
                 captured[index] = values
         captured[top] = programs.top(self._layer_states[top], x, rotary, placed)
         return {
-            site_of(layer, hook_point): Captured(vectors, programs.moments(vectors, placed))
+            site_of(layer, hook_point): Captured(
+                vectors, programs.moments[vectors.shape[-1]](vectors, placed)
+            )
             for layer, values in captured.items()
             for hook_point, vectors in values.items()
         }
@@ -129,10 +134,15 @@ class Programs:
     def compile(self, shape: StepShape) -> StepPrograms:
         """Compile the programs for steps of this shape."""
         lowered = self.lower(shape)
-        return StepPrograms(**{name: program.compile() for name, program in lowered.items()})
+        return StepPrograms(
+            lowered.embed.compile(),
+            {kind: program.compile() for kind, program in lowered.layers.items()},
+            lowered.top.compile(),
+            {width: program.compile() for width, program in lowered.moments.items()},
+        )
 
-    def lower(self, shape: StepShape) -> dict[str, jax.stages.Lowered]:
-        """Lower the programs for steps of this shape, by their names in `StepPrograms`.
+    def lower(self, shape: StepShape) -> Any:
+        """Lower the programs for steps of this shape: `StepPrograms` of `jax.stages.Lowered`.
 
         The model's parameters need no values (`abstract_model`), and the mesh's devices need not
         be at hand (`jax.experimental.topologies`).
@@ -142,30 +152,48 @@ class Programs:
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self._rows)
 
         inputs = jax.tree.map(on_rows, vars(StepInputs.empty(shape)))
-        state = jax.tree.map(_abstract, self._layer_states[0])
         # Python traces one shape at a time, so that the first one is not finished last.
         with self._lowering:
             embed = self._functions.embed.lower(_abstract(self._embedding), inputs)
             x, rotary = jax.tree.map(on_rows, embed.out_info)
-            layer = self._functions.layer.lower(state, x, rotary, inputs)
-            top = self._functions.top.lower(state, x, rotary, inputs)
-            vectors = on_rows(top.out_info[self._hook_points[0]])
-            moments = self._functions.moments.lower(vectors, inputs)
-        return {"embed": embed, "layer": layer, "top": top, "moments": moments}
+            *below, highest = [jax.tree.map(_abstract, state) for state in self._layer_states]
+            layers = {
+                kind: self._functions.layers[kind].lower(state, x, rotary, inputs)
+                for kind, state in dict(zip(self._kinds, below, strict=False)).items()
+            }
+            top = self._functions.top.lower(highest, x, rotary, inputs)
+            captured = [program.out_info[-1] for program in layers.values()] + [top.out_info]
+            widths = {
+                vectors.shape[-1]: on_rows(vectors)
+                for values in captured
+                for vectors in values.values()
+            }
+            moments = {
+                width: self._functions.moments.lower(vectors, inputs)
+                for width, vectors in widths.items()
+            }
+        return StepPrograms(embed, layers, top, moments)
 
     @property
     def _rows(self) -> NamedSharding:
         return NamedSharding(self.mesh, P(DATA_AXIS))
 
     def _jitted(self) -> Any:
-        specs = jax.tree.map(lambda leaf: leaf.sharding.spec, self._layer_states[0])
         rows = P(DATA_AXIS)
         sharded = partial(jax.shard_map, mesh=self.mesh, out_specs=rows, check_vma=False)
-        over_layer = partial(sharded, in_specs=(specs, rows, rows, rows))
+
+        def over_layer(function: Callable[..., Any], layer: int) -> Callable[..., Any]:
+            specs = jax.tree.map(lambda leaf: leaf.sharding.spec, self._layer_states[layer])
+            kind = self._kinds[layer]
+            return sharded(partial(function, kind), in_specs=(specs, rows, rows, rows))
+
         return StepPrograms(
             embed=jax.jit(sharded(self._embed, in_specs=(P(), rows))),
-            layer=jax.jit(over_layer(self._layer), donate_argnums=1),
-            top=jax.jit(over_layer(self._top)),
+            layers={
+                kind: jax.jit(over_layer(self._layer, self._kinds.index(kind)), donate_argnums=1)
+                for kind in self._graphs
+            },
+            top=jax.jit(over_layer(self._top, -1)),
             moments=jax.jit(sharded(self._moments, in_specs=(rows, rows))),
         )
 
@@ -174,24 +202,27 @@ class Programs:
 
     def _layer(
         self,
+        kind: LayerKind,
         state: nnx.State,
         x: jax.Array,
         rotary: Rotary,
         inputs: Inputs,
         slots: jax.Array | None = None,
     ) -> tuple[jax.Array, HookValues]:
-        layer: DecoderLayer = nnx.merge(self._graph, state)
+        layer: DecoderLayer = nnx.merge(self._graphs[kind], state)
         segment_ids, positions = inputs["segment_ids"], inputs["positions"]
         values = layer(x, rotary, segment_ids, positions, self._ops, self._hook_points, slots)
-        captured = {point: values[point] for point in self._hook_points}
+        captured = {point: values[point] for point in self._hook_points if point in values}
         if slots is None:
             captured = {point: self._pooled(value, inputs) for point, value in captured.items()}
         captured = {point: value.astype(self._capture_dtype) for point, value in captured.items()}
         return values["resid_post"], captured
 
-    def _top(self, state: nnx.State, x: jax.Array, rotary: Rotary, inputs: Inputs) -> HookValues:
+    def _top(
+        self, kind: LayerKind, state: nnx.State, x: jax.Array, rotary: Rotary, inputs: Inputs
+    ) -> HookValues:
         slots = inputs["last_slots"] if self._pooling == "last" else None
-        return self._layer(state, x, rotary, inputs, slots)[1]
+        return self._layer(kind, state, x, rotary, inputs, slots)[1]
 
     def _pooled(self, x: jax.Array, inputs: Inputs) -> jax.Array:
         """[R, L, H] to [R, S, H] if pooled."""

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qwen.config import ModelConfig, ModelConfigError
-from qwen.families import qwen2
-from qwen.families.parameters import ParameterSource
+from qwen.families import qwen2, qwen3, qwen3_5, qwen3_moe
+from qwen.families.parameters import Parameters, ParameterSource, unchanged
 
 
 @dataclass(frozen=True)
@@ -20,23 +20,38 @@ class Family:
 
     Attributes:
       read_config: reads a parsed `config.json`.
-      tensor_shapes: names and shapes of all tensors of a checkpoint.
-      embedding: the source of the embedding.
-      layer_parameters: the source of every parameter of a layer, by the parameter's path.
-      layer_prefix: what precedes the tensor names of layer N, with `{}` for N.
+      layer_parameters: gives the source of every parameter of a layer, by the parameter's path.
     """
 
     read_config: Callable[[Mapping[str, Any]], ModelConfig]
-    tensor_shapes: Callable[[ModelConfig], dict[str, tuple[int, ...]]]
-    embedding: ParameterSource
-    layer_parameters: Mapping[tuple[str, ...], ParameterSource]
-    layer_prefix: str = "model.layers.{}."
+    layer_parameters: Callable[[ModelConfig, int], Parameters]
 
+    def embedding(self, config: ModelConfig) -> ParameterSource:
+        """Return the source of the embedding."""
+        shape = (config.vocab_size, config.hidden_size)
+        return ParameterSource((("model.embed_tokens.weight", shape),), unchanged)
+
+    def tensor_shapes(self, config: ModelConfig) -> dict[str, tuple[int, ...]]:
+        """Return every tensor of a checkpoint, with its shape as PyTorch lays it out."""
+        shapes = dict(self.embedding(config).tensors)
+        shapes["model.norm.weight"] = (config.hidden_size,)
+        for layer in range(config.num_hidden_layers):
+            for source in self.layer_parameters(config, layer).values():
+                shapes |= {LAYER_PREFIX.format(layer) + name: size for name, size in source.tensors}
+        if not config.tie_word_embeddings:
+            shapes["lm_head.weight"] = (config.vocab_size, config.hidden_size)
+        return shapes
+
+
+LAYER_PREFIX = "model.layers.{}."
+"""What precedes the names of a layer's tensors."""
 
 FAMILIES = {
-    "qwen2": Family(
-        qwen2.read_config, qwen2.tensor_shapes, qwen2.EMBEDDING, qwen2.LAYER_PARAMETERS
-    ),
+    "qwen2": Family(qwen2.read_config, qwen2.layer_parameters),
+    "qwen3": Family(qwen3.read_config, qwen2.layer_parameters),
+    "qwen3_moe": Family(qwen3.read_config, qwen3_5.layer_parameters),
+    "qwen3_5_text": Family(qwen3_5.read_config, qwen3_5.layer_parameters),
+    "qwen3_5_moe_text": Family(qwen3_5.read_config, qwen3_5.layer_parameters),
 }
 """By the `model_type` of `config.json`."""
 

@@ -1,15 +1,22 @@
-"""What a parameter is made of: checkpoint tensors, how they are laid out and how they are split."""
+"""What parameters are made of: checkpoint tensors, how they are laid out and how they are split.
+
+The functions give the parameters that families share, as transformers names their tensors, without
+the prefix of the layer. Shapes of tensors are those of PyTorch: [out, in].
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from qwen.config import ModelConfig
+from qwen.config import DeltaConfig, ExpertsConfig, ModelConfig
 
 Layout = Callable[[list[np.ndarray], ModelConfig], np.ndarray]
+
+Path = tuple[str, ...]
+"""Names of attributes, from a layer to its parameter."""
 
 
 @dataclass(frozen=True)
@@ -17,20 +24,102 @@ class ParameterSource:
     """One parameter of the model.
 
     Attributes:
-      tensors: names of the checkpoint tensors that it is made of.
+      tensors: names and shapes of the checkpoint tensors that it is made of.
       layout: makes the parameter from them.
       split_axis: the axis that is split over the mesh's model axis; None if every device has all.
       contracted: for the kernel of a product, how many of its first axes the product contracts.
     """
 
-    tensors: tuple[str, ...]
+    tensors: tuple[tuple[str, tuple[int, ...]], ...]
     layout: Layout
     split_axis: int | None = None
     contracted: int = 0
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(name for name, _ in self.tensors)
+
+
+Parameters = Mapping[Path, ParameterSource]
+
+
+def norm(path: str, tensor: str, size: int, config: ModelConfig) -> Parameters:
+    """The scale of an RMSNorm."""
+    layout = plus_one if config.zero_centered_norms else unchanged
+    return {(*path.split("."), "scale"): ParameterSource(((f"{tensor}.weight", (size,)),), layout)}
+
+
+def attention(config: ModelConfig) -> Parameters:
+    """Attention with its norms of queries and keys, biases and output gate, if it has them."""
+    hidden, size = config.hidden_size, config.head_dim
+    queries, keys = config.num_attention_heads * size, config.num_key_value_heads * size
+    widths = {
+        "self_attn.q_proj": queries * (2 if config.output_gate else 1),
+        "self_attn.k_proj": keys,
+        "self_attn.v_proj": keys,
+    }
+    kernels = tuple((f"{name}.weight", (width, hidden)) for name, width in widths.items())
+    biases = tuple((f"{name}.bias", (width,)) for name, width in widths.items())
+    parameters: dict[Path, ParameterSource] = {
+        ("attention", "qkv_kernel"): ParameterSource(
+            kernels, joined_qkv, split_axis=1, contracted=1
+        ),
+        ("attention", "out_kernel"): ParameterSource(
+            (("self_attn.o_proj.weight", (hidden, queries)),),
+            split_heads,
+            split_axis=0,
+            contracted=3,
+        ),
+    }
+    if config.attention_bias:
+        parameters["attention", "qkv_bias"] = ParameterSource(biases, joined_qkv, split_axis=0)
+    if config.output_gate:
+        parameters["attention", "gate_kernel"] = ParameterSource(
+            kernels[:1], output_gate, split_axis=1, contracted=1
+        )
+    if config.qk_norm:
+        parameters |= norm("attention.query_norm", "self_attn.q_norm", size, config)
+        parameters |= norm("attention.key_norm", "self_attn.k_norm", size, config)
+    return parameters
+
+
+def mlp(path: str, tensor: str, hidden: int, intermediate: int) -> Parameters:
+    """A gated MLP."""
+
+    def kernel(name: str, shape: tuple[int, int], split_axis: int) -> ParameterSource:
+        tensors = ((f"{tensor}.{name}.weight", shape),)
+        return ParameterSource(tensors, transposed, split_axis, contracted=1)
+
+    module = tuple(path.split("."))
+    return {
+        (*module, "gate_kernel"): kernel("gate_proj", (intermediate, hidden), 1),
+        (*module, "up_kernel"): kernel("up_proj", (intermediate, hidden), 1),
+        (*module, "down_kernel"): kernel("down_proj", (hidden, intermediate), 0),
+    }
+
+
+def router(config: ExpertsConfig, hidden: int) -> Parameters:
+    """The router of a mixture of experts, and the expert that all tokens go through."""
+    parameters = {
+        ("experts", "router_kernel"): ParameterSource(
+            (("mlp.gate.weight", (config.num_experts, hidden)),), transposed
+        )
+    }
+    if size := config.shared_intermediate_size:
+        parameters |= mlp("experts.shared", "mlp.shared_expert", hidden, size)
+        parameters["experts", "shared_gate_kernel"] = ParameterSource(
+            (("mlp.shared_expert_gate.weight", (1, hidden)),), transposed
+        )
+    return parameters
+
 
 def unchanged(tensors: list[np.ndarray], config: ModelConfig) -> np.ndarray:
     return tensors[0]
+
+
+def plus_one(tensors: list[np.ndarray], config: ModelConfig) -> np.ndarray:
+    """A scale from its distance from 1, in float32."""
+    return tensors[0].astype(np.float32) + 1
 
 
 def transposed(tensors: list[np.ndarray], config: ModelConfig) -> np.ndarray:
@@ -38,12 +127,33 @@ def transposed(tensors: list[np.ndarray], config: ModelConfig) -> np.ndarray:
     return tensors[0].T
 
 
+def stacked(tensors: list[np.ndarray], config: ModelConfig) -> np.ndarray:
+    """[out, in] of each expert to [E, in, out]."""
+    return np.stack([tensor.T for tensor in tensors])
+
+
 def joined_qkv(tensors: list[np.ndarray], config: ModelConfig) -> np.ndarray:
-    """q, k, v of [heads * D, ...] to [..., K, G + 2, D]: each key-value head with its queries."""
+    """q, k, v of [heads * D, ...] to [..., K, G + 2, D]: each key-value head with its queries.
+
+    A key-value head is repeated if the config, which may be that of a split model, has more.
+    """
     heads, head_dim = config.num_key_value_heads, config.head_dim
-    parts = [t.reshape(heads, -1, head_dim, *t.shape[1:]) for t in tensors]
+    query, *others = tensors
+    if config.output_gate:
+        query = query.reshape(-1, 2, head_dim, *query.shape[1:])[:, 0]
+    parts = [query.reshape(heads, -1, head_dim, *tensors[0].shape[1:])]
+    for tensor in others:
+        each = tensor.reshape(-1, 1, head_dim, *tensor.shape[1:])
+        parts.append(each if len(each) == heads else each.repeat(heads // len(each), axis=0))
     joined = np.concatenate(parts, axis=1)
     return joined if joined.ndim == 3 else np.moveaxis(joined, -1, 0)
+
+
+def output_gate(tensors: list[np.ndarray], config: ModelConfig) -> np.ndarray:
+    """The second half of each head of q, [heads * 2 * D, H], to [H, K, G, D]."""
+    gate = tensors[0].reshape(-1, 2, config.head_dim, config.hidden_size)[:, 1]
+    heads, groups = config.num_key_value_heads, config.query_groups
+    return np.moveaxis(gate.reshape(heads, groups, config.head_dim, -1), -1, 0)
 
 
 def split_heads(tensors: list[np.ndarray], config: ModelConfig) -> np.ndarray:
@@ -51,3 +161,54 @@ def split_heads(tensors: list[np.ndarray], config: ModelConfig) -> np.ndarray:
     return tensors[0].T.reshape(
         config.num_key_value_heads, config.query_groups, config.head_dim, config.hidden_size
     )
+
+
+def delta(config: DeltaConfig, hidden: int) -> Parameters:
+    """A gated delta network."""
+    heads, groups = config.num_key_heads, config.value_groups
+    keys, values = heads * config.key_head_dim, config.num_value_heads * config.value_head_dim
+    sections = (keys, keys, values)
+
+    def by_head(tensors: list[np.ndarray], _: ModelConfig) -> np.ndarray:
+        """[heads * ..., ...] to [..., heads, ...]."""
+        split = tensors[0].reshape(heads, -1, *tensors[0].shape[1:])
+        return np.moveaxis(split, -1, 0) if split.ndim == 3 else split
+
+    def joined(tensors: list[np.ndarray], _: ModelConfig) -> np.ndarray:
+        """q, k, v in turn, [2 * heads * D + values * E, ...], to [..., heads, W]."""
+        whole = tensors[0].reshape(sum(sections), -1)
+        parts = np.split(whole, np.cumsum(sections)[:-1])
+        by_heads = [part.reshape(heads, -1, part.shape[-1]) for part in parts]
+        return np.moveaxis(np.concatenate(by_heads, axis=1), -1, 0)
+
+    def output(tensors: list[np.ndarray], _: ModelConfig) -> np.ndarray:
+        """[H, values * E] to [heads, V * E, H]."""
+        return tensors[0].T.reshape(heads, -1, hidden)
+
+    def source(
+        tensor: str,
+        shape: tuple[int, ...],
+        layout: Layout,
+        split_axis: int | None,
+        contracted: int = 0,
+    ) -> ParameterSource:
+        return ParameterSource(
+            ((f"linear_attn.{tensor}", shape),), layout, split_axis, contracted
+        )
+
+    each_value = (config.num_value_heads, hidden)
+    channels = sum(sections)
+    taps = config.conv_kernel_dim
+    return {
+        ("delta", "qkv_kernel"): source("in_proj_qkv.weight", (channels, hidden), joined, 1, 1),
+        ("delta", "conv_kernel"): source("conv1d.weight", (channels, 1, taps), joined, 1),
+        ("delta", "beta_kernel"): source("in_proj_b.weight", each_value, by_head, 1, 1),
+        ("delta", "decay_kernel"): source("in_proj_a.weight", each_value, by_head, 1, 1),
+        ("delta", "decay_bias"): source("dt_bias", each_value[:1], by_head, 0),
+        ("delta", "decay_log_rate"): source("A_log", each_value[:1], by_head, 0),
+        ("delta", "gate_kernel"): source("in_proj_z.weight", (values, hidden), by_head, 1, 1),
+        ("delta", "norm", "scale"): source(
+            "norm.weight", (config.value_head_dim,), unchanged, None
+        ),
+        ("delta", "out_kernel"): source("out_proj.weight", (hidden, values), output, 0, 2),
+    }

@@ -1,4 +1,4 @@
-"""Qwen2 and Qwen2.5, dense: `config.json`, tensors and parameters."""
+"""Qwen2 and Qwen2.5, dense. Llama and Mistral differ in their settings alone."""
 
 from __future__ import annotations
 
@@ -6,71 +6,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from qwen.config import ModelConfig, ModelConfigError, check_value
-from qwen.families.parameters import (
-    ParameterSource,
-    joined_qkv,
-    split_heads,
-    transposed,
-    unchanged,
-)
-
-_QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-
-EMBEDDING = ParameterSource(("model.embed_tokens.weight",), unchanged)
-
-LAYER_PARAMETERS: dict[tuple[str, ...], ParameterSource] = {
-    ("attention_norm", "scale"): ParameterSource(("input_layernorm.weight",), unchanged),
-    ("attention", "qkv_kernel"): ParameterSource(
-        tuple(f"{name}.weight" for name in _QKV), joined_qkv, split_axis=1, contracted=1
-    ),
-    ("attention", "qkv_bias"): ParameterSource(
-        tuple(f"{name}.bias" for name in _QKV), joined_qkv, split_axis=0
-    ),
-    ("attention", "out_kernel"): ParameterSource(
-        ("self_attn.o_proj.weight",), split_heads, split_axis=0, contracted=3
-    ),
-    ("mlp_norm", "scale"): ParameterSource(("post_attention_layernorm.weight",), unchanged),
-    ("mlp", "gate_kernel"): ParameterSource(
-        ("mlp.gate_proj.weight",), transposed, split_axis=1, contracted=1
-    ),
-    ("mlp", "up_kernel"): ParameterSource(
-        ("mlp.up_proj.weight",), transposed, split_axis=1, contracted=1
-    ),
-    ("mlp", "down_kernel"): ParameterSource(
-        ("mlp.down_proj.weight",), transposed, split_axis=0, contracted=1
-    ),
-}
-"""Every parameter of a layer by its path; tensors are named without `model.layers.N.`"""
+from qwen.families.parameters import Parameters, attention, mlp, norm
 
 
-def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Every tensor of a checkpoint, with its shape as PyTorch lays it out."""
-    hidden, intermediate = config.hidden_size, config.intermediate_size
-    queries = config.num_attention_heads * config.head_dim
-    keys = config.num_key_value_heads * config.head_dim
-    layer = {
-        "input_layernorm.weight": (hidden,),
-        "self_attn.q_proj.weight": (queries, hidden),
-        "self_attn.q_proj.bias": (queries,),
-        "self_attn.k_proj.weight": (keys, hidden),
-        "self_attn.k_proj.bias": (keys,),
-        "self_attn.v_proj.weight": (keys, hidden),
-        "self_attn.v_proj.bias": (keys,),
-        "self_attn.o_proj.weight": (hidden, queries),
-        "post_attention_layernorm.weight": (hidden,),
-        "mlp.gate_proj.weight": (intermediate, hidden),
-        "mlp.up_proj.weight": (intermediate, hidden),
-        "mlp.down_proj.weight": (hidden, intermediate),
+def layer_parameters(config: ModelConfig, layer: int) -> Parameters:
+    """The source of every parameter of a layer."""
+    hidden = config.hidden_size
+    return {
+        **norm("attention_norm", "input_layernorm", hidden, config),
+        **attention(config),
+        **norm("mlp_norm", "post_attention_layernorm", hidden, config),
+        **mlp("mlp", "mlp", hidden, config.intermediate_size),
     }
-    shapes: dict[str, tuple[int, ...]] = {
-        "model.embed_tokens.weight": (config.vocab_size, hidden),
-        "model.norm.weight": (hidden,),
-    }
-    for index in range(config.num_hidden_layers):
-        shapes |= {f"model.layers.{index}.{name}": shape for name, shape in layer.items()}
-    if not config.tie_word_embeddings:
-        shapes["lm_head.weight"] = (config.vocab_size, hidden)
-    return shapes
 
 
 def read_config(fields: Mapping[str, Any]) -> ModelConfig:

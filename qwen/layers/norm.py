@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from qwen.config import ModelConfig
 from qwen.layers.precision import round_to
 
 
@@ -13,6 +14,15 @@ class RMSNorm(nnx.Module):
     def __init__(self, size: int, epsilon: float, dtype: jnp.dtype) -> None:
         self.scale = nnx.Param(jnp.ones(size, dtype))
         self.epsilon = epsilon
+
+    @classmethod
+    def of(cls, config: ModelConfig, size: int, dtype: jnp.dtype) -> RMSNorm:
+        """Make a norm of a model; a scale that was stored as 1 less keeps float32."""
+        return cls(
+            size,
+            config.rms_norm_eps,
+            jnp.dtype(jnp.float32) if config.zero_centered_norms else dtype,
+        )
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalize the last axis of x in float32; the result has the dtype of x."""

@@ -6,9 +6,14 @@ import jax
 import jax.numpy as jnp
 
 
+def precision_of(x: jax.Array) -> jax.lax.Precision | None:
+    """Return what makes products of float32 exact to float32 on every platform."""
+    return jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+
+
 def product(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
     """Contract two arrays as `jnp.einsum` does; the result is float32."""
-    return jnp.einsum(subscripts, a, b, precision=_precision(a), preferred_element_type=jnp.float32)
+    return jnp.einsum(subscripts, a, b, precision=precision_of(a), preferred_element_type=jnp.float32)
 
 
 def project(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -17,7 +22,7 @@ def project(x: jax.Array, kernel: jax.Array) -> jax.Array:
     XLA runs bfloat16 products with a float32 result fast on CPUs, and what follows is computed in
     float32 before it is rounded once.
     """
-    return jnp.tensordot(x, kernel, 1, precision=_precision(x), preferred_element_type=jnp.float32)
+    return jnp.tensordot(x, kernel, 1, precision=precision_of(x), preferred_element_type=jnp.float32)
 
 
 def add_update(x: jax.Array, update: jax.Array) -> jax.Array:
@@ -39,7 +44,3 @@ def _to_bfloat16_by_bits(x: jax.Array) -> jax.Array:
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
     upper = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
     return jax.lax.bitcast_convert_type(upper.astype(jnp.uint16), jnp.bfloat16)
-
-
-def _precision(x: jax.Array) -> jax.lax.Precision | None:
-    return jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None

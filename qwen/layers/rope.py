@@ -2,26 +2,72 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from qwen.config import ModelConfig
+from qwen.config import ModelConfig, RopeScaling
 
 Rotary = tuple[jax.Array, jax.Array]
-"""Cosines and sines, [R, L, D / 2] float32 each, the same for all layers of a step."""
+"""Cosines and sines, [R, L, rotated dimensions / 2] float32, the same for all layers of a step."""
 
 
 def rotary_embedding(positions: jax.Array, config: ModelConfig) -> Rotary:
     """Compute the cosines and sines of integer positions [R, L]."""
-    exponents = jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim
-    angles = positions[..., None].astype(jnp.float32) / config.rope_theta**exponents
-    return jnp.cos(angles), jnp.sin(angles)
+    frequencies, scaling = rotary_frequencies(config)
+    angles = positions[..., None].astype(jnp.float32) * frequencies
+    return jnp.cos(angles) * scaling, jnp.sin(angles) * scaling
+
+
+def rotary_frequencies(config: ModelConfig) -> tuple[np.ndarray, float]:
+    """Return the angle per position, [rotated dimensions / 2] float32, and the factor of cosines.
+
+    The definitions are those of `modeling_rope_utils.py` of transformers.
+    """
+    dims = config.rotary_dim or config.head_dim
+    periods = np.float32(config.rope_theta) ** (np.arange(0, dims, 2, dtype=np.float32) / dims)
+    frequencies = 1 / periods.astype(np.float32)
+    scaling = config.rope_scaling
+    if scaling is None:
+        return frequencies, 1.0
+    longer = frequencies / np.float32(scaling.factor)
+    if scaling.rope_type == "linear":
+        return longer, 1.0
+    ramp = _yarn if scaling.rope_type == "yarn" else _llama3
+    kept = ramp(frequencies, config.rope_theta, scaling).astype(np.float32)
+    return longer * (1 - kept) + frequencies * kept, scaling.attention_factor
+
+
+def _yarn(frequencies: np.ndarray, theta: float, scaling: RopeScaling) -> np.ndarray:
+    """Return the share of each frequency that stays, by its rotations in the original context."""
+    dims = 2 * len(frequencies)
+
+    def dimension(rotations: float) -> float:
+        length = scaling.original_max_position_embeddings / (rotations * 2 * math.pi)
+        return dims * math.log(length) / (2 * math.log(theta))
+
+    low, high = dimension(scaling.beta_fast), dimension(scaling.beta_slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dims - 1)
+    width = high - low or 0.001
+    return 1 - np.clip((np.arange(len(frequencies), dtype=np.float32) - low) / width, 0, 1)
+
+
+def _llama3(frequencies: np.ndarray, theta: float, scaling: RopeScaling) -> np.ndarray:
+    """Return the share of each frequency that stays, by its rotations in the original context."""
+    rotations = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    return np.clip((rotations - low) / (high - low), 0, 1)
 
 
 def rotate(x: jax.Array, rotary: Rotary) -> jax.Array:
-    """Rotate x [R, L, heads..., D] float32 by the angles of its slots."""
+    """Rotate the first dimensions of x [R, L, heads..., D] float32 by the angles of its slots."""
     between = tuple(range(2, x.ndim - 1))
     cosines, sines = (jnp.expand_dims(a, between) for a in rotary)
-    first, second = jnp.split(x, 2, axis=-1)
-    rotated = (first * cosines - second * sines, second * cosines + first * sines)
+    half = cosines.shape[-1]
+    first, second, rest = jnp.split(x, (half, 2 * half), axis=-1)
+    rotated = (first * cosines - second * sines, second * cosines + first * sines, rest)
     return jnp.concatenate(rotated, axis=-1)

@@ -6,11 +6,13 @@ from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import jax
+import jax.numpy as jnp
 
 from qwen.layers.attention import Attention, QueriesKeysValues
-from qwen.layers.mlp import MLP
+from qwen.layers.delta import GatedDeltaNet
+from qwen.layers.mlp import MLP, gated
 from qwen.layers.norm import RMSNorm
-from qwen.layers.precision import add_update
+from qwen.layers.precision import add_update, precision_of
 from qwen.layers.rope import Rotary
 from qwen.ops import OpsName
 
@@ -32,7 +34,11 @@ class Ops(ABC):
 
     @abstractmethod
     def attend(
-        self, qkv: QueriesKeysValues, segment_ids: jax.Array, positions: jax.Array
+        self,
+        qkv: QueriesKeysValues,
+        segment_ids: jax.Array,
+        positions: jax.Array,
+        window: int | None,
     ) -> jax.Array:
         """Compute causal grouped-query attention within the samples of each row.
 
@@ -43,6 +49,7 @@ class Ops(ABC):
           qkv: queries, keys and values.
           segment_ids: [R, L] int32, 1, 2, ... for samples, 0 for padding.
           positions: [R, L] int32, of each token in its sample.
+          window: the tokens that a query sees at most, itself included; None for no limit.
 
         Returns:
           [R, L, K, G, D], in the dtype of the queries.
@@ -54,17 +61,43 @@ class Ops(ABC):
         """Normalize the residual stream x [R, L, H], project it, and rotate queries and keys."""
         return attention.queries_keys_values(norm(x), rotary)
 
-    def add_attention(
-        self, x: jax.Array, attended: jax.Array, attention: Attention, keep_update: bool
+    def add_heads(
+        self, x: jax.Array, heads: jax.Array, mixer: Attention | GatedDeltaNet, keep_update: bool
     ) -> Updated:
-        """Project attention's result [R, L, K, G, D] and add it to the residual stream x."""
-        update = attention.output(attended)
+        """Project the heads of a mixer and add them to the residual stream x."""
+        update = mixer.output(heads)
         return update, add_update(x, update)
 
     def add_mlp(self, x: jax.Array, norm: RMSNorm, mlp: MLP, keep_update: bool) -> Updated:
         """Add the MLP of the normalized residual stream x [R, L, H] to it."""
         update = mlp(norm(x))
         return update, add_update(x, update)
+
+    def mlps_of_groups(
+        self, x: jax.Array, sizes: jax.Array, kernels: tuple[jax.Array, jax.Array, jax.Array]
+    ) -> jax.Array:
+        """Apply the MLP of each group of rows.
+
+        Args:
+          x: [T, H], the rows of the first group, then of the second, and so on.
+          sizes: [E] int32, the rows of each group. Their sum may be less than T.
+          kernels: of gates and updates [E, H, I], and of the output [E, I, H].
+
+        Returns:
+          [T, H] float32; arbitrary for rows that belong to no group.
+        """
+        gate, up, down = kernels
+
+        def product(rows: jax.Array, kernel: jax.Array) -> jax.Array:
+            return jax.lax.ragged_dot(
+                rows,
+                kernel,
+                sizes,
+                precision=precision_of(rows),
+                preferred_element_type=jnp.float32,
+            )
+
+        return product(gated(product(x, gate), product(x, up), x.dtype), down)
 
     def tile_kernel(self, kernel: jax.Array) -> jax.Array:
         """Lay out a kernel [depth, columns] as [columns / 32, depth / 32, 1024]."""

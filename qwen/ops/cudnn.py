@@ -12,7 +12,11 @@ class CudnnOps(Ops):
     name = "cudnn"
 
     def attend(
-        self, qkv: QueriesKeysValues, segment_ids: jax.Array, positions: jax.Array
+        self,
+        qkv: QueriesKeysValues,
+        segment_ids: jax.Array,
+        positions: jax.Array,
+        window: int | None,
     ) -> jax.Array:
         """Compute attention with cuDNN's fused kernel.
 
@@ -28,6 +32,7 @@ class CudnnOps(Ops):
             value,
             mask=same_segment,
             is_causal=True,
+            local_window_size=None if window is None else (window - 1, 0),
             implementation="cudnn",
         )
         return out.reshape(query.shape)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import operator
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +31,11 @@ class SplashOps(Ops):
         self.interpret = interpret
 
     def attend(
-        self, qkv: QueriesKeysValues, segment_ids: jax.Array, positions: jax.Array
+        self,
+        qkv: QueriesKeysValues,
+        segment_ids: jax.Array,
+        positions: jax.Array,
+        window: int | None,
     ) -> jax.Array:
         """Compute attention with splash attention; the length must be a multiple of 128.
 
@@ -48,7 +54,10 @@ class SplashOps(Ops):
         slots, block = rows * length, math.gcd(length, SPLASH_BLOCK)
         per_row = length // block
         own = jnp.arange(slots // block)
-        first = own - (positions.reshape(-1)[::block] + block - 1) // block
+        reach = positions.reshape(-1)[::block]
+        if window is not None:
+            reach = jnp.minimum(reach, window - 1)
+        first = own - (reach + block - 1) // block
         wanted = (own // per_row * per_row)[:, None] + jnp.arange(per_row)
         visible = (wanted >= first[:, None]) & (wanted <= own[:, None])
         # The order that the compiler makes the projections in: any other costs it copies.
@@ -72,7 +81,7 @@ class SplashOps(Ops):
             mask_value=splash.DEFAULT_MASK_VALUE,
             attn_logits_soft_cap=None,
             residual_checkpoint_name=None,
-            mask_function=operator.ge,
+            mask_function=operator.ge if window is None else partial(_within, window),
             interpret=self.interpret,
         )
         scaled = round_to(query.astype(jnp.float32) / math.sqrt(head_dim), query.dtype)
@@ -83,3 +92,7 @@ class SplashOps(Ops):
             out = attend(q, k, v, splash.SegmentIds(segments, segments))
         assert isinstance(out, jax.Array)
         return out.reshape(heads, groups, rows, length, head_dim).transpose(2, 3, 0, 1, 4)
+
+
+def _within(window: int, query: Any, key: Any) -> Any:
+    return (query >= key) & (query - key < window)

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from qwen.layers.attention import MASKED, QueriesKeysValues
-from qwen.layers.mlp import MLP
+from qwen.layers.mlp import MLP, gated
 from qwen.layers.norm import RMSNorm
-from qwen.layers.precision import product, round_to
+from qwen.layers.precision import product, project, round_to
 from qwen.ops.base import Ops, Updated
 
 ATTENTION_BLOCK = 128
@@ -18,6 +18,9 @@ ATTENTION_BLOCK = 128
 
 MLP_CHUNK = 512
 """Token slots that go through the MLP at a time, so that its intermediate stays in cache."""
+
+GROUP_BLOCK = 128
+"""Rows of a group that go through its MLP at a time."""
 
 TOTAL_COLUMNS = 16
 """Columns of ones next to the values: the product that sums values also sums the weights."""
@@ -27,7 +30,11 @@ class XlaOps(Ops):
     name = "xla"
 
     def attend(
-        self, qkv: QueriesKeysValues, segment_ids: jax.Array, positions: jax.Array
+        self,
+        qkv: QueriesKeysValues,
+        segment_ids: jax.Array,
+        positions: jax.Array,
+        window: int | None,
     ) -> jax.Array:
         """Compute attention by blocks with a running softmax.
 
@@ -35,7 +42,7 @@ class XlaOps(Ops):
         of a block may see: those after it, and those before the first segment that reaches into it
         (Dao, FlashAttention-2, https://arxiv.org/abs/2307.08691, section 3.1).
         """
-        return jax.lax.map(lambda row: _attend_row(*row), (*qkv, segment_ids, positions))
+        return jax.lax.map(lambda row: _attend_row(*row, window), (*qkv, segment_ids, positions))
 
     def add_mlp(self, x: jax.Array, norm: RMSNorm, mlp: MLP, keep_update: bool) -> Updated:
         rows, length, hidden = x.shape
@@ -48,6 +55,33 @@ class XlaOps(Ops):
         )
         return update.reshape(x.shape), after.reshape(x.shape)
 
+    def mlps_of_groups(
+        self, x: jax.Array, sizes: jax.Array, kernels: tuple[jax.Array, jax.Array, jax.Array]
+    ) -> jax.Array:
+        """Multiply blocks of rows, each with its group's kernels.
+
+        XLA's `ragged_dot` multiplies all rows with the kernels of all groups on CPUs. Blocks are
+        written in ascending order, so the rows of a block that belong to the next groups are
+        overwritten by theirs.
+        """
+        total, hidden = x.shape
+        ends = jnp.cumsum(sizes)
+        blocks = -(-sizes // GROUP_BLOCK)
+        block_ends = jnp.cumsum(blocks)
+        padded = jnp.concatenate([x, jnp.zeros((GROUP_BLOCK, hidden), x.dtype)])
+
+        def compute(block: jax.Array, out: jax.Array) -> jax.Array:
+            group = jnp.searchsorted(block_ends, block, side="right")
+            nth = block - (block_ends[group] - blocks[group])
+            start = ends[group] - sizes[group] + nth * GROUP_BLOCK
+            rows = jax.lax.dynamic_slice_in_dim(padded, start, GROUP_BLOCK)
+            gate, up, down = (kernel[group] for kernel in kernels)
+            update = project(gated(project(rows, gate), project(rows, up), x.dtype), down)
+            return jax.lax.dynamic_update_slice_in_dim(out, update, start, 0)
+
+        out = jnp.zeros((total + GROUP_BLOCK, hidden), jnp.float32)
+        return jax.lax.fori_loop(0, block_ends[-1], compute, out)[:total]
+
 
 def _attend_row(
     query: jax.Array,
@@ -55,6 +89,7 @@ def _attend_row(
     value: jax.Array,
     segments: jax.Array,
     positions: jax.Array,
+    window: int | None,
 ) -> jax.Array:
     """Attend within one row; shapes are those of `Ops.attend` without the first axis."""
     length, heads, groups, head_dim = query.shape
@@ -71,7 +106,8 @@ def _attend_row(
 
     def attend_block(index: jax.Array) -> jax.Array:
         first = index * block
-        first_visible = (first - positions[first]) // block
+        reach = positions[first] if window is None else jnp.minimum(positions[first], window - 1)
+        first_visible = (first - reach) // block
 
         def accumulate(
             other: jax.Array, carry: tuple[jax.Array, jax.Array]
@@ -79,7 +115,10 @@ def _attend_row(
             top, weighted = carry  # [K, G * block], [K, G * block, D + TOTAL_COLUMNS]
             scores = product("kqd,kds->kqs", q[index], k[other])
             visible = segments[index][:, None] == segments[other][None, :]
-            visible &= first + offsets[:, None] >= other * block + offsets[None, :]
+            distances = first + offsets[:, None] - (other * block + offsets[None, :])
+            visible &= distances >= 0
+            if window is not None:
+                visible &= distances < window
             scores = scores.reshape(heads, groups, block, block)
             scores = jnp.where(visible, scores, MASKED).reshape(heads, groups * block, block)
             new_top = jnp.maximum(top, scores.max(-1))

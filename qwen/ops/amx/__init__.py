@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 
 import jax
@@ -18,6 +19,7 @@ import numpy as np
 
 from qwen.config import ModelConfig
 from qwen.layers.attention import Attention, QueriesKeysValues
+from qwen.layers.delta import GatedDeltaNet
 from qwen.layers.mlp import MLP
 from qwen.layers.norm import RMSNorm
 from qwen.layers.precision import add_update
@@ -61,8 +63,12 @@ def available() -> bool:
 def fits(config: ModelConfig, dtype: jnp.dtype, parts: int) -> bool:
     """Return True if the kernels take a model of this shape, split over `parts` devices."""
     sizes = (config.hidden_size, config.intermediate_size // parts)
+    plain = replace(config, layer_types=(), experts=None, delta=None, rotary_dim=0)
     return (
         dtype == jnp.bfloat16
+        and config == plain
+        and config.attention_bias
+        and not (config.qk_norm or config.output_gate or config.zero_centered_norms)
         and config.head_dim in HEAD_DIMS
         and all(size % PANEL == 0 for size in sizes)
         and available()
@@ -82,6 +88,7 @@ class AmxOps(Ops):
     def queries_keys_values(
         self, x: jax.Array, norm: RMSNorm, attention: Attention, rotary: Rotary
     ) -> QueriesKeysValues:
+        assert attention.qkv_bias is not None  # `fits` requires it
         bias = attention.qkv_bias[...]
         heads, roles, size = bias.shape
         shapes = ((heads, roles - 2, size), (heads, size), (heads, size))
@@ -100,18 +107,22 @@ class AmxOps(Ops):
         return query, key, value
 
     def attend(
-        self, qkv: QueriesKeysValues, segment_ids: jax.Array, positions: jax.Array
+        self,
+        qkv: QueriesKeysValues,
+        segment_ids: jax.Array,
+        positions: jax.Array,
+        window: int | None,
     ) -> jax.Array:
         """Compute attention with a fused kernel; the length must be a multiple of 64."""
         out = jax.ShapeDtypeStruct(qkv[0].shape, qkv[0].dtype)
         return jax.ffi.ffi_call("qwen_amx_attention", out)(*qkv, positions)
 
-    def add_attention(
-        self, x: jax.Array, attended: jax.Array, attention: Attention, keep_update: bool
+    def add_heads(
+        self, x: jax.Array, heads: jax.Array, mixer: Attention | GatedDeltaNet, keep_update: bool
     ) -> Updated:
         def project(dtype: jnp.dtype) -> jax.Array:
             call = jax.ffi.ffi_call("qwen_amx_output", jax.ShapeDtypeStruct(x.shape, dtype))
-            return call(attended, attention.out_kernel[...], x)
+            return call(heads, mixer.out_kernel[...], x)
 
         return _updated(x, project, keep_update)
 
