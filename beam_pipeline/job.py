@@ -55,6 +55,7 @@ class Job:
             settings={
                 "augmentation": asdict(augmentation) if augmentation else None,
                 "batch_size": settings.batch_size,
+                "ignore_config": list(settings.ignore_config),
                 "max_length": self.limit.max_length,
                 "mesh_shape": list(settings.mesh_shape) if settings.mesh_shape else None,
                 "overlength": config.overlength,
@@ -72,7 +73,7 @@ def open_job(config: Config) -> Job:
     """
     patterns = resolve_patterns(config.tasks_file)
     template = load_template(config.prompt_template)
-    source = open_model(config.extractor.model_path)
+    source = open_model(config.extractor.model_path, config.extractor.ignore_config)
     tokenizer = source.tokenizer()
     if template.chat and not tokenizer.chat_template:
         raise ConfigError(

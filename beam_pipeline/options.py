@@ -80,6 +80,12 @@ def _add_model_flags(group: argparse._ArgumentGroup) -> None:
         "random:Qwen2.5-0.5B or random:tiny for seeded random weights",
     )
     group.add_argument(
+        "--ignore_config",
+        metavar="NAMES",
+        help="fields of config.json, separated by commas, that the job must accept although it does "
+        "not know what they change; an error names them (default: none)",
+    )
+    group.add_argument(
         "--compute_dtype", choices=STORAGE_DTYPES, default="bfloat16", help="dtype of the model"
     )
     group.add_argument(
@@ -264,6 +270,7 @@ def parse_flags(
         "tasks_file": tuple(ours.tasks_file),
         "layers": values.parse_layers(ours.layers_to_extract or [DEFAULT_LAYERS]),
         "hook_points": values.parse_hook_points(ours.hook_points or [DEFAULT_HOOK_POINT]),
+        "ignore_config": values.parse_names(ours.ignore_config or ""),
         "output_dir": values.parse_output_dir(
             ours.output_dir, ours.gcs_bucket, ours.upload_to_cloud
         ),

@@ -42,7 +42,11 @@ def build(
 
     tasks = pipeline | "ReadTasks" >> ReadTasks(job.patterns)
     tokenized = tasks.items | "Tokenize" >> TokenizeTasks(
-        extractor.model_path, job.template, job.limit, config.augmentation
+        extractor.model_path,
+        job.template,
+        job.limit,
+        config.augmentation,
+        extractor.ignore_config,
     )
     prompts = tokenized.prompts
     rejected = (

@@ -85,7 +85,7 @@ def open_extractor(
         os.environ.setdefault(name, value)
     if settings.compile_cache:
         use_compile_cache(settings.compile_cache)
-    source = open_model(settings.model_path)
+    source = open_model(settings.model_path, settings.ignore_config)
     expected = settings.weights_fingerprint
     if expected and (found := source.weights_fingerprint()) != expected:
         raise ValueError(

@@ -29,6 +29,7 @@ class ExtractorSettings:
       batch_size: token slots per device and step, in units of 512.
       mesh_shape: devices along (data, model); all local devices along data if None.
       compile_cache: a local or `gs://` folder for compiled programs; none if empty.
+      ignore_config: fields of `config.json` to leave out although they are not understood.
       environment: variables that a device's runtime reads when it starts, such as `TPU_WORKER_ID`;
         variables that are set already keep their values.
       weights_fingerprint: of the weights that the run was planned with; a worker that finds other
@@ -44,6 +45,7 @@ class ExtractorSettings:
     batch_size: int = 8
     mesh_shape: tuple[int, int] | None = None
     compile_cache: str = ""
+    ignore_config: tuple[str, ...] = ()
     environment: tuple[tuple[str, str], ...] = ()
     weights_fingerprint: str = ""
 

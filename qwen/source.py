@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -104,8 +104,10 @@ class ModelSource:
         return _load_tokenizer(self.files.text_folder(), self.config.vocab_size)
 
 
-def open_model(model_path: str) -> ModelSource:
+def open_model(model_path: str, ignore_config: Sequence[str] = ()) -> ModelSource:
     """Open a local folder, a `gs://` folder, a hub id or a `random:NAME` preset.
+
+    Fields of `config.json` that `ignore_config` names are left out.
 
     Raises:
       ModelNotFoundError: if there is no model at that path.
@@ -120,10 +122,11 @@ def open_model(model_path: str) -> ModelSource:
             )
         return ModelSource(model_path, PRESETS[preset], PRESET_FILES)
     files = find_files(model_path)
-    return ModelSource(model_path, _read_config(files.text_folder() / "config.json"), files)
+    config = _read_config(files.text_folder() / "config.json", ignore_config)
+    return ModelSource(model_path, config, files)
 
 
-def _read_config(path: Path) -> ModelConfig:
+def _read_config(path: Path, ignored: Sequence[str]) -> ModelConfig:
     try:
         fields = json.loads(path.read_bytes())
     except FileNotFoundError as error:
@@ -139,7 +142,7 @@ def _read_config(path: Path) -> ModelConfig:
         raise ModelConfigError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(fields, Mapping):
         raise ModelConfigError(f"{path}: expected a JSON object")
-    return read_config(fields, str(path))
+    return read_config(fields, str(path), ignored)
 
 
 @load_once

@@ -139,12 +139,14 @@ class TokenizeTasks(beam.PTransform):
     Attributes:
       model_path, template, limit: the model of the tokenizer, and how a task becomes a prompt.
       augmentation: the variants of a task to use too; None for none.
+      ignore_config: fields of the model's `config.json` to leave out.
     """
 
     model_path: str
     template: PromptTemplate
     limit: LengthLimit
     augmentation: AugmentationPlan | None = None
+    ignore_config: tuple[str, ...] = ()
 
     def expand(self, items: beam.PCollection) -> beam.pvalue.DoOutputsTuple:
         return (
@@ -156,7 +158,13 @@ class TokenizeTasks(beam.PTransform):
             | "Decode" >> beam.Map(decode_item)
             | "Tokenize"
             >> beam.ParDo(
-                _Tokenize(self.model_path, self.template, self.limit, self.augmentation)
+                _Tokenize(
+                    self.model_path,
+                    self.template,
+                    self.limit,
+                    self.augmentation,
+                    self.ignore_config,
+                )
             ).with_outputs(REJECTED, main="prompts")
         )
 
@@ -167,9 +175,10 @@ class _Tokenize(beam.DoFn):
     template: PromptTemplate
     limit: LengthLimit
     augmentation: AugmentationPlan | None
+    ignore_config: tuple[str, ...]
 
     def setup(self) -> None:
-        self._tokenizer = open_model(self.model_path).tokenizer()
+        self._tokenizer = open_model(self.model_path, self.ignore_config).tokenizer()
 
     def process(self, item: Task | Document) -> Iterator[Prompt | TaggedOutput]:
         for variant in variants_of(item, self.augmentation):

@@ -5,7 +5,7 @@ To add a family, write its module and list it in `FAMILIES`. Imports no JAX.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -46,12 +46,15 @@ def family_of(config: ModelConfig) -> Family:
     return FAMILIES[config.model_type]
 
 
-def read_config(fields: Mapping[str, Any], source: str = "config.json") -> ModelConfig:
-    """Read the parsed `config.json` of a checkpoint of any supported family.
+def read_config(
+    fields: Mapping[str, Any], source: str = "config.json", ignored: Sequence[str] = ()
+) -> ModelConfig:
+    """Read the parsed `config.json` of a checkpoint of any supported family, without some fields.
 
     Raises:
       ModelConfigError: naming `source` and the field that is missing, wrong or unsupported.
     """
+    fields = {name: value for name, value in fields.items() if name not in ignored}
     try:
         if "model_type" not in fields:
             raise ModelConfigError("the field 'model_type' is missing")
