@@ -94,5 +94,12 @@ def open_job(config: Config) -> Job:
             f"--layers_to_extract: layer {outside[0]} does not exist; this model has {num_layers} "
             f"layers, 0 to {num_layers - 1}, and the default is {DEFAULT_LAYERS}"
         )
+    window = source.config.window_of(layers[-1] + 1)
+    if window is not None and limit.max_length > window:
+        raise ConfigError(
+            f"{source.name} has layers with a sliding window (use_sliding_window in config.json), "
+            f"which do not see all of a longer prompt; pass --max_length {window}, or extract "
+            "lower layers, or pass --ignore_config use_sliding_window to let them see all"
+        )
     config = replace(config, extractor=replace(config.extractor, layers=layers))
     return Job(config, patterns, template, limit, source)

@@ -214,13 +214,20 @@ class ActivationExtractor:
         only on their lengths and the batch size.
 
         Raises:
-          ValueError: if a sample is empty or holds an id outside the vocabulary.
+          ValueError: if a sample is empty, holds an id outside the vocabulary, or is longer than a
+            sliding window.
         """
         vocabulary = self.source.config.vocab_size
+        window = self.source.config.window_of(self.settings.layers[-1] + 1)
         for index, ids in enumerate(token_ids):
             if not len(ids) or ids.min() < 0 or ids.max() >= vocabulary:
                 raise ValueError(
                     f"sample {index}: expected at least one token id, all in 0..{vocabulary - 1}"
+                )
+            if window is not None and len(ids) > window:
+                raise ValueError(
+                    f"sample {index}: has {len(ids)} tokens, but this model has layers with a "
+                    f"sliding window (use_sliding_window), which is supported for up to {window}"
                 )
         steps = self._plan([len(ids) for ids in token_ids])
         in_flight: deque[tuple[Step, dict[Site, Captured] | None]] = deque()

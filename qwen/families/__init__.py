@@ -6,11 +6,12 @@ To add a family, write its module and list it in `FAMILIES`. Imports no JAX.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from qwen.config import ModelConfig, ModelConfigError
 from qwen.families import qwen2
+from qwen.families.config_fields import ConfigFields
 from qwen.families.parameters import ParameterSource
 
 
@@ -19,14 +20,14 @@ class Family:
     """What is special about the checkpoints of a family.
 
     Attributes:
-      read_config: reads a parsed `config.json`.
+      read_config: reads the fields of a `config.json` that it understands.
       tensor_shapes: names and shapes of all tensors of a checkpoint.
       embedding: the source of the embedding.
       layer_parameters: the source of every parameter of a layer, by the parameter's path.
       layer_prefix: what precedes the tensor names of layer N, with `{}` for N.
     """
 
-    read_config: Callable[[Mapping[str, Any]], ModelConfig]
+    read_config: Callable[[ConfigFields], ModelConfig]
     tensor_shapes: Callable[[ModelConfig], dict[str, tuple[int, ...]]]
     embedding: ParameterSource
     layer_parameters: Mapping[tuple[str, ...], ParameterSource]
@@ -49,22 +50,26 @@ def family_of(config: ModelConfig) -> Family:
 def read_config(
     fields: Mapping[str, Any], source: str = "config.json", ignored: Sequence[str] = ()
 ) -> ModelConfig:
-    """Read the parsed `config.json` of a checkpoint of any supported family, without some fields.
+    """Read the parsed `config.json` of a checkpoint of any supported family.
+
+    Args:
+      fields: all fields of the file.
+      source: the file, for messages.
+      ignored: fields to leave out.
 
     Raises:
-      ModelConfigError: naming `source` and the field that is missing, wrong or unsupported.
+      ModelConfigError: naming `source` and every field that is missing, wrong or not understood.
     """
-    fields = {name: value for name, value in fields.items() if name not in ignored}
+    known = ConfigFields(fields, ignored)
     try:
-        if "model_type" not in fields:
-            raise ModelConfigError("the field 'model_type' is missing")
-        model_type = fields["model_type"]
+        model_type = known.required("model_type")
         if not isinstance(model_type, str) or model_type not in FAMILIES:
             supported = ", ".join(map(repr, FAMILIES))
             raise ModelConfigError(
                 f"model_type={model_type!r} is not supported; supported: {supported}"
             )
-        config = FAMILIES[model_type].read_config(fields)
-        return replace(config, model_type=model_type)
+        config = FAMILIES[model_type].read_config(known)
+        known.refuse_others()
+        return config
     except ModelConfigError as error:
         raise ModelConfigError(f"{source}: {error}") from error

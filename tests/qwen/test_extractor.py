@@ -81,6 +81,19 @@ def test_texts_in_layers_of_rows_out_in_the_order_of_the_texts() -> None:
         extractor(TEXTS[0])
 
 
+def test_a_sample_longer_than_a_sliding_window_is_refused_where_a_layer_has_one(
+    tmp_path: Path,
+) -> None:
+    window = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2}
+    folder = write_checkpoint(tmp_path, **window)
+    at_most, longer = prompts([8]), prompts([9])
+    with pytest.raises(ValueError, match=r"sample 0: has 9 tokens.*window.* up to 8"):
+        by_sample(load(folder, [1, 2]), longer)
+    assert by_sample(load(folder, [1, 2]), at_most)
+    assert by_sample(load(folder, [1]), longer)
+    assert by_sample(load(folder, [2], ignore_config=("use_sliding_window",)), longer)
+
+
 # Layers and poolings
 
 
