@@ -89,6 +89,14 @@ def summary(metadata: Metadata, output_dir: str, seconds: float) -> str:
         f"  model    {run.model_name}" + (" (random weights)" if run.weights.get("random") else ""),
         f"  layers   {len(run.layers_extracted)} ({layers}){at}, {run.hidden_dim} wide, "
         f"pooling {run.pooling}, {run.storage_dtype}",
+        *(
+            [
+                f"  ops      {', '.join(metadata.ops)}: workers of different kinds, which round "
+                "differently, computed the files"
+            ]
+            if len(metadata.ops) > 1
+            else []
+        ),
         f"  files    {len(files):,} in {count_of(len(metadata.shards), 'shard')}, "
         f"{megabytes:,.1f} MB",
         f"  rejected {sum(metadata.rejected.values()):,}"

@@ -41,7 +41,7 @@ class Job:
         source.check_weights()
         augmentation = config.augmentation
         return RunDescription(
-            model_name=settings.model_path,
+            model_name=source.name,
             layers_extracted=settings.layers,
             hidden_dim=source.config.hidden_size,
             pooling=settings.pooling,
@@ -49,8 +49,13 @@ class Job:
             storage_dtype=settings.storage_dtype,
             compute_dtype=settings.compute_dtype,
             prompt_template=self.template.to_json(),
+            model=source.config.to_json(),
             tokenizer={"fingerprint": source.tokenizer_fingerprint()},
-            weights={"fingerprint": source.weights_fingerprint(), "random": source.is_random},
+            weights={
+                "fingerprint": source.weights_fingerprint(),
+                "random": source.is_random,
+                "commit": source.files.commit(),
+            },
             inputs=(),
             settings={
                 "augmentation": asdict(augmentation) if augmentation else None,
@@ -101,5 +106,6 @@ def open_job(config: Config) -> Job:
             f"which do not see all of a longer prompt; pass --max_length {window}, or extract "
             "lower layers, or pass --ignore_config use_sliding_window to let them see all"
         )
-    config = replace(config, extractor=replace(config.extractor, layers=layers))
+    extractor = replace(config.extractor, model_path=source.pinned_path, layers=layers)
+    config = replace(config, extractor=extractor)
     return Job(config, patterns, template, limit, source)

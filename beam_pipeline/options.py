@@ -76,14 +76,15 @@ def _add_model_flags(group: argparse._ArgumentGroup) -> None:
         "--model_path",
         required=True,
         metavar="MODEL",
-        help="Qwen2 or Qwen2.5 checkpoint: a folder, a gs:// folder, a hub id, or "
+        help="Qwen2 or Qwen2.5 checkpoint: a folder, a gs:// folder, a hub id (ORG/NAME, or "
+        "ORG/NAME@REVISION for a branch, tag or commit), or "
         "random:Qwen2.5-0.5B or random:tiny for seeded random weights",
     )
     group.add_argument(
         "--ignore_config",
         metavar="NAMES",
-        help="fields of config.json, separated by commas, that the job must accept although it does "
-        "not know what they change; an error names them (default: none)",
+        help="fields of config.json, separated by commas, to leave out although they may change "
+        "the activations; the error for a field that is not understood names it (default: none)",
     )
     group.add_argument(
         "--compute_dtype", choices=STORAGE_DTYPES, default="bfloat16", help="dtype of the model"

@@ -48,6 +48,10 @@ class ModelFiles(ABC):
     def weights_folder(self) -> Path:
         """Return a folder with the safetensors files too."""
 
+    def commit(self) -> str | None:
+        """Return the commit of a repository on the hub; None for files elsewhere."""
+        return None
+
     def headers_folder(self) -> Path:
         """Return a folder whose safetensors files may have zeros after their headers."""
         return self.weights_folder()
@@ -76,26 +80,40 @@ class LocalFiles(ModelFiles):
 
 @dataclass(frozen=True)
 class HubFiles(ModelFiles):
-    """A repository of the Hugging Face hub, kept in the hub's own cache."""
+    """A repository of the Hugging Face hub, kept in the hub's own cache.
+
+    Attributes:
+      repository: its id, such as `Qwen/Qwen2.5-0.5B`.
+      revision: a branch, a tag or a commit; None for the main branch.
+    """
 
     repository: str
+    revision: str | None = None
+
+    @load_once
+    def commit(self) -> str:
+        # The cache has a folder for each commit.
+        return self._download(TEXT_FILES, self.revision).name
 
     def text_folder(self) -> Path:
-        return self._download(TEXT_FILES)
+        return self._download(TEXT_FILES, self.commit())
 
     def weights_folder(self) -> Path:
-        return self._download((*TEXT_FILES, *WEIGHT_FILES))
+        return self._download((*TEXT_FILES, *WEIGHT_FILES), self.commit())
 
-    def _download(self, patterns: tuple[str, ...]) -> Path:
+    def _download(self, patterns: tuple[str, ...], revision: str | None) -> Path:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
         try:
-            return Path(snapshot_download(self.repository, allow_patterns=list(patterns)))
+            return Path(
+                snapshot_download(self.repository, revision=revision, allow_patterns=list(patterns))
+            )
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
             raise ModelNotFoundError(
                 f"--model_path {self.repository!r} is neither a local folder nor could it be "
-                f"fetched from the Hugging Face hub ({type(error).__name__}: {error})"
+                f"fetched from the Hugging Face hub at revision {revision or 'main'!r} "
+                f"({type(error).__name__}: {error})"
             ) from error
 
 
@@ -197,12 +215,13 @@ def find_files(model_path: str) -> ModelFiles:
     folder = Path(model_path).expanduser()
     if folder.is_dir():
         return LocalFiles(folder)
-    if folder.is_absolute() or model_path.startswith((".", "~")) or model_path.count("/") != 1:
+    repository, _, revision = model_path.partition("@")
+    if folder.is_absolute() or model_path.startswith((".", "~")) or repository.count("/") != 1:
         raise ModelNotFoundError(
             f"--model_path {model_path!r}: there is no such folder. Give a local folder, a gs:// "
             "folder, a hub id such as Qwen/Qwen2.5-0.5B, or random:tiny."
         )
-    return HubFiles(model_path)
+    return HubFiles(repository, revision or None)
 
 
 def _folder_of_this_process(prefix: str) -> Path:

@@ -13,6 +13,7 @@ from activation_dataset.sites import (
     in_forward_order,
     sites_of,
 )
+from qwen.config import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,8 @@ class ExtractorSettings:
     """Everything that a worker needs to build its `ActivationExtractor`.
 
     Attributes:
-      model_path: a local folder, a `gs://` folder, a hub id or a `random:` preset.
+      model_path: a local folder, a `gs://` folder, a hub id, with or without
+        `@REVISION`, or a `random:` preset.
       layers: the layers to capture, counted from 0; sorted on construction.
       hook_points: where in each layer to capture; in forward order on construction.
       pooling: the `last` token or the `mean` of a sample, or `none` for every token.
@@ -32,8 +34,9 @@ class ExtractorSettings:
       ignore_config: fields of `config.json` to leave out although they are not understood.
       environment: variables that a device's runtime reads when it starts, such as `TPU_WORKER_ID`;
         variables that are set already keep their values.
-      weights_fingerprint: of the weights that the run was planned with; a worker that finds other
-        weights refuses to start. Not checked if empty.
+      expected_config, weights_fingerprint, expected_ops: the model that the run was started with,
+        and the operations that computed its finished files. A worker that finds another model, or
+        has other operations, refuses to start. What is None or empty is not checked.
     """
 
     model_path: str
@@ -47,7 +50,9 @@ class ExtractorSettings:
     compile_cache: str = ""
     ignore_config: tuple[str, ...] = ()
     environment: tuple[tuple[str, str], ...] = ()
+    expected_config: ModelConfig | None = None
     weights_fingerprint: str = ""
+    expected_ops: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check what can be checked without a model.

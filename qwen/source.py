@@ -54,6 +54,12 @@ class ModelSource:
     files: ModelFiles
 
     @property
+    def pinned_path(self) -> str:
+        """The model path for other processes: they get this commit, whatever is pushed later."""
+        commit = self.files.commit()
+        return self.name if commit is None else f"{self.name.partition('@')[0]}@{commit}"
+
+    @property
     def is_random(self) -> bool:
         """True if the weights are drawn from a seed and not read."""
         return self.name.startswith(PRESET_PREFIX)
@@ -105,7 +111,7 @@ class ModelSource:
 
 
 def open_model(model_path: str, ignore_config: Sequence[str] = ()) -> ModelSource:
-    """Open a local folder, a `gs://` folder, a hub id or a `random:NAME` preset.
+    """Open a local folder, a `gs://` folder, `ORG/NAME[@REVISION]`, or a `random:NAME` preset.
 
     Fields of `config.json` that `ignore_config` names are left out.
 

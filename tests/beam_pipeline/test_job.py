@@ -34,7 +34,12 @@ def test_the_description_says_all_that_decides_about_bytes(example_tasks: Path):
     assert run.model_name == "random:tiny"
     assert run.hidden_dim == 64
     assert run.hook_points == ("resid_post",)
-    assert run.weights == {"fingerprint": "random:tiny, seed 0", "random": True}
+    assert run.weights == {
+        "fingerprint": "random:tiny, seed 0",
+        "random": True,
+        "commit": None,
+    }
+    assert run.model["rms_norm_eps"] == 1e-6
     assert run.tokenizer == {"fingerprint": open_model("random:tiny").tokenizer_fingerprint()}
     assert run.prompt_template == load_template("digits").to_json()
     assert run.versions["jax"]
@@ -118,4 +123,8 @@ def test_a_model_that_changes_is_another_run(example_tasks: Path, checkpoint: Pa
         for model in (first, second)
     )
     assert one.weights != other.weights
+    edited = json.loads((second / "config.json").read_text()) | {"rope_theta": 5e5}
+    (second / "config.json").write_text(json.dumps(edited))
+    flags = ["--model_path", str(second), "--layers_to_extract", "all"]
+    assert opened(example_tasks, *flags).describe().model == one.model | {"rope_theta": 5e5}
     assert dataclasses.replace(other, model_name=str(first), weights=one.weights) == one

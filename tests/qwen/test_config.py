@@ -159,9 +159,16 @@ def test_what_transformers_writes_and_does_not_use_is_harmless() -> None:
     unused = {
         **dict.fromkeys(transformers.GenerationConfig()._get_default_generation_params(), 7),
         **transformers.PreTrainedConfig(num_labels=3, problem_type="regression").to_dict(),
-        **{"eos_token_id": [1, 2], "attention_dropout": 0.5, "_name_or_path": "a/b"},
-        **{"is_causal": True, "quantization_config": None, "rope_scaling": None, "auto_map": {}},
-        **{"use_sliding_window": False, "sliding_window": 8, "max_window_layers": 1},
+        "eos_token_id": [1, 2],
+        "attention_dropout": 0.5,
+        "_name_or_path": "a/b",
+        "is_causal": True,
+        "quantization_config": None,
+        "rope_scaling": None,
+        "auto_map": {},
+        "use_sliding_window": False,
+        "sliding_window": 8,
+        "max_window_layers": 1,
         "architectures": ["Qwen2ForSequenceClassification"],
     }
     fields = config_fields(SMALL) | unused | {"model_type": "qwen2"}

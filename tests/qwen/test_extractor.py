@@ -13,9 +13,8 @@ import pytest
 from activation_dataset.format import POOLINGS, Pooling
 from activation_dataset.sites import HOOK_POINTS, HookPoint, Site, site_of
 from qwen import extractor as extractor_module
-from qwen.extractor import ActivationExtractor, open_extractor
+from qwen.extractor import ActivationExtractor, OtherWorkerError, open_extractor
 from qwen.settings import ExtractorSettings
-from qwen.source import open_model
 from tests.qwen.checkpoints import SMALL, varied_weights, write_checkpoint
 from tests.qwen.comparison import assert_close_statistics, by_sample
 
@@ -254,9 +253,24 @@ def test_a_setting_that_does_not_fit_is_named(
         ActivationExtractor.load("random:tiny", layers, **options)
 
 
-def test_a_worker_with_other_weights_refuses_to_start(checkpoint: Path) -> None:
-    settings = ExtractorSettings(str(checkpoint), (1,), weights_fingerprint="model: AAAAAA==")
-    with pytest.raises(ValueError, match=r"this worker sees weights .* was started with .*AAAAAA"):
-        open_extractor(settings)
-    found = open_model(str(checkpoint)).weights_fingerprint()
-    assert open_extractor(replace(settings, weights_fingerprint=found)).ops in ("xla", "amx")
+@pytest.mark.parametrize(
+    ("expected", "named"),
+    [
+        ({"weights_fingerprint": "model: AAAAAA=="}, "weights .* started with model: AAAAAA=="),
+        ({"expected_config": replace(SMALL, rope_theta=5e5)}, "rope_theta 1000000.0 .* 500000.0"),
+        ({"expected_ops": ("cudnn", "splash")}, r"(xla|amx) operations.* cudnn, splash"),
+    ],
+)
+def test_a_worker_that_differs_from_the_rest_of_the_run_refuses_to_start(
+    checkpoint: Path, expected: dict[str, Any], named: str
+) -> None:
+    settings = ExtractorSettings(str(checkpoint), (1,))
+    with pytest.raises(OtherWorkerError, match=named):
+        open_extractor(replace(settings, **expected))
+    found = open_extractor(settings)
+    fits = {
+        "weights_fingerprint": found.source.weights_fingerprint(),
+        "expected_config": SMALL,
+        "expected_ops": (found.ops,),
+    }
+    assert open_extractor(replace(settings, **fits)).ops == found.ops
