@@ -126,5 +126,5 @@ def test_a_model_that_changes_is_another_run(example_tasks: Path, checkpoint: Pa
     edited = json.loads((second / "config.json").read_text()) | {"rope_theta": 5e5}
     (second / "config.json").write_text(json.dumps(edited))
     flags = ["--model_path", str(second), "--layers_to_extract", "all"]
-    assert opened(example_tasks, *flags).describe().model == one.model | {"rope_theta": 5e5}
+    assert opened(example_tasks, *flags).describe().model == {**one.model, "rope_theta": 5e5}
     assert dataclasses.replace(other, model_name=str(first), weights=one.weights) == one

@@ -158,7 +158,7 @@ def test_what_transformers_writes_and_does_not_use_is_harmless() -> None:
     """All fields of its configurations, set as far as they may be, and of generation."""
     unused = {
         **dict.fromkeys(transformers.GenerationConfig()._get_default_generation_params(), 7),
-        **transformers.PreTrainedConfig(num_labels=3, problem_type="regression").to_dict(),
+        **transformers.PreTrainedConfig.from_dict({"num_labels": 3}).to_dict(),
         "eos_token_id": [1, 2],
         "attention_dropout": 0.5,
         "_name_or_path": "a/b",

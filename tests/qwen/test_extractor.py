@@ -83,7 +83,11 @@ def test_texts_in_layers_of_rows_out_in_the_order_of_the_texts() -> None:
 def test_a_sample_longer_than_a_sliding_window_is_refused_where_a_layer_has_one(
     tmp_path: Path,
 ) -> None:
-    window = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2}
+    window: dict[str, Any] = {
+        "use_sliding_window": True,
+        "sliding_window": 8,
+        "max_window_layers": 2,
+    }
     folder = write_checkpoint(tmp_path, **window)
     at_most, longer = prompts([8]), prompts([9])
     with pytest.raises(ValueError, match=r"sample 0: has 9 tokens.*window.* up to 8"):
@@ -268,7 +272,7 @@ def test_a_worker_that_differs_from_the_rest_of_the_run_refuses_to_start(
     with pytest.raises(OtherWorkerError, match=named):
         open_extractor(replace(settings, **expected))
     found = open_extractor(settings)
-    fits = {
+    fits: dict[str, Any] = {
         "weights_fingerprint": found.source.weights_fingerprint(),
         "expected_config": SMALL,
         "expected_ops": (found.ops,),
