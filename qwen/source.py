@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qwen.checkpoint import CheckpointFolder, RandomWeights, Weights, check_weights
+from qwen.checkpoint import CheckpointFolder, RandomWeights, Weights, tensors_of_model
 from qwen.config import PRESETS, ModelConfig, ModelConfigError
 from qwen.families import read_config
 from qwen.load_once import load_once
 from qwen.model_files import LocalFiles, ModelFiles, ModelNotFoundError, find_files
+from qwen.other_formats import ADAPTER_FILE, absence, adapter_in, explain
 
 if TYPE_CHECKING:
     from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -65,14 +66,15 @@ class ModelSource:
         return self.name.startswith(PRESET_PREFIX)
 
     def weights(self) -> Weights:
-        """Open the tensors.
+        """Open the tensors that activations depend on.
 
         Raises:
-          CheckpointError: if the checkpoint has none, or they are damaged.
+          CheckpointError: if some are missing or damaged, or the checkpoint has others.
         """
         if self.is_random:
             return RandomWeights(self.config, PRESET_SEED)
-        return CheckpointFolder(self.files.weights_folder())
+        folder = CheckpointFolder(self.files.weights_folder())
+        return tensors_of_model(folder, self.config, self.name)
 
     def check_weights(self) -> None:
         """Check that the files of the weights are complete and hold the tensors of the config.
@@ -83,7 +85,7 @@ class ModelSource:
           CheckpointError: if not.
         """
         if not self.is_random:
-            check_weights(CheckpointFolder(self.files.headers_folder()), self.config, self.name)
+            tensors_of_model(CheckpointFolder(self.files.headers_folder()), self.config, self.name)
 
     def weights_fingerprint(self) -> str:
         """Return what identifies the weights: each file's CRC32C, or the preset and its seed."""
@@ -110,15 +112,19 @@ class ModelSource:
         return _load_tokenizer(self.files.text_folder(), self.config.vocab_size)
 
 
-def open_model(model_path: str, ignore_config: Sequence[str] = ()) -> ModelSource:
+def open_model(
+    model_path: str | os.PathLike[str], ignore_config: Sequence[str] = ()
+) -> ModelSource:
     """Open a local folder, a `gs://` folder, `ORG/NAME[@REVISION]`, or a `random:NAME` preset.
 
-    Fields of `config.json` that `ignore_config` names are left out.
+    Fields of `config.json` that `ignore_config` names are left out. So is an adapter next to the
+    model, if it names `adapter_config.json`.
 
     Raises:
       ModelNotFoundError: if there is no model at that path.
       ModelConfigError: if its `config.json` is damaged or not of a model supported here.
     """
+    model_path = os.fspath(model_path)
     if model_path.startswith(PRESET_PREFIX):
         preset = model_path.removeprefix(PRESET_PREFIX)
         if preset not in PRESETS:
@@ -128,7 +134,13 @@ def open_model(model_path: str, ignore_config: Sequence[str] = ()) -> ModelSourc
             )
         return ModelSource(model_path, PRESETS[preset], PRESET_FILES)
     files = find_files(model_path)
-    config = _read_config(files.text_folder() / "config.json", ignore_config)
+    folder = files.text_folder()
+    config = _read_config(folder / "config.json", ignore_config)
+    if ADAPTER_FILE not in ignore_config and (adapter := adapter_in(folder)):
+        raise ModelConfigError(
+            f"--model_path {model_path!r}: {adapter}, or use the base model alone with "
+            f"--ignore_config {ADAPTER_FILE}"
+        )
     return ModelSource(model_path, config, files)
 
 
@@ -136,10 +148,7 @@ def _read_config(path: Path, ignored: Sequence[str]) -> ModelConfig:
     try:
         fields = json.loads(path.read_bytes())
     except FileNotFoundError as error:
-        raise ModelNotFoundError(
-            f"{path} does not exist: --model_path needs a folder in the Hugging Face layout "
-            "(config.json, tokenizer.json, *.safetensors)"
-        ) from error
+        raise ModelNotFoundError(f"{path} {absence(path)}: {explain(path.parent)}") from error
     except OSError as error:
         raise ModelConfigError(
             f"{path}: cannot be read ({error.strerror}); this user must be able to read it"

@@ -13,6 +13,7 @@ from qwen.config import ModelConfig, ModelConfigError
 from qwen.families import qwen2
 from qwen.families.config_fields import ConfigFields
 from qwen.families.parameters import ParameterSource
+from qwen.families.tensor_names import LEFT_OUT, PREFIXES, TensorKind
 
 
 @dataclass(frozen=True)
@@ -21,10 +22,12 @@ class Family:
 
     Attributes:
       read_config: reads the fields of a `config.json` that it understands.
-      tensor_shapes: names and shapes of all tensors of a checkpoint.
+      tensor_shapes: names and shapes of all tensors of a checkpoint that transformers saves.
       embedding: the source of the embedding.
       layer_parameters: the source of every parameter of a layer, by the parameter's path.
       layer_prefix: what precedes the tensor names of layer N, with `{}` for N.
+      prefixes: what a checkpoint may have in place of `model.`.
+      left_out: tensors of a checkpoint that are not read, since no activation depends on them.
     """
 
     read_config: Callable[[ConfigFields], ModelConfig]
@@ -32,6 +35,8 @@ class Family:
     embedding: ParameterSource
     layer_parameters: Mapping[tuple[str, ...], ParameterSource]
     layer_prefix: str = "model.layers.{}."
+    prefixes: tuple[str, ...] = PREFIXES
+    left_out: tuple[TensorKind, ...] = LEFT_OUT
 
 
 FAMILIES = {

@@ -267,6 +267,6 @@ def test_a_hub_repository_is_fetched_without_code_or_pickles(
     assert names_in(cache) == TEXT_FILES
     source.check_weights()
     assert names_in(cache) == TEXT_FILES | {SINGLE_FILE}
-    assert source.weights().shapes().keys() == varied_weights(SMALL).keys()
+    assert source.weights().shapes().keys() == varied_weights(SMALL).keys() - {"lm_head.weight"}
     with pytest.raises(ModelNotFoundError, match="'org/absent' is neither a local folder nor"):
         open_model("org/absent")
