@@ -77,7 +77,7 @@ def explain(folder: Path) -> str:
     what = f"has {', '.join(names[:5])}" if names else "is empty"
     return (
         f"the folder {what}. --model_path needs a folder in the Hugging Face layout (config.json, "
-        "tokenizer.json, *.safetensors)"
+        "tokenizer.json, model.safetensors)"
     )
 
 
