@@ -71,7 +71,8 @@ def extract(argv: Sequence[str]) -> None:
 def plan(argv: Sequence[str]) -> None:
     """Print what the job would do, and fail where the job would be refused."""
     config, options = parse_flags(argv, build_plan_parser())
-    made = make_plan(open_job(config))
+    job = open_job(config)
+    made, config = make_plan(job), job.config
     print(report(made, config, options.view_as(WorkerOptions).num_workers or 1))
     check_samples(made.shards.samples, made.rejected, config.max_rejected)
     check_output_size(made.size, len(config.extractor.sites), config.max_output_bytes)

@@ -93,19 +93,18 @@ def open_job(config: Config) -> Job:
             "model was made for (max_position_embeddings)"
         )
     num_layers = source.config.num_hidden_layers
-    layers = config.extractor.layers or tuple(range(num_layers))
-    if outside := [layer for layer in layers if layer >= num_layers]:
+    extractor = config.extractor.with_layers_of(num_layers)
+    if outside := [layer for layer in extractor.layers if layer >= num_layers]:
         raise ConfigError(
             f"--layers_to_extract: layer {outside[0]} does not exist; this model has {num_layers} "
             f"layers, 0 to {num_layers - 1}, and the default is {DEFAULT_LAYERS}"
         )
-    window = source.config.window_of(layers[-1] + 1)
+    window = source.config.window_of(extractor.layers[-1] + 1)
     if window is not None and limit.max_length > window:
         raise ConfigError(
             f"{source.name} has layers with a sliding window (use_sliding_window in config.json), "
             f"which do not see all of a longer prompt; pass --max_length {window}, or extract "
             "lower layers, or pass --ignore_config use_sliding_window to let them see all"
         )
-    extractor = replace(config.extractor, model_path=source.pinned_path, layers=layers)
-    config = replace(config, extractor=extractor)
-    return Job(config, patterns, template, limit, source)
+    extractor = replace(extractor, model_path=source.pinned_path)
+    return Job(replace(config, extractor=extractor), patterns, template, limit, source)

@@ -14,7 +14,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -153,6 +153,7 @@ class ActivationExtractor:
           ValueError: for layers, a mesh or weights that do not fit the model or the devices.
         """
         config = source.config
+        settings = settings.with_layers_of(config.num_hidden_layers)
         check_layers(settings.layers, config.num_hidden_layers)
         layers, hook_points, pooling = settings.layers, settings.hook_points, settings.pooling
         self.sites, self._top_sites = settings.sites, sites_of(layers[-1:], hook_points)
@@ -195,10 +196,20 @@ class ActivationExtractor:
 
     @classmethod
     def load(
-        cls, model_path: str, layers: Sequence[int], **settings: object
+        cls,
+        model_path: str | os.PathLike[str],
+        layers: Sequence[int] | Literal["all"],
+        **settings: object,
     ) -> ActivationExtractor:
-        """Open a model by the fields of `ExtractorSettings`."""
-        return open_extractor(ExtractorSettings(model_path, tuple(layers), **settings))  # type: ignore[arg-type]
+        """Open a model by the fields of `ExtractorSettings`.
+
+        Raises:
+          ValueError: if there is no layer, or anything does not fit.
+        """
+        opened = ExtractorSettings(model_path, layers, **settings)  # type: ignore[arg-type]
+        if not opened.layers and layers != "all":
+            raise ValueError("no layer to capture; give numbers or 'all'")
+        return open_extractor(opened)
 
     def __call__(
         self, texts: Sequence[str]

@@ -252,7 +252,7 @@ def _why_not_local(model_path: str, folder: str) -> str | None:
 
 def _is_hub_id(repository: str) -> bool:
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     try:
         validate_repo_id(repository)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -142,7 +143,7 @@ class TokenizeTasks(beam.PTransform):
       ignore_config: fields of the model's `config.json` to leave out.
     """
 
-    model_path: str
+    model_path: str | os.PathLike[str]
     template: PromptTemplate
     limit: LengthLimit
     augmentation: AugmentationPlan | None = None
@@ -171,7 +172,7 @@ class TokenizeTasks(beam.PTransform):
 
 @dataclass(eq=False)
 class _Tokenize(beam.DoFn):
-    model_path: str
+    model_path: str | os.PathLike[str]
     template: PromptTemplate
     limit: LengthLimit
     augmentation: AugmentationPlan | None

@@ -15,6 +15,7 @@ from activation_dataset.sites import HOOK_POINTS, HookPoint, Site, site_of
 from qwen import extractor as extractor_module
 from qwen.extractor import ActivationExtractor, OtherWorkerError, open_extractor
 from qwen.settings import ExtractorSettings
+from tests.conftest import COMPILED
 from tests.qwen.checkpoints import SMALL, varied_weights, write_checkpoint
 from tests.qwen.comparison import assert_close_statistics, by_sample
 
@@ -95,6 +96,19 @@ def test_a_sample_longer_than_a_sliding_window_is_refused_where_a_layer_has_one(
     assert by_sample(load(folder, [1, 2]), at_most)
     assert by_sample(load(folder, [1]), longer)
     assert by_sample(load(folder, [2], ignore_config=("use_sliding_window",)), longer)
+
+
+def test_paths_may_be_objects_and_layers_all_of_them(checkpoint: Path) -> None:
+    extractor = ActivationExtractor.load(checkpoint, "all", compile_cache=Path(COMPILED.name))
+    assert extractor.sites == (0, 1, 2)
+    assert extractor.settings.model_path == str(checkpoint)
+    settings = ExtractorSettings(checkpoint, "all", hook_points=("mlp_out",))  # type: ignore[arg-type]
+    assert open_extractor(settings).sites == tuple(f"blocks.{n}.hook_mlp_out" for n in range(3))
+    numbers: Any = np.array([2, 0])
+    assert replace(settings, layers=numbers).layers == (0, 2)
+    with pytest.raises(ValueError, match="with_layers_of"):
+        _ = settings.sites
+    assert settings.with_layers_of(2).layers == (0, 1)
 
 
 # Layers and poolings
@@ -242,6 +256,8 @@ def test_a_sample_that_cannot_be_embedded_is_named(checkpoint: Path, ids: list[i
     ("layers", "options", "message"),
     [
         ([], {}, "no layer to capture"),
+        ("10-23", {}, "layers must be a sequence of integers or 'all', got '10-23'"),
+        (3, {}, "layers must be a sequence of integers or 'all', got 3"),
         ([-1, 3, 99], {}, "layers -1, 99 do not exist: this model has 24 layers, 0 to 23"),
         ([1, 2, 1], {}, "a layer is named twice: 1, 1, 2"),
         ([0], {"pooling": "max"}, "pooling must be one of last, mean, none, got 'max'"),
@@ -251,7 +267,7 @@ def test_a_sample_that_cannot_be_embedded_is_named(checkpoint: Path, ids: list[i
     ],
 )
 def test_a_setting_that_does_not_fit_is_named(
-    layers: list[int], options: dict[str, Any], message: str
+    layers: Any, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         ActivationExtractor.load("random:tiny", layers, **options)
