@@ -9,7 +9,7 @@ import os
 import re
 import zlib
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,14 +56,20 @@ class CheckpointFolder:
       unread_files: names of the folder's other safetensors files.
     """
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
+    def __init__(
+        self, folder: str | os.PathLike[str], names: Callable[[], Sequence[str]] | None = None
+    ) -> None:
         """Read and check the headers.
+
+        Args:
+          folder: the folder.
+          names: lists the place that the folder is a copy of, for a message.
 
         Raises:
           CheckpointError: naming the file, what is wrong with it and what to do.
         """
         self._tensors: dict[str, _Tensor] = {}
-        files = checkpoint_files(Path(folder))
+        files = checkpoint_files(Path(folder), names)
         for path in files:
             tensors = _open_safetensors(path)
             if twice := self._tensors.keys() & tensors.keys():
@@ -130,8 +136,10 @@ def _open_safetensors(path: Path) -> dict[str, _Tensor]:
     }
 
 
-def checkpoint_files(folder: Path) -> list[Path]:
+def checkpoint_files(folder: Path, names: Callable[[], Sequence[str]] | None = None) -> list[Path]:
     """Return the safetensors files of a checkpoint: one, or else those that its index names.
+
+    The arguments are those of `CheckpointFolder`.
 
     Raises:
       CheckpointError: if there are none, or the index names one that is absent.
@@ -141,20 +149,21 @@ def checkpoint_files(folder: Path) -> list[Path]:
         files, named = [folder / SINGLE_FILE], ""
     elif index.exists():
         try:
-            names = set(json.loads(index.read_bytes())["weight_map"].values())
+            listed = set(json.loads(index.read_bytes())["weight_map"].values())
         except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             raise CheckpointError(
                 f"{index}: expected a JSON object with a 'weight_map' of tensor to file ({error})"
             ) from error
-        for name in names:
+        for name in listed:
             if not isinstance(name, str) or name in ("", ".", "..") or "/" in name:
                 raise CheckpointError(f"{index}: {name!r} is not the name of a file next to it")
-        files, named = sorted(folder / name for name in names), f", but {INDEX_FILE} names it"
+        files, named = sorted(folder / name for name in listed), f", but {INDEX_FILE} names it"
     else:
         files, named = [], ""
     if not files:
         raise CheckpointError(
-            f"{folder}: no weights: expected {SINGLE_FILE} or {INDEX_FILE}; {explain(folder)}"
+            f"{folder}: no weights: expected {SINGLE_FILE} or {INDEX_FILE}; "
+            + explain(folder, names() if names else sorted(os.listdir(folder)))
         )
     for file in files:
         if not file.exists():

@@ -57,6 +57,18 @@ class ModelFiles(ABC):
         """Return the commit of a repository on the hub; None for files elsewhere."""
         return None
 
+    def names(self) -> list[str]:
+        """Return the names of all files, of those too that are never fetched.
+
+        Raises:
+          ModelNotFoundError: if they cannot be listed.
+        """
+        folder = self.text_folder()
+        try:
+            return sorted(os.listdir(folder))
+        except OSError as error:
+            raise ModelNotFoundError(f"{folder} cannot be listed ({error.strerror})") from error
+
     def headers_folder(self) -> Path:
         """Return a folder whose safetensors files may have zeros after their headers."""
         return self.weights_folder()
@@ -106,6 +118,14 @@ class HubFiles(ModelFiles):
     def weights_folder(self) -> Path:
         return self._download((*TEXT_FILES, *WEIGHT_FILES), self.commit())
 
+    def names(self) -> list[str]:
+        from huggingface_hub import list_repo_files
+
+        try:
+            return sorted(list_repo_files(self.repository, revision=self.commit()))
+        except Exception:  # without a network, of several kinds; the names are for a message only
+            return super().names()
+
     def _download(self, patterns: tuple[str, ...], revision: str | None) -> Path:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -150,6 +170,9 @@ class GcsFiles(ModelFiles):
                         file.write(blob.download_as_bytes(end=HEADER_LENGTH_BYTES - 1 + header))
                     file.truncate(blob.size)
         return folder
+
+    def names(self) -> list[str]:
+        return sorted(self._blobs())
 
     def weights_crc32c(self) -> dict[str, str]:
         return {name: blob.crc32c for name, blob in self._matching(WEIGHT_FILES)}

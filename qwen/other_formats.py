@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -62,11 +62,15 @@ def adapter_in(folder: Path) -> str | None:
     return f"{ADAPTER_FILE} makes the folder a LoRA adapter of {base}. {MERGE}"
 
 
-def explain(folder: Path) -> str:
-    """Say what a folder without a checkpoint holds, and what to do."""
+def explain(folder: Path, names: Sequence[str]) -> str:
+    """Say what a folder without a checkpoint holds, and what to do.
+
+    Args:
+      folder: the folder, or a local copy of its text files.
+      names: all names in it.
+    """
     if adapter := adapter_in(folder):
         return adapter
-    names = sorted(path.name for path in folder.iterdir())
     if set(names) & {"model.safetensors", "model.safetensors.index.json"}:
         names = [name for name in names if not name.endswith(".safetensors")]
     for endings, what, remedy in FORMATS:
@@ -76,7 +80,7 @@ def explain(folder: Path) -> str:
         return f"the checkpoint may be {' or '.join(map(str, below))}"
     what = f"has {', '.join(names[:5])}" if names else "is empty"
     return (
-        f"the folder {what}. --model_path needs a folder in the Hugging Face layout (config.json, "
+        f"it {what}. --model_path needs a folder in the Hugging Face layout (config.json, "
         "tokenizer.json, model.safetensors)"
     )
 

@@ -73,8 +73,7 @@ class ModelSource:
         """
         if self.is_random:
             return RandomWeights(self.config, PRESET_SEED)
-        folder = CheckpointFolder(self.files.weights_folder())
-        return tensors_of_model(folder, self.config, self.name)
+        return self._tensors_in(self.files.weights_folder())
 
     def check_weights(self) -> None:
         """Check that the files of the weights are complete and hold the tensors of the config.
@@ -85,7 +84,11 @@ class ModelSource:
           CheckpointError: if not.
         """
         if not self.is_random:
-            tensors_of_model(CheckpointFolder(self.files.headers_folder()), self.config, self.name)
+            self._tensors_in(self.files.headers_folder())
+
+    def _tensors_in(self, folder: Path) -> CheckpointFolder:
+        stored = CheckpointFolder(folder, self.files.names)
+        return tensors_of_model(stored, self.config, self.name)
 
     def weights_fingerprint(self) -> str:
         """Return what identifies the weights: each file's CRC32C, or the preset and its seed."""
@@ -135,7 +138,14 @@ def open_model(
         return ModelSource(model_path, PRESETS[preset], PRESET_FILES)
     files = find_files(model_path)
     folder = files.text_folder()
-    config = _read_config(folder / "config.json", ignore_config)
+    path = folder / "config.json"
+    try:
+        config = _read_config(path, ignore_config)
+    except FileNotFoundError as error:
+        raise ModelNotFoundError(
+            f"--model_path {model_path!r}: config.json {absence(path)}; "
+            + explain(folder, files.names())
+        ) from error
     if ADAPTER_FILE not in ignore_config and (adapter := adapter_in(folder)):
         raise ModelConfigError(
             f"--model_path {model_path!r}: {adapter}, or use the base model alone with "
@@ -147,8 +157,8 @@ def open_model(
 def _read_config(path: Path, ignored: Sequence[str]) -> ModelConfig:
     try:
         fields = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise ModelNotFoundError(f"{path} {absence(path)}: {explain(path.parent)}") from error
+    except FileNotFoundError:
+        raise
     except OSError as error:
         raise ModelConfigError(
             f"{path}: cannot be read ({error.strerror}); this user must be able to read it"

@@ -44,6 +44,7 @@ def refused(
         ("a/b/c@v1", "no such folder"),
         ("..", "config.json does not exist"),
         ("org/.model.", "not a hub id"),
+        ("org/model@", "not a hub id"),
         (r"C:\models\qwen", "Windows"),
         ("D:/models/qwen", "Windows"),
         (r"models\qwen", "Windows"),
@@ -68,6 +69,21 @@ def test_an_unknown_hub_id(
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     assert "'org/name.with-dot_1'" in refused("org/name.with-dot_1")
+
+
+def test_a_hub_repository_of_another_format(
+    refused: Callable[[object], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def snapshot_download(repository: str, **options: object) -> str:
+        return str(tmp_path / "snapshots" / "0a")
+
+    def list_repo_files(repository: str, revision: str) -> list[str]:
+        return ["README.md", f"{revision}.gguf"]
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", list_repo_files)
+    line = refused("org/model-GGUF")
+    assert "'org/model-GGUF': config.json does not exist; 0a.gguf is GGUF" in line
 
 
 @pytest.mark.parametrize("name", ["with space", "with@at", "with.dot", "ends with/", "ünïcode"])
@@ -116,9 +132,8 @@ def test_a_folder_that_is_not_a_checkpoint(
 
 def test_an_empty_folder(refused: Callable[[object], str], tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    assert f"{tmp_path}/empty/config.json does not exist: the folder is empty" in refused(
-        tmp_path / "empty"
-    )
+    line = refused(tmp_path / "empty")
+    assert f"{tmp_path / 'empty'}': config.json does not exist; it is empty" in line
 
 
 @pytest.mark.parametrize(
@@ -138,8 +153,8 @@ def test_a_dangling_link(refused: Callable[[object], str], model: Path, name: st
     shutil.rmtree(link) if not name else link.unlink()
     link.symlink_to("/nowhere/blob")
     line = refused(model)
-    assert f"{link}" in line
-    assert "is a link to /nowhere/blob, which does not exist" in line
+    assert str(model) in line
+    assert f"{name} is a link to /nowhere/blob, which does not exist" in line
 
 
 def test_an_adapter_next_to_the_base_model(refused: Callable[[object], str], model: Path) -> None:

@@ -191,6 +191,18 @@ def test_a_download_that_fails_leaves_nothing_behind(
     assert names_in(folder) == TEXT_FILES | {SINGLE_FILE}
 
 
+def test_what_a_bucket_holds_in_place_of_a_checkpoint(checkpoint: Path, bucket: Bucket) -> None:
+    """Files that are never fetched are named too."""
+    (checkpoint / SINGLE_FILE).unlink()
+    upload(checkpoint, bucket, "pickles")
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin"):
+        open_model(f"gs://{BUCKET}/pickles").check_weights()
+    (checkpoint / "config.json").rename(checkpoint / "model.gguf")
+    upload(checkpoint, bucket, "gguf")
+    with pytest.raises(ModelNotFoundError, match=r"gguf'.*model\.gguf"):
+        open_model(f"gs://{BUCKET}/gguf")
+
+
 # The Hugging Face hub
 
 COMMITS = ("a" * 40, "b" * 40)
