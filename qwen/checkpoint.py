@@ -251,13 +251,13 @@ def tensors_of_model(
     if weights.unread_files:
         left_out["files that are not part of the checkpoint"] = weights.unread_files
     for what, names in left_out.items():
-        _warn(f"{source}: left out {what}: {_listed(names)}")
+        _warn(f"{source}: left out {what}: {_listed(names, 3)}")
     return weights.renamed({name: stored for stored, (name, _) in expected.items()})
 
 
-def _listed(names: list[str]) -> str:
-    rest = f" and {len(names) - 8} more" if len(names) > 8 else ""
-    return ", ".join(names[:8]) + rest
+def _listed(names: list[str], at_most: int = 8) -> str:
+    rest = f" and {len(names) - at_most} more" if len(names) > at_most else ""
+    return ", ".join(names[:at_most]) + rest
 
 
 @load_once
