@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 
 from beam_pipeline.config import ConfigError
@@ -96,6 +97,25 @@ def test_a_sliding_window_asks_for_shorter_prompts_or_lower_layers(
         opened(example_tasks, *flags, "2")
     assert opened(example_tasks, *flags, "all", "--max_length=700").limit.max_length == 700
     assert opened(example_tasks, *flags, "0-1").limit.max_length == 32_768
+
+
+def test_workers_get_the_commit_that_the_launcher_has_resolved(
+    example_tasks: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """In the hub's own cache, offline, where the main branch moves on while the job runs."""
+    name, commit = f"org/{tmp_path.name}", "c" * 40
+    cache = tmp_path / f"models--org--{tmp_path.name}"
+    shutil.copytree(checkpoint, cache / "snapshots" / commit)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    job = opened(example_tasks, "--model_path", f"{name}@main", "--layers_to_extract", "all")
+    run = job.describe()
+    assert (run.model_name, run.weights["commit"]) == (f"{name}@main", commit)
+    (cache / "refs" / "main").write_text("d" * 40)
+    assert job.config.extractor.model_path == f"{name}@{commit}"
+    assert open_model(job.config.extractor.model_path).weights_fingerprint()
 
 
 def test_a_chat_needs_a_chat_template(example_tasks: Path, checkpoint: Path, tmp_path: Path):
