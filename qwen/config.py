@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any, Literal
+
+FULL_ATTENTION = "full_attention"
+SLIDING_ATTENTION = "sliding_attention"
+LINEAR_ATTENTION = "linear_attention"
 
 
 class ModelConfigError(ValueError):
@@ -94,6 +99,7 @@ class ModelConfig:
       zero_centered_norms: whether the stored scale of a norm is its distance from 1.
       layer_types: of each layer, `full_attention`, `sliding_attention` or `linear_attention`; empty
         if all are `full_attention`.
+      sliding_window: tokens, the own one included, that a layer of `sliding_attention` attends to.
       dense_layers: layers with an MLP in a model with experts.
     """
 
@@ -134,10 +140,10 @@ class ModelConfig:
 
     def kind(self, layer: int) -> LayerKind:
         """Return what a layer is made of."""
-        layer_type = self.layer_types[layer] if self.layer_types else "full_attention"
+        layer_type = self.layer_types[layer] if self.layer_types else FULL_ATTENTION
         return LayerKind(
-            mixer="delta" if layer_type == "linear_attention" else "attention",
-            window=self.sliding_window if layer_type == "sliding_attention" else None,
+            mixer="delta" if layer_type == LINEAR_ATTENTION else "attention",
+            window=self.sliding_window if layer_type == SLIDING_ATTENTION else None,
             experts=self.experts is not None and layer not in self.dense_layers,
         )
 
@@ -145,6 +151,11 @@ class ModelConfig:
     def query_groups(self) -> int:
         """Query heads that share one key-value head."""
         return self.num_attention_heads // self.num_key_value_heads
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields of the `config.json` that describes this model, without empty ones."""
+        fields = dataclasses.asdict(self) | {"layer_types": list(self.layer_types)}
+        return {name: value for name, value in fields.items() if value not in (None, [])}
 
     @property
     def layer_flops_per_token(self) -> int:
@@ -166,6 +177,8 @@ def check_value(name: str, value: Any) -> None:
     """
     if name in ("rms_norm_eps", "rope_theta"):
         expected, fits = "a positive number", type(value) in (int, float) and 0 < value < math.inf
+    elif name == "sliding_window" and value is None:
+        return
     elif name == "tie_word_embeddings":
         expected, fits = "true or false", isinstance(value, bool)
     else:

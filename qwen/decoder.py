@@ -89,9 +89,7 @@ class DecoderLayer(nnx.Module):
         heads = mixer.gated(heads, self.attention_norm(x))
         if "z" in hook_points:
             values["z"] = _flat(heads)
-        attn_out, resid_mid = ops.add_heads(
-            x, heads, mixer, keep_update="attn_out" in hook_points
-        )
+        attn_out, resid_mid = ops.add_heads(x, heads, mixer, keep_update="attn_out" in hook_points)
         mlp_in = self.mlp_norm(resid_mid)
         if self.kind.experts:
             logits = self.experts.router_logits(mlp_in)

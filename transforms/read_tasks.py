@@ -54,13 +54,13 @@ class TasksUnreadableError(StorageError):
     advice = "this user must be able to read every file of --tasks_file"
 
 
-def resolve_patterns(tasks_files: Sequence[str]) -> tuple[str, ...]:
+def resolve_patterns(tasks_files: Sequence[str | os.PathLike[str]]) -> tuple[str, ...]:
     """Make each input a pattern that matches at least one file; a folder stands for its files.
 
     Raises:
       TasksNotFoundError: naming the input that matches nothing or cannot be listed.
     """
-    return tuple(_resolve(path) for path in tasks_files)
+    return tuple(_resolve(os.fspath(path)) for path in tasks_files)
 
 
 def _resolve(path: str) -> str:

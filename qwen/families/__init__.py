@@ -5,13 +5,18 @@ To add a family, write its module and list it in `FAMILIES`. Imports no JAX.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from qwen.config import ModelConfig, ModelConfigError
-from qwen.families import qwen2, qwen3, qwen3_5, qwen3_moe
-from qwen.families.parameters import Parameters, ParameterSource, unchanged
+from qwen.families import llama, qwen2, qwen3, qwen3_5
+from qwen.families.config_fields import ConfigFields
+from qwen.families.parameters import Parameters, ParameterSource, layer_parameters, unchanged
+from qwen.families.tensor_names import LEFT_OUT, PREFIXES, TensorKind
+
+LAYER_PREFIX = "model.layers.{}."
+"""What precedes the names of a layer's tensors."""
 
 
 @dataclass(frozen=True)
@@ -19,12 +24,16 @@ class Family:
     """What is special about the checkpoints of a family.
 
     Attributes:
-      read_config: reads a parsed `config.json`.
+      read_config: reads the fields of a `config.json` that it understands.
       layer_parameters: gives the source of every parameter of a layer, by the parameter's path.
+      prefixes: what a checkpoint may have in place of `model.`.
+      left_out: tensors of a checkpoint that are not read, since no activation depends on them.
     """
 
-    read_config: Callable[[Mapping[str, Any]], ModelConfig]
-    layer_parameters: Callable[[ModelConfig, int], Parameters]
+    read_config: Callable[[ConfigFields], ModelConfig]
+    layer_parameters: Callable[[ModelConfig, int], Parameters] = layer_parameters
+    prefixes: tuple[str, ...] = PREFIXES
+    left_out: tuple[TensorKind, ...] = LEFT_OUT
 
     def embedding(self, config: ModelConfig) -> ParameterSource:
         """Return the source of the embedding."""
@@ -32,26 +41,30 @@ class Family:
         return ParameterSource((("model.embed_tokens.weight", shape),), unchanged)
 
     def tensor_shapes(self, config: ModelConfig) -> dict[str, tuple[int, ...]]:
-        """Return every tensor of a checkpoint, with its shape as PyTorch lays it out."""
+        """Return every tensor that transformers saves, with its shape as PyTorch lays it out."""
         shapes = dict(self.embedding(config).tensors)
         shapes["model.norm.weight"] = (config.hidden_size,)
         for layer in range(config.num_hidden_layers):
+            prefix = LAYER_PREFIX.format(layer)
             for source in self.layer_parameters(config, layer).values():
-                shapes |= {LAYER_PREFIX.format(layer) + name: size for name, size in source.tensors}
+                shapes |= {prefix + name: shape for name, shape in source.tensors}
         if not config.tie_word_embeddings:
             shapes["lm_head.weight"] = (config.vocab_size, config.hidden_size)
         return shapes
 
 
-LAYER_PREFIX = "model.layers.{}."
-"""What precedes the names of a layer's tensors."""
+_QWEN3_5 = Family(qwen3_5.read_config, left_out=(*LEFT_OUT, *qwen3_5.LEFT_OUT))
 
 FAMILIES = {
-    "qwen2": Family(qwen2.read_config, qwen2.layer_parameters),
-    "qwen3": Family(qwen3.read_config, qwen2.layer_parameters),
-    "qwen3_moe": Family(qwen3.read_config, qwen3_5.layer_parameters),
-    "qwen3_5_text": Family(qwen3_5.read_config, qwen3_5.layer_parameters),
-    "qwen3_5_moe_text": Family(qwen3_5.read_config, qwen3_5.layer_parameters),
+    "llama": Family(llama.read_config),
+    "mistral": Family(llama.read_config),
+    "qwen2": Family(qwen2.read_config),
+    "qwen3": Family(qwen3.read_config),
+    "qwen3_moe": Family(qwen3.read_config),
+    "qwen3_5": _QWEN3_5,
+    "qwen3_5_text": _QWEN3_5,
+    "qwen3_5_moe": _QWEN3_5,
+    "qwen3_5_moe_text": _QWEN3_5,
 }
 """By the `model_type` of `config.json`."""
 
@@ -61,22 +74,29 @@ def family_of(config: ModelConfig) -> Family:
     return FAMILIES[config.model_type]
 
 
-def read_config(fields: Mapping[str, Any], source: str = "config.json") -> ModelConfig:
+def read_config(
+    fields: Mapping[str, Any], source: str = "config.json", ignored: Sequence[str] = ()
+) -> ModelConfig:
     """Read the parsed `config.json` of a checkpoint of any supported family.
 
+    Args:
+      fields: all fields of the file.
+      source: the file, for messages.
+      ignored: fields to leave out.
+
     Raises:
-      ModelConfigError: naming `source` and the field that is missing, wrong or unsupported.
+      ModelConfigError: naming `source` and every field that is missing, wrong or not understood.
     """
+    known = ConfigFields(fields, ignored)
     try:
-        if "model_type" not in fields:
-            raise ModelConfigError("the field 'model_type' is missing")
-        model_type = fields["model_type"]
+        model_type = known.required("model_type")
         if not isinstance(model_type, str) or model_type not in FAMILIES:
             supported = ", ".join(map(repr, FAMILIES))
             raise ModelConfigError(
                 f"model_type={model_type!r} is not supported; supported: {supported}"
             )
-        config = FAMILIES[model_type].read_config(fields)
-        return replace(config, model_type=model_type)
+        config = FAMILIES[model_type].read_config(known)
+        known.refuse_others()
+        return config
     except ModelConfigError as error:
         raise ModelConfigError(f"{source}: {error}") from error

@@ -43,6 +43,25 @@ class ParameterSource:
 Parameters = Mapping[Path, ParameterSource]
 
 
+def layer_parameters(config: ModelConfig, layer: int) -> Parameters:
+    """Return the source of every parameter of a layer, by its path."""
+    hidden, kind = config.hidden_size, config.kind(layer)
+    if kind.mixer == "delta" and config.delta is not None:
+        mixer = delta(config.delta, hidden)
+    else:
+        mixer = attention(config)
+    if kind.experts and config.experts is not None:
+        last = experts(config.experts, hidden)
+    else:
+        last = mlp("mlp", "mlp", hidden, config.intermediate_size)
+    return {
+        **norm("attention_norm", "input_layernorm", hidden, config),
+        **mixer,
+        **norm("mlp_norm", "post_attention_layernorm", hidden, config),
+        **last,
+    }
+
+
 def norm(path: str, tensor: str, size: int, config: ModelConfig) -> Parameters:
     """The scale of an RMSNorm."""
     layout = plus_one if config.zero_centered_norms else unchanged
@@ -98,69 +117,30 @@ def mlp(path: str, tensor: str, hidden: int, intermediate: int) -> Parameters:
     }
 
 
-def router(config: ExpertsConfig, hidden: int) -> Parameters:
-    """The router of a mixture of experts, and the expert that all tokens go through."""
-    parameters = {
+def experts(config: ExpertsConfig, hidden: int) -> Parameters:
+    """A mixture of experts: gates and updates in one tensor [E, 2 * I, H], outputs [E, H, I]."""
+    number, size = config.num_experts, config.intermediate_size
+    first = (("mlp.experts.gate_up_proj", (number, 2 * size, hidden)),)
+    last = (("mlp.experts.down_proj", (number, hidden, size)),)
+
+    def part(rows: slice) -> Layout:
+        """[E, out, in] to [E, in, some of out]."""
+        return lambda tensors, _: tensors[0][:, rows].swapaxes(1, 2)
+
+    parameters: dict[Path, ParameterSource] = {
         ("experts", "router_kernel"): ParameterSource(
-            (("mlp.gate.weight", (config.num_experts, hidden)),), transposed
-        )
+            (("mlp.gate.weight", (number, hidden)),), transposed
+        ),
+        ("experts", "gate_kernel"): ParameterSource(first, part(slice(size)), split_axis=0),
+        ("experts", "up_kernel"): ParameterSource(first, part(slice(size, None)), split_axis=0),
+        ("experts", "down_kernel"): ParameterSource(last, part(slice(None)), split_axis=0),
     }
-    if size := config.shared_intermediate_size:
-        parameters |= mlp("experts.shared", "mlp.shared_expert", hidden, size)
+    if shared := config.shared_intermediate_size:
+        parameters |= mlp("experts.shared", "mlp.shared_expert", hidden, shared)
         parameters["experts", "shared_gate_kernel"] = ParameterSource(
             (("mlp.shared_expert_gate.weight", (1, hidden)),), transposed
         )
     return parameters
-
-
-def unchanged(tensors: list[np.ndarray], config: ModelConfig) -> np.ndarray:
-    return tensors[0]
-
-
-def plus_one(tensors: list[np.ndarray], config: ModelConfig) -> np.ndarray:
-    """A scale from its distance from 1, in float32."""
-    return tensors[0].astype(np.float32) + 1
-
-
-def transposed(tensors: list[np.ndarray], config: ModelConfig) -> np.ndarray:
-    """[out, in] to [in, out]."""
-    return tensors[0].T
-
-
-def stacked(tensors: list[np.ndarray], config: ModelConfig) -> np.ndarray:
-    """[out, in] of each expert to [E, in, out]."""
-    return np.stack([tensor.T for tensor in tensors])
-
-
-def joined_qkv(tensors: list[np.ndarray], config: ModelConfig) -> np.ndarray:
-    """q, k, v of [heads * D, ...] to [..., K, G + 2, D]: each key-value head with its queries.
-
-    A key-value head is repeated if the config, which may be that of a split model, has more.
-    """
-    heads, head_dim = config.num_key_value_heads, config.head_dim
-    query, *others = tensors
-    if config.output_gate:
-        query = query.reshape(-1, 2, head_dim, *query.shape[1:])[:, 0]
-    parts = [query.reshape(heads, -1, head_dim, *tensors[0].shape[1:])]
-    for tensor in others:
-        each = tensor.reshape(-1, 1, head_dim, *tensor.shape[1:])
-        parts.append(each if len(each) == heads else each.repeat(heads // len(each), axis=0))
-    joined = np.concatenate(parts, axis=1)
-    return joined if joined.ndim == 3 else np.moveaxis(joined, -1, 0)
-
-
-def output_gate(tensors: list[np.ndarray], config: ModelConfig) -> np.ndarray:
-    """The second half of each head of q, [heads * 2 * D, H], to [H, K, G, D]."""
-    gate = tensors[0].reshape(-1, 2, config.head_dim, config.hidden_size)[:, 1]
-    heads, groups = config.num_key_value_heads, config.query_groups
-    return np.moveaxis(gate.reshape(heads, groups, config.head_dim, -1), -1, 0)
-
-
-def split_heads(tensors: list[np.ndarray], config: ModelConfig) -> np.ndarray:
-    """[H, heads * D] to [K, G, D, H]."""
-    return tensors[0].T.reshape(
-        config.num_key_value_heads, config.query_groups, config.head_dim, config.hidden_size
-    )
 
 
 def delta(config: DeltaConfig, hidden: int) -> Parameters:
@@ -192,9 +172,7 @@ def delta(config: DeltaConfig, hidden: int) -> Parameters:
         split_axis: int | None,
         contracted: int = 0,
     ) -> ParameterSource:
-        return ParameterSource(
-            ((f"linear_attn.{tensor}", shape),), layout, split_axis, contracted
-        )
+        return ParameterSource(((f"linear_attn.{tensor}", shape),), layout, split_axis, contracted)
 
     each_value = (config.num_value_heads, hidden)
     channels = sum(sections)
@@ -212,3 +190,48 @@ def delta(config: DeltaConfig, hidden: int) -> Parameters:
         ),
         ("delta", "out_kernel"): source("out_proj.weight", (hidden, values), output, 0, 2),
     }
+
+
+def unchanged(tensors: list[np.ndarray], config: ModelConfig) -> np.ndarray:
+    return tensors[0]
+
+
+def plus_one(tensors: list[np.ndarray], config: ModelConfig) -> np.ndarray:
+    """A scale from its distance from 1, in float32."""
+    return tensors[0].astype(np.float32) + 1
+
+
+def transposed(tensors: list[np.ndarray], config: ModelConfig) -> np.ndarray:
+    """[out, in] to [in, out]."""
+    return tensors[0].T
+
+
+def joined_qkv(tensors: list[np.ndarray], config: ModelConfig) -> np.ndarray:
+    """q, k, v of [heads * D, ...] to [..., K, G + 2, D]: each key-value head with its queries.
+
+    A key-value head is repeated if the config, which may be that of a split model, has more.
+    """
+    heads, head_dim = config.num_key_value_heads, config.head_dim
+    query, *others = tensors
+    if config.output_gate:
+        query = query.reshape(-1, 2, head_dim, *query.shape[1:])[:, 0]
+    parts = [query.reshape(heads, -1, head_dim, *tensors[0].shape[1:])]
+    for tensor in others:
+        each = tensor.reshape(-1, 1, head_dim, *tensor.shape[1:])
+        parts.append(each if len(each) == heads else each.repeat(heads // len(each), axis=0))
+    joined = np.concatenate(parts, axis=1)
+    return joined if joined.ndim == 3 else np.moveaxis(joined, -1, 0)
+
+
+def output_gate(tensors: list[np.ndarray], config: ModelConfig) -> np.ndarray:
+    """The second half of each head of q, [heads * 2 * D, H], to [H, K, G, D]."""
+    gate = tensors[0].reshape(-1, 2, config.head_dim, config.hidden_size)[:, 1]
+    heads, groups = config.num_key_value_heads, config.query_groups
+    return np.moveaxis(gate.reshape(heads, groups, config.head_dim, -1), -1, 0)
+
+
+def split_heads(tensors: list[np.ndarray], config: ModelConfig) -> np.ndarray:
+    """[H, heads * D] to [K, G, D, H]."""
+    return tensors[0].T.reshape(
+        config.num_key_value_heads, config.query_groups, config.head_dim, config.hidden_size
+    )

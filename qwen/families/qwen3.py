@@ -1,21 +1,37 @@
-"""Qwen3, dense."""
+"""Qwen3, dense and with a mixture of experts."""
+
 from __future__ import annotations
-from collections.abc import Mapping
+
 from typing import Any
-from qwen.config import ModelConfig, ExpertsConfig
+
+from qwen.config import ExpertsConfig, ModelConfig
+from qwen.families.common import check_list, read_decoder, read_experts, read_sliding_window
+from qwen.families.config_fields import ConfigFields
 
 
-def read_config(fields: Mapping[str, Any]) -> ModelConfig:
-    rope = fields.get("rope_parameters") or {}
-    return ModelConfig(
-        vocab_size=fields["vocab_size"], hidden_size=fields["hidden_size"],
-        intermediate_size=fields.get("intermediate_size", 1),
-        num_hidden_layers=fields["num_hidden_layers"],
-        num_attention_heads=fields["num_attention_heads"],
-        num_key_value_heads=fields["num_key_value_heads"], head_dim=fields["head_dim"],
-        rms_norm_eps=fields["rms_norm_eps"], rope_theta=rope["rope_theta"],
-        tie_word_embeddings=fields.get("tie_word_embeddings", False),
-        attention_bias=False, qk_norm=True,
-        experts=ExpertsConfig(fields["num_local_experts"], fields["num_experts_per_tok"], fields["moe_intermediate_size"], fields["norm_topk_prob"]) if "num_local_experts" in fields else None,
-        dense_layers=tuple(fields.get("mlp_only_layers") or ()),
-    )
+def read_config(fields: ConfigFields) -> ModelConfig:
+    """Read a `config.json`. Raises ModelConfigError, naming the field."""
+    settings = read_decoder(fields, "Qwen3(Moe)?")
+    fields.one_of("attention_bias", False, False, None)
+    num_layers = settings["num_hidden_layers"]
+    if settings["model_type"] == "qwen3":
+        settings |= read_sliding_window(fields, num_layers)
+    else:
+        fields.one_of("use_sliding_window", False, False, None)
+        for name in ("sliding_window", "max_window_layers"):
+            fields.get(name)  # Of no effect without `use_sliding_window`.
+        settings |= _read_sparse_layers(fields, num_layers)
+    return ModelConfig(**settings, attention_bias=False, qk_norm=True)
+
+
+def _read_sparse_layers(fields: ConfigFields, num_layers: int) -> dict[str, Any]:
+    """Return the arguments of `ModelConfig` for a mixture of experts in some layers."""
+    step = fields.positive("decoder_sparse_step", 1)
+    dense = fields.get("mlp_only_layers") or []
+    check_list("mlp_only_layers", dense, int)
+    return {
+        "experts": read_experts(fields, norm_topk_prob=fields.get("norm_topk_prob", False)),
+        "dense_layers": tuple(
+            layer for layer in range(num_layers) if layer in dense or (layer + 1) % step
+        ),
+    }

@@ -1,73 +1,78 @@
-"""Qwen3.5, dense and with a mixture of experts: the text part of multimodal checkpoints."""
+"""Qwen3.5, dense and with a mixture of experts: the text part of a multimodal model."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
-import numpy as np
+from qwen.config import FULL_ATTENTION, LINEAR_ATTENTION, DeltaConfig, ModelConfig
+from qwen.families.common import read_decoder, read_experts, read_layer_types
+from qwen.families.config_fields import ConfigFields
+from qwen.families.tensor_names import TensorKind
 
-from qwen.config import DeltaConfig, ExpertsConfig, ModelConfig
-from qwen.families.parameters import (
-    Parameters,
-    ParameterSource,
-    attention,
-    delta,
-    mlp,
-    norm,
-    router,
+LEFT_OUT = (
+    TensorKind(r"(model\.)?visual\..+", "the vision tower"),
+    TensorKind(r"mtp\..+", "the layers that predict several tokens"),
 )
+"""Tensors next to the text model."""
+
+_OF_IMAGES = (
+    *("vision_config", "image_token_id", "video_token_id"),
+    *("vision_start_token_id", "vision_end_token_id"),
+)
+_LONG_NAMES = "Qwen3_5(Moe)?(Text)?"
+_SPACED = 4
+"""Every fourth layer is attention, unless the config says otherwise."""
 
 
-def read_config(fields: Mapping[str, Any]) -> ModelConfig:
-    rope = fields["rope_parameters"]
+def read_config(fields: ConfigFields) -> ModelConfig:
+    """Read a `config.json`, whose settings of the text model may be in `text_config`.
+
+    Raises:
+      ModelConfigError: naming the field.
+    """
+    text = fields.nested("text_config")
+    if text is None:
+        return _read_text(fields, fields.get("model_type"))
+    for name in _OF_IMAGES:
+        fields.get(name)
+    fields.check_classes(f"{_LONG_NAMES}(ForConditionalGeneration)?")
+    tied = fields.get("tie_word_embeddings")
+    config = _read_text(text, fields.get("model_type"), tied)
+    text.refuse_others()
+    return config
+
+
+def _read_text(fields: ConfigFields, model_type: str, tied: bool | None = None) -> ModelConfig:
+    settings = read_decoder(fields, _LONG_NAMES, default_rotary_factor=0.25, head_dim=256)
+    fields.one_of("attention_bias", False, False, None)
+    fields.one_of("attn_output_gate", True, True, None)
+    for name in ("mtp_num_hidden_layers", "mtp_use_dedicated_embeddings", "mamba_ssm_dtype"):
+        fields.get(name)  # The state is float32 here.
+    if tied is not None:
+        settings["tie_word_embeddings"] = tied
+    if "moe" in model_type:
+        shared = fields.positive("shared_expert_intermediate_size")
+        settings["experts"] = read_experts(fields, norm_topk_prob=True, shared=shared)
     return ModelConfig(
-        vocab_size=fields["vocab_size"], hidden_size=fields["hidden_size"],
-        intermediate_size=fields.get("intermediate_size", 1),
-        num_hidden_layers=fields["num_hidden_layers"],
-        num_attention_heads=fields["num_attention_heads"],
-        num_key_value_heads=fields["num_key_value_heads"], head_dim=fields["head_dim"],
-        rms_norm_eps=fields["rms_norm_eps"], rope_theta=rope["rope_theta"],
-        tie_word_embeddings=fields.get("tie_word_embeddings", False),
-        attention_bias=False, qk_norm=True, output_gate=True, zero_centered_norms=True,
-        rotary_dim=int(fields["head_dim"] * rope.get("partial_rotary_factor", 0.25)),
-        layer_types=tuple(fields["layer_types"]),
-        delta=DeltaConfig(fields["linear_num_key_heads"], fields["linear_num_value_heads"], fields["linear_key_head_dim"], fields["linear_value_head_dim"], fields["linear_conv_kernel_dim"]),
-        experts=ExpertsConfig(fields["num_experts"], fields["num_experts_per_tok"], fields["moe_intermediate_size"], True, fields["shared_expert_intermediate_size"]) if "num_experts" in fields else None,
+        **settings | {"model_type": model_type},
+        attention_bias=False,
+        qk_norm=True,
+        output_gate=True,
+        zero_centered_norms=True,
+        layer_types=_read_layer_types(fields, settings["num_hidden_layers"]),
+        delta=DeltaConfig(
+            num_key_heads=fields.positive("linear_num_key_heads", 16),
+            num_value_heads=fields.positive("linear_num_value_heads", 32),
+            key_head_dim=fields.positive("linear_key_head_dim", 128),
+            value_head_dim=fields.positive("linear_value_head_dim", 128),
+            conv_kernel_dim=fields.positive("linear_conv_kernel_dim", 4),
+        ),
     )
 
 
-def layer_parameters(config: ModelConfig, layer: int) -> Parameters:
-    """The source of every parameter of a layer."""
-    hidden, kind = config.hidden_size, config.kind(layer)
-    mixer = attention(config)
-    if kind.mixer == "delta" and config.delta is not None:
-        mixer = delta(config.delta, hidden)
-    if kind.experts and config.experts is not None:
-        after = {**router(config.experts, hidden), **_experts(config.experts, hidden)}
-    else:
-        after = {**mlp("mlp", "mlp", hidden, config.intermediate_size)}
-    return {
-        **norm("attention_norm", "input_layernorm", hidden, config),
-        **mixer,
-        **norm("mlp_norm", "post_attention_layernorm", hidden, config),
-        **after,
-    }
-
-
-def _experts(config: ExpertsConfig, hidden: int) -> Parameters:
-    """All experts in one tensor: gates and updates [E, 2 * I, H], outputs [E, H, I]."""
-    experts, size = config.num_experts, config.intermediate_size
-    first = (("mlp.experts.gate_up_proj", (experts, 2 * size, hidden)),)
-    last = (("mlp.experts.down_proj", (experts, hidden, size)),)
-    return {
-        ("experts", "gate_kernel"): ParameterSource(first, partial(_part, slice(size)), 0),
-        ("experts", "up_kernel"): ParameterSource(first, partial(_part, slice(size, None)), 0),
-        ("experts", "down_kernel"): ParameterSource(last, partial(_part, slice(None)), 0),
-    }
-
-
-def _part(rows: slice, tensors: list[np.ndarray], config: ModelConfig) -> np.ndarray:
-    """Some rows of each expert, [E, out, in] to [E, in, some of out]."""
-    return tensors[0][:, rows].swapaxes(1, 2)
+def _read_layer_types(fields: ConfigFields, num_layers: int) -> tuple[Any, ...]:
+    every = fields.positive("full_attention_interval", _SPACED)
+    types = read_layer_types(fields, num_layers, FULL_ATTENTION, LINEAR_ATTENTION)
+    return types or tuple(
+        LINEAR_ATTENTION if (layer + 1) % every else FULL_ATTENTION for layer in range(num_layers)
+    )

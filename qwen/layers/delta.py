@@ -29,9 +29,7 @@ NORM_EPSILON = 1e-6
 class GatedDeltaNet(nnx.Module):
     """Parameters and projections; kernels hold, per key head, [query, key, V values]."""
 
-    def __init__(
-        self, config: DeltaConfig, hidden: int, epsilon: float, dtype: jnp.dtype
-    ) -> None:
+    def __init__(self, config: DeltaConfig, hidden: int, epsilon: float, dtype: jnp.dtype) -> None:
         heads, groups = config.num_key_heads, config.value_groups
         values = groups * config.value_head_dim
         self.key_size = config.key_head_dim

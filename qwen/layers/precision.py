@@ -13,7 +13,9 @@ def precision_of(x: jax.Array) -> jax.lax.Precision | None:
 
 def product(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
     """Contract two arrays as `jnp.einsum` does; the result is float32."""
-    return jnp.einsum(subscripts, a, b, precision=precision_of(a), preferred_element_type=jnp.float32)
+    return jnp.einsum(
+        subscripts, a, b, precision=precision_of(a), preferred_element_type=jnp.float32
+    )
 
 
 def project(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -22,7 +24,9 @@ def project(x: jax.Array, kernel: jax.Array) -> jax.Array:
     XLA runs bfloat16 products with a float32 result fast on CPUs, and what follows is computed in
     float32 before it is rounded once.
     """
-    return jnp.tensordot(x, kernel, 1, precision=precision_of(x), preferred_element_type=jnp.float32)
+    return jnp.tensordot(
+        x, kernel, 1, precision=precision_of(x), preferred_element_type=jnp.float32
+    )
 
 
 def add_update(x: jax.Array, update: jax.Array) -> jax.Array:
