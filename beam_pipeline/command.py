@@ -15,7 +15,7 @@ from apache_beam.options.pipeline_options import WorkerOptions
 
 from activation_dataset.format import METADATA_FILE
 from activation_dataset.metadata import Metadata
-from activation_dataset.reporting.summary import count_of, layers_named
+from activation_dataset.reporting.summary import count_of, counted, layers_named
 from activation_dataset.sites import DEFAULT_HOOK_POINT
 from beam_pipeline.failures import explained_by, is_news, was_interrupted
 from beam_pipeline.job import open_job
@@ -80,7 +80,7 @@ def plan(argv: Sequence[str]) -> None:
 def summary(metadata: Metadata, output_dir: str, seconds: float) -> str:
     """Describe a dataset to the person who made it."""
     run = metadata.run
-    files = [entry for shard in metadata.shards for entry in shard.files.values()]
+    files = [entry for shard in metadata.shards for entry in shard.all_files]
     megabytes = sum(entry.bytes for entry in files) / 1e6
     layers = layers_named(run.layers_extracted)
     at = f" at {', '.join(run.hook_points)}" if run.hook_points != (DEFAULT_HOOK_POINT,) else ""
@@ -91,8 +91,7 @@ def summary(metadata: Metadata, output_dir: str, seconds: float) -> str:
         f"pooling {run.pooling}, {run.storage_dtype}",
         f"  files    {len(files):,} in {count_of(len(metadata.shards), 'shard')}, "
         f"{megabytes:,.1f} MB",
-        f"  rejected {sum(metadata.rejected.values()):,}"
-        + "".join(f"; {count} {reason}" for reason, count in metadata.rejected.items()),
+        *(f"  {name:<8} {value}; {note}" for name, value, note in counted(metadata.counts)),
         f"  time     {seconds:,.1f} s, {metadata.total_tokens / seconds:,.0f} tokens/s in all",
     ]
     return "\n".join(lines)

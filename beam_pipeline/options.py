@@ -130,7 +130,8 @@ def _add_task_flags(group: argparse._ArgumentGroup) -> None:
         "--overlength",
         choices=("reject", "truncate"),
         default="reject",
-        help="reject longer prompts as dead letters, or keep only their beginning",
+        help="reject longer prompts as dead letters, or keep the beginning of documents; tasks "
+        "are always rejected, since a prompt ends with the test input",
     )
     group.add_argument(
         "--augment",
@@ -153,8 +154,9 @@ def _add_task_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--max_rejected",
         type=values.natural,
-        metavar="TASKS",
-        help="fail before the model runs if more tasks than this are rejected (default: no limit)",
+        metavar="COUNT",
+        help="fail before the model runs if errors/rejected.jsonl would have more lines than this: "
+        "rejected files, tasks and samples (default: no limit)",
     )
 
 

@@ -20,10 +20,10 @@ from transforms.extract_activations import FINISHED, PROMPTS, ExtractActivations
 from transforms.measure_output import SumSizes
 from transforms.output_folder import OutputFolder, remove_output, remove_partial_files
 from transforms.read_tasks import INPUTS, REJECTED, ReadTasks
-from transforms.tokenize_tasks import TokenizeTasks
+from transforms.tokenize_tasks import WRITTEN, TokenizeTasks
 from transforms.write_layer import WriteLayer
 from transforms.write_prompts import WritePrompts
-from transforms.write_rejected import count_reasons
+from transforms.write_rejected import count_inputs, sum_written
 
 
 def build(
@@ -71,12 +71,16 @@ def build(
     ]
     written_prompts = extracted[PROMPTS] | "prompts" >> WritePrompts(folder)
 
-    reasons = rejected | "CountReasons" >> beam.Map(count_reasons)
+    counts = (
+        tokenized[WRITTEN]
+        | "SumWritten" >> beam.CombineGlobally(sum_written)
+        | "CountInputs" >> beam.Map(count_inputs, rejected=beam.pvalue.AsSingleton(rejected))
+    )
     return (
         [*layers, written_prompts, extracted[FINISHED]]
         | "Manifests" >> beam.Flatten()
         | "CombineMetadata"
-        >> CombineMetadata(folder, run, config.allow_nonfinite, plan, tasks[INPUTS], reasons)
+        >> CombineMetadata(folder, run, config.allow_nonfinite, plan, tasks[INPUTS], counts)
     )
 
 

@@ -6,15 +6,16 @@ Samples, tokens, shards and bytes are exact. Time and cost rest on an expected e
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
 import numpy as np
 
+from activation_dataset.input_counts import InputCounts, Written
 from activation_dataset.metadata import InputFile
 from activation_dataset.prompts import Prompt
+from activation_dataset.reporting.summary import counted
 from beam_pipeline.accelerators import ACCELERATORS, AcceleratorSettings
 from beam_pipeline.config import Config
 from beam_pipeline.job import Job
@@ -24,7 +25,8 @@ from qwen.config import ModelConfig
 from transforms.assign_shards import FINGERPRINT, ShardPlan, fingerprint, plan_shards
 from transforms.measure_output import OutputSize, output_size
 from transforms.read_tasks import common_root, match_files, read_file
-from transforms.tokenize_tasks import prompts_of, variants_of
+from transforms.tokenize_tasks import samples_of
+from transforms.write_rejected import count_inputs
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Plan:
     Attributes:
       longest: tokens of the longest prompt.
       size: bytes of the records.
-      rejected: reason to number of rejected tasks.
+      counts, rejected: what is read and rejected.
       slots: token slots of all device steps, padding included.
       flops, padded_flops: FLOPs of the tokens alone, and of all slots.
     """
@@ -42,7 +44,8 @@ class Plan:
     shards: ShardPlan
     longest: int
     size: OutputSize
-    rejected: Mapping[str, int]
+    counts: InputCounts
+    rejected: Sequence[RejectedTask]
     inputs: Sequence[InputFile]
     slots: int
     flops: int
@@ -51,13 +54,15 @@ class Plan:
 
 def make_plan(job: Job) -> Plan:
     """Read and tokenize all inputs, and predict; keeps 24 bytes of each sample."""
-    rejected: Counter[str] = Counter()
+    written, rejected = Written(), list[RejectedTask]()
     fingerprints = [np.empty(0, FINGERPRINT)]
     size = OutputSize()
     inputs: list[InputFile] = []
     for item in _read_and_tokenize(job):
         if isinstance(item, RejectedTask):
-            rejected[item.reason] += 1
+            rejected.append(item)
+        elif isinstance(item, Written):
+            written += item
         elif isinstance(item, InputFile):
             inputs.append(item)
         else:
@@ -76,7 +81,8 @@ def make_plan(job: Job) -> Plan:
         shards,
         int(lengths.max(initial=0)),
         size,
-        dict(sorted(rejected.items())),
+        count_inputs(written, rejected),
+        rejected,
         inputs,
         slots,
         flops,
@@ -84,15 +90,15 @@ def make_plan(job: Job) -> Plan:
     )
 
 
-def _read_and_tokenize(job: Job) -> Iterator[Prompt | RejectedTask | InputFile]:
+def _read_and_tokenize(job: Job) -> Iterator[Prompt | RejectedTask | Written | InputFile]:
     tokenizer, root = job.source.tokenizer(), common_root(job.patterns)
     for path in sorted({path for pattern in job.patterns for path in match_files(pattern)}):
         for item in read_file(path, path.removeprefix(root)):
             if isinstance(item, InputFile | RejectedTask):
                 yield item
                 continue
-            for variant in variants_of(item, job.config.augmentation):
-                yield from prompts_of(variant, job.template, tokenizer, job.limit)
+            augmentation = job.config.augmentation
+            yield from samples_of(item, augmentation, job.template, tokenizer, job.limit)
 
 
 def slots_of(shards: Sequence[np.ndarray], packing: Packing) -> int:
@@ -146,8 +152,7 @@ def report(plan: Plan, config: Config, workers: int) -> str:
         f"{plan.longest:,} in the longest",
         f"  inputs   {len(plan.inputs):,} files, "
         f"{sum(file.bytes for file in plan.inputs) / 1e6:,.2f} MB",
-        f"  rejected {sum(plan.rejected.values()):,}"
-        + "".join(f"; {count} {reason}" for reason, count in plan.rejected.items()),
+        *(f"  {name:<8} {value}; {note}" for name, value, note in counted(plan.counts)),
         f"  shards   {shards.num_shards:,} of at most {config.samples_per_shard:,} samples",
         f"  files    {shards.num_shards * (sites + 1):,}: each shard has one for each of "
         f"{sites} layers and hook points, and one of prompts",

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Literal
 
 Grid = tuple[tuple[int, ...], ...]
 """Cells `grid[row][column]` in 0..9: at least 1 x 1, all rows of the same width."""
@@ -69,18 +70,29 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class RejectedTask:
-    """A task or document that could not be used.
+    """A file, a task or document, or some of its samples, that could not be used.
 
     Attributes:
         task_id: "" if the file as a whole is at fault.
-        reason: one of `REASONS`.
+        reason: one of `REASONS`, or of `transforms.tokenize_tasks`.
         detail: a sentence for a person: file, task, field, what was seen and what is allowed.
+        samples: rejected samples; 0 for a task that could not be read.
+        is_partial: whether the task has other samples, or another rejection stands for it.
     """
 
     source: str
     task_id: str
     reason: str
     detail: str
+    samples: int = 0
+    is_partial: bool = False
+
+    @property
+    def kind(self) -> Literal["file", "task", "sample"]:
+        """The extent: the rest of a file, a task or document, or samples only."""
+        if not self.task_id:
+            return "file"
+        return "sample" if self.is_partial else "task"
 
 
 Item = Task | Document | RejectedTask

@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -121,6 +121,7 @@ def check_ids(seen: set[str], ids: Sequence[str]) -> None:
 # Records
 
 SAMPLE = Sample("training/é.json#007/0", "007", np.array([5, 0, 151_935], np.int32), 3)
+TRUNCATED = replace(SAMPLE, truncated_tokens=300)
 
 
 def _field(name: str, number: int, kind: str, label: str = "OPTIONAL") -> str:
@@ -195,6 +196,7 @@ def check_example(data: bytes) -> str:
             "shape": list(found.shape),
             "task_id": [found.sample.task_id.encode()],
             "token_ids": found.sample.token_ids.tolist(),
+            **({"truncated_tokens": [cut]} if (cut := found.sample.truncated_tokens) else {}),
         }
         answer = "accepted"
     with contextlib.suppress(ExampleError):
@@ -271,7 +273,7 @@ def targets() -> dict[str, Callable[[], Target]]:
     encoded = [text.encode() for text in TASK_FILES]
     return {
         "tasks": lambda: Target(encoded, check_tasks, JSON_WORDS),
-        "examples": lambda: Target([example(), prompt()], check_example),
+        "examples": lambda: Target([example(), example(TRUNCATED), prompt()], check_example),
         "records": lambda: Target([framed(b"one", b"", b"three"), framed()], check_records),
         "metadata": lambda: Target([metadata().to_json().encode()], check_metadata, JSON_WORDS),
         "manifest": lambda: Target([manifest()], check_manifest, JSON_WORDS),

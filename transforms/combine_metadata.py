@@ -9,6 +9,7 @@ import apache_beam as beam
 
 from activation_dataset.certify import CERTIFICATE_FILE
 from activation_dataset.format import METADATA_FILE
+from activation_dataset.input_counts import InputCounts
 from activation_dataset.manifest import LayerManifest, Manifest, shards_of
 from activation_dataset.metadata import InputFile, Metadata, RunDescription
 from activation_dataset.reporting.card import CARD_FILE, renewed_card
@@ -69,7 +70,7 @@ def build_metadata(
     allow_nonfinite: bool,
     plan: ShardPlan,
     inputs: Sequence[InputFile],
-    rejected: Mapping[str, int],
+    counts: InputCounts,
 ) -> Metadata:
     """Assemble the metadata of a dataset, as in `CombineMetadata`, if nothing is missing.
 
@@ -86,10 +87,14 @@ def build_metadata(
     metadata = Metadata(
         run=replace(run, inputs=tuple(sorted(inputs, key=lambda file: file.path))),
         shards=shards,
-        rejected=rejected,
+        counts=counts,
         statistics=statistics,
         ops=tuple(sorted(ops)),
     )
+    if counts.samples.written != plan.samples:
+        raise IncompleteError(
+            f"{counts.samples.written} samples were tokenized, {plan.samples} were planned"
+        )
     if (metadata.total_samples, metadata.total_tokens) != (plan.samples, plan.tokens):
         raise IncompleteError(
             f"{plan.samples} samples of {plan.tokens} tokens were planned, "
@@ -140,7 +145,7 @@ class CombineMetadata(beam.PTransform):
       folder, run: the claimed output folder, and the description of the run without its inputs.
       allow_nonfinite: whether vectors may have NaN or infinite values.
       plan, inputs: PCollections of the one `ShardPlan` and of `InputFile`.
-      rejected: a singleton PCollection of the number of rejected tasks by reason.
+      counts: a singleton PCollection of the `InputCounts`.
     """
 
     folder: OutputFolder
@@ -148,7 +153,7 @@ class CombineMetadata(beam.PTransform):
     allow_nonfinite: bool
     plan: beam.PCollection
     inputs: beam.PCollection
-    rejected: beam.PCollection
+    counts: beam.PCollection
 
     def expand(self, manifests: beam.PCollection) -> beam.PCollection:
         return (
@@ -161,7 +166,7 @@ class CombineMetadata(beam.PTransform):
                 self.allow_nonfinite,
                 plan=beam.pvalue.AsSingleton(self.plan),
                 inputs=beam.pvalue.AsList(self.inputs),
-                rejected=beam.pvalue.AsSingleton(self.rejected),
+                counts=beam.pvalue.AsSingleton(self.counts),
             )
             | "Write" >> beam.Map(write_metadata, self.folder)
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from transforms.assign_shards import ShardPlan
 from transforms.measure_output import OutputSize, check_output_size
 from transforms.output_folder import OutputFolder, list_output
 from transforms.storage import delete, join, read_if_exists
-from transforms.write_rejected import count_reasons, errors_file, write_rejected
+from transforms.write_rejected import errors_file, write_rejected
 
 
 class OtherRunError(ValueError):
@@ -25,7 +26,7 @@ class OtherRunError(ValueError):
 
 
 class TooManyRejectedError(ValueError):
-    """More tasks were rejected than the user allows."""
+    """More was rejected than the user allows."""
 
 
 class NoSamplesError(ValueError):
@@ -34,7 +35,7 @@ class NoSamplesError(ValueError):
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of rejected tasks, and of bytes of layer files and prompts; None for no limit."""
+    """Limits of dead letters, and of bytes of layer files and prompts; None for no limit."""
 
     max_rejected: int | None = None
     max_output_bytes: int | None = None
@@ -110,7 +111,7 @@ def commit_run(
     Raises:
       OtherRunError: if the folder's run had other samples or settings; nothing is written then.
       OutputTooLargeError: if the files would be larger than the limit; nothing is written then.
-      TooManyRejectedError: if more tasks were rejected than the limit.
+      TooManyRejectedError: if more was rejected than the limit.
       NoSamplesError: if no sample is left.
     """
     planned = {key: getattr(plan, key) for key in ("num_shards", "samples", "tokens", "digest")}
@@ -126,7 +127,7 @@ def commit_run(
     delete(join(folder.path, METADATA_FILE))
     write_rejected(rejected, folder.path)
     details = f"; {errors_file(folder.path)} says why each was" if rejected else ""
-    check_samples(plan.samples, count_reasons(rejected), limits.max_rejected, details)
+    check_samples(plan.samples, rejected, limits.max_rejected, details)
     if recorded is None:
         content = {"configuration": configuration(run), "plan": planned}
         folder.write(RUN_FILE, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
@@ -134,24 +135,21 @@ def commit_run(
 
 
 def check_samples(
-    samples: int, reasons: Mapping[str, int], max_rejected: int | None, details: str = ""
+    samples: int, rejected: Sequence[RejectedTask], max_rejected: int | None, details: str = ""
 ) -> None:
-    """Check that there are samples, and not too many rejected tasks (reason to number).
+    """Check that there are samples, and not too many rejections.
 
     Raises:
-      TooManyRejectedError: if more tasks were rejected; the message ends with `details`.
+      TooManyRejectedError: if there are more rejections; the message ends with `details`.
       NoSamplesError: if there is no sample.
     """
-    dead = sum(reasons.values())
-    why = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
-    if max_rejected is not None and dead > max_rejected:
-        raise TooManyRejectedError(
-            f"{dead} tasks were rejected ({why}), --max_rejected allows {max_rejected}{details}"
-        )
+    reasons = sorted(Counter((each.kind, each.reason) for each in rejected).items())
+    why = ", ".join(f"{kind} {reason}: {count}" for (kind, reason), count in reasons)
+    dead = f"{len(rejected)} rejected" + (f" ({why})" if why else "")
+    if max_rejected is not None and len(rejected) > max_rejected:
+        raise TooManyRejectedError(f"{dead}, --max_rejected allows {max_rejected}{details}")
     if not samples:
-        raise NoSamplesError(
-            f"no sample is left to extract: {dead} tasks were rejected ({why or 'none'}){details}"
-        )
+        raise NoSamplesError(f"no sample is left to extract: {dead}{details}")
 
 
 @dataclass(eq=False)

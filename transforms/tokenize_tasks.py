@@ -1,9 +1,12 @@
-"""Tasks to prompts of token ids: one for every test input, one for every document."""
+"""Tasks to prompts of token ids: one for every test input, one for every document.
+
+Reasons to reject a sample: `too_long`, `no_tokens`, `chat_template` and `too_few_variants`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import apache_beam as beam
@@ -11,6 +14,7 @@ import jinja2
 import numpy as np
 from apache_beam.pvalue import TaggedOutput
 
+from activation_dataset.input_counts import Written
 from activation_dataset.prompts import Prompt
 from corpus.augment import AugmentationPlan, augment
 from corpus.prompt import RenderedPrompt, render
@@ -24,12 +28,17 @@ from transforms.shuffle_encoding import decode_item, encode_item
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+WRITTEN = "written"
+
 Overlength = Literal["reject", "truncate"]
 
 
 @dataclass(frozen=True)
 class LengthLimit:
-    """A limit of tokens, and whether longer prompts are rejected or lose their end."""
+    """A limit of tokens, and whether longer documents are rejected or lose their end.
+
+    A longer prompt of a task is always rejected: at its end is the test input.
+    """
 
     max_length: int
     overlength: Overlength
@@ -49,39 +58,89 @@ def variants_of(
         yield from augment(item, plan)
 
 
+def samples_of(
+    item: Task | Document,
+    augmentation: AugmentationPlan | None,
+    template: PromptTemplate,
+    tokenizer: PreTrainedTokenizerBase,
+    limit: LengthLimit,
+) -> Iterator[Prompt | RejectedTask | Written]:
+    """Yield the prompts of a task and its variants, or of a document; then what is rejected.
+
+    If there is a prompt, the `Written` that counts all of them follows.
+    """
+    written, rejected = Written(), list[RejectedTask]()
+    for variant in variants_of(item, augmentation):
+        if isinstance(variant, RejectedTask):
+            rejected.append(variant)
+            continue
+        for sample in prompts_of(variant, template, tokenizer, limit):
+            if isinstance(sample, RejectedTask):
+                rejected.append(sample)
+            else:
+                cut = sample.truncated_tokens
+                written += Written(0, 1, int(cut > 0), cut)
+                yield sample
+    if written.samples:
+        yield from rejected
+        yield replace(written, tasks=1)
+    else:
+        yield from _of_whole_task(rejected)
+
+
+def _of_whole_task(rejected: Sequence[RejectedTask]) -> Iterator[RejectedTask]:
+    """Merge the rejections of all samples of a task by reason; the first stands for the task."""
+    for number, reason in enumerate(dict.fromkeys(each.reason for each in rejected)):
+        same = [each for each in rejected if each.reason == reason]
+        samples = sum(each.samples for each in same)
+        detail = same[0].detail + (f"; {samples} samples alike" if len(same) > 1 else "")
+        yield replace(same[0], detail=detail, samples=samples, is_partial=number > 0)
+
+
 def prompts_of(
-    item: Task | Document | RejectedTask,
+    item: Task | Document,
     template: PromptTemplate,
     tokenizer: PreTrainedTokenizerBase,
     limit: LengthLimit,
 ) -> Iterator[Prompt | RejectedTask]:
-    """Yield the prompts of a task or document, and rejected ones with the reason."""
-    if isinstance(item, RejectedTask):
-        yield item
-        return
+    """Yield the prompts of a task or document, and each rejected sample with the reason."""
     if isinstance(item, Task):
         task_id = item.task_id
         sample_ids = [item.sample_id(index) for index in range(len(item.test))]
     else:
         task_id, sample_ids = item.document_id, [item.sample_id]
+
+    def rejected(sample_id: str, reason: str, detail: str) -> RejectedTask:
+        return RejectedTask(
+            item.source, task_id, reason, f"{sample_id}: {detail}", samples=1, is_partial=True
+        )
+
+    kept = slice(limit.max_length)
     for index, sample_id in enumerate(sample_ids):
         try:
             token_ids, cells = tokenize(render(template, item, index), tokenizer)
         except ChatTemplateError as error:
-            yield RejectedTask(item.source, task_id, "chat_template", f"{sample_id}: {error}")
+            yield rejected(sample_id, "chat_template", str(error))
             continue
+        excess = max(0, len(token_ids) - limit.max_length)
         if not len(token_ids):
-            detail = f"{sample_id}: the prompt has no tokens"
-            yield RejectedTask(item.source, task_id, "no_tokens", detail)
-        elif len(token_ids) > limit.max_length and limit.overlength == "reject":
+            yield rejected(sample_id, "no_tokens", "the prompt has no tokens")
+        elif excess and (isinstance(item, Task) or limit.overlength == "reject"):
             detail = (
-                f"{sample_id}: the prompt has {len(token_ids)} tokens, --max_length allows "
-                f"{limit.max_length}; raise it, or keep the beginning with --overlength=truncate"
+                f"the prompt has {len(token_ids)} tokens, --max_length allows {limit.max_length}; "
+                f"raise it{_no_truncation(item, limit)}"
             )
-            yield RejectedTask(item.source, task_id, "too_long", detail)
+            yield rejected(sample_id, "too_long", detail)
         else:
-            kept = slice(limit.max_length)
-            yield Prompt(sample_id, task_id, token_ids[kept], cells[kept])
+            yield Prompt(sample_id, task_id, token_ids[kept], cells[kept], excess)
+
+
+def _no_truncation(item: Task | Document, limit: LengthLimit) -> str:
+    if isinstance(item, Document):
+        return ", or keep the beginning with --overlength=truncate"
+    if limit.overlength == "truncate":
+        return ". A task is not truncated, since its prompt ends with the test input"
+    return ""
 
 
 def tokenize(
@@ -134,7 +193,9 @@ def chat_text(prompt: RenderedPrompt, tokenizer: PreTrainedTokenizerBase) -> str
 
 @dataclass(eq=False)
 class TokenizeTasks(beam.PTransform):
-    """Tasks and documents to the outputs `prompts` (`Prompt`) and `rejected` (`RejectedTask`).
+    """Tasks and documents to `prompts` (`Prompt`), `rejected` (`RejectedTask`) and `written`.
+
+    The output `written` has a `Written` for each task or document with at least one prompt.
 
     Attributes:
       model_path, template, limit: the model of the tokenizer, and how a task becomes a prompt.
@@ -157,7 +218,7 @@ class TokenizeTasks(beam.PTransform):
             | "Tokenize"
             >> beam.ParDo(
                 _Tokenize(self.model_path, self.template, self.limit, self.augmentation)
-            ).with_outputs(REJECTED, main="prompts")
+            ).with_outputs(REJECTED, WRITTEN, main="prompts")
         )
 
 
@@ -172,6 +233,10 @@ class _Tokenize(beam.DoFn):
         self._tokenizer = open_model(self.model_path).tokenizer()
 
     def process(self, item: Task | Document) -> Iterator[Prompt | TaggedOutput]:
-        for variant in variants_of(item, self.augmentation):
-            for prompt in prompts_of(variant, self.template, self._tokenizer, self.limit):
-                yield prompt if isinstance(prompt, Prompt) else TaggedOutput(REJECTED, prompt)
+        for found in samples_of(
+            item, self.augmentation, self.template, self._tokenizer, self.limit
+        ):
+            if isinstance(found, Prompt):
+                yield found
+            else:
+                yield TaggedOutput(WRITTEN if isinstance(found, Written) else REJECTED, found)

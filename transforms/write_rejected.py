@@ -1,13 +1,14 @@
-"""Dead letters: every rejected task or document, in `errors/rejected.jsonl`."""
+"""Dead letters: every rejected file, task, document and sample, in `errors/rejected.jsonl`."""
 
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from typing import Any
 
 from activation_dataset.format import ERRORS_FOLDER
+from activation_dataset.input_counts import InputCounts, Written
 from corpus.task import RejectedTask
 from transforms.storage import delete, join
 from transforms.whole_file import write_whole
@@ -22,13 +23,24 @@ def write_rejected(rejected: Sequence[RejectedTask], output_dir: str) -> None:
     """Write one JSON object per line, sorted; if nothing was rejected, there is no file."""
     path = errors_file(output_dir)
     ordered = sorted(rejected, key=lambda r: (r.source, r.task_id, r.reason, r.detail))
-    lines = [json.dumps(asdict(item)) + "\n" for item in ordered]
+    lines = [json.dumps(_letter(item)) + "\n" for item in ordered]
     if lines:
         write_whole(path, "".join(lines).encode())
     else:
         delete(path)
 
 
-def count_reasons(rejected: Sequence[RejectedTask]) -> dict[str, int]:
-    """Return the number of rejected tasks by reason, sorted."""
-    return dict(sorted(Counter(item.reason for item in rejected).items()))
+def _letter(rejected: RejectedTask) -> dict[str, Any]:
+    fields = asdict(rejected)
+    del fields["is_partial"]
+    return {**fields, "kind": rejected.kind}
+
+
+def sum_written(each: Iterable[Written]) -> Written:
+    """Add up."""
+    return sum(each, Written())
+
+
+def count_inputs(written: Written, rejected: Sequence[RejectedTask]) -> InputCounts:
+    """Return the counts of everything that was read."""
+    return InputCounts.of(written, ((each.kind, each.reason, each.samples) for each in rejected))

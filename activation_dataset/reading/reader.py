@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,12 +26,12 @@ class ActivationRecord(Sample):
     """The record of one sample at one site.
 
     Attributes:
-        sample_id, task_id, token_ids, num_tokens: as in Sample.
+        sample_id, task_id, token_ids, num_tokens, truncated_tokens: as in Sample.
         stored: [hidden], or [num_tokens, hidden] with pooling "none": the stored elements, float32
             or the bits of bfloat16 as uint16; a read-only view that may be unaligned.
     """
 
-    stored: NDArray[Any]
+    stored: NDArray[Any] = field(kw_only=True)
 
     @property
     def activation(self) -> NDArray[np.float32]:

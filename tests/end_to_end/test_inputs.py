@@ -88,6 +88,6 @@ def test_a_template_of_ones_own_needs_no_code_and_long_prompts_are_cut(stored, t
     assert texts["tasks.jsonl#t/1"] == "Von:\n1 2\n3 4\nNach:\n5\n\nVon:\n7 8\nNach:\n"
     assert texts["tasks.jsonl#long"] == "1" * 100
     metadata = metadata_of(tmp_path / "out")
-    assert metadata.rejected == {}
+    assert metadata.counts.rejected == ({}, {}, {})
     recorded = metadata.run.prompt_template
     assert (recorded["name"], recorded["query"]) == ("own", "Von:\n{input}\nNach:\n")

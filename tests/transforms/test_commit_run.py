@@ -24,7 +24,7 @@ from transforms.output_folder import CLAIM_FILE, OutputFolder, remove_output
 
 RUN = describe("last", "float32", 8)
 SIZE = OutputSize(layer=100, prompts=10)
-DEAD = [RejectedTask("a.json", "1", "bad_cell", "cell 10"), RejectedTask("b", "", "not_json", "?")]
+DEAD = [RejectedTask("a.json", "1", "bad_cell", "10"), RejectedTask("b", "", "not_json", "?")]
 LETTERS = "errors/rejected.jsonl"
 
 
@@ -78,7 +78,13 @@ def test_the_same_run_may_go_on(tmp_path: Path):
     recorded = json.loads(before["run.json"])
     assert recorded["configuration"]["layers_extracted"] == [10, 11, 12]
     letters = before[LETTERS].decode().splitlines()
-    assert [RejectedTask(**json.loads(line)) for line in letters] == DEAD
+    assert [json.loads(line) for line in letters] == [
+        {**fields, "samples": 0, "kind": kind}
+        for kind, fields in (
+            ("task", {"source": "a.json", "task_id": "1", "reason": "bad_cell", "detail": "10"}),
+            ("file", {"source": "b", "task_id": "", "reason": "not_json", "detail": "?"}),
+        )
+    ]
     # Neither other files with the same samples nor the order of arrival make another run.
     again = dataclasses.replace(RUN, inputs=(InputFile("b.json", 4, "05"),))
     assert check_output_dir(str(tmp_path), again) == recorded["plan"]
@@ -90,11 +96,11 @@ def test_the_same_run_may_go_on(tmp_path: Path):
 
 
 def test_too_many_dead_letters_stop_the_run_and_are_kept(tmp_path: Path):
-    message = r"2 tasks were rejected \(1 bad_cell, 1 not_json\), --max_rejected allows 1; .*jsonl"
+    message = r"2 rejected \(file not_json: 1, task bad_cell: 1\), --max_rejected allows 1; .*jsonl"
     with pytest.raises(TooManyRejectedError, match=message):
         commit(tmp_path, rejected=DEAD, max_rejected=1)
     assert len((tmp_path / LETTERS).read_text().splitlines()) == 2
-    with pytest.raises(NoSamplesError, match=r"no sample .*1 bad_cell"):
+    with pytest.raises(NoSamplesError, match=r"no sample .*task bad_cell: 1"):
         commit(tmp_path, plan(), rejected=DEAD)
     # The same command goes through once the tasks are mended.
     (tmp_path / partial_file("run.json", "0123456789abcdef")).write_bytes(b"half")
