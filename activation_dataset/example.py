@@ -167,7 +167,7 @@ def _varint_array(values: NDArray[np.int32]) -> bytes:
 
 def _values(view: memoryview) -> list[memoryview]:
     """The value of each feature: one byte string, or a packed list of integers."""
-    values = []
+    values: list[memoryview] = []
     position, last = _content(view, 0)
     while len(values) < _FEATURES or position < last:
         entry, end = _content(view, position)

@@ -147,8 +147,10 @@ def _check_rejected(folder: Folder, metadata: Metadata, present: set[str]) -> li
             continue
         try:
             with folder.open(file) as stream:
-                for each in map(json.loads, stream):
-                    letters.append((each["kind"], each["reason"], each["samples"]))
+                letters += [
+                    (each["kind"], str(each["reason"]), int(each["samples"]))
+                    for each in map(json.loads, stream)
+                ]
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             problems.append(Problem(file, f"cannot be read: {error!r}", RERUN))
     if problems:

@@ -22,8 +22,8 @@ class ShardPlan:
 
     Attributes:
       num_shards, samples, tokens: totals of the dataset.
-      digest: SHA-256 (hex) over every sample's key, token ids and truncated tokens, in rank order: equal digests
-        mean the same samples in the same shards.
+      digest: SHA-256 (hex) over every sample's key, token ids and truncated tokens, in rank order:
+        equal digests mean the same samples in the same shards.
       first_ranks: [num_shards] uint64, the rank of each shard's first sample, ascending.
     """
 

@@ -102,9 +102,9 @@ def build_metadata(
         )
     broken = {site: each.nonfinite_count for site, each in statistics.items()}
     if any(broken.values()) and not allow_nonfinite:
-        counts = ", ".join(f"{count} in layer {site}" for site, count in broken.items() if count)
+        where = ", ".join(f"{count} in layer {site}" for site, count in broken.items() if count)
         raise NonFiniteError(
-            f"activation vectors with NaN or infinite values: {counts}. The layer files are "
+            f"activation vectors with NaN or infinite values: {where}. The layer files are "
             "written; run again with --compute_dtype=float32 and --overwrite to avoid them, or "
             "with --allow_nonfinite to keep them counted in metadata.json."
         )

@@ -56,7 +56,7 @@ def test_the_bytes_are_those_of_the_specification(truncated: int):
     "entries",
     [
         {"truncated_tokens": entry(b"truncated_tokens", packed(0))},
-        {"truncated_tokens": entry(b"truncated_tokens", packed(5)), "zzz": entry(b"zzz", packed(1))},
+        {"truncated_tokens": 2 * entry(b"truncated_tokens", packed(5))},
         {"task_id": b""},
         {"more": entry(b"zzz", packed(1))},
         {"task_id": entry(b"task_id", byte_list(b"a", b"b"))},

@@ -142,7 +142,8 @@ def test_truncated_prompts_that_are_not_those_counted(tmp_path):
     assert problems(tmp_path, records=True) == []
     path = tmp_path / "metadata.json"
     metadata = Metadata.from_json(path.read_text())
-    path.write_text(replace(metadata, counts=replace(metadata.counts, truncated_tokens=20)).to_json())
+    counts = replace(metadata.counts, truncated_tokens=20)
+    path.write_text(replace(metadata, counts=counts).to_json())
     assert problems(tmp_path) == []
     (problem,) = problems(tmp_path, records=True)
     assert problem.startswith("metadata.json: counts says 20 tokens are cut off 2 samples")
