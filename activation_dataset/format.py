@@ -16,6 +16,7 @@ SCHEMA_VERSION = 1
 METADATA_FILE = "metadata.json"
 RUN_FILE = "run.json"
 ERRORS_FOLDER = "errors"
+REJECTED_FILE = f"{ERRORS_FOLDER}/rejected.jsonl"
 PROMPTS_FOLDER = "prompts"
 INDEX_FOLDER = "index"
 MANIFESTS_FOLDER = "manifests"

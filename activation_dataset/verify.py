@@ -16,9 +16,9 @@ from activation_dataset.checksum import crc32c_of_stream, to_text
 from activation_dataset.fields import FieldError
 from activation_dataset.folder import Folder, open_folder
 from activation_dataset.format import (
-    ERRORS_FOLDER,
     METADATA_FILE,
     PROMPTS_FOLDER,
+    REJECTED_FILE,
     is_partial_file,
     parse_data_file,
 )
@@ -141,23 +141,18 @@ def _unlisted_files(metadata: Metadata, present: set[str]) -> Iterator[Problem]:
 
 def _check_rejected(folder: Folder, metadata: Metadata, present: set[str]) -> list[Problem]:
     letters: list[tuple[RejectedKind, str, int]] = []
-    problems = []
-    for file in sorted(present):
-        if not file.startswith(f"{ERRORS_FOLDER}/") or not file.endswith(".jsonl"):
-            continue
+    if REJECTED_FILE in present:
         try:
-            with folder.open(file) as stream:
-                letters += [
+            with folder.open(REJECTED_FILE) as stream:
+                letters = [
                     (each["kind"], str(each["reason"]), int(each["samples"]))
                     for each in map(json.loads, stream)
                 ]
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            problems.append(Problem(file, f"cannot be read: {error!r}", RERUN))
-    if problems:
-        return problems
-    pairs = zip(count_rejections(letters), metadata.counts.rejected, strict=True)
+            return [Problem(REJECTED_FILE, f"cannot be read: {error!r}", RERUN)]
+    counts = zip(count_rejections(letters), metadata.counts.rejected, strict=True)
     return [
-        Problem(ERRORS_FOLDER, f"holds {found} rejected {name}, {METADATA_FILE} says {said}", RERUN)
-        for name, (found, said) in zip(("files", "tasks", "samples"), pairs, strict=True)
+        Problem(REJECTED_FILE, f"holds {found} rejected {name}, {METADATA_FILE} says {said}", RERUN)
+        for name, (found, said) in zip(("files", "tasks", "samples"), counts, strict=True)
         if found != said
     ]

@@ -84,8 +84,11 @@ def build(
     )
 
 
-def run_pipeline(config: Config, options: PipelineOptions) -> None:
+def run_pipeline(config: Config, options: PipelineOptions) -> bool:
     """Run the job to its end, or submit it if the runner does not wait.
+
+    Returns:
+      Whether an earlier run had begun, whose finished files are not computed again.
 
     Raises:
       ConfigError: if Beam's flags contradict each other.
@@ -97,11 +100,11 @@ def run_pipeline(config: Config, options: PipelineOptions) -> None:
         raise ConfigError(f"Beam refuses its flags: {error}") from error
     job = open_job(config)
     run = job.describe()
-    if not config.overwrite:
-        check_output_dir(config.output_dir, run)
+    resumes = not config.overwrite and check_output_dir(config.output_dir, run) is not None
     folder = OutputFolder.claim(config.output_dir)
     if config.overwrite:
         remove_output(folder.path)
     remove_partial_files(folder.path)
     with progress_bar(options, not config.no_progress), ends_with_its_workers(), pipeline:
         build(pipeline, job, run, folder)
+    return resumes

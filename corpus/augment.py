@@ -159,7 +159,7 @@ def augment(task: Task, plan: AugmentationPlan) -> Iterator[Task | RejectedTask]
     )
     rejected = Rejection("too_few_variants", detail).of(task.source, task.task_id)
     samples = (plan.variants - found) * len(task.test)
-    yield replace(rejected, samples=samples, is_partial=True)
+    yield replace(rejected, kind="sample", samples=samples)
 
 
 def _draws(task: Task, plan: AugmentationPlan) -> Iterator[Augmentation]:

@@ -76,23 +76,17 @@ class RejectedTask:
         task_id: "" if the file as a whole is at fault.
         reason: one of `REASONS`, or of `transforms.tokenize_tasks`.
         detail: a sentence for a person: file, task, field, what was seen and what is allowed.
+        kind: "file", "task" (also for a document), or "sample" if only some of its samples are
+            rejected.
         samples: rejected samples; 0 for a task that could not be read.
-        is_partial: whether the task has other samples, or another rejection stands for it.
     """
 
     source: str
     task_id: str
     reason: str
     detail: str
+    kind: Literal["file", "task", "sample"] = "task"
     samples: int = 0
-    is_partial: bool = False
-
-    @property
-    def kind(self) -> Literal["file", "task", "sample"]:
-        """The extent: the rest of a file, a task or document, or samples only."""
-        if not self.task_id:
-            return "file"
-        return "sample" if self.is_partial else "task"
 
 
 Item = Task | Document | RejectedTask
@@ -109,7 +103,8 @@ class Rejection(Exception):
     def of(self, source: str, record_id: str = "") -> RejectedTask:
         """Return the rejected record, with the file and the record named in `detail`."""
         where = f"{source}, task {record_id}" if record_id else source
-        return RejectedTask(source, record_id, self.reason, f"{where}: {self.detail}")
+        kind: Literal["file", "task"] = "task" if record_id else "file"
+        return RejectedTask(source, record_id, self.reason, f"{where}: {self.detail}", kind)
 
 
 REASONS: Mapping[str, str] = MappingProxyType(

@@ -18,7 +18,7 @@ from apache_beam.pvalue import TaggedOutput
 from activation_dataset.metadata import InputFile
 from corpus.parse import parse_tasks
 from corpus.tables import TABLE_SUFFIXES, parse_table
-from corpus.task import Document, RejectedTask, Task
+from corpus.task import Document, RejectedTask, Rejection, Task
 from transforms.storage import (
     StorageError,
     find_files,
@@ -182,8 +182,8 @@ def _decompressed_items(
     except TasksUnreadableError:
         raise
     except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
-        detail = f"{source}: cannot be decompressed ({error}); copy or compress the file again"
-        yield RejectedTask(source, "", "damaged_archive", detail)
+        detail = f"cannot be decompressed ({error}); copy or compress the file again"
+        yield Rejection("damaged_archive", detail).of(source)
 
 
 class _TaskFile:

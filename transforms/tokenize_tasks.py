@@ -94,7 +94,8 @@ def _of_whole_task(rejected: Sequence[RejectedTask]) -> Iterator[RejectedTask]:
         same = [each for each in rejected if each.reason == reason]
         samples = sum(each.samples for each in same)
         detail = same[0].detail + (f"; {samples} samples alike" if len(same) > 1 else "")
-        yield replace(same[0], detail=detail, samples=samples, is_partial=number > 0)
+        kind: Literal["sample", "task"] = "sample" if number else "task"
+        yield replace(same[0], detail=detail, kind=kind, samples=samples)
 
 
 def prompts_of(
@@ -111,9 +112,7 @@ def prompts_of(
         task_id, sample_ids = item.document_id, [item.sample_id]
 
     def rejected(sample_id: str, reason: str, detail: str) -> RejectedTask:
-        return RejectedTask(
-            item.source, task_id, reason, f"{sample_id}: {detail}", samples=1, is_partial=True
-        )
+        return RejectedTask(item.source, task_id, reason, f"{sample_id}: {detail}", "sample", 1)
 
     kept = slice(limit.max_length)
     for index, sample_id in enumerate(sample_ids):

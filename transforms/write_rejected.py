@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from typing import Any
 
-from activation_dataset.format import ERRORS_FOLDER
+from activation_dataset.format import REJECTED_FILE
 from activation_dataset.input_counts import InputCounts, Written
 from corpus.task import RejectedTask
 from transforms.storage import delete, join
@@ -16,24 +15,18 @@ from transforms.whole_file import write_whole
 
 def errors_file(output_dir: str) -> str:
     """Return the path of the dead letters."""
-    return join(output_dir, ERRORS_FOLDER, "rejected.jsonl")
+    return join(output_dir, REJECTED_FILE)
 
 
 def write_rejected(rejected: Sequence[RejectedTask], output_dir: str) -> None:
     """Write one JSON object per line, sorted; if nothing was rejected, there is no file."""
     path = errors_file(output_dir)
     ordered = sorted(rejected, key=lambda r: (r.source, r.task_id, r.reason, r.detail))
-    lines = [json.dumps(_letter(item)) + "\n" for item in ordered]
+    lines = [json.dumps(asdict(item)) + "\n" for item in ordered]
     if lines:
         write_whole(path, "".join(lines).encode())
     else:
         delete(path)
-
-
-def _letter(rejected: RejectedTask) -> dict[str, Any]:
-    fields = asdict(rejected)
-    del fields["is_partial"]
-    return {**fields, "kind": rejected.kind}
 
 
 def sum_written(each: Iterable[Written]) -> Written:

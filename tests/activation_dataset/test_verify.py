@@ -96,10 +96,11 @@ def test_all_problems_are_reported(dataset):
     (dataset / "layer_9/notes.txt").write_text("")
     (dataset / f"{MIDDLE}.partial-0123456789abcdef").write_bytes(b"half")
     sample = LETTER.replace("task", "sample").replace("0", "7")
-    (dataset / "errors/rejected.jsonl").write_text(LETTER + sample)
+    letters = "errors/rejected.jsonl"
+    (dataset / letters).write_text(LETTER + sample)
     expected = [
-        rf"errors: holds {{'ragged_grid': 1}} rejected tasks, .* {{'ragged_grid': 2}}: {AGAIN}",
-        rf"errors: holds {{'ragged_grid': 7}} rejected samples, metadata.json says {{}}: {AGAIN}",
+        rf"{letters}: holds {{'ragged_grid': 1}} rejected tasks, .* {{'ragged_grid': 2}}: {AGAIN}",
+        rf"{letters}: holds {{'ragged_grid': 7}} rejected samples, .* says {{}}: {AGAIN}",
         f"{FIRST}: missing: {AGAIN}",
         "layer_10/activations-00003-of-00004.tfrecord: not listed in metadata.json: delete it",
         f"{MIDDLE}.partial-0123456789abcdef: left behind by an interrupted writer: delete it",

@@ -83,6 +83,7 @@ def test_the_summary_is_for_a_person(tmp_path: Path):
         "2.0 s, 6 tokens/s",
     ):
         assert part in text
+    assert "tokens/s" not in summary(metadata, "out", 2.0, resumed=True)
 
 
 @pytest.mark.parametrize(("flag", "status"), [("--help", 0), ("--unknown", 2)])

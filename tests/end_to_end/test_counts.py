@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import tensorflow as tf
+from tokenizers import Tokenizer
 
 from activation_dataset.__main__ import main as dataset_command
 from activation_dataset.prompts import read_prompts
@@ -21,6 +22,7 @@ FLAGS = (
 PAIR = {"input": [[1, 2], [3, 4]], "output": [[5]]}
 LONG = {"input": [[7] * 20] * 3}
 DOT = {"train": [{"input": [[0]], "output": [[0]]}], "test": [{"input": [[0]]}]}
+TRUNCATED = {"a": "1 " * 50, "b": "2 " * 40}
 FILES = {
     "cut.json": '[{"id": "before", "text": "A word."}, {"id": "x"',
     "empty.json": "",
@@ -36,8 +38,7 @@ FILES = {
     "texts.jsonl": "\n".join(
         [
             json.dumps({"id": "short", "text": "Words."}),
-            json.dumps({"id": "a", "text": "1 " * 50}),
-            json.dumps({"id": "b", "text": "2 " * 40}),
+            *(json.dumps({"id": name, "text": text}) for name, text in TRUNCATED.items()),
             json.dumps({"id": "b", "text": "again"}),
             "nonsense",
         ]
@@ -71,7 +72,7 @@ def test_read_is_written_and_rejected(found: tuple[Path, str]):
     assert counts.samples.rejected == {"too_long": 3 * (1 + 2), "too_few_variants": 2}
 
 
-def test_the_counts_are_those_of_the_files(found: tuple[Path, str]):
+def test_the_counts_are_those_of_the_files(checkpoint: Path, found: tuple[Path, str]):
     """The records say which prompts were truncated, to TensorFlow too."""
     out = found[0]
     assert problems_of(out) == []
@@ -82,7 +83,11 @@ def test_the_counts_are_those_of_the_files(found: tuple[Path, str]):
         counts.tasks.written
     )
     cut = {each.sample_id: each.truncated_tokens for each in records if each.truncated_tokens}
-    assert cut.keys() == {"texts.jsonl#a", "texts.jsonl#b"}
+    tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
+    assert cut == {
+        f"texts.jsonl#{name}": len(tokenizer.encode(text, add_special_tokens=False)) - 60
+        for name, text in TRUNCATED.items()
+    }
     assert (counts.truncated_samples, counts.truncated_tokens) == (2, sum(cut.values()))
     with dataset.folder.open("prompts/prompts-00000-of-00001.tfrecord") as stream:
         prompts = {each.sample_id: each.truncated_tokens for each in read_prompts(stream, "file")}

@@ -24,7 +24,10 @@ from transforms.output_folder import CLAIM_FILE, OutputFolder, remove_output
 
 RUN = describe("last", "float32", 8)
 SIZE = OutputSize(layer=100, prompts=10)
-DEAD = [RejectedTask("a.json", "1", "bad_cell", "10"), RejectedTask("b", "", "not_json", "?")]
+DEAD = [
+    RejectedTask("a.json", "1", "bad_cell", "cell 10"),
+    RejectedTask("b", "", "not_json", "?", "file"),
+]
 LETTERS = "errors/rejected.jsonl"
 
 
@@ -78,13 +81,7 @@ def test_the_same_run_may_go_on(tmp_path: Path):
     recorded = json.loads(before["run.json"])
     assert recorded["configuration"]["layers_extracted"] == [10, 11, 12]
     letters = before[LETTERS].decode().splitlines()
-    assert [json.loads(line) for line in letters] == [
-        {**fields, "samples": 0, "kind": kind}
-        for kind, fields in (
-            ("task", {"source": "a.json", "task_id": "1", "reason": "bad_cell", "detail": "10"}),
-            ("file", {"source": "b", "task_id": "", "reason": "not_json", "detail": "?"}),
-        )
-    ]
+    assert [RejectedTask(**json.loads(line)) for line in letters] == DEAD
     # Neither other files with the same samples nor the order of arrival make another run.
     again = dataclasses.replace(RUN, inputs=(InputFile("b.json", 4, "05"),))
     assert check_output_dir(str(tmp_path), again) == recorded["plan"]
