@@ -81,9 +81,8 @@ def test_the_records_before_damage_are_read_and_the_damage_reported(tmp_path: Pa
     damaged = second[:60] + bytes(20) + second[80:]
     for content in (first + second[: len(second) // 2], first + damaged, first + b"garbage"):
         *items, last, file = read(write(path, content))
-        ids = [int(item.task_id) for item in items if isinstance(item, Task)]
-        assert ids[:998] == list(range(998))
-        assert ids == sorted(set(ids))
+        ids = [item.task_id for item in items if isinstance(item, Task)]
+        assert ids[:998] == [str(index) for index in range(998)]
         assert (last.source, last.task_id, last.reason) == (path.name, "", "damaged_archive")
         assert file == described(path)
     last, file = read(write(path, many_lines(0, 9)))
