@@ -79,9 +79,10 @@ def parse_object(chunks: Iterator[bytes], source: str) -> Iterator[Item]:
     """
     records = members(chunks)
     held: list[tuple[str | None, object]] = []
+    has_splits = False
     for key, value in itertools.islice(records, _MEMBERS_TO_TELL_A_LAYOUT):
         held.append((key, value))
-        if _is_collection(value):
+        if has_splits := _is_collection(value):
             break
         if key in CONTENT_KEYS and value is not None and not isinstance(value, dict):
             yield from _parse_record(itertools.chain(held, records), source)
@@ -100,7 +101,7 @@ def parse_object(chunks: Iterator[bytes], source: str) -> Iterator[Item]:
             raise not_a_task(dict(held))
     names = set[str]()
     for index, (key, value) in enumerate(itertools.chain(held, records)):
-        if _is_collection(value):
+        if has_splits and _is_collection(value):
             yield from _parse_collection(str(key), value, source, names)
         else:
             yield from record_items(value, source, f"item-{index:06d}", names, key)
