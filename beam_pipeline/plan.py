@@ -22,8 +22,8 @@ from corpus.task import Notice, RejectedTask
 from qwen.batching import Packing, packing_for, plan_steps
 from qwen.config import ModelConfig
 from transforms.assign_shards import FINGERPRINT, ShardPlan, fingerprint, plan_shards
-from transforms.measure_output import OutputSize, output_size
 from transforms.find_inputs import common_root, match_files, source_of
+from transforms.measure_output import OutputSize, output_size
 from transforms.read_tasks import read_file
 from transforms.tokenize_tasks import prompts_of, variants_of
 

@@ -118,9 +118,7 @@ def _is_task(value: object) -> bool:
     return isinstance(value, dict) and isinstance(value.get("train"), list)
 
 
-def _parse_collection(
-    split: str, value: object, source: str, names: set[str]
-) -> Iterator[Item]:
+def _parse_collection(split: str, value: object, source: str, names: set[str]) -> Iterator[Item]:
     """Tasks of one split. A task whose id an earlier split has is called `split/id`."""
     if isinstance(value, list):
         for index, record in enumerate(value):
@@ -165,19 +163,18 @@ def record_items(
     """
     record_id = default_id
     try:
-        id_key = None
         if isinstance(record, dict):
             record = {k: v for k, v in record.items() if v is not None}
             id_key = next((k for k in ID_KEYS if k in record), None)
+            if id_key == "name" and key is None:
+                record_id = _name_or(default_id, record["name"], names)
+                if record_id == default_id and _REPEATED not in names:
+                    names.add(_REPEATED)
+                    yield _repeated_name(source, record_id, record["name"])
+            elif id_key and key is None:
+                record_id = to_id(record[id_key])
         if key is not None:
             record_id = to_id(key)
-        elif id_key == "name":
-            record_id = _name_or(default_id, record["name"], names)
-            if record_id == default_id and _REPEATED not in names:
-                names.add(_REPEATED)
-                yield _repeated_name(source, record_id, record["name"])
-        elif id_key:
-            record_id = to_id(record[id_key])
         record = _unwrapped(record)
         if isinstance(record, dict) and kind_of(record) == "examples":
             pairs = to_pairs(record, "examples", "no_train_pairs")

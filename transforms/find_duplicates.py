@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import apache_beam as beam
 
@@ -21,7 +22,7 @@ def content_digest(item: Task | Document) -> bytes:
         train = sorted((pair.input, pair.output) for pair in item.train)
         content = repr((train, sorted(pair.input for pair in item.test)))
     else:
-        content = repr(replace(item, document_id="", source=""))
+        content = json.dumps(asdict(replace(item, document_id="", source="")), sort_keys=True)
     return hashlib.blake2b(content.encode(), digest_size=16).digest()
 
 

@@ -104,8 +104,8 @@ def _resolve(path: str) -> Pattern:
         advice = next(filter(None, map(_advice, found.skipped)), "")
         raise TasksNotFoundError(
             f"{flag}: holds no file of tasks ({', '.join(JSON_SUFFIXES + TABLE_SUFFIXES)}, also "
-            f"compressed), only {', '.join(names[:3])}" + f" and {len(names) - 3} more"
-            * (len(names) > 3)
+            f"compressed), only {', '.join(names[:3])}"
+            + f" and {len(names) - 3} more" * (len(names) > 3)
             + (f"; {advice}" if advice else "")
         )
     if pattern.rest == "**":

@@ -24,6 +24,7 @@ INPUTS = "inputs"
 SKIPPED = "skipped"
 NOTICES = "notices"
 
+
 @dataclass(eq=False)
 class ReadTasks(beam.PTransform):
     """Reads every file that the patterns stand for, each once.
@@ -60,9 +61,7 @@ def _found(pattern: Pattern) -> Iterator[tuple[bytes, bool]]:
     yield from ((os.fsencode(path), False) for path in found.skipped)
 
 
-def _tagged_items(
-    found: tuple[bytes, bool], root: str
-) -> Iterator[Task | Document | TaggedOutput]:
+def _tagged_items(found: tuple[bytes, bool], root: str) -> Iterator[Task | Document | TaggedOutput]:
     encoded, is_read = found
     path = os.fsdecode(encoded)
     source = source_of(path, root)

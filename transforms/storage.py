@@ -2,7 +2,8 @@
 
 Paths are local or `gs://`. Local files are Python's own. A bucket is used through Google's client,
 which repeats requests that fail for a moment; the process shares one client. Functions raise
-`OutputError`, except `exists`, `list_objects` and `open_file`, which let the errors of the store pass.
+`OutputError`, except `exists`, `list_objects` and `open_file`, which let the errors of the store
+pass.
 """
 
 from __future__ import annotations

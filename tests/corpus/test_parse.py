@@ -412,9 +412,15 @@ def test_every_published_task_is_read_cell_for_cell(arc_tasks: Path, name: str):
     ("content", "expected"),
     [
         ({"train": {"a": TASK, "b": TASK}, "eval": {"c": TASK}}, ["a", "b", "c"]),
-        ({"training": {"a": TASK}, "evaluation": {"a": TASK, "b": TASK}}, ["a", "evaluation/a", "b"]),
+        (
+            {"training": {"a": TASK}, "evaluation": {"a": TASK, "b": TASK}},
+            ["a", "evaluation/a", "b"],
+        ),
         ({"train": {"a": TASK}, "test": {"b": TASK}}, ["a", "b"]),
-        ({"train": [{"id": "a", **TASK}, TASK], "test": [TASK]}, ["a", "train-000001", "test-000000"]),
+        (
+            {"train": [{"id": "a", **TASK}, TASK], "test": [TASK]},
+            ["a", "train-000001", "test-000000"],
+        ),
         ([{"name": "a", "data": TASK}, {"name": "b", "data": GOOD}], ["a", "b"]),
         ([{"task_id": "a", "task": GOOD}], ["a"]),
         ([{"id": "a", "train": json.dumps([PAIR]), "test": json.dumps([PAIR])}], ["a"]),
@@ -434,7 +440,7 @@ def test_a_bad_task_of_a_collection_costs_that_task():
     assert isinstance(broken, RejectedTask)
     assert broken.reason == "truncated_json"
     assert "task a: train: line 1" in broken.detail
-    assert reasons(parse('[{"data": {}, "data": %s}]' % GOOD)) == ["duplicate_key"]
+    assert reasons(parse('[{"data": {}, "data": ' + GOOD + "}]")) == ["duplicate_key"]
 
 
 def test_nulls_are_absent():

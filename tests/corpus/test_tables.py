@@ -215,7 +215,11 @@ def test_tasks_as_json_text(encode: Encode):
     """In columns of pairs, or whole in a column `data` or `task`."""
     pairs = pa.table({"id": ["a"], "train": [json.dumps([PAIR])], "test": [json.dumps([PAIR])]})
     task = json.dumps({"train": [PAIR], "test": [PAIR]})
-    for rows in (pairs, pa.table({"id": ["a"], "task": [task]}), pa.table({"id": ["a"], "data": [task]})):
+    for rows in (
+        pairs,
+        pa.table({"id": ["a"], "task": [task]}),
+        pa.table({"id": ["a"], "data": [task]}),
+    ):
         (item,) = parse(encode(rows))
         pair = Pair(((0, 1), (2, 3)), ((4,),))
         assert item == Task("a", SOURCE, (pair,), (pair,))

@@ -181,7 +181,7 @@ def test_a_saved_dataset_is_what_its_state_lists(tmp_path: Path):
     without = [name.removeprefix("train/") for name in left_out]
     assert found(folder) == ([name.removeprefix("train/") for name in shards], without)
     assert found(f"{folder}/*.arrow")[0] == [name.removeprefix("train/") for name in shards]
-    with pytest.raises(TasksNotFoundError, match="only 'dataset_info.json', 'state.json'"):
+    with pytest.raises(TasksNotFoundError, match=r"only 'dataset_info.json', 'state.json'"):
         resolve_patterns([f"{folder}/*.json"])
     write_whole(f"{tmp_path}/dataset_dict.json", b'{"splits": ["train"]}')
     files, skipped = found(str(tmp_path))
