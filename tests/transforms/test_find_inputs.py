@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from google.cloud.storage import Bucket
 from pyarrow import ipc
 
 from tests.end_to_end.emulator import BUCKET, address, bucket
@@ -158,7 +159,7 @@ def table(*texts: str) -> bytes:
     return stream.getvalue()
 
 
-def save(folder: Path, *files: str, **state: object) -> None:
+def save(folder: Path | str, *files: str, **state: object) -> None:
     """Write a dataset as `save_to_disk` does, without the rest of its description."""
     listed = [{"filename": name} for name in files]
     write_whole(f"{folder}/state.json", json.dumps({"_data_files": listed, **state}).encode())
@@ -206,6 +207,14 @@ def test_a_saved_dataset_that_is_not_its_files_is_refused(
     save(tmp_path, "a.arrow", **state)
     with pytest.raises(TasksNotFoundError, match=said):
         resolve_patterns([str(tmp_path)])
+
+
+def test_a_saved_dataset_in_a_bucket(bucket: Bucket):
+    folder = f"gs://{BUCKET}/saved"
+    save(f"{folder}/train", "a.arrow")
+    write_whole(f"{folder}/train/cache-00.arrow", table("stale"))
+    write_whole(f"{folder}/dataset_dict.json", b'{"splits": ["train"]}')
+    assert found(folder)[0] == ["train/a.arrow"]
 
 
 def test_a_split_that_is_missing_is_named(tmp_path: Path):
