@@ -70,7 +70,7 @@ def open_job(config: Config) -> Job:
     Raises:
       ValueError: of several kinds, each naming the flag or file and what to do.
     """
-    patterns = resolve_patterns(config.tasks_file)
+    patterns = resolve_patterns(config.tasks_file, config.output_dir)
     template = load_template(config.prompt_template)
     source = open_model(config.extractor.model_path)
     tokenizer = source.tokenizer()

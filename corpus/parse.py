@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import BinaryIO
 
-from corpus.json_records import MAX_RECORD_BYTES
+from corpus.json_records import GIT_LFS, MAX_RECORD_BYTES
 from corpus.layouts import (
     decompressed_name,
     parse_lines,
@@ -93,6 +93,8 @@ def _check_head(head: bytes) -> None:
             raise Rejection("compressed_file", f"{seen}, which is {name} data; {advice}")
     if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in start:
         raise Rejection("bad_encoding", f"{seen}: UTF-16 or binary; only UTF-8 is read")
+    if start.startswith(GIT_LFS):
+        raise Rejection("not_json", f"{seen}: a pointer of Git LFS; run git lfs pull")
     if start[:1] not in b"[{" and not _has_record_lines(head, ""):
         raise Rejection("not_json", f"{seen}; a file of tasks begins with {{ or [")
 

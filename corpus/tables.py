@@ -14,7 +14,7 @@ from typing import BinaryIO
 import pyarrow as pa
 from pyarrow import ipc, parquet
 
-from corpus.json_records import MAX_RECORD_BYTES
+from corpus.json_records import GIT_LFS, MAX_RECORD_BYTES
 from corpus.layouts import WRAPPERS, record_items, without_repeated_ids
 from corpus.task import Item, Rejection
 from corpus.validate import CONTENT_KEYS, ID_KEYS
@@ -24,7 +24,6 @@ TABLE_SUFFIXES = (".parquet", ".arrow")
 _PARQUET = b"PAR1"
 _ARROW_FILE = b"ARROW1"
 _ARROW_END = b"\xff\xff\xff\xff\0\0\0\0"
-_GIT_LFS = b"version https://git-lfs"
 _ROWS_AT_ONCE = 64
 _READ_BYTES = 1 << 20
 
@@ -83,9 +82,9 @@ def _corrupt(error: Exception, where: str) -> Rejection:
 def _batches(stream: BinaryIO) -> Iterator[tuple[int, pa.RecordBatch | Rejection]]:
     """Yield batches with the number of their first row, and a rejection for a damaged part."""
     stream.seek(0)
-    start = stream.read(len(_GIT_LFS))
+    start = stream.read(len(GIT_LFS))
     stream.seek(0)
-    if start == _GIT_LFS:
+    if start == GIT_LFS:
         raise Rejection("bad_table", "a pointer of Git LFS instead of the table; run git lfs pull")
     if start.startswith(_PARQUET):
         yield from _parquet_batches(stream)

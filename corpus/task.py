@@ -88,7 +88,7 @@ class Notice:
     """Something to know about a task or document that is used.
 
     Attributes:
-        reason: one of `NOTICES`.
+        reason: one of `NOTICE_REASONS`.
         detail: a sentence for a person.
     """
 
@@ -149,7 +149,7 @@ REASONS: Mapping[str, str] = MappingProxyType(
 )
 """Every reason that `parse_tasks` and `parse_table` give, and its meaning."""
 
-NOTICES: Mapping[str, str] = MappingProxyType(
+NOTICE_REASONS: Mapping[str, str] = MappingProxyType(
     {
         "same_content": "a task or document with the content of another",
         "repeated_name": "a record called by its place, because its name is not its own",

@@ -37,7 +37,7 @@ from activation_dataset.metadata import Metadata
 from activation_dataset.prompts import Prompt, decode_prompt, encode_prompt
 from activation_dataset.tfrecord import CorruptRecordError, frame_footer, frame_header, read_records
 from corpus.parse import parse_tasks
-from corpus.task import MAX_GRID_SIDE, NOTICES, REASONS, Document, Grid, Notice, Task
+from corpus.task import MAX_GRID_SIDE, NOTICE_REASONS, REASONS, Document, Grid, Notice, Task
 
 HANGS_AFTER = 20
 """Seconds that one input may take."""
@@ -97,7 +97,7 @@ def check_tasks(data: bytes) -> str:
             check_ids(seen, [item.sample_id])
             answers["document"] += 1
         elif isinstance(item, Notice):
-            assert item.reason in NOTICES
+            assert item.reason in NOTICE_REASONS
         else:
             assert item.reason in REASONS
             assert item.detail.startswith(name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from apache_beam.io.filesystem import FileSystem
 
@@ -44,11 +44,13 @@ class Pattern:
       rest: the name of a file in the folder, or a glob of paths below it. In a glob, `*` and `?`
         stand for characters of one name, `**` for any characters, `[...]` for one of a set.
       is_file: `rest` is a name, whatever its characters.
+      output_dir: a folder that holds no inputs, though it may be below `folder`.
     """
 
     folder: str
     rest: str
     is_file: bool = False
+    output_dir: str = ""
 
 
 @dataclass(frozen=True)
@@ -59,15 +61,16 @@ class Matches:
     skipped: tuple[str, ...] = ()
 
 
-def resolve_patterns(tasks_files: Sequence[str]) -> tuple[Pattern, ...]:
+def resolve_patterns(tasks_files: Sequence[str], output_dir: str = "") -> tuple[Pattern, ...]:
     """Resolve each input to a pattern that matches at least one file to read.
 
-    An existing file or folder wins over a glob of the same spelling.
+    An existing file or folder wins over a glob of the same spelling. What is in `output_dir` is no
+    input, even where a folder of tasks holds it.
 
     Raises:
       TasksNotFoundError: naming the input that matches nothing, or cannot be listed or read.
     """
-    return tuple(_resolve(path) for path in tasks_files)
+    return tuple(_resolve(path, _absolute(output_dir)) for path in tasks_files)
 
 
 def common_root(patterns: Sequence[Pattern]) -> str:
@@ -81,7 +84,12 @@ def source_of(path: str, root: str) -> str:
     return os.fsencode(path.removeprefix(root)).decode("utf-8", "backslashreplace")
 
 
-def _resolve(path: str) -> Pattern:
+def _absolute(path: str) -> str:
+    """Return a path such that a file has one name however it is spelled."""
+    return path.rstrip("/") if in_bucket(path) else os.path.abspath(os.path.expanduser(path))
+
+
+def _resolve(path: str, output_dir: str) -> Pattern:
     flag = f"--tasks_file {_shown(path)}"
     if "://" in path and not in_bucket(path):
         raise TasksNotFoundError(f"{flag}: must be local or gs://")
@@ -89,7 +97,7 @@ def _resolve(path: str) -> Pattern:
         raise TasksNotFoundError(f"{flag}: no such file")
     try:
         with storage_errors(path, TasksUnreadableError):
-            pattern = _pattern_of(path)
+            pattern = replace(_pattern_of(path), output_dir=output_dir)
             found = match_files(pattern)
     except StorageError as error:
         raise TasksNotFoundError(f"{flag} cannot be listed: {error}") from error
@@ -122,8 +130,7 @@ def _pattern_of(path: str) -> Pattern:
         is_folder = next(list_objects(place.rstrip("/") + "/"), None) is not None
         is_file = not place.endswith("/") and exists(place)
     else:
-        # Absolute, so that a file has one name however it is spelled.
-        place = os.path.abspath(os.path.expanduser(path))
+        place = _absolute(path)
         is_folder, is_file = os.path.isdir(place), os.path.isfile(place)
         if os.path.exists(place) and not is_folder and not is_file:
             raise TasksNotFoundError(
@@ -156,6 +163,8 @@ def match_files(pattern: Pattern) -> Matches:
 
     def enters(folder: str) -> bool:
         """Whether files below a folder, relative to that of the pattern, can match."""
+        if pattern.folder + folder == pattern.output_dir:
+            return False
         if _is_hidden(os.path.basename(folder)) and not shows_hidden:
             return False
         return anywhere or folder.count("/") < depth or within(folder)
@@ -167,6 +176,8 @@ def match_files(pattern: Pattern) -> Matches:
     paths = _objects if in_bucket(pattern.folder) else _local_paths
     files, skipped = list[str](), set[str]()
     for path in paths(pattern.folder, "", enters):
+        if pattern.folder + path == pattern.output_dir + "/":
+            continue
         if not (within(path.rstrip("/")) or (anywhere and path.endswith("/"))):
             continue
         # A glob of an ending of its own, such as *.dump, is read by content.

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from corpus.parse import parse_tasks
 from corpus.task import (
-    NOTICES,
+    NOTICE_REASONS,
     REASONS,
     Document,
     Item,
@@ -156,6 +156,7 @@ def test_byte_order_mark_and_line_ends_of_windows():
         (b" \n\n", "empty_file", "white space"),
         (gzip.compress(b"{}", mtime=0), "compressed_file", "gzip"),
         (GOOD.encode("utf-16"), "bad_encoding", "UTF-8"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "not_json", "git lfs pull"),
         (b"train,test\n1,2\n", "not_json", "'train,test"),
         (GOOD[:-9], "truncated_json", "cut off"),
         (f'\n{{"train": {"[" * 50_000}{"]" * 50_000}}}', "too_deep", "line 2"),
@@ -468,4 +469,4 @@ def test_names_that_repeat_do_not_cost_records():
     (notice,) = [item for item in items if isinstance(item, Notice)]
     assert (notice.task_id, notice.reason) == ("line-000003", "repeated_name")
     assert "'cat'" in notice.detail
-    assert notice.reason in NOTICES
+    assert notice.reason in NOTICE_REASONS

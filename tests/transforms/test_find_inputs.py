@@ -119,6 +119,13 @@ def test_other_places_are_named(path: str):
         resolve_patterns([path])
 
 
+def test_the_output_is_no_input(root: str):
+    for inputs in (root, f"{root}/**.json*", f"{root}/*"):
+        (pattern,) = resolve_patterns([inputs], f"{root}/deep/er/")
+        found = match_files(pattern)
+        assert not [path for path in (*found.files, *found.skipped) if "/er/" in path]
+
+
 def test_local_paths_are_absolute_and_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
