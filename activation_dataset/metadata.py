@@ -17,7 +17,7 @@ from activation_dataset.statistics import LayerStatistics
 _DIGEST = "metadata_sha256"
 _OTHER_FIELDS = (
     *("num_layers_extracted", "byte_order", "total_samples", "total_tokens", "total_vectors"),
-    *("batches", "counts", "statistics", "ops"),
+    *("batches", "counts", "skipped_files", "duplicate_tasks", "statistics", "ops"),
 )
 
 
@@ -98,6 +98,8 @@ class Metadata:
         run, shards: origin of the dataset, and all shards in order.
         counts: what the run read, wrote and rejected.
         statistics: site to the statistics of all its vectors.
+        skipped_files: files and folders ("/" at the end) of the inputs that were not read, sorted.
+        duplicate_tasks: tasks and documents whose content an earlier one has too.
         ops: implementations that computed the vectors, sorted, such as ("xla",).
     """
 
@@ -106,6 +108,8 @@ class Metadata:
     counts: InputCounts
     statistics: Mapping[Site, LayerStatistics]
     ops: tuple[str, ...]
+    skipped_files: tuple[str, ...] = ()
+    duplicate_tasks: int = 0
 
     @property
     def total_samples(self) -> int:
@@ -130,7 +134,7 @@ class Metadata:
         """
         stored = {**to_json(self.run), **self._derived()}
         stored["batches"] = to_json(self.shards)
-        for name in ("counts", "statistics", "ops"):
+        for name in ("counts", "skipped_files", "duplicate_tasks", "statistics", "ops"):
             stored[name] = to_json(getattr(self, name))
         return sealed_text(stored, _DIGEST)
 
@@ -152,6 +156,8 @@ class Metadata:
             counts=from_json(InputCounts, value["counts"], "counts"),
             statistics=from_json(Mapping[Site, LayerStatistics], value["statistics"], "statistics"),
             ops=from_json(tuple[str, ...], value["ops"], "ops"),
+            skipped_files=from_json(tuple[str, ...], value["skipped_files"], "skipped_files"),
+            duplicate_tasks=from_json(int, value["duplicate_tasks"], "duplicate_tasks"),
         )
         for name, expected in result._derived().items():
             if value[name] != expected:

@@ -15,7 +15,7 @@ from apache_beam.options.pipeline_options import WorkerOptions
 
 from activation_dataset.format import METADATA_FILE
 from activation_dataset.metadata import Metadata
-from activation_dataset.reporting.summary import count_of, counted, layers_named
+from activation_dataset.reporting.summary import count_of, inputs, layers_named
 from activation_dataset.sites import DEFAULT_HOOK_POINT
 from beam_pipeline.failures import explained_by, is_news, was_interrupted
 from beam_pipeline.job import open_job
@@ -95,7 +95,7 @@ def summary(metadata: Metadata, output_dir: str, seconds: float, resumed: bool =
         f"pooling {run.pooling}, {run.storage_dtype}",
         f"  files    {len(files):,} in {count_of(len(metadata.shards), 'shard')}, "
         f"{megabytes:,.1f} MB",
-        *(f"  {name:<8} {value}; {note}" for name, value, note in counted(metadata.counts)),
+        *(f"  {name:<8} {value}; {note}" for name, value, note in inputs(metadata)),
         f"  time     {seconds:,.1f} s, {rate}",
     ]
     return "\n".join(lines)

@@ -19,12 +19,13 @@ from activation_dataset.reporting.summary import counted
 from beam_pipeline.accelerators import ACCELERATORS, AcceleratorSettings
 from beam_pipeline.config import Config
 from beam_pipeline.job import Job
-from corpus.task import RejectedTask
+from corpus.task import Notice, RejectedTask
 from qwen.batching import Packing, packing_for, plan_steps
 from qwen.config import ModelConfig
 from transforms.assign_shards import FINGERPRINT, ShardPlan, fingerprint, plan_shards
+from transforms.find_inputs import common_root, match_files, source_of
 from transforms.measure_output import OutputSize, output_size
-from transforms.read_tasks import common_root, match_files, read_file
+from transforms.read_tasks import read_file
 from transforms.tokenize_tasks import samples_of
 from transforms.write_rejected import count_inputs
 
@@ -39,6 +40,7 @@ class Plan:
       counts, rejected: what is read and rejected.
       slots: token slots of all device steps, padding included.
       flops, padded_flops: FLOPs of the tokens alone, and of all slots.
+      skipped: files and folders of the inputs that would not be read.
     """
 
     shards: ShardPlan
@@ -50,6 +52,7 @@ class Plan:
     slots: int
     flops: int
     padded_flops: int
+    skipped: Sequence[str] = ()
 
 
 def make_plan(job: Job) -> Plan:
@@ -87,13 +90,23 @@ def make_plan(job: Job) -> Plan:
         slots,
         flops,
         padded_flops,
+        _skipped(job),
     )
+
+
+def _skipped(job: Job) -> list[str]:
+    root, found = common_root(job.patterns), [match_files(each) for each in job.patterns]
+    read = {path for each in found for path in each.files}
+    skipped = {path for each in found for path in each.skipped} - read
+    return [source_of(path, root) for path in sorted(skipped)]
 
 
 def _read_and_tokenize(job: Job) -> Iterator[Prompt | RejectedTask | Written | InputFile]:
     tokenizer, root = job.source.tokenizer(), common_root(job.patterns)
-    for path in sorted({path for pattern in job.patterns for path in match_files(pattern)}):
-        for item in read_file(path, path.removeprefix(root)):
+    for path in sorted({path for each in job.patterns for path in match_files(each).files}):
+        for item in read_file(path, source_of(path, root)):
+            if isinstance(item, Notice):
+                continue
             if isinstance(item, InputFile | RejectedTask):
                 yield item
                 continue
@@ -151,7 +164,8 @@ def report(plan: Plan, config: Config, workers: int) -> str:
         f"{config.extractor.model_path}: {shards.samples:,} samples, {shards.tokens:,} tokens, "
         f"{plan.longest:,} in the longest",
         f"  inputs   {len(plan.inputs):,} files, "
-        f"{sum(file.bytes for file in plan.inputs) / 1e6:,.2f} MB",
+        f"{sum(file.bytes for file in plan.inputs) / 1e6:,.2f} MB"
+        + (f"; {len(plan.skipped):,} skipped: {', '.join(plan.skipped[:3])}" * bool(plan.skipped)),
         *(f"  {name:<8} {value}; {note}" for name, value, note in counted(plan.counts)),
         f"  shards   {shards.num_shards:,} of at most {config.samples_per_shard:,} samples",
         f"  files    {shards.num_shards * (sites + 1):,}: each shard has one for each of "

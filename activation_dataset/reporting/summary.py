@@ -105,8 +105,20 @@ def facts(metadata: Metadata) -> list[tuple[str, str, str]]:
             f"{count_of(len(metadata.shards), 'shard')}",
         ),
         ("outliers", f"{outliers:,}", f"in the worst layer; {nonfinite} in all"),
-        *counted(metadata.counts),
+        *inputs(metadata),
     ]
+
+
+def inputs(metadata: Metadata) -> list[tuple[str, str, str]]:
+    """What became of the inputs: name, value, and more about it."""
+    rows = counted(metadata.counts)
+    if skipped := metadata.skipped_files:
+        named = ", ".join(skipped[:3]) + (", ..." if len(skipped) > 3 else "")
+        rows.append(("skipped", count_of(len(skipped), "file"), named))
+    if repeated := metadata.duplicate_tasks:
+        note = "with the content of another; see errors/notices.jsonl"
+        rows.append(("repeated", count_of(repeated, "task"), note))
+    return rows
 
 
 def counted(counts: InputCounts) -> list[tuple[str, str, str]]:

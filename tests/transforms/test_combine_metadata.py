@@ -145,6 +145,8 @@ def run(given: dict[str, Manifest], folder: OutputFolder) -> None:
                 plan=pipeline | "Plan" >> beam.Create([plan_of(2)]),
                 inputs=pipeline | "Inputs" >> beam.Create(INPUTS),
                 counts=pipeline | "Counts" >> beam.Create([counts_of(4)]),
+                skipped=pipeline | "Skipped" >> beam.Create([]),
+                notices=pipeline | "Notices" >> beam.Create([[]]),
             )
         )
 
