@@ -41,7 +41,9 @@ class RunDescription:
         hook_points: captured in each layer, in the order of `HOOK_POINTS`.
         storage_dtype, compute_dtype: of the stored elements, and of the model.
         prompt_template: the whole template.
-        tokenizer, weights: at least {"fingerprint": str}; weights say so if they are random.
+        model: shape of the model, as the job has read it from `config.json`.
+        tokenizer, weights: at least {"fingerprint": str}; weights say so if they are random, and
+            have the "commit" of a model of the Hugging Face hub.
         inputs: the input files, sorted by path.
         settings: all other settings that decide about bytes, such as max_length.
         versions: package to version.
@@ -55,6 +57,7 @@ class RunDescription:
     storage_dtype: StorageDtype
     compute_dtype: str
     prompt_template: Mapping[str, Json]
+    model: Mapping[str, Json]
     tokenizer: Mapping[str, Json]
     weights: Mapping[str, Json]
     inputs: tuple[InputFile, ...]

@@ -72,7 +72,8 @@ def extract(argv: Sequence[str]) -> None:
 def plan(argv: Sequence[str]) -> None:
     """Print what the job would do, and fail where the job would be refused."""
     config, options = parse_flags(argv, build_plan_parser())
-    made = make_plan(open_job(config))
+    job = open_job(config)
+    made, config = make_plan(job), job.config
     print(report(made, config, options.view_as(WorkerOptions).num_workers or 1))
     check_samples(made.shards.samples, made.rejected, config.max_rejected)
     check_output_size(made.size, len(config.extractor.sites), config.max_output_bytes)
@@ -93,6 +94,14 @@ def summary(metadata: Metadata, output_dir: str, seconds: float, resumed: bool =
         f"  model    {run.model_name}" + (" (random weights)" if run.weights.get("random") else ""),
         f"  layers   {len(run.layers_extracted)} ({layers}){at}, {run.hidden_dim} wide, "
         f"pooling {run.pooling}, {run.storage_dtype}",
+        *(
+            [
+                f"  ops      {', '.join(metadata.ops)}: workers of different kinds, which round "
+                "differently, computed the files"
+            ]
+            if len(metadata.ops) > 1
+            else []
+        ),
         f"  files    {len(files):,} in {count_of(len(metadata.shards), 'shard')}, "
         f"{megabytes:,.1f} MB",
         *(f"  {name:<8} {value}; {note}" for name, value, note in inputs(metadata)),

@@ -62,6 +62,11 @@ def mesh_shape(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+def parse_names(text: str) -> tuple[str, ...]:
+    """Return names that are separated by commas, in alphabetical order, each once."""
+    return tuple(sorted(set(re.findall(r"[^\s,]+", text))))
+
+
 def parse_layers(words: Sequence[str]) -> tuple[int, ...]:
     """Return the layers of `10 11`, `10,11`, `10-23` or `all`, ascending; empty for all."""
     layers: set[int] = set()

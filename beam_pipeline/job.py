@@ -41,7 +41,7 @@ class Job:
         source.check_weights()
         augmentation = config.augmentation
         return RunDescription(
-            model_name=settings.model_path,
+            model_name=source.name,
             layers_extracted=settings.layers,
             hidden_dim=source.config.hidden_size,
             pooling=settings.pooling,
@@ -49,12 +49,18 @@ class Job:
             storage_dtype=settings.storage_dtype,
             compute_dtype=settings.compute_dtype,
             prompt_template=self.template.to_json(),
+            model=source.config.to_json(),
             tokenizer={"fingerprint": source.tokenizer_fingerprint()},
-            weights={"fingerprint": source.weights_fingerprint(), "random": source.is_random},
+            weights={
+                "fingerprint": source.weights_fingerprint(),
+                "random": source.is_random,
+                "commit": source.files.commit(),
+            },
             inputs=(),
             settings={
                 "augmentation": asdict(augmentation) if augmentation else None,
                 "batch_size": settings.batch_size,
+                "ignore_config": list(settings.ignore_config),
                 "max_length": self.limit.max_length,
                 "mesh_shape": list(settings.mesh_shape) if settings.mesh_shape else None,
                 "overlength": config.overlength,
@@ -72,7 +78,7 @@ def open_job(config: Config) -> Job:
     """
     patterns = resolve_patterns(config.tasks_file, config.output_dir)
     template = load_template(config.prompt_template)
-    source = open_model(config.extractor.model_path)
+    source = open_model(config.extractor.model_path, config.extractor.ignore_config)
     tokenizer = source.tokenizer()
     if template.chat and not tokenizer.chat_template:
         raise ConfigError(
@@ -87,11 +93,18 @@ def open_job(config: Config) -> Job:
             "model was made for (max_position_embeddings)"
         )
     num_layers = source.config.num_hidden_layers
-    layers = config.extractor.layers or tuple(range(num_layers))
-    if outside := [layer for layer in layers if layer >= num_layers]:
+    extractor = config.extractor.with_layers_of(num_layers)
+    if outside := [layer for layer in extractor.layers if layer >= num_layers]:
         raise ConfigError(
             f"--layers_to_extract: layer {outside[0]} does not exist; this model has {num_layers} "
             f"layers, 0 to {num_layers - 1}, and the default is {DEFAULT_LAYERS}"
         )
-    config = replace(config, extractor=replace(config.extractor, layers=layers))
-    return Job(config, patterns, template, limit, source)
+    window = source.config.window_of(extractor.layers[-1] + 1)
+    if window is not None and limit.max_length > window:
+        raise ConfigError(
+            f"{source.name} has layers with a sliding window (use_sliding_window in config.json), "
+            f"which do not see all of a longer prompt; pass --max_length {window}, or extract "
+            "lower layers, or pass --ignore_config use_sliding_window to let them see all"
+        )
+    extractor = replace(extractor, model_path=source.pinned_path)
+    return Job(replace(config, extractor=extractor), patterns, template, limit, source)

@@ -76,8 +76,15 @@ def _add_model_flags(group: argparse._ArgumentGroup) -> None:
         "--model_path",
         required=True,
         metavar="MODEL",
-        help="Qwen2 or Qwen2.5 checkpoint: a folder, a gs:// folder, a hub id, or "
+        help="Qwen2 or Qwen2.5 checkpoint: a folder, a gs:// folder, a hub id (ORG/NAME, or "
+        "ORG/NAME@REVISION for a branch, tag or commit), or "
         "random:Qwen2.5-0.5B or random:tiny for seeded random weights",
+    )
+    group.add_argument(
+        "--ignore_config",
+        metavar="NAMES",
+        help="fields of config.json, separated by commas, to leave out although they may change "
+        "the activations; the error for a field that is not understood names it (default: none)",
     )
     group.add_argument(
         "--compute_dtype", choices=STORAGE_DTYPES, default="bfloat16", help="dtype of the model"
@@ -266,6 +273,7 @@ def parse_flags(
         "tasks_file": tuple(ours.tasks_file),
         "layers": values.parse_layers(ours.layers_to_extract or [DEFAULT_LAYERS]),
         "hook_points": values.parse_hook_points(ours.hook_points or [DEFAULT_HOOK_POINT]),
+        "ignore_config": values.parse_names(ours.ignore_config or ""),
         "output_dir": values.parse_output_dir(
             ours.output_dir, ours.gcs_bucket, ours.upload_to_cloud
         ),

@@ -21,6 +21,7 @@ from transforms.find_duplicates import FindDuplicates
 from transforms.measure_output import SumSizes
 from transforms.output_folder import OutputFolder, remove_output, remove_partial_files
 from transforms.read_tasks import INPUTS, NOTICES, REJECTED, SKIPPED, ReadTasks
+from transforms.resume import ops_of_files
 from transforms.tokenize_tasks import WRITTEN, TokenizeTasks
 from transforms.write_layer import WriteLayer
 from transforms.write_prompts import WritePrompts
@@ -28,7 +29,11 @@ from transforms.write_rejected import count_inputs, sum_written
 
 
 def build(
-    pipeline: beam.Pipeline, job: Job, run: RunDescription, folder: OutputFolder
+    pipeline: beam.Pipeline,
+    job: Job,
+    run: RunDescription,
+    folder: OutputFolder,
+    finished_ops: tuple[str, ...] = (),
 ) -> beam.PCollection:
     """Add the whole job, from files of tasks to a PCollection of the one `Metadata`.
 
@@ -37,13 +42,23 @@ def build(
       job: from `open_job`.
       run: from `job.describe()`.
       folder: the claimed output folder.
+      finished_ops: from `ops_of_files`, for files that are there already.
     """
     config, kind = job.config, job.record_kind
-    extractor = replace(config.extractor, weights_fingerprint=str(run.weights["fingerprint"]))
+    extractor = replace(
+        config.extractor,
+        expected_config=job.source.config,
+        weights_fingerprint=str(run.weights["fingerprint"]),
+        expected_ops=finished_ops,
+    )
 
     tasks = pipeline | "ReadTasks" >> ReadTasks(job.patterns)
     tokenized = tasks.items | "Tokenize" >> TokenizeTasks(
-        extractor.model_path, job.template, job.limit, config.augmentation
+        extractor.model_path,
+        job.template,
+        job.limit,
+        config.augmentation,
+        extractor.ignore_config,
     )
     prompts = tokenized.prompts
     rejected = (
@@ -124,7 +139,7 @@ def run_pipeline(config: Config, options: PipelineOptions) -> bool:
     folder = OutputFolder.claim(config.output_dir)
     if config.overwrite:
         remove_output(folder.path)
-    remove_partial_files(folder.path)
+    finished_ops = ops_of_files(folder.path, remove_partial_files(folder.path))
     with progress_bar(options, not config.no_progress), ends_with_its_workers(), pipeline:
-        build(pipeline, job, run, folder)
+        build(pipeline, job, run, folder, finished_ops)
     return resumes

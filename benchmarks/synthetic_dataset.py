@@ -117,6 +117,7 @@ def _run(
         storage_dtype=storage_dtype,
         compute_dtype="bfloat16",
         prompt_template={"name": "none"},
+        model={"hidden_size": hidden},
         tokenizer={"fingerprint": "none"},
         weights={"fingerprint": "none", "source": "random"},
         inputs=(),

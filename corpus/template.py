@@ -5,6 +5,7 @@ of `corpus/templates/` and give its path to `load_template`; no code is involved
 """
 
 import dataclasses
+import os
 import string
 import tomllib
 from collections.abc import Mapping
@@ -84,8 +85,9 @@ def shipped_templates() -> tuple[str, ...]:
     return tuple(sorted(Path(file.name).stem for file in files if file.name.endswith(".toml")))
 
 
-def load_template(name_or_path: str) -> PromptTemplate:
+def load_template(name_or_path: str | os.PathLike[str]) -> PromptTemplate:
     """Load a shipped template by its name, or any other by the path of its TOML file."""
+    name_or_path = os.fspath(name_or_path)
     if name_or_path in shipped_templates():
         file = resources.files("corpus").joinpath("templates", f"{name_or_path}.toml")
         return parse_template(file.read_text("utf-8"), name_or_path)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import logging
 import os
+import re
 import zlib
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,109 +19,155 @@ import numpy as np
 
 from qwen.config import ModelConfig
 from qwen.families import family_of
+from qwen.families.tensor_names import DEQUANTIZE, TRUNK, first_refused, kind_of
+from qwen.load_once import load_once
+from qwen.other_formats import absence, content_kind, explain
+
+LOGGER = logging.getLogger(__name__)
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+
+FLOAT_DTYPES = ("BF16", "F16", "F32", "F64")
+"""Dtypes that weights may have on disk."""
 
 
 class CheckpointError(ValueError):
     """A checkpoint that is missing, damaged, or not of the model that its config describes."""
 
 
+@dataclass(frozen=True)
+class _Tensor:
+    """One tensor of a memory-mapped `safetensors.safe_open`."""
+
+    file: Any
+    path: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
 class CheckpointFolder:
     """The safetensors files of a local folder: one file, or several with an index.
 
     The files are memory-mapped; memory holds only the tensors that are read.
+
+    Attributes:
+      unread_files: names of the folder's other safetensors files.
     """
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
+    def __init__(
+        self, folder: str | os.PathLike[str], names: Callable[[], Sequence[str]] | None = None
+    ) -> None:
         """Read and check the headers.
+
+        Args:
+          folder: the folder.
+          names: lists the place that the folder is a copy of, for a message.
 
         Raises:
           CheckpointError: naming the file, what is wrong with it and what to do.
         """
-        self._files: dict[str, Any] = {}
-        self._shapes: dict[str, tuple[int, ...]] = {}
-        paths: dict[str, Path] = {}
-        for path in checkpoint_files(Path(folder)):
-            file, shapes = _open_safetensors(path)
-            if twice := paths.keys() & shapes.keys():
+        self._tensors: dict[str, _Tensor] = {}
+        files = checkpoint_files(Path(folder), names)
+        for path in files:
+            tensors = _open_safetensors(path)
+            if twice := self._tensors.keys() & tensors.keys():
                 name = min(twice)
                 raise CheckpointError(
-                    f"{path}: tensor {name!r} is also in {paths[name]}. Remove one of them."
+                    f"{path}: tensor {name!r} is also in {self._tensors[name].path}. Remove one "
+                    "of them."
                 )
-            paths |= dict.fromkeys(shapes, path)
-            self._files |= dict.fromkeys(shapes, file)
-            self._shapes |= shapes
+            self._tensors |= tensors
+        stored = {file.name for file in Path(folder).glob("*.safetensors")}
+        self.unread_files = sorted(stored - {file.name for file in files})
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        return self._shapes
+        return {name: tensor.shape for name, tensor in self._tensors.items()}
 
     def read(self, name: str) -> np.ndarray:
-        tensor: np.ndarray = self._files[name].get_tensor(name)
-        return tensor
+        tensor = self._tensors[name]
+        array: np.ndarray = tensor.file.get_tensor(tensor.name)
+        return array
+
+    def renamed(self, names: Mapping[str, str]) -> CheckpointFolder:
+        """Return only the tensors that `names` lists, by new name and present one.
+
+        Raises:
+          CheckpointError: if one of them does not hold floating-point numbers as they are.
+        """
+        for name in names.values():
+            tensor = self._tensors[name]
+            if tensor.dtype not in FLOAT_DTYPES:
+                method = "FP8" if tensor.dtype.startswith("F8") else "a method that is not known"
+                raise CheckpointError(
+                    f"{tensor.path}: tensor {name!r} has dtype {tensor.dtype}, so it was quantized "
+                    f"with {method}; supported are {', '.join(FLOAT_DTYPES)}. {DEQUANTIZE}."
+                )
+        chosen = copy.copy(self)
+        chosen._tensors = {new: self._tensors[name] for new, name in names.items()}
+        return chosen
 
 
-def _open_safetensors(path: Path) -> tuple[Any, dict[str, tuple[int, ...]]]:
-    """Return the memory-mapped `safetensors.safe_open`, and the shape of every tensor by name.
+def _open_safetensors(path: Path) -> dict[str, _Tensor]:
+    """Return every tensor of a file by name.
 
     It checks that the header is sound and that the tensors fill the file exactly.
     """
     from safetensors import SafetensorError, safe_open
 
     try:
-        path.open("rb").close()
+        with path.open("rb") as stream:
+            start = stream.read(64)
         file = safe_open(path, framework="numpy")
-        tensors = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
     except OSError as error:
         raise CheckpointError(
             f"{path}: cannot be read ({error.strerror}); this user must be able to read it"
         ) from error
     except SafetensorError as error:
-        raise CheckpointError(
-            f"{path}: truncated, damaged or not a safetensors file ({str(error)[:200]}). "
-            "Download or copy the file again."
-        ) from error
-    for name, tensor in tensors.items():
-        if (dtype := tensor.get_dtype()) not in ("F32", "BF16"):
-            raise CheckpointError(
-                f"{path}: tensor {name!r} has dtype {dtype}; supported are float32 (F32) and "
-                "bfloat16 (BF16). Convert the checkpoint to one of them."
-            )
-    return file, {name: tuple(tensor.get_shape()) for name, tensor in tensors.items()}
+        kind = (
+            content_kind(start) or f"truncated, damaged or not a safetensors file ({error!s:.200})"
+        )
+        raise CheckpointError(f"{path}: {kind}. Download or copy the file again.") from error
+    return {
+        name: _Tensor(file, path, name, tuple(each.get_shape()), each.get_dtype())
+        for name, each in slices.items()
+    }
 
 
-def checkpoint_files(folder: Path) -> list[Path]:
+def checkpoint_files(folder: Path, names: Callable[[], Sequence[str]] | None = None) -> list[Path]:
     """Return the safetensors files of a checkpoint: one, or else those that its index names.
+
+    The arguments are those of `CheckpointFolder`.
 
     Raises:
       CheckpointError: if there are none, or the index names one that is absent.
     """
     index = folder / INDEX_FILE
-    if (folder / SINGLE_FILE).exists():
-        files = [folder / SINGLE_FILE]
+    if os.path.lexists(folder / SINGLE_FILE):
+        files, named = [folder / SINGLE_FILE], ""
     elif index.exists():
         try:
-            names = set(json.loads(index.read_bytes())["weight_map"].values())
+            listed = set(json.loads(index.read_bytes())["weight_map"].values())
         except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             raise CheckpointError(
                 f"{index}: expected a JSON object with a 'weight_map' of tensor to file ({error})"
             ) from error
-        for name in names:
+        for name in listed:
             if not isinstance(name, str) or name in ("", ".", "..") or "/" in name:
                 raise CheckpointError(f"{index}: {name!r} is not the name of a file next to it")
-        files = sorted(folder / name for name in names)
+        files, named = sorted(folder / name for name in listed), f", but {INDEX_FILE} names it"
     else:
-        files = []
+        files, named = [], ""
     if not files:
         raise CheckpointError(
-            f"{folder}: no weights: expected {SINGLE_FILE} or {INDEX_FILE}. Point --model_path at "
-            "a checkpoint in the Hugging Face layout with safetensors weights "
-            "(PyTorch .bin files are not read, since they are pickles)."
+            f"{folder}: no weights: expected {SINGLE_FILE} or {INDEX_FILE}; "
+            + explain(folder, names() if names else sorted(os.listdir(folder)))
         )
     for file in files:
         if not file.exists():
-            raise CheckpointError(f"{file}: named by {index.name} but absent. Download it again.")
+            raise CheckpointError(f"{file} {absence(file)}{named}. Download it again.")
     return files
 
 
@@ -145,38 +196,70 @@ class RandomWeights:
 
 
 Weights = CheckpointFolder | RandomWeights
-"""Tensors by name, float32 or bfloat16, as the checkpoint spells and lays them out."""
+"""Floating-point tensors by name, as PyTorch lays them out."""
 
 
-def check_weights(weights: Weights, config: ModelConfig, source: str) -> None:
-    """Check that the weights are exactly those of the config.
+def tensors_of_model(
+    weights: CheckpointFolder, config: ModelConfig, source: str
+) -> CheckpointFolder:
+    """Return the tensors that activations depend on, by the names of the model's family.
 
-    A model with a tied head may also store the head.
+    A checkpoint may have another prefix, more layers than its config, and tensors that activations
+    do not depend on. The log names what is left out, except the head.
 
     Raises:
-      CheckpointError: naming each tensor that is missing, extra or wrongly shaped.
+      CheckpointError: naming each tensor that is missing, not understood or wrongly shaped.
     """
-    found, expected = dict(weights.shapes()), family_of(config).tensor_shapes(config)
-    if config.tie_word_embeddings:
-        found.pop("lm_head.weight", None)
-
-    def listed(names: Iterable[str]) -> str:
-        ordered = sorted(names)
-        rest = f" and {len(ordered) - 8} more" if len(ordered) > 8 else ""
-        return ", ".join(ordered[:8]) + rest
-
-    problems = []
-    if missing := expected.keys() - found.keys():
-        problems.append(f"missing: {listed(missing)}")
-    if extra := found.keys() - expected.keys():
-        problems.append(f"not part of the model: {listed(extra)}")
-    if wrong := [
-        f"{name} has shape {list(found[name])}, the config needs {list(expected[name])}"
-        for name in expected.keys() & found.keys()
-        if found[name] != expected[name]
-    ]:
-        problems.append(f"wrong shape: {listed(wrong)}")
+    family, found = family_of(config), weights.shapes()
+    if refused := first_refused(found):
+        name, what, remedy = refused
+        raise CheckpointError(f"{source}: the tensor {name!r} shows that this is {what}. {remedy}.")
+    embedding = family.embedding.tensors[0].removeprefix(TRUNK)
+    prefixes = [prefix for prefix in family.prefixes if prefix + embedding in found]
+    if len(prefixes) > 1:
+        both = " and ".join(repr(prefix + embedding) for prefix in prefixes)
+        raise CheckpointError(f"{source}: there are two models in it: {both}. Remove one of them.")
+    prefix = prefixes[0] if prefixes else TRUNK
+    expected = {
+        prefix + name.removeprefix(TRUNK): (name, shape)
+        for name, shape in family.tensor_shapes(config).items()
+        if kind_of(name, family.left_out) is None
+    }
+    layer_of = re.compile(
+        re.escape(prefix + family.layer_prefix.removeprefix(TRUNK)).replace(r"\{\}", r"(\d+)")
+    )
+    problems: dict[str, list[str]] = defaultdict(list)
+    left_out: dict[str, list[str]] = defaultdict(list)
+    for name in sorted(found.keys() | expected.keys()):
+        if name not in found:
+            problems["missing"].append(name)
+        elif name in expected:
+            if found[name] != (needed := expected[name][1]):
+                problems["wrong shape"].append(
+                    f"{name} has shape {list(found[name])}, the config needs {list(needed)}"
+                )
+        elif (layer := layer_of.match(name)) and int(layer[1]) >= config.num_hidden_layers:
+            left_out[f"layers from num_hidden_layers={config.num_hidden_layers} on"].append(name)
+        elif kind := kind_of(name, family.left_out):
+            if kind.reported:
+                left_out[kind.what].append(name)
+        else:
+            problems["not part of the model"].append(name)
     if problems:
-        raise CheckpointError(
-            f"{source}: the tensors are not those of its config.json; " + "; ".join(problems)
-        )
+        listed = "; ".join(f"{what}: {_listed(names)}" for what, names in problems.items())
+        raise CheckpointError(f"{source}: the tensors are not those of its config.json; {listed}")
+    if weights.unread_files:
+        left_out["files that are not part of the checkpoint"] = weights.unread_files
+    for what, names in left_out.items():
+        _warn(f"{source}: left out {what}: {_listed(names, 3)}")
+    return weights.renamed({name: stored for stored, (name, _) in expected.items()})
+
+
+def _listed(names: list[str], at_most: int = 8) -> str:
+    rest = f" and {len(names) - at_most} more" if len(names) > at_most else ""
+    return ", ".join(names[:at_most]) + rest
+
+
+@load_once
+def _warn(message: str) -> None:
+    LOGGER.warning(message)

@@ -7,6 +7,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+FULL_ATTENTION = "full_attention"
+SLIDING_ATTENTION = "sliding_attention"
+
 
 class ModelConfigError(ValueError):
     """A `config.json` that this model code cannot run faithfully."""
@@ -18,6 +21,8 @@ class ModelConfig:
 
     Attributes:
       model_type: the family, which names tensors and parameters.
+      layer_types: what each layer attends to; empty if that is every earlier token in all layers.
+      sliding_window: tokens, the own one included, that a layer of `sliding_attention` attends to.
     """
 
     vocab_size: int
@@ -32,10 +37,12 @@ class ModelConfig:
     rope_theta: float = 1_000_000.0
     tie_word_embeddings: bool = True
     model_type: str = "qwen2"
+    layer_types: tuple[str, ...] = ()
+    sliding_window: int | None = None
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            if field.name != "model_type":
+            if field.name not in ("model_type", "layer_types"):
                 check_value(field.name, getattr(self, field.name))
         if self.num_attention_heads % self.num_key_value_heads:
             raise ModelConfigError(
@@ -49,6 +56,16 @@ class ModelConfig:
     def query_groups(self) -> int:
         """Query heads that share one key-value head."""
         return self.num_attention_heads // self.num_key_value_heads
+
+    def window_of(self, num_layers: int) -> int | None:
+        """Return the longest prompt that no window of the first layers affects; None for any."""
+        affected = SLIDING_ATTENTION in self.layer_types[:num_layers]
+        return self.sliding_window if affected else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields of the `config.json` that describes this model, without empty ones."""
+        fields = dataclasses.asdict(self) | {"layer_types": list(self.layer_types)}
+        return {name: value for name, value in fields.items() if value not in (None, [])}
 
     @property
     def layer_flops_per_token(self) -> int:
@@ -70,6 +87,8 @@ def check_value(name: str, value: Any) -> None:
     """
     if name in ("rms_norm_eps", "rope_theta"):
         expected, fits = "a positive number", type(value) in (int, float) and 0 < value < math.inf
+    elif name == "sliding_window" and value is None:
+        return
     elif name == "tie_word_embeddings":
         expected, fits = "true or false", isinstance(value, bool)
     else:

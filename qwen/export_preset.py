@@ -10,7 +10,6 @@ import json
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from safetensors.numpy import save_file
@@ -46,7 +45,7 @@ def config_json(config: ModelConfig) -> dict[str, object]:
         "architectures": ["Qwen2ForCausalLM"],
         "hidden_act": "silu",
         "torch_dtype": "bfloat16",
-        **asdict(config),
+        **config.to_json(),
     }
 
 

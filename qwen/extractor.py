@@ -14,7 +14,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,6 @@ from qwen.batching import (
     split_step,
     step_inputs,
 )
-from qwen.checkpoint import check_weights
 from qwen.compile_cache import use_compile_cache
 from qwen.malloc import keep_freed_memory
 from qwen.mesh import DATA_AXIS, MODEL_AXIS, check_mesh_fits_model, make_mesh
@@ -79,20 +78,42 @@ def open_extractor(
     arguments are those of `ActivationExtractor`.
 
     Raises:
-      ValueError: if the weights are not those of the settings, or anything does not fit.
+      OtherWorkerError: if this worker has another model or other operations than the settings say.
+      ValueError: if anything else does not fit.
     """
     for name, value in settings.environment:
         os.environ.setdefault(name, value)
     if settings.compile_cache:
         use_compile_cache(settings.compile_cache)
-    source = open_model(settings.model_path)
-    expected = settings.weights_fingerprint
-    if expected and (found := source.weights_fingerprint()) != expected:
-        raise ValueError(
-            f"{settings.model_path}: this worker sees weights {found}, the run was started with "
-            f"{expected}. Give every worker the same model."
-        )
+    source = open_model(settings.model_path, settings.ignore_config)
+    _check_model(source, settings)
     return ActivationExtractor(source, settings, lengths_to_come)
+
+
+class OtherWorkerError(ValueError):
+    """A worker that would compute other activations than the rest of the run."""
+
+
+def _check_model(source: ModelSource, settings: ExtractorSettings) -> None:
+    """Compare the model with that of the settings. Raises OtherWorkerError."""
+    config, expected = source.config, settings.expected_config
+    if expected is not None and config != expected:
+        theirs, ours = expected.to_json(), config.to_json()
+        changed = [
+            f"{name} {ours.get(name)} where the run was started with {theirs.get(name)}"
+            for name in sorted(theirs.keys() | ours.keys())
+            if theirs.get(name) != ours.get(name)
+        ]
+        raise OtherWorkerError(
+            f"{settings.model_path}: in config.json, this worker sees {', '.join(changed)}. Give "
+            "every worker the same model."
+        )
+    fingerprint = settings.weights_fingerprint
+    if fingerprint and (found := source.weights_fingerprint()) != fingerprint:
+        raise OtherWorkerError(
+            f"{settings.model_path}: this worker sees weights {found}, the run was started with "
+            f"{fingerprint}. Give every worker the same model."
+        )
 
 
 class DeviceMemoryError(RuntimeError):
@@ -128,16 +149,17 @@ class ActivationExtractor:
             them are compiled while the weights load.
 
         Raises:
+          OtherWorkerError: if the operations are not those that the settings expect.
           ValueError: for layers, a mesh or weights that do not fit the model or the devices.
         """
         config = source.config
+        settings = settings.with_layers_of(config.num_hidden_layers)
         check_layers(settings.layers, config.num_hidden_layers)
         layers, hook_points, pooling = settings.layers, settings.hook_points, settings.pooling
         self.sites, self._top_sites = settings.sites, sites_of(layers[-1:], hook_points)
         mesh = make_mesh(settings.mesh_shape, jax.local_devices())
         check_mesh_fits_model(mesh, config)
         weights = source.weights()
-        check_weights(weights, config, source.name)
 
         if mesh.devices.flat[0].platform == "cpu":
             keep_freed_memory()
@@ -147,6 +169,12 @@ class ActivationExtractor:
         compute = jnp.dtype(settings.compute_dtype)
         ops = choose_ops(mesh.devices.flat[0], compute, config, mesh.shape[MODEL_AXIS])
         self.ops: OpsName = ops.name
+        if settings.expected_ops and ops.name not in settings.expected_ops:
+            raise OtherWorkerError(
+                f"this worker computes with {ops.name} operations, the finished files of this run "
+                f"were computed with {', '.join(settings.expected_ops)}, which round differently. "
+                "Resume on the same kind of machine, or replace all files with --overwrite."
+            )
         LOGGER.info("%s: %s operations on %d devices", source.name, ops.name, mesh.size)
         narrow = settings.storage_dtype == "bfloat16" or (
             settings.compute_dtype == "bfloat16" and pooling != "mean"
@@ -168,10 +196,20 @@ class ActivationExtractor:
 
     @classmethod
     def load(
-        cls, model_path: str, layers: Sequence[int], **settings: object
+        cls,
+        model_path: str | os.PathLike[str],
+        layers: Sequence[int] | Literal["all"],
+        **settings: object,
     ) -> ActivationExtractor:
-        """Open a model by the fields of `ExtractorSettings`."""
-        return open_extractor(ExtractorSettings(model_path, tuple(layers), **settings))  # type: ignore[arg-type]
+        """Open a model by the fields of `ExtractorSettings`.
+
+        Raises:
+          ValueError: if there is no layer, or anything does not fit.
+        """
+        opened = ExtractorSettings(model_path, layers, **settings)  # type: ignore[arg-type]
+        if not opened.layers and layers != "all":
+            raise ValueError("no layer to capture; give numbers or 'all'")
+        return open_extractor(opened)
 
     def __call__(
         self, texts: Sequence[str]
@@ -214,13 +252,20 @@ class ActivationExtractor:
         only on their lengths and the batch size.
 
         Raises:
-          ValueError: if a sample is empty or holds an id outside the vocabulary.
+          ValueError: if a sample is empty, holds an id outside the vocabulary, or is longer than a
+            sliding window.
         """
         vocabulary = self.source.config.vocab_size
+        window = self.source.config.window_of(self.settings.layers[-1] + 1)
         for index, ids in enumerate(token_ids):
             if not len(ids) or ids.min() < 0 or ids.max() >= vocabulary:
                 raise ValueError(
                     f"sample {index}: expected at least one token id, all in 0..{vocabulary - 1}"
+                )
+            if window is not None and len(ids) > window:
+                raise ValueError(
+                    f"sample {index}: has {len(ids)} tokens, but this model has layers with a "
+                    f"sliding window (use_sliding_window), which is supported for up to {window}"
                 )
         steps = self._plan([len(ids) for ids in token_ids])
         in_flight: deque[tuple[Step, dict[Site, Captured] | None]] = deque()

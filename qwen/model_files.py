@@ -8,6 +8,8 @@ code or pickles are never fetched.
 from __future__ import annotations
 
 import atexit
+import os
+import re
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
@@ -22,12 +24,15 @@ from activation_dataset.checksum import crc32c_of_stream, to_text
 from qwen.bucket import bucket_client
 from qwen.checkpoint import INDEX_FILE, checkpoint_files
 from qwen.load_once import load_once
+from qwen.other_formats import absence, content_kind
 
 HEADER_LENGTH_BYTES = 8
 """A safetensors file begins with the length of its header, little-endian."""
 
 MAX_HEADER_BYTES = 100_000_000
 """The limit that the safetensors library sets on a header."""
+
+OPTIONS = "Give a local folder, a gs:// folder, a hub id such as Qwen/Qwen2.5-0.5B, or random:tiny"
 
 TEXT_FILES = ("*.json", "merges.txt", "*.jinja")
 WEIGHT_FILES = ("*.safetensors",)
@@ -47,6 +52,22 @@ class ModelFiles(ABC):
     @abstractmethod
     def weights_folder(self) -> Path:
         """Return a folder with the safetensors files too."""
+
+    def commit(self) -> str | None:
+        """Return the commit of a repository on the hub; None for files elsewhere."""
+        return None
+
+    def names(self) -> list[str]:
+        """Return the names of all files, of those too that are never fetched.
+
+        Raises:
+          ModelNotFoundError: if they cannot be listed.
+        """
+        folder = self.text_folder()
+        try:
+            return sorted(os.listdir(folder))
+        except OSError as error:
+            raise ModelNotFoundError(f"{folder} cannot be listed ({error.strerror})") from error
 
     def headers_folder(self) -> Path:
         """Return a folder whose safetensors files may have zeros after their headers."""
@@ -76,26 +97,48 @@ class LocalFiles(ModelFiles):
 
 @dataclass(frozen=True)
 class HubFiles(ModelFiles):
-    """A repository of the Hugging Face hub, kept in the hub's own cache."""
+    """A repository of the Hugging Face hub, kept in the hub's own cache.
+
+    Attributes:
+      repository: its id, such as `Qwen/Qwen2.5-0.5B`.
+      revision: a branch, a tag or a commit; None for the main branch.
+    """
 
     repository: str
+    revision: str | None = None
+
+    @load_once
+    def commit(self) -> str:
+        # The cache has a folder for each commit.
+        return self._download(TEXT_FILES, self.revision).name
 
     def text_folder(self) -> Path:
-        return self._download(TEXT_FILES)
+        return self._download(TEXT_FILES, self.commit())
 
     def weights_folder(self) -> Path:
-        return self._download((*TEXT_FILES, *WEIGHT_FILES))
+        return self._download((*TEXT_FILES, *WEIGHT_FILES), self.commit())
 
-    def _download(self, patterns: tuple[str, ...]) -> Path:
+    def names(self) -> list[str]:
+        from huggingface_hub import list_repo_files
+
+        try:
+            return sorted(list_repo_files(self.repository, revision=self.commit()))
+        except Exception:  # without a network, of several kinds; the names are for a message only
+            return super().names()
+
+    def _download(self, patterns: tuple[str, ...], revision: str | None) -> Path:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
         try:
-            return Path(snapshot_download(self.repository, allow_patterns=list(patterns)))
+            return Path(
+                snapshot_download(self.repository, revision=revision, allow_patterns=list(patterns))
+            )
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
             raise ModelNotFoundError(
                 f"--model_path {self.repository!r} is neither a local folder nor could it be "
-                f"fetched from the Hugging Face hub ({type(error).__name__}: {error})"
+                f"fetched from the Hugging Face hub at revision {revision or 'main'!r} "
+                f"({type(error).__name__}: {error})"
             ) from error
 
 
@@ -127,6 +170,9 @@ class GcsFiles(ModelFiles):
                         file.write(blob.download_as_bytes(end=HEADER_LENGTH_BYTES - 1 + header))
                     file.truncate(blob.size)
         return folder
+
+    def names(self) -> list[str]:
+        return sorted(self._blobs())
 
     def weights_crc32c(self) -> dict[str, str]:
         return {name: blob.crc32c for name, blob in self._matching(WEIGHT_FILES)}
@@ -190,19 +236,71 @@ def find_files(model_path: str) -> ModelFiles:
     """Find out what kind of place a model path names.
 
     Raises:
-      ModelNotFoundError: if it looks like a local folder and there is none.
+      ModelNotFoundError: if there can be no model at such a path, with the reason.
     """
     if model_path.startswith("gs://"):
         return GcsFiles(model_path)
-    folder = Path(model_path).expanduser()
-    if folder.is_dir():
-        return LocalFiles(folder)
-    if folder.is_absolute() or model_path.startswith((".", "~")) or model_path.count("/") != 1:
-        raise ModelNotFoundError(
-            f"--model_path {model_path!r}: there is no such folder. Give a local folder, a gs:// "
-            "folder, a hub id such as Qwen/Qwen2.5-0.5B, or random:tiny."
-        )
-    return HubFiles(model_path)
+    # Unlike methods of Path, these functions have no errors of their own.
+    folder = os.path.expanduser(model_path)
+    if os.path.isdir(folder):
+        return LocalFiles(_snapshot_of(Path(folder)))
+    if (reason := _why_not_local(model_path, folder)) is None:
+        repository, _, revision = model_path.partition("@")
+        return HubFiles(repository, revision or None)
+    raise ModelNotFoundError(f"--model_path {model_path!r}: {reason}")
+
+
+def _why_not_local(model_path: str, folder: str) -> str | None:
+    """Explain what a path is if it is not a folder; None if it may be a hub id."""
+    if os.path.isfile(folder):
+        with open(folder, "rb") as stream:
+            kind = content_kind(stream.read(64))
+        return f"it is {kind or 'a file'}. Give a folder in the Hugging Face layout"
+    if os.path.islink(folder):
+        return f"it {absence(Path(folder))}"
+    if re.match(r"[A-Za-z]:|.*\\", model_path):
+        return f"it looks like a path of Windows, and there is no such folder here. {OPTIONS}"
+    if url := re.match(r"(\w+):/", model_path):
+        return f"URLs with {url[1]}: are not supported. {OPTIONS}, as a string and not as a Path"
+    if folder != (stripped := folder.strip()) and os.path.isdir(stripped):
+        return f"there is no such folder, but there is {stripped!r}, without spaces around it"
+    repository, at, revision = model_path.partition("@")
+    if repository.count("/") != 1 or model_path.startswith(("/", ".", "~")):
+        slash = ", and a hub id ends without a slash" if model_path.endswith("/") else ""
+        return f"there is no such folder{slash}. {OPTIONS}"
+    if not _is_hub_id(repository) or (at and not revision):
+        return f"there is no such folder, and it is not a hub id. {OPTIONS}"
+    return None
+
+
+def _is_hub_id(repository: str) -> bool:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(repository)
+    except HFValidationError:
+        return False
+    return True
+
+
+def _snapshot_of(folder: Path) -> Path:
+    """Return the snapshot in a folder of the hub's cache; other folders unchanged.
+
+    Raises:
+      ModelNotFoundError: if it has several and `refs/main` names none of them, or none at all.
+    """
+    if not folder.name.startswith("models--") or (folder / "config.json").exists():
+        return folder
+    snapshots = sorted(path for path in folder.glob("snapshots/*") if path.is_dir())
+    main = folder / "refs" / "main"
+    named = [path for path in snapshots if main.is_file() and path.name == main.read_text().strip()]
+    if len(chosen := named or snapshots) == 1:
+        return chosen[0]
+    raise ModelNotFoundError(
+        f"--model_path '{folder}' is a folder of the hub's cache with {len(snapshots)} snapshots"
+        + ("; give one of them: " + ", ".join(map(str, snapshots[:8])) if snapshots else "")
+    )
 
 
 def _folder_of_this_process(prefix: str) -> Path:

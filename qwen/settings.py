@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import operator
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from activation_dataset.format import POOLINGS, STORAGE_DTYPES, Pooling, StorageDtype
 from activation_dataset.record import RecordKind
@@ -13,6 +16,7 @@ from activation_dataset.sites import (
     in_forward_order,
     sites_of,
 )
+from qwen.config import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -20,8 +24,9 @@ class ExtractorSettings:
     """Everything that a worker needs to build its `ActivationExtractor`.
 
     Attributes:
-      model_path: a local folder, a `gs://` folder, a hub id or a `random:` preset.
-      layers: the layers to capture, counted from 0; sorted on construction.
+      model_path: a local folder, a `gs://` folder, a hub id, with or without `@REVISION`, or a
+        `random:` preset; a `Path` becomes a string on construction.
+      layers: the layers to capture, counted from 0; sorted on construction. Empty for "all".
       hook_points: where in each layer to capture; in forward order on construction.
       pooling: the `last` token or the `mean` of a sample, or `none` for every token.
       compute_dtype: the dtype of the parameters and the residual stream.
@@ -29,10 +34,12 @@ class ExtractorSettings:
       batch_size: token slots per device and step, in units of 512.
       mesh_shape: devices along (data, model); all local devices along data if None.
       compile_cache: a local or `gs://` folder for compiled programs; none if empty.
+      ignore_config: fields of `config.json` to leave out although they are not understood.
       environment: variables that a device's runtime reads when it starts, such as `TPU_WORKER_ID`;
         variables that are set already keep their values.
-      weights_fingerprint: of the weights that the run was planned with; a worker that finds other
-        weights refuses to start. Not checked if empty.
+      expected_config, weights_fingerprint, expected_ops: the model that the run was started with,
+        and the operations that computed its finished files. A worker that finds another model, or
+        has other operations, refuses to start. What is None or empty is not checked.
     """
 
     model_path: str
@@ -44,8 +51,11 @@ class ExtractorSettings:
     batch_size: int = 8
     mesh_shape: tuple[int, int] | None = None
     compile_cache: str = ""
+    ignore_config: tuple[str, ...] = ()
     environment: tuple[tuple[str, str], ...] = ()
+    expected_config: ModelConfig | None = None
     weights_fingerprint: str = ""
+    expected_ops: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check what can be checked without a model.
@@ -53,7 +63,9 @@ class ExtractorSettings:
         Raises:
           ValueError: naming the setting, its value and the values allowed.
         """
-        object.__setattr__(self, "layers", tuple(sorted(self.layers)))
+        for name in ("model_path", "compile_cache"):
+            object.__setattr__(self, name, os.fspath(getattr(self, name)))
+        object.__setattr__(self, "layers", _layer_numbers(self.layers))
         object.__setattr__(self, "hook_points", in_forward_order(self.hook_points))
         for name, allowed in (
             ("pooling", POOLINGS),
@@ -69,9 +81,30 @@ class ExtractorSettings:
 
     @property
     def sites(self) -> tuple[Site, ...]:
-        """Every hook point of every layer, in forward order."""
+        """Every hook point of every layer, in forward order.
+
+        Raises:
+          ValueError: if the layers have no numbers yet.
+        """
+        if not self.layers:
+            raise ValueError("the layers are 'all': call with_layers_of with the model's number")
         return sites_of(self.layers, self.hook_points)
+
+    def with_layers_of(self, num_layers: int) -> ExtractorSettings:
+        """Return the settings for a model of `num_layers` layers, with numbers for all of them."""
+        return self if self.layers else replace(self, layers=tuple(range(num_layers)))
 
     def record_kind(self, hidden: int) -> RecordKind:
         """Return the kind of the records that vectors of `hidden` elements are stored in."""
         return RecordKind(self.pooling, self.storage_dtype, hidden)
+
+
+def _layer_numbers(layers: Sequence[int] | str) -> tuple[int, ...]:
+    if isinstance(layers, str) and layers == "all":
+        return ()
+    try:
+        return tuple(sorted(map(operator.index, layers)))  # type: ignore[arg-type]
+    except TypeError as error:
+        raise ValueError(
+            f"layers must be a sequence of integers or 'all', got {layers!r}"
+        ) from error

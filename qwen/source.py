@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qwen.checkpoint import CheckpointFolder, RandomWeights, Weights, check_weights
+from qwen.checkpoint import CheckpointFolder, RandomWeights, Weights, tensors_of_model
 from qwen.config import PRESETS, ModelConfig, ModelConfigError
 from qwen.families import read_config
 from qwen.load_once import load_once
 from qwen.model_files import LocalFiles, ModelFiles, ModelNotFoundError, find_files
+from qwen.other_formats import ADAPTER_FILE, absence, adapter_in, explain
 
 if TYPE_CHECKING:
     from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -54,19 +55,25 @@ class ModelSource:
     files: ModelFiles
 
     @property
+    def pinned_path(self) -> str:
+        """The model path for other processes: they get this commit, whatever is pushed later."""
+        commit = self.files.commit()
+        return self.name if commit is None else f"{self.name.partition('@')[0]}@{commit}"
+
+    @property
     def is_random(self) -> bool:
         """True if the weights are drawn from a seed and not read."""
         return self.name.startswith(PRESET_PREFIX)
 
     def weights(self) -> Weights:
-        """Open the tensors.
+        """Open the tensors that activations depend on.
 
         Raises:
-          CheckpointError: if the checkpoint has none, or they are damaged.
+          CheckpointError: if some are missing or damaged, or the checkpoint has others.
         """
         if self.is_random:
             return RandomWeights(self.config, PRESET_SEED)
-        return CheckpointFolder(self.files.weights_folder())
+        return self._tensors_in(self.files.weights_folder())
 
     def check_weights(self) -> None:
         """Check that the files of the weights are complete and hold the tensors of the config.
@@ -77,7 +84,11 @@ class ModelSource:
           CheckpointError: if not.
         """
         if not self.is_random:
-            check_weights(CheckpointFolder(self.files.headers_folder()), self.config, self.name)
+            self._tensors_in(self.files.headers_folder())
+
+    def _tensors_in(self, folder: Path) -> CheckpointFolder:
+        stored = CheckpointFolder(folder, self.files.names)
+        return tensors_of_model(stored, self.config, self.name)
 
     def weights_fingerprint(self) -> str:
         """Return what identifies the weights: each file's CRC32C, or the preset and its seed."""
@@ -104,13 +115,19 @@ class ModelSource:
         return _load_tokenizer(self.files.text_folder(), self.config.vocab_size)
 
 
-def open_model(model_path: str) -> ModelSource:
-    """Open a local folder, a `gs://` folder, a hub id or a `random:NAME` preset.
+def open_model(
+    model_path: str | os.PathLike[str], ignore_config: Sequence[str] = ()
+) -> ModelSource:
+    """Open a local folder, a `gs://` folder, `ORG/NAME[@REVISION]`, or a `random:NAME` preset.
+
+    Fields of `config.json` that `ignore_config` names are left out. So is an adapter next to the
+    model, if it names `adapter_config.json`.
 
     Raises:
       ModelNotFoundError: if there is no model at that path.
       ModelConfigError: if its `config.json` is damaged or not of a model supported here.
     """
+    model_path = os.fspath(model_path)
     if model_path.startswith(PRESET_PREFIX):
         preset = model_path.removeprefix(PRESET_PREFIX)
         if preset not in PRESETS:
@@ -120,17 +137,28 @@ def open_model(model_path: str) -> ModelSource:
             )
         return ModelSource(model_path, PRESETS[preset], PRESET_FILES)
     files = find_files(model_path)
-    return ModelSource(model_path, _read_config(files.text_folder() / "config.json"), files)
-
-
-def _read_config(path: Path) -> ModelConfig:
+    folder = files.text_folder()
+    path = folder / "config.json"
     try:
-        fields = json.loads(path.read_bytes())
+        config = _read_config(path, ignore_config)
     except FileNotFoundError as error:
         raise ModelNotFoundError(
-            f"{path} does not exist: --model_path needs a folder in the Hugging Face layout "
-            "(config.json, tokenizer.json, *.safetensors)"
+            f"--model_path {model_path!r}: config.json {absence(path)}; "
+            + explain(folder, files.names())
         ) from error
+    if ADAPTER_FILE not in ignore_config and (adapter := adapter_in(folder)):
+        raise ModelConfigError(
+            f"--model_path {model_path!r}: {adapter}, or use the base model alone with "
+            f"--ignore_config {ADAPTER_FILE}"
+        )
+    return ModelSource(model_path, config, files)
+
+
+def _read_config(path: Path, ignored: Sequence[str]) -> ModelConfig:
+    try:
+        fields = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise
     except OSError as error:
         raise ModelConfigError(
             f"{path}: cannot be read ({error.strerror}); this user must be able to read it"
@@ -139,7 +167,7 @@ def _read_config(path: Path) -> ModelConfig:
         raise ModelConfigError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(fields, Mapping):
         raise ModelConfigError(f"{path}: expected a JSON object")
-    return read_config(fields, str(path))
+    return read_config(fields, str(path), ignored)
 
 
 @load_once

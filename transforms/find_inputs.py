@@ -61,7 +61,9 @@ class Matches:
     skipped: tuple[str, ...] = ()
 
 
-def resolve_patterns(tasks_files: Sequence[str], output_dir: str = "") -> tuple[Pattern, ...]:
+def resolve_patterns(
+    tasks_files: Sequence[str | os.PathLike[str]], output_dir: str = ""
+) -> tuple[Pattern, ...]:
     """Resolve each input to a pattern that matches at least one file to read.
 
     An existing file or folder wins over a glob of the same spelling. What is in `output_dir` is no
@@ -70,7 +72,7 @@ def resolve_patterns(tasks_files: Sequence[str], output_dir: str = "") -> tuple[
     Raises:
       TasksNotFoundError: naming the input that matches nothing, or cannot be listed or read.
     """
-    return tuple(_resolve(path, _absolute(output_dir)) for path in tasks_files)
+    return tuple(_resolve(os.fspath(path), _absolute(output_dir)) for path in tasks_files)
 
 
 def common_root(patterns: Sequence[Pattern]) -> str:

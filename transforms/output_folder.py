@@ -9,6 +9,7 @@ writing the rest of a dataset into a new one.
 from __future__ import annotations
 
 import json
+import os
 import re
 import secrets
 from dataclasses import dataclass
@@ -43,10 +44,10 @@ class OutputFolder:
     token: str
 
     @classmethod
-    def claim(cls, path: str) -> OutputFolder:
+    def claim(cls, path: str | os.PathLike[str]) -> OutputFolder:
         """Take the folder over from whichever run has it."""
-        folder = cls(path, secrets.token_hex(8))
-        write_whole(join(path, CLAIM_FILE), folder._claim)
+        folder = cls(os.fspath(path), secrets.token_hex(8))
+        write_whole(join(folder.path, CLAIM_FILE), folder._claim)
         return folder
 
     def check(self) -> None:

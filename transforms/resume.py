@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 from activation_dataset.fields import FieldError
-from activation_dataset.format import data_file, manifest_file
+from activation_dataset.format import data_file, manifest_file, parse_data_file
 from activation_dataset.manifest import LayerManifest, Manifest, PromptsManifest
 from activation_dataset.sites import Site
 from transforms.output_folder import OutputFolder
@@ -19,6 +21,9 @@ from transforms.storage import join, read_if_exists, size_and_crc32c
 from transforms.whole_file import WholeFile
 
 LOGGER = logging.getLogger(__name__)
+
+MANIFESTS_AT_ONCE = 16
+"""Small files that are read at the same time, since a bucket answers slowly."""
 
 Finished = Mapping[Site | None, Manifest]
 """The manifests of finished files by site; the key None is that of the prompts."""
@@ -57,6 +62,22 @@ def in_order(finished: Finished, order: str) -> Finished:
         if manifest.order != order:
             _warn(manifest.file.path, "its samples are in the order of another kind of worker")
     return {site: each for site, each in finished.items() if each.order == order}
+
+
+def ops_of_files(output_dir: str, names: Iterable[str]) -> tuple[str, ...]:
+    """Return the operations that computed existing files, from one manifest of each shard."""
+    manifests = {}
+    for name in names:
+        site, shard, num_shards = parse_data_file(name) or (None, 0, 0)
+        if site is not None:
+            manifests[shard] = join(output_dir, manifest_file(site, shard, num_shards))
+    found = set()
+    with ThreadPoolExecutor(MANIFESTS_AT_ONCE) as pool:
+        for content in pool.map(read_if_exists, manifests.values()):
+            # A file with a damaged manifest is written again.
+            with suppress(FieldError):
+                found.add(LayerManifest.from_bytes(content or b"").ops)
+    return tuple(sorted(found))
 
 
 def commit_file(

@@ -5,6 +5,7 @@ Reasons to reject a sample: `too_long`, `no_tokens`, `chat_template` and `too_fe
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
@@ -199,12 +200,14 @@ class TokenizeTasks(beam.PTransform):
     Attributes:
       model_path, template, limit: the model of the tokenizer, and how a task becomes a prompt.
       augmentation: the variants of a task to use too; None for none.
+      ignore_config: fields of the model's `config.json` to leave out.
     """
 
-    model_path: str
+    model_path: str | os.PathLike[str]
     template: PromptTemplate
     limit: LengthLimit
     augmentation: AugmentationPlan | None = None
+    ignore_config: tuple[str, ...] = ()
 
     def expand(self, items: beam.PCollection) -> beam.pvalue.DoOutputsTuple:
         return (
@@ -216,20 +219,27 @@ class TokenizeTasks(beam.PTransform):
             | "Decode" >> beam.Map(decode_item)
             | "Tokenize"
             >> beam.ParDo(
-                _Tokenize(self.model_path, self.template, self.limit, self.augmentation)
+                _Tokenize(
+                    self.model_path,
+                    self.template,
+                    self.limit,
+                    self.augmentation,
+                    self.ignore_config,
+                )
             ).with_outputs(REJECTED, WRITTEN, main="prompts")
         )
 
 
 @dataclass(eq=False)
 class _Tokenize(beam.DoFn):
-    model_path: str
+    model_path: str | os.PathLike[str]
     template: PromptTemplate
     limit: LengthLimit
     augmentation: AugmentationPlan | None
+    ignore_config: tuple[str, ...]
 
     def setup(self) -> None:
-        self._tokenizer = open_model(self.model_path).tokenizer()
+        self._tokenizer = open_model(self.model_path, self.ignore_config).tokenizer()
 
     def process(self, item: Task | Document) -> Iterator[Prompt | TaggedOutput]:
         for found in samples_of(

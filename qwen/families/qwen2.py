@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from qwen.config import ModelConfig, ModelConfigError, check_value
+from qwen.config import ModelConfig
+from qwen.families.common import read_decoder, read_sliding_window
+from qwen.families.config_fields import ConfigFields
 from qwen.families.parameters import (
     ParameterSource,
     joined_qkv,
@@ -73,59 +72,9 @@ def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def read_config(fields: Mapping[str, Any]) -> ModelConfig:
-    """Read a parsed `config.json`.
-
-    Both spellings of the RoPE settings are accepted: a top-level `rope_theta` (published Qwen2.5
-    checkpoints) and `rope_parameters` (written by transformers 5).
-
-    Raises:
-      ModelConfigError: naming the field that is missing, wrong or unsupported.
-    """
-    _check_supported(fields)
-    for name in ("hidden_size", "num_attention_heads"):
-        check_value(name, _required(fields, name))
-    hidden, heads = fields["hidden_size"], fields["num_attention_heads"]
-    rope = fields.get("rope_scaling") or fields.get("rope_parameters") or {}
-    return ModelConfig(
-        vocab_size=_required(fields, "vocab_size"),
-        hidden_size=hidden,
-        intermediate_size=_required(fields, "intermediate_size"),
-        num_hidden_layers=_required(fields, "num_hidden_layers"),
-        num_attention_heads=heads,
-        num_key_value_heads=fields.get("num_key_value_heads") or heads,
-        head_dim=fields.get("head_dim") or hidden // heads,
-        max_position_embeddings=fields.get("max_position_embeddings", 32_768),
-        rms_norm_eps=fields.get("rms_norm_eps", 1e-6),
-        rope_theta=rope.get("rope_theta", fields.get("rope_theta", 10_000.0)),
-        tie_word_embeddings=fields.get("tie_word_embeddings", False),
-    )
-
-
-def _required(fields: Mapping[str, Any], name: str) -> Any:
-    if name not in fields:
-        raise ModelConfigError(f"the field {name!r} is missing")
-    return fields[name]
-
-
-def _check_supported(fields: Mapping[str, Any]) -> None:
-    """Check the fields that change the computation to one that the layers do not have."""
-
-    def supported(name: str, value: Any, *allowed: Any) -> None:
-        if value not in allowed:
-            raise ModelConfigError(
-                f"{name}={value!r} is not supported; supported: " + ", ".join(map(repr, allowed))
-            )
-
-    supported("hidden_act", fields.get("hidden_act", "silu"), "silu")
-    supported("use_sliding_window", fields.get("use_sliding_window", False), False, None)
-    for layer_type in fields.get("layer_types") or ():
-        supported("layer_types", layer_type, "full_attention")
-    for name in ("rope_parameters", "rope_scaling"):
-        settings = fields.get(name) or {}
-        if not isinstance(settings, Mapping):
-            raise ModelConfigError(f"{name} must be an object, got {settings!r}")
-        rope_type = settings.get("rope_type", settings.get("type", "default"))
-        supported(f"{name}.rope_type", rope_type, "default")
-        for key in settings:
-            supported(f"a key of {name}", key, "rope_theta", "rope_type", "type")
+def read_config(fields: ConfigFields) -> ModelConfig:
+    """Read a `config.json`. Raises ModelConfigError, naming the field."""
+    settings = read_decoder(fields, "Qwen2")
+    fields.one_of("qkv_bias", True, True, None)
+    window = read_sliding_window(fields, settings["num_hidden_layers"])
+    return ModelConfig(**settings, **window, model_type="qwen2")

@@ -99,6 +99,7 @@ def describe(
         storage_dtype=storage_dtype,
         compute_dtype="bfloat16",
         prompt_template={"name": "grid", "user": "digits"},
+        model={"hidden_size": hidden},
         tokenizer={"fingerprint": "sha256:00"},
         weights={"fingerprint": "sha256:01", "source": "random", "seed": 0},
         inputs=(InputFile("training.json", 3, "02"),),

@@ -84,6 +84,9 @@ def test_the_summary_is_for_a_person(tmp_path: Path):
     ):
         assert part in text
     assert "tokens/s" not in summary(metadata, "out", 2.0, resumed=True)
+    assert "ops" not in text
+    text = summary(dataclasses.replace(metadata, ops=("amx", "xla")), "out", 2.0)
+    assert "ops      amx, xla" in text
 
 
 @pytest.mark.parametrize(("flag", "status"), [("--help", 0), ("--unknown", 2)])

@@ -1,9 +1,11 @@
 """A job is checked against its model and inputs before it starts, and described in full."""
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 
 from beam_pipeline.config import ConfigError
@@ -34,7 +36,12 @@ def test_the_description_says_all_that_decides_about_bytes(example_tasks: Path):
     assert run.model_name == "random:tiny"
     assert run.hidden_dim == 64
     assert run.hook_points == ("resid_post",)
-    assert run.weights == {"fingerprint": "random:tiny, seed 0", "random": True}
+    assert run.weights == {
+        "fingerprint": "random:tiny, seed 0",
+        "random": True,
+        "commit": None,
+    }
+    assert run.model["rms_norm_eps"] == 1e-6
     assert run.tokenizer == {"fingerprint": open_model("random:tiny").tokenizer_fingerprint()}
     assert run.prompt_template == load_template("digits").to_json()
     assert run.versions["jax"]
@@ -53,6 +60,7 @@ DECIDING = [
     "--samples_per_shard=100",
     "--prompt_template=numbered",
     "--augment=2",
+    "--ignore_config=auto_map",
     "--model_path=random:Qwen2.5-0.5B",
 ]
 OTHERS = ["--overwrite", "--allow_nonfinite", "--max_rejected=3", "--output_dir=x", "--no_progress"]
@@ -74,6 +82,41 @@ def test_the_settings_that_decide_about_bytes_make_another_run(example_tasks: Pa
 def test_what_the_model_cannot_do_is_refused(example_tasks: Path, flag: str, named: str):
     with pytest.raises(ConfigError, match=f"^{flag.partition('=')[0]}.*{named}"):
         opened(example_tasks, flag)
+
+
+def test_a_sliding_window_asks_for_shorter_prompts_or_lower_layers(
+    example_tasks: Path, checkpoint: Path, tmp_path: Path
+):
+    model = shutil.copytree(checkpoint, tmp_path / "model")
+    fields = json.loads((model / "config.json").read_text())
+    fields |= {"use_sliding_window": True, "sliding_window": 700, "max_window_layers": 2}
+    (model / "config.json").write_text(json.dumps(fields))
+    flags = ("--model_path", str(model), "--layers_to_extract")
+    with pytest.raises(ConfigError, match=r"model has layers with a sliding .*--max_length 700"):
+        opened(example_tasks, *flags, "all", "--max_length=701")
+    with pytest.raises(ConfigError, match="--ignore_config use_sliding_window"):
+        opened(example_tasks, *flags, "2")
+    assert opened(example_tasks, *flags, "all", "--max_length=700").limit.max_length == 700
+    assert opened(example_tasks, *flags, "0-1").limit.max_length == 32_768
+
+
+def test_workers_get_the_commit_that_the_launcher_has_resolved(
+    example_tasks: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """In the hub's own cache, offline, where the main branch moves on while the job runs."""
+    name, commit = f"org/{tmp_path.name}", "c" * 40
+    cache = tmp_path / f"models--org--{tmp_path.name}"
+    shutil.copytree(checkpoint, cache / "snapshots" / commit)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    job = opened(example_tasks, "--model_path", f"{name}@main", "--layers_to_extract", "all")
+    run = job.describe()
+    assert (run.model_name, run.weights["commit"]) == (f"{name}@main", commit)
+    (cache / "refs" / "main").write_text("d" * 40)
+    assert job.config.extractor.model_path == f"{name}@{commit}"
+    assert open_model(job.config.extractor.model_path).weights_fingerprint()
 
 
 def test_a_chat_needs_a_chat_template(example_tasks: Path, checkpoint: Path, tmp_path: Path):
@@ -101,4 +144,8 @@ def test_a_model_that_changes_is_another_run(example_tasks: Path, checkpoint: Pa
         for model in (first, second)
     )
     assert one.weights != other.weights
+    edited = json.loads((second / "config.json").read_text()) | {"rope_theta": 5e5}
+    (second / "config.json").write_text(json.dumps(edited))
+    flags = ["--model_path", str(second), "--layers_to_extract", "all"]
+    assert opened(example_tasks, *flags).describe().model == {**one.model, "rope_theta": 5e5}
     assert dataclasses.replace(other, model_name=str(first), weights=one.weights) == one

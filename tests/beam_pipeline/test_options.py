@@ -38,6 +38,7 @@ def test_the_defaults():
         (["--mesh_shape=4, 2"], "mesh_shape", (4, 2)),
         (["--compile_cache", "gs://b/c"], "compile_cache", "gs://b/c"),
         (["--layers_to_extract", "3", "--layers_to_extract", "1"], "layers", (1, 3)),
+        (["--ignore_config", "auto_map, a,a"], "ignore_config", ("a", "auto_map")),
         (["--hook_points", "resid_pre,mlp_out, mlp_out"], "hook_points", ("resid_pre", "mlp_out")),
     ],
 )

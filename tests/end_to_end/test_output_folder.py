@@ -1,13 +1,17 @@
 """The output folder: what a run may replace, and what it must leave alone."""
 
+import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from activation_dataset.format import manifest_file, shard_file
+from activation_dataset.manifest import LayerManifest
 from tests.end_to_end.job import dead_letters, digests, error_of, metadata_of, problems_of, run
 
 FLAGS = ("--layers_to_extract", "0-1", "--batch_size", "1")
@@ -42,6 +46,37 @@ def test_another_run_is_refused_and_the_difference_named(
     after = digests(out)
     assert after.pop("claim.json"), "the samples are known only after the run has begun"
     assert after == before
+
+
+def test_a_model_that_was_edited_is_refused_and_the_field_named(
+    capsys, checkpoint: Path, short_tasks: Path, tmp_path: Path
+):
+    model, out = shutil.copytree(checkpoint, tmp_path / "model"), tmp_path / "out"
+    run(model, short_tasks, out, *FLAGS)
+    original = json.loads((model / "config.json").read_text())
+    # Other heads with the same tensors.
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 4}
+    for change in ({"rope_theta": 5e5}, {"rms_norm_eps": 1e-5}, heads):
+        (model / "config.json").write_text(json.dumps(original | change))
+        error = error_of(capsys, model, short_tasks, out, *FLAGS)
+        for name, value in change.items():
+            assert f"model.{name} is {original[name]} there, {value} now" in error
+
+
+def test_a_worker_of_another_kind_does_not_resume(
+    capsys, checkpoint: Path, short_tasks: Path, out: Path
+):
+    path = out / manifest_file(0, 0, 1)
+    manifest = LayerManifest.from_bytes(path.read_bytes())
+    path.write_bytes(replace(manifest, ops="splash").to_bytes())
+    run(checkpoint, short_tasks, out, *FLAGS)
+    assert metadata_of(out).ops == tuple(sorted(("splash", manifest.ops)))
+    (out / shard_file(1, 0, 1)).unlink()
+    error = error_of(capsys, checkpoint, short_tasks, out, *FLAGS)
+    assert f"computes with {manifest.ops} operations" in error
+    assert "computed with splash" in error
+    assert "--overwrite" in error
+    assert not (out / "metadata.json").exists()
 
 
 def test_overwriting_leaves_nothing_of_the_other_run(

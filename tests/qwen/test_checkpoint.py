@@ -18,7 +18,6 @@ from qwen.checkpoint import (
     CheckpointError,
     CheckpointFolder,
     RandomWeights,
-    check_weights,
 )
 from qwen.config import PRESETS
 from qwen.source import open_model
@@ -79,12 +78,6 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         CheckpointFolder(tmp_path)
 
 
-def test_weights_of_another_dtype_are_refused(tmp_path: Path) -> None:
-    save_file({"a": np.ones(3, np.float16)}, tmp_path / SINGLE_FILE)
-    with pytest.raises(CheckpointError, match=rf"{SINGLE_FILE}: tensor 'a' .*F16.*F32.*BF16"):
-        CheckpointFolder(tmp_path)
-
-
 def write_shards(folder: Path, files: Mapping[str, Mapping[str, np.ndarray]]) -> None:
     for file, tensors in files.items():
         save_file(dict(tensors), folder / file)
@@ -102,7 +95,9 @@ def test_a_sharded_checkpoint_is_read_by_its_index(tmp_path: Path) -> None:
     assert set(weights.shapes()) == {"a", "b"}
     np.testing.assert_array_equal(weights.read("b"), TENSORS["b"])
     (tmp_path / SECOND).unlink()
-    with pytest.raises(CheckpointError, match=f"{SECOND}: named by {INDEX_FILE} but absent"):
+    with pytest.raises(
+        CheckpointError, match=f"{SECOND} does not exist, but {INDEX_FILE} names it"
+    ):
         CheckpointFolder(tmp_path)
 
 
@@ -134,35 +129,113 @@ def test_a_folder_without_weights_says_what_is_read(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x02.")
     with pytest.raises(CheckpointError) as raised:
         CheckpointFolder(tmp_path)
-    for part in (str(tmp_path), "no weights", SINGLE_FILE, INDEX_FILE, ".bin"):
+    for part in (str(tmp_path), "no weights", SINGLE_FILE, INDEX_FILE, "pytorch_model.bin"):
         assert part in str(raised.value)
 
 
 def check(folder: Path) -> None:
-    source = open_model(str(folder))
-    check_weights(source.weights(), source.config, source.name)
+    open_model(folder).check_weights()
 
 
 def test_a_missing_an_extra_and_a_wrongly_shaped_tensor_are_named_at_once(tmp_path: Path) -> None:
     tensors = varied_weights(SMALL)
     for name in ("model.embed_tokens.weight", "model.layers.1.self_attn.k_proj.bias"):
         del tensors[name]
-    tensors["model.layers.3.mlp.up_proj.weight"] = np.zeros((48, 32), np.float32)
+    tensors["model.layers.1.mlp.router.weight"] = np.zeros((48, 32), np.float32)
     tensors["model.layers.2.mlp.down_proj.weight"] = np.zeros((32, 47), np.float32)
     with pytest.raises(CheckpointError) as raised:
         check(write_checkpoint(tmp_path, SMALL, tensors))
     for part in (
         str(tmp_path),
         "missing: model.embed_tokens.weight, model.layers.1.self_attn.k_proj.bias",
-        "not part of the model: model.layers.3.mlp.up_proj.weight",
+        "not part of the model: model.layers.1.mlp.router.weight",
         "wrong shape: model.layers.2.mlp.down_proj.weight has shape [32, 47], "
         "the config needs [32, 48]",
     ):
         assert part in str(raised.value)
 
 
-def test_a_tied_model_may_carry_its_head(tmp_path: Path) -> None:
-    check(write_checkpoint(tmp_path, SMALL, varied_weights(SMALL), tie_word_embeddings=True))
+@pytest.mark.parametrize(
+    ("name", "dtype", "parts"),
+    [
+        ("model.layers.0.self_attn.q_norm.weight", "float32", ["not part of the model"]),
+        ("model.layers.0.self_attn.o_proj.bias", "float32", ["not part of the model"]),
+        ("model.layers.0.mlp.experts.0.up_proj.weight", "float32", ["not part of the model"]),
+        ("model.embed_positions.weight", "float32", ["not part of the model"]),
+        ("encoder.weight", "float32", ["not part of the model"]),
+        (
+            "base_model.model.model.layers.0.mlp.up_proj.lora_A.weight",
+            "float32",
+            ["LoRA", "merge_"],
+        ),
+        ("model.layers.0.mlp.up_proj.lora_B.default.weight", "float32", ["LoRA", "merge_"]),
+        ("model.layers.0.mlp.up_proj.lora_magnitude_vector", "float32", ["LoRA", "merge_"]),
+        ("model.layers.0.mlp.up_proj.qweight", "int32", ["AWQ or GPTQ", "dequantize"]),
+        ("model.layers.0.mlp.up_proj.g_idx", "int32", ["GPTQ"]),
+        ("model.layers.0.mlp.up_proj.weight.absmax", "uint8", ["bitsandbytes"]),
+        (
+            "model.layers.0.mlp.up_proj.weight.quant_state.bitsandbytes__nf4",
+            "uint8",
+            ["bitsandbytes"],
+        ),
+        ("model.layers.0.mlp.up_proj.SCB", "float32", ["bitsandbytes"]),
+        ("model.layers.0.mlp.up_proj.weight_scale_inv", "float32", ["FP8"]),
+        ("model.layers.0.mlp.up_proj.weight_scale", "bfloat16", ["FP8", "compressed-tensors"]),
+        ("model.layers.0.mlp.up_proj.weight_packed", "int32", ["compressed-tensors"]),
+        ("model.layers.0.mlp.up_proj.scales", "float16", ["MLX"]),
+        ("model.layers.0.mlp.up_proj.weight", "int8", ["dtype I8", "quantized"]),
+        ("model.layers.0.mlp.up_proj.weight", "float8_e4m3fn", ["dtype F8_E4M3", "FP8"]),
+        ("language_model.model.embed_tokens.weight", "float32", ["two models"]),
+    ],
+)
+def test_a_tensor_that_would_change_the_activations_is_refused(
+    tmp_path: Path, name: str, dtype: str, parts: list[str]
+) -> None:
+    tensors = varied_weights(SMALL)
+    values = tensors.get(name, np.ones((2, 2), np.float32))
+    tensors[name] = values.astype(np.dtype(dtype))
+    with pytest.raises(CheckpointError) as raised:
+        check(write_checkpoint(tmp_path, SMALL, tensors))
+    for part in (str(tmp_path), name, *parts):
+        assert part in str(raised.value)
+
+
+def test_an_unknown_prefix_is_named(tmp_path: Path) -> None:
+    tensors = {f"student.{name}": array for name, array in varied_weights(SMALL).items()}
+    with pytest.raises(CheckpointError, match=r"missing: model\..*student\.model\."):
+        check(write_checkpoint(tmp_path, SMALL, tensors))
+
+
+def test_what_is_left_out_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tensors = varied_weights(SMALL) | {"score.weight": np.ones((2, 32), np.float32)}
+    check(write_checkpoint(tmp_path, SMALL, varied_weights(SMALL)))
+    assert not caplog.messages
+    write_checkpoint(tmp_path, SMALL, tensors, num_hidden_layers=2)
+    save_file(TENSORS, tmp_path / SECOND)
+    check(tmp_path)
+    check(tmp_path)
+    assert len(caplog.messages) == 3
+    for part in ("model.layers.2.input_layernorm.weight", "score.weight", SECOND):
+        [message] = [each for each in caplog.messages if part in each]
+        assert str(tmp_path) in message
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS"),
+        (b"GGUF\x03\0\0\0" + bytes(64), "GGUF"),
+        (b"PK\x03\x04" + bytes(64), "zip"),
+        (b"\x80\x02}q\x00." + bytes(64), "pickle"),
+        (b"<!DOCTYPE html><html></html>", "web page"),
+    ],
+)
+def test_another_file_in_place_of_weights_is_named(
+    tmp_path: Path, content: bytes, kind: str
+) -> None:
+    (tmp_path / SINGLE_FILE).write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"{SINGLE_FILE}: .*{kind}"):
+        CheckpointFolder(tmp_path)
 
 
 def test_random_weights_are_those_of_any_other_machine_and_day() -> None:

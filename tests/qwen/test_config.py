@@ -54,9 +54,9 @@ def test_the_preset_is_the_published_config_also_as_transformers_rewrites_it() -
     [
         {"rope_theta": 5e5, "rope_scaling": None},
         {"rope_theta": 5e5, "rope_scaling": {"rope_type": "default"}},
-        {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}, "rope_theta": 1e4},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}, "rope_theta": 5e5},
         {"rope_parameters": {"rope_type": "default"}, "rope_theta": 5e5},
-        {"rope_scaling": {"rope_type": "default", "rope_theta": 5e5}, "rope_theta": 1e4},
+        {"rope_scaling": {"rope_type": "default", "rope_theta": 5e5}},
         {},
     ],
 )
@@ -71,16 +71,38 @@ def test_every_spelling_of_rope_means_what_it_means_to_transformers(rope: dict[s
     [
         ({"model_type": ["qwen2"]}, ["model_type=['qwen2']", "'qwen2'"]),
         ({"hidden_act": "gelu"}, ["hidden_act='gelu'", "'silu'"]),
-        ({"use_sliding_window": True}, ["use_sliding_window=True", "False"]),
+        ({"use_sliding_window": "yes"}, ["use_sliding_window='yes'", "False"]),
+        ({"layer_types": ["full_attention"]}, ["layer_types", "3 layers", "['full_attention']"]),
         (
-            {"layer_types": ["full_attention", "sliding_attention"]},
-            ["layer_types", "'sliding_attention'", "'full_attention'"],
+            {"layer_types": ["linear_attention"] * 3},
+            ["layer_types", "'linear_attention'", "'full_attention'"],
+        ),
+        (
+            {"layer_types": ["sliding_attention"] * 3},
+            ["layer_types", "'sliding_attention'", "use_sliding_window is False"],
+        ),
+        (
+            {"use_sliding_window": True, "max_window_layers": 1, "sliding_window": 0},
+            ["sliding_window", "positive integer", "0"],
+        ),
+        (
+            {"rope_parameters": {"rope_theta": 5e5}, "rope_theta": 1e4},
+            ["rope_theta=10000.0", "rope_parameters.rope_theta=500000.0", "--ignore_config"],
+        ),
+        (
+            {"rope_scaling": {"type": "default"}, "rope_parameters": {"rope_theta": 5e5}},
+            ["rope_scaling=", "rope_parameters=", "--ignore_config"],
+        ),
+        (
+            {"architectures": ["Qwen2BiModel"]},
+            ["architectures", "'Qwen2BiModel'", "--ignore_config architectures"],
         ),
         ({"rope_scaling": {"type": "yarn"}}, ["rope_scaling.rope_type='yarn'", "'default'"]),
         (
             {"rope_parameters": {"full_attention": {"rope_theta": 1e6}}},
             ["rope_parameters", "'full_attention'"],
         ),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, ["partial_rotary_factor=0.5"]),
         ({"rope_scaling": "yarn"}, ["rope_scaling", "must be an object", "'yarn'"]),
         ({"rope_theta": float("nan")}, ["rope_theta", "positive", "nan"]),
         ({"rms_norm_eps": None}, ["rms_norm_eps", "positive", "None"]),
@@ -100,6 +122,85 @@ def test_what_cannot_be_run_faithfully_is_refused_with_the_field_and_its_value(
     message = str(raised.value)
     assert message.startswith("models/a/config.json: ")
     assert all(part in message for part in parts), message
+
+
+@pytest.mark.parametrize(
+    ("field", "described"),
+    [
+        ({"is_causal": False}, "is_causal=false (tokens would attend to later ones)"),
+        ({"is_causal": None}, "is_causal=null"),
+        ({"use_bidirectional_attention": True}, "use_bidirectional_attention=true"),
+        ({"auto_map": {"AutoModel": "modeling.M"}}, 'auto_map={"AutoModel": "modeling.M"} (the'),
+        ({"quantization_config": {"bits": 4, "quant_method": "awq"}}, 'quantization_config="awq"'),
+        ({"quantization": {"group_size": 64, "bits": 4}}, 'quantization={"group_size": 64'),
+        ({"per_layer_config": {"0": {"hidden_size": 8}}}, "per_layer_config="),
+        ({"pruned_heads": {"0": [1]}}, 'pruned_heads={"0": [1]}'),
+        ({"attention_bias": True}, "attention_bias=true"),
+        ({"dual_chunk_attention_config": {"chunk_size": 8}}, "dual_chunk_attention_config="),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
+        ({"a_field_of_tomorrow": "x" * 500}, 'a_field_of_tomorrow="xxx'),
+    ],
+)
+def test_a_field_that_is_not_understood_is_refused_unless_it_is_named(
+    field: dict[str, Any], described: str
+) -> None:
+    fields, (name,) = config_fields(SMALL, **field), field
+    with pytest.raises(ModelConfigError) as raised:
+        read_config(fields | {"another": 1})
+    message = str(raised.value)
+    assert described in message
+    assert f"--ignore_config {name},another" in message
+    assert len(message) < 400
+    assert read_config(fields, ignored=[name]) == SMALL
+
+
+def test_what_transformers_writes_and_does_not_use_is_harmless() -> None:
+    """All fields of its configurations, set as far as they may be, and of generation."""
+    unused = {
+        **dict.fromkeys(transformers.GenerationConfig()._get_default_generation_params(), 7),
+        **transformers.PreTrainedConfig.from_dict({"num_labels": 3}).to_dict(),
+        "eos_token_id": [1, 2],
+        "attention_dropout": 0.5,
+        "_name_or_path": "a/b",
+        "is_causal": True,
+        "quantization_config": None,
+        "rope_scaling": None,
+        "auto_map": {},
+        "use_sliding_window": False,
+        "sliding_window": 8,
+        "max_window_layers": 1,
+        "architectures": ["Qwen2ForSequenceClassification"],
+    }
+    fields = config_fields(SMALL) | unused | {"model_type": "qwen2"}
+    assert read_config(fields) == SMALL
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"use_sliding_window": True},
+        {"use_sliding_window": True, "max_window_layers": 3},
+        {"use_sliding_window": True, "max_window_layers": 1, "sliding_window": None},
+        {"use_sliding_window": True, "max_window_layers": 1, "sliding_window": 8},
+        {"use_sliding_window": True, "max_window_layers": 0},
+        {"use_sliding_window": True, "layer_types": ["full_attention"] * 3, "max_window_layers": 0},
+        {
+            "use_sliding_window": True,
+            "sliding_window": 8,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        },
+    ],
+)
+def test_the_layers_that_have_a_window_are_those_of_transformers(changes: dict[str, Any]) -> None:
+    fields = config_fields(SMALL, **changes)
+    theirs = rewritten_by_transformers(fields)
+    config = read_config(fields)
+    kinds = theirs["layer_types"]
+    assert list(config.layer_types or ["full_attention"] * 3) == kinds
+    for layers in (1, 2, 3):
+        affected = "sliding_attention" in kinds[:layers]
+        assert config.window_of(layers) == (theirs["sliding_window"] if affected else None)
+    assert read_config(theirs) == config
 
 
 @pytest.mark.parametrize("name", ["model_type", "vocab_size", "hidden_size"])

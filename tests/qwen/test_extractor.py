@@ -13,9 +13,9 @@ import pytest
 from activation_dataset.format import POOLINGS, Pooling
 from activation_dataset.sites import HOOK_POINTS, HookPoint, Site, site_of
 from qwen import extractor as extractor_module
-from qwen.extractor import ActivationExtractor, open_extractor
+from qwen.extractor import ActivationExtractor, OtherWorkerError, open_extractor
 from qwen.settings import ExtractorSettings
-from qwen.source import open_model
+from tests.conftest import COMPILED
 from tests.qwen.checkpoints import SMALL, varied_weights, write_checkpoint
 from tests.qwen.comparison import assert_close_statistics, by_sample
 
@@ -79,6 +79,36 @@ def test_texts_in_layers_of_rows_out_in_the_order_of_the_texts() -> None:
         assert_close(of_text[3][-1:], last[None])
     with pytest.raises(TypeError, match="one string"):
         extractor(TEXTS[0])
+
+
+def test_a_sample_longer_than_a_sliding_window_is_refused_where_a_layer_has_one(
+    tmp_path: Path,
+) -> None:
+    window: dict[str, Any] = {
+        "use_sliding_window": True,
+        "sliding_window": 8,
+        "max_window_layers": 2,
+    }
+    folder = write_checkpoint(tmp_path, **window)
+    at_most, longer = prompts([8]), prompts([9])
+    with pytest.raises(ValueError, match=r"sample 0: has 9 tokens.*window.* up to 8"):
+        by_sample(load(folder, [1, 2]), longer)
+    assert by_sample(load(folder, [1, 2]), at_most)
+    assert by_sample(load(folder, [1]), longer)
+    assert by_sample(load(folder, [2], ignore_config=("use_sliding_window",)), longer)
+
+
+def test_paths_may_be_objects_and_layers_all_of_them(checkpoint: Path) -> None:
+    extractor = ActivationExtractor.load(checkpoint, "all", compile_cache=Path(COMPILED.name))
+    assert extractor.sites == (0, 1, 2)
+    assert extractor.settings.model_path == str(checkpoint)
+    settings = ExtractorSettings(checkpoint, "all", hook_points=("mlp_out",))  # type: ignore[arg-type]
+    assert open_extractor(settings).sites == tuple(f"blocks.{n}.hook_mlp_out" for n in range(3))
+    numbers: Any = np.array([2, 0])
+    assert replace(settings, layers=numbers).layers == (0, 2)
+    with pytest.raises(ValueError, match="with_layers_of"):
+        _ = settings.sites
+    assert settings.with_layers_of(2).layers == (0, 1)
 
 
 # Layers and poolings
@@ -226,6 +256,8 @@ def test_a_sample_that_cannot_be_embedded_is_named(checkpoint: Path, ids: list[i
     ("layers", "options", "message"),
     [
         ([], {}, "no layer to capture"),
+        ("10-23", {}, "layers must be a sequence of integers or 'all', got '10-23'"),
+        (3, {}, "layers must be a sequence of integers or 'all', got 3"),
         ([-1, 3, 99], {}, "layers -1, 99 do not exist: this model has 24 layers, 0 to 23"),
         ([1, 2, 1], {}, "a layer is named twice: 1, 1, 2"),
         ([0], {"pooling": "max"}, "pooling must be one of last, mean, none, got 'max'"),
@@ -235,15 +267,30 @@ def test_a_sample_that_cannot_be_embedded_is_named(checkpoint: Path, ids: list[i
     ],
 )
 def test_a_setting_that_does_not_fit_is_named(
-    layers: list[int], options: dict[str, Any], message: str
+    layers: Any, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         ActivationExtractor.load("random:tiny", layers, **options)
 
 
-def test_a_worker_with_other_weights_refuses_to_start(checkpoint: Path) -> None:
-    settings = ExtractorSettings(str(checkpoint), (1,), weights_fingerprint="model: AAAAAA==")
-    with pytest.raises(ValueError, match=r"this worker sees weights .* was started with .*AAAAAA"):
-        open_extractor(settings)
-    found = open_model(str(checkpoint)).weights_fingerprint()
-    assert open_extractor(replace(settings, weights_fingerprint=found)).ops in ("xla", "amx")
+@pytest.mark.parametrize(
+    ("expected", "named"),
+    [
+        ({"weights_fingerprint": "model: AAAAAA=="}, "weights .* started with model: AAAAAA=="),
+        ({"expected_config": replace(SMALL, rope_theta=5e5)}, "rope_theta 1000000.0 .* 500000.0"),
+        ({"expected_ops": ("cudnn", "splash")}, r"(xla|amx) operations.* cudnn, splash"),
+    ],
+)
+def test_a_worker_that_differs_from_the_rest_of_the_run_refuses_to_start(
+    checkpoint: Path, expected: dict[str, Any], named: str
+) -> None:
+    settings = ExtractorSettings(str(checkpoint), (1,))
+    with pytest.raises(OtherWorkerError, match=named):
+        open_extractor(replace(settings, **expected))
+    found = open_extractor(settings)
+    fits: dict[str, Any] = {
+        "weights_fingerprint": found.source.weights_fingerprint(),
+        "expected_config": SMALL,
+        "expected_ops": (found.ops,),
+    }
+    assert open_extractor(replace(settings, **fits)).ops == found.ops

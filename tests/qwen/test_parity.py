@@ -68,6 +68,9 @@ CASES = {
     "head_dim 32 where hidden / heads is 21, rope_theta 10,000": Case(
         1e4, 64, 96, 3, (3, 1), others={"head_dim": 32}
     ),
+    "a sliding window as long as the longest prompt": Case(
+        others={"use_sliding_window": True, "sliding_window": 512, "max_window_layers": 1}
+    ),
     "head_dim 64 as in Qwen2.5-0.5B, bfloat16 on disk, tied head": Case(
         1e6,
         128,

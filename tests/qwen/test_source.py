@@ -191,16 +191,81 @@ def test_a_download_that_fails_leaves_nothing_behind(
     assert names_in(folder) == TEXT_FILES | {SINGLE_FILE}
 
 
+def test_what_a_bucket_holds_in_place_of_a_checkpoint(checkpoint: Path, bucket: Bucket) -> None:
+    """Files that are never fetched are named too."""
+    (checkpoint / SINGLE_FILE).unlink()
+    upload(checkpoint, bucket, "pickles")
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin"):
+        open_model(f"gs://{BUCKET}/pickles").check_weights()
+    (checkpoint / "config.json").rename(checkpoint / "model.gguf")
+    upload(checkpoint, bucket, "gguf")
+    with pytest.raises(ModelNotFoundError, match=r"gguf'.*model\.gguf"):
+        open_model(f"gs://{BUCKET}/gguf")
+
+
 # The Hugging Face hub
+
+COMMITS = ("a" * 40, "b" * 40)
+
+
+@pytest.fixture
+def hub_cache(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The hub's own cache, offline: a repository whose main branch is the first of two commits."""
+    # A name for each test, since a process asks for a commit once.
+    cache = tmp_path / f"models--org--{tmp_path.name}"
+    for commit in COMMITS:
+        shutil.copytree(checkpoint, cache / "snapshots" / commit)
+    write_checkpoint(cache / "snapshots" / COMMITS[1], SMALL)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text(COMMITS[0])
+    (cache / "refs" / "tagged").write_text(COMMITS[1])
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    return cache
+
+
+@pytest.mark.parametrize(
+    ("revision", "commit"),
+    [("", 0), ("@main", 0), ("@tagged", 1), (f"@{COMMITS[1]}", 1)],
+)
+def test_every_process_has_the_commit_that_the_first_one_has_resolved(
+    hub_cache: Path, revision: str, commit: int
+) -> None:
+    name = f"org/{hub_cache.name.rpartition('--')[2]}"
+    source = open_model(name + revision)
+    assert source.files.commit() == COMMITS[commit]
+    assert source.name == name + revision
+    assert source.pinned_path == f"{name}@{COMMITS[commit]}"
+    (hub_cache / "refs" / "main").write_text(COMMITS[1])
+    assert open_model(source.pinned_path).config == source.config
+    assert source.files.weights_folder() == hub_cache / "snapshots" / COMMITS[commit]
+
+
+def test_a_revision_that_does_not_exist_is_named(hub_cache: Path) -> None:
+    with pytest.raises(ModelNotFoundError, match=r"org/model'.*revision 'absent'"):
+        open_model("org/model@absent")
+
+
+def test_a_local_folder_with_an_at_sign_is_no_revision(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(checkpoint, tmp_path / "org" / "model@v1")
+    monkeypatch.chdir(tmp_path)
+    source = open_model("org/model@v1")
+    assert source.files.commit() is None
+    assert source.pinned_path == "org/model@v1"
 
 
 def test_a_hub_repository_is_fetched_without_code_or_pickles(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cache = tmp_path / "cache"
+    cache = tmp_path / COMMITS[0]
     cache.mkdir()
 
-    def snapshot_download(repository: str, *, allow_patterns: list[str]) -> str:
+    def snapshot_download(
+        repository: str, *, revision: str | None, allow_patterns: list[str]
+    ) -> str:
+        assert revision in (None, COMMITS[0])
         if repository != "org/model":
             raise LocalEntryNotFoundError("no such repository")
         for pattern in allow_patterns:
@@ -214,6 +279,6 @@ def test_a_hub_repository_is_fetched_without_code_or_pickles(
     assert names_in(cache) == TEXT_FILES
     source.check_weights()
     assert names_in(cache) == TEXT_FILES | {SINGLE_FILE}
-    assert source.weights().shapes().keys() == varied_weights(SMALL).keys()
+    assert source.weights().shapes().keys() == varied_weights(SMALL).keys() - {"lm_head.weight"}
     with pytest.raises(ModelNotFoundError, match="'org/absent' is neither a local folder nor"):
         open_model("org/absent")

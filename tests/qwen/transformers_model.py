@@ -12,9 +12,9 @@ from activation_dataset.sites import HOOK_POINTS, HookPoint
 
 
 def transformers_model(
-    folder: Path, dtype: str, hook_points: Sequence[HookPoint] = ("resid_post",)
+    folder: Path, dtype: str, hook_points: Sequence[HookPoint] = ("resid_post",), **options: Any
 ) -> Callable[..., np.ndarray]:
-    """Loads a checkpoint in ``float32`` or ``bfloat16``.
+    """Loads a checkpoint in ``float32`` or ``bfloat16``; options are of ``from_pretrained``.
 
     Hooks, because ``hidden_states`` gives the last layer's output only after the final norm.
 
@@ -27,7 +27,7 @@ def transformers_model(
     from transformers import Qwen2ForCausalLM
 
     model = Qwen2ForCausalLM.from_pretrained(
-        folder, dtype=getattr(torch, dtype), attn_implementation="eager"
+        folder, dtype=getattr(torch, dtype), attn_implementation="eager", **options
     )
     captured: dict[HookPoint, list[np.ndarray]] = {}
 

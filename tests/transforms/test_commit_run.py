@@ -59,6 +59,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     ("changed", "difference"),
     [
         ({"layers_extracted": (10,)}, r"layers_extracted is \[10, 11, 12\] there, \[10\] now"),
+        ({"model": {"hidden_size": 9}}, r"model\.hidden_size is 8 there, 9 now"),
         ({"weights": {"fingerprint": "05"}}, r"weights\.fingerprint is .* there, \"05\" now"),
         ({"versions": {"new": "3"}}, r"versions\.new is null there, \"3\" now"),
     ],

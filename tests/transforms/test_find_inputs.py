@@ -156,7 +156,7 @@ def test_a_folder_that_may_not_be_listed_is_named(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(os, "scandir", scandir)
     with pytest.raises(TasksNotFoundError, match=r"cannot be listed: .*Permission denied"):
-        resolve_patterns([str(tmp_path)])
+        resolve_patterns([tmp_path])
 
 
 def table(*texts: str) -> bytes:

@@ -60,7 +60,7 @@ def test_only_output_is_found_and_removed(occupied: Path):
 
 
 def test_a_claim_holds_until_it_is_released(tmp_path: Path):
-    folder = OutputFolder.claim(str(tmp_path / "new" / "folder"))
+    folder = OutputFolder.claim(tmp_path / "new" / "folder")
     folder.write("run.json", b"{}")
     assert names(tmp_path / "new" / "folder") == {"run.json", CLAIM_FILE}
     folder.release()

@@ -1,5 +1,6 @@
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,8 @@ from activation_dataset.sites import Site
 from tests.end_to_end.emulator import BUCKET, address, bucket
 from tests.transforms.shards import PROMPTS, blocks_of, write_blocks
 from transforms.extract_activations import ShardPrompts
-from transforms.output_folder import OutputFolder
-from transforms.resume import Finished, finished_files, in_order
+from transforms.output_folder import OutputFolder, list_output
+from transforms.resume import Finished, finished_files, in_order, ops_of_files
 from transforms.storage import delete, join, read_if_exists
 from transforms.whole_file import write_whole
 from transforms.write_prompts import write_shard_prompts
@@ -83,6 +84,21 @@ def test_a_file_without_its_manifest_is_written_again_and_named(folder: OutputFo
     delete(join(folder.path, shard_file(11, 1, 2)))
     assert set(finished(folder)) == {None}
     assert shard_file(11, 1, 2) not in caplog.text
+
+
+def test_the_operations_of_existing_files_are_those_of_every_shard(folder: OutputFolder):
+    def write_with(ops: str, shard: int) -> None:
+        blocks = [replace(block, ops=ops) for block in blocks_of(10, shard)]
+        write_blocks(folder, 10, blocks)
+
+    assert ops_of_files(folder.path, list_output(folder.path)) == ()
+    write_with("xla", 0)
+    write_with("amx", 1)
+    assert ops_of_files(folder.path, list_output(folder.path)) == ("amx", "xla")
+    delete(join(folder.path, shard_file(10, 1, 2)))
+    assert ops_of_files(folder.path, list_output(folder.path)) == ("xla",)
+    write_whole(join(folder.path, manifest_file(10, 0, 2)), b"damaged")
+    assert ops_of_files(folder.path, list_output(folder.path)) == ()
 
 
 def test_files_in_another_order_are_written_again(folder: OutputFolder, caplog):

@@ -1,0 +1,142 @@
+"""Fields of a `config.json`. One that is neither read nor known to be harmless is refused by name.
+
+Lists follow `PreTrainedConfig` and `GenerationConfig` of transformers, versions 4 and 5.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from qwen.config import ModelConfigError
+
+HARMLESS: Mapping[str, str] = {
+    "generation": """
+        assistant_confidence_threshold assistant_lookbehind bad_words_ids begin_suppress_tokens
+        bos_token_id cache_implementation decoder_start_token_id diversity_penalty do_sample
+        early_stopping encoder_no_repeat_ngram_size encoder_repetition_penalty eos_token_id
+        epsilon_cutoff eta_cutoff exponential_decay_length_penalty forced_bos_token_id
+        forced_decoder_ids forced_eos_token_id guidance_scale length_penalty max_length
+        max_new_tokens max_time min_length min_new_tokens no_repeat_ngram_size
+        num_assistant_tokens num_assistant_tokens_schedule num_beam_groups num_beams
+        num_return_sequences output_scores pad_token_id penalty_alpha prefix remove_invalid_values
+        renormalize_logits repetition_penalty return_dict_in_generate sep_token_id stop_strings
+        suppress_tokens target_lookbehind temperature top_k top_p typical_p unk_token_id use_cache
+    """,
+    "training": """
+        attention_dropout attn_pdrop chunk_size_feed_forward dropout embd_pdrop
+        gradient_checkpointing hidden_dropout initializer_range layerdrop pretraining_tp
+        resid_pdrop use_gradient_checkpointing
+    """,
+    "bookkeeping": """
+        _attn_implementation _attn_implementation_autoset _attn_implementation_internal
+        _commit_hash _experts_implementation _flash_attn_2_enabled _name_or_path
+        attn_implementation dtype is_decoder model_max_length name_or_path output_attentions
+        output_hidden_states return_dict tf_legacy_loss tie_last_hidden_states tokenizer_class
+        torch_dtype torchscript transformers_version unsloth_fixed unsloth_version use_bfloat16
+        use_return_dict
+    """,
+    "head": """
+        classifier_dropout finetuning_task id2label label2id num_labels problem_type
+        task_specific_params
+    """,
+}
+"""Fields that no activation of a layer depends on, by what they are for."""
+
+_HARMLESS = {name for names in HARMLESS.values() for name in names.split()}
+
+SWITCHED_OFF: Mapping[str, tuple[Any, ...]] = {
+    "add_cross_attention": (False, None),
+    "auto_map": ({}, None),
+    "is_causal": (True,),  # transformers takes null for false.
+    "is_encoder_decoder": (False, None),
+    "mlp_bias": (False, None),
+    "partial_rotary_factor": (1, None),
+    "per_layer_config": ({}, None),
+    "pruned_heads": ({}, None),
+    "qk_layernorm": (False, None),
+    "tie_encoder_decoder": (False, None),
+    "use_bidirectional_attention": (False, None),
+    "use_dynamic_ntk": (False, None),
+    "use_logn_attn": (False, None),
+    "use_mrope": (False, None),
+    "use_qk_norm": (False, None),
+}
+"""Fields that change activations, with the values at which they do not. For others it is null."""
+
+_QUANTIZED = "the weights are quantized; use the checkpoint that they were made from"
+_EXPLAINED = {
+    "auto_map": "the model has code of its own, which is never run",
+    "compression_config": _QUANTIZED,
+    "is_causal": "tokens would attend to later ones",
+    "per_layer_config": "layers would differ in their settings",
+    "quantization": _QUANTIZED,
+    "quantization_config": _QUANTIZED,
+    "use_bidirectional_attention": "tokens would attend to later ones",
+}
+
+_LONGEST_VALUE = 80
+
+
+class ConfigFields:
+    """Fields of one JSON object. A field is understood if it was read."""
+
+    def __init__(self, fields: Mapping[str, Any], ignored: Sequence[str] = ()) -> None:
+        """Keep the fields except the ignored ones, as if these were absent."""
+        self._fields = {name: value for name, value in fields.items() if name not in ignored}
+        self._read: set[str] = set()
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return the value of a field, or the default if it is absent."""
+        self._read.add(name)
+        return self._fields.get(name, default)
+
+    def required(self, name: str) -> Any:
+        """Return the value of a field. Raises ModelConfigError if it is absent."""
+        if name not in self._fields:
+            raise ModelConfigError(f"the field {name!r} is missing")
+        return self.get(name)
+
+    def one_of(self, name: str, default: Any, *allowed: Any) -> Any:
+        """Return the value of a field. Raises ModelConfigError if it is not an allowed one."""
+        value = self.get(name, default)
+        check_supported(name, value, *allowed)
+        return value
+
+    def refuse_others(self) -> None:
+        """Check that every field that was not read is harmless.
+
+        Raises:
+          ModelConfigError: naming all fields that are not, their values and the flag.
+        """
+        harmless = _HARMLESS | self._read
+        refused = {
+            name: value
+            for name, value in self._fields.items()
+            if name not in harmless and value not in SWITCHED_OFF.get(name, (None,))
+        }
+        if refused:
+            raise ModelConfigError(
+                "not supported: "
+                + "; ".join(_described(name, value) for name, value in refused.items())
+                + ". Such a field may change the activations. If it does not, or to extract "
+                f"without it, pass --ignore_config {','.join(refused)}"
+            )
+
+
+def check_supported(name: str, value: Any, *allowed: Any) -> None:
+    """Check the value of a field that is understood. Raises ModelConfigError."""
+    if value not in allowed:
+        raise ModelConfigError(
+            f"{name}={value!r} is not supported; supported: " + ", ".join(map(repr, allowed))
+        )
+
+
+def _described(name: str, value: Any) -> str:
+    if isinstance(value, Mapping) and "quant_method" in value:
+        value = value["quant_method"]
+    text = json.dumps(value)
+    if len(text) > _LONGEST_VALUE:
+        text = text[:_LONGEST_VALUE] + "…"
+    return f"{name}={text}" + (f" ({_EXPLAINED[name]})" if name in _EXPLAINED else "")
