@@ -82,10 +82,11 @@ def test_no_code_of_a_checkpoint_is_run(checkpoint: Path, tmp_path: Path):
         target = "evil.Evil" if key == "AutoConfig" else ["evil.Evil", "evil.Evil"]
         (model / name).write_text(json.dumps(fields | {"auto_map": {key: target}}))
     (model / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch was_run'\ntR.")
-    source = open_model(str(model))
+    source = open_model(str(model), ignore_config=("auto_map",))
     source.tokenizer()
     source.weights().shapes()
-    run(model, ROOT / "examples" / "tasks" / "fall.json", tmp_path / "out", *FLAGS)
+    flags = (*FLAGS, "--ignore_config=auto_map")
+    run(model, ROOT / "examples" / "tasks" / "fall.json", tmp_path / "out", *flags)
     assert not mark.exists()
 
 
