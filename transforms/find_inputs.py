@@ -72,7 +72,8 @@ def resolve_patterns(
     Raises:
       TasksNotFoundError: naming the input that matches nothing, or cannot be listed or read.
     """
-    return tuple(_resolve(os.fspath(path), _absolute(output_dir)) for path in tasks_files)
+    output_dir = output_dir and _absolute(output_dir)
+    return tuple(_resolve(os.fspath(path), output_dir) for path in tasks_files)
 
 
 def common_root(patterns: Sequence[Pattern]) -> str:

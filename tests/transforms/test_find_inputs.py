@@ -133,6 +133,8 @@ def test_local_paths_are_absolute_and_read_once(tmp_path: Path, monkeypatch: pyt
         write_whole(str(tmp_path / name), b"{}")
     assert found("~/tasks/a.json", "./tasks/../tasks/a.json") == (["a.json"], [])
     assert found("./tasks//", "tasks/*/b.json") == (["a.json", "deep/b.json"], [])
+    monkeypatch.chdir(tmp_path / "tasks" / "deep")
+    assert found("..") == (["a.json", "deep/b.json"], [])
 
 
 def test_links_pipes_and_folders_named_like_files(tmp_path: Path):
