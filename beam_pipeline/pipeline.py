@@ -40,7 +40,7 @@ def build(
     config, kind = job.config, job.record_kind
     extractor = replace(config.extractor, weights_fingerprint=str(run.weights["fingerprint"]))
 
-    tasks = pipeline | "ReadTasks" >> ReadTasks(job.patterns)
+    tasks = pipeline | "ReadTasks" >> ReadTasks(job.patterns, config.text_field)
     tokenized = tasks.items | "Tokenize" >> TokenizeTasks(
         extractor.model_path, job.template, job.limit, config.augmentation
     )

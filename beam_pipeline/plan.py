@@ -87,7 +87,7 @@ def make_plan(job: Job) -> Plan:
 def _read_and_tokenize(job: Job) -> Iterator[Prompt | RejectedTask | InputFile]:
     tokenizer, root = job.source.tokenizer(), common_root(job.patterns)
     for path in sorted({path for pattern in job.patterns for path in match_files(pattern)}):
-        for item in read_file(path, path.removeprefix(root)):
+        for item in read_file(path, path.removeprefix(root), job.config.text_field):
             if isinstance(item, InputFile | RejectedTask):
                 yield item
                 continue

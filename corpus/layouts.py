@@ -13,6 +13,8 @@ from corpus.task import Document, Item, Pair, Rejection, Task
 from corpus.validate import (
     CONTENT_KEYS,
     ID_KEYS,
+    has_content,
+    keys_to_read,
     kind_of,
     not_a_task,
     to_id,
@@ -25,7 +27,7 @@ _PAIRS_PER_TASK = 6
 _MEMBERS_TO_TELL_A_LAYOUT = 1000
 
 
-def parse_lines(chunks: Iterator[bytes], source: str) -> Iterator[Item]:
+def parse_lines(chunks: Iterator[bytes], source: str, text_field: str | None) -> Iterator[Item]:
     """JSON Lines: a record on each line."""
     for number, line in enumerate(split_lines(chunks), start=1):
         if not line.strip():
@@ -36,21 +38,23 @@ def parse_lines(chunks: Iterator[bytes], source: str) -> Iterator[Item]:
         except Rejection as rejection:
             yield rejection.of(source, line_id)
         else:
-            yield from record_items(record, source, line_id)
+            yield from record_items(record, source, line_id, text_field)
 
 
-def parse_list(chunks: Iterator[bytes], source: str) -> Iterator[Item]:
+def parse_list(chunks: Iterator[bytes], source: str, text_field: str | None) -> Iterator[Item]:
     """A list of records or of re-arc's pairs."""
-    return _group(_list_items(chunks, source), source, _stem(source))
+    return _group(_list_items(chunks, source, text_field), source, _stem(source))
 
 
-def _list_items(chunks: Iterator[bytes], source: str) -> Iterator[Pair | Item]:
+def _list_items(
+    chunks: Iterator[bytes], source: str, text_field: str | None
+) -> Iterator[Pair | Item]:
     index = -1
     try:
         for index, (_, record) in enumerate(members(chunks)):
             item_id = f"item-{index:06d}"
-            if kind_of(record) != "pair":
-                yield from record_items(record, source, item_id)
+            if kind_of(record, text_field) != "pair":
+                yield from record_items(record, source, item_id, text_field)
                 continue
             try:
                 yield to_pair(record, item_id)
@@ -62,17 +66,19 @@ def _list_items(chunks: Iterator[bytes], source: str) -> Iterator[Pair | Item]:
         yield rejection.of(source)
 
 
-def parse_object(chunks: Iterator[bytes], source: str) -> Iterator[Item]:
+def parse_object(chunks: Iterator[bytes], source: str, text_field: str | None) -> Iterator[Item]:
     """One record, or Kaggle's `{id: record}`: the first telling member decides."""
     records = members(chunks)
     held: list[tuple[str | None, object]] = []
     for key, value in itertools.islice(records, _MEMBERS_TO_TELL_A_LAYOUT):
         held.append((key, value))
-        if key in CONTENT_KEYS and not isinstance(value, dict):
-            yield from _parse_record(itertools.chain(held, records), source)
+        if has_content({key: value}, text_field) and (text_field or not isinstance(value, dict)):
+            yield from _parse_record(itertools.chain(held, records), source, text_field)
             return
-        if isinstance(value, dict) and any(
-            isinstance(value.get(name), list | str) for name in CONTENT_KEYS
+        if isinstance(value, dict) and (
+            has_content(value, text_field)
+            if text_field
+            else any(isinstance(value.get(name), list | str) for name in CONTENT_KEYS)
         ):
             break
     else:
@@ -84,7 +90,7 @@ def parse_object(chunks: Iterator[bytes], source: str) -> Iterator[Item]:
         if len(held) < _MEMBERS_TO_TELL_A_LAYOUT:
             raise not_a_task(dict(held))
     for index, (key, value) in enumerate(itertools.chain(held, records)):
-        yield from record_items(value, source, f"item-{index:06d}", key)
+        yield from record_items(value, source, f"item-{index:06d}", text_field, key)
 
 
 def _is_list_of_grids(value: object) -> bool:
@@ -95,26 +101,34 @@ def _is_list_of_grids(value: object) -> bool:
     return not isinstance(value, list)
 
 
-def _parse_record(records: Iterable[tuple[str | None, object]], source: str) -> Iterator[Item]:
+def _parse_record(
+    records: Iterable[tuple[str | None, object]], source: str, text_field: str | None
+) -> Iterator[Item]:
     """The one record of a file. A document may have an id of its own, else the file names it."""
     record: dict[str | None, object] = {}
+    kept = keys_to_read(text_field)
     for key, value in records:
         if key in record:
             record[DUPLICATE] = key
-        if key in (*CONTENT_KEYS, *ID_KEYS):
+        if key in kept:
             record[key] = value
-    has_id = kind_of(record) != "task" and any(key in record for key in ID_KEYS)
+    has_id = kind_of(record, text_field) != "task" and any(key in record for key in ID_KEYS)
     stem = _stem(source)
-    yield from record_items(record, source, stem, None if has_id else stem)
+    yield from record_items(record, source, stem, text_field, None if has_id else stem)
 
 
 def record_items(
-    record: object, source: str, default_id: str, key: str | None = None
+    record: object,
+    source: str,
+    default_id: str,
+    text_field: str | None,
+    key: str | None = None,
 ) -> Iterator[Item]:
     """Yield a record's task or document, or the tasks made of its pairs.
 
     Args:
         default_id: the id of a record that has none, or a bad one.
+        text_field: the only content to read, as in `corpus.documents`; None for what is found.
         key: the id that counts instead of the record's own.
     """
     record_id = default_id
@@ -123,11 +137,11 @@ def record_items(
             record_id = to_id(key)
         elif isinstance(record, dict):
             record_id = next((to_id(record[k]) for k in ID_KEYS if k in record), default_id)
-        if isinstance(record, dict) and kind_of(record) == "examples":
+        if isinstance(record, dict) and kind_of(record, text_field) == "examples":
             pairs = to_pairs(record, "examples", "no_train_pairs")
             yield from _group(pairs, source, record_id)
         else:
-            yield to_item(record, source, record_id)
+            yield to_item(record, source, record_id, text_field)
     except Rejection as rejection:
         yield rejection.of(source, record_id)
 

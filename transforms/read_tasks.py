@@ -126,9 +126,11 @@ class ReadTasks(beam.PTransform):
 
     Attributes:
       patterns: from `resolve_patterns`.
+      text_field: the only content to read of each record; None for what is found.
     """
 
     patterns: tuple[str, ...]
+    text_field: str | None = None
 
     def expand(self, begin: beam.pvalue.PBegin) -> beam.pvalue.DoOutputsTuple:
         return (
@@ -137,14 +139,16 @@ class ReadTasks(beam.PTransform):
             | "Match" >> beam.FlatMap(match_files)
             | "EachOnce" >> beam.Distinct()
             | "Parse"
-            >> beam.FlatMap(_tagged_items, common_root(self.patterns)).with_outputs(
-                REJECTED, INPUTS, main="items"
-            )
+            >> beam.FlatMap(
+                _tagged_items, common_root(self.patterns), self.text_field
+            ).with_outputs(REJECTED, INPUTS, main="items")
         )
 
 
-def _tagged_items(path: str, root: str) -> Iterator[Task | Document | TaggedOutput]:
-    for item in read_file(path, path.removeprefix(root)):
+def _tagged_items(
+    path: str, root: str, text_field: str | None
+) -> Iterator[Task | Document | TaggedOutput]:
+    for item in read_file(path, path.removeprefix(root), text_field):
         if isinstance(item, RejectedTask):
             yield TaggedOutput(REJECTED, item)
         elif isinstance(item, InputFile):
@@ -153,7 +157,9 @@ def _tagged_items(path: str, root: str) -> Iterator[Task | Document | TaggedOutp
             yield item
 
 
-def read_file(path: str, source: str) -> Iterator[Task | Document | RejectedTask | InputFile]:
+def read_file(
+    path: str, source: str, text_field: str | None = None
+) -> Iterator[Task | Document | RejectedTask | InputFile]:
     """Yield the items of a file, called `source`, then its size and digest, as stored.
 
     Raises:
@@ -165,20 +171,20 @@ def read_file(path: str, source: str) -> Iterator[Task | Document | RejectedTask
         file = _TaskFile(stream, path)
         if path.endswith(TABLE_SUFFIXES):
             # The end of a table says where its columns are, so it is read again, in order.
-            yield from parse_table(file, source)  # type: ignore[arg-type]
+            yield from parse_table(file, source, text_field)  # type: ignore[arg-type]
             file.seek(0)
         else:
-            yield from _decompressed_items(file, path, source)
+            yield from _decompressed_items(file, path, source, text_field)
         yield file.digest_rest(source)
 
 
 def _decompressed_items(
-    file: _TaskFile, path: str, source: str
+    file: _TaskFile, path: str, source: str, text_field: str | None
 ) -> Iterator[Task | Document | RejectedTask]:
     decompress = DECOMPRESSORS.get(os.path.splitext(path)[1])
     try:
         content: Any = decompress(file) if decompress else file
-        yield from parse_tasks(content, source)
+        yield from parse_tasks(content, source, text_field)
     except TasksUnreadableError:
         raise
     except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:

@@ -155,6 +155,15 @@ def test_the_pipeline_reads_every_file_once(here: Path):
         assert_that(inputs, equal_to(["a.json", "b.jsonl", "broken.json"]), "inputs")
 
 
+def test_the_pipeline_reads_the_named_field_alone(here: Path):
+    write(here / "texts.jsonl", b'{"id": "a", "text": "x", "body": "y"}\n{"id": "b", "text": "x"}')
+    with beam.Pipeline("FnApiRunner") as pipeline:
+        result = pipeline | ReadTasks(resolve_patterns(["texts.jsonl"]), "body")
+        assert_that(result.items | "Text" >> beam.Map(lambda item: item.text), equal_to(["y"]))
+        reasons = result[REJECTED] | "Why" >> beam.Map(lambda item: (item.task_id, item.reason))
+        assert_that(reasons, equal_to([("b", "no_text_field")]), "rejected")
+
+
 def saved_dataset(folder: Path) -> Path:
     """A folder as Hugging Face saves a dataset."""
     rows = pa.table({"id": ["a", "b"], "text": ["first", "second"]})

@@ -8,7 +8,7 @@ from apache_beam.testing.util import assert_that, equal_to
 from activation_dataset.prompts import Prompt
 from corpus.augment import AugmentationPlan, augment
 from corpus.prompt import TEST_PAIR, render
-from corpus.task import Document, Message, Pair, RejectedTask, Task
+from corpus.task import Document, Pair, RejectedTask, Task
 from corpus.template import load_template, shipped_templates
 from qwen.source import open_model
 from transforms.read_tasks import REJECTED
@@ -23,7 +23,8 @@ TASK = Task(
     test=(Pair(((6,),), None), Pair(((7, 7, 7),), None)),
 )
 TEXT = Document("d", "b.jsonl", "Grids, 42.")
-TALK = Document("m", "b.jsonl", None, (Message("system", "Be brief."), Message("user", "Why, 42?")))
+SAID = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why, 42?"})
+TALK = Document("m", "b.jsonl", None, SAID)
 
 
 @pytest.fixture(scope="module")
