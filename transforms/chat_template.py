@@ -13,6 +13,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import jinja2
@@ -28,6 +29,12 @@ _REASONING = ("reasoning_content", "reasoning", "thinking")
 _SPECIAL_KEYS = ("tool_calls", "function_call", *_REASONING)
 _REASONING_ALIASES = ("reasoning_content", "thinking")
 """Names by which transformers passes on each of `_REASONING`."""
+
+_REFUSALS = (
+    *(jinja2.TemplateError, TypeError, ValueError),
+    *(ArithmeticError, LookupError, RecursionError),
+)
+"""What a chat template raises on purpose, or for content of a type that it does not expect."""
 
 
 class ChatTemplateError(ValueError):
@@ -48,7 +55,7 @@ def chat_text(prompt: RenderedPrompt, tokenizer: PreTrainedTokenizerBase) -> str
         )
     messages, arguments = list(prompt.messages), dict(prompt.template_arguments)
     own = inspect.signature(tokenizer.apply_chat_template).parameters
-    if taken := arguments.keys() & own.keys() - _RECORD_KEYS:
+    if taken := (arguments.keys() - _RECORD_KEYS) & own.keys():
         raise ChatTemplateError(
             f"chat_template_kwargs.{min(taken)} is not an argument of a chat template"
         )
@@ -68,9 +75,12 @@ def chat_text(prompt: RenderedPrompt, tokenizer: PreTrainedTokenizerBase) -> str
         fault = next(_unknown_keys(messages, arguments, source), "")
         if not fault:
             text = render(messages, arguments)
-            printed = _printed_by_python(messages, arguments, text)
-            fault = next(itertools.chain(printed, _not_shown(messages, arguments, render)), "")
-    except (jinja2.TemplateError, TypeError, ValueError, RecursionError) as error:
+            marked = _marked(messages, arguments)
+            shown = render(marked.messages, marked.arguments)
+            fault = next(
+                itertools.chain(_printed_by_python(marked, shown), marked.unseen(shown)), ""
+            )
+    except _REFUSALS as error:
         roles = ", ".join(message["role"] for message in messages)
         fault = f"refuses the messages ({roles}): {error}{_unusual_content(messages)}"
         raise ChatTemplateError(f"the tokenizer's chat template {fault}") from error
@@ -106,11 +116,51 @@ def _unknown_keys(
             yield f"does not read {where}; remove it, or write it into the content of a message"
 
 
-def _printed_by_python(
-    messages: Sequence[Message], arguments: Mapping[str, Any], text: str
-) -> Iterator[str]:
+@dataclass(frozen=True)
+class _Marked:
+    """A chat in which each content and each name of a function is a word of its own.
+
+    The texts themselves prove nothing: a short one may occur elsewhere, and a chat template may
+    strip white space or the reasoning of earlier turns from a long one.
+    """
+
+    messages: list[Message]
+    arguments: dict[str, Any]
+    words: dict[str, str]
+
+    def unseen(self, text: str) -> Iterator[str]:
+        """Yield the places of words that the chat template leaves out."""
+        for word, where in self.words.items():
+            if word not in text:
+                yield f"does not show {where}"
+
+
+def _marked(messages: Sequence[Message], arguments: Mapping[str, Any]) -> _Marked:
+    marked = _Marked(copy.deepcopy([*messages]), copy.deepcopy({**arguments}), {})
+
+    def mark(holder: dict[str, Any], key: str, where: str) -> None:
+        if isinstance(holder.get(key), str) and holder[key].strip():
+            holder[key] = word = f"word{len(marked.words)}shown"
+            marked.words[word] = where
+
+    for index, message in enumerate(marked.messages):
+        where, role = f"messages[{index}]", message["role"]
+        mark(message, "content", f"{where}.content ({role})")
+        parts = message["content"] if isinstance(message.get("content"), list) else ()
+        for number, part in enumerate(parts):
+            mark(part, "text", f"{where}.content[{number}] ({role})")
+        for number, call in enumerate(message.get("tool_calls", ())):
+            mark(call.get("function", call), "name", f"{where}.tool_calls[{number}]")
+    for index, tool in enumerate(marked.arguments.get("tools", ())):
+        function = tool.get("function", tool)
+        if isinstance(function, dict):
+            mark(function, "name", f"tools[{index}]")
+    return marked
+
+
+def _printed_by_python(chat: _Marked, text: str) -> Iterator[str]:
     """Yield the lists and objects that the chat shows as Python prints them, not as JSON."""
-    for name, value in {"messages": messages, **arguments}.items():
+    for name, value in {"messages": chat.messages, **chat.arguments}.items():
         for where, part in _containers(value, name):
             if str(part) in text and str(part) != json.dumps(part, ensure_ascii=False):
                 yield f"writes {where} as Python prints it, not as text or JSON; write it as text"
@@ -126,37 +176,3 @@ def _containers(value: object, where: str) -> Iterator[tuple[str, object]]:
     yield where, value
     for place, each in inner:
         yield from _containers(each, place)
-
-
-def _not_shown(
-    messages: Sequence[Message], arguments: Mapping[str, Any], render: Any
-) -> Iterator[str]:
-    """Yield the contents and function names that the chat template leaves out.
-
-    Each is replaced by a word of its own, because a short text may occur elsewhere, and a chat
-    template may strip white space or the reasoning of earlier turns from a long one.
-    """
-    messages, arguments = copy.deepcopy((list(messages), dict(arguments)))
-    words: dict[str, str] = {}
-
-    def mark(holder: dict[str, Any], key: str, where: str) -> None:
-        if isinstance(holder.get(key), str) and holder[key].strip():
-            holder[key] = word = f"word{len(words)}shown"
-            words[word] = where
-
-    for index, message in enumerate(messages):
-        where = f"messages[{index}]"
-        mark(message, "content", f"{where}.content ({message['role']})")
-        parts = message["content"] if isinstance(message.get("content"), list) else ()
-        for number, part in enumerate(parts):
-            mark(part, "text", f"{where}.content[{number}] ({message['role']})")
-        for number, call in enumerate(message.get("tool_calls", ())):
-            mark(call.get("function", call), "name", f"{where}.tool_calls[{number}]")
-    for index, tool in enumerate(arguments.get("tools") or ()):
-        function = tool.get("function", tool)
-        if isinstance(function, dict):
-            mark(function, "name", f"tools[{index}]")
-    text = render(messages, arguments)
-    for word, where in words.items():
-        if word not in text:
-            yield f"does not show {where}"

@@ -52,6 +52,7 @@ DECIDING = [
     "--samples_per_shard=100",
     "--prompt_template=numbered",
     "--augment=2",
+    "--text_field=body",
     "--model_path=random:Qwen2.5-0.5B",
 ]
 OTHERS = ["--overwrite", "--allow_nonfinite", "--max_rejected=3", "--output_dir=x", "--no_progress"]

@@ -97,6 +97,10 @@ def token_ids(record: dict[str, Any], tokenizer) -> np.ndarray:
         (INSTRUCT, WEATHER),
         (INSTRUCT, {**WEATHER, "tools": json.dumps([TOOL])}),
         (INSTRUCT, {"messages": [user("Hi"), assistant(None, tool_calls=[call('{"city": "X"}')])]}),
+        (
+            INSTRUCT,
+            {"messages": [user("{'x': 1}?"), assistant(None, tool_calls=[call({"x": 1})])]},
+        ),
         (INSTRUCT, {"messages": [user("Hi"), assistant("<think>Hmm.</think>Ho"), user("Why?")]}),
         (INSTRUCT, {"messages": [user("Hi"), assistant("", tool_calls=[])], "tools": []}),
         (THINKING, {"messages": [user(" Hi\n"), THOUGHT, user("Why?"), THOUGHT]}),
