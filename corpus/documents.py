@@ -149,10 +149,10 @@ def _with_system(
     """Put the record's system prompt first, which ShareGPT and Alpaca keep apart."""
     for name in _SYSTEM_KEYS:
         system = to_text(record.get(name, ""), name, "bad_chat")
-        first = messages[0]
-        if not system.strip() or first.get("content") == system:
+        has_one = messages[0]["role"] in ("system", "developer")
+        if not system.strip() or (has_one and messages[0].get("content") == system):
             continue
-        if first["role"] in ("system", "developer") or key not in ("conversations", "instruction"):
+        if has_one or key not in ("conversations", "instruction"):
             detail = f"{name}: not the first of the {key}; keep it only there, or nowhere"
             raise Rejection("bad_chat", detail)
         messages = ({"role": "system", "content": system}, *messages)
