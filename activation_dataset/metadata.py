@@ -16,7 +16,7 @@ from activation_dataset.statistics import LayerStatistics
 _DIGEST = "metadata_sha256"
 _OTHER_FIELDS = (
     *("num_layers_extracted", "byte_order", "total_samples", "total_tokens", "total_vectors"),
-    *("batches", "rejected", "statistics", "ops"),
+    *("batches", "rejected", "skipped_files", "duplicate_tasks", "statistics", "ops"),
 )
 
 
@@ -97,6 +97,8 @@ class Metadata:
         run, shards: origin of the dataset, and all shards in order.
         rejected: reason to number of rejected tasks.
         statistics: site to the statistics of all its vectors.
+        skipped_files: files and folders ("/" at the end) of the inputs that were not read, sorted.
+        duplicate_tasks: tasks and documents whose content an earlier one has too.
         ops: implementations that computed the vectors, sorted, such as ("xla",).
     """
 
@@ -105,6 +107,8 @@ class Metadata:
     rejected: Mapping[str, int]
     statistics: Mapping[Site, LayerStatistics]
     ops: tuple[str, ...]
+    skipped_files: tuple[str, ...] = ()
+    duplicate_tasks: int = 0
 
     @property
     def total_samples(self) -> int:
@@ -129,7 +133,7 @@ class Metadata:
         """
         stored = {**to_json(self.run), **self._derived()}
         stored["batches"] = to_json(self.shards)
-        for name in ("rejected", "statistics", "ops"):
+        for name in ("rejected", "skipped_files", "duplicate_tasks", "statistics", "ops"):
             stored[name] = to_json(getattr(self, name))
         return sealed_text(stored, _DIGEST)
 
@@ -151,6 +155,8 @@ class Metadata:
             rejected=from_json(Mapping[str, int], value["rejected"], "rejected"),
             statistics=from_json(Mapping[Site, LayerStatistics], value["statistics"], "statistics"),
             ops=from_json(tuple[str, ...], value["ops"], "ops"),
+            skipped_files=from_json(tuple[str, ...], value["skipped_files"], "skipped_files"),
+            duplicate_tasks=from_json(int, value["duplicate_tasks"], "duplicate_tasks"),
         )
         for name, expected in result._derived().items():
             if value[name] != expected:

@@ -143,7 +143,7 @@ def _check_rejected(folder: Folder, metadata: Metadata, present: set[str]) -> li
     found: Counter[str] = Counter()
     problems = []
     for file in sorted(present):
-        if not file.startswith(f"{ERRORS_FOLDER}/") or not file.endswith(".jsonl"):
+        if file != f"{ERRORS_FOLDER}/rejected.jsonl":
             continue
         try:
             with folder.open(file) as stream:

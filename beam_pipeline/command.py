@@ -93,6 +93,14 @@ def summary(metadata: Metadata, output_dir: str, seconds: float) -> str:
         f"{megabytes:,.1f} MB",
         f"  rejected {sum(metadata.rejected.values()):,}"
         + "".join(f"; {count} {reason}" for reason, count in metadata.rejected.items()),
+        *_other_inputs(metadata.skipped_files, metadata.duplicate_tasks),
         f"  time     {seconds:,.1f} s, {metadata.total_tokens / seconds:,.0f} tokens/s in all",
     ]
     return "\n".join(lines)
+
+
+def _other_inputs(skipped: Sequence[str], duplicates: int) -> list[str]:
+    named = ", ".join(skipped[:3]) + (", ..." if len(skipped) > 3 else "")
+    return [f"  skipped  {len(skipped):,}: {named}"] * bool(skipped) + [
+        f"  repeated {duplicates:,} with the content of another task; see errors/notices.jsonl"
+    ] * bool(duplicates)

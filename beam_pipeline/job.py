@@ -10,7 +10,7 @@ from activation_dataset.record import RecordKind
 from beam_pipeline.config import DEFAULT_LAYERS, Config, ConfigError
 from corpus.template import PromptTemplate, load_template
 from qwen.source import ModelSource, open_model
-from transforms.read_tasks import resolve_patterns
+from transforms.find_inputs import Pattern, resolve_patterns
 from transforms.tokenize_tasks import LengthLimit
 
 PACKAGES_THAT_DECIDE_BYTES = ("flax", "jax", "jaxlib", "numpy", "tokenizers", "transformers")
@@ -21,7 +21,7 @@ class Job:
     """A job whose flags fit its model. The weights of `source` have not been read."""
 
     config: Config
-    patterns: tuple[str, ...]
+    patterns: tuple[Pattern, ...]
     template: PromptTemplate
     limit: LengthLimit
     source: ModelSource

@@ -111,8 +111,8 @@ def _add_task_flags(group: argparse._ArgumentGroup) -> None:
         nargs="+",
         action="extend",
         metavar="PATH",
-        help="tasks in JSON, JSON Lines, Parquet or Arrow: files, folders or quoted globs, local "
-        "or gs://",
+        help="tasks in JSON, JSON Lines, Parquet or Arrow: files, folders with all subfolders, or "
+        "quoted globs, local or gs://",
     )
     group.add_argument(
         "--text_field",

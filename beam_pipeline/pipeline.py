@@ -17,9 +17,10 @@ from transforms.assign_shards import AssignShards, PlanShards
 from transforms.combine_metadata import CombineMetadata
 from transforms.commit_run import CommitRun, Limits, check_output_dir
 from transforms.extract_activations import FINISHED, PROMPTS, ExtractActivations
+from transforms.find_duplicates import FindDuplicates
 from transforms.measure_output import SumSizes
 from transforms.output_folder import OutputFolder, remove_output, remove_partial_files
-from transforms.read_tasks import INPUTS, REJECTED, ReadTasks
+from transforms.read_tasks import INPUTS, NOTICES, REJECTED, SKIPPED, ReadTasks
 from transforms.tokenize_tasks import TokenizeTasks
 from transforms.write_layer import WriteLayer
 from transforms.write_prompts import WritePrompts
@@ -50,13 +51,23 @@ def build(
         | "Rejected" >> beam.Flatten()
         | "GatherRejected" >> beam.CombineGlobally(beam.combiners.ToListCombineFn())
     )
+    notices = (
+        (tasks[NOTICES], tasks.items | "FindDuplicates" >> FindDuplicates())
+        | "Notices" >> beam.Flatten()
+        | "GatherNotices" >> beam.CombineGlobally(beam.combiners.ToListCombineFn())
+    )
     size = prompts | "MeasureOutput" >> beam.CombineGlobally(SumSizes(kind))
     plan = (
         prompts
         | "PlanShards" >> beam.CombineGlobally(PlanShards(config.samples_per_shard))
         | "CommitRun"
         >> CommitRun(
-            folder, run, Limits(config.max_rejected, config.max_output_bytes), rejected, size
+            folder,
+            run,
+            Limits(config.max_rejected, config.max_output_bytes),
+            rejected,
+            size,
+            notices,
         )
     )
 
@@ -76,7 +87,16 @@ def build(
         [*layers, written_prompts, extracted[FINISHED]]
         | "Manifests" >> beam.Flatten()
         | "CombineMetadata"
-        >> CombineMetadata(folder, run, config.allow_nonfinite, plan, tasks[INPUTS], reasons)
+        >> CombineMetadata(
+            folder,
+            run,
+            config.allow_nonfinite,
+            plan,
+            tasks[INPUTS],
+            reasons,
+            tasks[SKIPPED],
+            notices,
+        )
     )
 
 

@@ -18,12 +18,13 @@ from activation_dataset.prompts import Prompt
 from beam_pipeline.accelerators import ACCELERATORS, AcceleratorSettings
 from beam_pipeline.config import Config
 from beam_pipeline.job import Job
-from corpus.task import RejectedTask
+from corpus.task import Notice, RejectedTask
 from qwen.batching import Packing, packing_for, plan_steps
 from qwen.config import ModelConfig
 from transforms.assign_shards import FINGERPRINT, ShardPlan, fingerprint, plan_shards
+from transforms.find_inputs import common_root, match_files, source_of
 from transforms.measure_output import OutputSize, output_size
-from transforms.read_tasks import common_root, match_files, read_file
+from transforms.read_tasks import read_file
 from transforms.tokenize_tasks import prompts_of, variants_of
 
 
@@ -37,6 +38,7 @@ class Plan:
       rejected: reason to number of rejected tasks.
       slots: token slots of all device steps, padding included.
       flops, padded_flops: FLOPs of the tokens alone, and of all slots.
+      skipped: files and folders of the inputs that would not be read.
     """
 
     shards: ShardPlan
@@ -47,6 +49,7 @@ class Plan:
     slots: int
     flops: int
     padded_flops: int
+    skipped: Sequence[str] = ()
 
 
 def make_plan(job: Job) -> Plan:
@@ -81,13 +84,23 @@ def make_plan(job: Job) -> Plan:
         slots,
         flops,
         padded_flops,
+        _skipped(job),
     )
+
+
+def _skipped(job: Job) -> list[str]:
+    root, found = common_root(job.patterns), [match_files(each) for each in job.patterns]
+    read = {path for each in found for path in each.files}
+    skipped = {path for each in found for path in each.skipped} - read
+    return [source_of(path, root) for path in sorted(skipped)]
 
 
 def _read_and_tokenize(job: Job) -> Iterator[Prompt | RejectedTask | InputFile]:
     tokenizer, root = job.source.tokenizer(), common_root(job.patterns)
-    for path in sorted({path for pattern in job.patterns for path in match_files(pattern)}):
-        for item in read_file(path, path.removeprefix(root), job.config.text_field):
+    for path in sorted({path for each in job.patterns for path in match_files(each).files}):
+        for item in read_file(path, source_of(path, root), job.config.text_field):
+            if isinstance(item, Notice):
+                continue
             if isinstance(item, InputFile | RejectedTask):
                 yield item
                 continue
@@ -145,7 +158,8 @@ def report(plan: Plan, config: Config, workers: int) -> str:
         f"{config.extractor.model_path}: {shards.samples:,} samples, {shards.tokens:,} tokens, "
         f"{plan.longest:,} in the longest",
         f"  inputs   {len(plan.inputs):,} files, "
-        f"{sum(file.bytes for file in plan.inputs) / 1e6:,.2f} MB",
+        f"{sum(file.bytes for file in plan.inputs) / 1e6:,.2f} MB"
+        + (f"; {len(plan.skipped):,} skipped: {', '.join(plan.skipped[:3])}" * bool(plan.skipped)),
         f"  rejected {sum(plan.rejected.values()):,}"
         + "".join(f"; {count} {reason}" for reason, count in plan.rejected.items()),
         f"  shards   {shards.num_shards:,} of at most {config.samples_per_shard:,} samples",

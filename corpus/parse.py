@@ -2,6 +2,7 @@
 
     {"train": [pair, ...], "test": [pair, ...]}     one ARC task; its id is the file's stem
     {id: task, id: task, ...}                       Kaggle's combined file
+    {split: {id: task, ...}, split: [task, ...]}    collections; a repeated id becomes "split/id"
     a task or document on each line                 JSON Lines; its id, or "line-000012" (from 1)
     [task or document, ...]                         a list; its id, or "item-000012" (from 0)
     [pair, pair, ...]                               re-arc's pairs of one task; see below
@@ -10,7 +11,8 @@
 A pair is `{"input": grid, "output": grid}`, a document `{"id", "text"}` or `{"id", "messages"}`;
 `corpus.documents` has more forms.
 A document may also be a whole file, or a value in a combined file. On a line or in a list, the id
-is the value of `id`, `task_id` or `name`.
+is the value of `id`, `task_id` or `name`. A `name` that an earlier record has is no id. A null
+counts as absent. A record may hold its task as `data` or `task`, and a task may be JSON text.
 
 re-arc has 1000 pairs for each task and BARC 30, more than a prompt holds. Six consecutive pairs
 make a task: five to learn from and the last as the test, the size that solvers trained on re-arc
@@ -89,7 +91,7 @@ def _check_head(head: bytes) -> None:
     seen = f"begins with {repr(start)[1:]}"
     for mark, name in _COMPRESSED.items():
         if start.startswith(mark):
-            advice = "decompress it, or give it the suffix of its kind (.gz)"
+            advice = "decompress it, or give it the suffix of its kind (.gz, .bz2, .xz, .zst)"
             raise Rejection("compressed_file", f"{seen}, which is {name} data; {advice}")
     if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in start:
         raise Rejection("bad_encoding", f"{seen}: UTF-16 or binary; only UTF-8 is read")
@@ -106,7 +108,7 @@ def _has_record_lines(head: bytes, source: str) -> bool:
     stripped = filter(None, map(bytes.strip, io.BytesIO(head)))
     lines = list(itertools.islice(stripped, _HEAD_LINES))
     if len(lines) == 1:
-        is_lines = decompressed_name(source).endswith((".jsonl", ".ndjson"))
+        is_lines = decompressed_name(source).lower().endswith((".jsonl", ".ndjson"))
         return is_lines and lines[0].startswith(b"{")
     return any(
         line.startswith(b"{") and not before.endswith((b"[", b",", b":"))

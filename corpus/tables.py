@@ -7,6 +7,7 @@ Arrow gives each object of a column the keys of all. Columns that are no such ke
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
@@ -14,7 +15,7 @@ import pyarrow as pa
 from pyarrow import ipc, parquet
 
 from corpus.json_records import MAX_RECORD_BYTES
-from corpus.layouts import record_items, without_repeated_ids
+from corpus.layouts import WRAPPERS, record_items, without_repeated_ids
 from corpus.task import Item, Rejection
 from corpus.validate import CONTENT_KEYS, keys_to_read
 
@@ -22,6 +23,8 @@ TABLE_SUFFIXES = (".parquet", ".arrow")
 
 _PARQUET = b"PAR1"
 _ARROW_FILE = b"ARROW1"
+_ARROW_END = b"\xff\xff\xff\xff\0\0\0\0"
+_GIT_LFS = b"version https://git-lfs"
 _ROWS_AT_ONCE = 64
 _READ_BYTES = 1 << 20
 
@@ -43,9 +46,12 @@ def parse_table(stream: BinaryIO, source: str, text_field: str | None = None) ->
 
 
 def _parse(stream: BinaryIO, source: str, text_field: str | None) -> Iterator[Item]:
-    number = 0
+    number, names = 0, set[str]()
     try:
-        for batch in _batches(stream, text_field):
+        for number, batch in _batches(stream, text_field):
+            if isinstance(batch, Rejection):
+                yield batch.of(source)
+                continue
             # Not its `nbytes`, which may crash the process where the bytes are damaged.
             is_large = batch.get_total_buffer_size() > MAX_RECORD_BYTES
             for index in range(len(batch)):
@@ -53,32 +59,42 @@ def _parse(stream: BinaryIO, source: str, text_field: str | None) -> Iterator[It
                 number += 1
                 try:
                     row = _row(batch.slice(index, 1), is_large)
-                    yield from record_items(row, source, row_id, text_field)
                 except Rejection as rejection:
                     yield rejection.of(source, row_id)
+                else:
+                    yield from record_items(row, source, row_id, names, text_field)
         if not number:
             raise Rejection("empty_file", "the table has no rows")
     except Rejection as rejection:
         yield rejection.of(source)
     except _CORRUPT as error:
-        if getattr(error, "errno", None) is not None:
-            raise  # The file could not be read; its content may be sound.
-        where = f"from row {number} on" if number else "at all"
-        cause = " ".join(str(error).split())[:200]
-        detail = f"the table cannot be read {where} ({cause}); copy or make it again"
-        yield Rejection("bad_table", detail).of(source)
+        yield _corrupt(error, f"from row {number} on" if number else "at all").of(source)
 
 
-def _batches(stream: BinaryIO, text_field: str | None) -> Iterator[pa.RecordBatch]:
+def _corrupt(error: Exception, where: str) -> Rejection:
+    """Return the rejection of damaged content; raise an error of reading on."""
+    if getattr(error, "errno", None) is not None:
+        raise error  # The file could not be read; its content may be sound.
+    cause = " ".join(str(error).split())[:200]
+    return Rejection(
+        "bad_table", f"the table cannot be read {where} ({cause}); copy or make it again"
+    )
+
+
+def _batches(
+    stream: BinaryIO, text_field: str | None
+) -> Iterator[tuple[int, pa.RecordBatch | Rejection]]:
+    """Yield batches with the number of their first row, and a rejection for a damaged part."""
     stream.seek(0)
-    start = stream.read(len(_ARROW_FILE))
+    start = stream.read(len(_GIT_LFS))
     stream.seek(0)
+    if start == _GIT_LFS:
+        raise Rejection("bad_table", "a pointer of Git LFS instead of the table; run git lfs pull")
     if start.startswith(_PARQUET):
-        table = parquet.ParquetFile(stream, pre_buffer=False, buffer_size=_READ_BYTES)
-        columns = _used(table.schema_arrow, text_field)
-        yield from table.iter_batches(_ROWS_AT_ONCE, columns=columns, use_threads=False)
+        yield from _parquet_batches(stream, text_field)
         return
-    if start == _ARROW_FILE:
+    number = 0
+    if start.startswith(_ARROW_FILE):
         reader = ipc.open_file(stream)
         batches = map(reader.get_batch, range(reader.num_record_batches))
     else:
@@ -86,21 +102,52 @@ def _batches(stream: BinaryIO, text_field: str | None) -> Iterator[pa.RecordBatc
     columns = _used(reader.schema, text_field)
     for batch in batches:
         batch.validate(full=True)  # Arrow files are read unchecked; offsets may lead outside
-        yield batch.select(columns)
+        yield number, batch.select(columns)
+        number += len(batch)
+    stream.seek(-len(_ARROW_END), os.SEEK_END)
+    if not start.startswith(_ARROW_FILE) and stream.read() != _ARROW_END:
+        # Cut between two batches, or its writer was killed.
+        error = "the stream has no end mark"
+        yield number, _corrupt(ValueError(error), f"after row {number}")
+
+
+def _parquet_batches(
+    stream: BinaryIO, text_field: str | None
+) -> Iterator[tuple[int, pa.RecordBatch | Rejection]]:
+    """Yield the batches of each row group; a damaged group does not cost the others."""
+    table = parquet.ParquetFile(
+        stream, pre_buffer=False, buffer_size=_READ_BYTES, page_checksum_verification=True
+    )
+    columns = _used(table.schema_arrow, text_field)
+    first = 0
+    for group in range(table.num_row_groups):
+        number, first = first, first + table.metadata.row_group(group).num_rows
+        try:
+            for batch in table.iter_batches(
+                _ROWS_AT_ONCE, row_groups=[group], columns=columns, use_threads=False
+            ):
+                yield number, batch
+                number += len(batch)
+        except _CORRUPT as error:
+            yield first, _corrupt(error, f"from row {number} to row {first - 1}")
 
 
 def _used(schema: pa.Schema, text_field: str | None) -> list[str]:
-    used = [name for name in dict.fromkeys(keys_to_read(text_field)) if name in schema.names]
-    if text_field and not {text_field, text_field.partition(".")[0]} & set(used):
-        columns = ", ".join(schema.names)
-        detail = f"--text_field {text_field}: the table has the columns {columns or 'none'}"
-        raise Rejection("no_text_field", detail)
-    if not text_field and not set(used) & set(CONTENT_KEYS):
-        raise Rejection(
-            "not_a_task",
-            f"the table has the columns {', '.join(schema.names) or 'none'}; one of "
-            f"{', '.join(CONTENT_KEYS)} is needed, or --text_field; train and test go together",
-        )
+    names, columns = set(schema.names), ", ".join(schema.names) or "none"
+    used = [name for name in dict.fromkeys(keys_to_read(text_field)) if name in names]
+    if text_field:
+        if not {text_field, text_field.partition(".")[0]} & names:
+            detail = f"--text_field {text_field}: the table has the columns {columns}"
+            raise Rejection("no_text_field", detail)
+    elif not names & set(CONTENT_KEYS):
+        wrappers = [name for name in WRAPPERS if name in names]
+        if not wrappers:
+            raise Rejection(
+                "not_a_task",
+                f"the table has the columns {columns}; one of {', '.join(CONTENT_KEYS)} is needed, "
+                "or --text_field; train and test go together",
+            )
+        used += wrappers
     for name in used:
         if schema.names.count(name) > 1:
             raise Rejection("duplicate_key", f"the table has the column {name} twice")

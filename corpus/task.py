@@ -85,7 +85,22 @@ class RejectedTask:
     detail: str
 
 
-Item = Task | Document | RejectedTask
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something to know about a task or document that is used.
+
+    Attributes:
+        reason: one of `NOTICES`.
+        detail: a sentence for a person.
+    """
+
+    source: str
+    task_id: str
+    reason: str
+    detail: str
+
+
+Item = Task | Document | RejectedTask | Notice
 
 
 class Rejection(Exception):
@@ -139,3 +154,11 @@ REASONS: Mapping[str, str] = MappingProxyType(
     }
 )
 """Every reason that `parse_tasks` and `parse_table` give, and its meaning."""
+
+NOTICES: Mapping[str, str] = MappingProxyType(
+    {
+        "same_content": "a task or document with the content of another",
+        "repeated_name": "a record called by its place, because its name is not its own",
+    }
+)
+"""Every reason of a `Notice`, and its meaning."""

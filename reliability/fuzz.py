@@ -37,7 +37,7 @@ from activation_dataset.metadata import Metadata
 from activation_dataset.prompts import Prompt, decode_prompt, encode_prompt
 from activation_dataset.tfrecord import CorruptRecordError, frame_footer, frame_header, read_records
 from corpus.parse import parse_tasks
-from corpus.task import MAX_GRID_SIDE, REASONS, Document, Grid, Task
+from corpus.task import MAX_GRID_SIDE, NOTICES, REASONS, Document, Grid, Notice, Task
 
 HANGS_AFTER = 20
 """Seconds that one input may take."""
@@ -65,6 +65,7 @@ TASK = {"train": [{"input": [[1, 2], [3, 4]], "output": [[5]]}], "test": [{"inpu
 TASK_FILES = [
     json.dumps(TASK),
     json.dumps({"007": TASK, "008": TASK}),
+    json.dumps({"train": {"007": TASK}, "eval": [TASK, {"name": "a", "data": TASK}]}),
     json.dumps([TASK | {"id": "a"}, {"id": "b", "text": "words"}]),
     json.dumps(TASK | {"id": 7}) + "\n" + json.dumps({"text": "x"}) + "\n",
     json.dumps([{"input": [[index]], "output": [[0, 9]]} for index in range(9)]),
@@ -97,6 +98,8 @@ def check_tasks(data: bytes) -> str:
             assert text is None or text.strip()
             check_ids(seen, [item.sample_id])
             answers["document"] += 1
+        elif isinstance(item, Notice):
+            assert item.reason in NOTICES
         else:
             assert item.reason in REASONS
             assert item.detail.startswith(name)

@@ -14,6 +14,7 @@ from activation_dataset.metadata import InputFile, Metadata, RunDescription
 from activation_dataset.reporting.card import CARD_FILE, renewed_card
 from activation_dataset.sites import Site
 from activation_dataset.statistics import LayerStatistics, OrderedMerge
+from corpus.task import Notice
 from transforms.assign_shards import ShardPlan
 from transforms.output_folder import OutputFolder, remove_partial_files
 from transforms.storage import join, read_if_exists
@@ -70,6 +71,8 @@ def build_metadata(
     plan: ShardPlan,
     inputs: Sequence[InputFile],
     rejected: Mapping[str, int],
+    skipped: Sequence[str] = (),
+    notices: Sequence[Notice] = (),
 ) -> Metadata:
     """Assemble the metadata of a dataset, as in `CombineMetadata`, if nothing is missing.
 
@@ -83,12 +86,15 @@ def build_metadata(
     except ValueError as error:
         raise IncompleteError(f"the dataset is not complete: {error}") from error
     ops = {each.ops for each in gathered.manifests if isinstance(each, LayerManifest)}
+    files = tuple(sorted(inputs, key=lambda file: file.path))
     metadata = Metadata(
-        run=replace(run, inputs=tuple(sorted(inputs, key=lambda file: file.path))),
+        run=replace(run, inputs=files),
         shards=shards,
         rejected=rejected,
         statistics=statistics,
         ops=tuple(sorted(ops)),
+        skipped_files=tuple(sorted(set(skipped) - {file.path for file in files})),
+        duplicate_tasks=sum(each.reason == "same_content" for each in notices),
     )
     if (metadata.total_samples, metadata.total_tokens) != (plan.samples, plan.tokens):
         raise IncompleteError(
@@ -141,6 +147,8 @@ class CombineMetadata(beam.PTransform):
       allow_nonfinite: whether vectors may have NaN or infinite values.
       plan, inputs: PCollections of the one `ShardPlan` and of `InputFile`.
       rejected: a singleton PCollection of the number of rejected tasks by reason.
+      skipped: a PCollection of the names of files that were not read.
+      notices: a singleton PCollection of the list of all `Notice`.
     """
 
     folder: OutputFolder
@@ -149,6 +157,8 @@ class CombineMetadata(beam.PTransform):
     plan: beam.PCollection
     inputs: beam.PCollection
     rejected: beam.PCollection
+    skipped: beam.PCollection
+    notices: beam.PCollection
 
     def expand(self, manifests: beam.PCollection) -> beam.PCollection:
         return (
@@ -162,6 +172,8 @@ class CombineMetadata(beam.PTransform):
                 plan=beam.pvalue.AsSingleton(self.plan),
                 inputs=beam.pvalue.AsList(self.inputs),
                 rejected=beam.pvalue.AsSingleton(self.rejected),
+                skipped=beam.pvalue.AsList(self.skipped),
+                notices=beam.pvalue.AsSingleton(self.notices),
             )
             | "Write" >> beam.Map(write_metadata, self.folder)
         )

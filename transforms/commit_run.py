@@ -12,12 +12,12 @@ import apache_beam as beam
 from activation_dataset.fields import to_json
 from activation_dataset.format import ERRORS_FOLDER, METADATA_FILE, RUN_FILE, is_partial_file
 from activation_dataset.metadata import RunDescription
-from corpus.task import RejectedTask
+from corpus.task import Notice, RejectedTask
 from transforms.assign_shards import ShardPlan
 from transforms.measure_output import OutputSize, check_output_size
 from transforms.output_folder import OutputFolder, list_output
 from transforms.storage import delete, join, read_if_exists
-from transforms.write_rejected import count_reasons, errors_file, write_rejected
+from transforms.write_rejected import count_reasons, errors_file, notices_file, write_lines
 
 
 class OtherRunError(ValueError):
@@ -101,6 +101,7 @@ def commit_run(
     rejected: Sequence[RejectedTask],
     size: OutputSize,
     limits: Limits,
+    notices: Sequence[Notice] = (),
 ) -> ShardPlan:
     """Let the expensive part begin: write or compare `run.json`, and write the dead letters.
 
@@ -124,7 +125,8 @@ def commit_run(
         )
     check_output_size(size, len(run.sites), limits.max_output_bytes)
     delete(join(folder.path, METADATA_FILE))
-    write_rejected(rejected, folder.path)
+    write_lines(errors_file(folder.path), rejected)
+    write_lines(notices_file(folder.path), notices)
     details = f"; {errors_file(folder.path)} says why each was" if rejected else ""
     check_samples(plan.samples, count_reasons(rejected), limits.max_rejected, details)
     if recorded is None:
@@ -162,6 +164,7 @@ class CommitRun(beam.PTransform):
       folder, run, limits: the claimed output folder, the description and the limits of the run.
       rejected: a singleton PCollection of the list of all `RejectedTask`.
       size: a singleton PCollection of the `OutputSize` of all samples.
+      notices: a singleton PCollection of the list of all `Notice`.
     """
 
     folder: OutputFolder
@@ -169,6 +172,7 @@ class CommitRun(beam.PTransform):
     limits: Limits
     rejected: beam.PCollection
     size: beam.PCollection
+    notices: beam.PCollection
 
     def expand(self, plan: beam.PCollection) -> beam.PCollection:
         return plan | "Commit" >> beam.Map(
@@ -178,4 +182,5 @@ class CommitRun(beam.PTransform):
             rejected=beam.pvalue.AsSingleton(self.rejected),
             size=beam.pvalue.AsSingleton(self.size),
             limits=self.limits,
+            notices=beam.pvalue.AsSingleton(self.notices),
         )

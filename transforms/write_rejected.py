@@ -1,4 +1,7 @@
-"""Dead letters: every rejected task or document, in `errors/rejected.jsonl`."""
+"""Dead letters: every rejected task or document, in `errors/rejected.jsonl`.
+
+`errors/notices.jsonl` has what is to be known about some that were used.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from activation_dataset.format import ERRORS_FOLDER
-from corpus.task import RejectedTask
+from corpus.task import Notice, RejectedTask
 from transforms.storage import delete, join
 from transforms.whole_file import write_whole
 
@@ -18,10 +21,14 @@ def errors_file(output_dir: str) -> str:
     return join(output_dir, ERRORS_FOLDER, "rejected.jsonl")
 
 
-def write_rejected(rejected: Sequence[RejectedTask], output_dir: str) -> None:
-    """Write one JSON object per line, sorted; if nothing was rejected, there is no file."""
-    path = errors_file(output_dir)
-    ordered = sorted(rejected, key=lambda r: (r.source, r.task_id, r.reason, r.detail))
+def notices_file(output_dir: str) -> str:
+    """Return the path of the notices."""
+    return join(output_dir, ERRORS_FOLDER, "notices.jsonl")
+
+
+def write_lines(path: str, items: Sequence[RejectedTask | Notice]) -> None:
+    """Write one JSON object per line, sorted; if there is nothing to write, there is no file."""
+    ordered = sorted(items, key=lambda r: (r.source, r.task_id, r.reason, r.detail))
     lines = [json.dumps(asdict(item)) + "\n" for item in ordered]
     if lines:
         write_whole(path, "".join(lines).encode())

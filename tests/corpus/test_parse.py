@@ -11,7 +11,16 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from corpus.parse import parse_tasks
-from corpus.task import REASONS, Document, Item, Pair, RejectedTask, Task
+from corpus.task import (
+    NOTICES,
+    REASONS,
+    Document,
+    Item,
+    Notice,
+    Pair,
+    RejectedTask,
+    Task,
+)
 
 PAIR: dict[str, Any] = {"input": [[0, 1], [2, 3]], "output": [[4]]}
 TASK: dict[str, Any] = {"train": [PAIR], "test": [PAIR]}
@@ -190,7 +199,7 @@ def test_a_bad_file_is_one_rejection_that_says_what_is_wrong(
     assert reason in REASONS
 
 
-@pytest.mark.parametrize("bad_id", ["", "a\nb", "x" * 257, None, True, 1.5, ["a"], 10**300])
+@pytest.mark.parametrize("bad_id", ["", "a\nb", "x" * 257, True, 1.5, ["a"], 10**300])
 def test_a_bad_id_is_rejected_and_not_guessed(bad_id: object):
     items = parse(lines({"id": bad_id, **TASK}, {"id": "good", **TASK}))
     assert ids(items) == ["line-000001", "good"]
@@ -398,3 +407,66 @@ def test_every_published_task_is_read_cell_for_cell(arc_tasks: Path, name: str):
     assert [task.task_id for task in tasks] == list(content)
     for task in tasks:
         assert content_of(task).items() <= content[task.task_id].items()
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({"train": {"a": TASK, "b": TASK}, "eval": {"c": TASK}}, ["a", "b", "c"]),
+        (
+            {"training": {"a": TASK}, "evaluation": {"a": TASK, "b": TASK}},
+            ["a", "evaluation/a", "b"],
+        ),
+        ({"train": {"a": TASK}, "test": {"b": TASK}}, ["a", "b"]),
+        (
+            {"train": [{"id": "a", **TASK}, TASK], "test": [TASK]},
+            ["a", "train-000001", "test-000000"],
+        ),
+        ([{"name": "a", "data": TASK}, {"name": "b", "data": GOOD}], ["a", "b"]),
+        ([{"task_id": "a", "task": GOOD}], ["a"]),
+        ([{"id": "a", "train": json.dumps([PAIR]), "test": json.dumps([PAIR])}], ["a"]),
+    ],
+)
+def test_collections_as_people_publish_them(content: object, expected: list[str]):
+    items = parse(content)
+    assert ids(items) == expected
+    assert all(isinstance(item, Task) and content_of(item) == TASK for item in items)
+
+
+def test_a_bad_task_of_a_collection_costs_that_task():
+    items = parse({"train": {"a": TASK, "b": {"train": []}, "c": 1}, "eval": {"d": TASK}})
+    assert ids(items) == ["a", "b", "c", "d"]
+    assert reasons(items) == ["", "no_train_pairs", "not_a_task", ""]
+    (broken,) = parse([{"id": "a", "train": "[1,", "test": "[]"}])
+    assert isinstance(broken, RejectedTask)
+    assert broken.reason == "truncated_json"
+    assert "task a: train: line 1" in broken.detail
+    assert reasons(parse('[{"data": {}, "data": ' + GOOD + "}]")) == ["duplicate_key"]
+
+
+def test_nulls_are_absent():
+    said = [{"role": "user", "content": "Hi"}]
+    records = [
+        {"train": None, "test": None, "messages": said, "text": None, "id": None},
+        {"id": None, "task_id": None, "name": "b", "messages": None, **TASK},
+        {"train": None},
+    ]
+    items = parse(lines(*records), "x.jsonl")
+    assert ids(items) == ["line-000001", "b", "line-000003"]
+    assert reasons(items) == ["", "", "not_a_task"]
+    for record in records[:2]:
+        assert type(parse({"train": None, **record})[0]) is type(parse([record])[0])
+
+
+def test_names_that_repeat_do_not_cost_records():
+    """Only the first record of a name has it as its id, and one notice says so."""
+    names = ["cat", "dog", "cat", None, "", 1.5, "dog", "x"]
+    items = parse(lines(*({"name": name, "text": f"{i}"} for i, name in enumerate(names))))
+    documents = [item for item in items if isinstance(item, Document)]
+    assert [item.text for item in documents] == [str(i) for i in range(8)]
+    assert ids(list(documents))[:4] == ["cat", "dog", "line-000003", "line-000004"]
+    assert ids(list(documents))[4:] == ["line-000005", "line-000006", "line-000007", "x"]
+    (notice,) = [item for item in items if isinstance(item, Notice)]
+    assert (notice.task_id, notice.reason) == ("line-000003", "repeated_name")
+    assert "'cat'" in notice.detail
+    assert notice.reason in NOTICES

@@ -140,6 +140,8 @@ def run(given: dict[str, Manifest], folder: OutputFolder) -> None:
                 plan=pipeline | "Plan" >> beam.Create([plan_of(2)]),
                 inputs=pipeline | "Inputs" >> beam.Create(INPUTS),
                 rejected=pipeline | "Rejected" >> beam.Create([{"bad_cell": 1}]),
+                skipped=pipeline | "Skipped" >> beam.Create([]),
+                notices=pipeline | "Notices" >> beam.Create([[]]),
             )
         )
 
