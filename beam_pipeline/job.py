@@ -65,6 +65,7 @@ class Job:
                 "mesh_shape": list(settings.mesh_shape) if settings.mesh_shape else None,
                 "overlength": config.overlength,
                 "samples_per_shard": config.samples_per_shard,
+                "text_field": config.text_field,
             },
             versions={name: packages.version(name) for name in PACKAGES_THAT_DECIDE_BYTES},
         )

@@ -122,6 +122,12 @@ def _add_task_flags(group: argparse._ArgumentGroup) -> None:
         "quoted globs, local or gs://",
     )
     group.add_argument(
+        "--text_field",
+        metavar="NAME",
+        help="key or column that holds the text, or the messages, of every record; a.b is b in a. "
+        "No other content is read (default: text, messages and other known names)",
+    )
+    group.add_argument(
         "--prompt_template",
         default="digits",
         metavar="TEMPLATE",

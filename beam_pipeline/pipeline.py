@@ -52,7 +52,7 @@ def build(
         expected_ops=finished_ops,
     )
 
-    tasks = pipeline | "ReadTasks" >> ReadTasks(job.patterns)
+    tasks = pipeline | "ReadTasks" >> ReadTasks(job.patterns, config.text_field)
     tokenized = tasks.items | "Tokenize" >> TokenizeTasks(
         extractor.model_path,
         job.template,

@@ -104,7 +104,7 @@ def _skipped(job: Job) -> list[str]:
 def _read_and_tokenize(job: Job) -> Iterator[Prompt | RejectedTask | Written | InputFile]:
     tokenizer, root = job.source.tokenizer(), common_root(job.patterns)
     for path in sorted({path for each in job.patterns for path in match_files(each).files}):
-        for item in read_file(path, source_of(path, root)):
+        for item in read_file(path, source_of(path, root), job.config.text_field):
             if isinstance(item, Notice):
                 continue
             if isinstance(item, InputFile | RejectedTask):

@@ -14,6 +14,8 @@ from corpus.task import Document, Item, Notice, Pair, Rejection, Task
 from corpus.validate import (
     CONTENT_KEYS,
     ID_KEYS,
+    has_content,
+    keys_to_read,
     kind_of,
     not_a_task,
     to_id,
@@ -34,7 +36,7 @@ _REPEATED = ""
 _MEMBERS_TO_TELL_A_LAYOUT = 1000
 
 
-def parse_lines(chunks: Iterator[bytes], source: str) -> Iterator[Item]:
+def parse_lines(chunks: Iterator[bytes], source: str, text_field: str | None) -> Iterator[Item]:
     """JSON Lines: a record on each line."""
     names = set[str]()
     for number, line in enumerate(split_lines(chunks), start=1):
@@ -46,21 +48,23 @@ def parse_lines(chunks: Iterator[bytes], source: str) -> Iterator[Item]:
         except Rejection as rejection:
             yield rejection.of(source, line_id)
         else:
-            yield from record_items(record, source, line_id, names)
+            yield from record_items(record, source, line_id, names, text_field)
 
 
-def parse_list(chunks: Iterator[bytes], source: str) -> Iterator[Item]:
+def parse_list(chunks: Iterator[bytes], source: str, text_field: str | None) -> Iterator[Item]:
     """A list of records or of re-arc's pairs."""
-    return _group(_list_items(chunks, source), source, _stem(source))
+    return _group(_list_items(chunks, source, text_field), source, _stem(source))
 
 
-def _list_items(chunks: Iterator[bytes], source: str) -> Iterator[Pair | Item]:
+def _list_items(
+    chunks: Iterator[bytes], source: str, text_field: str | None
+) -> Iterator[Pair | Item]:
     index, names = -1, set[str]()
     try:
         for index, (_, record) in enumerate(members(chunks)):
             item_id = f"item-{index:06d}"
-            if kind_of(record) != "pair":
-                yield from record_items(record, source, item_id, names)
+            if kind_of(record, text_field) != "pair":
+                yield from record_items(record, source, item_id, names, text_field)
                 continue
             try:
                 yield to_pair(record, item_id)
@@ -72,7 +76,7 @@ def _list_items(chunks: Iterator[bytes], source: str) -> Iterator[Pair | Item]:
         yield rejection.of(source)
 
 
-def parse_object(chunks: Iterator[bytes], source: str) -> Iterator[Item]:
+def parse_object(chunks: Iterator[bytes], source: str, text_field: str | None) -> Iterator[Item]:
     """One record, Kaggle's `{id: record}`, or collections of tasks by the name of their split.
 
     The first telling member decides.
@@ -82,13 +86,15 @@ def parse_object(chunks: Iterator[bytes], source: str) -> Iterator[Item]:
     has_splits = False
     for key, value in itertools.islice(records, _MEMBERS_TO_TELL_A_LAYOUT):
         held.append((key, value))
-        if has_splits := _is_collection(value):
+        if has_splits := not text_field and _is_collection(value):
             break
-        if key in CONTENT_KEYS and value is not None and not isinstance(value, dict):
-            yield from _parse_record(itertools.chain(held, records), source)
+        if has_content({key: value}, text_field) and (text_field or not isinstance(value, dict)):
+            yield from _parse_record(itertools.chain(held, records), source, text_field)
             return
-        if isinstance(value, dict) and any(
-            isinstance(value.get(name), list | str) for name in CONTENT_KEYS
+        if isinstance(value, dict) and (
+            has_content(value, text_field)
+            if text_field
+            else any(isinstance(value.get(name), list | str) for name in CONTENT_KEYS)
         ):
             break
     else:
@@ -104,7 +110,7 @@ def parse_object(chunks: Iterator[bytes], source: str) -> Iterator[Item]:
         if has_splits and _is_collection(value):
             yield from _parse_collection(str(key), value, source, names)
         else:
-            yield from record_items(value, source, f"item-{index:06d}", names, key)
+            yield from record_items(value, source, f"item-{index:06d}", names, text_field, key)
 
 
 def _is_collection(value: object) -> bool:
@@ -122,12 +128,12 @@ def _parse_collection(split: str, value: object, source: str, names: set[str]) -
     """Tasks of one split. A task whose id an earlier split has is called `split/id`."""
     if isinstance(value, list):
         for index, record in enumerate(value):
-            yield from record_items(record, source, f"{split}-{index:06d}", names)
+            yield from record_items(record, source, f"{split}-{index:06d}", names, None)
     elif isinstance(value, dict):
         for key, record in value.items():
             task_id = f"{split}/{key}" if key in names else key
             names.add(task_id)
-            yield from record_items(record, source, task_id, names, task_id)
+            yield from record_items(record, source, task_id, names, None, task_id)
 
 
 def _is_list_of_grids(value: object) -> bool:
@@ -138,26 +144,35 @@ def _is_list_of_grids(value: object) -> bool:
     return not isinstance(value, list)
 
 
-def _parse_record(records: Iterable[tuple[str | None, object]], source: str) -> Iterator[Item]:
+def _parse_record(
+    records: Iterable[tuple[str | None, object]], source: str, text_field: str | None
+) -> Iterator[Item]:
     """The one record of a file. A document may have an id of its own, else the file names it."""
     record: dict[str | None, object] = {}
+    kept = keys_to_read(text_field)
     for key, value in records:
         if key in record:
             record[DUPLICATE] = key
-        if key in (*CONTENT_KEYS, *ID_KEYS) and value is not None:
+        if key in kept and value is not None:
             record[key] = value
-    has_id = kind_of(record) != "task" and any(key in record for key in ID_KEYS)
+    has_id = kind_of(record, text_field) != "task" and any(key in record for key in ID_KEYS)
     stem = _stem(source)
-    yield from record_items(record, source, stem, set(), None if has_id else stem)
+    yield from record_items(record, source, stem, set(), text_field, None if has_id else stem)
 
 
 def record_items(
-    record: object, source: str, default_id: str, names: set[str], key: str | None = None
+    record: object,
+    source: str,
+    default_id: str,
+    names: set[str],
+    text_field: str | None,
+    key: str | None = None,
 ) -> Iterator[Item]:
     """Yield a record's task or document, or the tasks made of its pairs. Nulls count as absent.
 
     Args:
         default_id: the id of a record that has none, or a bad one.
+        text_field: the only content to read, as in `corpus.documents`; None for what is found.
         names: values of `name` in earlier records of the file; that of this record is added.
         key: the id that counts instead of the record's own.
     """
@@ -175,12 +190,12 @@ def record_items(
                 record_id = to_id(record[id_key])
         if key is not None:
             record_id = to_id(key)
-        record = _unwrapped(record)
-        if isinstance(record, dict) and kind_of(record) == "examples":
+        record = record if text_field else _unwrapped(record)
+        if isinstance(record, dict) and kind_of(record, text_field) == "examples":
             pairs = to_pairs(record, "examples", "no_train_pairs")
             yield from _group(pairs, source, record_id)
         else:
-            yield to_item(record, source, record_id)
+            yield to_item(record, source, record_id, text_field)
     except Rejection as rejection:
         yield rejection.of(source, record_id)
 

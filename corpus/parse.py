@@ -8,7 +8,8 @@
     [pair, pair, ...]                               re-arc's pairs of one task; see below
     {"source": ..., "examples": [pair, ...]}        BARC's pairs of one task; see below
 
-A pair is `{"input": grid, "output": grid}`, a document `{"id", "text"}` or `{"id", "messages"}`.
+A pair is `{"input": grid, "output": grid}`, a document `{"id", "text"}` or `{"id", "messages"}`;
+`corpus.documents` has more forms.
 A document may also be a whole file, or a value in a combined file. On a line or in a list, the id
 is the value of `id`, `task_id` or `name`. A `name` that an earlier record has is no id. A null
 counts as absent. A record may hold its task as `data` or `task`, and a task may be JSON text.
@@ -47,7 +48,7 @@ _COMPRESSED = {
 }
 
 
-def parse_tasks(stream: BinaryIO, source: str) -> Iterator[Item]:
+def parse_tasks(stream: BinaryIO, source: str, text_field: str | None = None) -> Iterator[Item]:
     """Yield every task and document of a file, and a `RejectedTask` for each that is unusable.
 
     If the file cannot be read on (it is cut off, a bracket is missing), the last `RejectedTask`
@@ -57,11 +58,12 @@ def parse_tasks(stream: BinaryIO, source: str) -> Iterator[Item]:
     Args:
         stream: the file's bytes, decompressed; only `read(size)` is called.
         source: the file's path relative to the common root of all inputs; part of every item.
+        text_field: the only content to read, as in `corpus.documents`; None for what is found.
     """
-    yield from without_repeated_ids(_parse(stream, source), source)
+    yield from without_repeated_ids(_parse(stream, source, text_field), source)
 
 
-def _parse(stream: BinaryIO, source: str) -> Iterator[Item]:
+def _parse(stream: BinaryIO, source: str, text_field: str | None) -> Iterator[Item]:
     chunks = iter(partial(stream.read, _READ_BYTES), b"")
     head = b""
     for chunk in chunks:
@@ -73,11 +75,11 @@ def _parse(stream: BinaryIO, source: str) -> Iterator[Item]:
     try:
         _check_head(head)
         if _has_record_lines(head, source):
-            yield from parse_lines(chunks, source)
+            yield from parse_lines(chunks, source, text_field)
         elif head.lstrip().startswith(b"["):
-            yield from parse_list(chunks, source)
+            yield from parse_list(chunks, source, text_field)
         else:
-            yield from parse_object(chunks, source)
+            yield from parse_object(chunks, source, text_field)
     except Rejection as rejection:
         yield rejection.of(source)
 

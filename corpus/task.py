@@ -1,9 +1,9 @@
 """The contents of a corpus: ARC tasks, documents, and rejected records with the reason."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 Grid = tuple[tuple[int, ...], ...]
 """Cells `grid[row][column]` in 0..9: at least 1 x 1, all rows of the same width."""
@@ -45,22 +45,23 @@ class Task:
         return f"{self.source}#{self.task_id}/{test_index}{variant}"
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One turn of a conversation; `role` is one of `corpus.validate.ROLES`."""
-
-    role: str
-    content: str
+Message = dict[str, Any]
+"""One turn of a chat: a JSON object with `role`, mostly `content`, and all other keys it has."""
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """Any other text: either plain `text`, or `messages` (then `text` is None)."""
+    """Any other text: either plain `text`, or `messages` (then `text` is None).
+
+    Attributes:
+        template_arguments: what a chat template takes besides the messages, such as `tools`.
+    """
 
     document_id: str
     source: str
     text: str | None
     messages: tuple[Message, ...] = ()
+    template_arguments: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def sample_id(self) -> str:
@@ -151,7 +152,11 @@ REASONS: Mapping[str, str] = MappingProxyType(
         # A document.
         "bad_text": "a text that is not a string",
         "empty_text": "a text, or messages, of white space only",
-        "bad_message": "a message without a known role or without a string as content",
+        "bad_message": "a message without a role or text, or with an image or audio",
+        "bad_chat": "tools or another field of a chat that is not what chat templates take",
+        "ambiguous": "a record with several contents; `--text_field` names the one to read",
+        "preference": "a record with a chosen and a rejected answer",
+        "no_text_field": "a record without the field that `--text_field` names",
     }
 )
 """Every reason that `parse_tasks` and `parse_table` give, and its meaning."""

@@ -70,6 +70,8 @@ TASK_FILES = [
     json.dumps(TASK | {"id": 7}) + "\n" + json.dumps({"text": "x"}) + "\n",
     json.dumps([{"input": [[index]], "output": [[0, 9]]} for index in range(9)]),
     json.dumps({"id": "c", "messages": [{"role": "user", "content": "Why?"}]}),
+    json.dumps({"conversations": [{"from": "human", "value": "Why?"}], "tools": '[{"name": "f"}]'}),
+    json.dumps({"instruction": "Why?", "input": "", "output": "So.", "history": [["a", "b"]]}),
     json.dumps({"007": [[[1]], [[2]]]}),
 ]
 

@@ -37,9 +37,11 @@ class ReadTasks(beam.PTransform):
 
     Attributes:
       patterns: from `resolve_patterns`.
+      text_field: the only content to read of each record; None for what is found.
     """
 
     patterns: tuple[Pattern, ...]
+    text_field: str | None = None
 
     def expand(self, begin: beam.pvalue.PBegin) -> beam.pvalue.DoOutputsTuple:
         return (
@@ -48,9 +50,9 @@ class ReadTasks(beam.PTransform):
             | "Match" >> beam.FlatMap(_found)
             | "EachOnce" >> beam.Distinct()
             | "Parse"
-            >> beam.FlatMap(_tagged_items, common_root(self.patterns)).with_outputs(
-                REJECTED, INPUTS, SKIPPED, NOTICES, main="items"
-            )
+            >> beam.FlatMap(
+                _tagged_items, common_root(self.patterns), self.text_field
+            ).with_outputs(REJECTED, INPUTS, SKIPPED, NOTICES, main="items")
         )
 
 
@@ -61,14 +63,16 @@ def _found(pattern: Pattern) -> Iterator[tuple[bytes, bool]]:
     yield from ((os.fsencode(path), False) for path in found.skipped)
 
 
-def _tagged_items(found: tuple[bytes, bool], root: str) -> Iterator[Task | Document | TaggedOutput]:
+def _tagged_items(
+    found: tuple[bytes, bool], root: str, text_field: str | None
+) -> Iterator[Task | Document | TaggedOutput]:
     encoded, is_read = found
     path = os.fsdecode(encoded)
     source = source_of(path, root)
     if not is_read:
         yield TaggedOutput(SKIPPED, source)
         return
-    for item in read_file(path, source):
+    for item in read_file(path, source, text_field):
         tag = _TAGS.get(type(item))
         yield TaggedOutput(tag, item) if tag else item
 
@@ -76,7 +80,7 @@ def _tagged_items(found: tuple[bytes, bool], root: str) -> Iterator[Task | Docum
 _TAGS: Mapping[type, str] = {RejectedTask: REJECTED, InputFile: INPUTS, Notice: NOTICES}
 
 
-def read_file(path: str, source: str) -> Iterator[Item | InputFile]:
+def read_file(path: str, source: str, text_field: str | None = None) -> Iterator[Item | InputFile]:
     """Yield the items of a file, called `source`, then its size and digest, as stored.
 
     Raises:
@@ -88,19 +92,19 @@ def read_file(path: str, source: str) -> Iterator[Item | InputFile]:
         file = _TaskFile(stream, path)
         if path.lower().endswith(TABLE_SUFFIXES):
             # The end of a table says where its columns are, so it is read again, in order.
-            yield from parse_table(file, source)  # type: ignore[arg-type]
+            yield from parse_table(file, source, text_field)  # type: ignore[arg-type]
             file.seek(0)
         else:
-            yield from _json_items(file, path, source)
+            yield from _json_items(file, path, source, text_field)
         yield file.digest_rest(source)
 
 
-def _json_items(file: _TaskFile, path: str, source: str) -> Iterator[Item]:
+def _json_items(file: _TaskFile, path: str, source: str, text_field: str | None) -> Iterator[Item]:
     content = decompressed(file, path)  # type: ignore[arg-type]
     if content is None:
-        yield from parse_tasks(file, source)  # type: ignore[arg-type]
+        yield from parse_tasks(file, source, text_field)  # type: ignore[arg-type]
         return
-    for item in parse_tasks(content, source):  # type: ignore[arg-type]
+    for item in parse_tasks(content, source, text_field):  # type: ignore[arg-type]
         # That the content ends early is not worth a second rejection.
         if not (content.damage and isinstance(item, RejectedTask) and not item.task_id):
             yield item

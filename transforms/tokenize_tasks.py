@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import apache_beam as beam
-import jinja2
 import numpy as np
 from apache_beam.pvalue import TaggedOutput
 
@@ -23,6 +22,7 @@ from corpus.task import Document, RejectedTask, Task
 from corpus.template import PromptTemplate
 from corpus.token_cells import token_cells
 from qwen.source import open_model
+from transforms.chat_template import ChatTemplateError, chat_text
 from transforms.read_tasks import REJECTED
 from transforms.shuffle_encoding import decode_item, encode_item
 
@@ -43,10 +43,6 @@ class LengthLimit:
 
     max_length: int
     overlength: Overlength
-
-
-class ChatTemplateError(ValueError):
-    """Messages that the tokenizer's chat template refuses, or no such template."""
 
 
 def variants_of(
@@ -163,32 +159,6 @@ def tokenize(
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     offsets = np.asarray(encoded["offset_mapping"], np.int64).reshape(-1, 2)
     return np.asarray(encoded["input_ids"], np.int32), token_cells(cells, offsets)
-
-
-def chat_text(prompt: RenderedPrompt, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return the messages of a prompt as the tokenizer's chat template writes them.
-
-    Raises:
-      ChatTemplateError: if there is no chat template, or it refuses the messages.
-    """
-    if not tokenizer.chat_template:
-        raise ChatTemplateError(
-            "the model's tokenizer has no chat template; use a prompt template with chat = false "
-            "and documents of text, or put a chat_template.jinja next to the tokenizer"
-        )
-    try:
-        return str(
-            tokenizer.apply_chat_template(
-                [{"role": m.role, "content": m.content} for m in prompt.messages],
-                tokenize=False,
-                add_generation_prompt=prompt.add_generation_prompt,
-            )
-        )
-    except (jinja2.TemplateError, TypeError, ValueError) as error:
-        roles = ", ".join(message.role for message in prompt.messages)
-        raise ChatTemplateError(
-            f"the tokenizer's chat template refuses the messages ({roles}): {error}"
-        ) from error
 
 
 @dataclass(eq=False)

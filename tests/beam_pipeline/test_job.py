@@ -61,6 +61,7 @@ DECIDING = [
     "--prompt_template=numbered",
     "--augment=2",
     "--ignore_config=auto_map",
+    "--text_field=body",
     "--model_path=random:Qwen2.5-0.5B",
 ]
 OTHERS = ["--overwrite", "--allow_nonfinite", "--max_rejected=3", "--output_dir=x", "--no_progress"]

@@ -12,7 +12,7 @@ from pyarrow import ipc, parquet
 import corpus.tables
 from corpus.parse import parse_tasks
 from corpus.tables import parse_table
-from corpus.task import REASONS, Document, Item, Message, Pair, RejectedTask, Task
+from corpus.task import REASONS, Document, Item, Pair, RejectedTask, Task
 
 Encode = Callable[[pa.Table], bytes]
 
@@ -87,7 +87,7 @@ def test_a_row_is_read_as_a_line_would_be(encode: Encode):
     assert items == [
         Task("a", SOURCE, (pair,), (Pair(pair.input, None),)),
         Document("t", SOURCE, "Some text.\n"),
-        Document("m", SOURCE, None, (Message("user", "Hello"),)),
+        Document("m", SOURCE, None, ({"role": "user", "content": "Hello"},)),
         Task("p-000000", SOURCE, (floats, floats), (floats,)),
     ]
     assert last == Document("row-000004", SOURCE, "no id")
@@ -111,7 +111,7 @@ def test_only_the_columns_that_are_used_are_needed(encode: Encode):
 @pytest.mark.parametrize(
     ("row", "task_id", "reason"),
     [
-        ({"id": "a", "messages": [{"role": "?", "content": ""}]}, "a", "bad_message"),
+        ({"id": "a", "messages": [{"role": "", "content": "x"}]}, "a", "bad_message"),
         ({**TASK, "train": [{"input": [[1], [1, 2]], "output": [[1]]}]}, "a", "ragged_grid"),
         ({"id": "a"}, "a", "not_a_task"),
         ({"id": "\n", "text": "x"}, "row-000001", "bad_id"),

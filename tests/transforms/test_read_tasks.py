@@ -18,7 +18,7 @@ from apache_beam.testing.util import assert_that, equal_to
 from pyarrow import parquet
 
 from activation_dataset.metadata import InputFile
-from corpus.task import Document, Message, Pair, Task
+from corpus.task import Document, Pair, Task
 from transforms.find_duplicates import FindDuplicates
 from transforms.find_inputs import resolve_patterns
 from transforms.read_tasks import INPUTS, NOTICES, REJECTED, SKIPPED, ReadTasks, read_file
@@ -133,6 +133,15 @@ def test_the_pipeline_reads_every_file_once_and_names_the_rest(here: Path):
         assert_that(notices, equal_to([(cafe, "line-000002")]), "notices")
 
 
+def test_the_pipeline_reads_the_named_field_alone(here: Path):
+    write(here / "texts.jsonl", b'{"id": "a", "text": "x", "body": "y"}\n{"id": "b", "text": "x"}')
+    with beam.Pipeline("FnApiRunner") as pipeline:
+        result = pipeline | ReadTasks(resolve_patterns(["texts.jsonl"]), "body")
+        assert_that(result.items | "Text" >> beam.Map(lambda item: item.text), equal_to(["y"]))
+        reasons = result[REJECTED] | "Why" >> beam.Map(lambda item: (item.task_id, item.reason))
+        assert_that(reasons, equal_to([("b", "no_text_field")]), "rejected")
+
+
 def sample_id(item: Task | Document) -> str:
     return item.sample_id if isinstance(item, Document) else item.sample_id(0)
 
@@ -147,7 +156,7 @@ def test_equal_content_is_found_across_files():
         Task("other", "b.json", (one, two), (one,)),
         Document("c", "a.json", "text"),
         Document("d", "b.json", "text"),
-        Document("d", "c.json", None, (Message("user", "text"),)),
+        Document("d", "c.json", None, ({"role": "user", "content": "text"},)),
     ]
     with beam.Pipeline("FnApiRunner") as pipeline:
         notices = pipeline | beam.Create(items) | FindDuplicates()

@@ -10,7 +10,7 @@ from activation_dataset.input_counts import Written
 from activation_dataset.prompts import Prompt
 from corpus.augment import AugmentationPlan, augment
 from corpus.prompt import TEST_PAIR, render
-from corpus.task import Document, Message, Pair, RejectedTask, Task
+from corpus.task import Document, Pair, RejectedTask, Task
 from corpus.template import load_template, shipped_templates
 from qwen.source import open_model
 from transforms.assign_shards import fingerprint
@@ -38,7 +38,8 @@ TASK = Task(
 DOT = Task("dot", "a.json", (Pair(((1,),), ((1,),)),), (Pair(((1,),), None),))
 THREE, TWELVE = (AugmentationPlan(count, seed=0, keep_background=True) for count in (3, 12))
 TEXT = Document("d", "b.jsonl", "Grids, 42.")
-TALK = Document("m", "b.jsonl", None, (Message("system", "Be brief."), Message("user", "Why, 42?")))
+SAID = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why, 42?"})
+TALK = Document("m", "b.jsonl", None, SAID)
 
 
 @pytest.fixture(scope="module")
