@@ -130,6 +130,10 @@ class WindowReader:
         sizes = [self._parts[part].size for part in dealt]
         return [dealt[cut] for cut in windows(sizes, self._window)]
 
+    def window_sizes(self, epoch: int, reader: int) -> list[int]:
+        """Return the number of vectors of each window, before norms leave some out."""
+        return [sum(self._parts[p].size for p in parts) for parts in self.windows(epoch, reader)]
+
     def memory(self) -> NDArray[Any]:
         """Return uninitialized memory for any window: [sites, capacity, hidden]."""
         return self._shards.stored_vectors(len(self._sites), self._capacity)
