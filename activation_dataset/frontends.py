@@ -115,6 +115,7 @@ def _torch_class() -> Any:
                 self._batches.position = self._shared.get()
             elif not self._opened:
                 (dataset, *rest), options = self._make.args, self._make.keywords
+                dataset.check_unchanged()
                 self._batches = Batches(ActivationDataset(dataset.path), *rest, **options)
                 self._opened = True
             return self._batches

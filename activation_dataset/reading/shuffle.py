@@ -155,6 +155,7 @@ class WindowReader:
 
         with ThreadPoolExecutor(self._shards.folder.parallel_reads, "read") as pool:
             list(pool.map(read, range(len(parts))))
+        self._shards.check_unchanged()
         order = random_order(ends[-1], self._seed, ROWS, epoch, window)
         for site, rows in zip(self._sites, stored, strict=True):
             if site in self._norms:
