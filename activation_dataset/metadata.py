@@ -85,7 +85,7 @@ class RunDescription:
     def site(self, named: Site) -> Site:
         """The site with a layer's number or a TransformerLens name. Raises KeyError."""
         if named not in self._by_name:
-            raise KeyError(f"site {named} is not in the dataset, which has {self.sites}")
+            raise KeyError(f"site {named!r} is not in the dataset, which has {self.sites}")
         return self._by_name[named]
 
     @cached_property
