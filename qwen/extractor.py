@@ -245,22 +245,25 @@ class ActivationExtractor:
         return {site: np.concatenate([nothing, *(f[site] for f in found)]) for site in self.sites}
 
     def extract(self, token_ids: Sequence[np.ndarray]) -> Iterator[CapturedSamples]:
-        """Capture samples of [tokens] int32 ids each, all of them exactly once.
+        """Capture samples of [tokens] integer ids each, all of them exactly once.
 
         While a step computes, the previous one is copied to the host. At most two are in flight,
         so host memory does not grow with the number of samples. The order of the samples depends
         only on their lengths and the batch size.
 
         Raises:
-          ValueError: if a sample is empty, holds an id outside the vocabulary, or is longer than a
-            sliding window.
+          ValueError: if a sample is empty or not a list of integers, holds an id outside the
+            vocabulary, or is longer than a sliding window.
         """
         vocabulary = self.source.config.vocab_size
         window = self.source.config.window_of(self.settings.layers[-1] + 1)
+        token_ids = [np.asarray(ids) for ids in token_ids]
         for index, ids in enumerate(token_ids):
-            if not len(ids) or ids.min() < 0 or ids.max() >= vocabulary:
+            is_list = ids.ndim == 1 and ids.size > 0 and np.issubdtype(ids.dtype, np.integer)
+            if not is_list or ids.min() < 0 or ids.max() >= vocabulary:
                 raise ValueError(
-                    f"sample {index}: expected at least one token id, all in 0..{vocabulary - 1}"
+                    f"sample {index}: expected at least one token id, all in 0..{vocabulary - 1}; "
+                    f"got {ids.dtype} of shape {list(ids.shape)}"
                 )
             if window is not None and len(ids) > window:
                 raise ValueError(
