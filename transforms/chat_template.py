@@ -66,7 +66,7 @@ def chat_text(prompt: RenderedPrompt, tokenizer: PreTrainedTokenizerBase) -> str
                 list(messages),
                 tokenize=False,
                 add_generation_prompt=prompt.add_generation_prompt,
-                **arguments,
+                **{"strftime_now": None, **arguments},
             )
         )
 
@@ -83,10 +83,21 @@ def chat_text(prompt: RenderedPrompt, tokenizer: PreTrainedTokenizerBase) -> str
     except _REFUSALS as error:
         roles = ", ".join(message["role"] for message in messages)
         fault = f"refuses the messages ({roles}): {error}{_unusual_content(messages)}"
+        fault += _clock(tokenizer)
         raise ChatTemplateError(f"the tokenizer's chat template {fault}") from error
     if fault:
         raise ChatTemplateError(f"the tokenizer's chat template {fault}")
     return text
+
+
+def _clock(tokenizer: PreTrainedTokenizerBase) -> str:
+    if "strftime_now" not in str(tokenizer.chat_template):
+        return ""
+    return (
+        "; strftime_now, the current date, is not given to it, because another day would give "
+        "other tokens: set the variable that it reads instead, such as date_string, in "
+        "chat_template_kwargs, or write a date into the chat template"
+    )
 
 
 def _unusual_content(messages: Sequence[Message]) -> str:

@@ -160,7 +160,7 @@ def match_files(pattern: Pattern) -> Matches:
     """
     if pattern.is_file:
         return Matches((pattern.folder + pattern.rest,))
-    matches = re.compile(FileSystem.translate_pattern(pattern.rest)).match
+    matches = _translated(pattern.rest).match
     anywhere, depth = "**" in pattern.rest, pattern.rest.count("/")
     shows_hidden = any(map(_is_hidden, pattern.rest.split("/")))
 
@@ -193,6 +193,11 @@ def match_files(pattern: Pattern) -> Matches:
             skipped.add(pattern.folder + path)
     kept = without_stale_files(files)
     return Matches(tuple(sorted(kept)), tuple(sorted(skipped | (set(files) - set(kept)))))
+
+
+def _translated(glob: str) -> re.Pattern[str]:
+    """Translate as Beam does, but let `**/` stand for no folder too, as in shells and Python."""
+    return re.compile(re.sub(r"(^|\)|/)\.\*/", r"\1(?:.*/)?", FileSystem.translate_pattern(glob)))
 
 
 def _slashes(path: str) -> list[int]:

@@ -75,6 +75,8 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         ("/", READ, LEFT_OUT),
         ("/*", READ, LEFT_OUT),
         ("/**", READ, LEFT_OUT),
+        ("/**/*.json", ["a.json", "c[1].json"], [".cache/", ".hidden.json", "__MACOSX/"]),
+        ("/deep/**/*.[pa]*", ["er/e.parquet", "g.arrow"], []),
         ("/a.json", ["a.json"], []),
         ("/c[1].json", ["c[1].json"], []),
         ("/run[2]", ["d.ndjson"], []),
