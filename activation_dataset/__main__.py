@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from activation_dataset import export
 from activation_dataset.certify import CERTIFICATE_FILE, CertifyError, certify
+from activation_dataset.closed_pipe import until_closed
 from activation_dataset.exporters import ExportError
 from activation_dataset.folder import Folder
 from activation_dataset.index import keep_indexes
@@ -32,15 +32,16 @@ _EXPLAINED = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0 good, 1 problems found, 2 could not look."""
+    return until_closed(lambda: _main(arguments))
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     options = _build_parser().parse_args(arguments)
     try:
         status: int = options.run(options)
-        sys.stdout.flush()
         return status
     except BrokenPipeError:
-        # The reader of the output, such as `head`, has seen enough.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        raise
     except _EXPLAINED as error:
         said = _explained(error, options.folder)
         print(f"{options.folder} cannot be {options.done}: {said}", file=sys.stderr)

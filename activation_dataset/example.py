@@ -8,6 +8,8 @@ SerializeToString(deterministic=True), which sorts the features by name:
     num_tokens  int64                                  task_id    bytes, UTF-8
     sample_id   bytes, UTF-8                           token_ids  int64 list
 
+and, in the record of a truncated prompt only, truncated_tokens, int64.
+
 The decoder accepts these bytes only: it encodes what it found and compares.
 """
 
@@ -27,7 +29,7 @@ ACTIVATION = b"activation"
 _FIELD_1, _FIELD_2, _FIELD_3 = b"\x0a", b"\x12", b"\x1a"
 _BYTES_LIST, _INT64_LIST = _FIELD_1, _FIELD_3  # fields of Feature
 
-_FEATURES = 6
+_FEATURES = 6  # at least
 _MAX_SHIFT = 56  # of the last group of a varint
 # Up to this length a loop in Python is faster than numpy.
 _SHORT_LIST = 16
@@ -69,15 +71,17 @@ def encode_suffix(sample: Sample, shape: Sequence[int]) -> bytes:
     """Encode the features after the payload. Raises ValueError for a negative token id."""
     if len(sample.token_ids) and sample.token_ids.min() < 0:
         raise ValueError(f"sample {sample.sample_id!r} has a negative value in token_ids")
-    return b"".join(
-        (
-            _entry(b"num_tokens", _int64_feature(_varint(sample.num_tokens))),
-            _entry(b"sample_id", _text_feature(sample.sample_id)),
-            _entry(b"shape", _int64_feature(b"".join(map(_varint, shape)))),
-            _entry(b"task_id", _text_feature(sample.task_id)),
-            _entry(b"token_ids", _int64_feature(_varint_array(sample.token_ids))),
-        )
-    )
+    entries = [
+        _entry(b"num_tokens", _int64_feature(_varint(sample.num_tokens))),
+        _entry(b"sample_id", _text_feature(sample.sample_id)),
+        _entry(b"shape", _int64_feature(b"".join(map(_varint, shape)))),
+        _entry(b"task_id", _text_feature(sample.task_id)),
+        _entry(b"token_ids", _int64_feature(_varint_array(sample.token_ids))),
+    ]
+    if sample.truncated_tokens:
+        truncated = _int64_feature(_varint(sample.truncated_tokens))
+        entries.append(_entry(b"truncated_tokens", truncated))
+    return b"".join(entries)
 
 
 def decode_example(data: bytes | memoryview, payload: bytes = ACTIVATION) -> DecodedExample:
@@ -88,12 +92,13 @@ def decode_example(data: bytes | memoryview, payload: bytes = ACTIVATION) -> Dec
     """
     view = memoryview(data)
     try:
-        activation, num_tokens, sample_id, shape, task_id, token_ids = _values(view)
+        activation, num_tokens, sample_id, shape, task_id, token_ids, *more = _values(view)
         sample = Sample(
             sample_id=str(sample_id, "utf-8"),
             task_id=str(task_id, "utf-8"),
             token_ids=_integer_array(token_ids),
             num_tokens=_varint_at(num_tokens, 0)[0],
+            truncated_tokens=_varint_at(more[0], 0)[0] if more else 0,
         )
         decoded = DecodedExample(sample, tuple(_integers(shape)), activation)
         suffix = encode_suffix(sample, decoded.shape)
@@ -162,9 +167,9 @@ def _varint_array(values: NDArray[np.int32]) -> bytes:
 
 def _values(view: memoryview) -> list[memoryview]:
     """The value of each feature: one byte string, or a packed list of integers."""
-    values = []
-    position, _ = _content(view, 0)
-    for _ in range(_FEATURES):
+    values: list[memoryview] = []
+    position, last = _content(view, 0)
+    while len(values) < _FEATURES or position < last:
         entry, end = _content(view, position)
         _, name_end = _content(view, entry)
         feature, _ = _content(view, name_end)

@@ -16,6 +16,7 @@ SCHEMA_VERSION = 1
 METADATA_FILE = "metadata.json"
 RUN_FILE = "run.json"
 ERRORS_FOLDER = "errors"
+REJECTED_FILE = f"{ERRORS_FOLDER}/rejected.jsonl"
 PROMPTS_FOLDER = "prompts"
 INDEX_FOLDER = "index"
 MANIFESTS_FOLDER = "manifests"
@@ -41,12 +42,14 @@ class Sample:
         token_ids: [n] int32. Pooling "none" and "mean": all tokens of the prompt. Pooling "last":
             the token whose vector is stored.
         num_tokens: tokens of the whole prompt.
+        truncated_tokens: tokens that were cut off its end, as the prompt was too long.
     """
 
     sample_id: str
     task_id: str
     token_ids: NDArray[np.int32]
     num_tokens: int
+    truncated_tokens: int = 0
 
     def __post_init__(self) -> None:
         if self.token_ids.dtype != np.int32 or self.token_ids.ndim != 1:

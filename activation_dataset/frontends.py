@@ -17,6 +17,7 @@ import numpy as np
 
 from activation_dataset.reading.batches import Batches
 from activation_dataset.reading.reader import ActivationDataset
+from activation_dataset.reading.shared_position import SIZE, SharedPosition
 from activation_dataset.reading.vectors import Vectors
 from activation_dataset.sites import Site
 
@@ -33,9 +34,11 @@ def torch_dataset(
     with the numpy arrays of `Batches`.
 
     `set_epoch`, `state_dict` and `load_state_dict` are those of `Batches`. The workers of a
-    DataLoader share each epoch, and each has its own state. Workers that start anew in each epoch
-    do not know the epoch: call `set_epoch` before each. Workers are not needed for speed, because a
-    thread reads ahead. Arguments are those of `Batches`.
+    DataLoader share each epoch; an epoch has as many batches with any number of workers. Each
+    iteration of a loader with workers is the next epoch, or the rest of one after
+    `load_state_dict`. Workers read ahead of the loop, whose position only torchdata's
+    StatefulDataLoader knows and saves: `state_dict` of the dataset is an error then. Workers are
+    not needed for speed, because a thread reads ahead. Arguments are those of `Batches`.
     """
     return _torch_class()(partial(Batches, dataset, sites, batch_size, **options))
 
@@ -45,55 +48,85 @@ def _torch_class() -> Any:
     import torch
     from torch.utils.data import IterableDataset, get_worker_info
 
+    def tensors(batch: Vectors) -> dict[str, torch.Tensor]:
+        values = batch.values
+        if values.dtype.name == "bfloat16":
+            tensor = torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
+        else:
+            tensor = torch.from_numpy(values)
+        return {"values": tensor, "numbers": torch.from_numpy(batch.numbers)}
+
     class TorchBatches(IterableDataset[dict[str, torch.Tensor]]):
         def __init__(self, make: partial[Batches]) -> None:
             self._make, self._batches = make, make()
-            self._worker: int | None = None
+            self._opened = self._loaded = False  # in a worker
+            self.__setstate__(torch.zeros(SIZE, dtype=torch.int64))
 
         def __len__(self) -> int:
             return len(self._of_this_process())
 
         def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-            for batch in self._of_this_process():
-                values = batch.values
-                if values.dtype.name == "bfloat16":
-                    tensor = torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
-                else:
-                    tensor = torch.from_numpy(values)
-                yield {"values": tensor, "numbers": torch.from_numpy(batch.numbers)}
+            batches, worker = self._of_this_process(), get_worker_info()
+            if worker is None:
+                return self._in_main(batches)
+            # Not later: each worker does this when an iteration of the loader begins.
+            loaded = batches.position if self._loaded else None
+            position = self._shared.begin(worker, loaded)
+            if not self._loaded:
+                batches.position = position
+                batches.take_part(worker.id, worker.num_workers)
+            self._loaded = False
+            return map(tensors, batches)
 
         def set_epoch(self, epoch: int) -> None:
-            self._of_this_process().set_epoch(epoch)
+            batches = self._of_this_process()
+            batches.set_epoch(epoch)
+            self._shared.set(batches.position)
 
         def state_dict(self) -> dict[str, Any]:
-            return self._of_this_process().state_dict()
+            batches = self._of_this_process()
+            if get_worker_info() is None and self._shared.moved_by_workers():
+                raise RuntimeError(
+                    "workers of a DataLoader read ahead, so that the position of the loop is not "
+                    "known here: save the state of torchdata's StatefulDataLoader, use "
+                    "num_workers=0, or, between two epochs, call set_epoch first"
+                )
+            return batches.state_dict()
 
         def load_state_dict(self, state: Mapping[str, Any]) -> None:
-            self._of_this_process().load_state_dict(state)
+            batches, worker = self._of_this_process(), get_worker_info()
+            if worker is None:
+                batches.load_state_dict(state)
+                self._shared.set(batches.position)
+                return
+            batches.take_part(worker.id, worker.num_workers)
+            batches.load_state_dict(state)  # that of the same worker, among as many
+            self._loaded = True
+
+        def _in_main(self, batches: Batches) -> Iterator[dict[str, torch.Tensor]]:
+            for batch in batches:
+                self._shared.set(batches.position)
+                yield tensors(batch)
+            self._shared.set(batches.position)
 
         def _of_this_process(self) -> Batches:
-            """Return all batches, or the share of a DataLoader's worker, which has a copy."""
-            worker = get_worker_info()
-            if worker is not None and worker.id != self._worker:
+            """Return the batches. A worker opens them again: connections must not be shared."""
+            if get_worker_info() is None:
+                self._batches.position = self._shared.get()
+            elif not self._opened:
                 (dataset, *rest), options = self._make.args, self._make.keywords
-                rank, world_size = options.get("rank", 0), options.get("world_size", 1)
-                share = {
-                    "rank": rank * worker.num_workers + worker.id,
-                    "world_size": world_size * worker.num_workers,
-                }
-                # Processes must not share connections: the worker opens the dataset again.
-                dataset = ActivationDataset(dataset.path)
-                epoch = self._batches.epoch
-                self._batches = Batches(dataset, *rest, **options | share)
-                self._batches.set_epoch(epoch)
-                self._worker = worker.id
+                dataset.check_unchanged()
+                self._batches = Batches(ActivationDataset(dataset.path), *rest, **options)
+                self._opened = True
             return self._batches
 
         def __reduce__(self) -> tuple[Any, ...]:
             make = partial(torch_dataset, *self._make.args, **self._make.keywords)
-            return make, (), self._batches.state_dict()
+            return make, (), self._memory
 
-        __setstate__ = load_state_dict
+        def __setstate__(self, memory: torch.Tensor) -> None:
+            self._memory = memory.share_memory_()  # a copy, unless it is sent to a worker
+            self._shared = SharedPosition(memory.numpy())
 
     return TorchBatches
 

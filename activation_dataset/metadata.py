@@ -9,6 +9,7 @@ from functools import cached_property
 from activation_dataset.canonical_json import read_sealed, sealed_text
 from activation_dataset.fields import FieldError, Json, check_names, from_json, to_json
 from activation_dataset.format import Pooling, StorageDtype, data_file
+from activation_dataset.input_counts import InputCounts
 from activation_dataset.manifest import Shard
 from activation_dataset.sites import HOOK_POINTS, HookPoint, Site, hook_name, sites_of
 from activation_dataset.statistics import LayerStatistics
@@ -16,7 +17,7 @@ from activation_dataset.statistics import LayerStatistics
 _DIGEST = "metadata_sha256"
 _OTHER_FIELDS = (
     *("num_layers_extracted", "byte_order", "total_samples", "total_tokens", "total_vectors"),
-    *("batches", "rejected", "statistics", "ops"),
+    *("batches", "counts", "skipped_files", "duplicate_tasks", "statistics", "ops"),
 )
 
 
@@ -84,7 +85,7 @@ class RunDescription:
     def site(self, named: Site) -> Site:
         """The site with a layer's number or a TransformerLens name. Raises KeyError."""
         if named not in self._by_name:
-            raise KeyError(f"site {named} is not in the dataset, which has {self.sites}")
+            raise KeyError(f"site {named!r} is not in the dataset, which has {self.sites}")
         return self._by_name[named]
 
     @cached_property
@@ -98,16 +99,20 @@ class Metadata:
 
     Attributes:
         run, shards: origin of the dataset, and all shards in order.
-        rejected: reason to number of rejected tasks.
+        counts: what the run read, wrote and rejected.
         statistics: site to the statistics of all its vectors.
+        skipped_files: files and folders ("/" at the end) of the inputs that were not read, sorted.
+        duplicate_tasks: tasks and documents whose content an earlier one has too.
         ops: implementations that computed the vectors, sorted, such as ("xla",).
     """
 
     run: RunDescription
     shards: tuple[Shard, ...]
-    rejected: Mapping[str, int]
+    counts: InputCounts
     statistics: Mapping[Site, LayerStatistics]
     ops: tuple[str, ...]
+    skipped_files: tuple[str, ...] = ()
+    duplicate_tasks: int = 0
 
     @property
     def total_samples(self) -> int:
@@ -132,7 +137,7 @@ class Metadata:
         """
         stored = {**to_json(self.run), **self._derived()}
         stored["batches"] = to_json(self.shards)
-        for name in ("rejected", "statistics", "ops"):
+        for name in ("counts", "skipped_files", "duplicate_tasks", "statistics", "ops"):
             stored[name] = to_json(getattr(self, name))
         return sealed_text(stored, _DIGEST)
 
@@ -151,13 +156,20 @@ class Metadata:
         result = cls(
             run=from_json(RunDescription, run, ""),
             shards=from_json(tuple[Shard, ...], value["batches"], "batches"),
-            rejected=from_json(Mapping[str, int], value["rejected"], "rejected"),
+            counts=from_json(InputCounts, value["counts"], "counts"),
             statistics=from_json(Mapping[Site, LayerStatistics], value["statistics"], "statistics"),
             ops=from_json(tuple[str, ...], value["ops"], "ops"),
+            skipped_files=from_json(tuple[str, ...], value["skipped_files"], "skipped_files"),
+            duplicate_tasks=from_json(int, value["duplicate_tasks"], "duplicate_tasks"),
         )
         for name, expected in result._derived().items():
             if value[name] != expected:
                 raise FieldError(f"{name} is {value[name]!r}, but the other fields say {expected}")
+        if result.counts.samples.written != result.total_samples:
+            raise FieldError(
+                f"counts.samples.written is {result.counts.samples.written}, expected "
+                f"total_samples = {result.total_samples}"
+            )
         result._check_shards()
         result._check_statistics()
         return result

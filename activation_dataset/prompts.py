@@ -46,6 +46,7 @@ class Prompt:
         cells: [num_tokens, 4] int16, the grid cell that each token shows: example (0, 1, ... or -1
             for the test pair), role (0 input, 1 output), row and column; -1 in all four for a token
             that shows no cell.
+        truncated_tokens: tokens that were cut off the end of the prompt, as it was too long.
 
     Raises:
         TypeError: an array has another dtype or shape.
@@ -55,6 +56,7 @@ class Prompt:
     task_id: str
     token_ids: NDArray[np.int32]
     cells: NDArray[np.int16]
+    truncated_tokens: int = 0
 
     def __post_init__(self) -> None:
         if self.cells.dtype != np.int16 or self.cells.shape != (len(self.token_ids), 4):
@@ -66,6 +68,13 @@ class Prompt:
     @property
     def num_tokens(self) -> int:
         return len(self.token_ids)
+
+    @property
+    def sample(self) -> Sample:
+        """The prompt without its cells."""
+        return Sample(
+            self.sample_id, self.task_id, self.token_ids, self.num_tokens, self.truncated_tokens
+        )
 
 
 def write_prompts(
@@ -96,9 +105,8 @@ def write_prompts(
 
 def encode_prompt(prompt: Prompt) -> bytes:
     """The data of a prompt's record."""
-    sample = Sample(prompt.sample_id, prompt.task_id, prompt.token_ids, prompt.num_tokens)
     payload = prompt.cells.astype(_STORED, copy=False).tobytes()
-    suffix = encode_suffix(sample, prompt.cells.shape)
+    suffix = encode_suffix(prompt.sample, prompt.cells.shape)
     return encode_prefix(len(payload), len(suffix), PAYLOAD) + payload + suffix
 
 
@@ -127,7 +135,9 @@ def decode_prompt(data: bytes | memoryview) -> Prompt:
         raise ExampleError(f"cells has {len(example.activation)} bytes, expected {size}")
     cells = np.frombuffer(example.activation, _STORED).reshape(shape).astype(np.int16)
     _check_cells(cells)
-    return Prompt(sample.sample_id, sample.task_id, sample.token_ids, cells)
+    return Prompt(
+        sample.sample_id, sample.task_id, sample.token_ids, cells, sample.truncated_tokens
+    )
 
 
 def _check_cells(cells: NDArray[np.int16]) -> None:

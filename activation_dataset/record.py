@@ -6,7 +6,7 @@ sample and shared by all sites.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,7 @@ class RecordKind:
     def sample(self, prompt: Prompt) -> Sample:
         """The sample in the record of a prompt, with the token ids that the pooling keeps."""
         kept = prompt.token_ids[-1:] if self.pooling == "last" else prompt.token_ids
-        return Sample(prompt.sample_id, prompt.task_id, kept, prompt.num_tokens)
+        return replace(prompt.sample, token_ids=kept)
 
     def vectors(self, num_tokens: int) -> int:
         """Vectors in the record of a prompt of that many tokens."""

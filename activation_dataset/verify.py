@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,12 +16,13 @@ from activation_dataset.checksum import crc32c_of_stream, to_text
 from activation_dataset.fields import FieldError
 from activation_dataset.folder import Folder, open_folder
 from activation_dataset.format import (
-    ERRORS_FOLDER,
     METADATA_FILE,
     PROMPTS_FOLDER,
+    REJECTED_FILE,
     is_partial_file,
     parse_data_file,
 )
+from activation_dataset.input_counts import RejectedKind, count_rejections
 from activation_dataset.manifest import FileEntry
 from activation_dataset.metadata import Metadata
 from activation_dataset.verify_records import check_records
@@ -58,7 +58,7 @@ def verify(path: str | os.PathLike[str], records: bool = False) -> VerifyReport:
 
     Checks the digest and fields of metadata.json, presence, size and CRC32C of every file that it
     lists, that the folders of sites and prompts hold no other file, that no partial file is left,
-    and the number of rejected tasks.
+    and the numbers of rejected files, tasks and samples.
 
     Args:
         path: local folder, or a URL that fsspec can open.
@@ -140,17 +140,19 @@ def _unlisted_files(metadata: Metadata, present: set[str]) -> Iterator[Problem]:
 
 
 def _check_rejected(folder: Folder, metadata: Metadata, present: set[str]) -> list[Problem]:
-    found: Counter[str] = Counter()
-    problems = []
-    for file in sorted(present):
-        if not file.startswith(f"{ERRORS_FOLDER}/") or not file.endswith(".jsonl"):
-            continue
+    letters: list[tuple[RejectedKind, str, int]] = []
+    if REJECTED_FILE in present:
         try:
-            with folder.open(file) as stream:
-                found.update(json.loads(line)["reason"] for line in stream)
+            with folder.open(REJECTED_FILE) as stream:
+                letters = [
+                    (each["kind"], str(each["reason"]), int(each["samples"]))
+                    for each in map(json.loads, stream)
+                ]
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            problems.append(Problem(file, f"cannot be read: {error!r}", RERUN))
-    if not problems and found != Counter(metadata.rejected):
-        what = f"holds {dict(found)} rejected tasks, {METADATA_FILE} says {dict(metadata.rejected)}"
-        problems.append(Problem(ERRORS_FOLDER, what, RERUN))
-    return problems
+            return [Problem(REJECTED_FILE, f"cannot be read: {error!r}", RERUN)]
+    counts = zip(count_rejections(letters), metadata.counts.rejected, strict=True)
+    return [
+        Problem(REJECTED_FILE, f"holds {found} rejected {name}, {METADATA_FILE} says {said}", RERUN)
+        for name, (found, said) in zip(("files", "tasks", "samples"), counts, strict=True)
+        if found != said
+    ]

@@ -35,6 +35,7 @@ class _ShardResult:
     findings: list[Finding] = field(default_factory=list)
     statistics: dict[Site, LayerStatistics] = field(default_factory=dict)
     sample_ids: list[str] = field(default_factory=list)
+    truncated: tuple[int, int] | None = None  # samples and tokens
 
 
 def check_records(
@@ -46,11 +47,13 @@ def check_records(
     """
     merges = {site: OrderedMerge() for site in metadata.statistics}
     shard_of: dict[str, int] = {}
+    truncated: list[tuple[int, int] | None] = []
     results = pool.map(
         lambda shard: _check_shard(folder, metadata, shard, damaged), metadata.shards
     )
     for number, result in enumerate(results):
         yield from result.findings
+        truncated.append(result.truncated)
         for sample_id in result.sample_ids:
             if sample_id in shard_of:
                 path = metadata.shards[number].prompts.path
@@ -58,6 +61,7 @@ def check_records(
             shard_of.setdefault(sample_id, number)
         for site, statistics in result.statistics.items():
             merges[site].add(number, statistics)
+    yield from _check_truncated(metadata, truncated)
     for site, expected in metadata.statistics.items():
         try:
             exact = merges[site].result(len(metadata.shards))
@@ -65,6 +69,17 @@ def check_records(
             continue
         for difference in expected.differences(exact):
             yield METADATA_FILE, f"statistics.{site}: {difference}"
+
+
+def _check_truncated(
+    metadata: Metadata, shards: Sequence[tuple[int, int] | None]
+) -> Iterator[Finding]:
+    known = [each for each in shards if each is not None]
+    found = sum(samples for samples, _ in known), sum(tokens for _, tokens in known)
+    said = metadata.counts.truncated_samples, metadata.counts.truncated_tokens
+    if len(known) == len(shards) and found != said:
+        what = f"counts says {said[1]} tokens are cut off {said[0]} samples, the prompts say"
+        yield METADATA_FILE, f"{what} {found[1]} off {found[0]}"
 
 
 def _check_shard(
@@ -86,6 +101,8 @@ def _check_shard(
         what = f"holds {found[0]} prompts of {found[1]} tokens, {METADATA_FILE} says"
         result.findings.append((path, f"{what} {shard.samples} of {shard.tokens}"))
     result.sample_ids = [prompt.sample_id for prompt in prompts]
+    cut = [prompt.truncated_tokens for prompt in prompts if prompt.truncated_tokens]
+    result.truncated = len(cut), sum(cut)
     for site, entry in shard.files.items():
         if entry.path in damaged:
             continue
@@ -132,7 +149,7 @@ def _check_file(
 def _check_sample(found: Sample, expected: Sample) -> None:
     if found.sample_id != expected.sample_id:
         raise ExampleError(f"sample {found.sample_id!r}, the prompts have {expected.sample_id!r}")
-    for name in ("task_id", "num_tokens", "token_ids"):
+    for name in ("task_id", "num_tokens", "truncated_tokens", "token_ids"):
         if not np.array_equal(getattr(found, name), getattr(expected, name)):
             raise ExampleError(f"sample {found.sample_id!r} has another {name} than its prompt")
 

@@ -2,7 +2,8 @@
 
 import sys
 
+from activation_dataset.closed_pipe import until_closed
 from beam_pipeline.command import main
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(until_closed(lambda: main(sys.argv[1:])))

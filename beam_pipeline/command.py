@@ -15,7 +15,7 @@ from apache_beam.options.pipeline_options import WorkerOptions
 
 from activation_dataset.format import METADATA_FILE
 from activation_dataset.metadata import Metadata
-from activation_dataset.reporting.summary import count_of, layers_named
+from activation_dataset.reporting.summary import count_of, inputs, layers_named
 from activation_dataset.sites import DEFAULT_HOOK_POINT
 from beam_pipeline.failures import explained_by, is_news, was_interrupted
 from beam_pipeline.job import open_job
@@ -62,10 +62,11 @@ def extract(argv: Sequence[str]) -> None:
     config, options = parse_flags(argv)
     if options.view_as(WorkerOptions).default_sdk_harness_log_level == "DEBUG":
         LOGGER.setLevel(logging.DEBUG)  # Shows the trace of an error that one line explains.
-    run_pipeline(config, options)
+    resumed = run_pipeline(config, options)
     content = read_if_exists(join(config.output_dir, METADATA_FILE))
     if content is not None:
-        print(summary(Metadata.from_json(content), config.output_dir, time.monotonic() - started))
+        seconds = time.monotonic() - started
+        print(summary(Metadata.from_json(content), config.output_dir, seconds, resumed))
 
 
 def plan(argv: Sequence[str]) -> None:
@@ -78,13 +79,16 @@ def plan(argv: Sequence[str]) -> None:
     check_output_size(made.size, len(config.extractor.sites), config.max_output_bytes)
 
 
-def summary(metadata: Metadata, output_dir: str, seconds: float) -> str:
-    """Describe a dataset to the person who made it."""
+def summary(metadata: Metadata, output_dir: str, seconds: float, resumed: bool = False) -> str:
+    """Describe a dataset to the person who made it, in a run that may have resumed another."""
     run = metadata.run
-    files = [entry for shard in metadata.shards for entry in shard.files.values()]
+    files = [entry for shard in metadata.shards for entry in shard.all_files]
     megabytes = sum(entry.bytes for entry in files) / 1e6
     layers = layers_named(run.layers_extracted)
     at = f" at {', '.join(run.hook_points)}" if run.hook_points != (DEFAULT_HOOK_POINT,) else ""
+    # How many tokens of a resumed run are new is not known here.
+    rate = f"{metadata.total_tokens / seconds:,.0f} tokens/s in all"
+    rate = "after an earlier run" if resumed else rate
     lines = [
         f"{output_dir}: {metadata.total_samples:,} samples, {metadata.total_tokens:,} tokens",
         f"  model    {run.model_name}" + (" (random weights)" if run.weights.get("random") else ""),
@@ -100,8 +104,7 @@ def summary(metadata: Metadata, output_dir: str, seconds: float) -> str:
         ),
         f"  files    {len(files):,} in {count_of(len(metadata.shards), 'shard')}, "
         f"{megabytes:,.1f} MB",
-        f"  rejected {sum(metadata.rejected.values()):,}"
-        + "".join(f"; {count} {reason}" for reason, count in metadata.rejected.items()),
-        f"  time     {seconds:,.1f} s, {metadata.total_tokens / seconds:,.0f} tokens/s in all",
+        *(f"  {name:<8} {value}; {note}" for name, value, note in inputs(metadata)),
+        f"  time     {seconds:,.1f} s, {rate}",
     ]
     return "\n".join(lines)

@@ -28,6 +28,7 @@ class Config:
 
     extractor: ExtractorSettings
     tasks_file: tuple[str, ...]
+    text_field: str | None
     prompt_template: str
     max_length: int | None
     overlength: Overlength

@@ -10,7 +10,7 @@ from activation_dataset.record import RecordKind
 from beam_pipeline.config import DEFAULT_LAYERS, Config, ConfigError
 from corpus.template import PromptTemplate, load_template
 from qwen.source import ModelSource, open_model
-from transforms.read_tasks import resolve_patterns
+from transforms.find_inputs import Pattern, resolve_patterns
 from transforms.tokenize_tasks import LengthLimit
 
 PACKAGES_THAT_DECIDE_BYTES = ("flax", "jax", "jaxlib", "numpy", "tokenizers", "transformers")
@@ -21,7 +21,7 @@ class Job:
     """A job whose flags fit its model. The weights of `source` have not been read."""
 
     config: Config
-    patterns: tuple[str, ...]
+    patterns: tuple[Pattern, ...]
     template: PromptTemplate
     limit: LengthLimit
     source: ModelSource
@@ -65,6 +65,7 @@ class Job:
                 "mesh_shape": list(settings.mesh_shape) if settings.mesh_shape else None,
                 "overlength": config.overlength,
                 "samples_per_shard": config.samples_per_shard,
+                "text_field": config.text_field,
             },
             versions={name: packages.version(name) for name in PACKAGES_THAT_DECIDE_BYTES},
         )
@@ -76,7 +77,7 @@ def open_job(config: Config) -> Job:
     Raises:
       ValueError: of several kinds, each naming the flag or file and what to do.
     """
-    patterns = resolve_patterns(config.tasks_file)
+    patterns = resolve_patterns(config.tasks_file, config.output_dir)
     template = load_template(config.prompt_template)
     source = open_model(config.extractor.model_path, config.extractor.ignore_config)
     tokenizer = source.tokenizer()

@@ -118,8 +118,14 @@ def _add_task_flags(group: argparse._ArgumentGroup) -> None:
         nargs="+",
         action="extend",
         metavar="PATH",
-        help="tasks in JSON, JSON Lines, Parquet or Arrow: files, folders or quoted globs, local "
-        "or gs://",
+        help="tasks in JSON, JSON Lines, Parquet or Arrow: files, folders with all subfolders, or "
+        "quoted globs, local or gs://",
+    )
+    group.add_argument(
+        "--text_field",
+        metavar="NAME",
+        help="key or column that holds the text, or the messages, of every record; a.b is b in a. "
+        "No other content is read (default: text, messages and other known names)",
     )
     group.add_argument(
         "--prompt_template",
@@ -137,7 +143,8 @@ def _add_task_flags(group: argparse._ArgumentGroup) -> None:
         "--overlength",
         choices=("reject", "truncate"),
         default="reject",
-        help="reject longer prompts as dead letters, or keep only their beginning",
+        help="reject longer prompts as dead letters, or keep the beginning of documents; tasks "
+        "are always rejected, since a prompt ends with the test input",
     )
     group.add_argument(
         "--augment",
@@ -160,8 +167,9 @@ def _add_task_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--max_rejected",
         type=values.natural,
-        metavar="TASKS",
-        help="fail before the model runs if more tasks than this are rejected (default: no limit)",
+        metavar="COUNT",
+        help="fail before the model runs if errors/rejected.jsonl would have more lines than this: "
+        "rejected files, tasks and samples (default: no limit)",
     )
 
 

@@ -17,14 +17,15 @@ from transforms.assign_shards import AssignShards, PlanShards
 from transforms.combine_metadata import CombineMetadata
 from transforms.commit_run import CommitRun, Limits, check_output_dir
 from transforms.extract_activations import FINISHED, PROMPTS, ExtractActivations
+from transforms.find_duplicates import FindDuplicates
 from transforms.measure_output import SumSizes
 from transforms.output_folder import OutputFolder, remove_output, remove_partial_files
-from transforms.read_tasks import INPUTS, REJECTED, ReadTasks
+from transforms.read_tasks import INPUTS, NOTICES, REJECTED, SKIPPED, ReadTasks
 from transforms.resume import ops_of_files
-from transforms.tokenize_tasks import TokenizeTasks
+from transforms.tokenize_tasks import WRITTEN, TokenizeTasks
 from transforms.write_layer import WriteLayer
 from transforms.write_prompts import WritePrompts
-from transforms.write_rejected import count_reasons
+from transforms.write_rejected import count_inputs, sum_written
 
 
 def build(
@@ -51,7 +52,7 @@ def build(
         expected_ops=finished_ops,
     )
 
-    tasks = pipeline | "ReadTasks" >> ReadTasks(job.patterns)
+    tasks = pipeline | "ReadTasks" >> ReadTasks(job.patterns, config.text_field)
     tokenized = tasks.items | "Tokenize" >> TokenizeTasks(
         extractor.model_path,
         job.template,
@@ -65,13 +66,23 @@ def build(
         | "Rejected" >> beam.Flatten()
         | "GatherRejected" >> beam.CombineGlobally(beam.combiners.ToListCombineFn())
     )
+    notices = (
+        (tasks[NOTICES], tasks.items | "FindDuplicates" >> FindDuplicates())
+        | "Notices" >> beam.Flatten()
+        | "GatherNotices" >> beam.CombineGlobally(beam.combiners.ToListCombineFn())
+    )
     size = prompts | "MeasureOutput" >> beam.CombineGlobally(SumSizes(kind))
     plan = (
         prompts
         | "PlanShards" >> beam.CombineGlobally(PlanShards(config.samples_per_shard))
         | "CommitRun"
         >> CommitRun(
-            folder, run, Limits(config.max_rejected, config.max_output_bytes), rejected, size
+            folder,
+            run,
+            Limits(config.max_rejected, config.max_output_bytes),
+            rejected,
+            size,
+            notices,
         )
     )
 
@@ -86,17 +97,33 @@ def build(
     ]
     written_prompts = extracted[PROMPTS] | "prompts" >> WritePrompts(folder)
 
-    reasons = rejected | "CountReasons" >> beam.Map(count_reasons)
+    counts = (
+        tokenized[WRITTEN]
+        | "SumWritten" >> beam.CombineGlobally(sum_written)
+        | "CountInputs" >> beam.Map(count_inputs, rejected=beam.pvalue.AsSingleton(rejected))
+    )
     return (
         [*layers, written_prompts, extracted[FINISHED]]
         | "Manifests" >> beam.Flatten()
         | "CombineMetadata"
-        >> CombineMetadata(folder, run, config.allow_nonfinite, plan, tasks[INPUTS], reasons)
+        >> CombineMetadata(
+            folder,
+            run,
+            config.allow_nonfinite,
+            plan,
+            tasks[INPUTS],
+            counts,
+            tasks[SKIPPED],
+            notices,
+        )
     )
 
 
-def run_pipeline(config: Config, options: PipelineOptions) -> None:
+def run_pipeline(config: Config, options: PipelineOptions) -> bool:
     """Run the job to its end, or submit it if the runner does not wait.
+
+    Returns:
+      Whether an earlier run had begun, whose finished files are not computed again.
 
     Raises:
       ConfigError: if Beam's flags contradict each other.
@@ -108,11 +135,11 @@ def run_pipeline(config: Config, options: PipelineOptions) -> None:
         raise ConfigError(f"Beam refuses its flags: {error}") from error
     job = open_job(config)
     run = job.describe()
-    if not config.overwrite:
-        check_output_dir(config.output_dir, run)
+    resumes = not config.overwrite and check_output_dir(config.output_dir, run) is not None
     folder = OutputFolder.claim(config.output_dir)
     if config.overwrite:
         remove_output(folder.path)
     finished_ops = ops_of_files(folder.path, remove_partial_files(folder.path))
     with progress_bar(options, not config.no_progress), ends_with_its_workers(), pipeline:
         build(pipeline, job, run, folder, finished_ops)
+    return resumes

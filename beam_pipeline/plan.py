@@ -6,25 +6,28 @@ Samples, tokens, shards and bytes are exact. Time and cost rest on an expected e
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
 import numpy as np
 
+from activation_dataset.input_counts import InputCounts, Written
 from activation_dataset.metadata import InputFile
 from activation_dataset.prompts import Prompt
+from activation_dataset.reporting.summary import counted
 from beam_pipeline.accelerators import ACCELERATORS, AcceleratorSettings
 from beam_pipeline.config import Config
 from beam_pipeline.job import Job
-from corpus.task import RejectedTask
+from corpus.task import Notice, RejectedTask
 from qwen.batching import Packing, packing_for, plan_steps
 from qwen.config import ModelConfig
 from transforms.assign_shards import FINGERPRINT, ShardPlan, fingerprint, plan_shards
+from transforms.find_inputs import common_root, match_files, source_of
 from transforms.measure_output import OutputSize, output_size
-from transforms.read_tasks import common_root, match_files, read_file
-from transforms.tokenize_tasks import prompts_of, variants_of
+from transforms.read_tasks import read_file
+from transforms.tokenize_tasks import samples_of
+from transforms.write_rejected import count_inputs
 
 
 @dataclass(frozen=True)
@@ -34,30 +37,35 @@ class Plan:
     Attributes:
       longest: tokens of the longest prompt.
       size: bytes of the records.
-      rejected: reason to number of rejected tasks.
+      counts, rejected: what is read and rejected.
       slots: token slots of all device steps, padding included.
       flops, padded_flops: FLOPs of the tokens alone, and of all slots.
+      skipped: files and folders of the inputs that would not be read.
     """
 
     shards: ShardPlan
     longest: int
     size: OutputSize
-    rejected: Mapping[str, int]
+    counts: InputCounts
+    rejected: Sequence[RejectedTask]
     inputs: Sequence[InputFile]
     slots: int
     flops: int
     padded_flops: int
+    skipped: Sequence[str] = ()
 
 
 def make_plan(job: Job) -> Plan:
     """Read and tokenize all inputs, and predict; keeps 24 bytes of each sample."""
-    rejected: Counter[str] = Counter()
+    written, rejected = Written(), list[RejectedTask]()
     fingerprints = [np.empty(0, FINGERPRINT)]
     size = OutputSize()
     inputs: list[InputFile] = []
     for item in _read_and_tokenize(job):
         if isinstance(item, RejectedTask):
-            rejected[item.reason] += 1
+            rejected.append(item)
+        elif isinstance(item, Written):
+            written += item
         elif isinstance(item, InputFile):
             inputs.append(item)
         else:
@@ -76,23 +84,34 @@ def make_plan(job: Job) -> Plan:
         shards,
         int(lengths.max(initial=0)),
         size,
-        dict(sorted(rejected.items())),
+        count_inputs(written, rejected),
+        rejected,
         inputs,
         slots,
         flops,
         padded_flops,
+        _skipped(job),
     )
 
 
-def _read_and_tokenize(job: Job) -> Iterator[Prompt | RejectedTask | InputFile]:
+def _skipped(job: Job) -> list[str]:
+    root, found = common_root(job.patterns), [match_files(each) for each in job.patterns]
+    read = {path for each in found for path in each.files}
+    skipped = {path for each in found for path in each.skipped} - read
+    return [source_of(path, root) for path in sorted(skipped)]
+
+
+def _read_and_tokenize(job: Job) -> Iterator[Prompt | RejectedTask | Written | InputFile]:
     tokenizer, root = job.source.tokenizer(), common_root(job.patterns)
-    for path in sorted({path for pattern in job.patterns for path in match_files(pattern)}):
-        for item in read_file(path, path.removeprefix(root)):
+    for path in sorted({path for each in job.patterns for path in match_files(each).files}):
+        for item in read_file(path, source_of(path, root), job.config.text_field):
+            if isinstance(item, Notice):
+                continue
             if isinstance(item, InputFile | RejectedTask):
                 yield item
                 continue
-            for variant in variants_of(item, job.config.augmentation):
-                yield from prompts_of(variant, job.template, tokenizer, job.limit)
+            augmentation = job.config.augmentation
+            yield from samples_of(item, augmentation, job.template, tokenizer, job.limit)
 
 
 def slots_of(shards: Sequence[np.ndarray], packing: Packing) -> int:
@@ -145,9 +164,9 @@ def report(plan: Plan, config: Config, workers: int) -> str:
         f"{config.extractor.model_path}: {shards.samples:,} samples, {shards.tokens:,} tokens, "
         f"{plan.longest:,} in the longest",
         f"  inputs   {len(plan.inputs):,} files, "
-        f"{sum(file.bytes for file in plan.inputs) / 1e6:,.2f} MB",
-        f"  rejected {sum(plan.rejected.values()):,}"
-        + "".join(f"; {count} {reason}" for reason, count in plan.rejected.items()),
+        f"{sum(file.bytes for file in plan.inputs) / 1e6:,.2f} MB"
+        + (f"; {len(plan.skipped):,} skipped: {', '.join(plan.skipped[:3])}" * bool(plan.skipped)),
+        *(f"  {name:<8} {value}; {note}" for name, value, note in counted(plan.counts)),
         f"  shards   {shards.num_shards:,} of at most {config.samples_per_shard:,} samples",
         f"  files    {shards.num_shards * (sites + 1):,}: each shard has one for each of "
         f"{sites} layers and hook points, and one of prompts",

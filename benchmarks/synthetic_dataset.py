@@ -17,6 +17,7 @@ from activation_dataset.format import (
     prompts_file,
     shard_file,
 )
+from activation_dataset.input_counts import InputCounts, Written
 from activation_dataset.manifest import Manifest, shards_of
 from activation_dataset.metadata import Metadata, RunDescription
 from activation_dataset.prompts import Prompt, write_prompts
@@ -80,10 +81,11 @@ def write_dataset(
             manifest = writer.finish(shard, len(shards), "xla")
             manifests.append(manifest)
             merges[layer].add(shard, manifest.statistics)
+    samples = sum(map(len, shards))
     metadata = Metadata(
         run=_run(layers, pooling, storage_dtype, hidden),
         shards=shards_of(manifests, tuple(layers), len(shards)),
-        rejected={},
+        counts=InputCounts.of(Written(samples, samples), []),
         statistics={layer: merge.result(len(shards)) for layer, merge in merges.items()},
         ops=("xla",),
     )

@@ -157,7 +157,9 @@ def augment(task: Task, plan: AugmentationPlan) -> Iterator[Task | RejectedTask]
         f"--augment asks for {plan.variants} variants, but only {found} with different prompts "
         "were found; these are used"
     )
-    yield Rejection("too_few_variants", detail).of(task.source, task.task_id)
+    rejected = Rejection("too_few_variants", detail).of(task.source, task.task_id)
+    samples = (plan.variants - found) * len(task.test)
+    yield replace(rejected, kind="sample", samples=samples)
 
 
 def _draws(task: Task, plan: AugmentationPlan) -> Iterator[Augmentation]:

@@ -16,6 +16,9 @@ from corpus.task import Rejection
 MAX_RECORD_BYTES = 16 * 2**20
 """The largest record that is read. Bounds memory."""
 
+GIT_LFS = b"version https://git"
+"""The beginning of a pointer that Git LFS leaves where a file was not downloaded."""
+
 # An error within so many characters of the end of a chunk may vanish with the next chunk.
 _LONGEST_TOKEN = len(r"\ud83d\ude00")
 

@@ -5,14 +5,17 @@ Each function takes the chunks of a file, without a byte order mark, and its sou
 """
 
 import itertools
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
 
 from corpus.json_records import DUPLICATE, members, parse_line, split_lines
-from corpus.task import Document, Item, Pair, Rejection, Task
+from corpus.task import Document, Item, Notice, Pair, Rejection, Task
 from corpus.validate import (
     CONTENT_KEYS,
     ID_KEYS,
+    has_content,
+    keys_to_read,
     kind_of,
     not_a_task,
     to_id,
@@ -21,12 +24,21 @@ from corpus.validate import (
     to_pairs,
 )
 
+JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
+
+WRAPPERS = ("data", "task")
+"""Keys that may hold the content of a record that has none of `CONTENT_KEYS`."""
+
+_COMPRESSED = (".gz", ".bz2", ".zst", ".xz")
 _PAIRS_PER_TASK = 6
+_REPEATED = ""
+"""Stands in the set of names for "one of them was repeated"; no id is empty."""
 _MEMBERS_TO_TELL_A_LAYOUT = 1000
 
 
-def parse_lines(chunks: Iterator[bytes], source: str) -> Iterator[Item]:
+def parse_lines(chunks: Iterator[bytes], source: str, text_field: str | None) -> Iterator[Item]:
     """JSON Lines: a record on each line."""
+    names = set[str]()
     for number, line in enumerate(split_lines(chunks), start=1):
         if not line.strip():
             continue
@@ -36,21 +48,23 @@ def parse_lines(chunks: Iterator[bytes], source: str) -> Iterator[Item]:
         except Rejection as rejection:
             yield rejection.of(source, line_id)
         else:
-            yield from record_items(record, source, line_id)
+            yield from record_items(record, source, line_id, names, text_field)
 
 
-def parse_list(chunks: Iterator[bytes], source: str) -> Iterator[Item]:
+def parse_list(chunks: Iterator[bytes], source: str, text_field: str | None) -> Iterator[Item]:
     """A list of records or of re-arc's pairs."""
-    return _group(_list_items(chunks, source), source, _stem(source))
+    return _group(_list_items(chunks, source, text_field), source, _stem(source))
 
 
-def _list_items(chunks: Iterator[bytes], source: str) -> Iterator[Pair | Item]:
-    index = -1
+def _list_items(
+    chunks: Iterator[bytes], source: str, text_field: str | None
+) -> Iterator[Pair | Item]:
+    index, names = -1, set[str]()
     try:
         for index, (_, record) in enumerate(members(chunks)):
             item_id = f"item-{index:06d}"
-            if kind_of(record) != "pair":
-                yield from record_items(record, source, item_id)
+            if kind_of(record, text_field) != "pair":
+                yield from record_items(record, source, item_id, names, text_field)
                 continue
             try:
                 yield to_pair(record, item_id)
@@ -62,17 +76,25 @@ def _list_items(chunks: Iterator[bytes], source: str) -> Iterator[Pair | Item]:
         yield rejection.of(source)
 
 
-def parse_object(chunks: Iterator[bytes], source: str) -> Iterator[Item]:
-    """One record, or Kaggle's `{id: record}`: the first telling member decides."""
+def parse_object(chunks: Iterator[bytes], source: str, text_field: str | None) -> Iterator[Item]:
+    """One record, Kaggle's `{id: record}`, or collections of tasks by the name of their split.
+
+    The first telling member decides.
+    """
     records = members(chunks)
     held: list[tuple[str | None, object]] = []
+    has_splits = False
     for key, value in itertools.islice(records, _MEMBERS_TO_TELL_A_LAYOUT):
         held.append((key, value))
-        if key in CONTENT_KEYS and not isinstance(value, dict):
-            yield from _parse_record(itertools.chain(held, records), source)
+        if has_splits := not text_field and _is_collection(value):
+            break
+        if has_content({key: value}, text_field) and (text_field or not isinstance(value, dict)):
+            yield from _parse_record(itertools.chain(held, records), source, text_field)
             return
-        if isinstance(value, dict) and any(
-            isinstance(value.get(name), list | str) for name in CONTENT_KEYS
+        if isinstance(value, dict) and (
+            has_content(value, text_field)
+            if text_field
+            else any(isinstance(value.get(name), list | str) for name in CONTENT_KEYS)
         ):
             break
     else:
@@ -83,8 +105,35 @@ def parse_object(chunks: Iterator[bytes], source: str) -> Iterator[Item]:
             )
         if len(held) < _MEMBERS_TO_TELL_A_LAYOUT:
             raise not_a_task(dict(held))
+    names = set[str]()
     for index, (key, value) in enumerate(itertools.chain(held, records)):
-        yield from record_items(value, source, f"item-{index:06d}", key)
+        if has_splits and _is_collection(value):
+            yield from _parse_collection(str(key), value, source, names)
+        else:
+            yield from record_items(value, source, f"item-{index:06d}", names, text_field, key)
+
+
+def _is_collection(value: object) -> bool:
+    """Return True for `{id: task}` or `[task, ...]` as a member of an object."""
+    if isinstance(value, dict):
+        return not _is_task(value) and any(map(_is_task, value.values()))
+    return isinstance(value, list) and bool(value) and _is_task(value[0])
+
+
+def _is_task(value: object) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("train"), list)
+
+
+def _parse_collection(split: str, value: object, source: str, names: set[str]) -> Iterator[Item]:
+    """Tasks of one split. A task whose id an earlier split has is called `split/id`."""
+    if isinstance(value, list):
+        for index, record in enumerate(value):
+            yield from record_items(record, source, f"{split}-{index:06d}", names, None)
+    elif isinstance(value, dict):
+        for key, record in value.items():
+            task_id = f"{split}/{key}" if key in names else key
+            names.add(task_id)
+            yield from record_items(record, source, task_id, names, None, task_id)
 
 
 def _is_list_of_grids(value: object) -> bool:
@@ -95,41 +144,108 @@ def _is_list_of_grids(value: object) -> bool:
     return not isinstance(value, list)
 
 
-def _parse_record(records: Iterable[tuple[str | None, object]], source: str) -> Iterator[Item]:
+def _parse_record(
+    records: Iterable[tuple[str | None, object]], source: str, text_field: str | None
+) -> Iterator[Item]:
     """The one record of a file. A document may have an id of its own, else the file names it."""
     record: dict[str | None, object] = {}
+    kept = keys_to_read(text_field)
     for key, value in records:
         if key in record:
             record[DUPLICATE] = key
-        if key in (*CONTENT_KEYS, *ID_KEYS):
+        if key in kept and value is not None:
             record[key] = value
-    has_id = kind_of(record) != "task" and any(key in record for key in ID_KEYS)
+    has_id = kind_of(record, text_field) != "task" and any(key in record for key in ID_KEYS)
     stem = _stem(source)
-    yield from record_items(record, source, stem, None if has_id else stem)
+    yield from record_items(record, source, stem, set(), text_field, None if has_id else stem)
 
 
 def record_items(
-    record: object, source: str, default_id: str, key: str | None = None
+    record: object,
+    source: str,
+    default_id: str,
+    names: set[str],
+    text_field: str | None,
+    key: str | None = None,
 ) -> Iterator[Item]:
-    """Yield a record's task or document, or the tasks made of its pairs.
+    """Yield a record's task or document, or the tasks made of its pairs. Nulls count as absent.
 
     Args:
         default_id: the id of a record that has none, or a bad one.
+        text_field: the only content to read, as in `corpus.documents`; None for what is found.
+        names: values of `name` in earlier records of the file; that of this record is added.
         key: the id that counts instead of the record's own.
     """
     record_id = default_id
     try:
+        if isinstance(record, dict):
+            record = {k: v for k, v in record.items() if v is not None}
+            id_key = next((k for k in ID_KEYS if k in record), None)
+            if id_key == "name" and key is None:
+                record_id = _name_or(default_id, record["name"], names)
+                if record_id == default_id and _REPEATED not in names:
+                    names.add(_REPEATED)
+                    yield _repeated_name(source, record_id, record["name"])
+            elif id_key and key is None:
+                record_id = to_id(record[id_key])
         if key is not None:
             record_id = to_id(key)
-        elif isinstance(record, dict):
-            record_id = next((to_id(record[k]) for k in ID_KEYS if k in record), default_id)
-        if isinstance(record, dict) and kind_of(record) == "examples":
+        record = record if text_field else _unwrapped(record)
+        if isinstance(record, dict) and kind_of(record, text_field) == "examples":
             pairs = to_pairs(record, "examples", "no_train_pairs")
             yield from _group(pairs, source, record_id)
         else:
-            yield to_item(record, source, record_id)
+            yield to_item(record, source, record_id, text_field)
     except Rejection as rejection:
         yield rejection.of(source, record_id)
+
+
+def _name_or(default_id: str, name: object, names: set[str]) -> str:
+    """Return a record's name if it can be its id, the default id if it repeats or is no id."""
+    try:
+        record_id = to_id(name)
+    except Rejection:
+        return default_id
+    if record_id in names:
+        return default_id
+    names.add(record_id)
+    return record_id
+
+
+def _repeated_name(source: str, record_id: str, name: object) -> Notice:
+    return Notice(
+        source,
+        record_id,
+        "repeated_name",
+        f"{source}: name {name!r:.60} is not unique, so the record is called {record_id}, as is "
+        "every later record with such a name; give records an id to choose their names",
+    )
+
+
+def _unwrapped(record: object) -> object:
+    """Return a record with the content that it holds below one of `WRAPPERS`, or as JSON text."""
+    if not isinstance(record, dict):
+        return record
+    if not kind_of(record):
+        for key in WRAPPERS:
+            inner = _decoded(record, key)
+            if isinstance(inner, dict) and kind_of(inner):
+                repeated = {k: v for k, v in record.items() if k is DUPLICATE}
+                content = {k: v for k, v in inner.items() if v is not None}
+                return _unwrapped(content | repeated)
+    texts = {k: _decoded(record, k) for k in ("train", "test", "examples") if k in record}
+    return {**record, **texts}
+
+
+def _decoded(record: dict[object, object], key: str) -> object:
+    """Return the value of a key, parsed if it is the text of a JSON array or object."""
+    value = record.get(key)
+    if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
+        return value
+    try:
+        return parse_line(value.encode("utf-8", "surrogatepass"), 1)
+    except Rejection as rejection:
+        raise Rejection(rejection.reason, f"{key}: {rejection.detail}") from None
 
 
 def _group(items: Iterable[Pair | Item], source: str, name: str) -> Iterator[Item]:
@@ -155,9 +271,9 @@ def _task(task_id: str, source: str, pairs: list[Pair]) -> Task:
 
 
 def decompressed_name(source: str) -> str:
-    for suffix in (".gz", ".bz2", ".zst", ".xz"):
-        source = source.removesuffix(suffix)
-    return source
+    """Return a path without the suffix of a compressed file, in either case."""
+    root, suffix = os.path.splitext(source)
+    return root if suffix.lower() in _COMPRESSED else source
 
 
 def _stem(source: str) -> str:
@@ -169,6 +285,9 @@ def without_repeated_ids(items: Iterable[Item], source: str) -> Iterator[Item]:
     """Reject each item that has the id of an earlier item's sample; memory grows by the ids."""
     seen = set[str]()
     for item in items:
+        if isinstance(item, Notice):
+            yield item
+            continue
         if isinstance(item, Task):
             item_id = item.task_id
             ids = {f"{item_id}/{index}" for index in range(len(item.test))}

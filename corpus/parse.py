@@ -2,14 +2,17 @@
 
     {"train": [pair, ...], "test": [pair, ...]}     one ARC task; its id is the file's stem
     {id: task, id: task, ...}                       Kaggle's combined file
+    {split: {id: task, ...}, split: [task, ...]}    collections; a repeated id becomes "split/id"
     a task or document on each line                 JSON Lines; its id, or "line-000012" (from 1)
     [task or document, ...]                         a list; its id, or "item-000012" (from 0)
     [pair, pair, ...]                               re-arc's pairs of one task; see below
     {"source": ..., "examples": [pair, ...]}        BARC's pairs of one task; see below
 
-A pair is `{"input": grid, "output": grid}`, a document `{"id", "text"}` or `{"id", "messages"}`.
+A pair is `{"input": grid, "output": grid}`, a document `{"id", "text"}` or `{"id", "messages"}`;
+`corpus.documents` has more forms.
 A document may also be a whole file, or a value in a combined file. On a line or in a list, the id
-is the value of `id`, `task_id` or `name`.
+is the value of `id`, `task_id` or `name`. A `name` that an earlier record has is no id. A null
+counts as absent. A record may hold its task as `data` or `task`, and a task may be JSON text.
 
 re-arc has 1000 pairs for each task and BARC 30, more than a prompt holds. Six consecutive pairs
 make a task: five to learn from and the last as the test, the size that solvers trained on re-arc
@@ -24,7 +27,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import BinaryIO
 
-from corpus.json_records import MAX_RECORD_BYTES
+from corpus.json_records import GIT_LFS, MAX_RECORD_BYTES
 from corpus.layouts import (
     decompressed_name,
     parse_lines,
@@ -45,7 +48,7 @@ _COMPRESSED = {
 }
 
 
-def parse_tasks(stream: BinaryIO, source: str) -> Iterator[Item]:
+def parse_tasks(stream: BinaryIO, source: str, text_field: str | None = None) -> Iterator[Item]:
     """Yield every task and document of a file, and a `RejectedTask` for each that is unusable.
 
     If the file cannot be read on (it is cut off, a bracket is missing), the last `RejectedTask`
@@ -55,11 +58,12 @@ def parse_tasks(stream: BinaryIO, source: str) -> Iterator[Item]:
     Args:
         stream: the file's bytes, decompressed; only `read(size)` is called.
         source: the file's path relative to the common root of all inputs; part of every item.
+        text_field: the only content to read, as in `corpus.documents`; None for what is found.
     """
-    yield from without_repeated_ids(_parse(stream, source), source)
+    yield from without_repeated_ids(_parse(stream, source, text_field), source)
 
 
-def _parse(stream: BinaryIO, source: str) -> Iterator[Item]:
+def _parse(stream: BinaryIO, source: str, text_field: str | None) -> Iterator[Item]:
     chunks = iter(partial(stream.read, _READ_BYTES), b"")
     head = b""
     for chunk in chunks:
@@ -71,11 +75,11 @@ def _parse(stream: BinaryIO, source: str) -> Iterator[Item]:
     try:
         _check_head(head)
         if _has_record_lines(head, source):
-            yield from parse_lines(chunks, source)
+            yield from parse_lines(chunks, source, text_field)
         elif head.lstrip().startswith(b"["):
-            yield from parse_list(chunks, source)
+            yield from parse_list(chunks, source, text_field)
         else:
-            yield from parse_object(chunks, source)
+            yield from parse_object(chunks, source, text_field)
     except Rejection as rejection:
         yield rejection.of(source)
 
@@ -87,10 +91,12 @@ def _check_head(head: bytes) -> None:
     seen = f"begins with {repr(start)[1:]}"
     for mark, name in _COMPRESSED.items():
         if start.startswith(mark):
-            advice = "decompress it, or give it the suffix of its kind (.gz)"
+            advice = "decompress it, or give it the suffix of its kind (.gz, .bz2, .xz, .zst)"
             raise Rejection("compressed_file", f"{seen}, which is {name} data; {advice}")
     if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in start:
         raise Rejection("bad_encoding", f"{seen}: UTF-16 or binary; only UTF-8 is read")
+    if start.startswith(GIT_LFS):
+        raise Rejection("not_json", f"{seen}: a pointer of Git LFS; run git lfs pull")
     if start[:1] not in b"[{" and not _has_record_lines(head, ""):
         raise Rejection("not_json", f"{seen}; a file of tasks begins with {{ or [")
 
@@ -104,7 +110,7 @@ def _has_record_lines(head: bytes, source: str) -> bool:
     stripped = filter(None, map(bytes.strip, io.BytesIO(head)))
     lines = list(itertools.islice(stripped, _HEAD_LINES))
     if len(lines) == 1:
-        is_lines = decompressed_name(source).endswith((".jsonl", ".ndjson"))
+        is_lines = decompressed_name(source).lower().endswith((".jsonl", ".ndjson"))
         return is_lines and lines[0].startswith(b"{")
     return any(
         line.startswith(b"{") and not before.endswith((b"[", b",", b":"))

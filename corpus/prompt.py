@@ -1,6 +1,8 @@
 """From a task or a document to prompt text, with the offset of every grid cell in it."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,16 +29,18 @@ class RenderedPrompt:
         cells: `[num_cells, 5] int32`, a row for every cell of every grid, in the order of the text:
             the cell's character offset in `text`, its example (0, 1, ... or -1 for the test pair),
             its role (0 input, 1 output), its row and its column. A cell is one character.
+        template_arguments: what the chat template takes besides the messages, such as `tools`.
     """
 
     text: str
     messages: tuple[Message, ...]
     cells: npt.NDArray[np.int32]
+    template_arguments: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def add_generation_prompt(self) -> bool:
         """Whether the chat template opens the assistant's turn; False if that turn is given."""
-        return self.messages != () and self.messages[-1].role != "assistant"
+        return self.messages != () and self.messages[-1]["role"] != "assistant"
 
     def cells_within(self, chat_text: str) -> npt.NDArray[np.int32]:
         """Return `cells` with offsets into the chat template's rendering of `messages`.
@@ -70,8 +74,9 @@ def render(template: PromptTemplate, item: Task | Document, test_index: int = 0)
     if isinstance(item, Document):
         text, messages = item.text or "", item.messages
         if template.chat and not messages:
-            messages = (Message("user", text),)
-        return RenderedPrompt(text, messages, np.empty((0, len(CELL_COLUMNS)), np.int32))
+            messages = ({"role": "user", "content": text},)
+        no_cells = np.empty((0, len(CELL_COLUMNS)), np.int32)
+        return RenderedPrompt(text, messages, no_cells, item.template_arguments)
 
     parts = [template.preamble.format()]
     fields: dict[int, list[npt.NDArray[np.int32]]] = {INPUT: [], OUTPUT: []}
@@ -88,8 +93,8 @@ def render(template: PromptTemplate, item: Task | Document, test_index: int = 0)
     if not template.chat:
         return RenderedPrompt(text, (), cells)
     system = template.system.format()
-    messages = (*((Message("system", system),) if system else ()), Message("user", text))
-    return RenderedPrompt(text, messages, cells)
+    first = ({"role": "system", "content": system},) if system else ()
+    return RenderedPrompt(text, (*first, {"role": "user", "content": text}), cells)
 
 
 def _render_grid(template: PromptTemplate, grid: Grid, role: int) -> str:

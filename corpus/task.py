@@ -1,8 +1,9 @@
 """The contents of a corpus: ARC tasks, documents, and rejected records with the reason."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any, Literal
 
 Grid = tuple[tuple[int, ...], ...]
 """Cells `grid[row][column]` in 0..9: at least 1 x 1, all rows of the same width."""
@@ -44,22 +45,23 @@ class Task:
         return f"{self.source}#{self.task_id}/{test_index}{variant}"
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One turn of a conversation; `role` is one of `corpus.validate.ROLES`."""
-
-    role: str
-    content: str
+Message = dict[str, Any]
+"""One turn of a chat: a JSON object with `role`, mostly `content`, and all other keys it has."""
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """Any other text: either plain `text`, or `messages` (then `text` is None)."""
+    """Any other text: either plain `text`, or `messages` (then `text` is None).
+
+    Attributes:
+        template_arguments: what a chat template takes besides the messages, such as `tools`.
+    """
 
     document_id: str
     source: str
     text: str | None
     messages: tuple[Message, ...] = ()
+    template_arguments: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def sample_id(self) -> str:
@@ -69,12 +71,32 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class RejectedTask:
-    """A task or document that could not be used.
+    """A file, a task or document, or some of its samples, that could not be used.
 
     Attributes:
         task_id: "" if the file as a whole is at fault.
-        reason: one of `REASONS`.
+        reason: one of `REASONS`, or of `transforms.tokenize_tasks`.
         detail: a sentence for a person: file, task, field, what was seen and what is allowed.
+        kind: "file", "task" (also for a document), or "sample" if only some of its samples are
+            rejected.
+        samples: rejected samples; 0 for a task that could not be read.
+    """
+
+    source: str
+    task_id: str
+    reason: str
+    detail: str
+    kind: Literal["file", "task", "sample"] = "task"
+    samples: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something to know about a task or document that is used.
+
+    Attributes:
+        reason: one of `NOTICE_REASONS`.
+        detail: a sentence for a person.
     """
 
     source: str
@@ -83,7 +105,7 @@ class RejectedTask:
     detail: str
 
 
-Item = Task | Document | RejectedTask
+Item = Task | Document | RejectedTask | Notice
 
 
 class Rejection(Exception):
@@ -97,7 +119,8 @@ class Rejection(Exception):
     def of(self, source: str, record_id: str = "") -> RejectedTask:
         """Return the rejected record, with the file and the record named in `detail`."""
         where = f"{source}, task {record_id}" if record_id else source
-        return RejectedTask(source, record_id, self.reason, f"{where}: {self.detail}")
+        kind: Literal["file", "task"] = "task" if record_id else "file"
+        return RejectedTask(source, record_id, self.reason, f"{where}: {self.detail}", kind)
 
 
 REASONS: Mapping[str, str] = MappingProxyType(
@@ -129,7 +152,19 @@ REASONS: Mapping[str, str] = MappingProxyType(
         # A document.
         "bad_text": "a text that is not a string",
         "empty_text": "a text, or messages, of white space only",
-        "bad_message": "a message without a known role or without a string as content",
+        "bad_message": "a message without a role or text, or with an image or audio",
+        "bad_chat": "tools or another field of a chat that is not what chat templates take",
+        "ambiguous": "a record with several contents; `--text_field` names the one to read",
+        "preference": "a record with a chosen and a rejected answer",
+        "no_text_field": "a record without the field that `--text_field` names",
     }
 )
 """Every reason that `parse_tasks` and `parse_table` give, and its meaning."""
+
+NOTICE_REASONS: Mapping[str, str] = MappingProxyType(
+    {
+        "same_content": "a task or document with the content of another",
+        "repeated_name": "a record called by its place, because its name is not its own",
+    }
+)
+"""Every reason of a `Notice`, and its meaning."""

@@ -1,47 +1,61 @@
 """From a JSON value to a `Task` or a `Document`, or the reason why not.
 
-Keys that are not named here are ignored. A record with several kinds of content is read as the
-first of: task (`train` or `test`), conversation (`messages`), `text`, pairs (`examples`).
+A record with lists of `train` or `test` pairs is a task. Without any of `corpus.documents`'s keys,
+`examples` are pairs. Keys that are not named here or there are metadata, which is not read.
 """
 
-import reprlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+from corpus.documents import DOCUMENT_KEYS, OTHER_KEYS, field_of, to_document
 from corpus.json_records import DUPLICATE
-from corpus.task import MAX_GRID_SIDE, Document, Grid, Message, Pair, Rejection, Task
+from corpus.messages import shown
+from corpus.task import MAX_GRID_SIDE, Document, Grid, Pair, Rejection, Task
 
 # A record has at least one of these keys, and the first of its ID_KEYS counts.
-CONTENT_KEYS = ("train", "test", "messages", "text", "examples")
+CONTENT_KEYS = ("train", "test", *DOCUMENT_KEYS, "examples")
 ID_KEYS = ("id", "task_id", "name")
-
-ROLES = ("system", "user", "assistant", "tool")
 
 MAX_ID_CHARS = 256
 
 _DIGITS = frozenset(range(10))
 
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = 60
-_SHORT.maxlevel = 3
-_shown = _SHORT.repr
+
+def keys_to_read(text_field: str | None) -> tuple[str, ...]:
+    """Return all keys of a record that may be read; no others need be kept."""
+    content = (text_field, text_field.partition(".")[0]) if text_field else CONTENT_KEYS
+    return (*ID_KEYS, *content, *OTHER_KEYS)
 
 
-def kind_of(value: object) -> str:
-    """Return what a value is to be read as: `task`, another of `CONTENT_KEYS`, `pair` or ""."""
+def has_content(record: Mapping[Any, object], text_field: str | None) -> bool:
+    """Return True if the record has one of `CONTENT_KEYS`, or what `text_field` names."""
+    if text_field:
+        return field_of(record, text_field) is not None
+    return any(record.get(key) is not None for key in CONTENT_KEYS)
+
+
+def kind_of(value: object, text_field: str | None = None) -> str:
+    """Return what a value is to be read as: `task`, `document`, `examples`, `pair` or ""."""
     if not isinstance(value, dict):
         return ""
-    key = next((key for key in CONTENT_KEYS if key in value), "")
-    if key in ("train", "test"):
+    if text_field:
+        return "document"
+    present = [key for key in CONTENT_KEYS if value.get(key) is not None]
+    documents = [key for key in present if key in DOCUMENT_KEYS]
+    is_task = any(isinstance(value[key], list) for key in present if key in ("train", "test"))
+    if present[:1] in (["train"], ["test"]) and (is_task or not documents):
         return "task"
-    return key or ("pair" if "input" in value else "")
+    if documents:
+        return "document"
+    return "examples" if present else "pair" if "input" in value else ""
 
 
 def not_a_task(value: object) -> Rejection:
     """Return the rejection of a value that is no record."""
-    seen = f"an object with the keys {_shown(list(value))}" if isinstance(value, dict) else None
+    seen = f"an object with the keys {shown(list(value))}" if isinstance(value, dict) else None
     return Rejection(
         "not_a_task",
-        f'{seen or _shown(value)}; a task is {{"train": [pair, ...], "test": [pair, ...]}}, a '
+        f'{seen or shown(value)}; a task is {{"train": [pair, ...], "test": [pair, ...]}}, a '
         'document {"id": ..., "text": ...} or {"id": ..., "messages": [...]}, pairs '
         '{"examples": [[input, output], ...]}',
     )
@@ -54,27 +68,25 @@ def to_id(value: object) -> str:
         return text
     raise Rejection(
         "bad_id",
-        f"id: {_shown(value)} is not an id; use a whole number or 1 to {MAX_ID_CHARS} printable "
+        f"id: {shown(value)} is not an id; use a whole number or 1 to {MAX_ID_CHARS} printable "
         "characters",
     )
 
 
-def to_item(record: object, source: str, record_id: str) -> Task | Document:
-    """Read a task or a document, or raise `Rejection`."""
-    kind = kind_of(record)
-    if not isinstance(record, dict) or kind not in ("task", "messages", "text"):
+def to_item(
+    record: object, source: str, record_id: str, text_field: str | None = None
+) -> Task | Document:
+    """Read a task or a document, or raise `Rejection`. A null counts as absent."""
+    kind = kind_of(record, text_field)
+    if not isinstance(record, dict) or kind not in ("task", "document"):
         raise not_a_task(record)
     _check_keys(record)
-    if kind == "task":
-        train = to_pairs(record, "train", "no_train_pairs")
-        test = to_pairs(record, "test", "no_test_inputs", with_output=False)
-        return Task(record_id, source, train, test)
-    if kind == "messages":
-        return Document(record_id, source, None, _to_messages(record["messages"]))
-    text = _to_text(record["text"], "text", "bad_text")
-    if not text.strip():
-        raise Rejection("empty_text", f"text: {_shown(text)} holds no text")
-    return Document(record_id, source, text)
+    if kind == "document":
+        present = {key: value for key, value in record.items() if value is not None}
+        return to_document(present, source, record_id, text_field)
+    train = to_pairs(record, "train", "no_train_pairs")
+    test = to_pairs(record, "test", "no_test_inputs", with_output=False)
+    return Task(record_id, source, train, test)
 
 
 def to_pairs(
@@ -84,7 +96,7 @@ def to_pairs(
     _check_keys(record)
     value = record.get(key)
     if not isinstance(value, list) or not value:
-        seen = _shown(value) if key in record else "missing"
+        seen = shown(value) if key in record else "missing"
         raise Rejection(reason, f"{key}: {seen}; a task needs a list of at least one pair")
     return tuple(
         to_pair(pair, f"{key}[{index}]", with_output=with_output)
@@ -101,7 +113,7 @@ def to_pair(pair: object, where: str, *, with_output: bool = True) -> Pair:
         pair = dict(zip(("input", "output"), pair, strict=True))
     if not isinstance(pair, dict) or "input" not in pair:
         raise Rejection(
-            "bad_pair", f'{where}: {_shown(pair)} is not a pair {{"input": grid, "output": grid}}'
+            "bad_pair", f'{where}: {shown(pair)} is not a pair {{"input": grid, "output": grid}}'
         )
     _check_keys(pair)
     output = pair.get("output")
@@ -116,9 +128,9 @@ def to_pair(pair: object, where: str, *, with_output: bool = True) -> Pair:
 def to_grid(grid: object, where: str) -> Grid:
     """Read a list of rows of cells; whole floats such as 3.0 become integers."""
     if not isinstance(grid, list) or not all(isinstance(row, list) for row in grid):
-        raise Rejection("bad_grid", f"{where}: {_shown(grid)} is not a list of rows of cells")
+        raise Rejection("bad_grid", f"{where}: {shown(grid)} is not a list of rows of cells")
     if not grid or not grid[0]:
-        raise Rejection("empty_grid", f"{where}: {_shown(grid)} has no cells; at least 1 x 1")
+        raise Rejection("empty_grid", f"{where}: {shown(grid)} has no cells; at least 1 x 1")
     width = len(grid[0])
     if max(len(grid), width) > MAX_GRID_SIDE:
         raise Rejection(
@@ -143,7 +155,7 @@ def _to_row(row: Sequence[object], where: str) -> tuple[int, ...]:
         if isinstance(cell, bool) or not isinstance(cell, int | float) or cell not in _DIGITS:
             raise Rejection(
                 "bad_cell",
-                f"{where}, column {column}: {_shown(cell)} is not a cell; cells are whole numbers "
+                f"{where}, column {column}: {shown(cell)} is not a cell; cells are whole numbers "
                 "from 0 to 9 (rows and columns count from 0)",
             )
         cells.append(int(cell))
@@ -153,43 +165,5 @@ def _to_row(row: Sequence[object], where: str) -> tuple[int, ...]:
 def _check_keys(value: Mapping[object, object]) -> None:
     if DUPLICATE in value:
         raise Rejection(
-            "duplicate_key", f"an object has the key {_shown(value[DUPLICATE])} twice; keep one"
+            "duplicate_key", f"an object has the key {shown(value[DUPLICATE])} twice; keep one"
         )
-
-
-def _to_messages(value: object) -> tuple[Message, ...]:
-    if not isinstance(value, list):
-        raise Rejection("bad_message", f"messages: {_shown(value)} is not a list of messages")
-    messages = []
-    for index, message in enumerate(value):
-        where = f"messages[{index}]"
-        if not isinstance(message, dict):
-            raise Rejection(
-                "bad_message", f'{where}: {_shown(message)} is not {{"role": ..., "content": ...}}'
-            )
-        _check_keys(message)
-        role = message.get("role")
-        if role not in ROLES:
-            raise Rejection(
-                "bad_message", f"{where}.role: {_shown(role)}; one of {', '.join(ROLES)}"
-            )
-        content = _to_text(message.get("content"), f"{where}.content", "bad_message")
-        messages.append(Message(str(role), content))
-    if not any(message.content.strip() for message in messages):
-        raise Rejection("empty_text", f"messages: {_shown(value)} hold no text")
-    return tuple(messages)
-
-
-def _to_text(value: object, where: str, reason: str) -> str:
-    if not isinstance(value, str):
-        raise Rejection(reason, f"{where}: {_shown(value)} is not a string of text")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        seen = value[error.start]
-        raise Rejection(
-            "bad_encoding",
-            f"{where}: character {error.start} is {seen!r}, which is half of a surrogate pair or a "
-            "byte that is not UTF-8",
-        ) from None
-    return value

@@ -14,6 +14,7 @@ from activation_dataset.frontends import DeviceBatches
 from activation_dataset.reading.vectors import Vectors
 from activation_dataset.reporting.summary import OUTLIER_FACTORS
 from activation_dataset.sites import Site
+from examples.puzzles import puzzles
 
 SHARE = 0.2
 """Share of the tasks that is held out."""
@@ -24,12 +25,12 @@ MOST = 1 << 16
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Whole tasks are held out with all their variants, so that no held-out vector is like one of
-    the training vectors.
+    """Whole puzzles are held out with all their variants, also if they come from several files, so
+    that no held-out vector is like one of the training vectors.
 
     Attributes:
         train, held_out: [n] int64, ascending numbers of vectors.
-        tasks: ids of the held-out tasks.
+        tasks: names of the held-out puzzles and documents, see `puzzles`.
     """
 
     train: NDArray[np.int64]
@@ -41,17 +42,20 @@ def split(dataset: ActivationDataset, seed: int = 0) -> Split:
     """Hold out a fifth of the tasks.
 
     Raises:
-        ValueError: the dataset has fewer than two tasks.
+        ValueError: the dataset has fewer than two puzzles or documents.
     """
-    indexes = [dataset.index(shard) for shard in range(len(dataset.metadata.shards))]
-    task_of = [task for index in indexes for task in index.task_ids]
-    tasks = sorted(set(task_of))
+    puzzle_of = puzzles(dataset)
+    tasks = sorted(set(puzzle_of))
     if len(tasks) < 2:
-        raise ValueError(f"{dataset.path} has the tasks {tasks}, expected at least two")
+        raise ValueError(
+            f"{dataset.path} has {len(puzzle_of)} samples, but all are of {tasks} or have content "
+            "in common with it: there is nothing to hold out, expected at least two puzzles"
+        )
     count = max(1, round(SHARE * len(tasks)))
     chosen = sorted(np.random.default_rng(seed).permutation(tasks)[:count].tolist())
+    indexes = [dataset.index(shard) for shard in range(len(dataset.metadata.shards))]
     vectors = np.concatenate([index.vector_counts for index in indexes])
-    held_out = np.repeat(np.isin(task_of, chosen), vectors)
+    held_out = np.repeat(np.isin(puzzle_of, chosen), vectors)
     return Split(np.flatnonzero(~held_out), np.flatnonzero(held_out), tuple(chosen))
 
 

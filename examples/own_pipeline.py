@@ -15,6 +15,7 @@ import apache_beam as beam
 import numpy as np
 from apache_beam.options.pipeline_options import PipelineOptions
 
+from activation_dataset.closed_pipe import until_closed
 from activation_dataset.format import layer_folder
 from corpus.template import load_template
 from qwen.settings import ExtractorSettings
@@ -62,4 +63,5 @@ def print_mean(mean: float, name: str) -> None:
 
 
 if __name__ == "__main__":
-    mean_norms(ExtractorSettings("random:tiny", layers=(10, 20)), sys.argv[1], sys.argv[2:])
+    settings = ExtractorSettings("random:tiny", layers=(10, 20))
+    sys.exit(until_closed(lambda: mean_norms(settings, sys.argv[1], sys.argv[2:])))

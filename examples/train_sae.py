@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from activation_dataset import ActivationDataset, CorruptRecordError, DatasetError
+from activation_dataset.closed_pipe import until_closed
 from activation_dataset.sites import parse_site, site_label
 from examples.fit import Fit
 from examples.sae_page import sae_page
@@ -29,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         _train(options)
+    except BrokenPipeError:
+        raise
     except (DatasetError, CorruptRecordError, OSError, KeyError, ValueError) as error:
         parser.exit(2, f"error: {error.args[0] if isinstance(error, KeyError) else error}\n")
 
@@ -66,4 +70,4 @@ def _train(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(until_closed(main))

@@ -7,6 +7,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from activation_dataset.sites import HookPoint
+
 FULL_ATTENTION = "full_attention"
 SLIDING_ATTENTION = "sliding_attention"
 LINEAR_ATTENTION = "linear_attention"
@@ -146,6 +148,17 @@ class ModelConfig:
             window=self.sliding_window if layer_type == SLIDING_ATTENTION else None,
             experts=self.experts is not None and layer not in self.dense_layers,
         )
+
+    def width(self, layer: int, hook_point: HookPoint) -> int:
+        """Return the elements of a vector at a hook point; 0 if the layer does not have it."""
+        kind, heads, size = self.kind(layer), self.num_attention_heads, self.head_dim
+        values = heads * size
+        if kind.mixer == "delta" and self.delta is not None:
+            heads, values = 0, self.delta.num_value_heads * self.delta.value_head_dim
+        keys = self.num_key_value_heads * size if heads else 0
+        experts = self.experts.num_experts if kind.experts and self.experts else 0
+        widths: dict[str, int] = {"q": heads * size, "k": keys, "v": keys, "z": values}
+        return (widths | {"router_logits": experts}).get(hook_point, self.hidden_size)
 
     @property
     def query_groups(self) -> int:

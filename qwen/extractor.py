@@ -245,20 +245,24 @@ class ActivationExtractor:
         return {site: np.concatenate([nothing, *(f[site] for f in found)]) for site in self.sites}
 
     def extract(self, token_ids: Sequence[np.ndarray]) -> Iterator[CapturedSamples]:
-        """Capture samples of [tokens] int32 ids each, all of them exactly once.
+        """Capture samples of [tokens] integer ids each, all of them exactly once.
 
         While a step computes, the previous one is copied to the host. At most two are in flight,
         so host memory does not grow with the number of samples. The order of the samples depends
         only on their lengths and the batch size.
 
         Raises:
-          ValueError: if a sample is empty or holds an id outside the vocabulary.
+          ValueError: if a sample is empty or not a list of integers, or holds an id outside the
+            vocabulary.
         """
         vocabulary = self.source.config.vocab_size
+        token_ids = [np.asarray(ids) for ids in token_ids]
         for index, ids in enumerate(token_ids):
-            if not len(ids) or ids.min() < 0 or ids.max() >= vocabulary:
+            is_list = ids.ndim == 1 and ids.size > 0 and np.issubdtype(ids.dtype, np.integer)
+            if not is_list or ids.min() < 0 or ids.max() >= vocabulary:
                 raise ValueError(
-                    f"sample {index}: expected at least one token id, all in 0..{vocabulary - 1}"
+                    f"sample {index}: expected at least one token id, all in 0..{vocabulary - 1}; "
+                    f"got {ids.dtype} of shape {list(ids.shape)}"
                 )
         steps = self._plan([len(ids) for ids in token_ids])
         in_flight: deque[tuple[Step, dict[Site, Captured] | None]] = deque()

@@ -212,11 +212,23 @@ class Programs:
         layer: DecoderLayer = nnx.merge(self._graphs[kind], state)
         segment_ids, positions = inputs["segment_ids"], inputs["positions"]
         values = layer(x, rotary, segment_ids, positions, self._ops, self._hook_points, slots)
-        captured = {point: values[point] for point in self._hook_points if point in values}
+        captured = {
+            point: self._once(point, values[point])
+            for point in self._hook_points
+            if point in values
+        }
         if slots is None:
             captured = {point: self._pooled(value, inputs) for point, value in captured.items()}
         captured = {point: value.astype(self._capture_dtype) for point, value in captured.items()}
         return values["resid_post"], captured
+
+    def _once(self, point: HookPoint, value: jax.Array) -> jax.Array:
+        """Keep one copy of each key-value head, of which every device of a large mesh has one."""
+        copies = value.shape[-1] // (self._config.num_key_value_heads * self._config.head_dim)
+        if point not in ("k", "v") or copies == 1:
+            return value
+        heads = value.reshape(*value.shape[:2], -1, copies, self._config.head_dim)
+        return heads[..., 0, :].reshape(*value.shape[:2], -1)
 
     def _top(
         self, kind: LayerKind, state: nnx.State, x: jax.Array, rotary: Rotary, inputs: Inputs

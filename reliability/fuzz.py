@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from activation_dataset.metadata import Metadata
 from activation_dataset.prompts import Prompt, decode_prompt, encode_prompt
 from activation_dataset.tfrecord import CorruptRecordError, frame_footer, frame_header, read_records
 from corpus.parse import parse_tasks
-from corpus.task import MAX_GRID_SIDE, REASONS, Document, Grid, Task
+from corpus.task import MAX_GRID_SIDE, NOTICE_REASONS, REASONS, Document, Grid, Notice, Task
 
 HANGS_AFTER = 20
 """Seconds that one input may take."""
@@ -65,10 +65,13 @@ TASK = {"train": [{"input": [[1, 2], [3, 4]], "output": [[5]]}], "test": [{"inpu
 TASK_FILES = [
     json.dumps(TASK),
     json.dumps({"007": TASK, "008": TASK}),
+    json.dumps({"train": {"007": TASK}, "eval": [TASK, {"name": "a", "data": TASK}]}),
     json.dumps([TASK | {"id": "a"}, {"id": "b", "text": "words"}]),
     json.dumps(TASK | {"id": 7}) + "\n" + json.dumps({"text": "x"}) + "\n",
     json.dumps([{"input": [[index]], "output": [[0, 9]]} for index in range(9)]),
     json.dumps({"id": "c", "messages": [{"role": "user", "content": "Why?"}]}),
+    json.dumps({"conversations": [{"from": "human", "value": "Why?"}], "tools": '[{"name": "f"}]'}),
+    json.dumps({"instruction": "Why?", "input": "", "output": "So.", "history": [["a", "b"]]}),
     json.dumps({"007": [[[1]], [[2]]]}),
 ]
 
@@ -95,6 +98,8 @@ def check_tasks(data: bytes) -> str:
             assert text is None or text.strip()
             check_ids(seen, [item.sample_id])
             answers["document"] += 1
+        elif isinstance(item, Notice):
+            assert item.reason in NOTICE_REASONS
         else:
             assert item.reason in REASONS
             assert item.detail.startswith(name)
@@ -121,6 +126,7 @@ def check_ids(seen: set[str], ids: Sequence[str]) -> None:
 # Records
 
 SAMPLE = Sample("training/é.json#007/0", "007", np.array([5, 0, 151_935], np.int32), 3)
+TRUNCATED = replace(SAMPLE, truncated_tokens=300)
 
 
 def _field(name: str, number: int, kind: str, label: str = "OPTIONAL") -> str:
@@ -195,6 +201,7 @@ def check_example(data: bytes) -> str:
             "shape": list(found.shape),
             "task_id": [found.sample.task_id.encode()],
             "token_ids": found.sample.token_ids.tolist(),
+            **({"truncated_tokens": [cut]} if (cut := found.sample.truncated_tokens) else {}),
         }
         answer = "accepted"
     with contextlib.suppress(ExampleError):
@@ -271,7 +278,7 @@ def targets() -> dict[str, Callable[[], Target]]:
     encoded = [text.encode() for text in TASK_FILES]
     return {
         "tasks": lambda: Target(encoded, check_tasks, JSON_WORDS),
-        "examples": lambda: Target([example(), prompt()], check_example),
+        "examples": lambda: Target([example(), example(TRUNCATED), prompt()], check_example),
         "records": lambda: Target([framed(b"one", b"", b"three"), framed()], check_records),
         "metadata": lambda: Target([metadata().to_json().encode()], check_metadata, JSON_WORDS),
         "manifest": lambda: Target([manifest()], check_manifest, JSON_WORDS),

@@ -8,8 +8,9 @@ from transforms.assign_shards import AssignShards, PlanShards
 from transforms.combine_metadata import CombineMetadata
 from transforms.commit_run import CommitRun, Limits
 from transforms.extract_activations import ExtractActivations, LayerBlock, ShardPrompts
+from transforms.find_inputs import resolve_patterns
 from transforms.output_folder import OutputFolder
-from transforms.read_tasks import ReadTasks, resolve_patterns
+from transforms.read_tasks import ReadTasks
 from transforms.tokenize_tasks import LengthLimit, TokenizeTasks
 from transforms.write_layer import WriteLayer
 from transforms.write_prompts import WritePrompts

@@ -22,8 +22,8 @@ class ShardPlan:
 
     Attributes:
       num_shards, samples, tokens: totals of the dataset.
-      digest: SHA-256 (hex) over every sample's key and token ids, in rank order: equal digests
-        mean the same samples in the same shards.
+      digest: SHA-256 (hex) over every sample's key, token ids and truncated tokens, in rank order:
+        equal digests mean the same samples in the same shards.
       first_ranks: [num_shards] uint64, the rank of each shard's first sample, ascending.
     """
 
@@ -49,7 +49,8 @@ def _hash(content: bytes) -> np.uint64:
 
 def fingerprint(prompt: Prompt) -> np.ndarray:
     """Return the fingerprint of a prompt, [1] FINGERPRINT."""
-    content = prompt.sample_id.encode() + b"\0" + prompt.token_ids.astype("<i4").tobytes()
+    name = f"{prompt.sample_id}\0{prompt.truncated_tokens or ''}"
+    content = name.encode() + prompt.token_ids.astype("<i4").tobytes()
     values = (rank(prompt.sample_id), _hash(content), len(prompt.token_ids))
     return np.array([values], FINGERPRINT)
 

@@ -9,11 +9,13 @@ import apache_beam as beam
 
 from activation_dataset.certify import CERTIFICATE_FILE
 from activation_dataset.format import METADATA_FILE
+from activation_dataset.input_counts import InputCounts
 from activation_dataset.manifest import LayerManifest, Manifest, shards_of
 from activation_dataset.metadata import InputFile, Metadata, RunDescription
 from activation_dataset.reporting.card import CARD_FILE, renewed_card
 from activation_dataset.sites import Site
 from activation_dataset.statistics import LayerStatistics, OrderedMerge
+from corpus.task import Notice
 from transforms.assign_shards import ShardPlan
 from transforms.output_folder import OutputFolder, remove_partial_files
 from transforms.storage import join, read_if_exists
@@ -69,7 +71,9 @@ def build_metadata(
     allow_nonfinite: bool,
     plan: ShardPlan,
     inputs: Sequence[InputFile],
-    rejected: Mapping[str, int],
+    counts: InputCounts,
+    skipped: Sequence[str] = (),
+    notices: Sequence[Notice] = (),
 ) -> Metadata:
     """Assemble the metadata of a dataset, as in `CombineMetadata`, if nothing is missing.
 
@@ -83,13 +87,20 @@ def build_metadata(
     except ValueError as error:
         raise IncompleteError(f"the dataset is not complete: {error}") from error
     ops = {each.ops for each in gathered.manifests if isinstance(each, LayerManifest)}
+    files = tuple(sorted(inputs, key=lambda file: file.path))
     metadata = Metadata(
-        run=replace(run, inputs=tuple(sorted(inputs, key=lambda file: file.path))),
+        run=replace(run, inputs=files),
         shards=shards,
-        rejected=rejected,
+        counts=counts,
         statistics=statistics,
         ops=tuple(sorted(ops)),
+        skipped_files=tuple(sorted(set(skipped) - {file.path for file in files})),
+        duplicate_tasks=sum(each.reason == "same_content" for each in notices),
     )
+    if counts.samples.written != plan.samples:
+        raise IncompleteError(
+            f"{counts.samples.written} samples were tokenized, {plan.samples} were planned"
+        )
     if (metadata.total_samples, metadata.total_tokens) != (plan.samples, plan.tokens):
         raise IncompleteError(
             f"{plan.samples} samples of {plan.tokens} tokens were planned, "
@@ -97,9 +108,9 @@ def build_metadata(
         )
     broken = {site: each.nonfinite_count for site, each in statistics.items()}
     if any(broken.values()) and not allow_nonfinite:
-        counts = ", ".join(f"{count} in layer {site}" for site, count in broken.items() if count)
+        where = ", ".join(f"{count} in layer {site}" for site, count in broken.items() if count)
         raise NonFiniteError(
-            f"activation vectors with NaN or infinite values: {counts}. The layer files are "
+            f"activation vectors with NaN or infinite values: {where}. The layer files are "
             "written; run again with --compute_dtype=float32 and --overwrite to avoid them, or "
             "with --allow_nonfinite to keep them counted in metadata.json."
         )
@@ -140,7 +151,9 @@ class CombineMetadata(beam.PTransform):
       folder, run: the claimed output folder, and the description of the run without its inputs.
       allow_nonfinite: whether vectors may have NaN or infinite values.
       plan, inputs: PCollections of the one `ShardPlan` and of `InputFile`.
-      rejected: a singleton PCollection of the number of rejected tasks by reason.
+      counts: a singleton PCollection of the `InputCounts`.
+      skipped: a PCollection of the names of files that were not read.
+      notices: a singleton PCollection of the list of all `Notice`.
     """
 
     folder: OutputFolder
@@ -148,7 +161,9 @@ class CombineMetadata(beam.PTransform):
     allow_nonfinite: bool
     plan: beam.PCollection
     inputs: beam.PCollection
-    rejected: beam.PCollection
+    counts: beam.PCollection
+    skipped: beam.PCollection
+    notices: beam.PCollection
 
     def expand(self, manifests: beam.PCollection) -> beam.PCollection:
         return (
@@ -161,7 +176,9 @@ class CombineMetadata(beam.PTransform):
                 self.allow_nonfinite,
                 plan=beam.pvalue.AsSingleton(self.plan),
                 inputs=beam.pvalue.AsList(self.inputs),
-                rejected=beam.pvalue.AsSingleton(self.rejected),
+                counts=beam.pvalue.AsSingleton(self.counts),
+                skipped=beam.pvalue.AsList(self.skipped),
+                notices=beam.pvalue.AsSingleton(self.notices),
             )
             | "Write" >> beam.Map(write_metadata, self.folder)
         )

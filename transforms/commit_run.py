@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,12 +13,12 @@ import apache_beam as beam
 from activation_dataset.fields import to_json
 from activation_dataset.format import ERRORS_FOLDER, METADATA_FILE, RUN_FILE, is_partial_file
 from activation_dataset.metadata import RunDescription
-from corpus.task import RejectedTask
+from corpus.task import Notice, RejectedTask
 from transforms.assign_shards import ShardPlan
 from transforms.measure_output import OutputSize, check_output_size
 from transforms.output_folder import OutputFolder, list_output
 from transforms.storage import delete, join, read_if_exists
-from transforms.write_rejected import count_reasons, errors_file, write_rejected
+from transforms.write_rejected import errors_file, notices_file, write_lines
 
 
 class OtherRunError(ValueError):
@@ -25,7 +26,7 @@ class OtherRunError(ValueError):
 
 
 class TooManyRejectedError(ValueError):
-    """More tasks were rejected than the user allows."""
+    """More was rejected than the user allows."""
 
 
 class NoSamplesError(ValueError):
@@ -34,7 +35,7 @@ class NoSamplesError(ValueError):
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of rejected tasks, and of bytes of layer files and prompts; None for no limit."""
+    """Limits of dead letters, and of bytes of layer files and prompts; None for no limit."""
 
     max_rejected: int | None = None
     max_output_bytes: int | None = None
@@ -101,6 +102,7 @@ def commit_run(
     rejected: Sequence[RejectedTask],
     size: OutputSize,
     limits: Limits,
+    notices: Sequence[Notice] = (),
 ) -> ShardPlan:
     """Let the expensive part begin: write or compare `run.json`, and write the dead letters.
 
@@ -110,7 +112,7 @@ def commit_run(
     Raises:
       OtherRunError: if the folder's run had other samples or settings; nothing is written then.
       OutputTooLargeError: if the files would be larger than the limit; nothing is written then.
-      TooManyRejectedError: if more tasks were rejected than the limit.
+      TooManyRejectedError: if more was rejected than the limit.
       NoSamplesError: if no sample is left.
     """
     planned = {key: getattr(plan, key) for key in ("num_shards", "samples", "tokens", "digest")}
@@ -124,9 +126,10 @@ def commit_run(
         )
     check_output_size(size, len(run.sites), limits.max_output_bytes)
     delete(join(folder.path, METADATA_FILE))
-    write_rejected(rejected, folder.path)
+    write_lines(errors_file(folder.path), rejected)
+    write_lines(notices_file(folder.path), notices)
     details = f"; {errors_file(folder.path)} says why each was" if rejected else ""
-    check_samples(plan.samples, count_reasons(rejected), limits.max_rejected, details)
+    check_samples(plan.samples, rejected, limits.max_rejected, details)
     if recorded is None:
         content = {"configuration": configuration(run), "plan": planned}
         folder.write(RUN_FILE, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
@@ -134,24 +137,21 @@ def commit_run(
 
 
 def check_samples(
-    samples: int, reasons: Mapping[str, int], max_rejected: int | None, details: str = ""
+    samples: int, rejected: Sequence[RejectedTask], max_rejected: int | None, details: str = ""
 ) -> None:
-    """Check that there are samples, and not too many rejected tasks (reason to number).
+    """Check that there are samples, and not too many rejections.
 
     Raises:
-      TooManyRejectedError: if more tasks were rejected; the message ends with `details`.
+      TooManyRejectedError: if there are more rejections; the message ends with `details`.
       NoSamplesError: if there is no sample.
     """
-    dead = sum(reasons.values())
-    why = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
-    if max_rejected is not None and dead > max_rejected:
-        raise TooManyRejectedError(
-            f"{dead} tasks were rejected ({why}), --max_rejected allows {max_rejected}{details}"
-        )
+    reasons = sorted(Counter((each.kind, each.reason) for each in rejected).items())
+    why = ", ".join(f"{kind} {reason}: {count}" for (kind, reason), count in reasons)
+    dead = f"{len(rejected)} rejected" + (f" ({why})" if why else "")
+    if max_rejected is not None and len(rejected) > max_rejected:
+        raise TooManyRejectedError(f"{dead}, --max_rejected allows {max_rejected}{details}")
     if not samples:
-        raise NoSamplesError(
-            f"no sample is left to extract: {dead} tasks were rejected ({why or 'none'}){details}"
-        )
+        raise NoSamplesError(f"no sample is left to extract: {dead}{details}")
 
 
 @dataclass(eq=False)
@@ -162,6 +162,7 @@ class CommitRun(beam.PTransform):
       folder, run, limits: the claimed output folder, the description and the limits of the run.
       rejected: a singleton PCollection of the list of all `RejectedTask`.
       size: a singleton PCollection of the `OutputSize` of all samples.
+      notices: a singleton PCollection of the list of all `Notice`.
     """
 
     folder: OutputFolder
@@ -169,6 +170,7 @@ class CommitRun(beam.PTransform):
     limits: Limits
     rejected: beam.PCollection
     size: beam.PCollection
+    notices: beam.PCollection
 
     def expand(self, plan: beam.PCollection) -> beam.PCollection:
         return plan | "Commit" >> beam.Map(
@@ -178,4 +180,5 @@ class CommitRun(beam.PTransform):
             rejected=beam.pvalue.AsSingleton(self.rejected),
             size=beam.pvalue.AsSingleton(self.size),
             limits=self.limits,
+            notices=beam.pvalue.AsSingleton(self.notices),
         )

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 class ActivationModelHandler(ModelHandler[str | np.ndarray, PredictionResult, Any]):
     """Handler whose inference for a text is a dict: site to its vector, [hidden].
 
-    An element is a text, which is tokenized without special tokens, or token ids, [tokens] int32.
-    The vectors are in the storage dtype of the settings.
+    An element is a text, which is tokenized without special tokens, or token ids, [tokens] of any
+    integer type. The vectors are in the storage dtype of the settings.
     """
 
     def __init__(self, settings: ExtractorSettings, max_batch_size: int = 256) -> None:
@@ -50,16 +50,13 @@ class ActivationModelHandler(ModelHandler[str | np.ndarray, PredictionResult, An
         """Yield the activations of each element of a batch.
 
         Raises:
-          ValueError: if an element has no token, or an id outside the vocabulary.
+          ValueError: if an element has no token, or one that is not an id of the vocabulary.
         """
         tokenizer = model.source.tokenizer()
         token_ids = [
-            np.asarray(
-                tokenizer(each, add_special_tokens=False)["input_ids"]
-                if isinstance(each, str)
-                else each,
-                np.int32,
-            )
+            np.asarray(tokenizer(each, add_special_tokens=False)["input_ids"], np.int32)
+            if isinstance(each, str)
+            else each
             for each in batch
         ]
         found: list[dict[Any, np.ndarray]] = [{} for _ in batch]

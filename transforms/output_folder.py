@@ -23,7 +23,7 @@ CLAIM_FILE = "claim.json"
 
 _SITE_FOLDER = r"layer_\d+(?:_[a-z_]+)?"
 _KNOWN = re.compile(
-    r"metadata\.json|run\.json|certificate\.json|errors/rejected\.jsonl|"
+    r"metadata\.json|run\.json|certificate\.json|errors/(?:rejected|notices)\.jsonl|"
     rf"manifests/(?:{_SITE_FOLDER}|prompts)-\d{{5,}}-of-\d{{5,}}\.json"
 )
 _MAY_BE_PARTIAL = re.compile(rf"(?:(?:{_SITE_FOLDER}|prompts|manifests|errors|index)/)?[^/]+")

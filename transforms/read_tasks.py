@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import hashlib
-import lzma
 import os
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO
 
 import apache_beam as beam
 from apache_beam.pvalue import TaggedOutput
@@ -18,142 +14,73 @@ from apache_beam.pvalue import TaggedOutput
 from activation_dataset.metadata import InputFile
 from corpus.parse import parse_tasks
 from corpus.tables import TABLE_SUFFIXES, parse_table
-from corpus.task import Document, RejectedTask, Task
-from transforms.storage import (
-    StorageError,
-    find_files,
-    fixed_part,
-    in_bucket,
-    open_file,
-    storage_errors,
-)
+from corpus.task import Document, Item, Notice, RejectedTask, Rejection, Task
+from transforms.decompress import decompressed
+from transforms.find_inputs import Pattern, common_root, match_files, source_of
+from transforms.storage import TasksUnreadableError, open_file, storage_errors
 
 REJECTED = "rejected"
 INPUTS = "inputs"
-
-TASK_SUFFIXES = (".json", ".jsonl")
-"""The files that are read of a folder, besides `TABLE_SUFFIXES`; also compressed ones."""
-
-DATASET_FILES = ("dataset_dict.json", "dataset_info.json", "state.json")
-"""Files that Hugging Face saves next to Arrow files, or to folders of them; they hold no tasks."""
-
-DECOMPRESSORS: Mapping[str, Callable[..., Any]] = {
-    ".gz": gzip.open,
-    ".bz2": bz2.open,
-    ".xz": lzma.open,
-}
-
-
-class TasksNotFoundError(ValueError):
-    """A `--tasks_file` that matches nothing."""
-
-
-class TasksUnreadableError(StorageError):
-    """A file of tasks that exists and cannot be read."""
-
-    advice = "this user must be able to read every file of --tasks_file"
-
-
-def resolve_patterns(tasks_files: Sequence[str | os.PathLike[str]]) -> tuple[str, ...]:
-    """Make each input a pattern that matches at least one file; a folder stands for its files.
-
-    Raises:
-      TasksNotFoundError: naming the input that matches nothing or cannot be listed.
-    """
-    return tuple(_resolve(os.fspath(path)) for path in tasks_files)
-
-
-def _resolve(path: str) -> str:
-    if "://" in path:
-        if not in_bucket(path):
-            raise TasksNotFoundError(f"--tasks_file {path!r}: must be local or gs://")
-        place = path
-    else:
-        # Absolute, so that a file has one name however it is spelled.
-        place = os.path.abspath(os.path.expanduser(path)) + "/" * path.endswith("/")
-    folder = place.rstrip("/") + "/*"
-    candidates = [folder] if place.endswith("/") or os.path.isdir(place) else [place, folder]
-    try:
-        for pattern in candidates if path else []:
-            with storage_errors(pattern, TasksUnreadableError):
-                if match_files(pattern):
-                    return pattern
-    except TasksUnreadableError as error:
-        raise TasksNotFoundError(f"--tasks_file {path!r} cannot be listed: {error}") from error
-    if path and os.path.isdir(place):
-        raise TasksNotFoundError(
-            f"--tasks_file {path!r}: the folder holds no file of tasks: "
-            f"{', '.join(TASK_SUFFIXES + TABLE_SUFFIXES)}. Its subfolders are not searched"
-        )
-    raise TasksNotFoundError(
-        f"--tasks_file {path!r}: no such file. Give a file, a folder, a glob in quotes, or a "
-        "gs:// path of tasks in JSON, JSON Lines, Parquet or Arrow."
-    )
-
-
-def match_files(pattern: str) -> list[str]:
-    """Return the paths that a pattern matches; of a whole folder those of JSON or tables."""
-    found = find_files(pattern)
-    if pattern.endswith("/*"):
-        is_dataset = any(path.endswith((".arrow", "/dataset_dict.json")) for path in found)
-        skipped = DATASET_FILES if is_dataset else ()
-        found = [p for p in found if _holds_tasks(p) and os.path.basename(p) not in skipped]
-    return found
-
-
-def _holds_tasks(path: str) -> bool:
-    if path.endswith(TABLE_SUFFIXES):
-        return True
-    for suffix in DECOMPRESSORS:
-        path = path.removesuffix(suffix)
-    return path.endswith(TASK_SUFFIXES)
-
-
-def common_root(patterns: Sequence[str]) -> str:
-    """Return the deepest folder that holds every possible match, with a slash at its end."""
-    shared = os.path.commonprefix([fixed_part(each) for each in patterns])  # noqa: RUF071
-    return shared[: shared.rfind("/") + 1]
+SKIPPED = "skipped"
+NOTICES = "notices"
 
 
 @dataclass(eq=False)
 class ReadTasks(beam.PTransform):
-    """Reads every file that matches the patterns, each once.
+    """Reads every file that the patterns stand for, each once.
 
     The output `items` has the tasks and documents, `rejected` a `RejectedTask` for each that cannot
-    be used, and `inputs` the size and digest of each file (`InputFile`). A sample's source is its
-    file's path below the folder that all patterns share, so that keys are the same wherever that
-    folder is.
+    be used, `notices` a `Notice` where one is used under another name, `inputs` the size and digest
+    of each file (`InputFile`), and `skipped` the names of files that were left out. A sample's
+    source is its file's path below the folder that all patterns share, so that keys are the same
+    wherever that folder is.
 
     Attributes:
       patterns: from `resolve_patterns`.
+      text_field: the only content to read of each record; None for what is found.
     """
 
-    patterns: tuple[str, ...]
+    patterns: tuple[Pattern, ...]
+    text_field: str | None = None
 
     def expand(self, begin: beam.pvalue.PBegin) -> beam.pvalue.DoOutputsTuple:
         return (
             begin
             | "Patterns" >> beam.Create(self.patterns)
-            | "Match" >> beam.FlatMap(match_files)
+            | "Match" >> beam.FlatMap(_found)
             | "EachOnce" >> beam.Distinct()
             | "Parse"
-            >> beam.FlatMap(_tagged_items, common_root(self.patterns)).with_outputs(
-                REJECTED, INPUTS, main="items"
-            )
+            >> beam.FlatMap(
+                _tagged_items, common_root(self.patterns), self.text_field
+            ).with_outputs(REJECTED, INPUTS, SKIPPED, NOTICES, main="items")
         )
 
 
-def _tagged_items(path: str, root: str) -> Iterator[Task | Document | TaggedOutput]:
-    for item in read_file(path, path.removeprefix(root)):
-        if isinstance(item, RejectedTask):
-            yield TaggedOutput(REJECTED, item)
-        elif isinstance(item, InputFile):
-            yield TaggedOutput(INPUTS, item)
-        else:
-            yield item
+def _found(pattern: Pattern) -> Iterator[tuple[bytes, bool]]:
+    """Yield paths, which may hold bytes that are not UTF-8, and whether to read them."""
+    found = match_files(pattern)
+    yield from ((os.fsencode(path), True) for path in found.files)
+    yield from ((os.fsencode(path), False) for path in found.skipped)
 
 
-def read_file(path: str, source: str) -> Iterator[Task | Document | RejectedTask | InputFile]:
+def _tagged_items(
+    found: tuple[bytes, bool], root: str, text_field: str | None
+) -> Iterator[Task | Document | TaggedOutput]:
+    encoded, is_read = found
+    path = os.fsdecode(encoded)
+    source = source_of(path, root)
+    if not is_read:
+        yield TaggedOutput(SKIPPED, source)
+        return
+    for item in read_file(path, source, text_field):
+        tag = _TAGS.get(type(item))
+        yield TaggedOutput(tag, item) if tag else item
+
+
+_TAGS: Mapping[type, str] = {RejectedTask: REJECTED, InputFile: INPUTS, Notice: NOTICES}
+
+
+def read_file(path: str, source: str, text_field: str | None = None) -> Iterator[Item | InputFile]:
     """Yield the items of a file, called `source`, then its size and digest, as stored.
 
     Raises:
@@ -163,27 +90,28 @@ def read_file(path: str, source: str) -> Iterator[Task | Document | RejectedTask
         opened = open_file(path)
     with opened as stream:
         file = _TaskFile(stream, path)
-        if path.endswith(TABLE_SUFFIXES):
+        if path.lower().endswith(TABLE_SUFFIXES):
             # The end of a table says where its columns are, so it is read again, in order.
-            yield from parse_table(file, source)  # type: ignore[arg-type]
+            yield from parse_table(file, source, text_field)  # type: ignore[arg-type]
             file.seek(0)
         else:
-            yield from _decompressed_items(file, path, source)
+            yield from _json_items(file, path, source, text_field)
         yield file.digest_rest(source)
 
 
-def _decompressed_items(
-    file: _TaskFile, path: str, source: str
-) -> Iterator[Task | Document | RejectedTask]:
-    decompress = DECOMPRESSORS.get(os.path.splitext(path)[1])
-    try:
-        content: Any = decompress(file) if decompress else file
-        yield from parse_tasks(content, source)
-    except TasksUnreadableError:
-        raise
-    except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
-        detail = f"{source}: cannot be decompressed ({error}); copy or compress the file again"
-        yield RejectedTask(source, "", "damaged_archive", detail)
+def _json_items(file: _TaskFile, path: str, source: str, text_field: str | None) -> Iterator[Item]:
+    content = decompressed(file, path)  # type: ignore[arg-type]
+    if content is None:
+        yield from parse_tasks(file, source, text_field)  # type: ignore[arg-type]
+        return
+    for item in parse_tasks(content, source, text_field):  # type: ignore[arg-type]
+        # That the content ends early is not worth a second rejection.
+        if not (content.damage and isinstance(item, RejectedTask) and not item.task_id):
+            yield item
+    if content.damage:
+        detail = f"cannot be decompressed to its end ({content.damage}); records before the damage "
+        advice = "are read, the last of them may be wrong; copy or compress the file again"
+        yield Rejection("damaged_archive", detail + advice).of(source)
 
 
 class _TaskFile:
@@ -205,6 +133,9 @@ class _TaskFile:
         """Move within the file; the digest starts again, with the bytes that are read next."""
         self._bytes, self._sha256 = 0, hashlib.sha256()
         return self._stream.seek(offset, whence)
+
+    def close(self) -> None:
+        """Leave the stream to its owner."""
 
     def tell(self) -> int:
         return self._stream.tell()

@@ -33,13 +33,13 @@ def decode_item(data: bytes) -> Task | Document:
 def encode_prompt(prompt: Prompt) -> bytes:
     """Encode a prompt; the cells by column, which compresses better."""
     token_ids, cells = prompt.token_ids.tobytes(), prompt.cells.T.tobytes()
-    fields = (prompt.sample_id, prompt.task_id, token_ids, cells)
+    fields = (prompt.sample_id, prompt.task_id, token_ids, cells, prompt.truncated_tokens)
     return zlib.compress(_CODER.encode(fields), _LEVEL)
 
 
 def decode_prompt(data: bytes) -> Prompt:
     """Decode what `encode_prompt` returned."""
-    sample_id, task_id, token_ids, cells = _CODER.decode(zlib.decompress(data))
+    sample_id, task_id, token_ids, cells, truncated_tokens = _CODER.decode(zlib.decompress(data))
     columns = np.frombuffer(cells, np.int16).reshape(len(CELL_FIELDS), -1)
     ids = np.frombuffer(token_ids, np.int32)
-    return Prompt(sample_id, task_id, ids, np.ascontiguousarray(columns.T))
+    return Prompt(sample_id, task_id, ids, np.ascontiguousarray(columns.T), truncated_tokens)

@@ -2,19 +2,18 @@
 
 Paths are local or `gs://`. Local files are Python's own. A bucket is used through Google's client,
 which repeats requests that fail for a moment; the process shares one client. Functions raise
-`OutputError`, except `find_files` and `open_file`, which let the errors of the store pass.
+`OutputError`, except `exists`, `list_objects` and `open_file`, which let the errors of the store
+pass.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO, ClassVar
 
-from apache_beam.io.filesystem import FileSystem
 from google.api_core.exceptions import NotFound
 
 from activation_dataset.checksum import crc32c_of_stream, to_text
@@ -43,6 +42,12 @@ class OutputError(StorageError):
         "check that --output_dir is a folder or bucket that this user may write to, and that it "
         "has room"
     )
+
+
+class TasksUnreadableError(StorageError):
+    """A file of tasks that exists and cannot be read."""
+
+    advice = "this user must be able to read every file of --tasks_file"
 
 
 @contextmanager
@@ -78,7 +83,7 @@ def list_files(folder: str) -> dict[str, int]:
     with storage_errors(folder):
         if in_bucket(folder):
             root = folder.rstrip("/") + "/"
-            return {path.removeprefix(root): size for path, size in _objects(root)}
+            return {path.removeprefix(root): size for path, size in list_objects(root)}
         sizes = {}
         for path in _local_files(folder):
             with suppress(FileNotFoundError):  # Renamed or deleted since it was listed.
@@ -86,29 +91,9 @@ def list_files(folder: str) -> dict[str, int]:
         return sizes
 
 
-def find_files(pattern: str) -> list[str]:
-    """Return the sorted paths of the files that a pattern matches.
-
-    `*` and `?` stand for characters of one name, `**` for any characters, `[...]` for one of a set.
-    """
-    fixed = fixed_part(pattern)
-    if fixed == pattern:
-        exists = blob_of(pattern).exists() if in_bucket(pattern) else os.path.isfile(pattern)
-        return [pattern] if exists else []
-    paths: Iterator[str]
-    if in_bucket(pattern):
-        paths = (path for path, _ in _objects(fixed))
-    else:
-        folder = os.path.dirname(fixed)
-        rest = pattern.removeprefix(folder)
-        paths = _local_files(folder, None if "**" in rest else rest.count("/"))
-    matches = re.compile(FileSystem.translate_pattern(pattern)).match
-    return sorted(path for path in paths if matches(path))
-
-
-def fixed_part(pattern: str) -> str:
-    """Return the beginning of a pattern, up to its first wildcard."""
-    return re.split(r"[*?\[]", pattern, maxsplit=1)[0]
+def exists(path: str) -> bool:
+    """Return True if there is a file; errors of the store pass."""
+    return bool(blob_of(path).exists()) if in_bucket(path) else os.path.isfile(path)
 
 
 def open_file(path: str) -> BinaryIO:
@@ -122,9 +107,9 @@ def open_file(path: str) -> BinaryIO:
     return stream
 
 
-def read_if_exists(path: str) -> bytes | None:
+def read_if_exists(path: str, kind: type[StorageError] = OutputError) -> bytes | None:
     """Return the content of a small file, or None if there is none."""
-    with storage_errors(path), suppress(*_ABSENT):
+    with storage_errors(path, kind), suppress(*_ABSENT):
         if in_bucket(path):
             content: bytes = blob_of(path).download_as_bytes()
             return content
@@ -158,22 +143,19 @@ def delete(path: str) -> None:
             os.remove(path)
 
 
-def _objects(prefix: str) -> Iterator[tuple[str, int]]:
+def list_objects(prefix: str) -> Iterator[tuple[str, int]]:
     """Yield the path and the bytes of every object whose path starts with a prefix."""
     bucket, _, start = prefix.removeprefix(BUCKET_SCHEME).partition("/")
     for blob in bucket_client().list_blobs(bucket, prefix=start):
         yield f"{BUCKET_SCHEME}{bucket}/{blob.name}", blob.size
 
 
-def _local_files(folder: str, depth: int | None = None) -> Iterator[str]:
-    """Yield the paths of the files below a folder, at most `depth` folders down; all if None."""
+def _local_files(folder: str) -> Iterator[str]:
+    """Yield the paths of the files below a folder."""
 
     def refuse(error: OSError) -> None:
         if not isinstance(error, _ABSENT):
             raise error
 
-    top = folder.rstrip("/").count("/")
-    for path, folders, names in os.walk(folder, onerror=refuse):
+    for path, _, names in os.walk(folder, onerror=refuse):
         yield from (os.path.join(path, name) for name in names)
-        if depth is not None and path.rstrip("/").count("/") - top + 1 >= depth:
-            folders.clear()

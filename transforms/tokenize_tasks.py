@@ -1,17 +1,20 @@
-"""Tasks to prompts of token ids: one for every test input, one for every document."""
+"""Tasks to prompts of token ids: one for every test input, one for every document.
+
+Reasons to reject a sample: `too_long`, `no_tokens`, `chat_template` and `too_few_variants`.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import apache_beam as beam
-import jinja2
 import numpy as np
 from apache_beam.pvalue import TaggedOutput
 
+from activation_dataset.input_counts import Written
 from activation_dataset.prompts import Prompt
 from corpus.augment import AugmentationPlan, augment
 from corpus.prompt import RenderedPrompt, render
@@ -19,25 +22,27 @@ from corpus.task import Document, RejectedTask, Task
 from corpus.template import PromptTemplate
 from corpus.token_cells import token_cells
 from qwen.source import open_model
+from transforms.chat_template import ChatTemplateError, chat_text
 from transforms.read_tasks import REJECTED
 from transforms.shuffle_encoding import decode_item, encode_item
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+WRITTEN = "written"
+
 Overlength = Literal["reject", "truncate"]
 
 
 @dataclass(frozen=True)
 class LengthLimit:
-    """A limit of tokens, and whether longer prompts are rejected or lose their end."""
+    """A limit of tokens, and whether longer documents are rejected or lose their end.
+
+    A longer prompt of a task is always rejected: at its end is the test input.
+    """
 
     max_length: int
     overlength: Overlength
-
-
-class ChatTemplateError(ValueError):
-    """Messages that the tokenizer's chat template refuses, or no such template."""
 
 
 def variants_of(
@@ -50,39 +55,88 @@ def variants_of(
         yield from augment(item, plan)
 
 
+def samples_of(
+    item: Task | Document,
+    augmentation: AugmentationPlan | None,
+    template: PromptTemplate,
+    tokenizer: PreTrainedTokenizerBase,
+    limit: LengthLimit,
+) -> Iterator[Prompt | RejectedTask | Written]:
+    """Yield the prompts of a task and its variants, or of a document; then what is rejected.
+
+    If there is a prompt, the `Written` that counts all of them follows.
+    """
+    written, rejected = Written(), list[RejectedTask]()
+    for variant in variants_of(item, augmentation):
+        if isinstance(variant, RejectedTask):
+            rejected.append(variant)
+            continue
+        for sample in prompts_of(variant, template, tokenizer, limit):
+            if isinstance(sample, RejectedTask):
+                rejected.append(sample)
+            else:
+                cut = sample.truncated_tokens
+                written += Written(0, 1, int(cut > 0), cut)
+                yield sample
+    if written.samples:
+        yield from rejected
+        yield replace(written, tasks=1)
+    else:
+        yield from _of_whole_task(rejected)
+
+
+def _of_whole_task(rejected: Sequence[RejectedTask]) -> Iterator[RejectedTask]:
+    """Merge the rejections of all samples of a task by reason; the first stands for the task."""
+    for number, reason in enumerate(dict.fromkeys(each.reason for each in rejected)):
+        same = [each for each in rejected if each.reason == reason]
+        samples = sum(each.samples for each in same)
+        detail = same[0].detail + (f"; {samples} samples alike" if len(same) > 1 else "")
+        kind: Literal["sample", "task"] = "sample" if number else "task"
+        yield replace(same[0], detail=detail, kind=kind, samples=samples)
+
+
 def prompts_of(
-    item: Task | Document | RejectedTask,
+    item: Task | Document,
     template: PromptTemplate,
     tokenizer: PreTrainedTokenizerBase,
     limit: LengthLimit,
 ) -> Iterator[Prompt | RejectedTask]:
-    """Yield the prompts of a task or document, and rejected ones with the reason."""
-    if isinstance(item, RejectedTask):
-        yield item
-        return
+    """Yield the prompts of a task or document, and each rejected sample with the reason."""
     if isinstance(item, Task):
         task_id = item.task_id
         sample_ids = [item.sample_id(index) for index in range(len(item.test))]
     else:
         task_id, sample_ids = item.document_id, [item.sample_id]
+
+    def rejected(sample_id: str, reason: str, detail: str) -> RejectedTask:
+        return RejectedTask(item.source, task_id, reason, f"{sample_id}: {detail}", "sample", 1)
+
+    kept = slice(limit.max_length)
     for index, sample_id in enumerate(sample_ids):
         try:
             token_ids, cells = tokenize(render(template, item, index), tokenizer)
         except ChatTemplateError as error:
-            yield RejectedTask(item.source, task_id, "chat_template", f"{sample_id}: {error}")
+            yield rejected(sample_id, "chat_template", str(error))
             continue
+        excess = max(0, len(token_ids) - limit.max_length)
         if not len(token_ids):
-            detail = f"{sample_id}: the prompt has no tokens"
-            yield RejectedTask(item.source, task_id, "no_tokens", detail)
-        elif len(token_ids) > limit.max_length and limit.overlength == "reject":
+            yield rejected(sample_id, "no_tokens", "the prompt has no tokens")
+        elif excess and (isinstance(item, Task) or limit.overlength == "reject"):
             detail = (
-                f"{sample_id}: the prompt has {len(token_ids)} tokens, --max_length allows "
-                f"{limit.max_length}; raise it, or keep the beginning with --overlength=truncate"
+                f"the prompt has {len(token_ids)} tokens, --max_length allows {limit.max_length}; "
+                f"raise it{_no_truncation(item, limit)}"
             )
-            yield RejectedTask(item.source, task_id, "too_long", detail)
+            yield rejected(sample_id, "too_long", detail)
         else:
-            kept = slice(limit.max_length)
-            yield Prompt(sample_id, task_id, token_ids[kept], cells[kept])
+            yield Prompt(sample_id, task_id, token_ids[kept], cells[kept], excess)
+
+
+def _no_truncation(item: Task | Document, limit: LengthLimit) -> str:
+    if isinstance(item, Document):
+        return ", or keep the beginning with --overlength=truncate"
+    if limit.overlength == "truncate":
+        return ". A task is not truncated, since its prompt ends with the test input"
+    return ""
 
 
 def tokenize(
@@ -107,35 +161,11 @@ def tokenize(
     return np.asarray(encoded["input_ids"], np.int32), token_cells(cells, offsets)
 
 
-def chat_text(prompt: RenderedPrompt, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return the messages of a prompt as the tokenizer's chat template writes them.
-
-    Raises:
-      ChatTemplateError: if there is no chat template, or it refuses the messages.
-    """
-    if not tokenizer.chat_template:
-        raise ChatTemplateError(
-            "the model's tokenizer has no chat template; use a prompt template with chat = false "
-            "and documents of text, or put a chat_template.jinja next to the tokenizer"
-        )
-    try:
-        return str(
-            tokenizer.apply_chat_template(
-                [{"role": m.role, "content": m.content} for m in prompt.messages],
-                tokenize=False,
-                add_generation_prompt=prompt.add_generation_prompt,
-            )
-        )
-    except (jinja2.TemplateError, TypeError, ValueError) as error:
-        roles = ", ".join(message.role for message in prompt.messages)
-        raise ChatTemplateError(
-            f"the tokenizer's chat template refuses the messages ({roles}): {error}"
-        ) from error
-
-
 @dataclass(eq=False)
 class TokenizeTasks(beam.PTransform):
-    """Tasks and documents to the outputs `prompts` (`Prompt`) and `rejected` (`RejectedTask`).
+    """Tasks and documents to `prompts` (`Prompt`), `rejected` (`RejectedTask`) and `written`.
+
+    The output `written` has a `Written` for each task or document with at least one prompt.
 
     Attributes:
       model_path, template, limit: the model of the tokenizer, and how a task becomes a prompt.
@@ -166,7 +196,7 @@ class TokenizeTasks(beam.PTransform):
                     self.augmentation,
                     self.ignore_config,
                 )
-            ).with_outputs(REJECTED, main="prompts")
+            ).with_outputs(REJECTED, WRITTEN, main="prompts")
         )
 
 
@@ -182,6 +212,10 @@ class _Tokenize(beam.DoFn):
         self._tokenizer = open_model(self.model_path, self.ignore_config).tokenizer()
 
     def process(self, item: Task | Document) -> Iterator[Prompt | TaggedOutput]:
-        for variant in variants_of(item, self.augmentation):
-            for prompt in prompts_of(variant, self.template, self._tokenizer, self.limit):
-                yield prompt if isinstance(prompt, Prompt) else TaggedOutput(REJECTED, prompt)
+        for found in samples_of(
+            item, self.augmentation, self.template, self._tokenizer, self.limit
+        ):
+            if isinstance(found, Prompt):
+                yield found
+            else:
+                yield TaggedOutput(WRITTEN if isinstance(found, Written) else REJECTED, found)

@@ -1,27 +1,34 @@
-"""Dead letters: every rejected task or document, in `errors/rejected.jsonl`."""
+"""Dead letters: every rejected file, task, document and sample, in `errors/rejected.jsonl`.
+
+`errors/notices.jsonl` has what is to be known about some that were used.
+"""
 
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
-from activation_dataset.format import ERRORS_FOLDER
-from corpus.task import RejectedTask
+from activation_dataset.format import ERRORS_FOLDER, REJECTED_FILE
+from activation_dataset.input_counts import InputCounts, Written
+from corpus.task import Notice, RejectedTask
 from transforms.storage import delete, join
 from transforms.whole_file import write_whole
 
 
 def errors_file(output_dir: str) -> str:
     """Return the path of the dead letters."""
-    return join(output_dir, ERRORS_FOLDER, "rejected.jsonl")
+    return join(output_dir, REJECTED_FILE)
 
 
-def write_rejected(rejected: Sequence[RejectedTask], output_dir: str) -> None:
-    """Write one JSON object per line, sorted; if nothing was rejected, there is no file."""
-    path = errors_file(output_dir)
-    ordered = sorted(rejected, key=lambda r: (r.source, r.task_id, r.reason, r.detail))
+def notices_file(output_dir: str) -> str:
+    """Return the path of the notices."""
+    return join(output_dir, ERRORS_FOLDER, "notices.jsonl")
+
+
+def write_lines(path: str, items: Sequence[RejectedTask | Notice]) -> None:
+    """Write one JSON object per line, sorted; if there is nothing to write, there is no file."""
+    ordered = sorted(items, key=lambda r: (r.source, r.task_id, r.reason, r.detail))
     lines = [json.dumps(asdict(item)) + "\n" for item in ordered]
     if lines:
         write_whole(path, "".join(lines).encode())
@@ -29,6 +36,11 @@ def write_rejected(rejected: Sequence[RejectedTask], output_dir: str) -> None:
         delete(path)
 
 
-def count_reasons(rejected: Sequence[RejectedTask]) -> dict[str, int]:
-    """Return the number of rejected tasks by reason, sorted."""
-    return dict(sorted(Counter(item.reason for item in rejected).items()))
+def sum_written(each: Iterable[Written]) -> Written:
+    """Add up."""
+    return sum(each, Written())
+
+
+def count_inputs(written: Written, rejected: Sequence[RejectedTask]) -> InputCounts:
+    """Return the counts of everything that was read."""
+    return InputCounts.of(written, ((each.kind, each.reason, each.samples) for each in rejected))

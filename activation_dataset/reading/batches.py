@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -22,12 +23,17 @@ DEFAULT_WINDOW = 1 << 16
 
 @dataclass(frozen=True)
 class Position:
-    """Epoch, window of this reader, and vectors of the window and of the epoch given out so far."""
+    """Epoch, window of this reader, and vectors of the window and of the epoch given out so far.
+
+    `stop` is the number of vectors of the epoch after which a part of it ends, with `norms` the
+    window before which it ends; None for the end of the epoch.
+    """
 
     epoch: int = 0
     window: int = 0
     row: int = 0
     rows: int = 0
+    stop: int | None = None
 
 
 class Batches:
@@ -45,7 +51,7 @@ class Batches:
         state = batches.state_dict()                   # at any time; can be saved as JSON
         batches.load_state_dict(state)                 # also in another process
 
-    `shape` and `dtype` are those of the values of a full batch.
+    `shape` and `dtype` are those of the values of a full batch; `position` is that of the next one.
 
     Args:
         sites: a layer's number, the name of another site, or a sequence of them. With a sequence,
@@ -83,6 +89,9 @@ class Batches:
         norms: Norms | Mapping[Site, Norms] | None = None,
         drop_last: bool = True,
     ) -> None:
+        # A float would be cut off, and a numpy integer is not JSON.
+        batch_size, window, seed = index(batch_size), index(window), index(seed)
+        rank, world_size = index(rank), index(world_size)
         _check(batch_size > 0, f"batch_size is {batch_size}, expected at least 1")
         _check(window > 0, f"window is {window}, expected at least 1")
         _check(0 <= seed < 1 << 64, f"seed is {seed}, expected 0..2^64 - 1")
@@ -96,7 +105,7 @@ class Batches:
         self._reader = WindowReader(
             dataset, self._wanted.sites, numbers, self._norms, window, seed, world_size
         )
-        self._stream = {
+        self._stream: dict[str, Any] = {
             "dataset": sha256(dataset.metadata.to_json().encode()).hexdigest(),
             "seed": seed,
             "window": window,
@@ -105,7 +114,7 @@ class Batches:
             "only": None if numbers is None else sha256(numbers.tobytes()).hexdigest(),
             "norms": {str(site): list(bounds) for site, bounds in self._norms.items()},
         }
-        self._position = Position()
+        self.position = Position()
         if drop_last and not self._norms:
             most = min(self._reader.sizes(0))
             _check(
@@ -117,24 +126,52 @@ class Batches:
     @property
     def epoch(self) -> int:
         """Epoch of the next batch."""
-        return self._position.epoch
+        return self.position.epoch
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the start of an epoch."""
-        self._position = Position(epoch)
+        """Go to the start of an epoch, a number from 0."""
+        _check(index(epoch) >= 0, f"epoch is {epoch}, expected a number from 0")
+        self.position = Position(index(epoch))
+
+    def take_part(self, part: int, parts: int) -> None:
+        """Give out one of some parts of the rest of the epoch, and then nothing until `set_epoch`.
+
+        Together, the parts are all batches of the rest. With `norms`, whose number of batches is
+        unknown, a part is some of the windows, and each part has a last batch of its own.
+        """
+        at = self.position
+        sizes = self._reader.window_sizes(at.epoch, self._rank)
+        left = len(sizes) - at.window if self._norms else self._left()
+        first, stop = left * part // parts, left * (part + 1) // parts
+        if self._norms:
+            row = at.row if part == 0 else 0
+            position = Position(at.epoch, at.window + first, row, at.rows, at.window + stop)
+        else:
+            rows = at.rows + first * self.batch_size
+            ends = np.cumsum([0, *sizes])
+            window = int(np.searchsorted(ends, rows, side="right")) - 1
+            row, until = rows - int(ends[window]), at.rows + stop * self.batch_size
+            position = Position(at.epoch, window, row, rows, until)
+        self.position = position
+        self._stream = self._stream | {"part": f"{part} of {parts}"}
 
     def __len__(self) -> int:
         """Number of batches of the whole epoch. Raises TypeError with `norms`: it is unknown."""
         if self._norms:
             raise TypeError("the number of vectors with norms within the bounds is unknown")
-        sizes = self._reader.sizes(self.epoch)
+        return self._left(Position(self.epoch))
+
+    def _left(self, at: Position | None = None) -> int:
+        """Return the number of batches of an epoch after a position, without norms."""
+        at = at or self.position
+        sizes = self._reader.sizes(at.epoch)
         if self._drop_last:
-            return min(sizes) // self.batch_size
-        return -(-sizes[self._rank] // self.batch_size)
+            return max(0, min(sizes) - at.rows) // self.batch_size
+        return -(-(sizes[self._rank] - at.rows) // self.batch_size)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position after the last batch, for `load_state_dict`."""
-        return {"stream": self._stream, **asdict(self._position)}
+        return {"stream": self._stream, **asdict(self.position)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue at a saved position with the batches that would have followed there.
@@ -144,23 +181,40 @@ class Batches:
         Raises:
             ValueError: the state belongs to a stream with another order; says what differs.
         """
-        missing = {"stream", *asdict(Position())} - state.keys()
+        missing = {"stream", *asdict(Position())} - state.keys() - {"stop"}
         _check(not missing, f"the state has no {', '.join(sorted(missing))}: not a state_dict")
+        saved, here = state["stream"], self._stream
         differing = [
-            f"{name} {state['stream'].get(name)} (here {here})"
-            for name, here in self._stream.items()
-            if state["stream"].get(name) != here
+            f"{name} {saved.get(name)} (here {here.get(name)})"
+            for name in {**here, **saved}
+            if saved.get(name) != here.get(name)
         ]
         _check(not differing, f"the state is of another stream: {', '.join(differing)}")
-        self._position = Position(**{name: state[name] for name in asdict(Position())})
+        self.position = Position(**{n: state[n] for n in asdict(Position()) if n in state})
 
     def __iter__(self) -> Iterator[Vectors]:
-        """Yield the rest of the epoch. Raises CorruptRecordError."""
-        start = self._position
+        """Yield the rest of the epoch.
+
+        Raises:
+            CorruptRecordError: a record is damaged.
+            ValueError: no vector of the epoch has norms within the bounds, or too few for a batch.
+        """
+        start = self.position
         epoch, row, rows, filled = start.epoch, start.row, start.rows, 0
-        end = len(self) * self.batch_size if self._drop_last and not self._norms else None
+        last = len(self._reader.windows(epoch, self._rank))
+        if self._norms:
+            end, last = None, last if start.stop is None else start.stop
+        elif start.stop is None:
+            end = rows + self._left() * self.batch_size
+        else:
+            end = start.stop
+        if rows == end:
+            last = start.window
+        finished = Position(epoch + 1)
+        if start.stop is not None:
+            finished = Position(epoch, last, 0, rows if end is None else end, start.stop)
         values, numbers = np.empty(self.shape, self.dtype), np.empty(self.batch_size, np.int64)
-        for number, window in enumerate(self._windows(epoch, start.window), start.window):
+        for number, window in enumerate(self._windows(epoch, start.window, last), start.window):
             while row < len(window.order) and rows != end:
                 chosen = window.order[row : row + self.batch_size - filled]
                 part = slice(filled, filled + len(chosen))
@@ -170,32 +224,37 @@ class Batches:
                 filled += len(chosen)
                 if filled == self.batch_size:
                     rows += filled
-                    self._position = Position(epoch, number, row, rows)
+                    self.position = replace(start, window=number, row=row, rows=rows)
                     if rows == end:
-                        self._position = Position(epoch + 1)
+                        self.position = finished
                     yield Vectors(values, numbers, self.dataset)
                     values, numbers = np.empty_like(values), np.empty_like(numbers)
                     filled = 0
             if rows == end:
                 break
             row = 0
-        self._position = Position(epoch + 1)
+        self.position = finished
+        given = rows + (0 if self._drop_last and start.stop is None else filled)
+        if self._norms and start.window < last and not given:
+            raise ValueError(
+                f"{filled} vectors of the epoch are within the norms "
+                f"{self._stream['norms']}, too few for a batch of {self.batch_size}"
+            )
         if filled and not self._drop_last:
             yield Vectors(values[:filled], numbers[:filled], self.dataset)
 
-    def _windows(self, epoch: int, first: int) -> Iterator[Window]:
-        """Yield the windows of this reader, while a thread reads the next one."""
-        count = len(self._reader.windows(epoch, self._rank))
+    def _windows(self, epoch: int, first: int, last: int) -> Iterator[Window]:
+        """Yield the windows first..last - 1 of this reader, while a thread reads the next one."""
         memory = [self._reader.memory() for _ in range(2)]
 
         def load(window: int) -> Window:
             return self._reader.load(memory[window % 2], epoch, self._rank, window)
 
         with ThreadPoolExecutor(1, "window") as background:
-            coming = [background.submit(load, window) for window in range(first, count)[:1]]
-            for window in range(first, count):
+            coming = [background.submit(load, window) for window in range(first, last)[:1]]
+            for window in range(first, last):
                 loaded = coming.pop().result()
-                if window + 1 < count:
+                if window + 1 < last:
                     coming.append(background.submit(load, window + 1))
                 yield loaded
 
@@ -216,11 +275,16 @@ def _norms_by_site(
 
 
 def _ascending(only: NDArray[np.int64], num_vectors: int) -> NDArray[np.int64]:
-    numbers = np.ascontiguousarray(only, np.int64)
+    given = np.asarray(only)
+    _check(
+        given.dtype.kind in "iu" or not given.size, f"only has dtype {given.dtype}, not integers"
+    )
+    numbers = np.ascontiguousarray(given, np.int64)
     _check(numbers.ndim == 1, f"only has shape {numbers.shape}, expected [n]")
     ascending = bool((np.diff(numbers) > 0).all())
     within = not len(numbers) or (numbers[0] >= 0 and numbers[-1] < num_vectors)
     _check(ascending and bool(within), f"only is not ascending numbers in 0..{num_vectors - 1}")
+    _check(len(numbers) > 0, "only is empty: there are no vectors to read")
     return numbers
 
 

@@ -169,11 +169,12 @@ def _check(role: Role | None, example: Example | None, numbers: dict[str, int | 
         raise ValueError(f"role is {role!r}, expected one of {', '.join(get_args(Role))}")
     if isinstance(example, str) and example != "test":
         raise ValueError(f'example is {example!r}, expected a number from 0, or "test"')
-    if isinstance(example, int):
+    if not isinstance(example, str):
         numbers = numbers | {"example": example}
     for name, value in numbers.items():
-        if value is not None and value < 0:
-            raise ValueError(f"{name} is {value}, expected a number from 0")
+        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+        if value is not None and (not whole or value < 0):
+            raise ValueError(f"{name} is {value!r}, expected a number from 0")
 
 
 def _tokens(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,12 +26,12 @@ class ActivationRecord(Sample):
     """The record of one sample at one site.
 
     Attributes:
-        sample_id, task_id, token_ids, num_tokens: as in Sample.
+        sample_id, task_id, token_ids, num_tokens, truncated_tokens: as in Sample.
         stored: [hidden], or [num_tokens, hidden] with pooling "none": the stored elements, float32
             or the bits of bfloat16 as uint16; a read-only view that may be unaligned.
     """
 
-    stored: NDArray[Any]
+    stored: NDArray[Any] = field(kw_only=True)
 
     @property
     def activation(self) -> NDArray[np.float32]:
@@ -100,6 +100,7 @@ class ActivationDataset(Shards):
             KeyError, ValueError: an argument is not allowed for this dataset.
             CorruptRecordError: a CRC does not match, or a file ends too early. All vectors yielded
                 before are sound.
+            DatasetError: another dataset was written to the folder since it was opened.
         """
         wanted = VectorFormat.of(self.metadata, sites, dtype, normalize)
         rows = max(1, _BLOCK_BYTES // (len(wanted.sites) * wanted.hidden * wanted.dtype.itemsize))
@@ -115,6 +116,7 @@ class ActivationDataset(Shards):
                         values = np.empty(wanted.shape(part.shape[1]), wanted.dtype)
                         wanted.fill(values, part)
                     yield Vectors(values, numbers[start : start + rows], self)
+            self.check_unchanged()
 
     def records(self, site: Site, shard: int | None = None) -> Iterator[ActivationRecord]:
         """Yield the records of a site, or of one of its shards, in order.
@@ -134,6 +136,7 @@ class ActivationDataset(Shards):
                     if count <= entry.samples:
                         yield record
                 check_count(path, count, entry.samples, stream.tell())
+            self.check_unchanged()
 
     def sample(self, site: Site, sample: int) -> ActivationRecord:
         """Read one record by random access. Raises IndexError, or CorruptRecordError."""
@@ -141,9 +144,12 @@ class ActivationDataset(Shards):
         file = self.layer_file(self.metadata.run.site(site), shard)
         offset = int(file.index.record_starts[number])
         try:
-            return self._decode(file.record(number))
+            record = self._decode(file.record(number))
         except ExampleError as error:
             raise CorruptRecordError(file.path, number, offset, str(error)) from None
+        if self.folder.local:  # elsewhere it is a request
+            self.check_unchanged()
+        return record
 
     where = provenance.where
     trace = provenance.trace

@@ -64,7 +64,7 @@ class Shards:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
         self.folder = open_folder(path)
-        self.metadata = _read_metadata(self.folder, self.path)
+        self.metadata, self._stamp = _read_metadata(self.folder, self.path)
         self.kind = record_kind(self.metadata)
         samples = [shard.samples for shard in self.metadata.shards]
         tokens = [shard.tokens for shard in self.metadata.shards]
@@ -81,6 +81,20 @@ class Shards:
     def num_vectors(self) -> int:
         """Number of vectors of a site: one for each sample, or for each token if not pooled."""
         return int(self._vector_starts[-1])
+
+    def check_unchanged(self) -> None:
+        """Raise DatasetError if another dataset was written to the folder since it was opened."""
+        try:
+            if self._stamp is not None and self._stamp == self.folder.stamp(METADATA_FILE):
+                return
+            found, self._stamp = _read_metadata(self.folder, self.path)
+        except (DatasetError, OSError):
+            found = None
+        if found is None or found.to_json() != self.metadata.to_json():
+            raise DatasetError(
+                f"{self.path} was changed while it was open: vectors read since then can be of "
+                "another run. Wait for that run to finish, and open the dataset again"
+            )
 
     def index(self, shard: int) -> ShardIndex:
         """Return the index of a shard, the same for every site."""
@@ -158,7 +172,10 @@ class Shards:
 
     def locate(self, numbers: NDArray[np.int64] | Sequence[int]) -> Places:
         """Return the samples and tokens of vectors, given their numbers [n]. Raises IndexError."""
-        numbers = np.asarray(numbers, np.int64)
+        given = np.asarray(numbers)
+        if given.size and given.dtype.kind not in "iu":
+            raise IndexError(f"numbers of vectors are {given.dtype}, expected integers")
+        numbers = given.astype(np.int64)
         if len(numbers) and not 0 <= numbers.min() <= numbers.max() < self.num_vectors:
             raise IndexError(
                 f"vectors {numbers.min()} to {numbers.max()} are not all in "
@@ -193,8 +210,9 @@ def check_count(path: str, found: int, expected: int, offset: int) -> None:
         )
 
 
-def _read_metadata(folder: Folder, path: str) -> Metadata:
+def _read_metadata(folder: Folder, path: str) -> tuple[Metadata, tuple[int, ...] | None]:
     try:
+        stamp = folder.stamp(METADATA_FILE)  # before the content, which could change meanwhile
         with folder.open(METADATA_FILE) as stream:
             text = stream.read()
     except FileNotFoundError:
@@ -209,6 +227,6 @@ def _read_metadata(folder: Folder, path: str) -> Metadata:
     except OSError as error:
         raise DatasetError(f"{path}/{METADATA_FILE} cannot be read: {error}") from None
     try:
-        return Metadata.from_json(text)
+        return Metadata.from_json(text), stamp
     except FieldError as error:
         raise DatasetError(f"{path}/{METADATA_FILE}: {error}") from None

@@ -130,6 +130,10 @@ class WindowReader:
         sizes = [self._parts[part].size for part in dealt]
         return [dealt[cut] for cut in windows(sizes, self._window)]
 
+    def window_sizes(self, epoch: int, reader: int) -> list[int]:
+        """Return the number of vectors of each window, before norms leave some out."""
+        return [sum(self._parts[p].size for p in parts) for parts in self.windows(epoch, reader)]
+
     def memory(self) -> NDArray[Any]:
         """Return uninitialized memory for any window: [sites, capacity, hidden]."""
         return self._shards.stored_vectors(len(self._sites), self._capacity)
@@ -151,6 +155,7 @@ class WindowReader:
 
         with ThreadPoolExecutor(self._shards.folder.parallel_reads, "read") as pool:
             list(pool.map(read, range(len(parts))))
+        self._shards.check_unchanged()
         order = random_order(ends[-1], self._seed, ROWS, epoch, window)
         for site, rows in zip(self._sites, stored, strict=True):
             if site in self._norms:

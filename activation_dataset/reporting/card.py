@@ -95,7 +95,8 @@ def _loading(metadata: Metadata) -> Iterator[str]:
         "samples in the same order in every layer. `prompts/` has the token ids of each prompt and "
         "the grid cell that each token shows. `python -m activation_dataset verify` checks every "
         "file, `report` draws a page. `metadata.json` has the prompt template, the fingerprints of "
-        "weights and tokenizer, and all settings; `errors/` lists rejected tasks."
+        "weights and tokenizer, and all settings; `errors/` lists what was rejected. A record with "
+        "the feature `truncated_tokens` belongs to a document that lost its end."
     )
 
 

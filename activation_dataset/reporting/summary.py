@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from activation_dataset.format import Pooling
+from activation_dataset.input_counts import InputCounts
 from activation_dataset.metadata import Metadata
 from activation_dataset.sites import DEFAULT_HOOK_POINT, HookPoint, Site, by_hook_point, place_of
 from activation_dataset.statistics import LayerStatistics
@@ -78,7 +79,6 @@ def facts(metadata: Metadata) -> list[tuple[str, str, str]]:
     nonfinite = count_of(sum(each.nonfinite_count for each in statistics), "non-finite vector")
     weights = "random weights, " if run.weights.get("random") else ""
     files = [file for shard in metadata.shards for file in (shard.prompts, *shard.files.values())]
-    rejected = ", ".join(f"{count:,} {why}" for why, count in sorted(metadata.rejected.items()))
     return [
         (
             "samples",
@@ -105,8 +105,41 @@ def facts(metadata: Metadata) -> list[tuple[str, str, str]]:
             f"{count_of(len(metadata.shards), 'shard')}",
         ),
         ("outliers", f"{outliers:,}", f"in the worst layer; {nonfinite} in all"),
-        ("rejected", count_of(sum(metadata.rejected.values()), "task"), rejected),
+        *inputs(metadata),
     ]
+
+
+def inputs(metadata: Metadata) -> list[tuple[str, str, str]]:
+    """What became of the inputs: name, value, and more about it."""
+    rows = counted(metadata.counts)
+    if skipped := metadata.skipped_files:
+        named = ", ".join(skipped[:3]) + (", ..." if len(skipped) > 3 else "")
+        rows.append(("skipped", count_of(len(skipped), "file"), named))
+    if repeated := metadata.duplicate_tasks:
+        note = "with the content of another; see errors/notices.jsonl"
+        rows.append(("repeated", count_of(repeated, "task"), note))
+    return rows
+
+
+def counted(counts: InputCounts) -> list[tuple[str, str, str]]:
+    """What was read, written, rejected and truncated: name, value, and more about it."""
+    rows = []
+    for noun, each in (("task", counts.tasks), ("sample", counts.samples)):
+        rejected = f"{sum(each.rejected.values()):,} rejected{_reasons(each.rejected)}"
+        rows.append(("read", count_of(each.read, noun), f"{each.written:,} written, {rejected}"))
+    if counts.rejected_files:
+        files = count_of(sum(counts.rejected_files.values()), "file")
+        rows.append(("rejected", files, f"in whole or in part{_reasons(counts.rejected_files)}"))
+    if counts.truncated_samples:
+        samples = count_of(counts.truncated_samples, "sample")
+        tokens = count_of(counts.truncated_tokens, "token")
+        rows.append(("cut off", tokens, f"the ends of {samples}"))
+    return rows
+
+
+def _reasons(rejected: Mapping[str, int]) -> str:
+    reasons = ", ".join(f"{count:,} {why}" for why, count in sorted(rejected.items()))
+    return f" ({reasons})" if reasons else ""
 
 
 def inspect(path: str, metadata: Metadata) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from activation_dataset.format import Pooling, Sample, StorageDtype, prompts_file, shard_file
+from activation_dataset.input_counts import InputCounts, Written
 from activation_dataset.manifest import Manifest, shards_of
 from activation_dataset.metadata import InputFile, Metadata, RunDescription
 from activation_dataset.prompts import Prompt, write_prompts
@@ -41,14 +42,24 @@ def make_prompts(lengths: Sequence[int], seed: int = 0) -> list[Prompt]:
     return prompts
 
 
-def fields_of(sample: Sample) -> tuple[str, str, int, list[int]]:
+def fields_of(sample: Sample) -> dict[str, Any]:
     """A sample to be compared with others."""
-    return sample.sample_id, sample.task_id, sample.num_tokens, sample.token_ids.tolist()
+    return {**vars(sample), "token_ids": sample.token_ids.tolist()}
 
 
 def frames_of(prompts: Sequence[Prompt], kind: RecordKind) -> list[RecordFrame]:
     """The frames of prompts."""
     return [frame_record(kind.sample(prompt), kind) for prompt in prompts]
+
+
+def counts_of(prompts: Iterable[Prompt], rejected: Mapping[str, int] | None) -> InputCounts:
+    """The counts of prompts of a task each, and of rejected tasks by reason."""
+    cut = [prompt.truncated_tokens for prompt in prompts]
+    written = Written(len(cut), len(cut), sum(map(bool, cut)), sum(cut))
+    reasons = (rejected or {}).items()
+    return InputCounts.of(
+        written, [("task", reason, 0) for reason, count in reasons for _ in range(count)]
+    )
 
 
 def stored(rows: NDArray[np.float32], storage_dtype: StorageDtype) -> NDArray[Any]:
@@ -117,9 +128,11 @@ def write_dataset(
     kind = RecordKind(pooling, storage_dtype, hidden)
     merges = {site: OrderedMerge() for site in run.sites}
     manifests: list[Manifest] = []
+    every: list[Prompt] = []
     (folder / "prompts").mkdir(parents=True)
     for shard, lengths in enumerate(shards):
         prompts = prompts_of(lengths, seeds[shard] if seeds else shard)
+        every += prompts
         frames = frames_of(prompts, kind)
         with open(folder / prompts_file(shard, len(shards)), "wb") as stream:
             manifests.append(write_prompts(stream, prompts, shard, len(shards)))
@@ -137,7 +150,7 @@ def write_dataset(
     metadata = Metadata(
         run=run,
         shards=shards_of(manifests, run.sites, len(shards)),
-        rejected=rejected or {},
+        counts=counts_of(every, rejected),
         statistics={site: merge.result(len(shards)) for site, merge in merges.items()},
         ops=("xla",),
     )

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -40,14 +42,21 @@ def message(entries):
     return b"\x0a" + bytes(groups if len(content) >= 0x80 else [len(content)]) + content
 
 
-def test_the_bytes_are_those_of_the_specification():
-    suffix = encode_suffix(SAMPLE, (1,))
-    assert encode_prefix(4, len(suffix)) + b"\1\2\3\4" + suffix == message(ENTRIES)
+@pytest.mark.parametrize("truncated", [0, 5])
+def test_the_bytes_are_those_of_the_specification(truncated: int):
+    """A prompt that was not truncated has no feature for it."""
+    suffix = encode_suffix(replace(SAMPLE, truncated_tokens=truncated), (1,))
+    data = encode_prefix(4, len(suffix)) + b"\1\2\3\4" + suffix
+    more = {"truncated_tokens": entry(b"truncated_tokens", packed(5))} if truncated else {}
+    assert data == message(ENTRIES | more)
+    assert decode_example(data).sample.truncated_tokens == truncated
 
 
 @pytest.mark.parametrize(
     "entries",
     [
+        {"truncated_tokens": entry(b"truncated_tokens", packed(0))},
+        {"truncated_tokens": 2 * entry(b"truncated_tokens", packed(5))},
         {"task_id": b""},
         {"more": entry(b"zzz", packed(1))},
         {"task_id": entry(b"task_id", byte_list(b"a", b"b"))},

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from activation_dataset.canonical_json import sealed_text
 from activation_dataset.fields import FieldError
 from activation_dataset.format import data_file
+from activation_dataset.input_counts import Count, InputCounts
 from activation_dataset.manifest import (
     FileEntry,
     LayerManifest,
@@ -49,12 +50,21 @@ def manifests():
     return [prompts(0), prompts(1), *layers]
 
 
+COUNTS = InputCounts(
+    tasks=Count(6, 3, {"too_long": 1, "ragged_grid": 2}),
+    samples=Count(7, 4, {"too_long": 3}),
+    rejected_files={"not_json": 1},
+    truncated_samples=2,
+    truncated_tokens=40,
+)
 METADATA = Metadata(
     run=describe("last", "bfloat16", HIDDEN, (10,), ("mlp_out", "resid_post")),
     shards=shards_of(manifests(), SITES, 2),
-    rejected={"ragged_grid": 2, "overlength": 1},
+    counts=COUNTS,
     statistics={site: statistics(3, 1) for site in SITES},
     ops=("amx", "xla"),
+    skipped_files=(".cache/", "caf\\xe9.csv"),
+    duplicate_tasks=1,
 )
 
 
@@ -86,7 +96,7 @@ def test_what_was_written_is_read():
 
 def test_the_text_is_that_of_every_version():
     text = METADATA.to_json()
-    digest = "78f5c6edea7344eef0c48a11be9102ae297e5da238b01770cc917628e759668d"
+    digest = "d20c5e67381cf897b7c59e8809288712fd86c3aeeb7c464e3af18af088790550"
     assert text.startswith(f'{{\n  "metadata_sha256": "{digest}",\n')
     assert json.loads(text)["statistics"]["10"]["mean"] == [0.1, -2.5e-8, 1e300]
 
@@ -94,7 +104,7 @@ def test_the_text_is_that_of_every_version():
 def test_the_text_does_not_depend_on_the_order_of_construction():
     other = replace(
         METADATA,
-        rejected=dict(reversed(list(METADATA.rejected.items()))),
+        counts=replace(COUNTS, tasks=Count(6, 3, {"ragged_grid": 2, "too_long": 1})),
         statistics=dict(reversed(list(METADATA.statistics.items()))),
         shards=shards_of(reversed(manifests()), SITES, 2),
     )
@@ -133,7 +143,17 @@ def test_floats_keep_every_bit(values):
         ),
         (["statistics", "10", "nonfinite_count"], 7, r"^statistics\.10 counts 10 .* expected 4"),
         (["statistics", "10", "count"], 9, r"^statistics\.10: norm_histogram counts 3 norms"),
-        (["rejected", "overlength"], 1.5, r"^rejected\.overlength is 1\.5, expected an integer"),
+        (["counts", "samples", "read"], 1.5, r"^counts\.samples\.read is 1\.5, expected an int"),
+        (["counts", "tasks", "read"], 7, r"^counts\.tasks: read is 7, but 3 are written and 3 rej"),
+        (
+            ["counts", "samples"],
+            {"read": 8, "written": 5, "rejected": {"too_long": 3}},
+            r"^counts\.samples\.written is 5, expected total_samples = 4",
+        ),
+        (["counts", "tasks"], {"read": 5, "written": 5, "rejected": {}}, "4 samples .* 5 tasks"),
+        (["counts", "truncated_samples"], 5, "^counts: 40 tokens are cut off 5 of 4 samples"),
+        (["counts", "truncated_tokens"], 1, "^counts: 1 tokens are cut off 2 of 4 samples"),
+        (["counts", "truncated_samples"], 0, "^counts: 40 tokens are cut off 0 of 4 samples"),
         (["weights", "fingerprint"], ..., r"^weights\.fingerprint is missing"),
         (["comment"], "mine", "^comment is not a known field"),
     ],

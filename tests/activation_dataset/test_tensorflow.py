@@ -1,5 +1,7 @@
 """TensorFlow reads what is written here, and writes the same bytes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -34,14 +36,15 @@ def tf_example(sample, shape, payload, name="activation"):
         "num_tokens": of_integers([sample.num_tokens]),
         "task_id": of_bytes(sample.task_id.encode()),
     }
+    if sample.truncated_tokens:
+        features["truncated_tokens"] = of_integers([sample.truncated_tokens])
     return tf.train.Example(features=tf.train.Features(feature=features))
 
 
 def test_prompts_have_the_same_bytes():
-    for prompt in make_prompts([0, 1, 3, 300]):
+    for prompt in truncated([0, 1, 3, 300], 0):
         payload = prompt.cells.astype("<i2").tobytes()
-        sample = Sample(prompt.sample_id, prompt.task_id, prompt.token_ids, prompt.num_tokens)
-        expected = tf_example(sample, (prompt.num_tokens, 4), payload, "cells")
+        expected = tf_example(prompt.sample, (prompt.num_tokens, 4), payload, "cells")
         assert encode_prompt(prompt) == expected.SerializeToString(deterministic=True)
 
 
@@ -55,6 +58,7 @@ samples = st.builds(
         elements=st.one_of(st.integers(0, 200), st.integers(0, 2**31 - 1)),
     ),
     num_tokens=st.integers(0, 2**40),
+    truncated_tokens=st.one_of(st.just(0), st.integers(0, 2**40)),
 )
 shapes = st.lists(st.integers(0, 2**31), min_size=1, max_size=2)
 
@@ -82,13 +86,19 @@ def test_the_same_bytes_where_lengths_grow_by_a_byte(size):
         assert encoded == expected.SerializeToString(deterministic=True)
 
 
+def truncated(lengths, seed):
+    prompts = make_prompts(lengths, seed)
+    return [replace(each, truncated_tokens=each.num_tokens // 3) for each in prompts]
+
+
 @pytest.mark.parametrize(("pooling", "storage_dtype"), [("none", "bfloat16"), ("last", "float32")])
 def test_tf_data_parses_every_field(tmp_path, pooling, storage_dtype):
-    write_dataset(tmp_path, [[3, 40, 1], [7]], pooling, storage_dtype)
+    write_dataset(tmp_path, [[3, 40, 1], [7]], pooling, storage_dtype, prompts_of=truncated)
     files = [str(tmp_path / shard_file(11, shard, 2)) for shard in range(2)]
     strings = dict.fromkeys(["sample_id", "task_id", "activation"], tf.string)
     fields = {name: tf.io.FixedLenFeature([], kind) for name, kind in strings.items()}
     fields["num_tokens"] = tf.io.FixedLenFeature([], tf.int64)
+    fields["truncated_tokens"] = tf.io.FixedLenFeature([], tf.int64, default_value=0)
     for name in ("shape", "token_ids"):
         fields[name] = tf.io.FixedLenSequenceFeature([], tf.int64, allow_missing=True)
 
@@ -102,5 +112,6 @@ def test_tf_data_parses_every_field(tmp_path, pooling, storage_dtype):
         assert example["sample_id"].decode() == record.sample_id
         assert example["task_id"].decode() == record.task_id
         assert example["num_tokens"] == record.num_tokens
+        assert example["truncated_tokens"] == record.truncated_tokens == record.num_tokens // 3
         assert example["token_ids"].tolist() == record.token_ids.tolist()
         np.testing.assert_array_equal(example["activation"].astype("f4"), record.activation)

@@ -1,6 +1,7 @@
 import json
 import os
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from activation_dataset.canonical_json import sealed_text
 from activation_dataset.checksum import crc32c, to_text
 from activation_dataset.format import prompts_file, shard_file
+from activation_dataset.metadata import Metadata
 from activation_dataset.prompts import read_prompts, write_prompts
 from activation_dataset.sites import HookPoint
 from activation_dataset.tfrecord import frame_footer, frame_header, read_records
@@ -19,12 +21,15 @@ FIRST, MIDDLE, LAST = (shard_file(layer, 1, 3) for layer in (10, 11, 12))
 AGAIN = "run the same command again, which writes it again"
 
 
+LETTER = '{"kind": "task", "reason": "ragged_grid", "samples": 0, "task_id": "a"}\n'
+
+
 @pytest.fixture
 def dataset(tmp_path):
     write_dataset(tmp_path, SHARDS, "none", "bfloat16", rejected={"ragged_grid": 2})
     errors = tmp_path / "errors"
     errors.mkdir()
-    (errors / "rejected.jsonl").write_text('{"reason": "ragged_grid", "task_id": "a"}\n' * 2)
+    (errors / "rejected.jsonl").write_text(LETTER * 2)
     for name in ("run.json", "claim.json", "certificate.json", "README.md", "notes.txt"):
         (tmp_path / name).write_text("{}")
     for name in ("manifests/prompts-00000-of-00003.json", "index/shard-00000-of-00003.index"):
@@ -90,9 +95,12 @@ def test_all_problems_are_reported(dataset):
     (dataset / "layer_9").mkdir()
     (dataset / "layer_9/notes.txt").write_text("")
     (dataset / f"{MIDDLE}.partial-0123456789abcdef").write_bytes(b"half")
-    (dataset / "errors/rejected.jsonl").write_text('{"reason": "ragged_grid"}\n')
+    sample = LETTER.replace("task", "sample").replace("0", "7")
+    letters = "errors/rejected.jsonl"
+    (dataset / letters).write_text(LETTER + sample)
     expected = [
-        rf"errors: holds {{'ragged_grid': 1}} rejected .* says {{'ragged_grid': 2}}: {AGAIN}",
+        rf"{letters}: holds {{'ragged_grid': 1}} rejected tasks, .* {{'ragged_grid': 2}}: {AGAIN}",
+        rf"{letters}: holds {{'ragged_grid': 7}} rejected samples, .* says {{}}: {AGAIN}",
         f"{FIRST}: missing: {AGAIN}",
         "layer_10/activations-00003-of-00004.tfrecord: not listed in metadata.json: delete it",
         f"{MIDDLE}.partial-0123456789abcdef: left behind by an interrupted writer: delete it",
@@ -125,6 +133,21 @@ def test_rejected_tasks_that_cannot_be_read(dataset, line):
     path.write_text(path.read_text() + line + "\n")
     (problem,) = problems(dataset)
     assert problem.startswith("errors/rejected.jsonl: cannot be read: ")
+
+
+def test_truncated_prompts_that_are_not_those_counted(tmp_path):
+    def truncated(lengths, seed):
+        return [replace(each, truncated_tokens=9) for each in make_prompts(lengths, seed)]
+
+    write_dataset(tmp_path, [[3], [4]], prompts_of=truncated)
+    assert problems(tmp_path, records=True) == []
+    path = tmp_path / "metadata.json"
+    metadata = Metadata.from_json(path.read_text())
+    counts = replace(metadata.counts, truncated_tokens=20)
+    path.write_text(replace(metadata, counts=counts).to_json())
+    assert problems(tmp_path) == []
+    (problem,) = problems(tmp_path, records=True)
+    assert problem.startswith("metadata.json: counts says 20 tokens are cut off 2 samples")
 
 
 def test_without_metadata(dataset, tmp_path_factory):

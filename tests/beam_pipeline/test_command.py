@@ -70,18 +70,20 @@ def test_flags_that_beam_refuses_are_one_line(capsys, tmp_path: Path, runner: st
 
 
 def test_the_summary_is_for_a_person(tmp_path: Path):
-    metadata = write_dataset(tmp_path, [[3, 4], [5]], rejected={"bad_cell": 2, "not_json": 1})
+    metadata = write_dataset(tmp_path, [[3, 4], [5]], rejected={"bad_cell": 2, "no_test_inputs": 1})
     run = dataclasses.replace(metadata.run, weights={"fingerprint": "", "random": True})
     text = summary(dataclasses.replace(metadata, run=run), "out", 2.0)
     for part in (
         "out: 3 samples, 12 tokens",
         "random:tiny (random weights)",
         "3 (10-12), 8 wide, pooling last, float32",
-        "6 in 2 shards",
-        "rejected 3; 2 bad_cell; 1 not_json",
+        "8 in 2 shards",
+        "  read     6 tasks; 3 written, 3 rejected (2 bad_cell, 1 no_test_inputs)",
+        "  read     3 samples; 3 written, 0 rejected",
         "2.0 s, 6 tokens/s",
     ):
         assert part in text
+    assert "tokens/s" not in summary(metadata, "out", 2.0, resumed=True)
     assert "ops" not in text
     text = summary(dataclasses.replace(metadata, ops=("amx", "xla")), "out", 2.0)
     assert "ops      amx, xla" in text

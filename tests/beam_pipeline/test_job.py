@@ -13,6 +13,7 @@ from beam_pipeline.job import Job, open_job
 from beam_pipeline.options import parse_flags
 from corpus.template import load_template
 from qwen.source import open_model
+from transforms.find_inputs import resolve_patterns
 from transforms.tokenize_tasks import LengthLimit
 
 
@@ -25,7 +26,7 @@ def test_the_model_decides_what_the_flags_leave_open(example_tasks: Path):
     job = opened(example_tasks, "--layers_to_extract=all")
     assert job.config.extractor.layers == tuple(range(24))
     assert job.limit == LengthLimit(32_768, "reject")
-    assert job.patterns == (f"{example_tasks}/*",)
+    assert job.patterns == resolve_patterns([str(example_tasks)], job.config.output_dir)
     assert job.template == load_template("digits")
     assert job.record_kind.hidden == 64
 
@@ -60,6 +61,7 @@ DECIDING = [
     "--prompt_template=numbered",
     "--augment=2",
     "--ignore_config=auto_map",
+    "--text_field=body",
     "--model_path=random:Qwen2.5-0.5B",
 ]
 OTHERS = ["--overwrite", "--allow_nonfinite", "--max_rejected=3", "--output_dir=x", "--no_progress"]

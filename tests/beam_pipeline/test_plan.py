@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from activation_dataset.input_counts import InputCounts, Written
 from beam_pipeline.accelerators import ACCELERATORS
 from beam_pipeline.command import main
 from beam_pipeline.job import open_job
@@ -57,7 +58,9 @@ def test_what_is_planned_is_what_a_run_makes(checkpoint: Path, tasks: Path, tmp_
     assert plan.shards.samples == metadata.total_samples
     assert plan.shards.tokens == metadata.total_tokens
     assert plan.shards.num_shards == len(metadata.shards) > 1
-    assert plan.rejected == metadata.rejected == {"bad_cell": 1, "too_long": 1}
+    assert plan.counts == metadata.counts
+    assert plan.counts.tasks.rejected == {"bad_cell": 1, "too_long": 1}
+    assert plan.counts.samples.rejected == {"too_long": 1}
     assert tuple(plan.inputs) == metadata.run.inputs
     written = sum(path.stat().st_size for path in out.glob("*/*.tfrecord"))
     assert plan.size.total(2) == written
@@ -97,7 +100,8 @@ def test_padding_is_that_of_each_shard():
 def plan_of(shards: int, padded_flops: int) -> Plan:
     fingerprints = np.zeros(shards, FINGERPRINT)
     return Plan(
-        plan_shards(fingerprints, 1), 1, OutputSize(), {}, [], 1, padded_flops, padded_flops
+        *(plan_shards(fingerprints, 1), 1, OutputSize(), InputCounts.of(Written(), []), [], []),
+        *(1, padded_flops, padded_flops),
     )
 
 
@@ -144,7 +148,8 @@ def test_the_report(capsys: pytest.CaptureFixture[str], tasks: Path, tmp_path: P
     assert err == ""
     for part in (
         "random:tiny: 6 samples, 2,",
-        "  rejected 1; 1 bad_cell",
+        "  read     6 tasks; 5 written, 1 rejected (1 bad_cell)",
+        "  read     6 samples; 6 written, 0 rejected",
         "  shards   3 of at most 2 samples",
         "  files    45: ",
         " on 8 x tpu-v5e-8, at 50% of the peak",
@@ -161,7 +166,7 @@ def test_the_report(capsys: pytest.CaptureFixture[str], tasks: Path, tmp_path: P
         (["--max_output_bytes=10kB"], "--max_output_bytes allows 10,000"),
         (["--max_output_bytes=10kB", "--layers_to_extract=all"], "24 layer folders"),
         (["--layers_to_extract=24"], "--layers_to_extract: layer 24 does not exist"),
-        (["--max_rejected=0"], "1 tasks were rejected (1 bad_cell), --max_rejected allows 0"),
+        (["--max_rejected=0"], "1 rejected (task bad_cell: 1), --max_rejected allows 0"),
         (["--max_length=2"], "no sample is left to extract: "),
     ],
 )

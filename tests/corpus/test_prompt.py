@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corpus.prompt import RenderedPrompt, render
-from corpus.task import Document, Grid, Message, Pair, Task
+from corpus.task import Document, Grid, Pair, Task
 from corpus.template import (
     PromptTemplate,
     TemplateError,
@@ -99,8 +99,8 @@ def test_a_chat_template_gives_a_system_and_a_user_message():
     assert prompt.text.startswith(NUMBERED)
     assert plain.text == prompt.text + "\n### Output\n\n"
     system, user = prompt.messages
-    assert system == Message("system", load_template("numbered-chat").system)
-    assert user == Message("user", prompt.text)
+    assert system == {"role": "system", "content": load_template("numbered-chat").system}
+    assert user == {"role": "user", "content": prompt.text}
     assert prompt.add_generation_prompt
 
 
@@ -204,9 +204,9 @@ def test_documents():
     assert (prompt.text, prompt.messages, prompt.cells.shape) == ("as {it} is\n", (), (0, 5))
 
     prompt = render(load_template("numbered-chat"), text)
-    assert prompt.messages == (Message("user", "as {it} is\n"),)
+    assert prompt.messages == ({"role": "user", "content": "as {it} is\n"},)
     assert prompt.add_generation_prompt
-    answered = (Message("user", "Hi"), Message("assistant", "Ho"))
+    answered = ({"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"})
     prompt = render(load_template("digits"), Document("d", "d.jsonl", None, answered))
     assert prompt.messages == answered
     assert not prompt.add_generation_prompt
@@ -218,7 +218,9 @@ def test_cells_are_found_in_what_a_chat_template_makes(strip: bool):
     task = Task("wide", "w.json", (Pair(grid, grid),) * 3, (Pair(grid, None),))
     prompt = render(load_template("numbered-chat"), task)
     body = prompt.text.strip() if strip else prompt.text
-    chat = f"<|im_start|>system\n{prompt.messages[0].content}<|im_end|>\n<|im_start|>user\n{body}"
+    chat = (
+        f"<|im_start|>system\n{prompt.messages[0]['content']}<|im_end|>\n<|im_start|>user\n{body}"
+    )
     cells = prompt.cells_within(chat + "<|im_end|>\n")
     assert [chat[offset] for offset in cells[:, 0]] == [
         prompt.text[offset] for offset in prompt.cells[:, 0]

@@ -56,7 +56,7 @@ def test_a_bad_task_is_a_dead_letter_that_says_what_is_wrong(mixed: Path):
         assert named in letters[name]["detail"]
     assert problems_of(mixed) == []
     metadata = metadata_of(mixed)
-    assert sum(metadata.rejected.values()) == len(BAD_TASKS)
+    assert sum(sum(each.values()) for each in metadata.counts.rejected) == len(BAD_TASKS)
     assert metadata.total_samples == 2  # good.json, and the first of the two with the same id
 
 

@@ -84,7 +84,8 @@ def test_every_record_read_is_written_or_rejected(dataset: Path, tasks: Path):
         (each["source"], each["task_id"], each["reason"]) for each in dead_letters(dataset)
     } == {(each.source, each.task_id, each.reason) for each in rejected}
     metadata = metadata_of(dataset)
-    assert metadata.rejected == Counter(each.reason for each in rejected)
+    assert metadata.counts.tasks.rejected == Counter(each.reason for each in rejected)
+    assert metadata.counts.tasks.read == len(items)
     tokenizer, template = open_model("random:tiny").tokenizer(), load_template("digits")
     expected = {
         task.sample_id(index): tokenizer(render(template, task, index).text)["input_ids"]
@@ -143,4 +144,4 @@ def test_published_tasks_make_a_dataset(arc_tasks: Path, tmp_path: Path):
     tests = [json.loads(path.read_bytes())["test"] for path in (arc_tasks / "per_task").iterdir()]
     metadata = metadata_of(tmp_path / "out")
     assert metadata.total_samples == sum(map(len, tests))
-    assert metadata.rejected == {}
+    assert metadata.counts.rejected == ({}, {}, {})

@@ -1,14 +1,17 @@
 """Inputs of every kind, and templates: the stored tokens are those of the text one would expect."""
 
 import json
+import os
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from activation_dataset.reading.reader import ActivationDataset
+from beam_pipeline.command import main
 from qwen.source import open_model
 from tests.conftest import ROOT
-from tests.end_to_end.job import dead_letters, metadata_of, problems_of, run
+from tests.end_to_end.job import dead_letters, flags_of, metadata_of, problems_of, run
 
 FLAGS = ("--layers_to_extract", "0", "--pooling", "none", "--batch_size", "1")
 
@@ -88,6 +91,39 @@ def test_a_template_of_ones_own_needs_no_code_and_long_prompts_are_cut(stored, t
     assert texts["tasks.jsonl#t/1"] == "Von:\n1 2\n3 4\nNach:\n5\n\nVon:\n7 8\nNach:\n"
     assert texts["tasks.jsonl#long"] == "1" * 100
     metadata = metadata_of(tmp_path / "out")
-    assert metadata.rejected == {}
+    assert metadata.counts.rejected == ({}, {}, {})
     recorded = metadata.run.prompt_template
     assert (recorded["name"], recorded["query"]) == ("own", "Von:\n{input}\nNach:\n")
+
+
+def test_what_is_left_out_and_what_is_there_twice_is_said(
+    stored, tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder = tmp_path / "corpus"
+    once = TASK | {"test": TASK["test"][:1]}
+    write(folder / "challenges.json", {"007": once})
+    write(folder / "deep" / "008.json", once)
+    lines = b'{"name": "n", "text": "one"}\n{"name": "n", "text": "two"}'
+    (folder / "deep" / "more.jsonl.zst").write_bytes(pa.compress(lines, "zstd", asbytes=True))
+    (folder / "notes.csv").write_text("a,b")
+    (folder / os.fsdecode(b"caf\xe9.json")).write_text(json.dumps({"text": "text"}))
+    begin = "Input:\n12\n34\nOutput:\n5\n\nInput:\n6\nOutput:\n"
+    assert stored(folder) == {
+        "challenges.json#007/0": begin,
+        "deep/008.json#008/0": begin,
+        "deep/more.jsonl.zst#n": "one",
+        "deep/more.jsonl.zst#line-000002": "two",
+        "caf\\xe9.json#caf\\xe9": "text",
+    }
+    metadata = metadata_of(tmp_path / "out")
+    assert (metadata.skipped_files, metadata.duplicate_tasks) == (("notes.csv",), 1)
+    notices = (tmp_path / "out" / "errors" / "notices.jsonl").read_text("utf-8").splitlines()
+    assert [(each["reason"], each["task_id"]) for each in map(json.loads, notices)] == [
+        ("same_content", "008"),
+        ("repeated_name", "line-000002"),
+    ]
+    printed = capsys.readouterr().out
+    assert "skipped  1 file; notes.csv" in printed
+    assert "repeated 1 " in printed
+    assert main(["plan", *flags_of(checkpoint, folder, tmp_path / "out", FLAGS)]) == 0
+    assert "1 skipped: notes.csv" in capsys.readouterr().out

@@ -114,14 +114,14 @@ def test_too_many_rejected_tasks_stop_the_run_before_the_model_starts(
     # A mesh that no worker has: the model could not even start.
     flags = [*FLAGS, "--mesh_shape", "64,1", "--max_rejected", "1"]
     error = error_of(capsys, checkpoint, tasks, tmp_path / "out", *flags)
-    assert "2 tasks were rejected (1 not_a_task, 1 not_json), --max_rejected allows 1; " in error
+    assert "2 rejected (file not_a_task: 1, file not_json: 1), --max_rejected allows 1; " in error
     assert f"{tmp_path}/out/errors/rejected.jsonl" in error
     assert len(dead_letters(tmp_path / "out")) == 2
     # The same command goes through once the tasks are mended.
     (tasks / "worse.json").unlink()
     run(checkpoint, tasks, tmp_path / "out", *FLAGS, "--max_rejected", "1")
     assert problems_of(tmp_path / "out") == []
-    assert metadata_of(tmp_path / "out").rejected == {"not_a_task": 1}
+    assert metadata_of(tmp_path / "out").counts.rejected_files == {"not_a_task": 1}
 
 
 def test_activations_that_are_not_finite_fail_the_run_unless_allowed(

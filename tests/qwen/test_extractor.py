@@ -242,11 +242,24 @@ def test_samples_come_in_the_order_that_is_told_beforehand(
     assert len(captured) > 1
 
 
-@pytest.mark.parametrize("ids", [[], [0, 1, 64], [-1]], ids=str)
-def test_a_sample_that_cannot_be_embedded_is_named(checkpoint: Path, ids: list[int]) -> None:
-    token_ids = [np.array([1], np.int32), np.array(ids, np.int32)]
+@pytest.mark.parametrize(
+    "ids",
+    [[], [0, 1, 64], [-1], [2**32 + 1], [1.9, 2.0], [1.0, np.nan], [True], [[1, 2]], ["1"]],
+    ids=str,
+)
+def test_a_sample_that_cannot_be_embedded_is_named(checkpoint: Path, ids: list[Any]) -> None:
+    token_ids = [np.array([1], np.int32), np.array(ids)]
     with pytest.raises(ValueError, match=r"sample 1: .* in 0\.\.63"):
         list(load(checkpoint, [0]).extract(token_ids))
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.uint64, list], ids=lambda kind: kind.__name__)
+def test_token_ids_of_any_integer_type_are_the_same_sample(checkpoint: Path, kind: Any) -> None:
+    extractor = load(checkpoint, [0])
+    (expected,) = extractor.extract([np.array([3, 1, 2], np.int32)])
+    ids: Any = [3, 1, 2] if kind is list else np.array([3, 1, 2], kind)
+    (found,) = extractor.extract([ids])
+    np.testing.assert_array_equal(found.vectors[0], expected.vectors[0])
 
 
 # Arguments

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from activation_dataset.format import partial_file, prompts_file, shard_file
+from activation_dataset.input_counts import InputCounts, Written
 from activation_dataset.manifest import LayerManifest, Manifest
 from activation_dataset.metadata import InputFile, Metadata
 from activation_dataset.prompts import Prompt, write_prompts
@@ -68,12 +69,16 @@ def plan_of(num_shards: int) -> ShardPlan:
     return plan_shards(fingerprints, 2)
 
 
+def counts_of(samples: int) -> InputCounts:
+    return InputCounts.of(Written(2, samples), [("task", "bad_cell", 0)])
+
+
 def build(gathered: Any, allow_nonfinite: bool = False, plan: ShardPlan | None = None) -> Metadata:
     """Build metadata of manifests by path, or of gathered ones."""
     if isinstance(gathered, dict):
         gathered = combined(GatherManifests(), gathered.values())
-    rejected = {"bad_cell": 1}
-    return build_metadata(gathered, RUN, allow_nonfinite, plan or plan_of(2), INPUTS, rejected)
+    plan = plan or plan_of(2)
+    return build_metadata(gathered, RUN, allow_nonfinite, plan, INPUTS, counts_of(plan.samples))
 
 
 def test_a_whole_dataset_is_described():
@@ -82,7 +87,7 @@ def test_a_whole_dataset_is_described():
     metadata = build(given)
     assert (metadata.total_samples, metadata.total_tokens) == (4, 14)
     assert [file.path for file in metadata.run.inputs] == ["a.json", "b.json"]
-    assert (metadata.rejected, metadata.ops) == ({"bad_cell": 1}, ("amx", "xla"))
+    assert (metadata.counts, metadata.ops) == (counts_of(4), ("amx", "xla"))
     assert Metadata.from_json(metadata.to_json()) == metadata
 
 
@@ -139,7 +144,9 @@ def run(given: dict[str, Manifest], folder: OutputFolder) -> None:
                 allow_nonfinite=False,
                 plan=pipeline | "Plan" >> beam.Create([plan_of(2)]),
                 inputs=pipeline | "Inputs" >> beam.Create(INPUTS),
-                rejected=pipeline | "Rejected" >> beam.Create([{"bad_cell": 1}]),
+                counts=pipeline | "Counts" >> beam.Create([counts_of(4)]),
+                skipped=pipeline | "Skipped" >> beam.Create([]),
+                notices=pipeline | "Notices" >> beam.Create([[]]),
             )
         )
 

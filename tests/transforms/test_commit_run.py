@@ -24,7 +24,10 @@ from transforms.output_folder import CLAIM_FILE, OutputFolder, remove_output
 
 RUN = describe("last", "float32", 8)
 SIZE = OutputSize(layer=100, prompts=10)
-DEAD = [RejectedTask("a.json", "1", "bad_cell", "cell 10"), RejectedTask("b", "", "not_json", "?")]
+DEAD = [
+    RejectedTask("a.json", "1", "bad_cell", "cell 10"),
+    RejectedTask("b", "", "not_json", "?", "file"),
+]
 LETTERS = "errors/rejected.jsonl"
 
 
@@ -91,11 +94,11 @@ def test_the_same_run_may_go_on(tmp_path: Path):
 
 
 def test_too_many_dead_letters_stop_the_run_and_are_kept(tmp_path: Path):
-    message = r"2 tasks were rejected \(1 bad_cell, 1 not_json\), --max_rejected allows 1; .*jsonl"
+    message = r"2 rejected \(file not_json: 1, task bad_cell: 1\), --max_rejected allows 1; .*jsonl"
     with pytest.raises(TooManyRejectedError, match=message):
         commit(tmp_path, rejected=DEAD, max_rejected=1)
     assert len((tmp_path / LETTERS).read_text().splitlines()) == 2
-    with pytest.raises(NoSamplesError, match=r"no sample .*1 bad_cell"):
+    with pytest.raises(NoSamplesError, match=r"no sample .*task bad_cell: 1"):
         commit(tmp_path, plan(), rejected=DEAD)
     # The same command goes through once the tasks are mended.
     (tmp_path / partial_file("run.json", "0123456789abcdef")).write_bytes(b"half")

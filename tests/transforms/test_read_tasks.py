@@ -5,27 +5,24 @@ import io
 import json
 import lzma
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
+import numpy as np
 import pyarrow as pa
 import pytest
+import zstandard
 from apache_beam.testing.util import assert_that, equal_to
-from pyarrow import ipc, parquet
+from pyarrow import parquet
 
 from activation_dataset.metadata import InputFile
-from transforms.read_tasks import (
-    INPUTS,
-    REJECTED,
-    ReadTasks,
-    TasksNotFoundError,
-    TasksUnreadableError,
-    common_root,
-    match_files,
-    read_file,
-    resolve_patterns,
-)
+from corpus.task import Document, Pair, Task
+from transforms.find_duplicates import FindDuplicates
+from transforms.find_inputs import resolve_patterns
+from transforms.read_tasks import INPUTS, NOTICES, REJECTED, SKIPPED, ReadTasks, read_file
+from transforms.storage import TasksUnreadableError
 
 TASK = {
     "train": [{"input": [[1]], "output": [[2]]}],
@@ -48,57 +45,6 @@ def write(path: Path, content: bytes) -> Path:
     return path
 
 
-def found(*inputs: str) -> list[str]:
-    patterns = resolve_patterns(inputs)
-    root = common_root(patterns)
-    paths = {path for pattern in patterns for path in match_files(pattern)}
-    return sorted(path.removeprefix(root) for path in paths)
-
-
-@pytest.mark.parametrize(
-    ("inputs", "expected"),
-    [
-        (["tasks/a.json"], ["a.json"]),
-        (["tasks"], ["a.json", "b.jsonl"]),
-        (["./tasks//"], ["a.json", "b.jsonl"]),
-        (["~/tasks/a.json"], ["a.json"]),
-        (["tasks/**.json"], ["a.json", "deeper/c.json"]),
-        (["tasks/*.txt"], ["notes.txt"]),
-        (["tasks/a.json", "tasks/dee*/c.json"], ["a.json", "deeper/c.json"]),
-        (["tasks/a.json", "./tasks/../tasks/a.json"], ["a.json"]),
-    ],
-)
-def test_files_are_found_and_named_below_their_common_folder(
-    here: Path, monkeypatch: pytest.MonkeyPatch, inputs: list[str], expected: list[str]
-):
-    monkeypatch.setenv("HOME", str(here))
-    assert found(*inputs) == expected
-
-
-@pytest.mark.parametrize(
-    ("path", "message"),
-    [
-        ("absent.json", r"no such file. Give a file, a folder, a glob"),
-        ("empty/", r"the folder holds no file of tasks: .json, .jsonl, .p"),
-        ("s3://bucket/a.json", r"must be local or gs://"),
-        ("", r"no such file"),
-    ],
-)
-def test_an_input_that_matches_nothing_is_named(here: Path, path: str, message: str):
-    (here / "empty" / "folder.json").mkdir(parents=True)
-    with pytest.raises(TasksNotFoundError, match=f"--tasks_file '{path}': {message}"):
-        resolve_patterns(["tasks/a.json", path])
-
-
-def test_a_folder_that_may_not_be_listed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def scandir(path: str) -> Any:
-        raise PermissionError("Permission denied")
-
-    monkeypatch.setattr(os, "scandir", scandir)
-    with pytest.raises(TasksNotFoundError, match=r"cannot be listed: .*Permission denied"):
-        resolve_patterns([tmp_path])
-
-
 def read(path: Path) -> list[Any]:
     return list(read_file(str(path), path.name))
 
@@ -108,23 +54,46 @@ def described(path: Path) -> InputFile:
     return InputFile(path.name, len(content), hashlib.sha256(content).hexdigest())
 
 
-PACKED: dict[str, Any] = {"gz": gzip, "bz2": bz2, "xz": lzma}
+PACK: dict[str, Callable[[bytes], bytes]] = {
+    "gz": gzip.compress,
+    "bz2": bz2.compress,
+    "xz": lzma.compress,
+    "zst": zstandard.ZstdCompressor(write_checksum=True).compress,
+    "GZ": gzip.compress,
+}
 
 
-@pytest.mark.parametrize("suffix", PACKED)
-def test_files_are_decompressed_and_digested_as_stored_or_are_dead_letters(here: Path, suffix: str):
-    tasks = b"".join(json.dumps(TASK | {"id": f"{i}"}).encode() + b"\n" for i in range(3000))
-    packed = PACKED[suffix].compress(tasks)
-    path = write(here / "packed" / f"a.jsonl.{suffix}", packed)
-    assert found("packed") == [path.name]
+@pytest.mark.parametrize("suffix", PACK)
+def test_files_are_decompressed_and_digested_as_stored(tmp_path: Path, suffix: str):
+    path = tmp_path / f"a.jsonl.{suffix}"
+    members = [many_lines(0, 1000), many_lines(1000, 2000)]
+    write(path, b"".join(map(PACK[suffix], members)))
     *items, file = read(path)
-    assert [item.sample_id(0) for item in items] == [f"{path.name}#{i}/0" for i in range(3000)]
+    assert [item.sample_id(0) for item in items] == [f"{path.name}#{i}/0" for i in range(2000)]
     assert file == described(path)
-    for damaged in (tasks, packed[:-1], packed[:60] + bytes(20) + packed[80:]):
-        *_, last, file = read(write(path, damaged))
+    assert read(write(path, PACK[suffix](b'{"id": "a", "text": "a"}')))[0].document_id == "a"
+
+
+@pytest.mark.parametrize("suffix", PACK)
+def test_the_records_before_damage_are_read_and_the_damage_reported(tmp_path: Path, suffix: str):
+    path = tmp_path / f"a.jsonl.{suffix}"
+    first = PACK[suffix](many_lines(0, 1000))
+    second = PACK[suffix](many_lines(1000, 2000))
+    damaged = second[:60] + bytes(20) + second[80:]
+    for content in (first + second[: len(second) // 2], first + damaged, first + b"garbage"):
+        *items, last, file = read(write(path, content))
+        ids = [item.task_id for item in items if isinstance(item, Task)]
+        assert ids[:998] == [str(index) for index in range(998)]
         assert (last.source, last.task_id, last.reason) == (path.name, "", "damaged_archive")
-        assert last.detail.startswith(f"{path.name}: cannot be decompressed (")
         assert file == described(path)
+    last, file = read(write(path, many_lines(0, 9)))
+    assert last.reason == "damaged_archive"
+
+
+def many_lines(start: int, stop: int) -> bytes:
+    grids = np.random.default_rng(start).integers(0, 10, (stop - start, 4, 4)).tolist()
+    tasks = (TASK | {"id": f"{i}", "more": grid} for i, grid in enumerate(grids, start))
+    return b"".join(json.dumps(task).encode() + b"\n" for task in tasks)
 
 
 @pytest.mark.parametrize("name", ["a.json.gz", "rows.parquet"])
@@ -142,41 +111,58 @@ def test_a_read_that_fails_is_no_dead_letter(
         read(here / name)
 
 
-def test_the_pipeline_reads_every_file_once(here: Path):
+def test_the_pipeline_reads_every_file_once_and_names_the_rest(here: Path):
     write(here / "tasks" / "broken.json", b'{"train": [')
+    write(here / "tasks" / ".cache" / "x.json", b"{}")
+    names = b'{"name": "cat", "text": "a"}\n' * 2
+    (here / "tasks" / os.fsdecode(b"caf\xe9.jsonl")).write_bytes(names)
     with beam.Pipeline("FnApiRunner") as pipeline:
         patterns = resolve_patterns(["tasks", "tasks/*.json", str(here / "tasks")])
         result = pipeline | ReadTasks(patterns)
-        ids = result.items | "Id" >> beam.Map(lambda item: item.sample_id(0))
-        assert_that(ids, equal_to(["a.json#a/0", "b.jsonl#line-000001/0"]), "items")
+        ids = result.items | "Id" >> beam.Map(sample_id)
+        expected = ["a.json#a/0", "b.jsonl#line-000001/0", "deeper/c.json#c/0"]
+        cafe = "caf\\xe9.jsonl"
+        assert_that(ids, equal_to([*expected, f"{cafe}#cat", f"{cafe}#line-000002"]), "items")
         sources = result[REJECTED] | "Source" >> beam.Map(lambda item: item.source)
         assert_that(sources, equal_to(["broken.json"]), "rejected")
         inputs = result[INPUTS] | "Path" >> beam.Map(lambda file: file.path)
-        assert_that(inputs, equal_to(["a.json", "b.jsonl", "broken.json"]), "inputs")
+        files = ["a.json", "b.jsonl", "broken.json", cafe, "deeper/c.json"]
+        assert_that(inputs, equal_to(files), "inputs")
+        assert_that(result[SKIPPED], equal_to([".cache/", "notes.txt"]), "skipped")
+        notices = result[NOTICES] | "Notice" >> beam.Map(lambda each: (each.source, each.task_id))
+        assert_that(notices, equal_to([(cafe, "line-000002")]), "notices")
 
 
-def saved_dataset(folder: Path) -> Path:
-    """A folder as Hugging Face saves a dataset."""
-    rows = pa.table({"id": ["a", "b"], "text": ["first", "second"]})
-    stream = io.BytesIO()
-    with ipc.new_stream(stream, rows.schema) as writer:
-        writer.write_table(rows)
-    write(folder / "data-00000-of-00001.arrow", stream.getvalue())
-    write(folder / "dataset_info.json", b'{"features": {}}')
-    write(folder / "state.json", b'{"_data_files": []}')
-    return folder
+def test_the_pipeline_reads_the_named_field_alone(here: Path):
+    write(here / "texts.jsonl", b'{"id": "a", "text": "x", "body": "y"}\n{"id": "b", "text": "x"}')
+    with beam.Pipeline("FnApiRunner") as pipeline:
+        result = pipeline | ReadTasks(resolve_patterns(["texts.jsonl"]), "body")
+        assert_that(result.items | "Text" >> beam.Map(lambda item: item.text), equal_to(["y"]))
+        reasons = result[REJECTED] | "Why" >> beam.Map(lambda item: (item.task_id, item.reason))
+        assert_that(reasons, equal_to([("b", "no_text_field")]), "rejected")
 
 
-def test_a_saved_dataset_is_read_without_its_description(tmp_path: Path):
-    folder = saved_dataset(tmp_path / "all" / "train")
-    assert found(str(folder)) == ["data-00000-of-00001.arrow"]
-    *documents, _ = read(folder / "data-00000-of-00001.arrow")
-    assert [each.text for each in documents] == ["first", "second"]
-    assert found(str(folder / "*.json")) == ["dataset_info.json", "state.json"]
-    write(tmp_path / "all" / "dataset_dict.json", b'{"splits": ["train"]}')
-    with pytest.raises(TasksNotFoundError, match=r"no file of tasks: .* are not searched"):
-        resolve_patterns([str(tmp_path / "all")])
-    assert found(str(tmp_path / "all" / "*" / "*.arrow")) == ["train/data-00000-of-00001.arrow"]
+def sample_id(item: Task | Document) -> str:
+    return item.sample_id if isinstance(item, Document) else item.sample_id(0)
+
+
+def test_equal_content_is_found_across_files():
+    """A task is the same with its pairs in another order, and with or without the answer."""
+    one, two = Pair(((1,),), ((2,),)), Pair(((3,),), ((4,),))
+    query = Pair(((5,),), ((6,),))
+    items = [
+        Task("a", "a.json", (one, two), (query,)),
+        Task("b", "b.json", (two, one), (Pair(query.input, None),)),
+        Task("other", "b.json", (one, two), (one,)),
+        Document("c", "a.json", "text"),
+        Document("d", "b.json", "text"),
+        Document("d", "c.json", None, ({"role": "user", "content": "text"},)),
+    ]
+    with beam.Pipeline("FnApiRunner") as pipeline:
+        notices = pipeline | beam.Create(items) | FindDuplicates()
+        found = notices | beam.Map(lambda each: (each.source, each.task_id, each.reason))
+        expected = [("b.json", "b", "same_content"), ("b.json", "d", "same_content")]
+        assert_that(found, equal_to(expected))
 
 
 def test_tables_are_read_and_digested(tmp_path: Path):

@@ -10,7 +10,6 @@ from tests.end_to_end.emulator import BUCKET, address, bucket
 from transforms.storage import (
     OutputError,
     delete,
-    find_files,
     join,
     list_files,
     open_file,
@@ -41,23 +40,6 @@ def test_a_folder_is_listed_with_the_sizes_of_its_files(root: str):
     assert list_files(root) == {name: len(name) for name in FILES}
     assert list_files(join(root, "deep")) == {"a.json": 11, "er/b.json": 14}
     assert list_files(join(root, "absent")) == {}
-
-
-@pytest.mark.parametrize(
-    ("pattern", "found"),
-    [
-        ("a.json", ["a.json"]),
-        ("*.json", [".hidden.json", "a.json", "c[1].json"]),
-        ("[!a].json*", ["b.jsonl"]),
-        ("de*/*/b.json", ["deep/er/b.json"]),
-        ("**a.json", ["a.json", "deep/a.json"]),
-        ("**", sorted(FILES)),
-        ("deep", []),
-        ("deep/*", ["deep/a.json"]),
-    ],
-)
-def test_patterns_find_files(root: str, pattern: str, found: list[str]):
-    assert find_files(join(root, pattern)) == [join(root, name) for name in found]
 
 
 def test_a_file_is_read_measured_and_deleted(root: str):

@@ -1,18 +1,31 @@
 import copy
+from dataclasses import replace
 
 import apache_beam as beam
 import numpy as np
 import pytest
 from apache_beam.testing.util import assert_that, equal_to
 
+from activation_dataset.input_counts import Written
 from activation_dataset.prompts import Prompt
 from corpus.augment import AugmentationPlan, augment
 from corpus.prompt import TEST_PAIR, render
-from corpus.task import Document, Message, Pair, RejectedTask, Task
+from corpus.task import Document, Pair, RejectedTask, Task
 from corpus.template import load_template, shipped_templates
 from qwen.source import open_model
+from transforms.assign_shards import fingerprint
 from transforms.read_tasks import REJECTED
-from transforms.tokenize_tasks import LengthLimit, TokenizeTasks, prompts_of, tokenize
+from transforms.shuffle_encoding import decode_prompt, encode_prompt
+from transforms.tokenize_tasks import (
+    WRITTEN,
+    LengthLimit,
+    Overlength,
+    TokenizeTasks,
+    prompts_of,
+    samples_of,
+    tokenize,
+)
+from transforms.write_rejected import count_inputs, sum_written
 
 DIGITS, CHAT = load_template("digits"), load_template("digits-chat")
 NO_LIMIT = LengthLimit(10_000, "reject")
@@ -22,8 +35,11 @@ TASK = Task(
     train=(Pair(((1, 2), (3, 4)), ((5,),)),),
     test=(Pair(((6,),), None), Pair(((7, 7, 7),), None)),
 )
+DOT = Task("dot", "a.json", (Pair(((1,),), ((1,),)),), (Pair(((1,),), None),))
+THREE, TWELVE = (AugmentationPlan(count, seed=0, keep_background=True) for count in (3, 12))
 TEXT = Document("d", "b.jsonl", "Grids, 42.")
-TALK = Document("m", "b.jsonl", None, (Message("system", "Be brief."), Message("user", "Why, 42?")))
+SAID = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why, 42?"})
+TALK = Document("m", "b.jsonl", None, SAID)
 
 
 @pytest.fixture(scope="module")
@@ -38,21 +54,67 @@ def accepted(item, template, tokenizer, limit=NO_LIMIT) -> list[Prompt]:
     return prompts
 
 
-def test_a_longer_prompt_is_rejected_or_loses_its_end(tokenizer):
+@pytest.mark.parametrize("overlength", ["reject", "truncate"])
+def test_a_task_that_is_too_long_is_never_truncated(tokenizer, overlength: Overlength):
     """Each test input is judged by itself."""
     first, second = accepted(TASK, DIGITS, tokenizer)
     length = first.num_tokens
-    kept, rejected = prompts_of(TASK, DIGITS, tokenizer, LengthLimit(length, "reject"))
+    kept, rejected = prompts_of(TASK, DIGITS, tokenizer, LengthLimit(length, overlength))
     assert isinstance(kept, Prompt)
     assert isinstance(rejected, RejectedTask)
     assert np.array_equal(kept.token_ids, first.token_ids)
-    assert (rejected.source, rejected.task_id) == ("folder/a.json", "t")
-    assert rejected.reason == "too_long"
-    for part in (second.sample_id, f"{second.num_tokens} tokens", f"allows {length}", "--overlen"):
+    assert (rejected.source, rejected.task_id, rejected.samples) == ("folder/a.json", "t", 1)
+    assert (rejected.kind, rejected.reason) == ("sample", "too_long")
+    for part in (second.sample_id, f"{second.num_tokens} tokens", f"allows {length}", "raise it"):
         assert part in rejected.detail
-    _, cut = accepted(TASK, DIGITS, tokenizer, LengthLimit(length, "truncate"))
-    assert np.array_equal(cut.token_ids, second.token_ids[:length])
-    assert np.array_equal(cut.cells, second.cells[:length])
+    assert ("test input" in rejected.detail) == (overlength == "truncate")
+
+
+@pytest.mark.parametrize("document", [TEXT, TALK], ids=["text", "chat"])
+def test_a_document_that_is_too_long_is_rejected_or_counts_what_it_loses(tokenizer, document):
+    (whole,) = accepted(document, DIGITS, tokenizer)
+    assert whole.truncated_tokens == 0
+    (rejected,) = prompts_of(document, DIGITS, tokenizer, LengthLimit(3, "reject"))
+    assert isinstance(rejected, RejectedTask)
+    assert rejected.reason == "too_long"
+    assert "--overlength=truncate" in rejected.detail
+    (cut,) = accepted(document, DIGITS, tokenizer, LengthLimit(3, "truncate"))
+    assert np.array_equal(cut.token_ids, whole.token_ids[:3])
+    assert cut.truncated_tokens == whole.num_tokens - 3
+    again = decode_prompt(encode_prompt(cut))
+    assert again.truncated_tokens == cut.truncated_tokens, "on its way to another worker"
+    longer = replace(cut, truncated_tokens=cut.truncated_tokens + 1)
+    assert fingerprint(longer) != fingerprint(cut), "a run with other records must not resume"
+
+
+@pytest.mark.parametrize(
+    ("item", "limit", "plan", "written", "rejections"),
+    [
+        (TASK, NO_LIMIT, None, Written(1, 2), []),
+        (TASK, LengthLimit(18, "truncate"), None, Written(1, 1), [("sample", "too_long", 1)]),
+        (TASK, LengthLimit(5, "truncate"), None, None, [("task", "too_long", 2)]),
+        (TASK, LengthLimit(5, "reject"), THREE, None, [("task", "too_long", 6)]),
+        (TEXT, LengthLimit(3, "truncate"), THREE, Written(1, 1, 1, 4), []),
+        (TEXT, LengthLimit(3, "reject"), None, None, [("task", "too_long", 1)]),
+        (DOT, NO_LIMIT, TWELVE, Written(1, 9), [("sample", "too_few_variants", 3)]),
+        (
+            *(DOT, LengthLimit(2, "reject"), TWELVE, None),
+            [("task", "too_long", 9), ("sample", "too_few_variants", 3)],
+        ),
+    ],
+)
+def test_tasks_and_samples_are_counted_apart(tokenizer, item, limit, plan, written, rejections):
+    found = list(samples_of(item, plan, DIGITS, tokenizer, limit))
+    prompts = [each for each in found if isinstance(each, Prompt)]
+    rejected = [each for each in found if isinstance(each, RejectedTask)]
+    assert [(each.kind, each.reason, each.samples) for each in rejected] == rejections
+    assert [each for each in found if isinstance(each, Written)] == [written] * bool(prompts)
+    counts = count_inputs(written or Written(), rejected)
+    variants = plan.variants if plan and isinstance(item, Task) else 1
+    tests = len(item.test) if isinstance(item, Task) else 1
+    assert counts.tasks.read == 1
+    assert counts.samples.read == variants * tests
+    assert counts.samples.written == len(prompts)
 
 
 @pytest.mark.parametrize(
@@ -99,16 +161,15 @@ def test_a_document_shows_no_cells(tokenizer):
 
 def test_variants_of_tasks_are_samples_and_what_is_rejected_is_apart():
     plan = AugmentationPlan(50, seed=0, keep_background=True)
-    dot = Task("dot", "a.json", (Pair(((1,),), ((1,),)),), (Pair(((1,),), None),))
     variants = [
         variant
-        for task in (TASK, dot)
+        for task in (TASK, DOT)
         for variant in augment(task, plan)
         if isinstance(variant, Task)
     ]
     ids = [each.sample_id(index) for each in variants for index in range(len(each.test))]
     assert len({*ids}) == 2 * 50 + 9
-    items = [TASK, dot, TEXT, TALK, Document("e", "b.jsonl", "")]
+    items = [TASK, DOT, TEXT, TALK, Document("e", "b.jsonl", "")]
     with beam.Pipeline("FnApiRunner") as pipeline:
         transform = TokenizeTasks("random:tiny", DIGITS, NO_LIMIT, plan)
         result = pipeline | beam.Create(items) | transform
@@ -117,3 +178,5 @@ def test_variants_of_tasks_are_samples_and_what_is_rejected_is_apart():
         reasons = result[REJECTED] | "Why" >> beam.Map(lambda item: (item.task_id, item.reason))
         rejected = [("dot", "too_few_variants"), ("e", "no_tokens")]
         assert_that(reasons, equal_to(rejected), "rejected")
+        written = result[WRITTEN] | beam.CombineGlobally(sum_written)
+        assert_that(written, equal_to([Written(4, 2 * 50 + 9 + 2)]), "written")

@@ -36,8 +36,9 @@ def test_a_checkpoint_goes_on_with_the_very_next_batch(dataset, wanted, taken):
     assert numbers_of(islice(other, len(both) - taken)) == both[taken:]
 
 
-def test_an_epoch_without_a_batch_is_the_end(dataset):
-    assert list(grain_dataset(dataset, 10, 1000, norms=(0, 0))) == []
+def test_norms_that_leave_no_batch_are_an_error(dataset):
+    with pytest.raises(ValueError, match="0 vectors of the epoch"):
+        next(iter(grain_dataset(dataset, 10, 20, norms=(0, 0))))
 
 
 def test_samples_are_a_data_source(dataset):

@@ -136,7 +136,7 @@ def test_a_state_of_another_stream_is_refused(dataset):
 def test_only_some_vectors(dataset):
     rng = np.random.default_rng(0)
     values = all_values(dataset, [10, 11])
-    for share in (0.0, 0.03, 0.5, 1.0):
+    for share in (0.03, 0.5, 1.0):
         only = np.flatnonzero(rng.random(dataset.num_vectors) < share)
         batches = dataset.batches([10, 11], 7, window=30, only=only, drop_last=False)
         assert len(batches) == -(-len(only) // 7)
@@ -164,12 +164,69 @@ def test_arguments_that_cannot_be_met(dataset):
         ({"batch_size": 0}, "batch_size is 0"),
         ({"batch_size": 1, "rank": 2, "world_size": 2}, "rank is 2"),
         ({"batch_size": 1, "only": np.array([2, 1])}, "not ascending"),
+        ({"batch_size": 1, "only": np.array([], np.int64), "drop_last": False}, "only is empty"),
+        ({"batch_size": 1, "only": np.array([1.5])}, "float64"),
         ({"batch_size": 1, "norms": {11: (0, 1)}}, "norms has site 11"),
         ({"batch_size": 1, "norms": (2, 1)}, "2 to 1"),
         ({"batch_size": 1, "dtype": "float16"}, "'float16' is not one of"),
     ]:
         with pytest.raises(ValueError, match=message):
             dataset.batches(10, **options)  # type: ignore[arg-type]
+
+
+def test_a_fraction_is_not_cut_off(dataset):
+    for options in ({"seed": 1.5}, {"window": 2.5}, {"rank": 0.0}):
+        with pytest.raises(TypeError, match="integer"):
+            dataset.batches(10, 5, **options)
+    batches = dataset.batches(10, 5, seed=np.int64(3))
+    json.dumps(batches.state_dict())
+    for epoch in (-1, 1.5):
+        with pytest.raises((TypeError, ValueError)):
+            batches.set_epoch(epoch)
+
+
+@pytest.mark.parametrize("norms", [(0, 1e-9), (0, 1e9)], ids=["none", "few"])
+def test_norms_that_leave_no_batch_are_an_error(dataset, norms):
+    size = 9 if norms[1] < 1 else dataset.num_vectors + 1
+    with pytest.raises(ValueError, match=r"\d+ vectors of the epoch are within the norms"):
+        list(dataset.batches(10, size, norms=norms))
+
+
+def test_readers_keep_as_many_batches_with_another_batch_size(dataset):
+    options = {"window": 30, "world_size": 3}
+    states = []
+    for rank in range(3):
+        batches = dataset.batches(10, 9, rank=rank, **options)
+        next(iter(batches))
+        states.append(batches.state_dict())
+    counts = set()
+    for rank, state in enumerate(states):
+        batches = dataset.batches(10, 7, rank=rank, **options)
+        batches.load_state_dict(state)
+        counts.add(len(list(batches)))
+        assert batches.epoch == 1
+    assert len(counts) == 1
+
+
+@pytest.mark.parametrize("norms", [None, (0, 1e9)], ids=["all", "norms"])
+@pytest.mark.parametrize("taken", [0, 5])
+def test_parts_of_the_rest_of_an_epoch(dataset, norms, taken):
+    options = {"window": 30, "norms": norms, "drop_last": False}
+    batches = dataset.batches(10, 4, **options)
+    for _ in zip(range(taken), batches, strict=False):
+        pass
+    state = batches.state_dict()
+    wanted = epoch(batches)
+    found = []
+    for part in range(3):
+        batches = dataset.batches(10, 4, **options)
+        batches.load_state_dict(state)
+        batches.take_part(part, 3)
+        found += [batch.numbers for batch in batches]
+        assert list(batches) == []
+        with pytest.raises(ValueError, match=r"part None \(here \d of 3\)"):
+            batches.load_state_dict(state)
+    np.testing.assert_array_equal(np.sort(np.concatenate(found)), np.sort(wanted))
 
 
 def test_a_damaged_record_is_never_given_out(tmp_path):

@@ -67,6 +67,8 @@ def test_every_vector_is_traced_to_its_token(datasets, pooling):
         cell = ("test" if example < 0 else example, row, col)
         assert place == ((None,) * 3 if role < 0 else cell)
         assert str(origin).startswith(f"{prompt.sample_id}, token {token}, {kind}")
+    with pytest.raises(IndexError, match="float64"):
+        dataset.locate([1.5])
     for outside in (-1, len(tokens)):
         with pytest.raises(IndexError, match="not all in"):
             dataset.trace(outside)
@@ -115,6 +117,9 @@ def test_means_belong_to_samples_and_to_no_token(datasets):
         ({"role": "output "}, "role is 'output ', expected one of input, output, text"),
         ({"example": -1}, "example is -1"),
         ({"example": "first"}, "example is 'first'"),
+        ({"row": 1.5}, "row is 1.5"),
+        ({"col": "1"}, "col is '1'"),
+        ({"example": True}, "example is True"),
         ({"role": "text", "row": 0}, "a token of text has no example, row or column"),
         ({"task": "0000001"}, "no task '0000001', but 3 others such as '00000001'"),
         ({"source": "training/0.json"}, "no source 'training/0.json'"),

@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pytest
 
@@ -143,3 +145,30 @@ def test_a_dataset_without_its_prompts_says_so(tmp_path):
     assert dataset[11][0].num_tokens == 3
     with pytest.raises(FileNotFoundError, match="prompts-00001-of-00003"):
         dataset[11][3]
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda dataset: list(dataset.records(10)),
+        lambda dataset: list(dataset.blocks(10)),
+        lambda dataset: list(dataset.batches(10, 2)),
+        lambda dataset: dataset[10][0],
+    ],
+    ids=["records", "blocks", "batches", "sample"],
+)
+def test_a_dataset_that_is_replaced_while_it_is_open_is_an_error(tmp_path, read, monkeypatch):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    write_dataset(tmp_path / "one", [[3, 4], [5]])
+    monkeypatch.setattr("tests.activation_dataset.synthetic.row_seed", lambda *_: 7)
+    write_dataset(tmp_path / "two", [[3, 4], [5]])  # other vectors of the same tasks
+    dataset = ActivationDataset(tmp_path / "one")
+    read(dataset)
+    metadata = tmp_path / "one" / "metadata.json"
+    metadata.write_bytes(metadata.read_bytes())  # the same again
+    read(dataset)
+    shutil.rmtree(tmp_path / "one")
+    (tmp_path / "two").rename(tmp_path / "one")
+    with pytest.raises(DatasetError, match="changed while it was open"):
+        read(dataset)

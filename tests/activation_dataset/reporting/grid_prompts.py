@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from activation_dataset.record import RecordKind
 from activation_dataset.sites import HookPoint, place_of
 from activation_dataset.statistics import LayerStatistics, OrderedMerge
 from activation_dataset.writer import LayerFileWriter
-from tests.activation_dataset.synthetic import LAYERS, describe, frames_of, stored
+from tests.activation_dataset.synthetic import LAYERS, counts_of, describe, frames_of, stored
 
 ZERO, NEWLINE = 15, 198
 """Token ids of "0" and of a line break in Qwen's vocabulary."""
@@ -82,7 +83,7 @@ def write_prompted(
     metadata = Metadata(
         run=run,
         shards=shards_of(manifests, run.sites, len(shards)),
-        rejected=rejected or {},
+        counts=counts_of(itertools.chain(*shards), rejected),
         statistics={site: merge.result(len(shards)) for site, merge in merges.items()},
         ops=("xla",),
     )

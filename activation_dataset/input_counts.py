@@ -1,0 +1,125 @@
+"""Counts of what a run read, wrote and rejected: files, tasks and samples, each by itself."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import astuple, dataclass
+from typing import Literal
+
+RejectedKind = Literal["file", "task", "sample"]
+"""The extent of a rejection: the rest of a file, a whole task or document, or some samples."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """What is written of some tasks and documents.
+
+    Attributes:
+        tasks: those with at least one sample.
+        samples: their samples.
+        truncated_samples, truncated_tokens: samples that lost their end, and the tokens they lost.
+    """
+
+    tasks: int = 0
+    samples: int = 0
+    truncated_samples: int = 0
+    truncated_tokens: int = 0
+
+    def __add__(self, other: Written) -> Written:
+        return Written(*map(sum, zip(astuple(self), astuple(other), strict=True)))
+
+
+@dataclass(frozen=True)
+class Count:
+    """Tasks or samples: read, written, and rejected by reason.
+
+    Raises:
+        ValueError: they do not add up.
+    """
+
+    read: int
+    written: int
+    rejected: Mapping[str, int]
+
+    def __post_init__(self) -> None:
+        if self.read != self.written + sum(self.rejected.values()):
+            raise ValueError(
+                f"read is {self.read}, but {self.written} are written and "
+                f"{sum(self.rejected.values())} rejected"
+            )
+
+
+@dataclass(frozen=True)
+class InputCounts:
+    """Everything that a run read.
+
+    Attributes:
+        tasks: tasks and documents. One is written if at least one of its samples is.
+        samples: samples of the tasks that could be read: variants times test inputs, or one for a
+            document.
+        rejected_files: reason to number of files that could not be read, or not to their end.
+        truncated_samples, truncated_tokens: written samples that lost their end, and the tokens
+            they lost.
+
+    Raises:
+        ValueError: the counts contradict each other.
+    """
+
+    tasks: Count
+    samples: Count
+    rejected_files: Mapping[str, int]
+    truncated_samples: int
+    truncated_tokens: int
+
+    def __post_init__(self) -> None:
+        if self.tasks.written > self.samples.written or (
+            self.samples.written and not self.tasks.written
+        ):
+            raise ValueError(
+                f"{self.samples.written} samples are written of {self.tasks.written} tasks"
+            )
+        most = min(self.samples.written, self.truncated_tokens)
+        if self.truncated_samples > most or (self.truncated_tokens and not self.truncated_samples):
+            raise ValueError(
+                f"{self.truncated_tokens} tokens are cut off {self.truncated_samples} of "
+                f"{self.samples.written} samples"
+            )
+
+    @classmethod
+    def of(
+        cls, written: Written, rejections: Iterable[tuple[RejectedKind, str, int]]
+    ) -> InputCounts:
+        """Combine what is written with the kind, reason and samples of each rejection."""
+        files, tasks, samples = count_rejections(rejections)
+        return cls(
+            tasks=Count(written.tasks + sum(tasks.values()), written.tasks, tasks),
+            samples=Count(written.samples + sum(samples.values()), written.samples, samples),
+            rejected_files=files,
+            truncated_samples=written.truncated_samples,
+            truncated_tokens=written.truncated_tokens,
+        )
+
+    @property
+    def rejected(self) -> tuple[Mapping[str, int], ...]:
+        """Rejected files, tasks and samples by reason, as `count_rejections` gives them."""
+        return self.rejected_files, self.tasks.rejected, self.samples.rejected
+
+
+def count_rejections(
+    rejections: Iterable[tuple[RejectedKind, str, int]],
+) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
+    """Return rejected files, tasks and samples by reason, sorted.
+
+    Args:
+        rejections: kind, reason and number of samples of each.
+    """
+    files, tasks, samples = Counter[str](), Counter[str](), Counter[str]()
+    for kind, reason, lost in rejections:
+        if kind == "file":
+            files[reason] += 1
+        elif kind == "task":
+            tasks[reason] += 1
+        if lost:
+            samples[reason] += lost
+    return dict(sorted(files.items())), dict(sorted(tasks.items())), dict(sorted(samples.items()))

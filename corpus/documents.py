@@ -1,0 +1,185 @@
+"""The text or the chat of a record, from the formats that datasets on the Hugging Face Hub use.
+
+    {"text": "..."}
+    {"messages": [{"role", "content", ...}, ...]}   a chat; also `conversations` or `conversation`
+    {"conversations": [{"from", "value"}, ...]}     ShareGPT: `human` is user, `gpt` assistant
+    {"prompt": "...", "completion": "..."}          TRL: the text of both, or two lists of messages
+    {"instruction", "input", "output", "history"}   Alpaca: messages of user and assistant in turn
+
+A record with `text` or messages may have a prompt or an instruction too: only the former is read.
+A chat also takes the record's `tools`, `documents`, `chat_template_kwargs` and `system`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from corpus.messages import check_json, from_json_text, shown, to_messages, to_text
+from corpus.task import Document, Message, Rejection
+
+CHAT_KEYS = ("messages", "conversations", "conversation")
+DOCUMENT_KEYS = (*CHAT_KEYS, "text", "prompt", "instruction", "chosen", "rejected")
+
+_SYSTEM_KEYS = ("system", "system_prompt")
+_OPTIONS = ("tools", "documents", "chat_template_kwargs")
+_REFUSED = ("functions",)
+_ANSWERS = ("response", "output")
+OTHER_KEYS = (
+    *("completion", "response", "input", "output", "history"),
+    *(*_SYSTEM_KEYS, *_OPTIONS, *_REFUSED),
+)
+"""Keys that are read together with one of `DOCUMENT_KEYS`."""
+
+
+def to_document(
+    record: Mapping[Any, Any], source: str, record_id: str, text_field: str | None
+) -> Document:
+    """Read a document from a record with one of `DOCUMENT_KEYS`, or with `text_field`.
+
+    Args:
+        record: without keys whose value is null.
+        text_field: the key of the only content to read, a text or messages. `a.b` is `b` in `a`.
+
+    Raises:
+        Rejection: the content is not understood, or there are several.
+    """
+    if text_field:
+        key, value = text_field, field_of(record, text_field)
+        if value is None:
+            keys = shown([*filter(None, record)])
+            detail = f"--text_field {key}: the record does not have it, its keys are {keys}"
+            raise Rejection("no_text_field", detail)
+    else:
+        key, value = _content(record)
+    if isinstance(value, list):
+        messages = _with_system(record, to_messages(value, key), key)
+        return Document(record_id, source, None, messages, _template_arguments(record))
+    if key in CHAT_KEYS and not text_field:
+        raise Rejection("bad_message", f"{key}: {shown(value)} is not a list of messages")
+    text = to_text(value, key, "bad_text")
+    if not text.strip():
+        raise Rejection("empty_text", f"{key}: {shown(text)} holds no text")
+    return Document(record_id, source, text)
+
+
+def field_of(record: Mapping[Any, Any], name: str) -> object:
+    """Return the value of a key, or below keys joined by dots; None if there is none."""
+    if name in record:
+        return record[name]
+    first, dot, rest = name.partition(".")
+    inner = record.get(first) if dot else None
+    return field_of(inner, rest) if isinstance(inner, Mapping) else None
+
+
+def _content(record: Mapping[Any, Any]) -> tuple[str, object]:
+    """Return the key of the record's content, and a text or messages."""
+    whole = [key for key in (*CHAT_KEYS, "text") if key in record]
+    parts = [key for key in ("prompt", "instruction") if key in record]
+    if not whole and (answers := [key for key in ("chosen", "rejected") if key in record]):
+        raise Rejection(
+            "preference",
+            f"{' and '.join(answers)}: a record of preferences has several answers; choose one "
+            "with --text_field, or write each as a record",
+        )
+    found = whole or parts
+    filled = [key for key in found if record[key]]
+    if len(filled) > 1:
+        raise Rejection(
+            "ambiguous",
+            f"the record has {' and '.join(filled)}; choose one with --text_field {filled[0]}",
+        )
+    key = (filled or found)[0]
+    if key == "instruction":
+        return key, _alpaca_messages(record)
+    return key, _with_completion(record) if key == "prompt" else record[key]
+
+
+def _alpaca_messages(record: Mapping[Any, Any]) -> list[object]:
+    """Return the turns of `history`, then the instruction with its input, and the output."""
+    if "output" not in record:
+        raise Rejection(
+            "bad_chat",
+            "output: missing; Alpaca's columns are instruction, input and output. Name the column "
+            "to read with --text_field",
+        )
+    history = record.get("history", [])
+    if not isinstance(history, list) or not all(
+        isinstance(turn, list) and len(turn) == 2 for turn in history
+    ):
+        raise Rejection("bad_chat", f"history: {shown(history)} is not [[user, assistant], ...]")
+    instruction, given, output = (
+        to_text(record.get(key, ""), key, "bad_text") for key in ("instruction", "input", "output")
+    )
+    question = f"{instruction}\n{given}" if given else instruction
+    texts = [text for turn in history for text in turn] + [question, output]
+    return [
+        {"role": ("user", "assistant")[index % 2], "content": text}
+        for index, text in enumerate(texts)
+    ]
+
+
+def _with_completion(record: Mapping[Any, Any]) -> object:
+    """Return a prompt with its completion, both texts or both lists of messages, as TRL does."""
+    prompt = record["prompt"]
+    if isinstance(prompt, str):
+        for key in (*_SYSTEM_KEYS, *_OPTIONS, *_REFUSED):
+            if record.get(key):
+                detail = f"{key}: belongs to a chat, but prompt is a text; write messages"
+                raise Rejection("bad_chat", detail)
+    if "completion" in record:
+        completion = record["completion"]
+        if isinstance(prompt, str) and isinstance(completion, str):
+            return prompt + completion
+        if isinstance(prompt, list) and isinstance(completion, list):
+            return prompt + completion
+        raise Rejection(
+            "bad_text", "prompt and completion: must be two texts, or two lists of messages"
+        )
+    if answers := [key for key in _ANSWERS if key in record]:
+        raise Rejection(
+            "ambiguous",
+            f"{answers[0]}: not known next to prompt; call it completion to append it, or read "
+            "the prompt alone with --text_field prompt",
+        )
+    return prompt
+
+
+def _with_system(
+    record: Mapping[Any, Any], messages: tuple[Message, ...], key: str
+) -> tuple[Message, ...]:
+    """Put the record's system prompt first, which ShareGPT and Alpaca keep apart."""
+    for name in _SYSTEM_KEYS:
+        system = to_text(record.get(name, ""), name, "bad_chat")
+        has_one = messages[0]["role"] in ("system", "developer")
+        if not system.strip() or (has_one and messages[0].get("content") == system):
+            continue
+        if has_one or key not in ("conversations", "instruction"):
+            detail = f"{name}: not the first of the {key}; keep it only there, or nowhere"
+            raise Rejection("bad_chat", detail)
+        messages = ({"role": "system", "content": system}, *messages)
+    return messages
+
+
+def _template_arguments(record: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return the arguments of the chat template besides the messages."""
+    for key in _REFUSED:
+        if record.get(key):
+            raise Rejection("bad_chat", f"{key}: not read; write them as tools")
+    arguments: dict[str, Any] = {}
+    for key in _OPTIONS:
+        value = record.get(key)
+        if isinstance(value, str):
+            value = from_json_text(value, key, "bad_chat") if value.strip() else None
+        if value is None:
+            continue
+        check_json(value, key, "bad_chat")
+        if key == "chat_template_kwargs":
+            if not isinstance(value, dict):
+                raise Rejection("bad_chat", f"{key}: {shown(value)} is not an object")
+            if taken := value.keys() & {"messages", *_OPTIONS}:
+                raise Rejection("bad_chat", f"{key}: {min(taken)} is a key of the record")
+            arguments |= value
+        elif isinstance(value, list) and all(isinstance(each, dict) for each in value):
+            arguments[key] = value
+        else:
+            raise Rejection("bad_chat", f"{key}: {shown(value)} is not a list of objects")
+    return arguments

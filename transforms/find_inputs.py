@@ -1,0 +1,261 @@
+"""From `--tasks_file` to the files that are read; every other file is named as skipped."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from apache_beam.io.filesystem import FileSystem
+
+from corpus.layouts import JSON_SUFFIXES, decompressed_name
+from corpus.tables import TABLE_SUFFIXES
+from transforms.saved_dataset import SavedDatasetError, without_stale_files
+from transforms.storage import (
+    StorageError,
+    TasksUnreadableError,
+    exists,
+    in_bucket,
+    list_objects,
+    storage_errors,
+)
+
+_EXTRACT = "extract it and name the files or their folder"
+_CONVERT = "convert it to JSON Lines or Parquet with a column text, messages, or train and test"
+UNREAD: dict[str, str] = {
+    **dict.fromkeys((".zip", ".tar", ".tgz", ".tar.gz", ".tar.zst", ".7z", ".rar"), _EXTRACT),
+    **dict.fromkeys((".csv", ".tsv", ".xlsx", ".feather", ".avro", ".orc"), _CONVERT),
+    **dict.fromkeys((".txt", ".md"), 'write it as JSON Lines, {"id": ..., "text": ...}'),
+}
+"""Endings of files that are never read, and what to do with such a file."""
+
+
+class TasksNotFoundError(ValueError):
+    """A `--tasks_file` without a file that can be read."""
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """One input, resolved.
+
+    Attributes:
+      folder: absolute or `gs://`, ends with "/"; its name is literal.
+      rest: the name of a file in the folder, or a glob of paths below it. In a glob, `*` and `?`
+        stand for characters of one name, `**` for any characters, `[...]` for one of a set.
+      is_file: `rest` is a name, whatever its characters.
+      output_dir: a folder that holds no inputs, though it may be below `folder`.
+    """
+
+    folder: str
+    rest: str
+    is_file: bool = False
+    output_dir: str = ""
+
+
+@dataclass(frozen=True)
+class Matches:
+    """Sorted paths: the files to read, and the files and folders (ending in "/") left out."""
+
+    files: tuple[str, ...]
+    skipped: tuple[str, ...] = ()
+
+
+def resolve_patterns(
+    tasks_files: Sequence[str | os.PathLike[str]], output_dir: str = ""
+) -> tuple[Pattern, ...]:
+    """Resolve each input to a pattern that matches at least one file to read.
+
+    An existing file or folder wins over a glob of the same spelling. What is in `output_dir` is no
+    input, even where a folder of tasks holds it.
+
+    Raises:
+      TasksNotFoundError: naming the input that matches nothing, or cannot be listed or read.
+    """
+    output_dir = output_dir and _absolute(output_dir)
+    return tuple(_resolve(os.fspath(path), output_dir) for path in tasks_files)
+
+
+def common_root(patterns: Sequence[Pattern]) -> str:
+    """Return the deepest folder that holds every possible match, with a slash at its end."""
+    shared = os.path.commonprefix([each.folder for each in patterns])  # noqa: RUF071
+    return shared[: shared.rfind("/") + 1]
+
+
+def source_of(path: str, root: str) -> str:
+    """Return a path below the common root; bytes that are not UTF-8 are written as `\\xe9`."""
+    return os.fsencode(path.removeprefix(root)).decode("utf-8", "backslashreplace")
+
+
+def _absolute(path: str) -> str:
+    """Return a path such that a file has one name however it is spelled."""
+    return path.rstrip("/") if in_bucket(path) else os.path.abspath(os.path.expanduser(path))
+
+
+def _resolve(path: str, output_dir: str) -> Pattern:
+    flag = f"--tasks_file {_shown(path)}"
+    if "://" in path and not in_bucket(path):
+        raise TasksNotFoundError(f"{flag}: must be local or gs://")
+    if not path:
+        raise TasksNotFoundError(f"{flag}: no such file")
+    try:
+        with storage_errors(path, TasksUnreadableError):
+            pattern = replace(_pattern_of(path), output_dir=output_dir)
+            found = match_files(pattern)
+    except StorageError as error:
+        raise TasksNotFoundError(f"{flag} cannot be listed: {error}") from error
+    except SavedDatasetError as error:
+        raise TasksNotFoundError(f"{flag}: {error}") from error
+    if pattern.is_file and (advice := _advice(path)):
+        raise TasksNotFoundError(f"{flag}: such a file is not read; {advice}")
+    if found.files:
+        return pattern
+    if found.skipped:
+        names = [_shown(each.removeprefix(pattern.folder)) for each in found.skipped]
+        advice = next(filter(None, map(_advice, found.skipped)), "")
+        raise TasksNotFoundError(
+            f"{flag}: holds no file of tasks ({', '.join(JSON_SUFFIXES + TABLE_SUFFIXES)}, also "
+            f"compressed), only {', '.join(names[:3])}"
+            + f" and {len(names) - 3} more" * (len(names) > 3)
+            + (f"; {advice}" if advice else "")
+        )
+    if pattern.rest == "**":
+        raise TasksNotFoundError(f"{flag}: the folder is empty")
+    raise TasksNotFoundError(
+        f"{flag}: no such file. Give a file, a folder, a glob in quotes, or a gs:// path of tasks "
+        "in JSON, JSON Lines, Parquet or Arrow."
+    )
+
+
+def _pattern_of(path: str) -> Pattern:
+    if in_bucket(path):
+        place = path
+        is_folder = next(list_objects(place.rstrip("/") + "/"), None) is not None
+        is_file = not place.endswith("/") and exists(place)
+    else:
+        place = _absolute(path)
+        is_folder, is_file = os.path.isdir(place), os.path.isfile(place)
+        if os.path.exists(place) and not is_folder and not is_file:
+            raise TasksNotFoundError(
+                f"--tasks_file {_shown(path)}: a pipe or a device; write its content to a file"
+            )
+    if is_file:
+        folder, name = os.path.split(place)
+        return Pattern(folder.rstrip("/") + "/", name, is_file=True)
+    if is_folder:
+        return Pattern(place.rstrip("/") + "/", "**")
+    fixed = re.split(r"[*?\[]", place, maxsplit=1)[0]
+    folder = fixed[: fixed.rfind("/") + 1]
+    return Pattern(folder, place.removeprefix(folder).rstrip("/"))
+
+
+def match_files(pattern: Pattern) -> Matches:
+    """Return the files that a pattern stands for.
+
+    A folder that the pattern matches stands for all data files below it. Hidden files and folders
+    are left out unless the pattern names them.
+
+    Raises:
+      SavedDatasetError: for a saved dataset of Hugging Face that cannot be read as it is.
+    """
+    if pattern.is_file:
+        return Matches((pattern.folder + pattern.rest,))
+    matches = _translated(pattern.rest).match
+    anywhere, depth = "**" in pattern.rest, pattern.rest.count("/")
+    shows_hidden = any(map(_is_hidden, pattern.rest.split("/")))
+
+    def enters(folder: str) -> bool:
+        """Whether files below a folder, relative to that of the pattern, can match."""
+        if pattern.folder + folder == pattern.output_dir:
+            return False
+        if _is_hidden(os.path.basename(folder)) and not shows_hidden:
+            return False
+        return anywhere or folder.count("/") < depth or within(folder)
+
+    def within(path: str) -> bool:
+        """Whether a path, or a folder that holds it, matches."""
+        return any(matches(path[:end]) for end in [*_slashes(path), len(path)])
+
+    paths = _objects if in_bucket(pattern.folder) else _local_paths
+    files, skipped = list[str](), set[str]()
+    for path in paths(pattern.folder, "", enters):
+        if pattern.folder + path == pattern.output_dir + "/":
+            continue
+        if not (within(path.rstrip("/")) or (anywhere and path.endswith("/"))):
+            continue
+        # A glob of an ending of its own, such as *.dump, is read by content.
+        is_named = not pattern.rest.endswith("*") and matches(path) and not _advice(path)
+        wanted = is_named or _holds_data(path)
+        hidden = _is_hidden(os.path.basename(path)) and not shows_hidden
+        if wanted and not hidden and not path.endswith("/") and _is_regular(pattern.folder + path):
+            files.append(pattern.folder + path)
+        else:
+            skipped.add(pattern.folder + path)
+    kept = without_stale_files(files)
+    return Matches(tuple(sorted(kept)), tuple(sorted(skipped | (set(files) - set(kept)))))
+
+
+def _translated(glob: str) -> re.Pattern[str]:
+    """Translate as Beam does, but let `**/` stand for no folder too, as in shells and Python."""
+    return re.compile(re.sub(r"(^|\)|/)\.\*/", r"\1(?:.*/)?", FileSystem.translate_pattern(glob)))
+
+
+def _slashes(path: str) -> list[int]:
+    return [index for index, char in enumerate(path) if char == "/"]
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith((".", "__"))
+
+
+def _holds_data(path: str) -> bool:
+    return path.lower().endswith(TABLE_SUFFIXES) or decompressed_name(path).lower().endswith(
+        JSON_SUFFIXES
+    )
+
+
+def _is_regular(path: str) -> bool:
+    """Return False for a pipe or a device; opening it could wait forever."""
+    return in_bucket(path) or os.path.isfile(path) or not os.path.exists(path)
+
+
+def _advice(path: str) -> str:
+    return next((UNREAD[each] for each in UNREAD if path.lower().endswith(each)), "")
+
+
+def _shown(path: str) -> str:
+    return repr(os.fsencode(path).decode("utf-8", "backslashreplace"))
+
+
+def _objects(root: str, _: str, enters: Callable[[str], bool]) -> Iterator[str]:
+    """Yield what `_local_paths` does, for a bucket."""
+    for path, _size in list_objects(root):
+        relative = path.removeprefix(root)
+        if relative.endswith("/") or not relative:
+            continue  # A placeholder of a folder.
+        closed = (relative[:end] for end in _slashes(relative) if not enters(relative[:end]))
+        folder = next(closed, None)
+        yield relative if folder is None else folder + "/"
+
+
+def _local_paths(
+    root: str, folder: str, enters: Callable[[str], bool], above: tuple[str, ...] = ()
+) -> Iterator[str]:
+    """Yield the paths of all files below a folder, and of the folders that are not entered.
+
+    Paths are relative to `root`; those of folders end with "/". Links are followed, except one to
+    a folder that holds it.
+    """
+    here = os.path.realpath(root + folder)
+    if not os.path.isdir(here):
+        return
+    with os.scandir(root + folder) as entries:
+        ordered = sorted(entries, key=lambda entry: entry.name)
+    for entry in ordered:
+        path = folder + entry.name
+        if not entry.is_dir():
+            yield path
+        elif enters(path) and os.path.realpath(root + path) not in (*above, here):
+            yield from _local_paths(root, path + "/", enters, (*above, here))
+        else:
+            yield path + "/"
