@@ -1,7 +1,7 @@
 """Parity certificate: some samples of a dataset, computed again by Hugging Face transformers.
 
 The reference is transformers' own model in PyTorch, in float32, one prompt at a time without
-padding, with a hook on each site. It needs torch and transformers, which are imported on demand.
+padding, with a hook on each site. Its attention hands over queries, keys and values. It needs torch and transformers, which are imported on demand.
 """
 
 from __future__ import annotations
@@ -24,13 +24,15 @@ from activation_dataset.folder import open_folder
 from activation_dataset.format import Pooling
 from activation_dataset.metadata import Metadata, RunDescription
 from activation_dataset.reading.reader import ActivationDataset
-from activation_dataset.sites import HookPoint, Site, place_of
+from activation_dataset.sites import HookPoint, Site, place_of, site_of
 
 CERTIFICATE_FILE = "certificate.json"
 
 # Largest relative errors (L2) that rounding alone explains; docs/reliability.md says how they were
 # found. In bfloat16, 0.045 is a cosine of 0.999.
 _EXACT, _STORED_NARROW, _COMPUTED_NARROW = 1e-4, 5e-3, 4.5e-2
+
+_OF_ATTENTION: tuple[HookPoint, ...] = ("q", "k", "v")
 
 _REFERENCE = "transformers in PyTorch, float32"
 
@@ -194,47 +196,69 @@ def _load_reference(model_path: Path, run: RunDescription) -> _Reference:
             "pip install 'qwen-activations[certify]'"
         ) from error
     transformers.utils.logging.disable_progress_bar()
-    config = transformers.AutoConfig.from_pretrained(model_path, trust_remote_code=False)
+    config = transformers.AutoConfig.from_pretrained(
+        model_path, trust_remote_code=False
+    ).get_text_config()
     width, layers, last = config.hidden_size, config.num_hidden_layers, run.layers_extracted[-1]
     if width != run.hidden_dim or layers <= last:
         raise CertifyError(
             f"{model_path} has {layers} layers, {width} wide; the dataset has layer {last} and is "
             f"{run.hidden_dim} wide: give the model that the dataset is of"
         )
+    captured: dict[Site, Any] = {}
     model = transformers.AutoModel.from_pretrained(
         model_path,
         dtype=torch.float32,
-        attn_implementation="sdpa",
+        attn_implementation=_captured_attention(transformers, captured),
         use_safetensors=True,
         trust_remote_code=False,
     ).eval()
-    captured: dict[Site, Any] = {}
+    text = getattr(model, "language_model", model)
     for site in run.sites:
         layer, hook_point = place_of(site)
-        _hook(model.layers[layer], hook_point, partial(captured.__setitem__, site))
+        if hook_point not in _OF_ATTENTION:
+            _hook(text.layers[layer], hook_point, partial(captured.__setitem__, site))
 
     def reference(token_ids: NDArray[np.int32]) -> Mapping[Site, NDArray[np.float32]]:
         with torch.no_grad():
             model(torch.from_numpy(token_ids.astype(np.int64))[None], use_cache=False)
-        return {site: each.numpy().reshape(len(token_ids), -1) for site, each in captured.items()}
+        return {site: captured[site].numpy().reshape(len(token_ids), -1) for site in run.sites}
 
     return reference
 
 
+def _captured_attention(transformers: Any, captured: dict[Site, Any]) -> str:
+    """Return the name of an attention that keeps its queries, keys and values in `captured`."""
+    attention, masks = transformers.AttentionInterface, transformers.AttentionMaskInterface
+    sdpa = attention()["sdpa"]
+
+    def capture(module: Any, *arguments: Any, **options: Any) -> Any:
+        for hook_point, heads in zip(_OF_ATTENTION, arguments, strict=False):
+            captured[site_of(module.layer_idx, hook_point)] = heads.transpose(1, 2)
+        return sdpa(module, *arguments, **options)
+
+    attention.register("captured", capture)
+    masks.register("captured", masks()["sdpa"])
+    return "captured"
+
+
 def _hook(layer: Any, hook_point: HookPoint, keep: Callable[[Any], None]) -> None:
     """Have a decoder layer of transformers hand over its values at a hook point."""
-    match hook_point:
-        case "resid_pre":
-            layer.register_forward_pre_hook(lambda _, inputs: keep(inputs[0]))
-        case "attn_out":
-            layer.self_attn.register_forward_hook(lambda _, __, output: keep(output[0]))
-        case "resid_mid":
-            norm = layer.post_attention_layernorm
-            norm.register_forward_pre_hook(lambda _, inputs: keep(inputs[0]))
-        case "mlp_out":
-            layer.mlp.register_forward_hook(lambda _, __, output: keep(output))
-        case "resid_post":
-            layer.register_forward_hook(lambda _, __, output: keep(output))
+    mixer = layer.self_attn if hasattr(layer, "self_attn") else layer.linear_attn
+    module = {
+        "z": mixer.o_proj if hasattr(mixer, "o_proj") else mixer.out_proj,
+        "attn_out": mixer,
+        "resid_mid": layer.post_attention_layernorm,
+        "mlp_in": layer.post_attention_layernorm,
+        "router_logits": getattr(layer.mlp, "gate", None),
+        "mlp_out": layer.mlp,
+    }.get(hook_point, layer)
+    if hook_point in ("resid_pre", "z", "resid_mid"):
+        module.register_forward_pre_hook(lambda _, inputs: keep(inputs[0]))
+    else:
+        module.register_forward_hook(
+            lambda _, __, output: keep(output[0] if isinstance(output, tuple) else output)
+        )
 
 
 def _digest_of(metadata: Metadata) -> str:

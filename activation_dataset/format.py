@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from activation_dataset.sites import DEFAULT_HOOK_POINT, Site, parse_site, place_of
+from activation_dataset.sites import DEFAULT_HOOK_POINT, HOOK_POINTS, Site, place_of, site_of
 
 SCHEMA_VERSION = 1
 
@@ -100,12 +100,11 @@ def parse_data_file(path: str) -> tuple[Site | None, int, int] | None:
         return None
     layer, hook_point, *numbers = match.groups()
     shard, num_shards = map(int, numbers)
-    try:
-        name = f"blocks.{layer}.hook_{hook_point or DEFAULT_HOOK_POINT}"
-        site = None if layer is None else parse_site(name)
-        return (site, shard, num_shards) if path == data_file(site, shard, num_shards) else None
-    except ValueError:  # no such hook point, or a shard that is not below num_shards
+    hook_point = hook_point or DEFAULT_HOOK_POINT
+    if hook_point not in HOOK_POINTS or shard >= num_shards:
         return None
+    site = None if layer is None else site_of(int(layer), hook_point)
+    return (site, shard, num_shards) if path == data_file(site, shard, num_shards) else None
 
 
 def _number(shard: int, num_shards: int) -> str:

@@ -1,6 +1,7 @@
 """The index of a shard: positions of its records, and its prompts as columns.
 
-All of it follows from the shard's prompts, so one index serves every site.
+All of it follows from the shard's prompts, so one index serves every site. Sites of the same width have
+the same positions.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from activation_dataset.canonical_json import digest_of
 from activation_dataset.checksum import crc32c
 from activation_dataset.folder import Folder
 from activation_dataset.format import Pooling, index_file
-from activation_dataset.metadata import Metadata
+from activation_dataset.metadata import Metadata, RunDescription
 from activation_dataset.prompts import CELL_FIELDS, Prompt, read_prompts
 from activation_dataset.record import RecordKind, frame_record
 
 LOGGER = logging.getLogger(__name__)
 
 _CRC_BYTES = 4
+_IDS = ("sample_ids", "task_ids")
 _COLUMNS = ("record_starts", "activation_starts", "token_ends", "token_ids", "cells")
 
 
@@ -34,15 +36,17 @@ class ShardIndex:
 
     Attributes:
         pooling: of the dataset.
-        record_starts: [samples + 1] int64, offset of each record in a layer file; the last element
-            is the size of the file.
-        activation_starts: [samples] int64, offset of each record's activation.
+        widths: elements of a vector; those of the residual stream first, then of other sites.
+        record_starts: [widths, samples + 1] int64, offset of each record in a layer file; the last
+            one is the size of the file.
+        activation_starts: [widths, samples] int64, offset of each record's activation.
         token_ends: [samples] int64, cumulative number of prompt tokens.
         token_ids, cells: [tokens] int32 and [tokens, 4] int16 of all prompts, as in Prompt.
         sample_ids, task_ids: ids of each sample and of its task.
     """
 
     pooling: Pooling
+    widths: list[int]
     record_starts: NDArray[np.int64]
     activation_starts: NDArray[np.int64]
     token_ends: NDArray[np.int64]
@@ -101,18 +105,12 @@ def keep_indexes(folder: Folder, metadata: Metadata) -> int:
     return built
 
 
-def record_kind(metadata: Metadata) -> RecordKind:
-    """Return the format of the records in a dataset's layer files."""
-    run = metadata.run
-    return RecordKind(run.pooling, run.storage_dtype, run.hidden_dim)
-
-
 def _load_or_build(folder: Folder, metadata: Metadata, shard: int) -> tuple[ShardIndex, bytes]:
     """Return the index of a shard, and the content of its file if that has to be written."""
     path = index_file(shard, len(metadata.shards))
-    entry, kind = metadata.shards[shard].prompts, record_kind(metadata)
+    entry, kinds = metadata.shards[shard].prompts, _kinds_of(metadata.run)
     # Names what the index is built from. A file with another key is stale.
-    key = digest_of({"prompts": asdict(entry), **asdict(kind)})
+    key = digest_of({"prompts": asdict(entry), "kinds": [asdict(kind) for kind in kinds]})
     try:
         with folder.open(path) as stream:
             return decode_index(stream.read(), key), b""
@@ -120,20 +118,28 @@ def _load_or_build(folder: Folder, metadata: Metadata, shard: int) -> tuple[Shar
         LOGGER.info("building %s from %s: %s", path, entry.path, error)
     with folder.open(entry.path) as stream:
         prompts = list(read_prompts(stream, entry.path))
-    index = _index_of(prompts, kind)
+    index = _index_of(prompts, kinds)
     return index, encode_index(index, key)
 
 
-def _index_of(prompts: list[Prompt], kind: RecordKind) -> ShardIndex:
-    frames = [frame_record(kind.sample(prompt), kind) for prompt in prompts]
-    record_starts = np.cumsum([0, *(frame.size for frame in frames)], dtype=np.int64)
-    heads = np.array([len(frame.head) for frame in frames], np.int64)
+def _kinds_of(run: RunDescription) -> list[RecordKind]:
+    """Kinds of a dataset's records, that of the residual stream first, captured or not."""
+    stream = RecordKind(run.pooling, run.storage_dtype, run.hidden_dim)
+    return list(dict.fromkeys([stream, *map(run.record_kind, run.sites)]))
+
+
+def _index_of(prompts: list[Prompt], kinds: list[RecordKind]) -> ShardIndex:
+    frames = [[frame_record(kind.sample(prompt), kind) for prompt in prompts] for kind in kinds]
+    sizes = [[0, *(frame.size for frame in each)] for each in frames]
+    record_starts = np.cumsum(sizes, axis=1, dtype=np.int64)
+    heads = np.array([[len(frame.head) for frame in each] for each in frames], np.int64)
     token_counts = [prompt.num_tokens for prompt in prompts]
     no_tokens, no_cells = np.empty(0, np.int32), np.empty((0, len(CELL_FIELDS)), np.int16)
     return ShardIndex(
-        pooling=kind.pooling,
+        pooling=kinds[0].pooling,
+        widths=[kind.hidden for kind in kinds],
         record_starts=record_starts,
-        activation_starts=record_starts[:-1] + heads,
+        activation_starts=record_starts[:, :-1] + heads,
         token_ends=np.cumsum(token_counts, dtype=np.int64),
         token_ids=np.concatenate([no_tokens, *(prompt.token_ids for prompt in prompts)]),
         cells=np.concatenate([no_cells, *(prompt.cells for prompt in prompts)]),
@@ -145,9 +151,9 @@ def _index_of(prompts: list[Prompt], kind: RecordKind) -> ShardIndex:
 def encode_index(index: ShardIndex, key: str) -> bytes:
     """Encode an index file: arrays in numpy's .npy format, then their CRC32C (uint32).
 
-    The first array, uint8, holds JSON: the key, the pooling, and the ids. All is little-endian.
+    The first array, uint8, holds JSON: the key, the pooling, the widths, and the ids. All is little-endian.
     """
-    texts = {name: getattr(index, name) for name in ("pooling", "sample_ids", "task_ids")}
+    texts = {name: getattr(index, name) for name in ("pooling", "widths", *_IDS)}
     texts["key"] = key
     stream = io.BytesIO()
     np.save(stream, np.frombuffer(json.dumps(texts).encode(), np.uint8))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 
 from activation_dataset.canonical_json import read_sealed, sealed_text
@@ -11,6 +11,7 @@ from activation_dataset.fields import FieldError, Json, check_names, from_json, 
 from activation_dataset.format import Pooling, StorageDtype, data_file
 from activation_dataset.input_counts import InputCounts
 from activation_dataset.manifest import Shard
+from activation_dataset.record import RecordKind
 from activation_dataset.sites import HOOK_POINTS, HookPoint, Site, hook_name, sites_of
 from activation_dataset.statistics import LayerStatistics
 
@@ -37,7 +38,8 @@ class RunDescription:
     Attributes:
         model_name: as the user gave it, a hub id or the name of a folder.
         layers_extracted: ascending.
-        hidden_dim: elements of a vector.
+        hidden_dim: elements of a vector of the residual stream.
+        widths: elements of a vector at the sites with another number.
         hook_points: captured in each layer, in the order of `HOOK_POINTS`.
         storage_dtype, compute_dtype: of the stored elements, and of the model.
         prompt_template: the whole template.
@@ -52,6 +54,7 @@ class RunDescription:
     model_name: str
     layers_extracted: tuple[int, ...]
     hidden_dim: int
+    widths: Mapping[Site, int] = field(default_factory=dict, kw_only=True)
     pooling: Pooling
     hook_points: tuple[HookPoint, ...]
     storage_dtype: StorageDtype
@@ -73,6 +76,12 @@ class RunDescription:
         points = list(self.hook_points)
         if not points or points != [each for each in HOOK_POINTS if each in points]:
             raise ValueError(f"hook_points is {points}, expected some of {HOOK_POINTS} in order")
+        other = [site for site in self.sites if self.width(site) != self.hidden_dim]
+        if list(self.widths) != other or not all(self.widths.values()):
+            raise ValueError(
+                f"widths is {dict(self.widths)}, expected those other than 0 and hidden_dim = "
+                f"{self.hidden_dim}, of some of the sites {list(self.sites)} in order"
+            )
         for name in ("tokenizer", "weights"):
             if not isinstance(getattr(self, name).get("fingerprint"), str):
                 raise ValueError(f"{name}.fingerprint is missing or not a string")
@@ -81,6 +90,14 @@ class RunDescription:
     def sites(self) -> tuple[Site, ...]:
         """All sites: every hook point of every layer."""
         return sites_of(self.layers_extracted, self.hook_points)
+
+    def width(self, site: Site) -> int:
+        """Elements of a vector at a site."""
+        return self.widths.get(site, self.hidden_dim)
+
+    def record_kind(self, site: Site) -> RecordKind:
+        """Properties of the records of a site."""
+        return RecordKind(self.pooling, self.storage_dtype, self.width(site))
 
     def site(self, named: Site) -> Site:
         """The site with a layer's number or a TransformerLens name. Raises KeyError."""
@@ -201,10 +218,11 @@ class Metadata:
         if list(self.statistics) != sites:
             raise FieldError(f"statistics has {list(self.statistics)}, expected {sites}")
         for site, each in self.statistics.items():
-            if each.hidden != self.run.hidden_dim:
+            if each.hidden != self.run.width(site):
+                name = "widths" if site in self.run.widths else "hidden_dim"
                 raise FieldError(
                     f"statistics.{site}.mean has {each.hidden} elements, "
-                    f"expected hidden_dim = {self.run.hidden_dim}"
+                    f"expected {name} = {self.run.width(site)}"
                 )
             if each.count + each.nonfinite_count != self.total_vectors:
                 raise FieldError(

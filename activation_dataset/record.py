@@ -1,7 +1,7 @@
 """Records of a layer file: which token ids they keep, and all their bytes but the vectors.
 
 Everything in a record except the vectors follows from the prompt, so it is encoded once for each
-sample and shared by all sites.
+sample and shared by all sites of the same width.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from activation_dataset.tfrecord import FOOTER_BYTES, frame_header
 
 @dataclass(frozen=True)
 class RecordKind:
-    """Properties that all records of a dataset share; `hidden` is the elements of a vector."""
+    """Properties that all records of a site share; `hidden` is the elements of a vector."""
 
     pooling: Pooling
     storage_dtype: StorageDtype

@@ -30,10 +30,13 @@ _HOOK_NAMES: dict[str, str] = {point: f"hook_{point}" for point in HOOK_POINTS} 
     "k": "attn.hook_rot_k",
     "v": "attn.hook_v",
     "z": "attn.hook_z",
-    "mlp_in": "ln2.hook_normalized",
-    "router_logits": "mlp.hook_router_logits",
+    "mlp_in": "mlp.hook_in",
+    "router_logits": "mlp.gate.hook_out",
 }
-"""Names of TransformerLens, within a block. It has none for the scores of experts."""
+"""Names of TransformerLens, within a block. Its `ln2.hook_normalized` is the input of the MLP before
+the scale of the norm."""
+
+_STREAM_HOOK_POINTS = ("resid_pre", "attn_out", "resid_mid", "mlp_in", "mlp_out", "resid_post")
 
 DEFAULT_HOOK_POINT: HookPoint = "resid_post"
 
@@ -96,6 +99,25 @@ def site_labels(sites: Sequence[Site]) -> list[str]:
     if all(place_of(site)[1] == DEFAULT_HOOK_POINT for site in sites):
         return [site_label(site) for site in sites]
     return [f"{layer} {hook_point}" for layer, hook_point in map(place_of, sites)]
+
+
+def basis_of(site: Site) -> str:
+    """What the dimensions of a site are: empty for those of the stream, else the hook point."""
+    hook_point = place_of(site)[1]
+    return "" if hook_point in _STREAM_HOOK_POINTS else hook_point
+
+
+def layers_named(sites: Sequence[Site]) -> str:
+    """Sites by their layers, in ranges where possible: "0, 4, 8-11; 10-23 mlp_out"."""
+    parts = []
+    for hook_point in dict.fromkeys(place_of(site)[1] for site in sites):
+        layers = [layer for layer, each in map(place_of, sites) if each == hook_point]
+        starts = [layer for layer in layers if layer - 1 not in layers]
+        ends = [layer for layer in layers if layer + 1 not in layers]
+        ranges = (f"{a}-{b}" if a < b else f"{a}" for a, b in zip(starts, ends, strict=True))
+        suffix = "" if hook_point == DEFAULT_HOOK_POINT else f" {hook_point}"
+        parts.append(", ".join(ranges) + suffix)
+    return "; ".join(parts)
 
 
 def by_hook_point(sites: Sequence[Site], rows: Sequence[Row]) -> dict[str, list[Row]]:

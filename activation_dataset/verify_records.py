@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from activation_dataset.example import ExampleError, decode_example
 from activation_dataset.folder import Folder
 from activation_dataset.format import METADATA_FILE, Sample
-from activation_dataset.index import record_kind
 from activation_dataset.manifest import Shard
 from activation_dataset.metadata import Metadata
 from activation_dataset.prompts import Prompt, read_prompts
@@ -85,7 +84,6 @@ def _check_truncated(
 def _check_shard(
     folder: Folder, metadata: Metadata, shard: Shard, damaged: AbstractSet[str]
 ) -> _ShardResult:
-    kind = record_kind(metadata)
     result = _ShardResult()
     path = shard.prompts.path
     if path in damaged:
@@ -107,6 +105,7 @@ def _check_shard(
         if entry.path in damaged:
             continue
         try:
+            kind = metadata.run.record_kind(site)
             result.statistics[site] = _check_file(folder, entry.path, kind, prompts)
         except (CorruptRecordError, OSError) as error:
             result.findings.append((entry.path, _described(error)))

@@ -15,8 +15,8 @@ from apache_beam.options.pipeline_options import WorkerOptions
 
 from activation_dataset.format import METADATA_FILE
 from activation_dataset.metadata import Metadata
-from activation_dataset.reporting.summary import count_of, inputs, layers_named
-from activation_dataset.sites import DEFAULT_HOOK_POINT
+from activation_dataset.reporting.summary import count_of, inputs, widths_named
+from activation_dataset.sites import DEFAULT_HOOK_POINT, layers_named
 from beam_pipeline.failures import explained_by, is_news, was_interrupted
 from beam_pipeline.job import open_job
 from beam_pipeline.options import build_plan_parser, parse_flags
@@ -92,7 +92,7 @@ def summary(metadata: Metadata, output_dir: str, seconds: float, resumed: bool =
     lines = [
         f"{output_dir}: {metadata.total_samples:,} samples, {metadata.total_tokens:,} tokens",
         f"  model    {run.model_name}" + (" (random weights)" if run.weights.get("random") else ""),
-        f"  layers   {len(run.layers_extracted)} ({layers}){at}, {run.hidden_dim} wide, "
+        f"  layers   {len(run.layers_extracted)} ({layers}){at}, {widths_named(run)}, "
         f"pooling {run.pooling}, {run.storage_dtype}",
         *(
             [

@@ -7,8 +7,10 @@ from importlib import metadata as packages
 
 from activation_dataset.metadata import RunDescription
 from activation_dataset.record import RecordKind
+from activation_dataset.sites import Site, place_of
 from beam_pipeline.config import DEFAULT_LAYERS, Config, ConfigError
 from corpus.template import PromptTemplate, load_template
+from qwen.settings import check_hook_points
 from qwen.source import ModelSource, open_model
 from transforms.find_inputs import Pattern, resolve_patterns
 from transforms.tokenize_tasks import LengthLimit
@@ -27,9 +29,10 @@ class Job:
     source: ModelSource
 
     @property
-    def record_kind(self) -> RecordKind:
-        """The kind of the records that the job writes."""
-        return self.config.extractor.record_kind(self.source.config.hidden_size)
+    def record_kinds(self) -> dict[Site, RecordKind]:
+        """The kind of the records that the job writes for each site."""
+        settings, width = self.config.extractor, self.source.config.width
+        return {site: settings.record_kind(width(*place_of(site))) for site in settings.sites}
 
     def describe(self) -> RunDescription:
         """Check the weights, and return all that decides about the bytes, except the inputs.
@@ -39,11 +42,13 @@ class Job:
         """
         config, settings, source = self.config, self.config.extractor, self.source
         source.check_weights()
-        augmentation = config.augmentation
+        augmentation, hidden = config.augmentation, source.config.hidden_size
+        widths = {site: kind.hidden for site, kind in self.record_kinds.items()}
         return RunDescription(
             model_name=source.name,
             layers_extracted=settings.layers,
-            hidden_dim=source.config.hidden_size,
+            hidden_dim=hidden,
+            widths={site: width for site, width in widths.items() if width != hidden},
             pooling=settings.pooling,
             hook_points=settings.hook_points,
             storage_dtype=settings.storage_dtype,
@@ -100,5 +105,6 @@ def open_job(config: Config) -> Job:
             f"--layers_to_extract: layer {outside[0]} does not exist; this model has {num_layers} "
             f"layers, 0 to {num_layers - 1}, and the default is {DEFAULT_LAYERS}"
         )
+    check_hook_points(extractor, source.config)
     extractor = replace(extractor, model_path=source.pinned_path)
     return Job(replace(config, extractor=extractor), patterns, template, limit, source)

@@ -187,8 +187,8 @@ def _add_activation_flags(group: argparse._ArgumentGroup) -> None:
         nargs="+",
         action="extend",
         metavar="NAME",
-        help=f"one or more of {', '.join(HOOK_POINTS)}, as in TransformerLens (default: "
-        f"{DEFAULT_HOOK_POINT}, the residual stream after the layer)",
+        help=f"one or more of {', '.join(HOOK_POINTS)}, which every chosen layer must have "
+        f"(default: {DEFAULT_HOOK_POINT}, the residual stream after the layer)",
     )
     group.add_argument(
         "--pooling",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import apache_beam as beam
@@ -44,7 +45,7 @@ def build(
       folder: the claimed output folder.
       finished_ops: from `ops_of_files`, for files that are there already.
     """
-    config, kind = job.config, job.record_kind
+    config, kinds = job.config, job.record_kinds
     extractor = replace(
         config.extractor,
         expected_config=job.source.config,
@@ -71,7 +72,7 @@ def build(
         | "Notices" >> beam.Flatten()
         | "GatherNotices" >> beam.CombineGlobally(beam.combiners.ToListCombineFn())
     )
-    size = prompts | "MeasureOutput" >> beam.CombineGlobally(SumSizes(kind))
+    size = prompts | "MeasureOutput" >> beam.CombineGlobally(SumSizes(Counter(kinds.values())))
     plan = (
         prompts
         | "PlanShards" >> beam.CombineGlobally(PlanShards(config.samples_per_shard))
@@ -93,7 +94,7 @@ def build(
     )
     layers = [
         extracted[layer_folder(site)] | layer_folder(site) >> WriteLayer(folder, site, kind)
-        for site in extractor.sites
+        for site, kind in kinds.items()
     ]
     written_prompts = extracted[PROMPTS] | "prompts" >> WritePrompts(folder)
 

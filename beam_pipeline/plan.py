@@ -6,6 +6,7 @@ Samples, tokens, shards and bytes are exact. Time and cost rest on an expected e
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -59,7 +60,7 @@ def make_plan(job: Job) -> Plan:
     """Read and tokenize all inputs, and predict; keeps 24 bytes of each sample."""
     written, rejected = Written(), list[RejectedTask]()
     fingerprints = [np.empty(0, FINGERPRINT)]
-    size = OutputSize()
+    size, kinds = OutputSize(), Counter(job.record_kinds.values())
     inputs: list[InputFile] = []
     for item in _read_and_tokenize(job):
         if isinstance(item, RejectedTask):
@@ -70,7 +71,7 @@ def make_plan(job: Job) -> Plan:
             inputs.append(item)
         else:
             fingerprints.append(fingerprint(item))
-            size += output_size(item, job.record_kind)
+            size += output_size(item, kinds)
     found = np.concatenate(fingerprints)
     shards = plan_shards(found, job.config.samples_per_shard)
     lengths = np.sort(found, order=["rank", "content"])["tokens"].astype(np.int64)
@@ -170,8 +171,8 @@ def report(plan: Plan, config: Config, workers: int) -> str:
         f"  shards   {shards.num_shards:,} of at most {config.samples_per_shard:,} samples",
         f"  files    {shards.num_shards * (sites + 1):,}: each shard has one for each of "
         f"{sites} layers and hook points, and one of prompts",
-        f"  bytes    {size.layer:,} of each layer and hook point, {size.prompts:,} of prompts, "
-        f"{size.total(sites):,} in all",
+        f"  bytes    {size.layers:,} of the layers, {size.prompts:,} of prompts, "
+        f"{size.total:,} in all",
         f"  FLOPs    {plan.flops:.3g}, {plan.padded_flops:.3g} with padding ({padding:.1%} of the "
         "slots)",
     ]
@@ -190,7 +191,7 @@ def report(plan: Plan, config: Config, workers: int) -> str:
         f"  time     {timedelta(seconds=math.ceil(seconds))} on {workers} x {accelerator.name}, at "
         f"{efficiency:.0%} of the peak",
         f"  cost     {cost}: {hours:,.3g} device hours at {price:,.2f}{source}",
-        f"  writing  {size.total(sites) / seconds / workers / 1e6:,.3g} MB/s per worker; if "
+        f"  writing  {size.total / seconds / workers / 1e6:,.3g} MB/s per worker; if "
         "the storage is slower, the run takes longer",
         "Time and cost are those of the devices alone, without starting workers and compiling.",
     ]

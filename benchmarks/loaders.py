@@ -63,7 +63,7 @@ def sae_lens(
         hook_name=hook_name(layer),
         hook_head_index=None,
         context_size=CONTEXT,
-        d_in=dataset.kind.hidden,
+        d_in=dataset.metadata.run.hidden_dim,
         n_batches_in_buffer=DEFAULT_WINDOW // CONTEXT,
         total_training_tokens=dataset.num_vectors,
         store_batch_size_prompts=read,
@@ -89,7 +89,7 @@ def dictionary_learning(
         cycle([""]),
         model,
         model.submodule,
-        d_submodule=dataset.kind.hidden,
+        d_submodule=dataset.metadata.run.hidden_dim,
         n_ctxs=DEFAULT_WINDOW // CONTEXT,
         ctx_len=CONTEXT,
         refresh_batch_size=batch // CONTEXT,
@@ -141,7 +141,7 @@ def side_by_side(name: str, dataset: ActivationDataset, folder: Path, rounds: in
     mine = ours(dataset, LAYER, BATCH)
     other = PEERS[name](dataset, LAYER, BATCH, folder)
     pairs = run_in_turn(lambda: take(mine, batches), lambda: take(other, batches), rounds)
-    gigabytes = 4 * dataset.kind.hidden * BATCH * batches / 1e9
+    gigabytes = 4 * dataset.metadata.run.hidden_dim * BATCH * batches / 1e9
     return Result(name, 10.0, gigabytes, pairs)
 
 

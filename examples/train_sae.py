@@ -43,7 +43,7 @@ def _train(options: argparse.Namespace) -> None:
     named = options.layer or dataset.sites[count // 2 - count]  # at the last hook point
     site = dataset.metadata.run.site(parse_site(str(named)))
     settings = Settings(
-        features=options.features or 4 * dataset.metadata.run.hidden_dim,
+        features=options.features or 4 * dataset.metadata.run.width(site),
         active=options.active,
         steps=options.steps,
         batch_size=options.batch_size,

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from activation_dataset.sites import Site, sites_of
+from activation_dataset.sites import Site, place_of, sites_of
 from activation_dataset.statistics import LayerStatistics
 from qwen.batching import (
     Step,
@@ -37,7 +37,7 @@ from qwen.ops import OpsName
 from qwen.ops.choose import choose_ops
 from qwen.parameters import abstract_model, load_model
 from qwen.programs import Captured, Programs
-from qwen.settings import ExtractorSettings
+from qwen.settings import ExtractorSettings, check_hook_points
 from qwen.source import ModelSource, open_model
 from qwen.statistics import statistics_of
 
@@ -56,8 +56,8 @@ class CapturedSamples:
     Attributes:
       samples: indices of the samples in the argument of `extract`.
       vector_counts: the number of vectors of each sample: 1 if pooled, else its tokens.
-      vectors: for each site [sum(vector_counts), hidden] in the storage dtype, in sample order;
-        possibly read-only.
+      vectors: for each site [sum(vector_counts), width of the site] in the storage dtype, in sample
+        order; possibly read-only.
       statistics: for each site the statistics of exactly these vectors.
       slots: token slots of the step that computed them, including padding.
     """
@@ -150,11 +150,12 @@ class ActivationExtractor:
 
         Raises:
           OtherWorkerError: if the operations are not those that the settings expect.
-          ValueError: for layers, a mesh or weights that do not fit the model or the devices.
+          ValueError: for layers, hook points, a mesh or weights that do not fit the model or the devices.
         """
         config = source.config
         settings = settings.with_layers_of(config.num_hidden_layers)
         check_layers(settings.layers, config.num_hidden_layers)
+        check_hook_points(settings, config)
         layers, hook_points, pooling = settings.layers, settings.hook_points, settings.pooling
         self.sites, self._top_sites = settings.sites, sites_of(layers[-1:], hook_points)
         mesh = make_mesh(settings.mesh_shape, jax.local_devices())
@@ -164,7 +165,6 @@ class ActivationExtractor:
         if mesh.devices.flat[0].platform == "cpu":
             keep_freed_memory()
         self.source, self.settings, self.pooling = source, settings, pooling
-        self.hidden_size = config.hidden_size
         self._storage = jnp.dtype(settings.storage_dtype)
         compute = jnp.dtype(settings.compute_dtype)
         ops = choose_ops(mesh.devices.flat[0], compute, config, mesh.shape[MODEL_AXIS])
@@ -217,8 +217,8 @@ class ActivationExtractor:
         """Tokenize texts and capture them.
 
         Returns:
-          Pooled: for each site [texts, hidden]. Every token: for each text, by site,
-          [tokens, hidden]. The site of the residual stream after a layer is the layer's number;
+          Pooled: for each site [texts, width]. Every token: for each text, by site,
+          [tokens, width]. The site of the residual stream after a layer is the layer's number;
           other sites have TransformerLens' names, such as `blocks.10.hook_mlp_out`.
 
         Raises:
@@ -241,8 +241,10 @@ class ActivationExtractor:
                     found[sample][site] = part.copy()
         if self.pooling == "none":
             return found
-        nothing = np.empty((0, self.hidden_size), self._storage)
-        return {site: np.concatenate([nothing, *(f[site] for f in found)]) for site in self.sites}
+        if not found:
+            width = self.source.config.width
+            return {s: np.empty((0, width(*place_of(s))), self._storage) for s in self.sites}
+        return {site: np.concatenate([each[site] for each in found]) for site in self.sites}
 
     def extract(self, token_ids: Sequence[np.ndarray]) -> Iterator[CapturedSamples]:
         """Capture samples of [tokens] integer ids each, all of them exactly once.

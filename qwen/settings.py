@@ -14,6 +14,7 @@ from activation_dataset.sites import (
     HookPoint,
     Site,
     in_forward_order,
+    layers_named,
     sites_of,
 )
 from qwen.config import ModelConfig
@@ -97,6 +98,26 @@ class ExtractorSettings:
     def record_kind(self, hidden: int) -> RecordKind:
         """Return the kind of the records that vectors of `hidden` elements are stored in."""
         return RecordKind(self.pooling, self.storage_dtype, hidden)
+
+
+class NoSuchSiteError(ValueError):
+    """A hook point that a layer does not have."""
+
+
+def check_hook_points(settings: ExtractorSettings, config: ModelConfig) -> None:
+    """Check that every layer of the settings has every hook point.
+
+    Raises:
+      NoSuchSiteError: naming a hook point, and the layers that have it.
+    """
+    for point in settings.hook_points:
+        having = [each for each in range(config.num_hidden_layers) if config.width(each, point)]
+        if lacking := [layer for layer in settings.layers if layer not in having]:
+            where = f"layers {layers_named(having)} have it: extract them" if having else "none has it"
+            raise NoSuchSiteError(
+                f"hook_points: {point} does not exist in layers {layers_named(lacking)} of this "
+                f"model; {where}, or leave out {point}"
+            )
 
 
 def _layer_numbers(layers: Sequence[int] | str) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from apache_beam.utils.shared import Shared
 from activation_dataset.format import layer_folder
 from activation_dataset.manifest import sample_order
 from activation_dataset.prompts import Prompt
-from activation_dataset.record import RecordFrame, frame_record
+from activation_dataset.record import RecordFrame, RecordKind, frame_record
 from activation_dataset.sites import Site
 from activation_dataset.statistics import LayerStatistics
 from qwen.settings import ExtractorSettings
@@ -37,8 +37,8 @@ class LayerBlock:
     Attributes:
       shard, num_shards: the number of the shard, and of all shards of the dataset.
       site: the site of the vectors.
-      frames: of the samples' records, in the order of the file; shared by all sites.
-      vectors: [sum of the frames' vectors, hidden] in the storage dtype.
+      frames: of the samples' records, in the order of the file; shared by sites of one width.
+      vectors: [sum of the frames' vectors, width of the site] in the storage dtype.
       statistics: of exactly these vectors.
       ops: the implementation that computed them, such as "xla".
       is_last: whether this block ends the shard.
@@ -75,15 +75,17 @@ def extract_shard(
     Memory holds only the steps that are in flight. `on_step` is called for every step that has come
     back from the device.
     """
-    kind = extractor.settings.record_kind(extractor.hidden_size)
+    settings = extractor.settings
 
     def blocks(captured: CapturedSamples, is_last: bool) -> Iterator[LayerBlock]:
-        chosen = (prompts[index] for index in captured.samples)
-        frames = tuple(frame_record(kind.sample(prompt), kind) for prompt in chosen)
+        chosen = [prompts[index] for index in captured.samples]
+        frames: dict[RecordKind, tuple[RecordFrame, ...]] = {}
         for site, vectors in captured.vectors.items():
-            statistics = captured.statistics[site]
+            kind, statistics = settings.record_kind(vectors.shape[1]), captured.statistics[site]
+            if kind not in frames:
+                frames[kind] = tuple(frame_record(kind.sample(prompt), kind) for prompt in chosen)
             yield LayerBlock(
-                shard, num_shards, site, frames, vectors, statistics, extractor.ops, is_last
+                shard, num_shards, site, frames[kind], vectors, statistics, extractor.ops, is_last
             )
 
     previous: CapturedSamples | None = None

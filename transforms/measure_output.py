@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import apache_beam as beam
@@ -18,23 +18,25 @@ class OutputTooLargeError(ValueError):
 
 @dataclass(frozen=True)
 class OutputSize:
-    """Bytes of the records of some samples, framing included: of one site, and of prompts."""
+    """Bytes of the records of some samples, framing included: of all sites, and of prompts."""
 
-    layer: int = 0
+    layers: int = 0
     prompts: int = 0
 
     def __add__(self, other: OutputSize) -> OutputSize:
-        return OutputSize(self.layer + other.layer, self.prompts + other.prompts)
+        return OutputSize(self.layers + other.layers, self.prompts + other.prompts)
 
-    def total(self, sites: int) -> int:
-        """Return the bytes of all files of that many sites, without the small files of JSON."""
-        return sites * self.layer + self.prompts
+    @property
+    def total(self) -> int:
+        """Bytes of all files, without the small files of JSON."""
+        return self.layers + self.prompts
 
 
-def output_size(prompt: Prompt, kind: RecordKind) -> OutputSize:
-    """Return the bytes of a sample's records."""
-    record = frame_record(kind.sample(prompt), kind)
-    return OutputSize(record.size, HEADER_BYTES + len(encode_prompt(prompt)) + FOOTER_BYTES)
+def output_size(prompt: Prompt, kinds: Mapping[RecordKind, int]) -> OutputSize:
+    """Return the bytes of a sample's records, given the number of sites with each kind of them."""
+    records = ((frame_record(kind.sample(prompt), kind), kinds[kind]) for kind in kinds)
+    layers = sum(record.size * sites for record, sites in records)
+    return OutputSize(layers, HEADER_BYTES + len(encode_prompt(prompt)) + FOOTER_BYTES)
 
 
 def check_output_size(size: OutputSize, sites: int, max_bytes: int | None) -> None:
@@ -43,9 +45,9 @@ def check_output_size(size: OutputSize, sites: int, max_bytes: int | None) -> No
     Raises:
       OutputTooLargeError: if the files of that many sites would hold more than `max_bytes`.
     """
-    if max_bytes is not None and size.total(sites) > max_bytes:
+    if max_bytes is not None and size.total > max_bytes:
         raise OutputTooLargeError(
-            f"the output would have {size.total(sites):,} bytes ({size.layer:,} in each of "
+            f"the output would have {size.total:,} bytes ({size.layers:,} in "
             f"{sites} layer folders, {size.prompts:,} of prompts), --max_output_bytes allows "
             f"{max_bytes:,}. Choose fewer layers or hook points, another --pooling or "
             "--storage_dtype, fewer tasks, or allow more."
@@ -55,14 +57,14 @@ def check_output_size(size: OutputSize, sites: int, max_bytes: int | None) -> No
 class SumSizes(beam.CombineFn):
     """Adds up the `OutputSize` of prompts."""
 
-    def __init__(self, kind: RecordKind) -> None:
-        self._kind = kind
+    def __init__(self, kinds: Mapping[RecordKind, int]) -> None:
+        self._kinds = kinds
 
     def create_accumulator(self) -> OutputSize:
         return OutputSize()
 
     def add_input(self, size: OutputSize, prompt: Prompt) -> OutputSize:
-        return size + output_size(prompt, self._kind)
+        return size + output_size(prompt, self._kinds)
 
     def merge_accumulators(self, sizes: Iterable[OutputSize]) -> OutputSize:
         return sum(sizes, OutputSize())

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class ActivationModelHandler(ModelHandler[str | np.ndarray, PredictionResult, Any]):
-    """Handler whose inference for a text is a dict: site to its vector, [hidden].
+    """Handler whose inference for a text is a dict: site to its vector, [width of the site].
 
     An element is a text, which is tokenized without special tokens, or token ids, [tokens] of any
     integer type. The vectors are in the storage dtype of the settings.

@@ -46,9 +46,10 @@ def export(dataset: ActivationDataset, site: Site, out: Path, context_size: int 
             "vectors of the site"
         )
     datasets = exporters.required("datasets", "an export for SAELens needs the library datasets")
-    hook, hidden = hook_name(site), dataset.kind.hidden
+    run = dataset.metadata.run
+    hook, hidden = hook_name(site), run.width(site)
     columns = {hook: datasets.Array2D((context_size, hidden), "float32")}
-    if dataset.kind.pooling != "mean":
+    if run.pooling != "mean":
         columns["token_ids"] = datasets.Sequence(datasets.Value("int32"), length=context_size)
     features = datasets.Features(columns)
     rows = dataset.num_vectors // context_size

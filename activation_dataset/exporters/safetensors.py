@@ -56,7 +56,7 @@ def export_vectors(dataset: ActivationDataset, site: Site, out: Path) -> Exporte
         "mean_norm": repr(statistics.mean_norm),
         "mean_squared_norm": repr(statistics.mean_squared_norm),
     }
-    size = max(1, exporters.FILE_BYTES // dataset.kind.vector_bytes)
+    size = max(1, exporters.FILE_BYTES // run.record_kind(site).vector_bytes)
     files = -(-dataset.num_vectors // size)
     with new_folder(out) as folder:
         for number, part in enumerate(in_parts(dataset, site, size, run.storage_dtype)):
@@ -86,7 +86,7 @@ def export_batches(
             "use a smaller batch_size"
         )
     batches = dataset.batches(site, batch_size, seed=seed)
-    count, hidden = len(batches), dataset.kind.hidden
+    count, hidden = len(batches), dataset.metadata.run.width(site)
     values = (batch.values for batch in batches)
     size = max(1, exporters.FILE_BYTES // (4 * batch_size * hidden))
     files = -(-count // size)

@@ -54,8 +54,9 @@ class Batches:
     `shape` and `dtype` are those of the values of a full batch; `position` is that of the next one.
 
     Args:
-        sites: a layer's number, the name of another site, or a sequence of them. With a sequence,
-            values are [batch_size, sites, hidden], the same tokens at every site.
+        sites: a layer's number, the name of another site, or a sequence of sites of one width. With
+            a sequence, values are [batch_size, sites, hidden], the same tokens at every site. For
+            sites of several widths, make a `Batches` of each: all have the same order.
         seed: of the order, 0..2^64 - 1.
         window: smallest number of vectors that are shuffled together. They come from chunks of
             about 256 KiB from all over the dataset. Two windows are in memory at a time.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, BinaryIO
 
@@ -41,6 +42,15 @@ class LayerFile:
     index: ShardIndex
     kind: RecordKind
 
+    @cached_property
+    def record_starts(self) -> NDArray[np.int64]:
+        """[samples + 1] int64, offset of each record, and the size of the file."""
+        return self.index.record_starts[self.index.widths.index(self.kind.hidden)]
+
+    @cached_property
+    def _activation_starts(self) -> NDArray[np.int64]:
+        return self.index.activation_starts[self.index.widths.index(self.kind.hidden)]
+
     def read(self, first: int, last: int, out: NDArray[Any]) -> None:
         """Read the vectors of the records first..last - 1 to `out`.
 
@@ -48,7 +58,7 @@ class LayerFile:
         CorruptRecordError.
         """
         payload = out.reshape(-1).view(np.uint8)
-        start, end = self.index.record_starts[[first, last]].tolist()
+        start, end = self.record_starts[[first, last]].tolist()
         with self.folder.open_range(self.path, start, end) as stream:
             if last - first == 1:
                 self._read_record(stream, first, payload)
@@ -57,7 +67,7 @@ class LayerFile:
 
     def record(self, record: int) -> memoryview:
         """Return the data of one record. Raises as `read`."""
-        start, end = self.index.record_starts[record : record + 2].tolist()
+        start, end = self.record_starts[record : record + 2].tolist()
         block = np.empty(end - start, np.uint8)
         with self.folder.open_range(self.path, start, end) as stream:
             self._fill(stream, record, block)
@@ -65,8 +75,8 @@ class LayerFile:
 
     def _read_record(self, stream: BinaryIO, record: int, payload: Bytes) -> None:
         """Read a record directly into its place, piece by piece."""
-        start, end = self.index.record_starts[record : record + 2].tolist()
-        head = np.empty(int(self.index.activation_starts[record]) - start, np.uint8)
+        start, end = self.record_starts[record : record + 2].tolist()
+        head = np.empty(int(self._activation_starts[record]) - start, np.uint8)
         tail = np.empty(end - start - len(head) - len(payload), np.uint8)
         self._fill(stream, record, head)
         check_header(head[:HEADER_BYTES], end - start, self.path, record, start)
@@ -82,15 +92,14 @@ class LayerFile:
 
     def _read_records(self, stream: BinaryIO, first: int, last: int, payload: Bytes) -> None:
         """Read many small records with one read, check them, and copy their activations."""
-        index = self.index
-        offset = int(index.record_starts[first])
-        starts = index.record_starts[first : last + 1] - offset
-        activations = index.activation_starts[first:last] - offset
+        offset = int(self.record_starts[first])
+        starts = self.record_starts[first : last + 1] - offset
+        activations = self._activation_starts[first:last] - offset
         block = np.empty(int(starts[-1]), np.uint8)
         self._fill(stream, first, block)
         self._check(block, starts, first)
         if self.kind.pooling == "none":
-            sizes = index.vector_counts[first:last] * self.kind.vector_bytes
+            sizes = self.index.vector_counts[first:last] * self.kind.vector_bytes
             spans = zip(activations.tolist(), (activations + sizes).tolist(), strict=True)
             np.concatenate([block[start:end] for start, end in spans], out=payload)
         else:
@@ -108,7 +117,7 @@ class LayerFile:
         if found_headers.tobytes() == headers and found_footers.tobytes() == footers.tobytes():
             return
         for number, (start, end) in enumerate(pairwise(bounds), first):
-            offset = int(self.index.record_starts[number])
+            offset = int(self.record_starts[number])
             record_data(block[start:end], self.path, number, offset)
 
     def _fill(self, stream: Any, record: int, view: Bytes) -> None:
@@ -116,7 +125,7 @@ class LayerFile:
         while filled < len(view):
             count = stream.readinto(view[filled:])
             if not count:
-                start = int(self.index.record_starts[record])
+                start = int(self.record_starts[record])
                 raise CorruptRecordError(
                     self.path, record, start, "the file ends in this record or soon after it"
                 )

@@ -93,7 +93,7 @@ def trace(shards: Shards, number: int) -> Origin:
     sample = int(places.samples[0])
     sample_id, task_id = shards.sample_id(sample), shards.task_id(sample)
     name = SampleName.of(sample_id, task_id)
-    if shards.kind.pooling == "mean":
+    if shards.metadata.run.pooling == "mean":
         return Origin(number, sample, sample_id, name)
     token = int(places.positions[0]), int(places.token_ids[0])
     example, role, row, col = places.cells[0].tolist()
@@ -135,7 +135,7 @@ def where(
     _check(role, example, {"test": test, "row": row, "col": col})
     if role == "text" and cell != (None,) * 3:
         raise ValueError("a token of text has no example, row or column")
-    if selects_tokens and shards.kind.pooling == "mean":
+    if selects_tokens and shards.metadata.run.pooling == "mean":
         raise ValueError(
             "the vectors of this dataset are means over prompts (pooling mean), which belong to no "
             "token: query tasks, test inputs or samples only"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from activation_dataset.reading import provenance
 from activation_dataset.reading.batches import Batches
 from activation_dataset.reading.shards import Shards, check_count
 from activation_dataset.reading.vectors import Dtype, Normalize, VectorFormat, Vectors
+from activation_dataset.record import RecordKind
 from activation_dataset.sites import Site
 from activation_dataset.tfrecord import CorruptRecordError, read_records
 
@@ -91,8 +93,8 @@ class ActivationDataset(Shards):
         """Yield all vectors in order, in blocks of about 1 MiB: the fastest way to read a site.
 
         Args:
-            sites: a layer's number, the name of another site, or a sequence of them. With a
-                sequence, values are [n, sites, hidden], the same tokens at every site.
+            sites: a layer's number, the name of another site, or a sequence of sites of one width.
+                With a sequence, values are [n, sites, hidden], the same tokens at every site.
             dtype, normalize: dtype and scaling of the values.
             shard: number of the shard to read; None for all.
 
@@ -126,12 +128,13 @@ class ActivationDataset(Shards):
                 metadata.json says.
         """
         site = self.metadata.run.site(site)
+        decode = partial(_decode, self.metadata.run.record_kind(site))
         for each in self._chosen(shard):
             entry = self.metadata.shards[each]
             path = entry.files[site].path
             count = 0
             with self.folder.open(path) as stream:
-                for record in read_records(stream, path, self._decode):
+                for record in read_records(stream, path, decode):
                     count += 1
                     if count <= entry.samples:
                         yield record
@@ -142,9 +145,9 @@ class ActivationDataset(Shards):
         """Read one record by random access. Raises IndexError, or CorruptRecordError."""
         shard, number = self.shard_of(sample)
         file = self.layer_file(self.metadata.run.site(site), shard)
-        offset = int(file.index.record_starts[number])
+        offset = int(file.record_starts[number])
         try:
-            record = self._decode(file.record(number))
+            record = _decode(file.kind, file.record(number))
         except ExampleError as error:
             raise CorruptRecordError(file.path, number, offset, str(error)) from None
         if self.folder.local:  # elsewhere it is a request
@@ -160,9 +163,10 @@ class ActivationDataset(Shards):
             raise IndexError(f"shard {shard} is not in 0..{count - 1}")
         return range(count) if shard is None else [shard]
 
-    def _decode(self, data: memoryview) -> ActivationRecord:
-        example = decode_example(data)
-        return ActivationRecord(**vars(example.sample), stored=self.kind.activation(example))
+
+def _decode(kind: RecordKind, data: memoryview) -> ActivationRecord:
+    example = decode_example(data)
+    return ActivationRecord(**vars(example.sample), stored=kind.activation(example))
 
 
 class LayerRecords(Sequence[ActivationRecord]):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from activation_dataset.fields import FieldError
 from activation_dataset.folder import Folder, open_folder
 from activation_dataset.format import METADATA_FILE, numpy_dtype
-from activation_dataset.index import ShardIndex, open_index, record_kind
+from activation_dataset.index import ShardIndex, open_index
 from activation_dataset.metadata import Metadata
 from activation_dataset.prompts import CELL_FIELDS, NO_CELL
 from activation_dataset.reading.layer_file import LayerFile
@@ -65,10 +65,9 @@ class Shards:
         self.path = os.fspath(path)
         self.folder = open_folder(path)
         self.metadata, self._stamp = _read_metadata(self.folder, self.path)
-        self.kind = record_kind(self.metadata)
         samples = [shard.samples for shard in self.metadata.shards]
         tokens = [shard.tokens for shard in self.metadata.shards]
-        vectors = tokens if self.kind.pooling == "none" else samples
+        vectors = tokens if self.metadata.run.pooling == "none" else samples
         self._sample_starts = np.cumsum([0, *samples])
         self._vector_starts = np.cumsum([0, *vectors])
         self._indexes: dict[int, ShardIndex] = {}
@@ -127,15 +126,19 @@ class Shards:
         return range(int(self._vector_starts[shard]), int(self._vector_starts[shard + 1]))
 
     def chunks(self, shard: int) -> list[Chunk]:
-        """Return all records of a shard, in order, in chunks of CHUNK_BYTES or of one record."""
+        """Return all records of a shard, in order, in chunks of CHUNK_BYTES or of one record.
+
+        The size is that of the residual stream, so that chunks are the same for every site.
+        """
         index = self.index(shard)
+        starts = index.record_starts[0]
         ends = [0, *index.vector_ends.tolist()]
         start = self.shard_numbers(shard).start
         chunks = []
         first = 0
         while first < len(index):
-            limit = index.record_starts[first] + CHUNK_BYTES
-            fitting = int(np.searchsorted(index.record_starts, limit, side="right")) - 1
+            limit = starts[first] + CHUNK_BYTES
+            fitting = int(np.searchsorted(starts, limit, side="right")) - 1
             last = max(fitting, first + 1)
             chunks.append(Chunk(shard, first, last, range(start + ends[first], start + ends[last])))
             first = last
@@ -144,20 +147,25 @@ class Shards:
     def layer_file(self, site: Site, shard: int) -> LayerFile:
         """Return the layer file of a site and shard."""
         path = self.metadata.shards[shard].files[site].path
-        return LayerFile(self.folder, path, self.index(shard), self.kind)
+        kind = self.metadata.run.record_kind(site)
+        return LayerFile(self.folder, path, self.index(shard), kind)
 
-    def stored_vectors(self, sites: int, count: int) -> NDArray[Any]:
-        """Return uninitialized memory for stored vectors, [sites, count, hidden]."""
-        dtype = numpy_dtype(self.kind.storage_dtype)
-        return np.empty((sites, count, self.kind.hidden), dtype)
+    def stored_vectors(self, sites: Sequence[Site], count: int) -> NDArray[Any]:
+        """Return uninitialized memory for vectors of sites of one width, [sites, count, hidden]."""
+        run = self.metadata.run
+        shape = (len(sites), count, run.width(sites[0]))
+        return np.empty(shape, numpy_dtype(run.storage_dtype))
 
     def read_chunks(
         self, chunks: Sequence[Chunk], sites: Sequence[Site]
     ) -> Iterator[tuple[Chunk, NDArray[Any]]]:
-        """Yield chunks in order, with their vectors [sites, n, hidden] of the storage dtype."""
+        """Yield chunks in order, with their vectors [sites, n, hidden] of the storage dtype.
+
+        The sites are of one width.
+        """
 
         def read(chunk: Chunk) -> tuple[Chunk, NDArray[Any]]:
-            stored = self.stored_vectors(len(sites), len(chunk.numbers))
+            stored = self.stored_vectors(sites, len(chunk.numbers))
             for site, rows in zip(sites, stored, strict=True):
                 self.layer_file(site, chunk.shard).read(chunk.first, chunk.last, rows)
             return chunk, stored

@@ -136,7 +136,7 @@ class WindowReader:
 
     def memory(self) -> NDArray[Any]:
         """Return uninitialized memory for any window: [sites, capacity, hidden]."""
-        return self._shards.stored_vectors(len(self._sites), self._capacity)
+        return self._shards.stored_vectors(self._sites, self._capacity)
 
     def load(self, memory: NDArray[Any], epoch: int, reader: int, window: int) -> Window:
         """Read a window, given by its position in `windows`, into memory."""

@@ -59,11 +59,17 @@ class VectorFormat:
             raise ValueError("sites is empty, expected at least one")
         run = metadata.run
         chosen = tuple(map(run.site, named))
+        widths = {site: run.width(site) for site in chosen}
+        if len(set(widths.values())) > 1:
+            raise ValueError(
+                f"sites have vectors of several widths, {widths}: read each width by itself; with "
+                "the same seed, window and filters, the same tokens come in the same order"
+            )
         if normalize is not None and dtype != "float32":
             raise ValueError(f"normalized values are float32, not {dtype!r}")
         factors = tuple(normalization_factor(metadata.statistics[s], normalize) for s in chosen)
         given = element_dtype(dtype, run.storage_dtype)
-        return cls(chosen, single, run.hidden_dim, given, factors)
+        return cls(chosen, single, widths[chosen[0]], given, factors)
 
     def shape(self, count: int) -> tuple[int, ...]:
         """Return the shape of the values of `count` vectors."""

@@ -12,10 +12,10 @@ from activation_dataset.reporting.summary import (
     count_of,
     facts,
     layer_table,
-    layers_named,
     massive_line,
     size,
 )
+from activation_dataset.sites import layers_named
 
 CARD_FILE = "README.md"
 
@@ -81,13 +81,14 @@ def renewed_card(
 
 def _loading(metadata: Metadata) -> Iterator[str]:
     batch_size = max(1, min(4096, metadata.total_vectors))
+    first = metadata.run.sites[0]
     yield "## Load it"
     yield (
         "```python\n"
         "from activation_dataset import ActivationDataset  # needs numpy and google-crc32c only\n"
         'dataset = ActivationDataset("this/folder")  # or a URL\n'
-        f"for batch in dataset.batches({metadata.run.sites[0]!r}, {batch_size}): ...  # shuffled; "
-        f"batch.values is [{batch_size}, {metadata.run.hidden_dim}] float32\n"
+        f"for batch in dataset.batches({first!r}, {batch_size}): ...  # shuffled; "
+        f"batch.values is [{batch_size}, {metadata.run.width(first)}] float32\n"
         "```"
     )
     yield (

@@ -28,9 +28,10 @@ from activation_dataset.reporting.summary import (
     quantiles,
     shares,
     size,
+    widths_named,
 )
 from activation_dataset.reporting.survey import Survey
-from activation_dataset.sites import Site, by_hook_point, place_of, site_labels
+from activation_dataset.sites import Site, basis_of, by_hook_point, place_of, site_labels
 
 # First position of each bin of positions. There are four from a power of two to the next.
 _BIN_STARTS: NDArray[np.int64] = np.unique((2 ** (np.arange(84) / 4)).astype(np.int64) - 1)
@@ -166,22 +167,27 @@ def _outliers(dataset: ActivationDataset, found: Survey) -> Section:
 
 
 def _massive(metadata: Metadata) -> Section:
-    dimensions = [each for each, *_ in massive_dimensions(metadata)[:_DIMENSIONS_SHOWN]][::-1]
+    massive = massive_dimensions(metadata)[:_DIMENSIONS_SHOWN]
     bound = f"{MASSIVE_FACTOR} times the median root mean square"
-    if not dimensions:
+    if not massive:
         return Section("Massive dimensions", f"No dimension has {bound} of its layer.", "")
-    found = np.array([shares(each)[dimensions] for each in metadata.statistics.values()])
-    html = _by_hook_point(
-        metadata.run.sites,
-        lambda sites, layers: charts.heat_map(
-            found[sites].T,
+    found = list(metadata.statistics.items())
+
+    def draw(sites: list[int], layers: list[str]) -> str:
+        basis = basis_of(found[sites[0]][0])
+        dimensions = [each for each, at, _ in massive if basis_of(at[0]) == basis][::-1]
+        if not dimensions:
+            return "<p>None.</p>"
+        return charts.heat_map(
+            np.array([shares(found[each][1])[dimensions] for each in sites]).T,
             ([str(each) for each in dimensions], layers),
             ("", "layer"),
             "share of the squared norm by dimension and layer",
-            (0, float(found.max())),
+            (0, massive[0][2]),
             "{:.1%}".format,
-        ),
-    )
+        )
+
+    html = _by_hook_point(metadata.run.sites, draw)
     text = f"Dimensions of {bound} or more: share of the mean squared norm in each layer."
     return Section("Massive dimensions", text, html)
 
@@ -210,17 +216,17 @@ def _likeness(metadata: Metadata, found: Survey) -> Iterator[Section]:
     html = charts.curves(run.layers_extracted, series, "effective dimensions by layer", "layer")
     text = (
         "How many equal and independent directions would spread as much (participation ratio), out "
-        f"of {run.hidden_dim:,}."
+        f"of {widths_named(run).removesuffix(' wide')}."
     )
     names = [name for name, _ in series if name]
     yield Section("Effective dimensions", text, html + charts.key(names))
 
 
 def _grids(dataset: ActivationDataset, found: Survey) -> Section:
-    spans = samples_with_grids(found.places) if dataset.kind.pooling == "none" else []
+    spans = samples_with_grids(found.places) if dataset.metadata.run.pooling == "none" else []
     if spans:
         text = "Each cell in its color, and in its middle the norm of its token's vector."
-    elif dataset.kind.pooling == "none":
+    elif dataset.metadata.run.pooling == "none":
         text = "Nothing to draw: no prompt that was read shows grids of a size that can be drawn."
     else:
         text = "Nothing to draw: the dataset has one vector for each prompt."

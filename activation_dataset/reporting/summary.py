@@ -12,8 +12,15 @@ from numpy.typing import NDArray
 
 from activation_dataset.format import Pooling
 from activation_dataset.input_counts import InputCounts
-from activation_dataset.metadata import Metadata
-from activation_dataset.sites import DEFAULT_HOOK_POINT, HookPoint, Site, by_hook_point, place_of
+from activation_dataset.metadata import Metadata, RunDescription
+from activation_dataset.sites import (
+    HookPoint,
+    Site,
+    basis_of,
+    by_hook_point,
+    layers_named,
+    place_of,
+)
 from activation_dataset.statistics import LayerStatistics
 
 OUTLIER_FACTORS = (10, 100)
@@ -30,8 +37,14 @@ POOLINGS_EXPLAINED: dict[Pooling, str] = {
 
 HOOK_POINTS_EXPLAINED: dict[HookPoint, str] = {
     "resid_pre": "residual stream before the layer",
+    "q": "queries after RoPE",
+    "k": "keys after RoPE",
+    "v": "values",
+    "z": "heads before the output projection",
     "attn_out": "attention output",
     "resid_mid": "residual stream between attention and MLP",
+    "mlp_in": "normalized MLP input",
+    "router_logits": "scores of the experts",
     "mlp_out": "MLP output",
     "resid_post": "residual stream after the layer",
 }
@@ -91,7 +104,7 @@ def facts(metadata: Metadata) -> list[tuple[str, str, str]]:
             run.model_name,
             f"{weights}computed in {run.compute_dtype} by {', '.join(metadata.ops)}",
         ),
-        ("layers", layers_named(run.layers_extracted), f"{run.hidden_dim:,} wide"),
+        ("layers", layers_named(run.layers_extracted), widths_named(run)),
         (
             "captured",
             ", ".join(run.hook_points),
@@ -107,6 +120,15 @@ def facts(metadata: Metadata) -> list[tuple[str, str, str]]:
         ("outliers", f"{outliers:,}", f"in the worst layer; {nonfinite} in all"),
         *inputs(metadata),
     ]
+
+
+def widths_named(run: RunDescription) -> str:
+    """Elements of a vector, such as "896 wide" or "q 896, k 128 wide"."""
+    widths = by_hook_point(run.sites, [run.width(site) for site in run.sites])
+    named = {each: " or ".join(map("{:,}".format, sorted({*widths[each]}))) for each in widths}
+    if len(set(named.values())) == 1:
+        return f"{next(iter(named.values()))} wide"
+    return ", ".join(f"{point} {width}" for point, width in named.items()) + " wide"
 
 
 def inputs(metadata: Metadata) -> list[tuple[str, str, str]]:
@@ -190,17 +212,19 @@ def shares(statistics: LayerStatistics) -> NDArray[np.float64]:
 def massive_dimensions(metadata: Metadata) -> list[tuple[int, list[Site], float]]:
     """Dimensions whose root mean square is MASSIVE_FACTOR times the median one at some sites.
 
-    Each comes with these sites and its largest share of the squared norm, largest share first.
+    Each comes with these sites and its largest share of the squared norm, largest share first. All
+    sites of the stream share their dimensions, queries or heads have others.
     """
-    found: dict[int, tuple[list[Site], float]] = {}
+    found: dict[tuple[str, int], tuple[list[Site], float]] = {}
     for site, statistics in metadata.statistics.items():
         share = shares(statistics)
         bound = MASSIVE_FACTOR * np.median(np.sqrt(share))
         for each in np.flatnonzero(np.sqrt(share) >= bound).tolist() if bound else []:
-            sites, largest = found.get(each, ([], 0.0))
-            found[each] = [*sites, site], max(largest, float(share[each]))
+            key = basis_of(site), each
+            sites, largest = found.get(key, ([], 0.0))
+            found[key] = [*sites, site], max(largest, float(share[each]))
     ordered = sorted(found.items(), key=lambda item: (-item[1][1], item[0]))
-    return [(dimension, *rest) for dimension, rest in ordered]
+    return [(dimension, *rest) for (_, dimension), rest in ordered]
 
 
 def massive_line(metadata: Metadata, most: int = 8) -> str:
@@ -236,16 +260,3 @@ def size(count: float) -> str:
 def count_of(count: int, singular: str) -> str:
     """A count and its noun, such as "1 sample" and "2 samples"."""
     return f"{count:,} {singular}" + ("" if count == 1 else "s")
-
-
-def layers_named(sites: Sequence[Site]) -> str:
-    """Sites by their layers, in ranges where possible: "0, 4, 8-11; 10-23 mlp_out"."""
-    parts = []
-    for hook_point in dict.fromkeys(place_of(site)[1] for site in sites):
-        layers = [layer for layer, each in map(place_of, sites) if each == hook_point]
-        starts = [layer for layer in layers if layer - 1 not in layers]
-        ends = [layer for layer in layers if layer + 1 not in layers]
-        ranges = (f"{a}-{b}" if a < b else f"{a}" for a, b in zip(starts, ends, strict=True))
-        suffix = "" if hook_point == DEFAULT_HOOK_POINT else f" {hook_point}"
-        parts.append(", ".join(ranges) + suffix)
-    return "; ".join(parts)

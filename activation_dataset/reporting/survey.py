@@ -81,7 +81,8 @@ def survey(dataset: ActivationDataset, whole: bool = False, seed: int = 0) -> Su
     indexes = [dataset.index(shard) for shard in shards]
     chunks = [chunk for shard in shards for chunk in dataset.chunks(shard)]
     if not whole:
-        vector_bytes = dataset.kind.vector_bytes * len(dataset.sites)
+        kinds = map(dataset.metadata.run.record_kind, dataset.sites)
+        vector_bytes = sum(kind.vector_bytes for kind in kinds)
         chunks = _bounded(chunks, min(MAX_VECTORS, MAX_BYTES // vector_bytes), rng)
     numbers = np.concatenate([_NONE, *(np.array(each.numbers) for each in chunks)])
     compared = np.sort(rng.permutation(len(numbers))[:_MOST_COMPARED])
@@ -125,7 +126,7 @@ def _read(
     """
     mean = dataset.metadata.statistics[site].mean.astype(np.float32)
     norms = np.empty(sum(len(chunk.numbers) for chunk in chunks))
-    rows = np.zeros((len(compared), dataset.kind.hidden), np.float32)
+    rows = np.zeros((len(compared), len(mean)), np.float32)
     start = 0
     for _, stored in dataset.read_chunks(chunks, [site]):
         values = to_float32(stored[0])

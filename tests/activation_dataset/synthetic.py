@@ -80,7 +80,7 @@ def make_rows(
 def row_seed(site: Site, shard: int) -> int:
     """The seed of `make_rows` for a site of a shard."""
     layer, hook_point = place_of(site)
-    return 100 * layer + shard + (10_000 * (4 - HOOK_POINTS.index(hook_point)))
+    return 100 * layer + shard + 10_000 * (len(HOOK_POINTS) - 1 - HOOK_POINTS.index(hook_point))
 
 
 def describe(
@@ -89,11 +89,13 @@ def describe(
     hidden: int,
     layers: tuple[int, ...] = LAYERS,
     hook_points: tuple[HookPoint, ...] = ("resid_post",),
+    widths: Mapping[Site, int] | None = None,
 ) -> RunDescription:
     return RunDescription(
         model_name="random:tiny",
         layers_extracted=layers,
         hidden_dim=hidden,
+        widths=widths or {},
         pooling=pooling,
         hook_points=hook_points,
         storage_dtype=storage_dtype,
@@ -119,13 +121,13 @@ def write_dataset(
     seeds: Sequence[int] | None = None,
     prompts_of: Callable[[list[int], int], list[Prompt]] = make_prompts,
     hook_points: tuple[HookPoint, ...] = ("resid_post",),
+    widths: Mapping[Site, int] | None = None,
 ) -> Metadata:
     """Write a dataset with the given prompt lengths in each shard, and return its metadata.
 
     The samples of a shard are those of `prompts_of` with its seed, by default its number.
     """
-    run = describe(pooling, storage_dtype, hidden, layers, hook_points)
-    kind = RecordKind(pooling, storage_dtype, hidden)
+    run = describe(pooling, storage_dtype, hidden, layers, hook_points, widths)
     merges = {site: OrderedMerge() for site in run.sites}
     manifests: list[Manifest] = []
     every: list[Prompt] = []
@@ -133,17 +135,17 @@ def write_dataset(
     for shard, lengths in enumerate(shards):
         prompts = prompts_of(lengths, seeds[shard] if seeds else shard)
         every += prompts
-        frames = frames_of(prompts, kind)
         with open(folder / prompts_file(shard, len(shards)), "wb") as stream:
             manifests.append(write_prompts(stream, prompts, shard, len(shards)))
         for site in run.sites:
             path = folder / shard_file(site, shard, len(shards))
             path.parent.mkdir(parents=True, exist_ok=True)
-            rows = make_rows(prompts, pooling, hidden, seed=row_seed(site, shard))
+            kind = run.record_kind(site)
+            rows = make_rows(prompts, pooling, kind.hidden, seed=row_seed(site, shard))
             vectors = stored(rows, storage_dtype)
             with open(path, "wb") as stream:
                 writer = LayerFileWriter(stream, site, kind)
-                writer.append(frames, vectors, LayerStatistics.of_vectors(vectors))
+                writer.append(frames_of(prompts, kind), vectors, LayerStatistics.of_vectors(vectors))
             manifest = writer.finish(shard, len(shards), "xla")
             manifests.append(manifest)
             merges[site].add(shard, manifest.statistics)

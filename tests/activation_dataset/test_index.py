@@ -13,7 +13,8 @@ SHARDS = [[3, 40, 1], [7], [12, 0, 2]]
 
 @pytest.fixture(params=["last", "mean", "none"])
 def path(request, tmp_path):
-    write_dataset(tmp_path, SHARDS[:2] if request.param != "none" else SHARDS, request.param)
+    shards = SHARDS[:2] if request.param != "none" else SHARDS
+    write_dataset(tmp_path, shards, request.param, widths={11: 300})
     return tmp_path
 
 
@@ -21,12 +22,14 @@ def test_it_says_where_records_and_activations_lie(path):
     dataset = ActivationDataset(path)
     for shard, entry in enumerate(dataset.metadata.shards):
         index = dataset.index(shard)
-        content = (path / entry.files[11].path).read_bytes()
-        assert index.record_starts[-1] == len(content)
-        for number, record in enumerate(dataset.records(11, shard)):
-            stored = record.stored.tobytes()
-            start = int(index.activation_starts[number])
-            assert content[start : start + len(stored)] == stored
+        assert index.widths == [8, 300]
+        for kind, layer in enumerate((10, 11)):
+            content = (path / entry.files[layer].path).read_bytes()
+            assert index.record_starts[kind, -1] == len(content)
+            for number, record in enumerate(dataset.records(layer, shard)):
+                stored = record.stored.tobytes()
+                start = int(index.activation_starts[kind, number])
+                assert content[start : start + len(stored)] == stored
 
 
 def test_it_is_kept_and_used(path, caplog):

@@ -28,7 +28,7 @@ def test_the_model_decides_what_the_flags_leave_open(example_tasks: Path):
     assert job.limit == LengthLimit(32_768, "reject")
     assert job.patterns == resolve_patterns([str(example_tasks)], job.config.output_dir)
     assert job.template == load_template("digits")
-    assert job.record_kind.hidden == 64
+    assert {kind.hidden for kind in job.record_kinds.values()} == {64}
 
 
 def test_the_description_says_all_that_decides_about_bytes(example_tasks: Path):

@@ -49,7 +49,7 @@ def varied_weights(config: ModelConfig, seed: int = 0) -> dict[str, np.ndarray]:
         elif name in ("model.embed_tokens.weight", "lm_head.weight"):
             values = noise
         else:
-            values = noise / np.sqrt(shape[1])
+            values = noise / np.sqrt(shape[-1])
         tensors[name] = values.astype(np.float32)
     return tensors
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from activation_dataset.format import Pooling, StorageDtype
-from activation_dataset.sites import HOOK_POINTS, HookPoint, Site
+from activation_dataset.sites import HOOK_POINTS, HookPoint, Site, place_of
 from activation_dataset.statistics import LayerStatistics
 from qwen.extractor import ActivationExtractor
 from qwen.source import open_model
@@ -58,7 +58,7 @@ def by_sample(
         assert not found.keys() & set(captured.samples)
         ends = np.cumsum(captured.vector_counts)
         for site, vectors in captured.vectors.items():
-            assert vectors.shape == (ends[-1], extractor.hidden_size)
+            assert vectors.shape == (ends[-1], extractor.source.config.width(*place_of(site)))
             assert_close_statistics(captured.statistics[site], vectors)
             for sample, part in zip(captured.samples, np.split(vectors, ends[:-1]), strict=True):
                 found.setdefault(sample, {})[site] = part

@@ -61,7 +61,7 @@ def plan_of(prompts: Sequence[Prompt]) -> ShardPlan:
 @pytest.mark.parametrize("pooling", ["last", "none"])
 def test_each_sample_gets_its_own_vectors_in_blocks_of_all_sites(prompts, pooling: str):
     extractor = open_extractor(settings(pooling))
-    kind = extractor.settings.record_kind(extractor.hidden_size)
+    kind = extractor.settings.record_kind(64)
     by_id = {prompt.sample_id: prompt for prompt in prompts}
     alone = {}
     for prompt in prompts:

@@ -65,7 +65,7 @@ def test_a_flipped_bit_in_any_byte_is_an_error(tmp_path, pooling, chunk_bytes):
     dataset = ActivationDataset(tmp_path)
     path = tmp_path / shard_file(10, 0, 1)
     content = path.read_bytes()
-    split = int(dataset.index(0).record_starts[1])
+    split = int(dataset.index(0).record_starts[0, 1])
     for byte in range(len(content)):
         broken = bytearray(content)
         broken[byte] ^= 1 << byte % 8

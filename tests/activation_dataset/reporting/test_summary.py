@@ -5,13 +5,12 @@ from activation_dataset.__main__ import main
 from activation_dataset.reporting.summary import (
     count_of,
     layer_table,
-    layers_named,
     massive_dimensions,
     number,
     shares,
     size,
 )
-from activation_dataset.sites import HookPoint
+from activation_dataset.sites import HookPoint, layers_named
 from tests.activation_dataset.reporting.grid_prompts import grid_prompt, write_prompted
 from tests.activation_dataset.synthetic import write_dataset
 
