@@ -13,7 +13,6 @@ from safetensors.numpy import save_file
 
 from qwen.checkpoint import SINGLE_FILE
 from qwen.config import ModelConfig
-from qwen.export_preset import config_json
 from qwen.families import family_of
 
 SMALL = ModelConfig(
@@ -27,6 +26,12 @@ SMALL = ModelConfig(
     rms_norm_eps=1e-3,
     tie_word_embeddings=False,
 )
+
+INTERNAL = {
+    *("rotary_dim", "attention_bias", "qk_norm", "output_gate", "zero_centered_norms"),
+    *("dense_layers", "delta", "experts", "rope_scaling"),
+}
+"""Fields of a `ModelConfig` that no `config.json` has in this form."""
 
 GROUPED_BY_FOUR = replace(SMALL, num_attention_heads=8, num_key_value_heads=4)
 """Whose heads divide among 4 devices but not among 8."""
@@ -56,7 +61,13 @@ def varied_weights(config: ModelConfig, seed: int = 0) -> dict[str, np.ndarray]:
 
 def config_fields(config: ModelConfig, **changes: Any) -> dict[str, Any]:
     """The ``config.json`` of a published checkpoint; ``changes`` add or replace fields."""
-    return {**config_json(config), **changes}
+    return {
+        "architectures": ["Qwen2ForCausalLM"],
+        "hidden_act": "silu",
+        "torch_dtype": "bfloat16",
+        **{name: value for name, value in config.to_json().items() if name not in INTERNAL},
+        **changes,
+    }
 
 
 def write_checkpoint(

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qwen.config import PRESETS
 from qwen.layers.mlp import MLP
 from qwen.layers.norm import RMSNorm
 from qwen.ops import amx
+from qwen.presets import PRESETS
 from tests.qwen.test_ops import AMX, EPSILON, config_of, needs_amx, random_parameters, run, stream
 
 needs_library = pytest.mark.skipif(amx.register() is None, reason="the AMX kernels are not built")

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import transformers
 
-from qwen.config import PRESETS, ModelConfigError
+from qwen.config import ModelConfigError
 from qwen.families import FAMILIES, read_config
+from qwen.presets import PRESETS
 from tests.qwen.checkpoints import SMALL, config_fields
 
 PUBLISHED_QWEN2_5_0_5B: dict[str, Any] = {

@@ -17,7 +17,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 
-from qwen.config import PRESETS
 from qwen.layers.attention import Attention, QueriesKeysValues, attention_of_slots
 from qwen.layers.mlp import MLP
 from qwen.layers.norm import RMSNorm
@@ -30,6 +29,7 @@ from qwen.ops.choose import choose_ops
 from qwen.ops.cudnn import CudnnOps
 from qwen.ops.splash import SplashOps
 from qwen.ops.xla import XlaOps
+from qwen.presets import PRESETS
 
 RELATIVE_ERROR = {"float32": 1e-5, "bfloat16": 2e-2}
 """Largest relative L2 error of a query head's output; bfloat16 has 8 bits of precision."""
