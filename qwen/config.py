@@ -13,6 +13,9 @@ FULL_ATTENTION = "full_attention"
 SLIDING_ATTENTION = "sliding_attention"
 LINEAR_ATTENTION = "linear_attention"
 
+DELTA_CHUNK = 64
+"""Slots of a gated delta network whose updates of the state are computed together in float32."""
+
 
 class ModelConfigError(ValueError):
     """A `config.json` that this model code cannot run faithfully."""
@@ -169,17 +172,6 @@ class ModelConfig:
         """Return the fields of the `config.json` that describes this model, without empty ones."""
         fields = dataclasses.asdict(self) | {"layer_types": list(self.layer_types)}
         return {name: value for name, value in fields.items() if value not in (None, [])}
-
-    @property
-    def layer_flops_per_token(self) -> int:
-        """FLOPs of one layer's matrix products for one token, without attention scores."""
-        attention_width = self.num_attention_heads * self.head_dim
-        qkv_width = attention_width + 2 * self.num_key_value_heads * self.head_dim
-        return 2 * self.hidden_size * (qkv_width + attention_width + 3 * self.intermediate_size)
-
-    def attention_flops(self, query_key_pairs: int) -> int:
-        """Return the FLOPs of one layer's scores and weighted sums over (query, key) pairs."""
-        return 4 * self.num_attention_heads * self.head_dim * query_key_pairs
 
 
 def check_value(name: str, value: Any) -> None:

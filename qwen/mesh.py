@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
@@ -76,10 +77,15 @@ def split_over(config: ModelConfig, parts: int) -> ModelConfig:
     return replace(config, num_key_value_heads=parts)
 
 
-def sum_over(x: jax.Array, axis: str) -> jax.Array:
-    """Sum the parts that the devices of a mesh axis hold, inside `jax.shard_map`."""
+def sum_over(x: jax.Array, axis: str, dtype: jnp.dtype) -> jax.Array:
+    """Sum the float32 parts that the devices of a mesh axis hold, inside `jax.shard_map`.
+
+    Each part is rounded to `dtype`, that of the model, before it goes to the other devices.
+    """
     # XLA would copy the array even if there is one device.
-    return x if jax.lax.axis_size(axis) == 1 else jax.lax.psum(x, axis)
+    if jax.lax.axis_size(axis) == 1:
+        return x
+    return jax.lax.psum(x.astype(dtype), axis).astype(jnp.float32)
 
 
 def gather_over(x: jax.Array, axis: str) -> jax.Array:

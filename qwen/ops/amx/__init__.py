@@ -139,5 +139,5 @@ def _updated(x: jax.Array, call: Callable[[jnp.dtype], jax.Array], keep_update: 
     """Call a kernel, which gives the update in float32, or x with the update in x's dtype."""
     if not keep_update and jax.lax.axis_size(MODEL_AXIS) == 1:
         return None, call(x.dtype)
-    update = sum_over(call(jnp.dtype(jnp.float32)), MODEL_AXIS)
+    update = sum_over(call(jnp.dtype(jnp.float32)), MODEL_AXIS, x.dtype)
     return update, add_update(x, update)
