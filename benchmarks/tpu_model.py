@@ -219,8 +219,8 @@ def operations(program: str) -> Iterator[tuple[str, int]]:
 def _rounds(condition: list[str]) -> int:
     """The number that the counter of a loop is compared with; loops over arrays begin at 0.
 
-    The one loop whose end is not known beforehand, over blocks of the experts' tokens, has one round
-    unless the router prefers the experts of a device.
+    The one loop whose end is not known beforehand, over blocks of the experts' tokens, has one
+    round unless the router prefers the experts of a device.
     """
     found = [
         int(n) for line in condition for n in re.findall(r"s32\[\]\S* constant\((\d+)\)", line)

@@ -40,7 +40,7 @@ def test_random_weights_suit_each_tensor() -> None:
     weights = RandomWeights(PRESETS["tiny-qwen3_5-moe"], 0)
     read = {name: weights.read(name).astype(np.float32) for name in weights.shapes()}
     for name, values in read.items():
-        if name.endswith(".linear_attn.norm.weight") or name.endswith(".dt_bias"):
+        if name.endswith((".linear_attn.norm.weight", ".dt_bias")):
             assert (values == 1).all(), name
         elif name.endswith("norm.weight"):  # Stored as its distance from 1.
             assert (values == 0).all(), name
