@@ -40,17 +40,17 @@ from qwen.presets import PRESETS
 from qwen.programs import Programs
 
 SMALLEST = "Qwen2.5-0.5B"
-MESHES = {
-    SMALLEST: (8, 1),
-    "Qwen3-1.7B": (8, 1),
-    "Qwen3.5-2B": (8, 1),
-    "Qwen3-8B": (4, 2),
-    "Qwen3.5-9B": (4, 2),
-    "Qwen3-30B-A3B": (1, 8),
-    "Qwen3.5-27B": (1, 8),
-    "Qwen3.5-35B-A3B": (1, 8),
+MODEL_PARTS = {
+    SMALLEST: (1, 1),
+    "Qwen3-1.7B": (1, 1),
+    "Qwen3.5-2B": (1, 1),
+    "Qwen3-8B": (2, 1),
+    "Qwen3.5-9B": (2, 1),
+    "Qwen3.5-27B": (8, 4),
+    "Qwen3-30B-A3B": (8, 4),
+    "Qwen3.5-35B-A3B": (8, 4),
 }
-"""The models, smallest first, with the mesh that each has on 8 chips."""
+"""The models, smallest first, with the fewest chips of 16 and of 32 GB that hold each."""
 
 ONE_CHIP = (SMALLEST, "Qwen3-1.7B", "Qwen3.5-2B")
 """Models that fit one chip of 16 GB."""
@@ -83,7 +83,11 @@ class Case:
 
     @property
     def mesh(self) -> tuple[int, int]:
-        return (1, 1) if self.chip.endswith("1x1") else MESHES[self.model]
+        """Rows are split over the first axis, the model over the second."""
+        if self.chip.endswith("1x1"):
+            return 1, 1
+        parts = MODEL_PARTS[self.model][self.chip.startswith("v6e")]
+        return 8 // parts, parts
 
 
 def case_of(model: str, chip: str) -> Case:
@@ -273,7 +277,7 @@ def check(case: Case) -> Report:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--models", nargs="+", choices=tuple(MESHES), default=list(MESHES))
+    parser.add_argument("--models", nargs="+", choices=tuple(MODEL_PARTS), default=list(MODEL_PARTS))
     parser.add_argument("--chips", nargs="+", choices=tuple(CHIPS), default=list(CHIPS))
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
