@@ -195,5 +195,5 @@ def check_value(name: str, value: Any) -> None:
 _CHECKED = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
     *("num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings"),
-    *("rms_norm_eps", "rope_theta", "tie_word_embeddings"),
+    *("rms_norm_eps", "rope_theta", "tie_word_embeddings", "sliding_window"),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -40,12 +41,12 @@ GROUPED_BY_FOUR = replace(SMALL, num_attention_heads=8, num_key_value_heads=4)
 def varied_weights(config: ModelConfig, seed: int = 0) -> dict[str, np.ndarray]:
     """Every tensor of the config's checkpoint, float32, with biases and norms that matter.
 
-    The values are the same on every machine and in every version of numpy, whose legacy generator
-    is frozen (https://numpy.org/doc/stable/reference/random/legacy.html).
+    The values depend on the name alone. They are the same on every machine and in every version of
+    numpy, whose legacy generator is frozen (https://numpy.org/doc/stable/reference/random/legacy.html).
     """
-    generator = np.random.RandomState(seed)
     tensors = {}
     for name, shape in family_of(config).tensor_shapes(config).items():
+        generator = np.random.RandomState([seed, zlib.crc32(name.encode())])
         noise = generator.standard_normal(shape)
         if name.endswith("norm.weight"):
             values = 1 + 0.3 * noise
@@ -54,7 +55,7 @@ def varied_weights(config: ModelConfig, seed: int = 0) -> dict[str, np.ndarray]:
         elif name in ("model.embed_tokens.weight", "lm_head.weight"):
             values = noise
         else:
-            values = noise / np.sqrt(shape[1])
+            values = noise / np.sqrt(shape[-1])
         tensors[name] = values.astype(np.float32)
     return tensors
 

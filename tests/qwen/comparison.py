@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from activation_dataset.format import Pooling, StorageDtype
-from activation_dataset.sites import HOOK_POINTS, HookPoint, Site
+from activation_dataset.sites import HookPoint, Site, place_of
 from activation_dataset.statistics import LayerStatistics
 from qwen.extractor import ActivationExtractor
 from qwen.source import open_model
@@ -18,7 +18,10 @@ RecordProperty = Callable[[str, object], None]
 RELATIVE_ERROR_FLOAT32 = 1e-4
 """Largest |ours - theirs| / |theirs| of a vector, L2."""
 
-COSINE_BFLOAT16 = dict.fromkeys(HOOK_POINTS, 0.999) | {"attn_out": 0.998, "mlp_out": 0.998}
+STREAM: tuple[HookPoint, ...] = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
+"""The residual stream and what is added to it: hook points of every layer, of one width."""
+
+COSINE_BFLOAT16 = dict.fromkeys(STREAM, 0.999) | {"attn_out": 0.998, "mlp_out": 0.998}
 """Of what is added to the residual stream, more is rounding than of the stream itself."""
 
 
@@ -27,7 +30,7 @@ def extracted(
     token_ids: list[np.ndarray],
     pooling: Pooling,
     compute_dtype: StorageDtype,
-    hook_points: Sequence[HookPoint] = HOOK_POINTS,
+    hook_points: Sequence[HookPoint] = STREAM,
     mesh_shape: tuple[int, int] | None = None,
 ) -> list[np.ndarray]:
     """For each prompt [sites, vectors, hidden] float32: every layer at each hook point."""
@@ -58,7 +61,7 @@ def by_sample(
         assert not found.keys() & set(captured.samples)
         ends = np.cumsum(captured.vector_counts)
         for site, vectors in captured.vectors.items():
-            assert vectors.shape == (ends[-1], extractor.hidden_size)
+            assert vectors.shape == (ends[-1], extractor.source.config.width(*place_of(site)))
             assert_close_statistics(captured.statistics[site], vectors)
             for sample, part in zip(captured.samples, np.split(vectors, ends[:-1]), strict=True):
                 found.setdefault(sample, {})[site] = part
@@ -79,7 +82,7 @@ def compare(
     theirs: list[np.ndarray],
     dtype: StorageDtype,
     record_property: RecordProperty,
-    hook_points: Sequence[HookPoint] = HOOK_POINTS,
+    hook_points: Sequence[HookPoint] = STREAM,
     relative_error: float = RELATIVE_ERROR_FLOAT32,
     cosine: Mapping[HookPoint, float] = COSINE_BFLOAT16,
 ) -> None:
