@@ -19,7 +19,8 @@ from qwen.checkpoint import SINGLE_FILE, CheckpointError
 from qwen.config import PRESETS, ModelConfigError
 from qwen.extractor import ActivationExtractor
 from qwen.model_files import ModelNotFoundError
-from qwen.source import PRESET_FILES, TokenizerError, open_model
+from qwen.source import PRESET_FILES, open_model
+from qwen.tokenizer import TokenizerError
 from tests.end_to_end.emulator import BUCKET, address, bucket, upload
 from tests.qwen.checkpoints import SMALL, varied_weights, write_checkpoint
 
@@ -90,12 +91,6 @@ def test_a_config_that_is_not_there_or_not_json(tmp_path: Path, content: bytes) 
 
 
 # Tokenizers
-
-
-def test_a_tokenizer_that_does_not_fit_the_vocabulary(checkpoint: Path) -> None:
-    write_checkpoint(checkpoint, SMALL)
-    with pytest.raises(TokenizerError, match=f"{checkpoint}.*ids up to 1023.*vocab_size is 64"):
-        open_model(str(checkpoint)).tokenizer()
 
 
 def test_a_folder_without_a_tokenizer(checkpoint: Path) -> None:
