@@ -16,7 +16,7 @@ _OTHER_THAN_DIGITS = re.compile("[^0-9]+")
 
 def token_cells(
     text: str,
-    cells: npt.NDArray[np.int32],
+    cells: npt.NDArray[np.int32] | None,
     token_ids: npt.NDArray[np.int32],
     text_of: Callable[[int], str],
 ) -> npt.NDArray[np.int16]:
@@ -27,7 +27,8 @@ def token_cells(
 
     Args:
         text: the whole prompt.
-        cells: `[num_cells, 5] int32` as in `RenderedPrompt`, in the order of the text.
+        cells: `[num_cells, 5] int32` as in `RenderedPrompt`, in the order of the text; None if
+            their places in the text are unknown.
         token_ids: `[num_tokens] int32`, the tokens of the text.
         text_of: the text of a token.
 
@@ -38,6 +39,8 @@ def token_cells(
     """
     columns = len(CELL_COLUMNS) - 1
     shown = np.full((len(token_ids), columns), NO_CELL, np.int16)
+    if cells is None:
+        return np.full_like(shown, UNKNOWN_CELL)
     if not len(cells):
         return shown
     distinct, places = np.unique(token_ids, return_inverse=True)

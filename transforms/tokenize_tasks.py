@@ -162,15 +162,13 @@ def tokenize(
     Raises:
       ChatTemplateError: if the prompt is a chat that the chat template refuses.
     """
-    text, cells = prompt.text, prompt.cells
     if prompt.messages:
         text = chat_text(prompt, tokenizer)
-        try:
-            cells = prompt.cells_within(text)
-        except ValueError as error:
-            raise ChatTemplateError(str(error)) from error
+        cells = prompt.cells_within(text)
+    else:
+        text, cells = prompt.text, prompt.cells
     token_ids = np.asarray(tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
-    return token_ids, token_cells(text, cells, token_ids, tokenizer.decode)
+    return token_ids, token_cells(text, cells, token_ids, lambda each: str(tokenizer.decode(each)))
 
 
 @dataclass(eq=False)

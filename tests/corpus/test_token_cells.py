@@ -36,7 +36,9 @@ def test_every_cell_has_a_token_of_its_own_or_all_are_unknown(parts: list[str], 
     for part in parts:
         inside = [cell[1:] for cell in cells.tolist() if start <= cell[0] < start + len(part)]
         several = len(re.findall("[0-9]", part)) > 1
-        expected.append([UNKNOWN_CELL] * 4 if inside and several else (inside or [[NO_CELL] * 4])[0])
+        expected.append(
+            [UNKNOWN_CELL] * 4 if inside and several else (inside or [[NO_CELL] * 4])[0]
+        )
         start += len(part)
     if [UNKNOWN_CELL] * 4 in expected:
         expected = [[UNKNOWN_CELL] * 4] * len(parts)
