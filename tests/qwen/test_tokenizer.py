@@ -27,7 +27,7 @@ from corpus.prompt import RenderedPrompt, render
 from corpus.task import Pair, Task
 from corpus.template import load_template
 from qwen.source import PRESET_FILES, open_model
-from qwen.tokenizer import TokenizerError, load_tokenizer
+from qwen.tokenizer import FILES, TokenizerError, load_tokenizer
 from transforms.tokenize_tasks import tokenize
 
 TEXTS = (
@@ -328,6 +328,14 @@ def test_the_chat_template_of_a_processor_is_used_if_there_is_no_other(folder: P
     file = folder / "chat_template.json"
     write(file, {"chat_template": "legacy {{ messages[1].content }}"})
     assert text_of_chat(Path(shutil.copytree(folder, folder.with_name("copy")))) == "legacy Hi 3"
+
+
+@pytest.mark.parametrize("file", [*FILES, "additional_chat_templates/tool_use.jinja"])
+def test_every_file_of_a_tokenizer_is_in_its_fingerprint(folder: Path, file: str) -> None:
+    before = open_model(folder).tokenizer_fingerprint()
+    (folder / file).parent.mkdir(exist_ok=True)
+    (folder / file).write_text("{}")
+    assert open_model(folder).tokenizer_fingerprint() != before
 
 
 # Cells of grids
