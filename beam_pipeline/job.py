@@ -87,7 +87,7 @@ def open_job(config: Config) -> Job:
             "chat template; choose a prompt template with chat = false, such as digits"
         )
     longest = source.config.max_position_embeddings
-    limit = LengthLimit(config.max_length or longest, config.overlength)
+    limit = LengthLimit(config.max_length or longest, config.overlength, source.config.vocab_size)
     if limit.max_length > longest:
         raise ConfigError(
             f"--max_length={limit.max_length} is more than the {longest} positions that this "

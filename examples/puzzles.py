@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from activation_dataset import ActivationDataset
-from activation_dataset.prompts import ROLES, TEST_PAIR
+from activation_dataset.prompts import ROLES, TEST_PAIR, UNKNOWN_CELL
 from activation_dataset.reading.provenance import SampleName
 
 # Ids of records without one, which say nothing outside their file.
@@ -36,6 +36,9 @@ def puzzles(dataset: ActivationDataset) -> list[str]:
     the pairs of one re-arc file, tasks with the same id in different files, chunks of a document.
     They also belong together if they have content in common: a training pair, whatever its
     symmetry, colors and place, or a run of 64 tokens of documents.
+
+    Raises:
+        ValueError: the grid cells of a task are unknown.
     """
     first: dict[Hashable, int] = {}
     parents: list[int] = []
@@ -64,6 +67,13 @@ def puzzles(dataset: ActivationDataset) -> list[str]:
                 keys: Iterator[Hashable] = _runs(token_ids)
             elif (name.source, name.task_id) in first:
                 continue  # another test input or variant, with the same pairs
+            elif (cells == UNKNOWN_CELL).any():
+                raise ValueError(
+                    f"{dataset.path}: the grid cells of {ids[0]!r} are unknown, since the "
+                    "tokenizer does not give each cell a token of its own, so puzzles cannot be "
+                    "compared. "
+                    "Hold out tasks by a list of your own."
+                )
             else:
                 join(sample, (name.source, name.task_id))
                 keys = _pairs(token_ids, cells)

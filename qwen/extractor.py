@@ -38,7 +38,7 @@ from qwen.ops.choose import choose_ops
 from qwen.parameters import abstract_model, load_model
 from qwen.programs import Captured, Programs
 from qwen.settings import ExtractorSettings
-from qwen.source import ModelSource, open_model
+from qwen.source import ModelSource, OtherWorkerError, open_model
 from qwen.statistics import statistics_of
 
 LOGGER = logging.getLogger(__name__)
@@ -88,10 +88,6 @@ def open_extractor(
     source = open_model(settings.model_path, settings.ignore_config)
     _check_model(source, settings)
     return ActivationExtractor(source, settings, lengths_to_come)
-
-
-class OtherWorkerError(ValueError):
-    """A worker that would compute other activations than the rest of the run."""
 
 
 def _check_model(source: ModelSource, settings: ExtractorSettings) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from activation_dataset.metadata import Metadata
+from activation_dataset.prompts import UNKNOWN_CELL
 from activation_dataset.reading.reader import ActivationDataset
 from activation_dataset.reporting import charts
 from activation_dataset.reporting.grid_figure import grid_figure, samples_with_grids
@@ -220,6 +221,11 @@ def _grids(dataset: ActivationDataset, found: Survey) -> Section:
     spans = samples_with_grids(found.places) if dataset.kind.pooling == "none" else []
     if spans:
         text = "Each cell in its color, and in its middle the norm of its token's vector."
+    elif dataset.kind.pooling == "none" and (found.places.cells[:, 1] == UNKNOWN_CELL).any():
+        text = (
+            "Nothing to draw: the tokenizer does not give each cell a token of its own, so the "
+            "cells of prompts are unknown."
+        )
     elif dataset.kind.pooling == "none":
         text = "Nothing to draw: no prompt that was read shows grids of a size that can be drawn."
     else:

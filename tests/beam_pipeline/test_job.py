@@ -25,7 +25,7 @@ def opened(tasks: Path, *flags: str) -> Job:
 def test_the_model_decides_what_the_flags_leave_open(example_tasks: Path):
     job = opened(example_tasks, "--layers_to_extract=all")
     assert job.config.extractor.layers == tuple(range(24))
-    assert job.limit == LengthLimit(32_768, "reject")
+    assert job.limit == LengthLimit(32_768, "reject", vocab_size=2048)
     assert job.patterns == resolve_patterns([str(example_tasks)], job.config.output_dir)
     assert job.template == load_template("digits")
     assert job.record_kind.hidden == 64

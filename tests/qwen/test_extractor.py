@@ -13,8 +13,9 @@ import pytest
 from activation_dataset.format import POOLINGS, Pooling
 from activation_dataset.sites import HOOK_POINTS, HookPoint, Site, site_of
 from qwen import extractor as extractor_module
-from qwen.extractor import ActivationExtractor, OtherWorkerError, open_extractor
+from qwen.extractor import ActivationExtractor, open_extractor
 from qwen.settings import ExtractorSettings
+from qwen.source import OtherWorkerError
 from tests.conftest import COMPILED
 from tests.qwen.checkpoints import SMALL, varied_weights, write_checkpoint
 from tests.qwen.comparison import assert_close_statistics, by_sample
