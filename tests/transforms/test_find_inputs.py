@@ -87,7 +87,7 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         ("/de*/*/e.parquet", ["deep/er/e.parquet"], []),
         ("/*/er", ["deep/er/e.parquet", "deep/er/f.json.zst"], []),
         ("/deep/*", ["er/e.parquet", "er/f.json.zst", "g.arrow"], ["more.tar.gz", "table.csv"]),
-        ("/dum?", ["dump"], []),
+        ("/d?mp", ["dump"], []),
         ("/dump", ["dump"], []),
     ],
 )
