@@ -33,7 +33,7 @@ def test_ids_and_names_that_look_like_paths_stay_names(checkpoint: Path, tmp_pat
     (folder / "..%2f.jsonl").write_text(lines)
     outside = set(digests(tmp_path))
     out = tmp_path / "out"
-    run(checkpoint, f"{tmp_path}/tasks/*/*", out, *FLAGS)
+    run(checkpoint, f"{tmp_path}/tasks/..*/*", out, *FLAGS)
     written = set(digests(out))
     assert all(OUTPUT.fullmatch(name) for name in written), written
     assert set(digests(tmp_path)) == outside | {f"out/{name}" for name in written}
