@@ -17,7 +17,7 @@ from tests.conftest import ROOT
 from tests.end_to_end.job import dead_letters, digests, run, run_process
 
 OUTPUT = re.compile(
-    r"README\.md|metadata\.json|run\.json|errors/rejected\.jsonl"
+    r"README\.md|metadata\.json|run\.json|errors/(rejected|notices)\.jsonl"
     r"|layer_\d+/activations-\d{5}-of-\d{5}\.tfrecord|prompts/prompts-\d{5}-of-\d{5}\.tfrecord"
     r"|manifests/(layer_\d+|prompts)-\d{5}-of-\d{5}\.json"
 )
