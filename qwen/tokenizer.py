@@ -127,11 +127,11 @@ def _load(folder: Path, whole: bool) -> PreTrainedTokenizerBase:
             f"{folder / CONFIG}: split_special_tokens is true, which changes the token ids of "
             f"{TOKENIZER}; remove it if the model was trained without"
         )
-    if config.get("tokenizer_class", _QWEN2_CLASSES[0]) in _QWEN2_CLASSES:
-        # A chat template may write the end token, which is the default of that class.
-        for name in ("unk_token", "eos_token", "pad_token"):
-            if name not in config and getattr(tokenizer, name) is None:
-                setattr(tokenizer, name, _QWEN2_END if stored.token_to_id(_QWEN2_END) else None)
+    # A chat template may write these tokens. transformers gives every tokenizer of a Qwen2 model
+    # the defaults of a Qwen2Tokenizer, whatever its tokenizer_class.
+    for name in ("unk_token", "eos_token", "pad_token"):
+        if name not in config and getattr(tokenizer, name) is None:
+            setattr(tokenizer, name, _QWEN2_END if stored.token_to_id(_QWEN2_END) else None)
     _add_chat_template(folder, tokenizer)
     return tokenizer
 

@@ -158,13 +158,13 @@ def test_ids_are_those_of_tokenizer_json(folder: Path, kind: str) -> None:
         assert ids(folder, text) == reference.encode(text, add_special_tokens=False).ids
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *(None, "Qwen2Tokenizer", "Qwen2TokenizerFast", "PreTrainedTokenizerFast", "NoSuchClass"),
-        *("LlamaTokenizer", "GPT2TokenizerFast", "TokenizersBackend"),
-    ],
+CLASSES = (
+    *(None, "Qwen2Tokenizer", "Qwen2TokenizerFast", "PreTrainedTokenizerFast", "NoSuchClass"),
+    *("LlamaTokenizer", "GPT2TokenizerFast", "TokenizersBackend"),
 )
+
+
+@pytest.mark.parametrize("name", CLASSES)
 def test_any_tokenizer_class_has_the_same_ids(folder: Path, name: str | None) -> None:
     TOKENIZERS["grouped digits"]().save(str(folder / "tokenizer.json"))
     config = {"tokenizer_class": name, "add_bos_token": True, "add_prefix_space": True}
@@ -319,6 +319,19 @@ def test_the_chat_template_is_that_of_transformers(folder: Path, places: str) ->
     write_places(folder, places)
     reference = AutoTokenizer.from_pretrained(folder).apply_chat_template(CHAT, tokenize=False)
     write(folder / "chat_template.json", {"chat_template": "legacy"})
+    assert text_of_chat(folder) == reference
+
+
+@pytest.mark.parametrize("config", [{}, {"eos_token": "<|im_end|>"}, {"eos_token": None}])
+@pytest.mark.parametrize("name", CLASSES)
+def test_the_special_tokens_of_a_chat_template_are_those_of_transformers(
+    folder: Path, name: str | None, config: dict[str, Any]
+) -> None:
+    write_places(folder, "")
+    write(folder / "tokenizer_config.json", config | {"tokenizer_class": name})
+    names = ("eos_token", "pad_token", "unk_token", "bos_token")
+    (folder / "chat_template.jinja").write_text("|".join(f"{{{{ {each} }}}}" for each in names))
+    reference = AutoTokenizer.from_pretrained(folder).apply_chat_template(CHAT, tokenize=False)
     assert text_of_chat(folder) == reference
 
 
