@@ -82,8 +82,7 @@ def samples_of(
             if isinstance(sample, RejectedTask):
                 rejected.append(sample)
             else:
-                cut = sample.truncated_tokens
-                written += Written(0, 1, int(cut > 0), cut)
+                written += Written.of(sample)
                 yield sample
     if written.samples:
         yield from rejected
