@@ -27,7 +27,8 @@ from corpus.prompt import RenderedPrompt, render
 from corpus.task import Pair, Task
 from corpus.template import load_template
 from qwen.source import PRESET_FILES, open_model
-from qwen.tokenizer import FILES, TokenizerError, load_tokenizer
+from qwen.tokenizer import FILES, TokenizerError, digit_tokens, load_tokenizer
+from transforms.chat_template import ChatTemplateError
 from transforms.tokenize_tasks import tokenize
 
 TEXTS = (
@@ -343,6 +344,13 @@ def test_the_chat_template_of_a_processor_is_used_if_there_is_no_other(folder: P
     assert text_of_chat(Path(shutil.copytree(folder, folder.with_name("copy")))) == "legacy Hi 3"
 
 
+def test_named_chat_templates_without_a_default_are_refused_by_name(folder: Path) -> None:
+    write_places(folder, "tools")
+    prompt = RenderedPrompt("", tuple(CHAT), np.empty((0, 5), np.int32))
+    with pytest.raises(ChatTemplateError, match=r"no default.*tool_use"):
+        tokenize(prompt, load_tokenizer(folder))
+
+
 @pytest.mark.parametrize("file", [*FILES, "additional_chat_templates/tool_use.jinja"])
 def test_every_file_of_a_tokenizer_is_in_its_fingerprint(folder: Path, file: str) -> None:
     before = open_model(folder).tokenizer_fingerprint()
@@ -355,6 +363,18 @@ def test_every_file_of_a_tokenizer_is_in_its_fingerprint(folder: Path, file: str
 
 NARROW = Task("t", "a.json", (Pair(((1,), (2,)), ((3,),)),), (Pair(((4,),), None),))
 WIDE = Task("t", "a.json", (Pair(((1, 1), (2, 1)), ((3,),)),), (Pair(((4,),), None),))
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_the_tokens_of_a_digit_are_known(folder: Path, kind: str) -> None:
+    TOKENIZERS[kind]().save(str(folder / "tokenizer.json"))
+    tokenizer = open_model(folder).tokenizer()
+    expected: list[list[int]] = [[] for _ in range(10)]
+    for token_id in sorted(tokenizer.get_vocab().values()):
+        if (text := str(tokenizer.decode([token_id])).strip()) in set("0123456789"):
+            expected[int(text)].append(token_id)
+    assert digit_tokens(tokenizer) == expected
+    assert all(expected)
 
 
 @pytest.mark.parametrize("task", [NARROW, WIDE], ids=["narrow", "wide"])
