@@ -34,7 +34,7 @@ from transforms.tokenize_tasks import tokenize
 TEXTS = (
     "",
     "The year 2023,\n\n 12345 in  the\tfields.\n",
-    "\uff26\uff55ll width, ﬁne, e\u0301 é, 日本語 🙂 \x00",
+    "\uff26\uff55\uff11 width, \ufb01ne, e\u0301 é, 日本語 🙂 \x00",
     " <s>a <|im_end|> b</s> <extra> Grid",
     "word " * 40,
 )
@@ -211,6 +211,7 @@ def test_added_tokens_that_all_files_state_alike(folder: Path) -> None:
         ("special_tokens_map.json", {"eos_token": {"content": "[EOS]"}}, ["'[EOS]'"]),
         ("added_tokens.json", {"[NEW]": 900}, ["'[NEW]'", "id 900"]),
         ("added_tokens.json", {"<|im_end|>": 900}, ["'<|im_end|>'", "id 900"]),
+        ("added_tokens.json", {"!": 1}, ["'!'", "no added token"]),
         ("tokenizer_config.json", {"added_tokens_decoder": {"7": {"content": "[B]"}}}, ["id 7"]),
         ("tokenizer_config.json", {"split_special_tokens": True}, ["split_special_tokens"]),
     ],
