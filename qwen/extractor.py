@@ -255,11 +255,15 @@ class ActivationExtractor:
         window = self.source.config.window_of(self.settings.layers[-1] + 1)
         token_ids = [np.asarray(ids) for ids in token_ids]
         for index, ids in enumerate(token_ids):
-            is_list = ids.ndim == 1 and ids.size > 0 and np.issubdtype(ids.dtype, np.integer)
-            if not is_list or ids.min() < 0 or ids.max() >= vocabulary:
+            if ids.ndim != 1 or not ids.size or not np.issubdtype(ids.dtype, np.integer):
                 raise ValueError(
                     f"sample {index}: expected at least one token id, all in 0..{vocabulary - 1}; "
                     f"got {ids.dtype} of shape {list(ids.shape)}"
+                )
+            if len(outside := ids[(ids < 0) | (ids >= vocabulary)]):
+                raise ValueError(
+                    f"sample {index}: has the token id {outside[0]}, but the model's ids are all "
+                    f"in 0..{vocabulary - 1} (vocab_size)"
                 )
             if window is not None and len(ids) > window:
                 raise ValueError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,7 @@ FILES = (
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
 _QWEN2_CLASSES = ("Qwen2Tokenizer", "Qwen2TokenizerFast")
 _QWEN2_END = "<|endoftext|>"
+_ONE_DIGIT = re.compile(r"[^0-9]*[0-9][^0-9]*|<0x3[0-9]>")
 _WRITE_ONE = (
     "Write one with transformers, AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER), "
     "and check its token ids"
@@ -88,6 +90,17 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def digit_tokens(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Return the ids of the tokens of each digit, 0 to 9, with or without spaces around it."""
+    found: list[list[int]] = [[] for _ in range(10)]
+    for token, token_id in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]):
+        if _ONE_DIGIT.fullmatch(token):
+            text = str(tokenizer.decode([token_id])).strip()
+            if re.fullmatch("[0-9]", text):
+                found[int(text)].append(token_id)
+    return found
+
+
 def _load(folder: Path, whole: bool) -> PreTrainedTokenizerBase:
     from tokenizers import Tokenizer
 
@@ -127,11 +140,11 @@ def _load(folder: Path, whole: bool) -> PreTrainedTokenizerBase:
             f"{folder / CONFIG}: split_special_tokens is true, which changes the token ids of "
             f"{TOKENIZER}; remove it if the model was trained without"
         )
-    if config.get("tokenizer_class", _QWEN2_CLASSES[0]) in _QWEN2_CLASSES:
-        # A chat template may write the end token, which is the default of that class.
-        for name in ("unk_token", "eos_token", "pad_token"):
-            if name not in config and getattr(tokenizer, name) is None:
-                setattr(tokenizer, name, _QWEN2_END if stored.token_to_id(_QWEN2_END) else None)
+    # A chat template may write these tokens. transformers gives every tokenizer of a Qwen2 model
+    # the defaults of a Qwen2Tokenizer, whatever its tokenizer_class.
+    for name in ("unk_token", "eos_token", "pad_token"):
+        if name not in config and getattr(tokenizer, name) is None:
+            setattr(tokenizer, name, _QWEN2_END if stored.token_to_id(_QWEN2_END) else None)
     _add_chat_template(folder, tokenizer)
     return tokenizer
 

@@ -82,8 +82,7 @@ def samples_of(
             if isinstance(sample, RejectedTask):
                 rejected.append(sample)
             else:
-                cut = sample.truncated_tokens
-                written += Written(0, 1, int(cut > 0), cut)
+                written += Written.of(sample)
                 yield sample
     if written.samples:
         yield from rejected
@@ -128,18 +127,21 @@ def prompts_of(
         excess = max(0, len(token_ids) - limit.max_length)
         if not len(token_ids):
             yield rejected(sample_id, "no_tokens", "the prompt has no tokens")
-        elif limit.vocab_size is not None and (largest := token_ids.max()) >= limit.vocab_size:
-            detail = (
-                f"the tokenizer gives the id {largest}, but the model has vocab_size "
-                f"{limit.vocab_size}; give it its own tokenizer, or leave that token out"
-            )
-            yield rejected(sample_id, "unknown_token_id", detail)
         elif excess and (isinstance(item, Task) or limit.overlength == "reject"):
             detail = (
                 f"the prompt has {len(token_ids)} tokens, --max_length allows {limit.max_length}; "
                 f"raise it{_no_truncation(item, limit)}"
             )
             yield rejected(sample_id, "too_long", detail)
+        elif limit.vocab_size is not None and (
+            (largest := int(token_ids[kept].max())) >= limit.vocab_size
+        ):
+            detail = (
+                f"the tokenizer gives {tokenizer.decode([largest])!r} the id {largest}, but the "
+                f"model has vocab_size {limit.vocab_size}; give it its own tokenizer, or leave "
+                "that token out"
+            )
+            yield rejected(sample_id, "unknown_token_id", detail)
         else:
             yield Prompt(sample_id, task_id, token_ids[kept], cells[kept], excess)
 

@@ -42,7 +42,9 @@ def test_the_description_says_all_that_decides_about_bytes(example_tasks: Path):
         "commit": None,
     }
     assert run.model["rms_norm_eps"] == 1e-6
-    assert run.tokenizer == {"fingerprint": open_model("random:tiny").tokenizer_fingerprint()}
+    source = open_model("random:tiny")
+    digits = [source.tokenizer().encode(str(digit)) for digit in range(10)]
+    assert run.tokenizer == {"fingerprint": source.tokenizer_fingerprint(), "digits": digits}
     assert run.prompt_template == load_template("digits").to_json()
     assert run.versions["jax"]
 

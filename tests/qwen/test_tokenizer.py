@@ -27,13 +27,14 @@ from corpus.prompt import RenderedPrompt, render
 from corpus.task import Pair, Task
 from corpus.template import load_template
 from qwen.source import PRESET_FILES, open_model
-from qwen.tokenizer import FILES, TokenizerError, load_tokenizer
+from qwen.tokenizer import FILES, TokenizerError, digit_tokens, load_tokenizer
+from transforms.chat_template import ChatTemplateError
 from transforms.tokenize_tasks import tokenize
 
 TEXTS = (
     "",
     "The year 2023,\n\n 12345 in  the\tfields.\n",
-    "\uff26\uff55ll width, ﬁne, e\u0301 é, 日本語 🙂 \x00",
+    "\uff26\uff55\uff11 width, \ufb01ne, e\u0301 é, 日本語 🙂 \x00",
     " <s>a <|im_end|> b</s> <extra> Grid",
     "word " * 40,
 )
@@ -158,13 +159,13 @@ def test_ids_are_those_of_tokenizer_json(folder: Path, kind: str) -> None:
         assert ids(folder, text) == reference.encode(text, add_special_tokens=False).ids
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *(None, "Qwen2Tokenizer", "Qwen2TokenizerFast", "PreTrainedTokenizerFast", "NoSuchClass"),
-        *("LlamaTokenizer", "GPT2TokenizerFast", "TokenizersBackend"),
-    ],
+CLASSES = (
+    *(None, "Qwen2Tokenizer", "Qwen2TokenizerFast", "PreTrainedTokenizerFast", "NoSuchClass"),
+    *("LlamaTokenizer", "GPT2TokenizerFast", "TokenizersBackend"),
 )
+
+
+@pytest.mark.parametrize("name", CLASSES)
 def test_any_tokenizer_class_has_the_same_ids(folder: Path, name: str | None) -> None:
     TOKENIZERS["grouped digits"]().save(str(folder / "tokenizer.json"))
     config = {"tokenizer_class": name, "add_bos_token": True, "add_prefix_space": True}
@@ -210,6 +211,7 @@ def test_added_tokens_that_all_files_state_alike(folder: Path) -> None:
         ("special_tokens_map.json", {"eos_token": {"content": "[EOS]"}}, ["'[EOS]'"]),
         ("added_tokens.json", {"[NEW]": 900}, ["'[NEW]'", "id 900"]),
         ("added_tokens.json", {"<|im_end|>": 900}, ["'<|im_end|>'", "id 900"]),
+        ("added_tokens.json", {"!": 1}, ["'!'", "no added token"]),
         ("tokenizer_config.json", {"added_tokens_decoder": {"7": {"content": "[B]"}}}, ["id 7"]),
         ("tokenizer_config.json", {"split_special_tokens": True}, ["split_special_tokens"]),
     ],
@@ -322,12 +324,32 @@ def test_the_chat_template_is_that_of_transformers(folder: Path, places: str) ->
     assert text_of_chat(folder) == reference
 
 
+@pytest.mark.parametrize("config", [{}, {"eos_token": "<|im_end|>"}, {"eos_token": None}])
+@pytest.mark.parametrize("name", CLASSES)
+def test_the_special_tokens_of_a_chat_template_are_those_of_transformers(
+    folder: Path, name: str | None, config: dict[str, Any]
+) -> None:
+    write_places(folder, "")
+    write(folder / "tokenizer_config.json", config | {"tokenizer_class": name})
+    names = ("eos_token", "pad_token", "unk_token", "bos_token")
+    (folder / "chat_template.jinja").write_text("|".join(f"{{{{ {each} }}}}" for each in names))
+    reference = AutoTokenizer.from_pretrained(folder).apply_chat_template(CHAT, tokenize=False)
+    assert text_of_chat(folder) == reference
+
+
 def test_the_chat_template_of_a_processor_is_used_if_there_is_no_other(folder: Path) -> None:
     write_places(folder, "")
     assert open_model(folder).tokenizer().chat_template is None
     file = folder / "chat_template.json"
     write(file, {"chat_template": "legacy {{ messages[1].content }}"})
     assert text_of_chat(Path(shutil.copytree(folder, folder.with_name("copy")))) == "legacy Hi 3"
+
+
+def test_named_chat_templates_without_a_default_are_refused_by_name(folder: Path) -> None:
+    write_places(folder, "tools")
+    prompt = RenderedPrompt("", tuple(CHAT), np.empty((0, 5), np.int32))
+    with pytest.raises(ChatTemplateError, match=r"no default.*tool_use"):
+        tokenize(prompt, load_tokenizer(folder))
 
 
 @pytest.mark.parametrize("file", [*FILES, "additional_chat_templates/tool_use.jinja"])
@@ -342,6 +364,18 @@ def test_every_file_of_a_tokenizer_is_in_its_fingerprint(folder: Path, file: str
 
 NARROW = Task("t", "a.json", (Pair(((1,), (2,)), ((3,),)),), (Pair(((4,),), None),))
 WIDE = Task("t", "a.json", (Pair(((1, 1), (2, 1)), ((3,),)),), (Pair(((4,),), None),))
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_the_tokens_of_a_digit_are_known(folder: Path, kind: str) -> None:
+    TOKENIZERS[kind]().save(str(folder / "tokenizer.json"))
+    tokenizer = open_model(folder).tokenizer()
+    expected: list[list[int]] = [[] for _ in range(10)]
+    for token_id in sorted(tokenizer.get_vocab().values()):
+        if (text := str(tokenizer.decode([token_id])).strip()) in set("0123456789"):
+            expected[int(text)].append(token_id)
+    assert digit_tokens(tokenizer) == expected
+    assert all(expected)
 
 
 @pytest.mark.parametrize("task", [NARROW, WIDE], ids=["narrow", "wide"])

@@ -194,10 +194,27 @@ def test_a_prompt_with_an_id_beyond_the_embedding_is_rejected_by_name(tokenizer)
     (rejected,) = prompts_of(document, DIGITS, tokenizer, limit)
     assert isinstance(rejected, RejectedTask)
     assert rejected.reason == "unknown_token_id"
-    for part in ("b.jsonl#x", f"id {end}", f"vocab_size {end}"):
+    for part in ("b.jsonl#x", "<|im_end|>", f"id {end}", f"vocab_size {end}"):
         assert part in rejected.detail
     accepted(document, DIGITS, tokenizer, replace(NO_LIMIT, vocab_size=end + 1))
     accepted(TEXT, DIGITS, tokenizer, limit)
+    (whole,) = accepted(document, DIGITS, tokenizer)
+    cut = LengthLimit(whole.num_tokens - 1, "truncate", end)
+    assert accepted(document, DIGITS, tokenizer, cut), "the token is cut off"
+
+
+@pytest.mark.parametrize(
+    "chat_template",
+    ["{{ messages[0].content | replace('\n', ' ') }}", "{{ 2 * messages[0].content }}"],
+)
+def test_samples_whose_cells_are_unknown_are_counted(tokenizer, chat_template: str):
+    """A chat template that changes or repeats the text leaves cells without a place."""
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = chat_template
+    found = list(samples_of(TASK, None, replace(CHAT, system=""), other, NO_LIMIT))
+    prompts = [each for each in found if isinstance(each, Prompt)]
+    assert [prompt.cells_known for prompt in prompts] == [False, False]
+    assert found[-1] == Written(1, 2, unknown_cell_samples=2)
 
 
 def test_a_worker_with_another_tokenizer_refuses_to_work(checkpoint: Path, tmp_path: Path):

@@ -103,6 +103,17 @@ def test_grids_have_the_colors_of_their_tokens(text):
     np.testing.assert_array_equal(drawn.ravel(), PROMPTS[0].token_ids[first] - ZERO)
 
 
+def test_prompts_whose_cells_are_unknown_are_counted(tmp_path):
+    prompt = PROMPTS[1]
+    unknown = replace(prompt, cells=np.full_like(prompt.cells, UNKNOWN_CELL))
+    write_prompted(tmp_path / "d", [[PROMPTS[0], unknown]], vectors_of, hidden=HIDDEN)
+    page = tmp_path / "report.html"
+    assert main(["report", str(tmp_path / "d"), "-o", str(page)]) == 0
+    text = shown(page.read_text("utf-8"))
+    assert "could not be mapped to tokens one to one: 1 prompt." in text
+    assert "grid cells unknown" in text
+
+
 def test_hook_points_are_told_apart(many_sites):
     text = many_sites.read_text("utf-8")
     assert re.findall(r"<h3>(.*?)</h3>", text) == list(HOOK_POINTS) * 4
