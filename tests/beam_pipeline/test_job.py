@@ -25,7 +25,7 @@ def opened(tasks: Path, *flags: str) -> Job:
 def test_the_model_decides_what_the_flags_leave_open(example_tasks: Path):
     job = opened(example_tasks, "--layers_to_extract=all")
     assert job.config.extractor.layers == tuple(range(24))
-    assert job.limit == LengthLimit(32_768, "reject")
+    assert job.limit == LengthLimit(32_768, "reject", vocab_size=2048)
     assert job.patterns == resolve_patterns([str(example_tasks)], job.config.output_dir)
     assert job.template == load_template("digits")
     assert job.record_kind.hidden == 64
@@ -42,7 +42,9 @@ def test_the_description_says_all_that_decides_about_bytes(example_tasks: Path):
         "commit": None,
     }
     assert run.model["rms_norm_eps"] == 1e-6
-    assert run.tokenizer == {"fingerprint": open_model("random:tiny").tokenizer_fingerprint()}
+    source = open_model("random:tiny")
+    digits = [source.tokenizer().encode(str(digit)) for digit in range(10)]
+    assert run.tokenizer == {"fingerprint": source.tokenizer_fingerprint(), "digits": digits}
     assert run.prompt_template == load_template("digits").to_json()
     assert run.versions["jax"]
 

@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from activation_dataset.format import POOLINGS, Pooling, StorageDtype
-from activation_dataset.sites import HOOK_POINTS, Site, place_of
+from activation_dataset.format import POOLINGS
 from tests.qwen.comparison import RecordProperty, captured_sites, pooled, worst_by_hook_point
 from tests.qwen.family_cases import CASES, VOCABULARY, Case, save
 from tests.qwen.transformers_model import transformers_sites
@@ -35,7 +34,9 @@ def test_float32(case: Case, tmp_path: Path, record_property: RecordProperty) ->
     for pooling in POOLINGS:
         ours = captured_sites(tmp_path, token_ids, pooling, "float32")
         assert ours[0].keys() == theirs[0].keys()
-        worst = worst_by_hook_point(ours, [{s: pooled(v, pooling) for s, v in x.items()} for x in theirs])
+        worst = worst_by_hook_point(
+            ours, [{s: pooled(v, pooling) for s, v in x.items()} for x in theirs]
+        )
         for point, (error, _) in worst.items():
             record_property(f"{pooling}_worst_relative_error_{point}", error)
         print(pooling, {p: f"{e:.1e}" for p, (e, _) in worst.items()})
