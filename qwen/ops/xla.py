@@ -42,9 +42,11 @@ class XlaOps(Ops):
         of a block may see: those after it, and those before the first segment that reaches into it
         (Dao, FlashAttention-2, https://arxiv.org/abs/2307.08691, section 3.1).
         """
-        return jax.lax.map(
-            lambda row: _attend_row(*row, window=window), (*qkv, segment_ids, positions)
-        )
+
+        def attend(row: tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]) -> jax.Array:
+            return _attend_row(*row, window)
+
+        return jax.lax.map(attend, (*qkv, segment_ids, positions))
 
     def add_mlp(self, x: jax.Array, norm: RMSNorm, mlp: MLP, keep_update: bool) -> Updated:
         rows, length, hidden = x.shape

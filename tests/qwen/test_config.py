@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -225,14 +224,6 @@ def test_a_missing_field_is_named(name: str) -> None:
         read_config(without(config_fields(SMALL), name))
 
 
-def test_flops_of_qwen2_5_0_5b() -> None:
-    """Its trunk has 0.358 G parameters, each used in one multiplication and addition per token."""
-    config = PRESETS["Qwen2.5-0.5B"]
-    flops = config.num_hidden_layers * config.layer_flops_per_token
-    assert flops == pytest.approx(0.716e9, rel=2e-3)
-    assert config.attention_flops(10) == 4 * 14 * 64 * 10
-
-
 PRESET_OF = {config.model_type: name for name, config in PRESETS.items()}
 """A preset of each family that has one, preferably a tiny one."""
 
@@ -243,12 +234,14 @@ def test_an_absent_field_means_what_it_means_to_transformers_or_is_missed(model_
     fields = json.loads(preset_file(PRESET_OF[model_type]).read_text())
     for name in fields:
         shorter = without(fields, name)
-        with suppress(ModelConfigError):
+        try:
             ours = read_config(shorter)
-            theirs = transformers.CONFIG_MAPPING[model_type].from_dict(dict(shorter)).to_dict()
-            assert ours == replace(
-                read_config(theirs), max_position_embeddings=ours.max_position_embeddings
-            ), name
+        except ModelConfigError:
+            continue
+        theirs = transformers.CONFIG_MAPPING[model_type].from_dict(dict(shorter)).to_dict()
+        expected = read_config({"architectures": None, **theirs})
+        limit = ours.max_position_embeddings
+        assert ours == replace(expected, max_position_embeddings=limit), name
 
 
 @pytest.mark.parametrize("name", PRESETS)
