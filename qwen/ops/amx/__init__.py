@@ -114,6 +114,7 @@ class AmxOps(Ops):
         window: int | None,
     ) -> jax.Array:
         """Compute attention with a fused kernel; the length must be a multiple of 64."""
+        assert window is None  # `fits` requires it
         out = jax.ShapeDtypeStruct(qkv[0].shape, qkv[0].dtype)
         return jax.ffi.ffi_call("qwen_amx_attention", out)(*qkv, positions)
 
