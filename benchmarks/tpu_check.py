@@ -277,7 +277,9 @@ def check(case: Case) -> Report:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--models", nargs="+", choices=tuple(MODEL_PARTS), default=list(MODEL_PARTS))
+    parser.add_argument(
+        "--models", nargs="+", choices=tuple(MODEL_PARTS), default=list(MODEL_PARTS)
+    )
     parser.add_argument("--chips", nargs="+", choices=tuple(CHIPS), default=list(CHIPS))
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
