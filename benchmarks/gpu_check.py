@@ -34,8 +34,9 @@ from activation_dataset.sites import Site
 from benchmarks.torch_model import torch_model
 from qwen import ActivationExtractor
 from qwen.batching import TOKENS_PER_BATCH_ROW
-from qwen.config import PRESETS, ModelConfig
+from qwen.config import ModelConfig
 from qwen.ops.xla import XlaOps
+from qwen.presets import PRESETS
 
 LAYERS = tuple(range(10, 24))
 LEAST_RATIO, LEAST_SHARE_OF_PEAK = 1.5, 0.45

@@ -31,11 +31,11 @@ from activation_dataset.format import POOLINGS, Pooling
 from benchmarks.prompts import arc_prompts
 from benchmarks.tpu_model import CHIPS, Chip, estimated_cycles, work_of
 from qwen.batching import StepShape, packing_for, plan_steps
-from qwen.config import PRESETS
 from qwen.extractor import STEPS_IN_FLIGHT
 from qwen.mesh import make_mesh
 from qwen.ops.splash import SplashOps
 from qwen.parameters import abstract_model
+from qwen.presets import PRESETS
 from qwen.programs import Programs
 
 LAYERS = tuple(range(10, 24))

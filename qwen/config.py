@@ -203,28 +203,5 @@ def check_value(name: str, value: Any) -> None:
 _CHECKED = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
     *("num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings"),
-    *("rms_norm_eps", "rope_theta", "tie_word_embeddings"),
+    *("rms_norm_eps", "rope_theta", "tie_word_embeddings", "sliding_window"),
 )
-
-
-PRESETS: dict[str, ModelConfig] = {
-    "Qwen2.5-0.5B": ModelConfig(
-        vocab_size=151_936,
-        hidden_size=896,
-        intermediate_size=4864,
-        num_hidden_layers=24,
-        num_attention_heads=14,
-        num_key_value_heads=2,
-        head_dim=64,
-    ),
-    "tiny": ModelConfig(
-        vocab_size=2048,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=24,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-    ),
-}
-"""Shapes that `random:NAME` fills with seeded random weights."""

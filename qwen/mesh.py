@@ -61,11 +61,12 @@ def check_mesh_fits_model(mesh: Mesh, config: ModelConfig) -> None:
         if all(size % n == 0 for size in sizes.values()) and (heads % n == 0 or n % heads == 0)
     ]
     if parts not in fitting:
-        dimensions = ", ".join(f"{name}={size}" for name, size in sizes.items())
+        wrong = [f"divide {name}={size}" for name, size in sizes.items() if size % parts]
+        if heads % parts and parts % heads:
+            wrong.append(f"divide num_key_value_heads={heads} or be a multiple of it")
         raise MeshError(
-            f"the mesh's model axis of {parts} does not divide {dimensions}, or neither divides "
-            f"num_key_value_heads={heads} nor is a multiple of it; possible: "
-            f"{', '.join(map(str, fitting))}"
+            f"the mesh's model axis of {parts} must {' and '.join(wrong)}; possible for this "
+            f"model: {', '.join(map(str, fitting))}"
         )
 
 

@@ -11,17 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qwen.checkpoint import CheckpointFolder, RandomWeights, Weights, tensors_of_model
-from qwen.config import PRESETS, ModelConfig, ModelConfigError
+from qwen.config import ModelConfig, ModelConfigError
 from qwen.families import read_config
 from qwen.load_once import load_once
 from qwen.model_files import LocalFiles, ModelFiles, ModelNotFoundError, find_files
 from qwen.other_formats import ADAPTER_FILE, absence, adapter_in, explain
+from qwen.presets import FOLDER, PRESETS
 
 if TYPE_CHECKING:
     from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 PRESET_PREFIX = "random:"
-PRESET_FILES = LocalFiles(Path(__file__).parent / "presets" / "tokenizer")
+PRESET_FILES = LocalFiles(FOLDER / "tokenizer")
 PRESET_SEED = 0
 
 TOKENIZER_FILES = (

@@ -42,7 +42,9 @@ class XlaOps(Ops):
         of a block may see: those after it, and those before the first segment that reaches into it
         (Dao, FlashAttention-2, https://arxiv.org/abs/2307.08691, section 3.1).
         """
-        return jax.lax.map(lambda row: _attend_row(*row, window), (*qkv, segment_ids, positions))
+        return jax.lax.map(
+            lambda row: _attend_row(*row, window=window), (*qkv, segment_ids, positions)
+        )
 
     def add_mlp(self, x: jax.Array, norm: RMSNorm, mlp: MLP, keep_update: bool) -> Updated:
         rows, length, hidden = x.shape

@@ -85,22 +85,6 @@ def test_what_the_model_cannot_do_is_refused(example_tasks: Path, flag: str, nam
         opened(example_tasks, flag)
 
 
-def test_a_sliding_window_asks_for_shorter_prompts_or_lower_layers(
-    example_tasks: Path, checkpoint: Path, tmp_path: Path
-):
-    model = shutil.copytree(checkpoint, tmp_path / "model")
-    fields = json.loads((model / "config.json").read_text())
-    fields |= {"use_sliding_window": True, "sliding_window": 700, "max_window_layers": 2}
-    (model / "config.json").write_text(json.dumps(fields))
-    flags = ("--model_path", str(model), "--layers_to_extract")
-    with pytest.raises(ConfigError, match=r"model has layers with a sliding .*--max_length 700"):
-        opened(example_tasks, *flags, "all", "--max_length=701")
-    with pytest.raises(ConfigError, match="--ignore_config use_sliding_window"):
-        opened(example_tasks, *flags, "2")
-    assert opened(example_tasks, *flags, "all", "--max_length=700").limit.max_length == 700
-    assert opened(example_tasks, *flags, "0-1").limit.max_length == 32_768
-
-
 def test_workers_get_the_commit_that_the_launcher_has_resolved(
     example_tasks: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

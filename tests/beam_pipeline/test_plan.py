@@ -15,7 +15,7 @@ from beam_pipeline.job import open_job
 from beam_pipeline.options import build_plan_parser, parse_flags
 from beam_pipeline.plan import Plan, flops_of, make_plan, packing_of, report, seconds_of, slots_of
 from qwen.batching import Packing
-from qwen.config import PRESETS
+from qwen.presets import PRESETS
 from tests.conftest import ROOT
 from tests.end_to_end.job import metadata_of, run
 from transforms.assign_shards import FINGERPRINT, plan_shards

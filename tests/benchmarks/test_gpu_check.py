@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.gpu_check import flops_of, peak_of
-from qwen.config import PRESETS
+from qwen.presets import PRESETS
 
 
 @pytest.mark.parametrize(

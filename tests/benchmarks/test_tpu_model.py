@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from benchmarks.tpu_model import CHIPS, estimated_cycles, seen_blocks, work_of
 from qwen.batching import Packing, Placement, Step, StepShape, packing_for, plan_steps
-from qwen.config import PRESETS
 from qwen.ops.splash import SPLASH_BLOCK
+from qwen.presets import PRESETS
 
 CONFIG = PRESETS["Qwen2.5-0.5B"]
 KERNEL = CHIPS["v5e 1x1"].kernel

@@ -19,7 +19,10 @@ RecordProperty = Callable[[str, object], None]
 RELATIVE_ERROR_FLOAT32 = 1e-4
 """Largest |ours - theirs| / |theirs| of a vector, L2."""
 
-COSINE_BFLOAT16 = dict.fromkeys(HOOK_POINTS, 0.999) | {"attn_out": 0.998, "mlp_out": 0.998}
+STREAM: tuple[HookPoint, ...] = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
+"""The residual stream and what is added to it: hook points of every layer, of one width."""
+
+COSINE_BFLOAT16 = dict.fromkeys(STREAM, 0.999) | {"attn_out": 0.998, "mlp_out": 0.998}
 """Of what is added to the residual stream, more is rounding than of the stream itself."""
 
 
@@ -28,7 +31,7 @@ def extracted(
     token_ids: list[np.ndarray],
     pooling: Pooling,
     compute_dtype: StorageDtype,
-    hook_points: Sequence[HookPoint] = HOOK_POINTS,
+    hook_points: Sequence[HookPoint] = STREAM,
     mesh_shape: tuple[int, int] | None = None,
 ) -> list[np.ndarray]:
     """For each prompt [sites, vectors, hidden] float32: every layer at each hook point."""
@@ -124,7 +127,7 @@ def compare(
     theirs: list[np.ndarray],
     dtype: StorageDtype,
     record_property: RecordProperty,
-    hook_points: Sequence[HookPoint] = HOOK_POINTS,
+    hook_points: Sequence[HookPoint] = STREAM,
     relative_error: float = RELATIVE_ERROR_FLOAT32,
     cosine: Mapping[HookPoint, float] = COSINE_BFLOAT16,
 ) -> None:

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qwen.config import PRESETS
 from qwen.layers.mlp import MLP
 from qwen.layers.norm import RMSNorm
 from qwen.ops import amx
-from tests.qwen.test_ops import AMX, EPSILON, config_of, needs_amx, random_parameters, run, stream
+from qwen.presets import PRESETS
+from tests.qwen.test_ops import AMX, EPSILON, needs_amx, random_parameters, run, stream
 
 needs_library = pytest.mark.skipif(amx.register() is None, reason="the AMX kernels are not built")
 
@@ -77,7 +77,7 @@ def test_silu_is_right_far_from_zero() -> None:
     """A gate of -100 or 100 in one row each: 0 and the gate itself."""
     bfloat16 = jnp.dtype("bfloat16")
     x = array(1, 32, 32).at[0, 0, 0].set(-1).at[0, 1, 0].set(1)
-    mlp, norm = MLP(config_of(32, 32), bfloat16), RMSNorm(32, 0.0, bfloat16)
+    mlp, norm = MLP(32, 32, bfloat16), RMSNorm(32, 0.0, bfloat16)
     norm.scale[...] = jnp.full(32, 32**-0.5, bfloat16)
     for name, value in (("gate_kernel", 100), ("up_kernel", 1), ("down_kernel", 1)):
         kernel = AMX.tile_kernel(array(32, 32).at[0, 0].set(value))
@@ -89,7 +89,7 @@ def test_silu_is_right_far_from_zero() -> None:
 
 @needs_amx
 def test_a_row_s_bits_depend_on_that_row_alone_whatever_runs_at_the_same_time() -> None:
-    mlp, _ = random_parameters(MLP(config_of(896, 1024), jnp.dtype("bfloat16")), AMX)
+    mlp, _ = random_parameters(MLP(896, 1024, jnp.dtype("bfloat16")), AMX)
     norm, _ = random_parameters(RMSNorm(896, EPSILON, jnp.dtype("bfloat16")), AMX)
     x = stream(1000, 896, "bfloat16")
 

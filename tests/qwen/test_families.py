@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -127,7 +128,7 @@ QWEN3_5 = {
     },
     "vision_config": {},
 }
-PUBLISHED = {
+PUBLISHED: dict[str, dict[str, Any]] = {
     "Qwen2.5": QWEN2_5_7B,
     "Qwen2.5, YaRN": QWEN2_5_7B | {"rope_scaling": {**YARN, "type": "yarn"}},
     "Qwen3": QWEN3_8B,

@@ -16,9 +16,10 @@ from google.cloud.storage import Blob, Bucket
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from qwen.checkpoint import SINGLE_FILE, CheckpointError
-from qwen.config import PRESETS, ModelConfigError
+from qwen.config import ModelConfigError
 from qwen.extractor import ActivationExtractor
 from qwen.model_files import ModelNotFoundError
+from qwen.presets import PRESETS
 from qwen.source import PRESET_FILES, TokenizerError, open_model
 from tests.end_to_end.emulator import BUCKET, address, bucket, upload
 from tests.qwen.checkpoints import SMALL, varied_weights, write_checkpoint
