@@ -156,7 +156,7 @@ CASES = {
     "qwen3_5_moe, delta on top": Case(
         "Qwen3_5Moe",
         (5, 1),
-        28,
+        40,
         40,
         delta=(3, 3, 24, 16),
         others=_experts(
