@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import astuple, dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from activation_dataset.prompts import Prompt
 
 RejectedKind = Literal["file", "task", "sample"]
 """The extent of a rejection: the rest of a file, a whole task or document, or some samples."""
@@ -19,12 +22,20 @@ class Written:
         tasks: those with at least one sample.
         samples: their samples.
         truncated_samples, truncated_tokens: samples that lost their end, and the tokens they lost.
+        unknown_cell_samples: samples with grids whose cells could not be mapped to tokens.
     """
 
     tasks: int = 0
     samples: int = 0
     truncated_samples: int = 0
     truncated_tokens: int = 0
+    unknown_cell_samples: int = 0
+
+    @classmethod
+    def of(cls, prompt: Prompt) -> Written:
+        """Count one sample."""
+        cut = prompt.truncated_tokens
+        return cls(0, 1, int(cut > 0), cut, int(not prompt.cells_known))
 
     def __add__(self, other: Written) -> Written:
         return Written(*map(sum, zip(astuple(self), astuple(other), strict=True)))
@@ -61,6 +72,8 @@ class InputCounts:
         rejected_files: reason to number of files that could not be read, or not to their end.
         truncated_samples, truncated_tokens: written samples that lost their end, and the tokens
             they lost.
+        unknown_cell_samples: written samples with grids whose cells could not be mapped to tokens
+            one to one.
 
     Raises:
         ValueError: the counts contradict each other.
@@ -71,6 +84,7 @@ class InputCounts:
     rejected_files: Mapping[str, int]
     truncated_samples: int
     truncated_tokens: int
+    unknown_cell_samples: int
 
     def __post_init__(self) -> None:
         if self.tasks.written > self.samples.written or (
@@ -78,6 +92,10 @@ class InputCounts:
         ):
             raise ValueError(
                 f"{self.samples.written} samples are written of {self.tasks.written} tasks"
+            )
+        if self.unknown_cell_samples > self.samples.written:
+            raise ValueError(
+                f"{self.unknown_cell_samples} of {self.samples.written} samples have unknown cells"
             )
         most = min(self.samples.written, self.truncated_tokens)
         if self.truncated_samples > most or (self.truncated_tokens and not self.truncated_samples):
@@ -98,6 +116,7 @@ class InputCounts:
             rejected_files=files,
             truncated_samples=written.truncated_samples,
             truncated_tokens=written.truncated_tokens,
+            unknown_cell_samples=written.unknown_cell_samples,
         )
 
     @property

@@ -44,8 +44,9 @@ class RunDescription:
         storage_dtype, compute_dtype: of the stored elements, and of the model.
         prompt_template: the whole template.
         model: shape of the model, as the job has read it from `config.json`.
-        tokenizer, weights: at least {"fingerprint": str}; weights say so if they are random, and
-            have the "commit" of a model of the Hugging Face hub.
+        tokenizer, weights: at least {"fingerprint": str}; tokenizer has the token ids of the
+            "digits" 0 to 9, a list for each; weights say so if they are random, and have the
+            "commit" of a model of the Hugging Face hub.
         inputs: the input files, sorted by path.
         settings: all other settings that decide about bytes, such as max_length.
         versions: package to version.

@@ -31,6 +31,7 @@ CELL_FIELDS = ("example", "role", "row", "column")
 
 TEST_PAIR = -1
 NO_CELL = -1
+UNKNOWN_CELL = -2
 ROLES = ("input", "output")
 
 _STORED = np.dtype("<i2")
@@ -45,7 +46,8 @@ class Prompt:
         token_ids: [num_tokens] int32, the whole prompt with every pooling.
         cells: [num_tokens, 4] int16, the grid cell that each token shows: example (0, 1, ... or -1
             for the test pair), role (0 input, 1 output), row and column; -1 in all four for a token
-            that shows no cell.
+            that shows no cell; -2 in all four for every token if the cells of its grids could not
+            be mapped to tokens one to one.
         truncated_tokens: tokens that were cut off the end of the prompt, as it was too long.
 
     Raises:
@@ -75,6 +77,11 @@ class Prompt:
         return Sample(
             self.sample_id, self.task_id, self.token_ids, self.num_tokens, self.truncated_tokens
         )
+
+    @property
+    def cells_known(self) -> bool:
+        """False if the cells of its grids could not be mapped to tokens one to one."""
+        return not (self.cells == UNKNOWN_CELL).any()
 
 
 def write_prompts(
@@ -145,5 +152,8 @@ def _check_cells(cells: NDArray[np.int16]) -> None:
     is_cell = (example >= TEST_PAIR) & (role >= 0) & (role < len(ROLES)) & (row >= 0)
     is_cell &= column >= 0
     is_cell |= (cells == NO_CELL).all(axis=1)
-    if not is_cell.all():
-        raise ExampleError("cells has a row that is neither a cell nor -1 in all four columns")
+    if not is_cell.all() and not (cells == UNKNOWN_CELL).all():
+        raise ExampleError(
+            "cells has a row that is neither a cell nor -1 in all four columns, and not every "
+            "value is -2"
+        )

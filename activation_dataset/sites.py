@@ -25,7 +25,7 @@ queries, keys and values as attention takes them, the heads before the output pr
 of attention, the stream between attention and MLP, the normalized input of the MLP, the scores of
 the experts, the output of the MLP, and the residual stream after the layer."""
 
-_HOOK_NAMES: dict[str, str] = {point: f"hook_{point}" for point in HOOK_POINTS} | {
+_HOOK_NAMES: dict[str, str] = {str(point): f"hook_{point}" for point in HOOK_POINTS} | {
     "q": "attn.hook_rot_q",
     "k": "attn.hook_rot_k",
     "v": "attn.hook_v",

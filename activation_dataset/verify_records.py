@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from activation_dataset.example import ExampleError, decode_example
 from activation_dataset.folder import Folder
 from activation_dataset.format import METADATA_FILE, Sample
+from activation_dataset.input_counts import Written
 from activation_dataset.manifest import Shard
 from activation_dataset.metadata import Metadata
 from activation_dataset.prompts import Prompt, read_prompts
@@ -34,7 +35,7 @@ class _ShardResult:
     findings: list[Finding] = field(default_factory=list)
     statistics: dict[Site, LayerStatistics] = field(default_factory=dict)
     sample_ids: list[str] = field(default_factory=list)
-    truncated: tuple[int, int] | None = None  # samples and tokens
+    written: Written | None = None
 
 
 def check_records(
@@ -46,13 +47,13 @@ def check_records(
     """
     merges = {site: OrderedMerge() for site in metadata.statistics}
     shard_of: dict[str, int] = {}
-    truncated: list[tuple[int, int] | None] = []
+    written: list[Written | None] = []
     results = pool.map(
         lambda shard: _check_shard(folder, metadata, shard, damaged), metadata.shards
     )
     for number, result in enumerate(results):
         yield from result.findings
-        truncated.append(result.truncated)
+        written.append(result.written)
         for sample_id in result.sample_ids:
             if sample_id in shard_of:
                 path = metadata.shards[number].prompts.path
@@ -60,7 +61,7 @@ def check_records(
             shard_of.setdefault(sample_id, number)
         for site, statistics in result.statistics.items():
             merges[site].add(number, statistics)
-    yield from _check_truncated(metadata, truncated)
+    yield from _check_counts(metadata, written)
     for site, expected in metadata.statistics.items():
         try:
             exact = merges[site].result(len(metadata.shards))
@@ -70,15 +71,15 @@ def check_records(
             yield METADATA_FILE, f"statistics.{site}: {difference}"
 
 
-def _check_truncated(
-    metadata: Metadata, shards: Sequence[tuple[int, int] | None]
-) -> Iterator[Finding]:
+def _check_counts(metadata: Metadata, shards: Sequence[Written | None]) -> Iterator[Finding]:
     known = [each for each in shards if each is not None]
-    found = sum(samples for samples, _ in known), sum(tokens for _, tokens in known)
-    said = metadata.counts.truncated_samples, metadata.counts.truncated_tokens
-    if len(known) == len(shards) and found != said:
-        what = f"counts says {said[1]} tokens are cut off {said[0]} samples, the prompts say"
-        yield METADATA_FILE, f"{what} {found[1]} off {found[0]}"
+    if len(known) < len(shards):
+        return
+    found = sum(known, Written())
+    for name in ("truncated_samples", "truncated_tokens", "unknown_cell_samples"):
+        said, counted = getattr(metadata.counts, name), getattr(found, name)
+        if said != counted:
+            yield METADATA_FILE, f"counts.{name} is {said}, the prompts say {counted}"
 
 
 def _check_shard(
@@ -99,8 +100,7 @@ def _check_shard(
         what = f"holds {found[0]} prompts of {found[1]} tokens, {METADATA_FILE} says"
         result.findings.append((path, f"{what} {shard.samples} of {shard.tokens}"))
     result.sample_ids = [prompt.sample_id for prompt in prompts]
-    cut = [prompt.truncated_tokens for prompt in prompts if prompt.truncated_tokens]
-    result.truncated = len(cut), sum(cut)
+    result.written = sum(map(Written.of, prompts), Written())
     for site, entry in shard.files.items():
         if entry.path in damaged:
             continue

@@ -12,6 +12,7 @@ from beam_pipeline.config import DEFAULT_LAYERS, Config, ConfigError
 from corpus.template import PromptTemplate, load_template
 from qwen.settings import check_hook_points
 from qwen.source import ModelSource, open_model
+from qwen.tokenizer import digit_tokens
 from transforms.find_inputs import Pattern, resolve_patterns
 from transforms.tokenize_tasks import LengthLimit
 
@@ -55,7 +56,10 @@ class Job:
             compute_dtype=settings.compute_dtype,
             prompt_template=self.template.to_json(),
             model=source.config.to_json(),
-            tokenizer={"fingerprint": source.tokenizer_fingerprint()},
+            tokenizer={
+                "fingerprint": source.tokenizer_fingerprint(),
+                "digits": digit_tokens(source.tokenizer()),
+            },
             weights={
                 "fingerprint": source.weights_fingerprint(),
                 "random": source.is_random,
@@ -92,7 +96,7 @@ def open_job(config: Config) -> Job:
             "chat template; choose a prompt template with chat = false, such as digits"
         )
     longest = source.config.max_position_embeddings
-    limit = LengthLimit(config.max_length or longest, config.overlength)
+    limit = LengthLimit(config.max_length or longest, config.overlength, source.config.vocab_size)
     if limit.max_length > longest:
         raise ConfigError(
             f"--max_length={limit.max_length} is more than the {longest} positions that this "

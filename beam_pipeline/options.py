@@ -143,7 +143,7 @@ def _add_task_flags(group: argparse._ArgumentGroup) -> None:
         "--overlength",
         choices=("reject", "truncate"),
         default="reject",
-        help="reject longer prompts as dead letters, or keep the beginning of documents; tasks "
+        help="reject longer prompts, or keep the beginning of documents; tasks "
         "are always rejected, since a prompt ends with the test input",
     )
     group.add_argument(

@@ -60,6 +60,7 @@ def build(
         job.limit,
         config.augmentation,
         extractor.ignore_config,
+        str(run.tokenizer["fingerprint"]),
     )
     prompts = tokenized.prompts
     rejected = (

@@ -22,7 +22,7 @@ from beam_pipeline.config import Config
 from beam_pipeline.job import Job
 from corpus.task import Notice, RejectedTask
 from qwen.batching import Packing, packing_for, plan_steps
-from qwen.config import ModelConfig
+from qwen.flops import flops_of
 from transforms.assign_shards import FINGERPRINT, ShardPlan, fingerprint, plan_shards
 from transforms.find_inputs import common_root, match_files, source_of
 from transforms.measure_output import OutputSize, output_size
@@ -77,9 +77,10 @@ def make_plan(job: Job) -> Plan:
     lengths = np.sort(found, order=["rank", "content"])["tokens"].astype(np.int64)
     by_shard = np.split(lengths, range(0, len(lengths), job.config.samples_per_shard)[1:])
     slots = slots_of(by_shard, packing_of(job.config))
+    # The highest layer counts in full, though pooling "last" skips part of it.
+    depth = max(job.config.extractor.layers) + 1
     flops, padded_flops = (
-        flops_of(tokens, lengths, job.source.config, max(job.config.extractor.layers) + 1)
-        for tokens in (shards.tokens, slots)
+        flops_of(job.source.config, depth, tokens, lengths) for tokens in (shards.tokens, slots)
     )
     return Plan(
         shards,
@@ -119,15 +120,6 @@ def slots_of(shards: Sequence[np.ndarray], packing: Packing) -> int:
     """Return the token slots of all steps of shards, each [samples] lengths in file order."""
     steps = (step for lengths in shards for step in plan_steps(lengths.tolist(), packing))
     return sum(step.shape.slots for step in steps)
-
-
-def flops_of(slots: int, lengths: np.ndarray, model: ModelConfig, depth: int) -> int:
-    """Return the FLOPs of `slots` token slots that hold samples of [samples] `lengths`.
-
-    The highest of the `depth` layers counts in full, though pooling "last" skips part of it.
-    """
-    pairs = int((lengths * (lengths + 1) // 2).sum())
-    return depth * (slots * model.layer_flops_per_token + model.attention_flops(pairs))
 
 
 def packing_of(config: Config) -> Packing:

@@ -34,8 +34,9 @@ from activation_dataset.sites import Site
 from benchmarks.torch_model import torch_model
 from qwen import ActivationExtractor
 from qwen.batching import TOKENS_PER_BATCH_ROW
-from qwen.config import PRESETS, ModelConfig
+from qwen.flops import flops_of
 from qwen.ops.xla import XlaOps
+from qwen.presets import PRESETS
 
 LAYERS = tuple(range(10, 24))
 LEAST_RATIO, LEAST_SHARE_OF_PEAK = 1.5, 0.45
@@ -92,12 +93,6 @@ class Result:
                 f"  ratio {self.ratio:.2f}"
             )
         return text
-
-
-def flops_of(length: int, config: ModelConfig, depth: int) -> int:
-    """Useful FLOPs of a prompt in ``depth`` layers; the LM head is never computed."""
-    pairs = length * (length + 1) // 2
-    return depth * (length * config.layer_flops_per_token + config.attention_flops(pairs))
 
 
 def prompts_of(length: int, count: int, vocabulary: int) -> Prompts:
@@ -175,7 +170,7 @@ def measure(
                 seconds[name].append(took)
     took, tokens = statistics.median(seconds["ours"]), count * length
     # With pooling last the highest layer computes little besides its keys and values.
-    flops = count * flops_of(length, config, LAYERS[-1])
+    flops = count * flops_of(config, LAYERS[-1], length, [length])
     theirs = seconds.get("hugging face")
     return Result(
         length=length,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from qwen.config import PRESETS
+from qwen.presets import PRESETS
 
 
 def torch_model(preset: str, dtype: str, with_head: bool = False) -> Any:

@@ -1,12 +1,11 @@
 """What the TPU compiler says of this project's programs, on a machine that has no TPU.
 
-Plans the steps of ARC-AGI-1's training prompts as a worker would, compiles every shape of the plan
-for real chips, adds up what a chip's memory has to hold, and predicts the time of a large run.
-
-The plan's prompts stand for all samples. ``benchmarks.tpu_model`` holds the model of time.
+Plans the steps of a case's prompts as a worker would, compiles every shape of the plan for real
+chips, adds up what a chip's memory has to hold, and predicts the speed. ``benchmarks.tpu_model``
+holds the model of time. The top layer counts as a whole one, whatever the pooling.
 
     make tpu-check
-    python -m benchmarks.tpu_check --chips "v5e 1x1" --poolings last --json tpu.json
+    python -m benchmarks.tpu_check --models Qwen3.5-2B --chips "v5e 1x1" --json tpu.json
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import json
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
@@ -27,24 +27,38 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.experimental import topologies
 
-from activation_dataset.format import POOLINGS, Pooling
+from activation_dataset.format import Pooling
 from benchmarks.prompts import arc_prompts
 from benchmarks.tpu_model import CHIPS, Chip, estimated_cycles, work_of
 from qwen.batching import StepShape, packing_for, plan_steps
-from qwen.config import PRESETS
+from qwen.config import LayerKind
 from qwen.extractor import STEPS_IN_FLIGHT
-from qwen.mesh import make_mesh
+from qwen.mesh import DATA_AXIS, check_mesh_fits_model, make_mesh
 from qwen.ops.splash import SplashOps
 from qwen.parameters import abstract_model
+from qwen.presets import PRESETS
 from qwen.programs import Programs
 
-LAYERS = tuple(range(10, 24))
+SMALLEST = "Qwen2.5-0.5B"
+MODEL_PARTS = {
+    SMALLEST: (1, 1),
+    "Qwen3-1.7B": (1, 1),
+    "Qwen3.5-2B": (1, 1),
+    "Qwen3-8B": (2, 1),
+    "Qwen3.5-9B": (2, 1),
+    "Qwen3.5-27B": (8, 4),
+    "Qwen3-30B-A3B": (8, 4),
+    "Qwen3.5-35B-A3B": (8, 4),
+}
+"""The models, smallest first, with the fewest chips of 16 and of 32 GB that hold each."""
+
+ONE_CHIP = (SMALLEST, "Qwen3-1.7B", "Qwen3.5-2B")
+"""Models that fit one chip of 16 GB."""
+
 BATCH_SIZE = 8
-SAMPLES, CHIPS_OF_A_RUN = 50_000, 64
-REPLACED_MINUTES = (50, 100)
-MOST_MEMORY = 14e9
-MOST_SECONDS = 60
-LEAST_SHARE_OF_PEAK = 0.5
+DOCUMENTS, TOKENS_OF_A_DOCUMENT = 512, 1024
+FREE = 0.95
+"""The share of a chip's memory that a program may have."""
 
 WITHOUT_TPU = {
     "JAX_PLATFORMS": "cpu",
@@ -58,12 +72,43 @@ WITHOUT_TPU = {
 
 
 @dataclass(frozen=True)
+class Case:
+    """A model on chips, and what is captured of which prompts."""
+
+    model: str
+    chip: str
+    lengths: Sequence[int]
+    layers: Sequence[int]
+    pooling: Pooling
+
+    @property
+    def mesh(self) -> tuple[int, int]:
+        """Rows are split over the first axis, the model over the second."""
+        if self.chip.endswith("1x1"):
+            return 1, 1
+        parts = MODEL_PARTS[self.model][self.chip.startswith("v6e")]
+        return 8 // parts, parts
+
+
+def case_of(model: str, chip: str) -> Case:
+    """ARC-AGI-1's training prompts for the smallest model, for all others a shard of documents.
+
+    Every token of four layers is captured of a document.
+    """
+    depth = PRESETS[model].num_hidden_layers
+    if model == SMALLEST:
+        lengths = [len(ids) for ids in arc_prompts()]
+        return Case(model, chip, lengths, range(10, depth), "last")
+    layers = [depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4)]
+    return Case(model, chip, [TOKENS_OF_A_DOCUMENT] * DOCUMENTS, layers, "none")
+
+
+@dataclass(frozen=True)
 class Program:
     """What the compiler says of one program on one device; sizes in bytes."""
 
     cycles: int
     flops: float
-    bytes_accessed: float
     arguments: int
     outputs: int
     aliased: int
@@ -71,12 +116,12 @@ class Program:
     code: int
 
 
-def program_of(compiled: Any) -> Program:
-    cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
+def program_of(lowered: Any) -> Program:
+    compiled = lowered.compile()
+    memory = compiled.memory_analysis()
     return Program(
         cycles=estimated_cycles(compiled.as_text()),
-        flops=cost["flops"],
-        bytes_accessed=cost["bytes accessed"],
+        flops=compiled.cost_analysis()["flops"],
         arguments=memory.argument_size_in_bytes,
         outputs=memory.output_size_in_bytes,
         aliased=memory.alias_size_in_bytes,
@@ -87,39 +132,39 @@ def program_of(compiled: Any) -> Program:
 
 @dataclass(frozen=True)
 class CompiledShape:
-    """The programs of one step shape: one embed, `depth - 1` layers, one top, and moments."""
+    """The programs of one step shape: one embed, a layer of each kind, and moments."""
 
     shape: StepShape
-    seconds_to_lower: float
-    seconds_to_compile: float
-    programs: Mapping[str, Program]
+    seconds: float
+    embed: Program
+    layers: Mapping[LayerKind, Program]
+    moments: Program
 
-    def total(self, quantity: str, depth: int) -> float:
-        """A quantity of all programs of a step together."""
-        calls = {"embed": 1, "layer": depth - 1, "top": 1, "moments": len(LAYERS)}
-        return sum(getattr(self.programs[name], quantity) * n for name, n in calls.items())
+    def cycles(self, kinds: Counter[LayerKind], captured: int) -> int:
+        """Cycles of a step."""
+        in_layers = sum(self.layers[kind].cycles * count for kind, count in kinds.items())
+        return self.embed.cycles + in_layers + self.moments.cycles * captured
 
-    def memory(self, resident: int, embedding: int, depth: int) -> int:
+    def memory(self, resident: int, embedding: int, captured: int) -> int:
         """Most bytes of a device's memory, with all that may be enqueued held at the same time.
 
-        That is: weights and code, the largest program's temporaries, and for each step in flight
-        its inputs, its residual stream and what is captured of every layer.
+        That is: weights, the largest program's temporaries, and for each step in flight its
+        inputs, its residual stream and what is captured of every layer.
         """
-        embed, layer, top = (self.programs[name] for name in ("embed", "layer", "top"))
+        layers = self.layers.values()
         in_flight = (
-            embed.arguments
+            self.embed.arguments
             - embedding
-            + embed.outputs
-            + (depth - 1) * (layer.outputs - layer.aliased)
-            + top.outputs
-            + len(LAYERS) * self.programs["moments"].outputs
+            + self.embed.outputs
+            + captured * max(layer.outputs - layer.aliased for layer in layers)
+            + captured * self.moments.outputs
         )
-        temporary = max(p.temporary for p in self.programs.values())
+        temporary = max(p.temporary for p in (self.embed, self.moments, *layers))
         return resident + STEPS_IN_FLIGHT * in_flight + temporary
 
     @property
     def code(self) -> int:
-        return sum(p.code for p in self.programs.values())
+        return sum(p.code for p in (self.embed, self.moments, *self.layers.values()))
 
 
 def compile_shapes(programs: Programs, shapes: Iterable[StepShape]) -> list[CompiledShape]:
@@ -127,52 +172,47 @@ def compile_shapes(programs: Programs, shapes: Iterable[StepShape]) -> list[Comp
     for shape in shapes:
         started = time.perf_counter()
         lowered = programs.lower(shape)
-        to_lower = time.perf_counter() - started
-        compiled = {name: program.compile() for name, program in lowered.items()}
-        to_compile = time.perf_counter() - started - to_lower
-        parts = {name: program_of(program) for name, program in compiled.items()}
-        found.append(CompiledShape(shape, to_lower, to_compile, parts))
-        print(
-            f"    {shape.rows:3} x {shape.length:<6} lowered in {to_lower:4.1f} s, compiled in "
-            f"{to_compile:5.1f} s",
-            flush=True,
+        found.append(
+            CompiledShape(
+                shape,
+                time.perf_counter() - started,
+                program_of(lowered.embed),
+                {kind: program_of(layer) for kind, layer in lowered.layers.items()},
+                program_of(*lowered.moments.values()),
+            )
         )
+        seconds = time.perf_counter() - started
+        print(f"    {shape.rows:3} x {shape.length:<6} compiled in {seconds:5.1f} s", flush=True)
     return found
 
 
 @dataclass(frozen=True)
 class Report:
-    """One chip and pooling. Per device where nothing else is said; ``seconds`` is the whole run."""
+    """One model on one kind of chip; sizes and speeds are those of one chip."""
 
+    model: str
     chip: str
-    pooling: str
+    mesh: tuple[int, int]
+    parameters: int
     shapes: int
     memory: int
-    slots_per_token: float
+    fits: bool
     useful_over_executed: float
     seconds: float
-    seconds_in_kernel: float
-    roofline_seconds: float
+    tokens_per_second: float
     share_of_peak: float
-    flops: float
-    bytes_accessed: float
+    shares_of_time: Mapping[str, float]
     programs: Sequence[Mapping[str, Any]] = field(repr=False)
 
     def lines(self) -> list[str]:
-        fits = "met" if self.memory <= MOST_MEMORY else "NOT MET"
-        soon = "met" if self.seconds <= MOST_SECONDS else "NOT MET"
-        dense = "met" if self.share_of_peak >= LEAST_SHARE_OF_PEAK else "NOT MET"
-        before = " to ".join(map(str, REPLACED_MINUTES))
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in self.shares_of_time.items())
         return [
-            f"  {self.shapes} shapes, {self.slots_per_token:.3f} slots per token, "
+            f"  mesh {self.mesh}, {self.parameters / 1e9:.1f} G parameters, {self.shapes} shapes, "
             f"{self.useful_over_executed:.3f} of the executed FLOPs are useful",
-            f"  memory {self.memory / 1e9:.2f} GB (at most {MOST_MEMORY / 1e9:.0f}: {fits})",
-            f"  {SAMPLES} samples: {self.flops * 1e-15:.1f} PFLOP and "
-            f"{self.bytes_accessed * 1e-12:.1f} TB accessed on each of {CHIPS_OF_A_RUN} chips",
-            f"  predicted {self.seconds:.1f} s (at most {MOST_SECONDS}: {soon}), of these "
-            f"{self.seconds_in_kernel:.1f} s in the attention kernel; roofline "
-            f"{self.roofline_seconds:.1f} s; the replaced system: {before} minutes",
-            f"  {self.share_of_peak:.0%} of the peak (at least {LEAST_SHARE_OF_PEAK:.0%}: {dense})",
+            f"  memory {self.memory / 1e9:.1f} GB" + ("" if self.fits else ": DOES NOT FIT"),
+            f"  predicted: {self.seconds:.1f} s, {self.tokens_per_second:,.0f} tokens/s per chip, "
+            f"{self.share_of_peak:.0%} of the peak",
+            f"  predicted time: {shares}",
         ]
 
 
@@ -182,58 +222,54 @@ def devices_of(chip: Chip) -> Sequence[jax.Device]:
     return topologies.get_topology_desc(chip.topology, "tpu", **options).devices
 
 
-def check(name: str, pooling: Pooling, lengths: Sequence[int], batch_size: int) -> Report:
-    """Compiles the plan of these lengths for a chip, and predicts from it."""
-    chip, config, dtype = CHIPS[name], PRESETS["Qwen2.5-0.5B"], jnp.dtype(jnp.bfloat16)
-    mesh = make_mesh(None, devices_of(chip))
-    devices, depth = mesh.size, LAYERS[-1] + 1
-    ops = SplashOps()
+def check(case: Case) -> Report:
+    """Compile the plan of a case, and predict from it."""
+    chip, config, dtype = CHIPS[case.chip], PRESETS[case.model], jnp.dtype(jnp.bfloat16)
+    mesh = make_mesh(case.mesh, devices_of(chip))
+    check_mesh_fits_model(mesh, config)
+    depth, ops, captured = max(case.layers) + 1, SplashOps(), len(case.layers)
     model = abstract_model(config, depth, dtype, mesh, ops)
-    steps = plan_steps(lengths, packing_for(ops.name, batch_size, devices))
+    steps = plan_steps(case.lengths, packing_for(ops.name, BATCH_SIZE, mesh.shape[DATA_AXIS]))
     compiled = compile_shapes(
-        Programs(model, config, mesh, ops, LAYERS, ["resid_post"], pooling, dtype),
+        Programs(model, config, mesh, ops, case.layers, ["resid_post"], case.pooling, dtype),
         dict.fromkeys(step.shape for step in steps),
     )
-    # With pooling last the top layer is computed at a few slots only: XLA's estimate holds it.
-    whole_layers = depth - 1 if pooling == "last" else depth
-    work = [work_of(step, config, devices, whole_layers, chip.kernel) for step in steps]
     by_shape = {entry.shape: entry for entry in compiled}
-
-    def of_plan(quantity: str) -> float:
-        return sum(by_shape[step.shape].total(quantity, depth) for step in steps)
-
-    kernel = sum(w.kernel_flops for w in work)
+    kinds = Counter(config.kind(layer) for layer in range(depth))
+    work = [work_of(step, config, case.mesh, depth, chip) for step in steps]
+    estimated = sum(by_shape[step.shape].cycles(kinds, captured) for step in steps)
+    parts = {
+        "estimated by the compiler": estimated,
+        "attention kernel": sum(w.kernel_cycles for w in work),
+        "kernel of the experts": sum(w.experts_cycles for w in work),
+        "sums over chips": sum(w.sum_cycles for w in work),
+    }
+    seconds = sum(parts.values()) / chip.clock
     useful = sum(w.useful_flops for w in work)
-    in_kernel = sum(w.kernel_cycles for w in work) / chip.clock
-    seconds = of_plan("cycles") / chip.clock + in_kernel
-    runs = SAMPLES / len(lengths) * devices / CHIPS_OF_A_RUN
-    embedding = config.vocab_size * config.hidden_size * dtype.itemsize
+    state = jax.tree.leaves(nnx.state(model))
     resident = sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * dtype.itemsize
-        for leaf in jax.tree.leaves(nnx.state(model))
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in state
     )
+    whole = model.embedding.get_value()
+    embedding = math.prod(whole.sharding.shard_shape(whole.shape)) * dtype.itemsize
+    memory = max(e.memory(resident, embedding, captured) for e in compiled)
+    memory += sum(e.code for e in compiled)
     return Report(
-        chip=name,
-        pooling=pooling,
+        model=case.model,
+        chip=case.chip,
+        mesh=case.mesh,
+        parameters=sum(math.prod(leaf.shape) for leaf in state),
         shapes=len(compiled),
-        memory=max(e.memory(resident, embedding, depth) for e in compiled)
-        + sum(e.code for e in compiled),
-        slots_per_token=sum(w.slots for w in work) / sum(w.tokens for w in work),
+        memory=memory,
+        fits=memory <= FREE * chip.memory,
         useful_over_executed=useful / sum(w.executed_flops for w in work),
-        seconds=seconds * runs,
-        seconds_in_kernel=in_kernel * runs,
-        roofline_seconds=useful / chip.peak * runs,
+        seconds=seconds,
+        tokens_per_second=sum(case.lengths) / seconds / mesh.size,
         share_of_peak=useful / chip.peak / seconds,
-        flops=(of_plan("flops") + kernel) * runs,
-        bytes_accessed=of_plan("bytes_accessed") * runs,
+        shares_of_time={name: part / sum(parts.values()) for name, part in parts.items() if part},
         programs=[
-            {
-                "rows": e.shape.rows,
-                "length": e.shape.length,
-                "lower": e.seconds_to_lower,
-                "compile": e.seconds_to_compile,
-            }
-            | {part: asdict(program) for part, program in e.programs.items()}
+            {"rows": e.shape.rows, "length": e.shape.length, "embed": asdict(e.embed)}
+            | {f"{k.mixer}{' experts' * k.experts}": asdict(p) for k, p in e.layers.items()}
             for e in compiled
         ],
     )
@@ -241,27 +277,28 @@ def check(name: str, pooling: Pooling, lengths: Sequence[int], batch_size: int) 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "--models", nargs="+", choices=tuple(MODEL_PARTS), default=list(MODEL_PARTS)
+    )
     parser.add_argument("--chips", nargs="+", choices=tuple(CHIPS), default=list(CHIPS))
-    parser.add_argument("--poolings", nargs="+", choices=POOLINGS, default=["last", "none"])
-    parser.add_argument("--batch_size", type=int, default=BATCH_SIZE)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     if find_spec("libtpu") is None:
         print("tpu-check: skipped, libtpu (the TPU compiler) is not installed: make tpu-check")
         return
     os.environ.update(WITHOUT_TPU)
-    lengths = [len(ids) for ids in arc_prompts()]
-    print(f"{len(lengths)} prompts, {sum(lengths)} tokens")
     reports = []
-    for name in arguments.chips:
-        for pooling in arguments.poolings:
-            print(f"{name}, pooling {pooling}", flush=True)
-            reports.append(check(name, pooling, lengths, arguments.batch_size))
+    for model in arguments.models:
+        for chip in arguments.chips:
+            if chip.endswith("1x1") and model not in ONE_CHIP:
+                continue
+            print(f"{model} on {chip}", flush=True)
+            reports.append(check(case_of(model, chip)))
             print("\n".join(reports[-1].lines()), flush=True)
             if arguments.json:
                 found = [asdict(report) for report in reports]
                 arguments.json.write_text(json.dumps(found, indent=1) + "\n")
-    if any(report.memory > MOST_MEMORY for report in reports):
+    if not all(report.fits for report in reports):
         raise SystemExit("tpu-check: a plan does not fit into the memory of its chip")
 
 

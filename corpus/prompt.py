@@ -42,24 +42,18 @@ class RenderedPrompt:
         """Whether the chat template opens the assistant's turn; False if that turn is given."""
         return self.messages != () and self.messages[-1]["role"] != "assistant"
 
-    def cells_within(self, chat_text: str) -> npt.NDArray[np.int32]:
+    def cells_within(self, chat_text: str) -> npt.NDArray[np.int32] | None:
         """Return `cells` with offsets into the chat template's rendering of `messages`.
 
-        Chat templates may strip white space at the ends of the text.
-
-        Raises:
-            ValueError: the chat template changed the rest, so that no cell can be placed.
+        Chat templates may strip white space at the ends of the text. None if they change the rest
+        or write it twice, so that no cell can be placed.
         """
         if len(self.cells) == 0:
             return self.cells
         body = self.text.strip()
-        found = chat_text.rfind(body)
-        if found < 0:
-            raise ValueError(
-                "the tokenizer's chat template changed the text of the user's message, so grid "
-                f"cells cannot be placed in it; the message begins {body[:60]!r}, the chat "
-                f"{chat_text[:60]!r}"
-            )
+        found = chat_text.find(body)
+        if found < 0 or found != chat_text.rfind(body):
+            return None
         moved = self.cells.copy()
         moved[:, 0] += found - self.text.index(body)
         return moved

@@ -1,31 +1,56 @@
 """Cells of grids by token."""
 
+import re
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
 from corpus.prompt import CELL_COLUMNS
 
 NO_CELL = -1
+UNKNOWN_CELL = -2
+
+_OTHER_THAN_DIGITS = re.compile("[^0-9]+")
 
 
 def token_cells(
-    cells: npt.NDArray[np.int32], offsets: npt.NDArray[np.int64]
+    text: str,
+    cells: npt.NDArray[np.int32] | None,
+    token_ids: npt.NDArray[np.int32],
+    text_of: Callable[[int], str],
 ) -> npt.NDArray[np.int16]:
-    """Return the first cell that each token shows.
+    """Return the cell that each token shows.
+
+    A cell is a digit, and the n-th digit of the text is the n-th digit of the tokens. Offsets, as
+    tokenizers give them, are not used: they are wrong after some normalizers.
 
     Args:
-        cells: `[num_cells, 5] int32` as in `RenderedPrompt`, in the order of the text.
-        offsets: `[num_tokens, 2] int64`, a token's characters as tokenizers give them.
+        text: the whole prompt.
+        cells: `[num_cells, 5] int32` as in `RenderedPrompt`, in the order of the text; None if
+            their places in the text are unknown.
+        token_ids: `[num_tokens] int32`, the tokens of the text.
+        text_of: the text of a token.
 
     Returns:
         `[num_tokens, 4] int16`, a cell's example, role, row and column; -1 for a token without one.
+        All are -2 if the cells cannot be mapped to tokens one to one: if the tokens have other
+        digits than the text, or the token of a cell has several.
     """
-    shown = np.full((len(offsets), len(CELL_COLUMNS) - 1), NO_CELL, np.int16)
-    if not len(cells) or not len(offsets):
+    columns = len(CELL_COLUMNS) - 1
+    shown = np.full((len(token_ids), columns), NO_CELL, np.int16)
+    if cells is None:
+        return np.full_like(shown, UNKNOWN_CELL)
+    if not len(cells):
         return shown
-    tokens = np.searchsorted(offsets[:, 0], cells[:, 0], side="right") - 1
-    inside = (tokens >= 0) & (cells[:, 0] < offsets[tokens, 1])
-    tokens, cells = tokens[inside], cells[inside]
-    _, first = np.unique(tokens, return_index=True)
-    shown[tokens[first]] = cells[first, 1:]
-    return shown
+    distinct, places = np.unique(token_ids, return_inverse=True)
+    digits = [_OTHER_THAN_DIGITS.sub("", text_of(token_id)) for token_id in distinct.tolist()]
+    if "".join(digits[place] for place in places) == _OTHER_THAN_DIGITS.sub("", text):
+        counts = np.array([len(each) for each in digits])[places]
+        codes = np.frombuffer(text.encode("utf-32-le"), "<u4")
+        numbers = np.cumsum((codes >= ord("0")) & (codes <= ord("9"))) - 1
+        tokens = np.repeat(np.arange(len(token_ids)), counts)[numbers[cells[:, 0]]]
+        if (counts[tokens] == 1).all():
+            shown[tokens] = cells[:, 1:]
+            return shown
+    return np.full_like(shown, UNKNOWN_CELL)

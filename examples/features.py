@@ -52,14 +52,14 @@ def grid_features(
         count: largest number of features.
         grids: largest number of grids of a feature.
     """
-    cells = vectors.places.cells
+    cells, run = vectors.places.cells, vectors.dataset.metadata.run
     on_cell = cells[:, 1] >= 0
     frequencies = (codes > 0).mean(axis=0)
     energy = np.sum(codes[on_cell] ** 2, axis=0)
     energy[frequencies > _COMMON] = 0
     keys = np.column_stack([vectors.places.samples, cells[:, :2]])
     _, grid_of = np.unique(keys, axis=0, return_inverse=True)
-    colors = np.where(on_cell, colors_of(vectors.places.token_ids), NO_COLOR)
+    colors = np.where(on_cell, colors_of(vectors.places.token_ids, run), NO_COLOR)
     found = []
     for number in np.argsort(-energy, kind="stable")[:count].tolist():
         if not energy[number]:

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from activation_dataset import ActivationDataset
-from activation_dataset.prompts import ROLES, TEST_PAIR
+from activation_dataset.prompts import ROLES, TEST_PAIR, UNKNOWN_CELL
 from activation_dataset.reading.provenance import SampleName
+from activation_dataset.reporting.grid_figure import NO_COLOR, colors_of
 
 # Ids of records without one, which say nothing outside their file.
 _LINE = re.compile(r"(?:line|item)-[0-9]{6}")
@@ -36,6 +37,9 @@ def puzzles(dataset: ActivationDataset) -> list[str]:
     the pairs of one re-arc file, tasks with the same id in different files, chunks of a document.
     They also belong together if they have content in common: a training pair, whatever its
     symmetry, colors and place, or a run of 64 tokens of documents.
+
+    Raises:
+        ValueError: the grid cells of a task are unknown.
     """
     first: dict[Hashable, int] = {}
     parents: list[int] = []
@@ -64,9 +68,18 @@ def puzzles(dataset: ActivationDataset) -> list[str]:
                 keys: Iterator[Hashable] = _runs(token_ids)
             elif (name.source, name.task_id) in first:
                 continue  # another test input or variant, with the same pairs
+            elif (cells == UNKNOWN_CELL).any():
+                raise ValueError(
+                    f"{dataset.path}: the grid cells of {ids[0]!r} are unknown, since the "
+                    "tokenizer does not give each cell a token of its own, so puzzles cannot be "
+                    "compared. "
+                    "Hold out tasks by a list of your own."
+                )
             else:
                 join(sample, (name.source, name.task_id))
-                keys = _pairs(token_ids, cells)
+                colors = colors_of(token_ids, dataset.metadata.run)
+                # A digit can have several tokens, such as one with a space in front.
+                keys = _pairs(np.where(colors == NO_COLOR, token_ids + NO_COLOR, colors), cells)
             for key in keys:
                 join(sample, key)
     smallest: dict[int, str] = {}
@@ -84,7 +97,7 @@ def puzzle_of(name: SampleName) -> str:
     return match[1] if match else name.task_id
 
 
-def _pairs(token_ids: NDArray[np.int32], cells: NDArray[np.int16]) -> Iterator[Hashable]:
+def _pairs(colors: NDArray[np.int64], cells: NDArray[np.int16]) -> Iterator[Hashable]:
     """Yield a key of each large training pair, and one of all pairs, the same for all symmetries
     and colors."""
     keys = []
@@ -95,8 +108,8 @@ def _pairs(token_ids: NDArray[np.int32], cells: NDArray[np.int16]) -> Iterator[H
             chosen = (cells[:, 0] == example) & (cells[:, 1] == role)
             rows, columns = cells[chosen, 2], cells[chosen, 3]
             if len(rows):
-                grid = np.full((rows.max() + 1, columns.max() + 1), -1, np.int32)
-                grid[rows, columns] = token_ids[chosen]
+                grid = np.full((rows.max() + 1, columns.max() + 1), -1, np.int64)
+                grid[rows, columns] = colors[chosen]
                 grids.append(grid)
         keys.append(
             min(
@@ -105,9 +118,9 @@ def _pairs(token_ids: NDArray[np.int32], cells: NDArray[np.int16]) -> Iterator[H
                 for turn in range(4)
             )
         )
-        colors = len(np.unique(np.concatenate([grid.ravel() for grid in grids])))
+        distinct = len(np.unique(np.concatenate([grid.ravel() for grid in grids])))
         large = sum(grid.size for grid in grids) >= _LEAST_CELLS
-        if len(grids) == len(ROLES) and large and colors > 1:
+        if len(grids) == len(ROLES) and large and distinct > 1:
             yield keys[-1]
     if keys:
         yield tuple(sorted(keys))

@@ -82,7 +82,10 @@ def _grids(fit: Fit, result: Evaluation) -> Section:
     found = grid_features(fit.held_out, result.codes, _FEATURES_SHOWN)
     title = "Features on grids"
     if not found:
-        text = "Nothing to draw: the vectors show no cells of grids. Use a dataset of every token."
+        text = (
+            "Nothing to draw: the vectors show no cells of grids. Use a dataset of every token, "
+            "with a tokenizer that has a token for each cell."
+        )
         return Section(title, text, "", wide=True)
     text = (
         "The features that carry most on grids, of those that are active on a tenth of the tokens "
@@ -105,7 +108,7 @@ def _figure(fit: Fit, feature: Feature) -> str:
             for level, value in zip(heat.tolist(), activity.tolist(), strict=True)
         ]
         cells = places.cells[grid, 2:].astype(np.int64)
-        colors = colors_of(places.token_ids[grid])
+        colors = colors_of(places.token_ids[grid], fit.dataset.metadata.run)
         drawing = grid_drawing(cells, colors, "".join(levels))
         origin = fit.dataset.trace(int(fit.held_out.numbers[grid[0]]))
         pair = "the test" if origin.example == "test" else f"example {origin.example}"

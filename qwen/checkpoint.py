@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import math
 import os
 import re
 import zlib
@@ -12,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import ml_dtypes
@@ -30,6 +32,9 @@ INDEX_FILE = "model.safetensors.index.json"
 
 FLOAT_DTYPES = ("BF16", "F16", "F32", "F64")
 """Dtypes that weights may have on disk."""
+
+LARGE, BLOCK = 1 << 24, 1 << 20
+"""Values of a random tensor that is drawn in a fast way, and how many of them at a time."""
 
 
 class CheckpointError(ValueError):
@@ -240,11 +245,13 @@ class RandomWeights:
     """Seeded random weights of a config's shape, drawn tensor by tensor.
 
     Kernels and embeddings are normal with standard deviation 0.02, as transformers initializes
-    Qwen2. So are biases, so that a mistake with one shows. Norms are 1.
+    models. So are biases, so that a mistake with one shows. Scales of norms are 1. Decay rates of
+    a delta network are those of transformers, and the taps of its convolution keep the variance.
     """
 
     def __init__(self, config: ModelConfig, seed: int) -> None:
         self._shapes = family_of(config).tensor_shapes(config)
+        self._zero_centered = config.zero_centered_norms
         self.seed = seed
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -253,11 +260,37 @@ class RandomWeights:
     def read(self, name: str) -> np.ndarray:
         shape = self._shapes[name]
         if name.endswith("norm.weight"):
+            from_one = self._zero_centered and not name.endswith(".linear_attn.norm.weight")
+            return np.full(shape, 0 if from_one else 1, np.float32)
+        if name.endswith(".dt_bias"):
             return np.ones(shape, np.float32)
         generator = np.random.default_rng([self.seed, zlib.crc32(name.encode())])
+        if name.endswith(".A_log"):
+            return np.log(generator.uniform(0.01, 16, shape)).astype(ml_dtypes.bfloat16)
+        deviation = shape[-1] ** -0.5 if name.endswith(".conv1d.weight") else 0.02
+        if math.prod(shape) > LARGE:
+            return _drawn_from_table(generator, shape, deviation)
         values = generator.standard_normal(shape, np.float32)
-        values *= 0.02
+        values *= deviation
         return values.astype(ml_dtypes.bfloat16)
+
+
+def _drawn_from_table(
+    generator: np.random.Generator, shape: tuple[int, ...], deviation: float
+) -> np.ndarray:
+    """Draw each value from 65,536 quantiles of the normal distribution, in little memory."""
+    quantiles = (_normal_quantiles() * deviation).astype(ml_dtypes.bfloat16)
+    values = np.empty(math.prod(shape), ml_dtypes.bfloat16)
+    for part in np.array_split(values, -(-values.size // BLOCK)):
+        chosen = generator.integers(0, len(quantiles), part.size, np.uint16)
+        np.take(quantiles, chosen, out=part, mode="clip")
+    return values.reshape(shape)
+
+
+@load_once
+def _normal_quantiles() -> np.ndarray:
+    normal, number = NormalDist(), 1 << 16
+    return np.array([normal.inv_cdf((i + 0.5) / number) for i in range(number)])
 
 
 Weights = CheckpointFolder | RandomWeights

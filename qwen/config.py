@@ -13,6 +13,9 @@ FULL_ATTENTION = "full_attention"
 SLIDING_ATTENTION = "sliding_attention"
 LINEAR_ATTENTION = "linear_attention"
 
+DELTA_CHUNK = 64
+"""Slots of a gated delta network whose updates of the state are computed together in float32."""
+
 
 class ModelConfigError(ValueError):
     """A `config.json` that this model code cannot run faithfully."""
@@ -170,17 +173,6 @@ class ModelConfig:
         fields = dataclasses.asdict(self) | {"layer_types": list(self.layer_types)}
         return {name: value for name, value in fields.items() if value not in (None, [])}
 
-    @property
-    def layer_flops_per_token(self) -> int:
-        """FLOPs of one layer's matrix products for one token, without attention scores."""
-        attention_width = self.num_attention_heads * self.head_dim
-        qkv_width = attention_width + 2 * self.num_key_value_heads * self.head_dim
-        return 2 * self.hidden_size * (qkv_width + attention_width + 3 * self.intermediate_size)
-
-    def attention_flops(self, query_key_pairs: int) -> int:
-        """Return the FLOPs of one layer's scores and weighted sums over (query, key) pairs."""
-        return 4 * self.num_attention_heads * self.head_dim * query_key_pairs
-
 
 def check_value(name: str, value: Any) -> None:
     """Check one field.
@@ -203,28 +195,5 @@ def check_value(name: str, value: Any) -> None:
 _CHECKED = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
     *("num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings"),
-    *("rms_norm_eps", "rope_theta", "tie_word_embeddings"),
+    *("rms_norm_eps", "rope_theta", "tie_word_embeddings", "sliding_window"),
 )
-
-
-PRESETS: dict[str, ModelConfig] = {
-    "Qwen2.5-0.5B": ModelConfig(
-        vocab_size=151_936,
-        hidden_size=896,
-        intermediate_size=4864,
-        num_hidden_layers=24,
-        num_attention_heads=14,
-        num_key_value_heads=2,
-        head_dim=64,
-    ),
-    "tiny": ModelConfig(
-        vocab_size=2048,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=24,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-    ),
-}
-"""Shapes that `random:NAME` fills with seeded random weights."""

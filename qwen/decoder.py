@@ -80,7 +80,8 @@ class DecoderLayer(nnx.Module):
             else:
                 q = gather_slots(q, slots)
                 heads = attention_of_slots(slots, (q, k, v), segment_ids, window)
-            for point, value in (("q", q), ("k", k), ("v", v)):
+            captured: HookValues = {"q": q, "k": k, "v": v}
+            for point, value in captured.items():
                 if point in hook_points:
                     at = value if slots is None or point == "q" else gather_slots(value, slots)
                     values[point] = _flat(at)
@@ -91,6 +92,7 @@ class DecoderLayer(nnx.Module):
             values["z"] = _flat(heads)
         attn_out, resid_mid = ops.add_heads(x, heads, mixer, keep_update="attn_out" in hook_points)
         mlp_in = self.mlp_norm(resid_mid)
+        mlp_out: jax.Array | None
         if self.kind.experts:
             logits = self.experts.router_logits(mlp_in)
             mlp_out = self.experts(mlp_in, logits, ops)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
 import sys
 from collections.abc import Sequence
@@ -14,10 +15,13 @@ from pathlib import Path
 
 from safetensors.numpy import save_file
 
-from qwen.checkpoint import SINGLE_FILE
-from qwen.config import ModelConfig
+from qwen.checkpoint import INDEX_FILE, SINGLE_FILE
 from qwen.model_files import ModelNotFoundError
-from qwen.source import open_model
+from qwen.presets import preset_file
+from qwen.source import PRESET_PREFIX, open_model
+
+FILE_VALUES = 2_000_000_000
+"""Values that a file holds at most, unless one tensor has more."""
 
 
 def export_preset(name: str, folder: Path) -> None:
@@ -33,20 +37,30 @@ def export_preset(name: str, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for file in source.files.text_folder().iterdir():
         shutil.copy(file, folder)
+    shutil.copy(preset_file(name.removeprefix(PRESET_PREFIX)), folder / "config.json")
     weights = source.weights()
-    tensors = {name: weights.read(name) for name in weights.shapes()}
-    save_file(tensors, folder / SINGLE_FILE, metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(config_json(source.config), indent=1) + "\n")
-
-
-def config_json(config: ModelConfig) -> dict[str, object]:
-    """Return the fields of a published checkpoint's `config.json`."""
-    return {
-        "architectures": ["Qwen2ForCausalLM"],
-        "hidden_act": "silu",
-        "torch_dtype": "bfloat16",
-        **config.to_json(),
+    parts: list[list[str]] = [[]]
+    values = 0
+    for tensor, shape in weights.shapes().items():
+        values += math.prod(shape)
+        if parts[-1] and values > FILE_VALUES:
+            parts.append([])
+            values = math.prod(shape)
+        parts[-1].append(tensor)
+    files = {
+        SINGLE_FILE
+        if len(parts) == 1
+        else f"model-{number:05}-of-{len(parts):05}.safetensors": names
+        for number, names in enumerate(parts, 1)
     }
+    for file_name, names in files.items():
+        tensors = {tensor: weights.read(tensor) for tensor in names}
+        save_file(tensors, folder / file_name, metadata={"format": "pt"})
+    if len(files) > 1:
+        index = {tensor: file_name for file_name, names in files.items() for tensor in names}
+        (folder / INDEX_FILE).write_text(
+            json.dumps({"metadata": {}, "weight_map": index}, indent=1) + "\n"
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -38,7 +38,7 @@ from qwen.ops.choose import choose_ops
 from qwen.parameters import abstract_model, load_model
 from qwen.programs import Captured, Programs
 from qwen.settings import ExtractorSettings, check_hook_points
-from qwen.source import ModelSource, open_model
+from qwen.source import ModelSource, OtherWorkerError, open_model
 from qwen.statistics import statistics_of
 
 LOGGER = logging.getLogger(__name__)
@@ -88,10 +88,6 @@ def open_extractor(
     source = open_model(settings.model_path, settings.ignore_config)
     _check_model(source, settings)
     return ActivationExtractor(source, settings, lengths_to_come)
-
-
-class OtherWorkerError(ValueError):
-    """A worker that would compute other activations than the rest of the run."""
 
 
 def _check_model(source: ModelSource, settings: ExtractorSettings) -> None:
@@ -260,11 +256,15 @@ class ActivationExtractor:
         vocabulary = self.source.config.vocab_size
         token_ids = [np.asarray(ids) for ids in token_ids]
         for index, ids in enumerate(token_ids):
-            is_list = ids.ndim == 1 and ids.size > 0 and np.issubdtype(ids.dtype, np.integer)
-            if not is_list or ids.min() < 0 or ids.max() >= vocabulary:
+            if ids.ndim != 1 or not ids.size or not np.issubdtype(ids.dtype, np.integer):
                 raise ValueError(
                     f"sample {index}: expected at least one token id, all in 0..{vocabulary - 1}; "
                     f"got {ids.dtype} of shape {list(ids.shape)}"
+                )
+            if len(outside := ids[(ids < 0) | (ids >= vocabulary)]):
+                raise ValueError(
+                    f"sample {index}: has the token id {outside[0]}, but the model's ids are all "
+                    f"in 0..{vocabulary - 1} (vocab_size)"
                 )
         steps = self._plan([len(ids) for ids in token_ids])
         in_flight: deque[tuple[Step, dict[Site, Captured] | None]] = deque()

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
@@ -61,11 +62,12 @@ def check_mesh_fits_model(mesh: Mesh, config: ModelConfig) -> None:
         if all(size % n == 0 for size in sizes.values()) and (heads % n == 0 or n % heads == 0)
     ]
     if parts not in fitting:
-        dimensions = ", ".join(f"{name}={size}" for name, size in sizes.items())
+        wrong = [f"divide {name}={size}" for name, size in sizes.items() if size % parts]
+        if heads % parts and parts % heads:
+            wrong.append(f"divide num_key_value_heads={heads} or be a multiple of it")
         raise MeshError(
-            f"the mesh's model axis of {parts} does not divide {dimensions}, or neither divides "
-            f"num_key_value_heads={heads} nor is a multiple of it; possible: "
-            f"{', '.join(map(str, fitting))}"
+            f"the mesh's model axis of {parts} must {' and '.join(wrong)}; possible for this "
+            f"model: {', '.join(map(str, fitting))}"
         )
 
 
@@ -76,10 +78,15 @@ def split_over(config: ModelConfig, parts: int) -> ModelConfig:
     return replace(config, num_key_value_heads=parts)
 
 
-def sum_over(x: jax.Array, axis: str) -> jax.Array:
-    """Sum the parts that the devices of a mesh axis hold, inside `jax.shard_map`."""
+def sum_over(x: jax.Array, axis: str, dtype: jnp.dtype) -> jax.Array:
+    """Sum the float32 parts that the devices of a mesh axis hold, inside `jax.shard_map`.
+
+    Each part is rounded to `dtype`, that of the model, before it goes to the other devices.
+    """
     # XLA would copy the array even if there is one device.
-    return x if jax.lax.axis_size(axis) == 1 else jax.lax.psum(x, axis)
+    if jax.lax.axis_size(axis) == 1:
+        return x
+    return jax.lax.psum(x.astype(dtype), axis).astype(jnp.float32)
 
 
 def gather_over(x: jax.Array, axis: str) -> jax.Array:

@@ -25,6 +25,7 @@ from qwen.bucket import bucket_client
 from qwen.checkpoint import INDEX_FILE, checkpoint_files
 from qwen.load_once import load_once
 from qwen.other_formats import absence, content_kind
+from qwen.tokenizer import NAMED_CHAT_TEMPLATES
 
 HEADER_LENGTH_BYTES = 8
 """A safetensors file begins with the length of its header, little-endian."""
@@ -194,12 +195,16 @@ class GcsFiles(ModelFiles):
 
     @load_once
     def _blobs(self) -> dict[str, Any]:
-        """List the folder, without its subfolders: name to blob."""
+        """List the folder, and of its subfolders the named chat templates: name to blob."""
         bucket, _, prefix = self.url.removeprefix("gs://").rstrip("/").partition("/")
         prefix = prefix and prefix + "/"
         with self._bucket_errors():
             listed = bucket_client().list_blobs(bucket, prefix=prefix, delimiter="/")
             blobs = {blob.name.removeprefix(prefix): blob for blob in listed}
+            named = prefix + NAMED_CHAT_TEMPLATES + "/"
+            for blob in bucket_client().list_blobs(bucket, prefix=named, delimiter="/"):
+                if blob.name.endswith(".jinja"):
+                    blobs[blob.name.removeprefix(prefix)] = blob
         if not blobs:
             raise ModelNotFoundError(f"--model_path {self.url!r}: there are no files at that path")
         return blobs
@@ -208,6 +213,7 @@ class GcsFiles(ModelFiles):
     def _download(self, name: str, blob: Any) -> None:
         # A partial name, so that a download that breaks off is not taken for the whole file.
         partial = self._folder() / f"{name}.partial"
+        partial.parent.mkdir(exist_ok=True)
         blob.download_to_filename(partial)
         # The library does not check a download that it resumed in the middle.
         if (found := _crc32c(partial)) != blob.crc32c:

@@ -187,6 +187,7 @@ class Programs:
             kind = self._kinds[layer]
             return sharded(partial(function, kind), in_specs=(specs, rows, rows, rows))
 
+        moments: Any = jax.jit(sharded(self._moments, in_specs=(rows, rows)))  # Of all widths.
         return StepPrograms(
             embed=jax.jit(sharded(self._embed, in_specs=(P(), rows))),
             layers={
@@ -194,7 +195,7 @@ class Programs:
                 for kind in self._graphs
             },
             top=jax.jit(over_layer(self._top, -1)),
-            moments=jax.jit(sharded(self._moments, in_specs=(rows, rows))),
+            moments=moments,
         )
 
     def _embed(self, embedding: jax.Array, inputs: Inputs) -> tuple[jax.Array, Rotary]:

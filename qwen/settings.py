@@ -113,7 +113,9 @@ def check_hook_points(settings: ExtractorSettings, config: ModelConfig) -> None:
     for point in settings.hook_points:
         having = [each for each in range(config.num_hidden_layers) if config.width(each, point)]
         if lacking := [layer for layer in settings.layers if layer not in having]:
-            where = f"layers {layers_named(having)} have it: extract them" if having else "none has it"
+            where = (
+                f"layers {layers_named(having)} have it: extract them" if having else "none has it"
+            )
             raise NoSuchSiteError(
                 f"hook_points: {point} does not exist in layers {layers_named(lacking)} of this "
                 f"model; {where}, or leave out {point}"

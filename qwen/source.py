@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -11,33 +10,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qwen.checkpoint import CheckpointFolder, RandomWeights, Weights, tensors_of_model
-from qwen.config import PRESETS, ModelConfig, ModelConfigError
+from qwen.config import ModelConfig, ModelConfigError
 from qwen.families import read_config
-from qwen.load_once import load_once
 from qwen.model_files import LocalFiles, ModelFiles, ModelNotFoundError, find_files
 from qwen.other_formats import ADAPTER_FILE, absence, adapter_in, explain
+from qwen.presets import FOLDER, PRESETS
+from qwen.tokenizer import load_tokenizer, tokenizer_fingerprint
 
 if TYPE_CHECKING:
-    from transformers import AutoTokenizer, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 PRESET_PREFIX = "random:"
-PRESET_FILES = LocalFiles(Path(__file__).parent / "presets" / "tokenizer")
+PRESET_FILES = LocalFiles(FOLDER / "tokenizer")
 PRESET_SEED = 0
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-)
 
-VOCABULARY_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
-"""The files that can hold a tokenizer's vocabulary: all files of one of these groups."""
-
-
-class TokenizerError(ValueError):
-    """A tokenizer that is missing or does not fit the model."""
+class OtherWorkerError(ValueError):
+    """A worker that would compute other activations than the rest of the run."""
 
 
 @dataclass(frozen=True)
@@ -99,20 +88,15 @@ class ModelSource:
 
     def tokenizer_fingerprint(self) -> str:
         """Return the SHA-256 (hex) of the names and contents of the tokenizer's files."""
-        folder = self.files.text_folder()
-        digest = hashlib.sha256()
-        for name in TOKENIZER_FILES:
-            if (folder / name).exists():
-                digest.update(name.encode() + b"\0" + (folder / name).read_bytes())
-        return digest.hexdigest()
+        return tokenizer_fingerprint(self.files.text_folder())
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Return the model's tokenizer, which is loaded once per process.
 
         Raises:
-          TokenizerError: if there is none, or its ids exceed the vocabulary of the model.
+          TokenizerError: if there is none, or its files are damaged or contradict each other.
         """
-        return _load_tokenizer(self.files.text_folder(), self.config.vocab_size)
+        return load_tokenizer(self.files.text_folder())
 
 
 def open_model(
@@ -168,36 +152,3 @@ def _read_config(path: Path, ignored: Sequence[str]) -> ModelConfig:
     if not isinstance(fields, Mapping):
         raise ModelConfigError(f"{path}: expected a JSON object")
     return read_config(fields, str(path), ignored)
-
-
-@load_once
-def _auto_tokenizer() -> type[AutoTokenizer]:
-    """Import transformers, whose lazy modules break if two threads enter them at once."""
-    # It would say on every start that PyTorch, which nothing here needs, is not installed.
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer
-
-
-@load_once
-def _load_tokenizer(folder: Path, vocab_size: int) -> PreTrainedTokenizerBase:
-    advice = "Put the tokenizer.json of the model next to its weights."
-    if not any(all((folder / n).is_file() for n in names) for names in VOCABULARY_FILES):
-        # transformers would make up a tokenizer without a vocabulary.
-        raise TokenizerError(f"{folder}: there is no tokenizer. {advice}")
-    try:
-        tokenizer: PreTrainedTokenizerBase = _auto_tokenizer().from_pretrained(
-            folder, trust_remote_code=False, local_files_only=True
-        )
-    except Exception as error:  # transformers raises errors of any kind for a damaged file
-        raise TokenizerError(
-            f"{folder}: no tokenizer could be loaded ({type(error).__name__}: {error}). {advice}"
-        ) from error
-    largest = max(tokenizer.get_vocab().values())
-    if largest >= vocab_size:
-        raise TokenizerError(
-            f"{folder}: the tokenizer has ids up to {largest}, but the model's vocab_size is "
-            f"{vocab_size}. Copy the tokenizer of this model."
-        )
-    return tokenizer

@@ -96,3 +96,11 @@ def test_commands_exist(page: str, folder: Path) -> None:
                     parse_flags(flags)
                 case [".venv/bin/python", "-m", "activation_dataset", "verify", *_]:
                     subprocess.run([sys.executable, *words[1:]], cwd=folder, check=True)
+
+
+def test_named_tests_exist() -> None:
+    """Paths are relative to the repository or to `tests/`."""
+    for page, text in PAGES.items():
+        for path, name in re.findall(r"([\w/]+\.py)::(\w+)", text):
+            file = ROOT / "tests" / path.removeprefix("tests/")
+            assert f"def {name}(" in file.read_text("utf-8"), (page, path, name)

@@ -176,12 +176,17 @@ def match_files(pattern: Pattern) -> Matches:
         """Whether a path, or a folder that holds it, matches."""
         return any(matches(path[:end]) for end in [*_slashes(path), len(path)])
 
+    def names(folder: str) -> bool:
+        """Whether the pattern matches a folder, or one that holds files which would match."""
+        parts = pattern.rest.split("/")[: folder.count("/") + 1]
+        return anywhere or within(folder) or bool(_translated("/".join(parts)).match(folder))
+
     paths = _objects if in_bucket(pattern.folder) else _local_paths
     files, skipped = list[str](), set[str]()
     for path in paths(pattern.folder, "", enters):
         if pattern.folder + path == pattern.output_dir + "/":
             continue
-        if not (within(path.rstrip("/")) or (anywhere and path.endswith("/"))):
+        if not (names(path[:-1]) if path.endswith("/") else within(path)):
             continue
         # A glob of an ending of its own, such as *.dump, is read by content.
         is_named = not pattern.rest.endswith("*") and matches(path) and not _advice(path)

@@ -1,6 +1,7 @@
 """Tasks to prompts of token ids: one for every test input, one for every document.
 
-Reasons to reject a sample: `too_long`, `no_tokens`, `chat_template` and `too_few_variants`.
+Reasons to reject a sample: `too_long`, `no_tokens`, `unknown_token_id`, `chat_template` and
+`too_few_variants`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from corpus.prompt import RenderedPrompt, render
 from corpus.task import Document, RejectedTask, Task
 from corpus.template import PromptTemplate
 from corpus.token_cells import token_cells
-from qwen.source import open_model
+from qwen.source import OtherWorkerError, open_model
 from transforms.chat_template import ChatTemplateError, chat_text
 from transforms.read_tasks import REJECTED
 from transforms.shuffle_encoding import decode_item, encode_item
@@ -39,10 +40,16 @@ class LengthLimit:
     """A limit of tokens, and whether longer documents are rejected or lose their end.
 
     A longer prompt of a task is always rejected: at its end is the test input.
+
+    Attributes:
+      max_length, overlength: the limit, and what happens to longer documents.
+      vocab_size: rows of the model's embedding; a prompt with another token id is rejected. None if
+        that is checked later.
     """
 
     max_length: int
     overlength: Overlength
+    vocab_size: int | None = None
 
 
 def variants_of(
@@ -75,8 +82,7 @@ def samples_of(
             if isinstance(sample, RejectedTask):
                 rejected.append(sample)
             else:
-                cut = sample.truncated_tokens
-                written += Written(0, 1, int(cut > 0), cut)
+                written += Written.of(sample)
                 yield sample
     if written.samples:
         yield from rejected
@@ -127,6 +133,15 @@ def prompts_of(
                 f"raise it{_no_truncation(item, limit)}"
             )
             yield rejected(sample_id, "too_long", detail)
+        elif limit.vocab_size is not None and (
+            (largest := int(token_ids[kept].max())) >= limit.vocab_size
+        ):
+            detail = (
+                f"the tokenizer gives {tokenizer.decode([largest])!r} the id {largest}, but the "
+                f"model has vocab_size {limit.vocab_size}; give it its own tokenizer, or leave "
+                "that token out"
+            )
+            yield rejected(sample_id, "unknown_token_id", detail)
         else:
             yield Prompt(sample_id, task_id, token_ids[kept], cells[kept], excess)
 
@@ -149,16 +164,13 @@ def tokenize(
     Raises:
       ChatTemplateError: if the prompt is a chat that the chat template refuses.
     """
-    text, cells = prompt.text, prompt.cells
     if prompt.messages:
         text = chat_text(prompt, tokenizer)
-        try:
-            cells = prompt.cells_within(text)
-        except ValueError as error:
-            raise ChatTemplateError(str(error)) from error
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    offsets = np.asarray(encoded["offset_mapping"], np.int64).reshape(-1, 2)
-    return np.asarray(encoded["input_ids"], np.int32), token_cells(cells, offsets)
+        cells = prompt.cells_within(text)
+    else:
+        text, cells = prompt.text, prompt.cells
+    token_ids = np.asarray(tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
+    return token_ids, token_cells(text, cells, token_ids, lambda each: str(tokenizer.decode(each)))
 
 
 @dataclass(eq=False)
@@ -171,6 +183,8 @@ class TokenizeTasks(beam.PTransform):
       model_path, template, limit: the model of the tokenizer, and how a task becomes a prompt.
       augmentation: the variants of a task to use too; None for none.
       ignore_config: fields of the model's `config.json` to leave out.
+      tokenizer_fingerprint: that of the launcher's tokenizer. A worker with another one refuses to
+        work. Not checked if empty.
     """
 
     model_path: str | os.PathLike[str]
@@ -178,6 +192,7 @@ class TokenizeTasks(beam.PTransform):
     limit: LengthLimit
     augmentation: AugmentationPlan | None = None
     ignore_config: tuple[str, ...] = ()
+    tokenizer_fingerprint: str = ""
 
     def expand(self, items: beam.PCollection) -> beam.pvalue.DoOutputsTuple:
         return (
@@ -195,6 +210,7 @@ class TokenizeTasks(beam.PTransform):
                     self.limit,
                     self.augmentation,
                     self.ignore_config,
+                    self.tokenizer_fingerprint,
                 )
             ).with_outputs(REJECTED, WRITTEN, main="prompts")
         )
@@ -207,13 +223,22 @@ class _Tokenize(beam.DoFn):
     limit: LengthLimit
     augmentation: AugmentationPlan | None
     ignore_config: tuple[str, ...]
+    tokenizer_fingerprint: str
 
     def setup(self) -> None:
-        self._tokenizer = open_model(self.model_path, self.ignore_config).tokenizer()
+        source = open_model(self.model_path, self.ignore_config)
+        expected = self.tokenizer_fingerprint
+        if expected and (found := source.tokenizer_fingerprint()) != expected:
+            raise OtherWorkerError(
+                f"{self.model_path}: this worker sees a tokenizer with the fingerprint {found}, "
+                f"the run was started with {expected}. Give every worker the same model."
+            )
+        self._tokenizer = source.tokenizer()
+        self._limit = replace(self.limit, vocab_size=source.config.vocab_size)
 
     def process(self, item: Task | Document) -> Iterator[Prompt | TaggedOutput]:
         for found in samples_of(
-            item, self.augmentation, self.template, self._tokenizer, self.limit
+            item, self.augmentation, self.template, self._tokenizer, self._limit
         ):
             if isinstance(found, Prompt):
                 yield found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from activation_dataset.index import ShardIndex
-from activation_dataset.prompts import ROLES, TEST_PAIR
+from activation_dataset.prompts import ROLES, TEST_PAIR, UNKNOWN_CELL
 from activation_dataset.reading.shards import Shards
 
 Role = Literal["input", "output", "text"]
@@ -61,7 +62,7 @@ class Origin:
         number: of the vector.
         sample, sample_id, name: number and id of its sample, and the parts of that id.
         position, token_id, role: position in the prompt, id and content of the token, None for the
-            mean over a prompt.
+            mean over a prompt. The role alone is None if the cells of the prompt are unknown.
         example, row, col: grid cell that the token shows, None if it shows none. For a variant,
             `corpus.augment` maps the cell back to the task's.
     """
@@ -81,6 +82,8 @@ class Origin:
         if self.position is None:
             return f"{self.sample_id}, mean over the prompt"
         token = f"{self.sample_id}, token {self.position}"
+        if self.role is None:
+            return f"{token}, grid cells unknown"
         if self.role == "text":
             return f"{token}, text"
         pair = "the test" if self.example == "test" else f"example {self.example}"
@@ -97,6 +100,8 @@ def trace(shards: Shards, number: int) -> Origin:
         return Origin(number, sample, sample_id, name)
     token = int(places.positions[0]), int(places.token_ids[0])
     example, role, row, col = places.cells[0].tolist()
+    if role == UNKNOWN_CELL:
+        return Origin(number, sample, sample_id, name, *token)
     if role < 0:
         return Origin(number, sample, sample_id, name, *token, "text")
     pair: Example = "test" if example == TEST_PAIR else example
@@ -126,6 +131,9 @@ def where(
         role: content of the token.
         example, row, col: pair and position, from 0, of the cell.
 
+    Warns:
+        UserWarning: tokens are selected, and some of the samples have unknown cells.
+
     Raises:
         ValueError: no token can have a value; the dataset does not have the task, source or sample;
             or tokens are selected, but the vectors are means over prompts.
@@ -149,15 +157,25 @@ def where(
         name = SampleName.of(sample_id, task_id)
         return source in (None, name.source) and test in (None, name.test)
 
-    found = [np.empty(0, np.int64)]
+    found, without_cells = [np.empty(0, np.int64)], set[str]()
     indexes = [shards.index(shard) for shard in range(len(shards.metadata.shards))]
     for shard, index in enumerate(indexes):
         chosen = np.repeat(
             np.array([matches(*ids) for ids in _ids(index)], bool), index.vector_counts
         )
         if selects_tokens and chosen.any():
-            chosen &= _tokens(index, role, example, row, col)
+            cells = index.cells if index.pooling == "none" else index.cells[index.token_ends - 1]
+            unknown = chosen & (cells[:, 1] == UNKNOWN_CELL)
+            without_cells |= set(np.repeat(index.sample_ids, index.vector_counts)[unknown].tolist())
+            chosen &= _tokens(cells, role, example, row, col) & ~unknown
         found.append(shards.shard_numbers(shard).start + np.flatnonzero(chosen))
+    if without_cells:
+        warnings.warn(
+            f"the grid cells of {len(without_cells)} samples, such as {min(without_cells)!r}, are "
+            "unknown, since the tokenizer does not give each cell a token of its own; their tokens "
+            "are left out. Query them by task, test or sample only.",
+            stacklevel=2,
+        )
     numbers = np.concatenate(found)
     if not len(numbers):
         _check_names(indexes, task, sample, source)
@@ -178,10 +196,13 @@ def _check(role: Role | None, example: Example | None, numbers: dict[str, int | 
 
 
 def _tokens(
-    index: ShardIndex, role: Role | None, example: Example | None, row: int | None, col: int | None
+    cells: NDArray[np.int16],
+    role: Role | None,
+    example: Example | None,
+    row: int | None,
+    col: int | None,
 ) -> NDArray[np.bool_]:
-    """Return which vectors of a shard belong to matching tokens, [vectors] bool."""
-    cells = index.cells if index.pooling == "none" else index.cells[index.token_ends - 1]
+    """Return which tokens match, [n] bool, given their cells, [n, 4]."""
     shows_cell: NDArray[np.bool_] = cells[:, 1] >= 0
     if role == "text":
         return ~shows_cell

@@ -9,6 +9,8 @@ from html import escape
 import numpy as np
 from numpy.typing import NDArray
 
+from activation_dataset.fields import from_json
+from activation_dataset.metadata import RunDescription
 from activation_dataset.prompts import ROLES, TEST_PAIR
 from activation_dataset.reading.shards import Places
 from activation_dataset.reporting.charts import LEVELS, heat, ramp
@@ -19,19 +21,18 @@ NOTHING = "-"  # level of a cell in which nothing is drawn
 
 NO_COLOR = 10
 
-# Token id of "0" in byte-level BPE vocabularies that begin like that of GPT-2, as Qwen's does. The
-# other digits follow.
-_FIRST_DIGIT = 15
-
 _LAST = np.iinfo(np.int16).max
 _GRIDS_SHOWN = 2
 _LEAST_CELLS, _MOST_CELLS = 40, 900
 
 
-def colors_of(token_ids: NDArray[np.int32]) -> NDArray[np.int64]:
+def colors_of(token_ids: NDArray[np.int32], run: RunDescription) -> NDArray[np.int64]:
     """[n] int64 colors 0..9 of the cells that tokens show, NO_COLOR if a token is not a digit."""
-    colors = token_ids.astype(np.int64) - _FIRST_DIGIT
-    return np.where((colors >= 0) & (colors < NO_COLOR), colors, NO_COLOR)
+    digits = run.tokenizer.get("digits", [])
+    colors = np.full(len(token_ids), NO_COLOR, np.int64)
+    for color, ids in enumerate(from_json(tuple[tuple[int, ...], ...], digits, "tokenizer.digits")):
+        colors[np.isin(token_ids, ids)] = color
+    return colors
 
 
 def samples_with_grids(places: Places) -> list[slice]:
@@ -44,7 +45,11 @@ def samples_with_grids(places: Places) -> list[slice]:
 
 
 def grid_figure(
-    sample_id: str, places: Places, norms: NDArray[np.floating], names: Sequence[str]
+    sample_id: str,
+    places: Places,
+    norms: NDArray[np.floating],
+    names: Sequence[str],
+    run: RunDescription,
 ) -> str:
     """Pairs of grids of a prompt, with a slider for the layer.
 
@@ -55,6 +60,7 @@ def grid_figure(
         places: places of the prompt's tokens.
         norms: [sites, tokens], norms in medians of the site, NaN if a vector is not finite.
         names: names of the sites.
+        run: the run, whose tokenizer has the ids of digits.
     """
     examples = np.where(places.cells[:, 0] == TEST_PAIR, _LAST, places.cells[:, 0])
     order = np.lexsort((places.cells[:, 1], examples))
@@ -69,6 +75,8 @@ def grid_figure(
         ends.append((f"{number(low)} medians", f"{number(high)} medians"))
     data = json.dumps({"layers": list(names), "levels": levels, "ends": ends})
     last = len(names) - 1
+    colors = colors_of(places.token_ids[cells], run)
+    pairs = _pairs(places.cells[cells].astype(np.int64), colors, levels[-1])
     key = ramp(*ends[-1], f'<i class="h{OUTSIDE}"></i><span>10 medians or more</span>')
     return (
         f'<figure class="grids" data-norms="{escape(data)}">'
@@ -76,14 +84,12 @@ def grid_figure(
         '<p class="slider" hidden><label>layer '
         f'<output style="min-width: {max(map(len, names))}ch">{names[-1]}</output>'
         f'<input type="range" min="0" max="{last}" value="{last}"></label></p>'
-        f'{key}<div class="pairs">{"".join(_pairs(places, cells, levels[-1]))}</div></figure>'
+        f'{key}<div class="pairs">{"".join(pairs)}</div></figure>'
     )
 
 
-def _pairs(places: Places, cells: NDArray[np.int64], levels: str) -> Iterator[str]:
-    """Drawings of the examples, given the tokens that show their cells in order of drawing."""
-    where = places.cells[cells].astype(np.int64)
-    colors = colors_of(places.token_ids[cells])
+def _pairs(where: NDArray[np.int64], colors: NDArray[np.int64], levels: str) -> Iterator[str]:
+    """Drawings of the examples, given their cells [n, 4] and colors [n] in order of drawing."""
     for example in dict.fromkeys(where[:, 0].tolist()):
         parts = []
         for role in range(len(ROLES)):

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from activation_dataset.metadata import Metadata
+from activation_dataset.prompts import UNKNOWN_CELL
 from activation_dataset.reading.reader import ActivationDataset
 from activation_dataset.reporting import charts
 from activation_dataset.reporting.grid_figure import grid_figure, samples_with_grids
@@ -224,17 +225,29 @@ def _likeness(metadata: Metadata, found: Survey) -> Iterator[Section]:
 
 def _grids(dataset: ActivationDataset, found: Survey) -> Section:
     spans = samples_with_grids(found.places) if dataset.metadata.run.pooling == "none" else []
+    unknown = found.places.samples[found.places.cells[:, 1] == UNKNOWN_CELL]
     if spans:
         text = "Each cell in its color, and in its middle the norm of its token's vector."
+    elif dataset.metadata.run.pooling == "none" and len(unknown):
+        text = (
+            "Nothing to draw: the tokenizer does not give each cell a token of its own, so the "
+            "cells of prompts are unknown."
+        )
     elif dataset.metadata.run.pooling == "none":
         text = "Nothing to draw: no prompt that was read shows grids of a size that can be drawn."
     else:
         text = "Nothing to draw: the dataset has one vector for each prompt."
+    if spans and len(unknown):
+        text += (
+            " Left out, because their cells could not be mapped to tokens one to one: "
+            f"{count_of(len(np.unique(unknown)), 'prompt')}."
+        )
     html = ""
     for span in spans:
         places = dataset.locate(found.numbers[span])
         sample_id = dataset.sample_id(int(places.samples[0]))
-        html += grid_figure(sample_id, places, found.factors[:, span], site_labels(dataset.sites))
+        names = site_labels(dataset.sites)
+        html += grid_figure(sample_id, places, found.factors[:, span], names, dataset.metadata.run)
     return Section("Norms over the grids", text, html, wide=True)
 
 

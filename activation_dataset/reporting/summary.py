@@ -156,6 +156,9 @@ def counted(counts: InputCounts) -> list[tuple[str, str, str]]:
         samples = count_of(counts.truncated_samples, "sample")
         tokens = count_of(counts.truncated_tokens, "token")
         rows.append(("cut off", tokens, f"the ends of {samples}"))
+    if counts.unknown_cell_samples:
+        samples = count_of(counts.unknown_cell_samples, "sample")
+        rows.append(("unknown", "cells", f"of {samples}: tokens do not show one cell each"))
     return rows
 
 

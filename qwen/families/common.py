@@ -35,7 +35,7 @@ def read_decoder(
 
     Args:
       fields: of the `config.json`.
-      class_prefix: a pattern of the first part of the names of the family's classes in transformers.
+      class_prefix: a pattern of what the names of the family's classes in transformers begin with.
       default_rotary_factor: the share of a head that RoPE rotates.
       head_dim: the default; if None, the hidden size divided by the heads.
 
@@ -43,6 +43,7 @@ def read_decoder(
       ModelConfigError: naming the field that is missing, wrong or unsupported.
     """
     fields.check_classes(class_prefix + f"({_CLASSES})")
+    model_type = fields.required("model_type")
     fields.one_of("hidden_act", "silu", "silu", "swish")
     hidden, heads = (fields.positive(name) for name in ("hidden_size", "num_attention_heads"))
     size = fields.get("head_dim") or head_dim or hidden // heads
@@ -52,15 +53,20 @@ def read_decoder(
     return {
         "vocab_size": fields.required("vocab_size"),
         "hidden_size": hidden,
-        "intermediate_size": fields.get("intermediate_size") or UNUSED,
+        "intermediate_size": fields.get("intermediate_size") or UNUSED
+        if model_type.startswith("qwen3_5_moe")
+        else fields.required("intermediate_size"),
         "num_hidden_layers": fields.positive("num_hidden_layers"),
         "num_attention_heads": heads,
-        "num_key_value_heads": fields.get("num_key_value_heads") or heads,
+        # Families other than Llama have defaults of their own if the field is absent.
+        "num_key_value_heads": fields.get("num_key_value_heads") or heads
+        if model_type == "llama"
+        else fields.required("num_key_value_heads") or heads,
         "head_dim": size,
         "max_position_embeddings": length,
         "rms_norm_eps": fields.get("rms_norm_eps", 1e-6),
         "tie_word_embeddings": fields.get("tie_word_embeddings", False),
-        "model_type": fields.required("model_type"),
+        "model_type": model_type,
         **read_rope(fields, size, length, default_rotary_factor),
     }
 
@@ -82,8 +88,10 @@ def read_rope(
     name, values = ("rope_scaling", scaling) if scaling else ("rope_parameters", parameters)
     settings = ConfigFields(values)
     factor = _agreed(fields, settings, name, "partial_rotary_factor", default_factor)
+    if default_factor == 1:  # Families that rotate whole heads do so whatever the factor.
+        check_supported("partial_rotary_factor", factor, 1)
     rotary_dim = int(head_dim * factor) if type(factor) in (int, float) else 0
-    if not 0 < rotary_dim <= head_dim or rotary_dim % 2:
+    if rotary_dim != head_dim and (not 0 < rotary_dim < head_dim or rotary_dim % 2):
         raise ModelConfigError(
             f"partial_rotary_factor={factor!r} must choose an even number of the {head_dim} "
             "dimensions of a head"
@@ -92,7 +100,8 @@ def read_rope(
     kind = settings.get("rope_type", settings.get("type", "default"))
     settings.get("type")
     check_supported(f"{name}.rope_type", kind, "default", "linear", "yarn", "llama3")
-    found = {"rope_theta": theta, "rotary_dim": 0 if rotary_dim == head_dim else rotary_dim}
+    found: dict[str, Any] = {"rope_theta": theta}
+    found |= {"rotary_dim": 0 if rotary_dim == head_dim else rotary_dim}
     # Text has the same position in all sections.
     for each in ("mrope_section", "mrope_interleaved"):
         settings.get(each)
@@ -105,9 +114,9 @@ def read_rope(
 
 def _read_scaling(fields: ConfigFields, name: str, kind: Any, max_length: int) -> RopeScaling:
     def number(key: str, default: float | None = None) -> float:
-        value = fields.get(key)
+        value: Any = fields.get(key)
         value = default if value is None else value
-        if type(value) not in (int, float) or value <= 0:
+        if type(value) not in (int, float) or not 0 < value < math.inf:
             raise ModelConfigError(f"{name}.{key} must be a positive number, got {value!r}")
         return float(value)
 
@@ -115,13 +124,13 @@ def _read_scaling(fields: ConfigFields, name: str, kind: Any, max_length: int) -
     if kind == "linear":
         return RopeScaling("linear", factor)
     if kind == "llama3":
-        return RopeScaling(
-            "llama3",
-            factor,
-            fields.positive("original_max_position_embeddings"),
-            low_freq_factor=number("low_freq_factor"),
-            high_freq_factor=number("high_freq_factor"),
-        )
+        low, high = number("low_freq_factor"), number("high_freq_factor")
+        if low >= high:
+            raise ModelConfigError(
+                f"{name}.low_freq_factor={low} must be less than {name}.high_freq_factor={high}"
+            )
+        length = fields.positive("original_max_position_embeddings")
+        return RopeScaling("llama3", factor, length, low_freq_factor=low, high_freq_factor=high)
     by_default = 0.1 * math.log(factor) + 1 if factor > 1 else 1.0
     return RopeScaling(
         "yarn",
@@ -130,7 +139,7 @@ def _read_scaling(fields: ConfigFields, name: str, kind: Any, max_length: int) -
         attention_factor=number("attention_factor", by_default),
         beta_fast=number("beta_fast", 32),
         beta_slow=number("beta_slow", 1),
-        truncate=bool(fields.get("truncate", True)),
+        truncate=fields.one_of("truncate", True, True, False),
     )
 
 

@@ -27,8 +27,8 @@ HARMLESS: Mapping[str, str] = {
     """,
     "training": """
         attention_dropout attn_pdrop chunk_size_feed_forward dropout embd_pdrop
-        gradient_checkpointing hidden_dropout output_router_logits router_aux_loss_coef initializer_range layerdrop pretraining_tp
-        resid_pdrop use_gradient_checkpointing
+        gradient_checkpointing hidden_dropout initializer_range layerdrop output_router_logits
+        pretraining_tp resid_pdrop router_aux_loss_coef use_gradient_checkpointing
     """,
     "bookkeeping": """
         _attn_implementation _attn_implementation_autoset _attn_implementation_internal

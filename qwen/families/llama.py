@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 from qwen.config import FULL_ATTENTION, SLIDING_ATTENTION, ModelConfig
-from qwen.families.common import read_decoder
-from qwen.families.config_fields import ConfigFields, check_supported
+from qwen.families.common import read_decoder, read_layer_types
+from qwen.families.config_fields import ConfigFields
 
 
 def read_config(fields: ConfigFields) -> ModelConfig:
     """Read a `config.json`. Raises ModelConfigError, naming the field."""
     settings = read_decoder(fields, "(Llama|Mistral)")
     fields.one_of("attention_bias", False, False, None)
-    window, layer_types = fields.get("sliding_window"), fields.get("layer_types")
-    if settings["model_type"] != "mistral":
-        window = None
-    every = SLIDING_ATTENTION if window else FULL_ATTENTION
-    for layer_type in layer_types or ():
-        check_supported("layer_types", layer_type, every)
-    return ModelConfig(
-        **settings,
-        attention_bias=False,
-        layer_types=(SLIDING_ATTENTION,) * settings["num_hidden_layers"] if window else (),
-        sliding_window=window,
-    )
+    num_layers = settings["num_hidden_layers"]
+    window = fields.required("sliding_window") if settings["model_type"] == "mistral" else None
+    every = FULL_ATTENTION if window is None else SLIDING_ATTENTION
+    read_layer_types(fields, num_layers, every)
+    if window is not None:
+        settings |= {"sliding_window": window, "layer_types": (every,) * num_layers}
+    return ModelConfig(**settings, attention_bias=False)

@@ -145,7 +145,7 @@ def experts(config: ExpertsConfig, hidden: int) -> Parameters:
 
 def delta(config: DeltaConfig, hidden: int) -> Parameters:
     """A gated delta network."""
-    heads, groups = config.num_key_heads, config.value_groups
+    heads = config.num_key_heads
     keys, values = heads * config.key_head_dim, config.num_value_heads * config.value_head_dim
     sections = (keys, keys, values)
 

@@ -66,7 +66,7 @@ class Attention(nnx.Module):
         kernel = self.out_kernel[...]
         width, hidden = kernel.size // kernel.shape[-1], kernel.shape[-1]
         flat = heads.reshape(*heads.shape[:2], width)
-        return sum_over(project(flat, kernel.reshape(width, hidden)), MODEL_AXIS)
+        return sum_over(project(flat, kernel.reshape(width, hidden)), MODEL_AXIS, heads.dtype)
 
 
 def attention_of_slots(

@@ -14,13 +14,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from qwen.config import DeltaConfig
+from qwen.config import DELTA_CHUNK, DeltaConfig
 from qwen.layers.norm import RMSNorm
 from qwen.layers.precision import precision_of, project, round_to
 from qwen.mesh import MODEL_AXIS, sum_over
-
-CHUNK = 64
-"""Slots whose updates of the state are computed together."""
 
 NORM_EPSILON = 1e-6
 """Of the L2 norm of queries and keys."""
@@ -49,8 +46,7 @@ class GatedDeltaNet(nnx.Module):
 
         The convolution and the state begin anew with each sample of a row.
         """
-        rows, length, _ = x.shape
-        qkv = project(x, self.qkv_kernel[...])  # [R, L, K, W]
+        qkv = round_to(project(x, self.qkv_kernel[...]), x.dtype)  # [R, L, K, W]
         qkv = jax.nn.silu(_convolve(qkv, self.conv_kernel[...].astype(jnp.float32), positions))
         query, key, value = jnp.split(qkv, (self.key_size, 2 * self.key_size), axis=-1)
         beta = jax.nn.sigmoid(project(x, self.beta_kernel[...]))  # [R, L, K, V]
@@ -73,7 +69,7 @@ class GatedDeltaNet(nnx.Module):
         """Project heads [R, L, K, V, E] to an update, [R, L, H] float32."""
         kernel = self.out_kernel[...]
         flat = heads.reshape(*heads.shape[:2], -1)
-        return sum_over(project(flat, kernel.reshape(flat.shape[-1], -1)), MODEL_AXIS)
+        return sum_over(project(flat, kernel.reshape(flat.shape[-1], -1)), MODEL_AXIS, heads.dtype)
 
 
 class _Chunk(NamedTuple):
@@ -108,7 +104,7 @@ def gated_delta_rule(
     """Compute the rule by chunks, as `chunk_gated_delta_rule` of transformers does.
 
     Args:
-      query, key: [R, L, K, D] float32; L is a multiple of `CHUNK`, keys have norm 1.
+      query, key: [R, L, K, D] float32; L is a multiple of 128, keys have norm 1.
       value: [R, L, K, V, E] float32.
       decay: [R, L, K, V] float32, the logarithm of the factor of the state; at most 0.
       beta: [R, L, K, V] float32, the share of a key's value that is replaced.
@@ -118,28 +114,30 @@ def gated_delta_rule(
       [R, L, K, V, E] float32.
     """
     rows, length, heads, groups, size = value.shape
-    chunks = length // CHUNK
+    # Twice as long, chunks fill a TPU's matrix units and vectors, but round-off grows.
+    slots = DELTA_CHUNK if precision else 2 * DELTA_CHUNK
+    chunks = length // slots
 
     def product(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
         return jnp.einsum(subscripts, a, b, precision=precision)
 
     def by_chunk(x: jax.Array) -> jax.Array:
         """[R, L, K, ...] to [N, R, K, ..., C, last], with the slots next to last."""
-        x = x.reshape(rows, chunks, CHUNK, *x.shape[2:])
+        x = x.reshape(rows, chunks, slots, *x.shape[2:])
         return jnp.moveaxis(jnp.moveaxis(x, 1, 0), 2, -2)
 
     q, k, v = by_chunk(query)[:, :, :, None], by_chunk(key)[:, :, :, None], by_chunk(value)
     b, g = (by_chunk(x[..., None])[..., 0] for x in (beta, decay))  # [N, R, K, V, C]
     total = jnp.cumsum(g, axis=-1)
 
-    segments = segment_ids.reshape(rows, chunks, CHUNK).swapaxes(0, 1)  # [N, R, C]
+    segments = segment_ids.reshape(rows, chunks, slots).swapaxes(0, 1)  # [N, R, C]
     last = segments[..., -1]
     before = jnp.concatenate([jnp.full_like(last[:1], -1), last[:-1]])
     continued = (segments == before[..., None])[:, :, None, None]  # [N, R, 1, 1, C]
     continues = (segments == last[..., None])[:, :, None, None]
     passes = (before == last)[:, :, None, None]
 
-    earlier = jnp.tril(jnp.ones((CHUNK, CHUNK), bool))
+    earlier = jnp.tril(jnp.ones((slots, slots), bool))
     related = (segments[..., :, None] == segments[..., None, :]) & earlier
     between = total[..., :, None] - total[..., None, :]
     between = jnp.exp(jnp.where(related[:, :, None, None], between, -jnp.inf))

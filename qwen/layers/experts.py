@@ -6,6 +6,7 @@ P experts of each token, I intermediate, T tokens.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import jax
@@ -19,6 +20,10 @@ from qwen.mesh import MODEL_AXIS, sum_over
 
 if TYPE_CHECKING:
     from qwen.ops.base import Ops
+
+ROWS, SPARE = 128, 1.25
+"""A device takes `SPARE` times its share of all pairs of token and expert at a time, a multiple of
+`ROWS`. One round is enough unless the router prefers its experts."""
 
 
 class Experts(nnx.Module):
@@ -50,13 +55,52 @@ class Experts(nnx.Module):
         chosen = chosen - jax.lax.axis_index(MODEL_AXIS) * present
         chosen = jnp.where((chosen >= 0) & (chosen < present), chosen, present).reshape(-1)
         order = jnp.argsort(chosen, stable=True)
-        sizes = jnp.bincount(chosen, length=present)
+        ends = jnp.cumsum(jnp.bincount(chosen, length=present))
         kernels = (self.gate_kernel[...], self.up_kernel[...], self.down_kernel[...])
-        outputs = ops.mlps_of_groups(tokens[order // self.per_token], sizes, kernels)
-        outputs = jnp.where((jnp.arange(len(order)) < sizes.sum())[:, None], outputs, 0)
-        outputs = outputs[jnp.argsort(order)].reshape(*shares.shape, -1)  # [T, P, H]
-        update = sum_over((outputs * shares[..., None]).sum(1), MODEL_AXIS).reshape(x.shape)
+        block = _block(len(order), jax.lax.axis_size(MODEL_AXIS))
+        padded, places = jnp.pad(order, (0, block)), jnp.argsort(order)
+
+        def add_block(index: jax.Array, update: jax.Array) -> jax.Array:
+            start = index * block
+            pairs = jax.lax.dynamic_slice_in_dim(padded, start, block)
+            within = jnp.clip(ends - start, 0, block)
+            outputs = ops.mlps_of_groups(
+                tokens[pairs // self.per_token], jnp.diff(within, prepend=0), kernels
+            )
+            outputs *= shares.reshape(-1)[pairs][:, None]
+            outputs = jnp.where((jnp.arange(block) < within[-1])[:, None], outputs, 0)
+            return _add_rows(update, outputs, pairs // self.per_token, places - start)
+
+        update = jnp.zeros(tokens.shape, jnp.float32)
+        update = jax.lax.fori_loop(0, -(-ends[-1] // block), add_block, update)
+        update = sum_over(update, MODEL_AXIS, x.dtype).reshape(x.shape)
         if self.shared is not None and self.shared_gate_kernel is not None:
             gate = jax.nn.sigmoid(project(x, self.shared_gate_kernel[...]))
             update += gate * self.shared(x)
         return update
+
+
+def _block(pairs: int, devices: int) -> int:
+    """Return how many pairs of token and expert go through the experts of a device at a time."""
+    return min(pairs, math.ceil(SPARE * pairs / devices / ROWS) * ROWS)
+
+
+def _add_rows(
+    update: jax.Array, rows: jax.Array, tokens: jax.Array, places: jax.Array
+) -> jax.Array:
+    """Add rows [B, H] to those of their tokens [B] in [T, H].
+
+    Args:
+      places: [T * P], the row of each pair, counted from the first; others have no row.
+    """
+
+    def scatter() -> jax.Array:
+        return update.at[tokens].add(rows)
+
+    def gather() -> jax.Array:
+        mine = (places >= 0) & (places < len(rows))
+        found = jnp.where(mine[:, None], rows[jnp.clip(places, 0, len(rows) - 1)], 0)
+        return update + found.reshape(len(update), -1, rows.shape[-1]).sum(1)
+
+    # A GPU scatters in any order, and float32 sums depend on it.
+    return jax.lax.platform_dependent(tpu=scatter, default=gather)

@@ -19,7 +19,8 @@ class MLP(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Compute the update of normalized x [..., H], in float32."""
         gate, up = project(x, self.gate_kernel[...]), project(x, self.up_kernel[...])
-        return sum_over(project(gated(gate, up, x.dtype), self.down_kernel[...]), MODEL_AXIS)
+        update = project(gated(gate, up, x.dtype), self.down_kernel[...])
+        return sum_over(update, MODEL_AXIS, x.dtype)
 
 
 def gated(gate: jax.Array, up: jax.Array, dtype: jnp.dtype) -> jax.Array:

@@ -42,7 +42,7 @@ class XlaOps(Ops):
         of a block may see: those after it, and those before the first segment that reaches into it
         (Dao, FlashAttention-2, https://arxiv.org/abs/2307.08691, section 3.1).
         """
-        return jax.lax.map(lambda row: _attend_row(*row, window), (*qkv, segment_ids, positions))
+        return jax.lax.map(lambda row: _attend_row(window, *row), (*qkv, segment_ids, positions))
 
     def add_mlp(self, x: jax.Array, norm: RMSNorm, mlp: MLP, keep_update: bool) -> Updated:
         rows, length, hidden = x.shape
@@ -84,12 +84,12 @@ class XlaOps(Ops):
 
 
 def _attend_row(
+    window: int | None,
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
     segments: jax.Array,
     positions: jax.Array,
-    window: int | None,
 ) -> jax.Array:
     """Attend within one row; shapes are those of `Ops.attend` without the first axis."""
     length, heads, groups, head_dim = query.shape

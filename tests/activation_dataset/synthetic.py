@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from activation_dataset.fields import Json
 from activation_dataset.format import Pooling, Sample, StorageDtype, prompts_file, shard_file
 from activation_dataset.input_counts import InputCounts, Written
 from activation_dataset.manifest import Manifest, shards_of
@@ -21,6 +23,7 @@ from activation_dataset.statistics import LayerStatistics, OrderedMerge
 from activation_dataset.writer import LayerFileWriter
 
 LAYERS = (10, 11, 12)
+DIGITS: Json = [[15 + digit] for digit in range(10)]
 
 
 def text_prompt(sample_id: str, task_id: str, token_ids: NDArray[np.int32]) -> Prompt:
@@ -54,8 +57,8 @@ def frames_of(prompts: Sequence[Prompt], kind: RecordKind) -> list[RecordFrame]:
 
 def counts_of(prompts: Iterable[Prompt], rejected: Mapping[str, int] | None) -> InputCounts:
     """The counts of prompts of a task each, and of rejected tasks by reason."""
-    cut = [prompt.truncated_tokens for prompt in prompts]
-    written = Written(len(cut), len(cut), sum(map(bool, cut)), sum(cut))
+    written = sum(map(Written.of, prompts), Written())
+    written = replace(written, tasks=written.samples)
     reasons = (rejected or {}).items()
     return InputCounts.of(
         written, [("task", reason, 0) for reason, count in reasons for _ in range(count)]
@@ -102,7 +105,7 @@ def describe(
         compute_dtype="bfloat16",
         prompt_template={"name": "grid", "user": "digits"},
         model={"hidden_size": hidden},
-        tokenizer={"fingerprint": "sha256:00"},
+        tokenizer={"fingerprint": "sha256:00", "digits": DIGITS},
         weights={"fingerprint": "sha256:01", "source": "random", "seed": 0},
         inputs=(InputFile("training.json", 3, "02"),),
         settings={"max_length": None, "samples_per_shard": 4},
@@ -145,7 +148,9 @@ def write_dataset(
             vectors = stored(rows, storage_dtype)
             with open(path, "wb") as stream:
                 writer = LayerFileWriter(stream, site, kind)
-                writer.append(frames_of(prompts, kind), vectors, LayerStatistics.of_vectors(vectors))
+                writer.append(
+                    frames_of(prompts, kind), vectors, LayerStatistics.of_vectors(vectors)
+                )
             manifest = writer.finish(shard, len(shards), "xla")
             manifests.append(manifest)
             merges[site].add(shard, manifest.statistics)

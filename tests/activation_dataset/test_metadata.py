@@ -56,6 +56,7 @@ COUNTS = InputCounts(
     rejected_files={"not_json": 1},
     truncated_samples=2,
     truncated_tokens=40,
+    unknown_cell_samples=1,
 )
 METADATA = Metadata(
     run=describe("last", "bfloat16", HIDDEN, (10,), ("mlp_out", "resid_post")),
@@ -96,7 +97,7 @@ def test_what_was_written_is_read():
 
 def test_the_text_is_that_of_every_version():
     text = METADATA.to_json()
-    digest = "d20c5e67381cf897b7c59e8809288712fd86c3aeeb7c464e3af18af088790550"
+    digest = "1064274f1a6ff079daa7867e1a93c3b9a4d9481504ab84995f405f58114235b0"
     assert text.startswith(f'{{\n  "metadata_sha256": "{digest}",\n')
     assert json.loads(text)["statistics"]["10"]["mean"] == [0.1, -2.5e-8, 1e300]
 
@@ -152,6 +153,7 @@ def test_floats_keep_every_bit(values):
         ),
         (["counts", "tasks"], {"read": 5, "written": 5, "rejected": {}}, "4 samples .* 5 tasks"),
         (["counts", "truncated_samples"], 5, "^counts: 40 tokens are cut off 5 of 4 samples"),
+        (["counts", "unknown_cell_samples"], 5, "^counts: 5 of 4 samples have unknown cells"),
         (["counts", "truncated_tokens"], 1, "^counts: 1 tokens are cut off 2 of 4 samples"),
         (["counts", "truncated_samples"], 0, "^counts: 40 tokens are cut off 0 of 4 samples"),
         (["weights", "fingerprint"], ..., r"^weights\.fingerprint is missing"),

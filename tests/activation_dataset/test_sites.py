@@ -73,5 +73,5 @@ def test_a_site_that_was_not_captured_is_named(path):
     dataset = ActivationDataset(path)
     for site in (11, "blocks.9.hook_attn_out", "mlp_out"):
         for ask in (lambda s: dataset[s], lambda s: dataset.batches(s, 4)):
-            with pytest.raises(KeyError, match=f"{site} is not in the dataset, which has"):
+            with pytest.raises(KeyError, match=f"{site!r} is not in the dataset, which has"):
                 ask(site)

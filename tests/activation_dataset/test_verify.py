@@ -135,19 +135,24 @@ def test_rejected_tasks_that_cannot_be_read(dataset, line):
     assert problem.startswith("errors/rejected.jsonl: cannot be read: ")
 
 
-def test_truncated_prompts_that_are_not_those_counted(tmp_path):
+@pytest.mark.parametrize("name", ["truncated_tokens", "unknown_cell_samples"])
+def test_prompts_that_are_not_those_counted(tmp_path, name):
     def truncated(lengths, seed):
-        return [replace(each, truncated_tokens=9) for each in make_prompts(lengths, seed)]
+        return [
+            replace(each, truncated_tokens=9, cells=np.full_like(each.cells, -2))
+            for each in make_prompts(lengths, seed)
+        ]
 
     write_dataset(tmp_path, [[3], [4]], prompts_of=truncated)
     assert problems(tmp_path, records=True) == []
     path = tmp_path / "metadata.json"
     metadata = Metadata.from_json(path.read_text())
-    counts = replace(metadata.counts, truncated_tokens=20)
+    stored = getattr(metadata.counts, name)
+    counts = replace(metadata.counts, **{name: stored - 1})
     path.write_text(replace(metadata, counts=counts).to_json())
     assert problems(tmp_path) == []
     (problem,) = problems(tmp_path, records=True)
-    assert problem.startswith("metadata.json: counts says 20 tokens are cut off 2 samples")
+    assert problem.startswith(f"metadata.json: counts.{name} is {stored - 1}, the prompts say")
 
 
 def test_without_metadata(dataset, tmp_path_factory):

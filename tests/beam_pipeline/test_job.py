@@ -25,7 +25,7 @@ def opened(tasks: Path, *flags: str) -> Job:
 def test_the_model_decides_what_the_flags_leave_open(example_tasks: Path):
     job = opened(example_tasks, "--layers_to_extract=all")
     assert job.config.extractor.layers == tuple(range(24))
-    assert job.limit == LengthLimit(32_768, "reject")
+    assert job.limit == LengthLimit(32_768, "reject", vocab_size=2048)
     assert job.patterns == resolve_patterns([str(example_tasks)], job.config.output_dir)
     assert job.template == load_template("digits")
     assert {kind.hidden for kind in job.record_kinds.values()} == {64}
@@ -42,7 +42,9 @@ def test_the_description_says_all_that_decides_about_bytes(example_tasks: Path):
         "commit": None,
     }
     assert run.model["rms_norm_eps"] == 1e-6
-    assert run.tokenizer == {"fingerprint": open_model("random:tiny").tokenizer_fingerprint()}
+    source = open_model("random:tiny")
+    digits = [source.tokenizer().encode(str(digit)) for digit in range(10)]
+    assert run.tokenizer == {"fingerprint": source.tokenizer_fingerprint(), "digits": digits}
     assert run.prompt_template == load_template("digits").to_json()
     assert run.versions["jax"]
 
@@ -83,22 +85,6 @@ def test_the_settings_that_decide_about_bytes_make_another_run(example_tasks: Pa
 def test_what_the_model_cannot_do_is_refused(example_tasks: Path, flag: str, named: str):
     with pytest.raises(ConfigError, match=f"^{flag.partition('=')[0]}.*{named}"):
         opened(example_tasks, flag)
-
-
-def test_a_sliding_window_asks_for_shorter_prompts_or_lower_layers(
-    example_tasks: Path, checkpoint: Path, tmp_path: Path
-):
-    model = shutil.copytree(checkpoint, tmp_path / "model")
-    fields = json.loads((model / "config.json").read_text())
-    fields |= {"use_sliding_window": True, "sliding_window": 700, "max_window_layers": 2}
-    (model / "config.json").write_text(json.dumps(fields))
-    flags = ("--model_path", str(model), "--layers_to_extract")
-    with pytest.raises(ConfigError, match=r"model has layers with a sliding .*--max_length 700"):
-        opened(example_tasks, *flags, "all", "--max_length=701")
-    with pytest.raises(ConfigError, match="--ignore_config use_sliding_window"):
-        opened(example_tasks, *flags, "2")
-    assert opened(example_tasks, *flags, "all", "--max_length=700").limit.max_length == 700
-    assert opened(example_tasks, *flags, "0-1").limit.max_length == 32_768
 
 
 def test_workers_get_the_commit_that_the_launcher_has_resolved(

@@ -13,9 +13,10 @@ from beam_pipeline.accelerators import ACCELERATORS
 from beam_pipeline.command import main
 from beam_pipeline.job import open_job
 from beam_pipeline.options import build_plan_parser, parse_flags
-from beam_pipeline.plan import Plan, flops_of, make_plan, packing_of, report, seconds_of, slots_of
+from beam_pipeline.plan import Plan, make_plan, packing_of, report, seconds_of, slots_of
 from qwen.batching import Packing
-from qwen.config import PRESETS
+from qwen.flops import flops_of
+from qwen.presets import PRESETS
 from tests.conftest import ROOT
 from tests.end_to_end.job import metadata_of, run
 from transforms.assign_shards import FINGERPRINT, plan_shards
@@ -85,10 +86,10 @@ def test_each_kind_of_device_has_its_packing(flags: list[str], packing: Packing)
 def test_flops_are_those_of_the_trunk_up_to_the_highest_layer():
     """0.716 G and 43,008 for each token before it, in all 24 layers of the 0.5B model."""
     lengths = np.array([1000])
-    whole = flops_of(1000, lengths, QWEN, 24)
+    whole = flops_of(QWEN, 24, 1000, lengths)
     assert whole == 1000 * 715_653_120 + 43_008 * (1000 * 1001 // 2) * 2
-    assert flops_of(1024, lengths, QWEN, 24) - whole == 24 * 715_653_120
-    assert 2 * flops_of(1000, lengths, QWEN, 12) == whole
+    assert flops_of(QWEN, 24, 1024, lengths) - whole == 24 * 715_653_120
+    assert 2 * flops_of(QWEN, 12, 1000, lengths) == whole
 
 
 def test_padding_is_that_of_each_shard():

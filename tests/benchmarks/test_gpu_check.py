@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.gpu_check import flops_of, peak_of
-from qwen.config import PRESETS
+from benchmarks.gpu_check import peak_of
+from qwen.flops import flops_of
+from qwen.presets import PRESETS
 
 
 @pytest.mark.parametrize(
@@ -34,4 +35,4 @@ def test_the_flops_of_a_prompt_are_those_of_its_matrices() -> None:
     h, i, kv = config.hidden_size, config.intermediate_size, 2 * 64
     weights = h * h + 2 * h * kv + h * h + 3 * h * i
     scores = sum(2 * 64 * 14 * 2 * (position + 1) for position in range(tokens))
-    assert flops_of(tokens, config, 3) == 3 * (2 * tokens * weights + scores)
+    assert flops_of(config, 3, tokens, [tokens]) == 3 * (2 * tokens * weights + scores)

@@ -222,13 +222,14 @@ def test_cells_are_found_in_what_a_chat_template_makes(strip: bool):
         f"<|im_start|>system\n{prompt.messages[0]['content']}<|im_end|>\n<|im_start|>user\n{body}"
     )
     cells = prompt.cells_within(chat + "<|im_end|>\n")
+    assert cells is not None
     assert [chat[offset] for offset in cells[:, 0]] == [
         prompt.text[offset] for offset in prompt.cells[:, 0]
     ]
     assert np.array_equal(cells[:, 1:], prompt.cells[:, 1:])
 
 
-def test_a_chat_template_that_changes_the_text_is_an_error():
+def test_a_chat_template_that_changes_the_text_or_repeats_it_leaves_cells_without_a_place():
     prompt = render(load_template("digits-chat"), TASK)
-    with pytest.raises(ValueError, match="chat template changed the text"):
-        prompt.cells_within(prompt.text.replace("\n", " "))
+    assert prompt.cells_within(prompt.text.replace("\n", " ")) is None
+    assert prompt.cells_within(2 * prompt.text) is None

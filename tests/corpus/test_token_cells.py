@@ -1,41 +1,63 @@
+import re
+
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corpus.token_cells import NO_CELL, token_cells
+from corpus.token_cells import NO_CELL, UNKNOWN_CELL, token_cells
 
 
-def cells_at(*offsets: int) -> np.ndarray:
+def cells_at(offsets: list[int]) -> np.ndarray:
     """A cell at each offset: its example is its number, its row twice that, and so on."""
     numbers = np.arange(len(offsets))
     columns = [np.array(offsets, int), numbers, numbers % 2, 2 * numbers, 3 * numbers]
     return np.stack(columns, axis=-1).astype(np.int32).reshape(-1, 5)
 
 
-def offsets_of(*lengths: int) -> np.ndarray:
-    """Tokens of so many characters, end to end."""
-    ends = np.cumsum(lengths)
-    return np.stack([ends - lengths, ends], axis=-1).astype(np.int64).reshape(-1, 2)
+def shown(parts: list[str], cells: np.ndarray, text: str | None = None) -> np.ndarray:
+    """Cells of tokens with these texts, which have an id for each text."""
+    known = sorted({*parts})
+    token_ids = np.array([known.index(part) for part in parts], np.int32)
+    return token_cells(
+        "".join(parts) if text is None else text, cells, token_ids, known.__getitem__
+    )
 
 
-@given(
-    st.lists(st.integers(1, 5), max_size=30),
-    st.sets(st.integers(0, 80)),
-    st.integers(0, 3),
+@given(st.lists(st.text("01²x é\n", min_size=0, max_size=3), max_size=30), st.randoms())
+def test_every_cell_has_a_token_of_its_own_or_all_are_unknown(parts: list[str], random):
+    text = "".join(parts)
+    digits = [match.start() for match in re.finditer("[0-9]", text)]
+    cells = cells_at(sorted(random.sample(digits, random.randint(0, len(digits)))))
+    found = shown(parts, cells)
+    assert found.dtype == np.int16
+    assert found.shape == (len(parts), 4)
+    start, expected = 0, []
+    for part in parts:
+        inside = [cell[1:] for cell in cells.tolist() if start <= cell[0] < start + len(part)]
+        several = len(re.findall("[0-9]", part)) > 1
+        expected.append(
+            [UNKNOWN_CELL] * 4 if inside and several else (inside or [[NO_CELL] * 4])[0]
+        )
+        start += len(part)
+    if [UNKNOWN_CELL] * 4 in expected:
+        expected = [[UNKNOWN_CELL] * 4] * len(parts)
+    assert found.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("parts", "text"),
+    [
+        (["1", "<unk>", "3"], "123"),
+        (["1", "3"], "123"),
+        (["1", "2", "3", "3"], "123"),
+        (["1", "3", "2"], "123"),
+        (["1", "2", "3", "2"], "123²"),
+        ([], "123"),
+    ],
+    ids=["unknown", "fewer", "more", "in another order", "normalized", "none"],
 )
-def test_a_token_is_the_first_cell_that_it_covers(lengths: list[int], places: set[int], gap: int):
-    cells = cells_at(*sorted(places))
-    offsets = offsets_of(*lengths)
-    offsets[:, 1] -= np.minimum(gap, np.array(lengths, int))  # characters that no token covers
-    shown = token_cells(cells, offsets)
-    assert shown.dtype == np.int16
-    assert shown.shape == (len(lengths), 4)
-    for (start, end), found in zip(offsets.tolist(), shown.tolist(), strict=True):
-        covered = [cell[1:] for cell in cells.tolist() if start <= cell[0] < end]
-        assert found == (covered[0] if covered else [NO_CELL] * 4)
-
-
-def test_tokens_that_share_one_character_do_not_hide_a_cell():
-    # A character of several bytes can be several tokens, each with the character's offsets.
-    offsets = np.array([[0, 1], [0, 1], [0, 1], [1, 2]])
-    assert token_cells(cells_at(1), offsets)[:, 0].tolist() == [-1, -1, -1, 0]
+def test_tokens_with_other_digits_than_the_text_show_no_known_cell(parts: list[str], text: str):
+    found = shown(parts, cells_at([0, 1, 2]), text)
+    assert found.tolist() == [[UNKNOWN_CELL] * 4] * len(parts)
+    assert (shown(parts, cells_at([]), text) == NO_CELL).all(), "a text without grids has no cells"

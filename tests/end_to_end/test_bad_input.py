@@ -91,7 +91,7 @@ BAD_MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no weights": (lambda m: weights_of(m).unlink(), "model.safetensors"),
     "truncated weights": (cut_weights, "model.safetensors"),
     "tensors of another shape": (lambda m: change_config(m, intermediate_size=64), "down_proj"),
-    "another tokenizer": (lambda m: change_config(m, vocab_size=500), "1023"),
+    "another vocabulary": (lambda m: change_config(m, vocab_size=500), "embed_tokens"),
 }
 
 

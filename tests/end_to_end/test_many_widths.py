@@ -179,9 +179,7 @@ def test_a_hook_point_that_layers_lack_is_refused(
     error = error_of(capsys, hybrid, short_tasks, tmp_path / "out", *flags)
     assert "hook_points: " in error
     with pytest.raises(ValueError, match=message):
-        ActivationExtractor.load(
-            hybrid, range(3) if layers == "0-2" else [1], hook_points=(point,)
-        )
+        ActivationExtractor.load(hybrid, range(3) if layers == "0-2" else [1], hook_points=(point,))
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import io
 import json
 import random
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,9 +14,8 @@ from corpus.parse import parse_tasks
 from corpus.task import Document, Task
 from examples.held_out import split
 from examples.puzzles import puzzles
+from tests.activation_dataset import synthetic
 from tests.activation_dataset.synthetic import write_dataset
-
-ARC = Path("/work/shared/data/arc_agi_1/training.json")
 
 
 def prompts_of_item(item):
@@ -162,9 +160,9 @@ def test_one_puzzle_cannot_be_split(tmp_path):
         split(dataset)
 
 
-@pytest.mark.skipif(not ARC.exists(), reason="needs the ARC tasks")
-def test_the_tasks_of_arc_are_puzzles_of_their_own(tmp_path):
-    tasks = dict(list(json.loads(ARC.read_text()).items())[:70])  # with 27a28665, of small pairs
+def test_the_tasks_of_arc_are_puzzles_of_their_own(tmp_path, arc_tasks):
+    training = json.loads((arc_tasks / "training.json").read_text())
+    tasks = dict(list(training.items())[:70])  # with 27a28665, of small pairs
     again = [{"train": task["train"][::-1], "test": task["test"]} for task in tasks.values()]
     lines = "\n".join(map(json.dumps, again))
     dataset = dataset_of(tmp_path / "out", {"training.json": tasks, "more.jsonl": lines})
@@ -172,3 +170,30 @@ def test_the_tasks_of_arc_are_puzzles_of_their_own(tmp_path):
     for number, name in enumerate(tasks, 1):
         assert found[f"more.jsonl#line-{number:06d}"] == found[f"training.json#{name}"]
     assert len(set(found.values())) > 0.95 * len(tasks)
+
+
+@pytest.mark.parametrize("cell", [-2, 0])
+def test_cells_that_are_unknown_cannot_be_compared(tmp_path, cell):
+    unknown = [Prompt("a#t/0", "t", np.arange(3, dtype=np.int32), np.full((3, 4), cell, np.int16))]
+    write_dataset(tmp_path, [[3]], prompts_of=lambda *_: unknown)
+    if cell == -2:
+        with pytest.raises(ValueError, match=r"a#t/0.* are unknown"):
+            puzzles(ActivationDataset(tmp_path))
+    else:
+        assert puzzles(ActivationDataset(tmp_path)) == ["t"]
+
+
+def test_tokens_of_the_same_digit_are_the_same_color(tmp_path, monkeypatch):
+    """A tokenizer has a token of its own for a digit behind a space, at the start of a row."""
+    digits = [[15 + digit, 115 + digit] for digit in range(10)]
+    monkeypatch.setattr(synthetic, "DIGITS", digits)
+    roles, rows, columns = np.indices((2, 3, 3)).reshape(3, -1)
+    cells = np.stack([np.zeros_like(roles), roles, rows, columns], axis=-1)
+    colors = np.random.default_rng(0).integers(0, 10, len(cells))
+    first = cells[:, 3] == 0
+    prompts = [
+        Prompt(f"a#{name}/0", name, (15 + colors + shift).astype(np.int32), cells.astype(np.int16))
+        for name, shift in (("s", 0), ("t", 100 * first))
+    ]
+    write_dataset(tmp_path, [[len(cells)] * 2], prompts_of=lambda *_: prompts)
+    assert puzzles(ActivationDataset(tmp_path)) == ["s", "s"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,6 @@ from safetensors.numpy import save_file
 
 from qwen.checkpoint import SINGLE_FILE
 from qwen.config import ModelConfig
-from qwen.export_preset import config_json
 from qwen.families import family_of
 
 SMALL = ModelConfig(
@@ -28,6 +28,12 @@ SMALL = ModelConfig(
     tie_word_embeddings=False,
 )
 
+INTERNAL = {
+    *("rotary_dim", "attention_bias", "qk_norm", "output_gate", "zero_centered_norms"),
+    *("dense_layers", "delta", "experts", "rope_scaling"),
+}
+"""Fields of a `ModelConfig` that no `config.json` has in this form."""
+
 GROUPED_BY_FOUR = replace(SMALL, num_attention_heads=8, num_key_value_heads=4)
 """Whose heads divide among 4 devices but not among 8."""
 
@@ -35,12 +41,12 @@ GROUPED_BY_FOUR = replace(SMALL, num_attention_heads=8, num_key_value_heads=4)
 def varied_weights(config: ModelConfig, seed: int = 0) -> dict[str, np.ndarray]:
     """Every tensor of the config's checkpoint, float32, with biases and norms that matter.
 
-    The values are the same on every machine and in every version of numpy, whose legacy generator
-    is frozen (https://numpy.org/doc/stable/reference/random/legacy.html).
+    The values depend on the name alone. They are the same on every machine and in every version of
+    numpy, whose legacy generator is frozen (https://numpy.org/doc/stable/reference/random/legacy.html).
     """
-    generator = np.random.RandomState(seed)
     tensors = {}
     for name, shape in family_of(config).tensor_shapes(config).items():
+        generator = np.random.RandomState([seed, zlib.crc32(name.encode())])
         noise = generator.standard_normal(shape)
         if name.endswith("norm.weight"):
             values = 1 + 0.3 * noise
@@ -56,7 +62,13 @@ def varied_weights(config: ModelConfig, seed: int = 0) -> dict[str, np.ndarray]:
 
 def config_fields(config: ModelConfig, **changes: Any) -> dict[str, Any]:
     """The ``config.json`` of a published checkpoint; ``changes`` add or replace fields."""
-    return {**config_json(config), **changes}
+    return {
+        "architectures": ["Qwen2ForCausalLM"],
+        "hidden_act": "silu",
+        "torch_dtype": "bfloat16",
+        **{name: value for name, value in config.to_json().items() if name not in INTERNAL},
+        **changes,
+    }
 
 
 def write_checkpoint(

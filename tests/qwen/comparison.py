@@ -11,6 +11,7 @@ from activation_dataset.format import Pooling, StorageDtype
 from activation_dataset.sites import HOOK_POINTS, HookPoint, Site, place_of
 from activation_dataset.statistics import LayerStatistics
 from qwen.extractor import ActivationExtractor
+from qwen.settings import ExtractorSettings
 from qwen.source import open_model
 
 RecordProperty = Callable[[str, object], None]
@@ -18,7 +19,10 @@ RecordProperty = Callable[[str, object], None]
 RELATIVE_ERROR_FLOAT32 = 1e-4
 """Largest |ours - theirs| / |theirs| of a vector, L2."""
 
-COSINE_BFLOAT16 = dict.fromkeys(HOOK_POINTS, 0.999) | {"attn_out": 0.998, "mlp_out": 0.998}
+STREAM: tuple[HookPoint, ...] = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
+"""The residual stream and what is added to it: hook points of every layer, of one width."""
+
+COSINE_BFLOAT16 = dict.fromkeys(STREAM, 0.999) | {"attn_out": 0.998, "mlp_out": 0.998}
 """Of what is added to the residual stream, more is rounding than of the stream itself."""
 
 
@@ -27,7 +31,7 @@ def extracted(
     token_ids: list[np.ndarray],
     pooling: Pooling,
     compute_dtype: StorageDtype,
-    hook_points: Sequence[HookPoint] = HOOK_POINTS,
+    hook_points: Sequence[HookPoint] = STREAM,
     mesh_shape: tuple[int, int] | None = None,
 ) -> list[np.ndarray]:
     """For each prompt [sites, vectors, hidden] float32: every layer at each hook point."""
@@ -65,12 +69,56 @@ def by_sample(
     return [found[sample] for sample in range(len(token_ids))]
 
 
+def captured_sites(
+    model_path: Path, token_ids: Sequence[np.ndarray], pooling: Pooling, compute_dtype: StorageDtype
+) -> list[dict[Site, np.ndarray]]:
+    """For each prompt, by site, [vectors, width]: every site that a layer of the model has."""
+    source = open_model(str(model_path))
+    config, layers = source.config, range(source.config.num_hidden_layers)
+    layers_with: dict[tuple[int, ...], list[HookPoint]] = {}
+    for point in HOOK_POINTS:
+        having = tuple(layer for layer in layers if config.width(layer, point))
+        layers_with.setdefault(having, []).append(point)
+    found: list[dict[Site, np.ndarray]] = [{} for _ in token_ids]
+    for having, points in layers_with.items():
+        if having:
+            settings = ExtractorSettings(
+                str(model_path), having, tuple(points), pooling, compute_dtype, batch_size=1
+            )
+            extractor = ActivationExtractor(source, settings)
+            for sample, sites in zip(found, by_sample(extractor, token_ids), strict=True):
+                sample |= sites
+    return found
+
+
+def worst_by_hook_point(
+    ours: Sequence[Mapping[Site, np.ndarray]], theirs: Sequence[Mapping[Site, np.ndarray]]
+) -> dict[HookPoint, tuple[float, float]]:
+    """Return the largest relative error and the smallest cosine of a vector, by hook point."""
+    worst: dict[HookPoint, tuple[float, float]] = {}
+    for mine, reference in zip(ours, theirs, strict=True):
+        for site, expected in reference.items():
+            point = place_of(site)[1]
+            error, cosine = differences(mine[site], expected)
+            before = worst.get(point, (0.0, 1.0))
+            worst[point] = (max(before[0], error.max()), min(before[1], cosine.min()))
+    return worst
+
+
+def differences(ours: np.ndarray, theirs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the relative L2 error and the cosine of each vector of [..., width]."""
+    a, b = ours.astype(np.float64), theirs.astype(np.float64)
+    assert a.shape == b.shape
+    norms_a, norms_b = np.linalg.norm(a, axis=-1), np.linalg.norm(b, axis=-1)
+    return np.linalg.norm(a - b, axis=-1) / norms_b, (a * b).sum(-1) / (norms_a * norms_b)
+
+
 def pooled(activations: np.ndarray, pooling: Pooling) -> np.ndarray:
-    """[sites, tokens, hidden] to [sites, vectors, hidden]"""
+    """[..., tokens, hidden] to [..., vectors, hidden]"""
     if pooling == "last":
-        return activations[:, -1:]
+        return activations[..., -1:, :]
     if pooling == "mean":
-        return activations.mean(axis=1, keepdims=True, dtype=np.float64)
+        return activations.mean(axis=-2, keepdims=True, dtype=np.float64)
     return activations
 
 
@@ -79,16 +127,15 @@ def compare(
     theirs: list[np.ndarray],
     dtype: StorageDtype,
     record_property: RecordProperty,
-    hook_points: Sequence[HookPoint] = HOOK_POINTS,
+    hook_points: Sequence[HookPoint] = STREAM,
     relative_error: float = RELATIVE_ERROR_FLOAT32,
     cosine: Mapping[HookPoint, float] = COSINE_BFLOAT16,
 ) -> None:
     """Checks every vector, and leaves the worst figures in the report (``--junitxml``)."""
     assert [o.shape for o in ours] == [t.shape for t in theirs]
-    a, b = (np.concatenate(x, axis=1).astype(np.float64) for x in (ours, theirs))
-    norms_a, norms_b = np.linalg.norm(a, axis=-1), np.linalg.norm(b, axis=-1)
-    errors = (np.linalg.norm(a - b, axis=-1) / norms_b).max(axis=1)
-    cosines = ((a * b).sum(-1) / (norms_a * norms_b)).min(axis=1)
+    a, b = (np.concatenate(x, axis=1) for x in (ours, theirs))
+    errors, cosines = differences(a, b)
+    errors, cosines = errors.max(axis=1), cosines.min(axis=1)
     parts = len(hook_points)
     for hook_point, worst, least in zip(
         hook_points, np.split(errors, parts), np.split(cosines, parts), strict=True

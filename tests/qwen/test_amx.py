@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qwen.config import PRESETS
+from qwen.config import DeltaConfig, ExpertsConfig, RopeScaling
 from qwen.layers.mlp import MLP
 from qwen.layers.norm import RMSNorm
 from qwen.ops import amx
-from tests.qwen.test_ops import AMX, EPSILON, config_of, needs_amx, random_parameters, run, stream
+from qwen.presets import PRESETS
+from tests.qwen.test_ops import AMX, EPSILON, needs_amx, random_parameters, run, stream
 
 needs_library = pytest.mark.skipif(amx.register() is None, reason="the AMX kernels are not built")
 
@@ -77,7 +80,7 @@ def test_silu_is_right_far_from_zero() -> None:
     """A gate of -100 or 100 in one row each: 0 and the gate itself."""
     bfloat16 = jnp.dtype("bfloat16")
     x = array(1, 32, 32).at[0, 0, 0].set(-1).at[0, 1, 0].set(1)
-    mlp, norm = MLP(config_of(32, 32), bfloat16), RMSNorm(32, 0.0, bfloat16)
+    mlp, norm = MLP(32, 32, bfloat16), RMSNorm(32, 0.0, bfloat16)
     norm.scale[...] = jnp.full(32, 32**-0.5, bfloat16)
     for name, value in (("gate_kernel", 100), ("up_kernel", 1), ("down_kernel", 1)):
         kernel = AMX.tile_kernel(array(32, 32).at[0, 0].set(value))
@@ -89,7 +92,7 @@ def test_silu_is_right_far_from_zero() -> None:
 
 @needs_amx
 def test_a_row_s_bits_depend_on_that_row_alone_whatever_runs_at_the_same_time() -> None:
-    mlp, _ = random_parameters(MLP(config_of(896, 1024), jnp.dtype("bfloat16")), AMX)
+    mlp, _ = random_parameters(MLP(896, 1024, jnp.dtype("bfloat16")), AMX)
     norm, _ = random_parameters(RMSNorm(896, EPSILON, jnp.dtype("bfloat16")), AMX)
     x = stream(1000, 896, "bfloat16")
 
@@ -102,10 +105,34 @@ def test_a_row_s_bits_depend_on_that_row_alone_whatever_runs_at_the_same_time() 
         assert all((found == together).all() for found in threads.map(call, [x] * 24))
 
 
-def test_the_kernels_are_for_models_and_dtypes_that_they_take() -> None:
-    bfloat16, small = jnp.dtype(jnp.bfloat16), PRESETS["Qwen2.5-0.5B"]
+BFLOAT16, SMALL = jnp.dtype(jnp.bfloat16), PRESETS["Qwen2.5-0.5B"]
+
+
+def test_the_kernels_need_the_processor() -> None:
+    assert amx.fits(SMALL, BFLOAT16, 1) == amx.available()
+
+
+def test_the_kernels_are_for_models_and_dtypes_that_they_take(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(amx, "available", lambda: True)
     for parts in (1, 2):  # 4864 / 2 is a multiple of 32
-        assert amx.fits(small, bfloat16, parts) == amx.available()
-    assert not amx.fits(small, bfloat16, 3)
-    assert not amx.fits(small, jnp.dtype(jnp.float32), 1)
-    assert not amx.fits(PRESETS["tiny"], bfloat16, 1)
+        assert amx.fits(SMALL, BFLOAT16, parts)
+    assert amx.fits(replace(SMALL, rope_scaling=RopeScaling("yarn", 4.0, 32_768)), BFLOAT16, 1)
+    assert not amx.fits(SMALL, BFLOAT16, 3)
+    assert not amx.fits(SMALL, jnp.dtype(jnp.float32), 1)
+    windows = {"layer_types": ("sliding_attention",) * 24, "sliding_window": 8}
+    others: tuple[dict[str, Any], ...] = (
+        windows,
+        {"attention_bias": False},
+        {"qk_norm": True},
+        {"output_gate": True},
+        {"zero_centered_norms": True},
+        {"rotary_dim": 16},
+        {"head_dim": 32},
+        {"hidden_size": 900},
+        {"experts": ExpertsConfig(4, 2, 64)},
+        {"delta": DeltaConfig(2, 2, 64, 64, 4), "layer_types": ("linear_attention",) * 24},
+    )
+    for changes in others:
+        assert not amx.fits(replace(SMALL, **changes), BFLOAT16, 1), changes

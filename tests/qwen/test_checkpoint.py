@@ -19,7 +19,7 @@ from qwen.checkpoint import (
     CheckpointFolder,
     RandomWeights,
 )
-from qwen.config import PRESETS
+from qwen.presets import PRESETS
 from qwen.source import open_model
 from tests.qwen.checkpoints import SMALL, varied_weights, write_checkpoint
 

@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
+import jax.numpy as jnp
 import pytest
 import transformers
+from flax import nnx
 
-from qwen.config import PRESETS, ModelConfigError
-from qwen.families import FAMILIES, read_config
+from qwen.config import ModelConfigError
+from qwen.decoder import Decoder
+from qwen.families import family_of, read_config
+from qwen.presets import PRESETS, preset_file
 from tests.qwen.checkpoints import SMALL, config_fields
 
 PUBLISHED_QWEN2_5_0_5B: dict[str, Any] = {
@@ -97,12 +102,24 @@ def test_every_spelling_of_rope_means_what_it_means_to_transformers(rope: dict[s
             {"architectures": ["Qwen2BiModel"]},
             ["architectures", "'Qwen2BiModel'", "--ignore_config architectures"],
         ),
-        ({"rope_scaling": {"type": "yarn"}}, ["rope_scaling.rope_type='yarn'", "'default'"]),
+        ({"rope_scaling": {"type": "dynamic"}}, ["rope_scaling.rope_type='dynamic'", "'yarn'"]),
+        ({"rope_scaling": {"type": "yarn"}}, ["rope_scaling.factor", "positive", "None"]),
+        ({"rope_scaling": {"type": "linear", "factor": float("nan")}}, ["factor", "nan"]),
+        (
+            {"rope_scaling": {"type": "yarn", "factor": 4, "mscale": 2}},
+            ["rope_scaling.mscale", "'yarn'"],
+        ),
+        (
+            {"rope_scaling": {"type": "yarn", "factor": 4, "truncate": "no"}},
+            ["truncate='no'", "True, False"],
+        ),
+        ({"rope_scaling": {"factor": 4.0}}, ["rope_scaling.factor", "'default'"]),
         (
             {"rope_parameters": {"full_attention": {"rope_theta": 1e6}}},
-            ["rope_parameters", "'full_attention'"],
+            ["rope_parameters.full_attention"],
         ),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, ["partial_rotary_factor=0.5"]),
+        ({"partial_rotary_factor": 0.5}, ["partial_rotary_factor=0.5"]),
         ({"rope_scaling": "yarn"}, ["rope_scaling", "must be an object", "'yarn'"]),
         ({"rope_theta": float("nan")}, ["rope_theta", "positive", "nan"]),
         ({"rms_norm_eps": None}, ["rms_norm_eps", "positive", "None"]),
@@ -137,7 +154,6 @@ def test_what_cannot_be_run_faithfully_is_refused_with_the_field_and_its_value(
         ({"pruned_heads": {"0": [1]}}, 'pruned_heads={"0": [1]}'),
         ({"attention_bias": True}, "attention_bias=true"),
         ({"dual_chunk_attention_config": {"chunk_size": 8}}, "dual_chunk_attention_config="),
-        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
         ({"a_field_of_tomorrow": "x" * 500}, 'a_field_of_tomorrow="xxx'),
     ],
 )
@@ -197,9 +213,8 @@ def test_the_layers_that_have_a_window_are_those_of_transformers(changes: dict[s
     config = read_config(fields)
     kinds = theirs["layer_types"]
     assert list(config.layer_types or ["full_attention"] * 3) == kinds
-    for layers in (1, 2, 3):
-        affected = "sliding_attention" in kinds[:layers]
-        assert config.window_of(layers) == (theirs["sliding_window"] if affected else None)
+    windows = [theirs["sliding_window"] if kind == "sliding_attention" else None for kind in kinds]
+    assert [config.kind(layer).window for layer in range(3)] == windows
     assert read_config(theirs) == config
 
 
@@ -209,18 +224,36 @@ def test_a_missing_field_is_named(name: str) -> None:
         read_config(without(config_fields(SMALL), name))
 
 
-def test_flops_of_qwen2_5_0_5b() -> None:
-    """Its trunk has 0.358 G parameters, each used in one multiplication and addition per token."""
-    config = PRESETS["Qwen2.5-0.5B"]
-    flops = config.num_hidden_layers * config.layer_flops_per_token
-    assert flops == pytest.approx(0.716e9, rel=2e-3)
-    assert config.attention_flops(10) == 4 * 14 * 64 * 10
+PRESET_OF = {config.model_type: name for name, config in PRESETS.items()}
+"""A preset of each family that has one, preferably a tiny one."""
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
-def test_every_tensor_of_a_layer_makes_one_parameter(model_type: str) -> None:
-    family, config = FAMILIES[model_type], replace(SMALL, model_type=model_type)
-    prefix = family.layer_prefix.format(0)
-    tensors = {name for name in family.tensor_shapes(config) if name.startswith(prefix)}
-    used = [prefix + name for source in family.layer_parameters.values() for name in source.tensors]
-    assert sorted(used) == sorted(tensors)
+@pytest.mark.parametrize("model_type", PRESET_OF)
+def test_an_absent_field_means_what_it_means_to_transformers_or_is_missed(model_type: str) -> None:
+    """Except the length that RoPE was trained for, which is a limit of the user here."""
+    fields = json.loads(preset_file(PRESET_OF[model_type]).read_text())
+    for name in fields:
+        shorter = without(fields, name)
+        try:
+            ours = read_config(shorter)
+        except ModelConfigError:
+            continue
+        theirs = transformers.CONFIG_MAPPING[model_type].from_dict(dict(shorter)).to_dict()
+        expected = read_config({"architectures": None, **theirs})
+        limit = ours.max_position_embeddings
+        assert ours == replace(expected, max_position_embeddings=limit), name
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_tensors_of_a_layer_make_its_parameters(name: str) -> None:
+    """Of every kind of layer; output gates come out of the tensor of the queries."""
+    config = PRESETS[name]
+    family = family_of(config)
+    model = nnx.eval_shape(lambda: Decoder(config, config.num_hidden_layers, jnp.dtype("float32")))
+    for number, layer in enumerate(model.layers):
+        parameters = {path for path, _ in nnx.to_flat_state(nnx.state(layer, nnx.Param))}
+        sources = family.layer_parameters(config, number)
+        assert parameters == sources.keys()
+        prefix = f"model.layers.{number}."
+        stored = {each for each in family.tensor_shapes(config) if each.startswith(prefix)}
+        assert stored == {prefix + each for source in sources.values() for each in source.names}

@@ -9,7 +9,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,6 +20,7 @@ from jax.sharding import AbstractMesh
 
 from activation_dataset.format import POOLINGS, Pooling, StorageDtype
 from activation_dataset.sites import HookPoint
+from qwen.config import DeltaConfig, ExpertsConfig
 from qwen.extractor import ActivationExtractor
 from qwen.mesh import MeshError, check_mesh_fits_model
 from tests.qwen.checkpoints import GROUPED_BY_FOUR, write_checkpoint
@@ -28,8 +31,8 @@ ROOT = Path(__file__).resolve().parents[2]
 LENGTHS = (*range(3, 480, 17), 512, 1, 1)
 """Enough for two steps on the (8, 1) mesh, the second with rows that stay empty."""
 
-HOOK_POINTS: tuple[HookPoint, ...] = ("attn_out", "mlp_out", "resid_post")
-"""What a model axis splits, each device having a part of the sum, and the stream it is added to."""
+HOOK_POINTS: tuple[HookPoint, ...] = ("k", "v", "attn_out", "mlp_out", "resid_post")
+"""What a model axis splits, each device having some heads or a part of a sum, and the stream."""
 
 Capture = tuple[tuple[int, int] | None, Pooling, StorageDtype]
 """Mesh (None for the default), pooling, compute dtype."""
@@ -38,6 +41,7 @@ REFERENCE: Capture = ((1, 1), "none", "float32")
 
 CAPTURES: tuple[Capture, ...] = (
     *((mesh, pooling, "float32") for mesh in ((8, 1), (4, 2), (2, 4)) for pooling in POOLINGS),
+    ((1, 8), "none", "float32"),
     (None, "last", "bfloat16"),
     ((2, 4), "none", "bfloat16"),
 )
@@ -92,10 +96,39 @@ def test_a_mesh_that_does_not_fit_the_devices_is_explained() -> None:
             ActivationExtractor.load("random:tiny", [0], mesh_shape=(data, 1))
 
 
-def test_a_mesh_that_does_not_fit_the_model_is_explained() -> None:
-    mesh = AbstractMesh((1, 8), ("data", "model"))
-    with pytest.raises(MeshError, match=r"of 8 .*num_key_value_heads=4.*possible: 1, 2, 4"):
-        check_mesh_fits_model(mesh, GROUPED_BY_FOUR)  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("changes", "parts", "message"),
+    [
+        ({}, 16, "axis of 16 must divide num_attention_heads=8; possible .*: 1, 2, 4, 8$"),
+        (
+            {"intermediate_size": 20},
+            8,
+            "must divide intermediate_size=20; possible .*: 1, 2, 4$",
+        ),
+        (
+            {"num_attention_heads": 12, "num_key_value_heads": 6},
+            4,
+            "must divide num_key_value_heads=6 or be a multiple of it; possible .*: 1, 2, 3, 6,",
+        ),
+        (
+            {"experts": ExpertsConfig(6, 2, 8)},
+            4,
+            "must divide num_experts=6; possible .*: 1, 2$",
+        ),
+        (
+            {"delta": DeltaConfig(2, 4, 8, 8, 4), "layer_types": ("linear_attention",) * 3},
+            4,
+            "must divide linear_num_key_heads=2; possible .*: 1, 2$",
+        ),
+    ],
+    ids=str,
+)
+def test_a_mesh_that_does_not_fit_the_model_is_explained(
+    changes: dict[str, Any], parts: int, message: str
+) -> None:
+    mesh: Any = AbstractMesh((1, parts), ("data", "model"))
+    with pytest.raises(MeshError, match=message):
+        check_mesh_fits_model(mesh, replace(GROUPED_BY_FOUR, **changes))
 
 
 if __name__ == "__main__":

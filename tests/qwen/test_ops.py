@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 
-from qwen.config import PRESETS
+from qwen.config import ModelConfig
 from qwen.layers.attention import Attention, QueriesKeysValues, attention_of_slots
 from qwen.layers.mlp import MLP
 from qwen.layers.norm import RMSNorm
@@ -30,6 +31,7 @@ from qwen.ops.choose import choose_ops
 from qwen.ops.cudnn import CudnnOps
 from qwen.ops.splash import SplashOps
 from qwen.ops.xla import XlaOps
+from qwen.presets import PRESETS
 
 RELATIVE_ERROR = {"float32": 1e-5, "bfloat16": 2e-2}
 """Largest relative L2 error of a query head's output; bfloat16 has 8 bits of precision."""
@@ -38,6 +40,9 @@ KEY_HEADS, GROUPS, HEAD_DIM = 2, 3, 64
 
 Row = Sequence[int]
 """The lengths of the samples in a row; the rest of it is padding."""
+
+WINDOWS = (1, 50, 129)
+"""Tokens that a query sees: itself, less than a block, and more."""
 
 LAYOUTS: dict[str, tuple[int, list[Row]]] = {
     "rows of one block": (128, [[128], [40, 60]]),
@@ -52,9 +57,9 @@ LAYOUTS: dict[str, tuple[int, list[Row]]] = {
 class Definition(XlaOps):
     """Attention with all scores in memory at once, as the highest layer computes it."""
 
-    def attend(self, qkv, segment_ids, positions):
+    def attend(self, qkv, segment_ids, positions, window):
         slots = jnp.broadcast_to(jnp.arange(segment_ids.shape[1]), segment_ids.shape)
-        return attention_of_slots(slots, qkv, segment_ids)
+        return attention_of_slots(slots, qkv, segment_ids, window)
 
 
 XLA, SPLASH, AMX = XlaOps(), SplashOps(interpret=jax.default_backend() != "tpu"), amx.AmxOps()
@@ -101,7 +106,9 @@ def queries_keys_values(
     return query, key, value
 
 
-def definition(qkv: QueriesKeysValues, rows: Sequence[Row]) -> np.ndarray:
+def definition(
+    qkv: QueriesKeysValues, rows: Sequence[Row], window: int | None = None
+) -> np.ndarray:
     """[rows, length, K, G, D] float64; padding is 0."""
     query, key, value = (np.asarray(x, np.float64) for x in qkv)
     out = np.zeros(query.shape)
@@ -110,7 +117,8 @@ def definition(qkv: QueriesKeysValues, rows: Sequence[Row]) -> np.ndarray:
         for size in lengths:
             part = (row, slice(start, start + size))
             scores = np.einsum("qkgd,skd->kgqs", query[part], key[part]) / np.sqrt(query.shape[-1])
-            scores = np.where(np.tri(size, dtype=bool), scores, -np.inf)
+            visible = np.tri(size, dtype=bool) & ~np.tri(size, k=-(window or size), dtype=bool)
+            scores = np.where(visible, scores, -np.inf)
             weights = np.exp(scores - scores.max(-1, keepdims=True))
             weights /= weights.sum(-1, keepdims=True)
             out[part] = np.einsum("kgqs,skd->qkgd", weights, value[part])
@@ -126,30 +134,34 @@ def worst_error(found: object, expected: np.ndarray) -> float:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(
-    ("ops", "dtype"),
+    ("ops", "dtype", "window"),
     [
-        *((ops, dtype) for ops in (Definition(), XLA, SPLASH) for dtype in RELATIVE_ERROR),
-        ON_AMX,
-        pytest.param(CudnnOps(), "bfloat16", marks=needs_gpu),
+        *((ops, dtype, None) for ops in (Definition(), XLA, SPLASH) for dtype in RELATIVE_ERROR),
+        *((ops, "float32", window) for ops in (Definition(), XLA, SPLASH) for window in WINDOWS),
+        pytest.param(AMX, "bfloat16", None, marks=needs_amx),
+        *(
+            pytest.param(CudnnOps(), "bfloat16", window, marks=needs_gpu)
+            for window in (None, *WINDOWS)
+        ),
     ],
     ids=named,
 )
-def test_attention(ops: Ops, layout: str, dtype: str) -> None:
+def test_attention(ops: Ops, layout: str, dtype: str, window: int | None) -> None:
     length, rows = LAYOUTS[layout]
     qkv = queries_keys_values(len(rows), length, dtype)
     segments, positions = segments_and_positions(length, rows)
-    out = run(ops.attend, qkv, segments, positions)
+    out = run(partial(ops.attend, window=window), qkv, segments, positions)
     assert (out.dtype, out.shape) == (qkv[0].dtype, qkv[0].shape)
     assert jnp.isfinite(out).all(), "a padding slot is not finite"
     real = segments > 0
-    expected = definition(qkv, rows)
+    expected = definition(qkv, rows, window)
     assert worst_error(out[real], expected[real]) <= RELATIVE_ERROR[dtype]
 
 
 @needs_amx
 def test_attention_with_heads_of_128_dimensions() -> None:
     qkv = queries_keys_values(1, 512, "bfloat16", 128)
-    out = run(AMX.attend, qkv, *segments_and_positions(512, [[512]]))
+    out = run(partial(AMX.attend, window=None), qkv, *segments_and_positions(512, [[512]]))
     assert worst_error(out, definition(qkv, [[512]])) <= RELATIVE_ERROR["bfloat16"]
 
 
@@ -167,20 +179,21 @@ def packed_rows(draw: st.DrawFn, length: int) -> list[int]:
 )
 @settings(deadline=None, max_examples=20)
 @given(rows=st.lists(packed_rows(384), min_size=2, max_size=2), data=st.data())
-def test_later_tokens_and_other_samples_never_influence_a_token(
+def test_tokens_that_are_later_or_before_the_window_or_of_others_never_influence_a_token(
     ops: Ops, dtype: str, rows: list[list[int]], data: st.DataObject
 ) -> None:
     q, k, v = (np.array(x) for x in queries_keys_values(2, 384, dtype))
     segments, positions = segments_and_positions(384, rows)
-    attend = jax.jit(ops.attend)
+    window = None if ops is AMX else data.draw(st.sampled_from([None, *WINDOWS]), label="window")
+    attend = jax.jit(ops.attend, static_argnums=3)
 
     def attended() -> np.ndarray:
-        return np.asarray(attend((q, k, v), segments, positions), np.float32)
+        return np.asarray(attend((q, k, v), segments, positions, window), np.float32)
 
     before = attended()
     row = data.draw(st.integers(0, 1), label="row")
     slot = data.draw(st.integers(0, sum(rows[row]) - 1), label="slot")
-    start = slot - positions[row, slot]
+    start = slot - min(positions[row, slot], (window or 384) - 1)
 
     unseen = np.ones((2, 384), bool)
     unseen[row, start : slot + 1] = False
@@ -193,14 +206,21 @@ def test_later_tokens_and_other_samples_never_influence_a_token(
 
 
 @pytest.mark.parametrize("ops", [XLA, SPLASH], ids=named)
-def test_blocks_of_other_samples_are_skipped(ops: Ops) -> None:
+@pytest.mark.parametrize(
+    ("samples", "window", "skipped", "after"),
+    [([1024, 512], None, 1024, 1024), ([1536], 128, 512, 1024)],
+    ids=["another sample", "before the window"],
+)
+def test_blocks_that_no_query_sees_are_skipped(
+    ops: Ops, samples: Row, window: int | None, skipped: int, after: int
+) -> None:
     """A masked pair with NaN gives NaN; a pair that is never computed does not."""
     q, k, v = queries_keys_values(1, 1536, "float32")
-    segments, positions = segments_and_positions(1536, [[1024, 512]])
-    k, v = k.at[:, :1024].set(jnp.nan), v.at[:, :1024].set(jnp.nan)
-    out = np.asarray(run(ops.attend, (q, k, v), segments, positions))
-    assert np.isnan(out[:, :1024]).all()
-    assert np.isfinite(out[:, 1024:]).all()
+    segments, positions = segments_and_positions(1536, [samples])
+    k, v = k.at[:, :skipped].set(jnp.nan), v.at[:, :skipped].set(jnp.nan)
+    out = np.asarray(run(partial(ops.attend, window=window), (q, k, v), segments, positions))
+    assert np.isnan(out[:, :skipped]).all()
+    assert np.isfinite(out[:, after:]).all()
 
 
 # The other operations, whose kernels work on blocks of 32 rows
@@ -214,11 +234,10 @@ ROWS = pytest.mark.parametrize("rows", [70, 1024], ids=lambda rows: f"{rows} row
 EPSILON = 1e-6
 
 
-def config_of(hidden: int, wide: int = 64, head_dim: int = HEAD_DIM):
+def config_of(hidden: int, head_dim: int = HEAD_DIM) -> ModelConfig:
     return replace(
         PRESETS["Qwen2.5-0.5B"],
         hidden_size=hidden,
-        intermediate_size=wide,
         num_attention_heads=KEY_HEADS * GROUPS,
         num_key_value_heads=KEY_HEADS,
         head_dim=head_dim,
@@ -271,7 +290,7 @@ def check_update(call: Callable[[bool], Callable[..., Any]], x: jax.Array, expec
     ("rows", "hidden", "wide"), [(2, 32, 64), (1024, 96, 416), (160, 896, 4864)]
 )
 def test_the_mlp(ops: Ops, dtype: str, rows: int, hidden: int, wide: int) -> None:
-    mlp, kernels = random_parameters(MLP(config_of(hidden, wide), jnp.dtype(dtype)), ops)
+    mlp, kernels = random_parameters(MLP(hidden, wide, jnp.dtype(dtype)), ops)
     norm, scale = random_parameters(RMSNorm(hidden, EPSILON, jnp.dtype(dtype)), ops)
     x = stream(rows, hidden, dtype)
     normed = normalized(x, scale["scale"])
@@ -288,9 +307,7 @@ def test_the_output_projection(ops: Ops, dtype: str, rows: int) -> None:
     x = stream(rows, 96, dtype)
     attended = stream(rows, 6 * HEAD_DIM, dtype).reshape(2, rows // 2, KEY_HEADS, GROUPS, HEAD_DIM)
     expected = np.einsum("rlkgd,kgdh->rlh", np.asarray(attended, np.float64), kernels["out_kernel"])
-    check_update(
-        lambda keep: lambda x: ops.add_attention(x, attended, attention, keep), x, expected
-    )
+    check_update(lambda keep: lambda x: ops.add_heads(x, attended, attention, keep), x, expected)
 
 
 @OPS

@@ -16,8 +16,7 @@ import numpy as np
 import pytest
 
 from activation_dataset.format import POOLINGS, STORAGE_DTYPES, Pooling, StorageDtype
-from activation_dataset.sites import HOOK_POINTS
-from tests.qwen.comparison import RecordProperty, compare, extracted, pooled
+from tests.qwen.comparison import STREAM, RecordProperty, compare, extracted, pooled
 from tests.qwen.transformers_model import transformers_model
 
 pytestmark = pytest.mark.torch
@@ -68,8 +67,8 @@ CASES = {
     "head_dim 32 where hidden / heads is 21, rope_theta 10,000": Case(
         1e4, 64, 96, 3, (3, 1), others={"head_dim": 32}
     ),
-    "a sliding window as long as the longest prompt": Case(
-        others={"use_sliding_window": True, "sliding_window": 512, "max_window_layers": 1}
+    "layers with a sliding window among others": Case(
+        others={"use_sliding_window": True, "sliding_window": 50, "max_window_layers": 1}
     ),
     "head_dim 64 as in Qwen2.5-0.5B, bfloat16 on disk, tied head": Case(
         1e6,
@@ -132,7 +131,7 @@ def test_every_layer_is_that_of_transformers(
     case: Case, dtype: StorageDtype, tmp_path: Path, record_property: RecordProperty
 ) -> None:
     save(case, tmp_path)
-    run, token_ids = transformers_model(tmp_path, dtype, HOOK_POINTS), prompts(case)
+    run, token_ids = transformers_model(tmp_path, dtype, STREAM), prompts(case)
     theirs = [run(ids[None])[:, 0] for ids in token_ids]
     for pooling in POOLINGS:
 
@@ -153,6 +152,6 @@ def test_a_batch_that_transformers_pads(
     mask = (np.arange(lengths.max()) < lengths[:, None]).astype(np.int64)
     padded = np.zeros(mask.shape, np.int32)
     padded[mask == 1] = np.concatenate(token_ids)
-    activations = transformers_model(tmp_path, "float32", HOOK_POINTS)(padded, mask)
+    activations = transformers_model(tmp_path, "float32", STREAM)(padded, mask)
     theirs = [activations[:, row, :length] for row, length in enumerate(lengths)]
     compare(extracted(tmp_path, token_ids, "none", "float32"), theirs, "float32", record_property)

@@ -16,10 +16,12 @@ from google.cloud.storage import Blob, Bucket
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from qwen.checkpoint import SINGLE_FILE, CheckpointError
-from qwen.config import PRESETS, ModelConfigError
+from qwen.config import ModelConfigError
 from qwen.extractor import ActivationExtractor
 from qwen.model_files import ModelNotFoundError
-from qwen.source import PRESET_FILES, TokenizerError, open_model
+from qwen.presets import PRESETS
+from qwen.source import PRESET_FILES, open_model
+from qwen.tokenizer import NAMED_CHAT_TEMPLATES, TokenizerError
 from tests.end_to_end.emulator import BUCKET, address, bucket, upload
 from tests.qwen.checkpoints import SMALL, varied_weights, write_checkpoint
 
@@ -92,12 +94,6 @@ def test_a_config_that_is_not_there_or_not_json(tmp_path: Path, content: bytes) 
 # Tokenizers
 
 
-def test_a_tokenizer_that_does_not_fit_the_vocabulary(checkpoint: Path) -> None:
-    write_checkpoint(checkpoint, SMALL)
-    with pytest.raises(TokenizerError, match=f"{checkpoint}.*ids up to 1023.*vocab_size is 64"):
-        open_model(str(checkpoint)).tokenizer()
-
-
 def test_a_folder_without_a_tokenizer(checkpoint: Path) -> None:
     """transformers would make one up, whose only token is <|endoftext|>."""
     (checkpoint / "tokenizer.json").unlink()
@@ -126,14 +122,18 @@ def test_a_bucket_s_folder_is_the_local_folder(checkpoint: Path, bucket: Bucket)
     """The text files are fetched without the weights, and code or pickles never."""
     upload(checkpoint, bucket, "whole/model")
     upload(checkpoint, bucket, "whole/model/subfolder")
+    named = checkpoint / NAMED_CHAT_TEMPLATES
+    named.mkdir()
+    (named / "tool_use.jinja").write_text("{{ tools }}")
+    upload(named, bucket, f"whole/model/{named.name}")
     url = f"gs://{BUCKET}/whole/model/"
     remote, local = open_model(url), open_model(str(checkpoint))
     assert remote.config == local.config
     assert remote.weights_fingerprint() == local.weights_fingerprint()
     assert remote.tokenizer_fingerprint() == local.tokenizer_fingerprint()
-    assert names_in(remote.files.text_folder()) == TEXT_FILES
+    assert names_in(remote.files.text_folder()) == TEXT_FILES | {named.name}
     np.testing.assert_array_equal(last_token(url), last_token(str(checkpoint)))
-    assert names_in(remote.files.weights_folder()) == TEXT_FILES | {SINGLE_FILE}
+    assert names_in(remote.files.weights_folder()) == TEXT_FILES | {SINGLE_FILE, named.name}
 
 
 def test_weights_in_a_bucket_are_checked_without_fetching_them(

@@ -31,13 +31,15 @@ DECIDE: dict[str, tuple[Any, ...]] = {
     "augment": (1, 2, 8),
     "augment_seed": (0, 1),
     "augment_keep_background": (False, True),
+    "ignore_config": ((), ("auto_map",)),
+    "text_field": (None, "text"),
 }
 """Settings that decide about the bytes of files, with some values."""
 
 DO_NOT_DECIDE = {
     *("tasks_file", "output_dir", "compile_cache", "overwrite", "accelerator", "environment"),
     *("max_rejected", "max_output_bytes", "allow_nonfinite", "no_progress", "weights_fingerprint"),
-    *("efficiency", "device_price"),
+    *("expected_config", "expected_ops", "efficiency", "device_price"),
 }
 """Other settings. The plan has a digest of the samples that `tasks_file` holds."""
 

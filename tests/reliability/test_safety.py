@@ -17,7 +17,7 @@ from tests.conftest import ROOT
 from tests.end_to_end.job import dead_letters, digests, run, run_process
 
 OUTPUT = re.compile(
-    r"README\.md|metadata\.json|run\.json|errors/rejected\.jsonl"
+    r"README\.md|metadata\.json|run\.json|errors/(rejected|notices)\.jsonl"
     r"|layer_\d+/activations-\d{5}-of-\d{5}\.tfrecord|prompts/prompts-\d{5}-of-\d{5}\.tfrecord"
     r"|manifests/(layer_\d+|prompts)-\d{5}-of-\d{5}\.json"
 )
@@ -33,7 +33,7 @@ def test_ids_and_names_that_look_like_paths_stay_names(checkpoint: Path, tmp_pat
     (folder / "..%2f.jsonl").write_text(lines)
     outside = set(digests(tmp_path))
     out = tmp_path / "out"
-    run(checkpoint, f"{tmp_path}/tasks/*/*", out, *FLAGS)
+    run(checkpoint, f"{tmp_path}/tasks/..*/*", out, *FLAGS)
     written = set(digests(out))
     assert all(OUTPUT.fullmatch(name) for name in written), written
     assert set(digests(tmp_path)) == outside | {f"out/{name}" for name in written}

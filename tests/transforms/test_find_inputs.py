@@ -85,9 +85,9 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         ("/.*.json", [".hidden.json"], []),
         ("/.cache", ["huggingface/h.json"], []),
         ("/de*/*/e.parquet", ["deep/er/e.parquet"], []),
-        ("/*/er", ["deep/er/e.parquet", "deep/er/f.json.zst"], []),
+        ("/*/er", ["deep/er/e.parquet", "deep/er/f.json.zst"], [".cache/", "__MACOSX/"]),
         ("/deep/*", ["er/e.parquet", "er/f.json.zst", "g.arrow"], ["more.tar.gz", "table.csv"]),
-        ("/dum?", ["dump"], []),
+        ("/d?mp", ["dump"], []),
         ("/dump", ["dump"], []),
     ],
 )

@@ -1,5 +1,8 @@
 import copy
+import shutil
+from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 
 import apache_beam as beam
 import numpy as np
@@ -12,7 +15,7 @@ from corpus.augment import AugmentationPlan, augment
 from corpus.prompt import TEST_PAIR, render
 from corpus.task import Document, Pair, RejectedTask, Task
 from corpus.template import load_template, shipped_templates
-from qwen.source import open_model
+from qwen.source import OtherWorkerError, open_model
 from transforms.assign_shards import fingerprint
 from transforms.read_tasks import REJECTED
 from transforms.shuffle_encoding import decode_prompt, encode_prompt
@@ -21,6 +24,7 @@ from transforms.tokenize_tasks import (
     LengthLimit,
     Overlength,
     TokenizeTasks,
+    _Tokenize,
     prompts_of,
     samples_of,
     tokenize,
@@ -180,3 +184,45 @@ def test_variants_of_tasks_are_samples_and_what_is_rejected_is_apart():
         assert_that(reasons, equal_to(rejected), "rejected")
         written = result[WRITTEN] | beam.CombineGlobally(sum_written)
         assert_that(written, equal_to([Written(4, 2 * 50 + 9 + 2)]), "written")
+
+
+def test_a_prompt_with_an_id_beyond_the_embedding_is_rejected_by_name(tokenizer):
+    """Other prompts are not, though the tokenizer has that id."""
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    document = Document("x", "b.jsonl", "A <|im_end|>")
+    limit = replace(NO_LIMIT, vocab_size=end)
+    (rejected,) = prompts_of(document, DIGITS, tokenizer, limit)
+    assert isinstance(rejected, RejectedTask)
+    assert rejected.reason == "unknown_token_id"
+    for part in ("b.jsonl#x", "<|im_end|>", f"id {end}", f"vocab_size {end}"):
+        assert part in rejected.detail
+    accepted(document, DIGITS, tokenizer, replace(NO_LIMIT, vocab_size=end + 1))
+    accepted(TEXT, DIGITS, tokenizer, limit)
+    (whole,) = accepted(document, DIGITS, tokenizer)
+    cut = LengthLimit(whole.num_tokens - 1, "truncate", end)
+    assert accepted(document, DIGITS, tokenizer, cut), "the token is cut off"
+
+
+@pytest.mark.parametrize(
+    "chat_template",
+    ["{{ messages[0].content | replace('\n', ' ') }}", "{{ 2 * messages[0].content }}"],
+)
+def test_samples_whose_cells_are_unknown_are_counted(tokenizer, chat_template: str):
+    """A chat template that changes or repeats the text leaves cells without a place."""
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = chat_template
+    found = list(samples_of(TASK, None, replace(CHAT, system=""), other, NO_LIMIT))
+    prompts = [each for each in found if isinstance(each, Prompt)]
+    assert [prompt.cells_known for prompt in prompts] == [False, False]
+    assert found[-1] == Written(1, 2, unknown_cell_samples=2)
+
+
+def test_a_worker_with_another_tokenizer_refuses_to_work(checkpoint: Path, tmp_path: Path):
+    folder = shutil.copytree(checkpoint, tmp_path / "model")
+    fingerprint = open_model(folder).tokenizer_fingerprint()
+    for change in (False, True):
+        if change:
+            (folder / "chat_template.json").write_text('{"chat_template": "{{ messages }}"}')
+        worker = _Tokenize(str(folder), DIGITS, NO_LIMIT, None, (), fingerprint)
+        with pytest.raises(OtherWorkerError, match=fingerprint) if change else nullcontext():
+            worker.setup()

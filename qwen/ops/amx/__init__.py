@@ -114,6 +114,7 @@ class AmxOps(Ops):
         window: int | None,
     ) -> jax.Array:
         """Compute attention with a fused kernel; the length must be a multiple of 64."""
+        assert window is None  # `fits` requires it
         out = jax.ShapeDtypeStruct(qkv[0].shape, qkv[0].dtype)
         return jax.ffi.ffi_call("qwen_amx_attention", out)(*qkv, positions)
 
@@ -139,5 +140,5 @@ def _updated(x: jax.Array, call: Callable[[jnp.dtype], jax.Array], keep_update: 
     """Call a kernel, which gives the update in float32, or x with the update in x's dtype."""
     if not keep_update and jax.lax.axis_size(MODEL_AXIS) == 1:
         return None, call(x.dtype)
-    update = sum_over(call(jnp.dtype(jnp.float32)), MODEL_AXIS)
+    update = sum_over(call(jnp.dtype(jnp.float32)), MODEL_AXIS, x.dtype)
     return update, add_update(x, update)

@@ -103,6 +103,27 @@ def test_where_finds_the_vectors_whose_origin_matches(datasets, pooling):
         assert dataset.where(**query).tolist() == expected, query
 
 
+@pytest.mark.parametrize("pooling", ["none", "last"])
+def test_tokens_with_unknown_cells_are_neither_cells_nor_text(tmp_path, pooling):
+    def prompts(lengths, seed):
+        known, *others = prompts_of(lengths, seed)
+        return [known, *(replace(each, cells=np.full_like(each.cells, -2)) for each in others)]
+
+    write_dataset(tmp_path, SHARDS, pooling, prompts_of=prompts)
+    dataset = ActivationDataset(tmp_path)
+    known = {0, 3, 5}
+    for query in ({"role": "text"}, {"role": "input"}, {"row": 1}):
+        with pytest.warns(UserWarning, match="cells of 5 samples, such as 'training/é0"):
+            numbers = dataset.where(**query)
+        assert {*dataset.locate(numbers).samples.tolist()} <= known
+    assert len(dataset.where(task="00000001")) == (40 + 9 + 2 if pooling == "none" else 3)
+    unknown = int(dataset.where(task="00000001")[0])
+    origin = dataset.trace(unknown)
+    assert (origin.role, origin.example, origin.row, origin.col) == (None,) * 4
+    assert origin.position is not None
+    assert "cells unknown" in str(origin)
+
+
 def test_means_belong_to_samples_and_to_no_token(datasets):
     dataset = datasets["mean"]
     assert dataset.where(task="00000001").tolist() == [1, 4, 6]

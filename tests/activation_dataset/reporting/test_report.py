@@ -1,11 +1,13 @@
 import html
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from activation_dataset.__main__ import main
+from activation_dataset.prompts import UNKNOWN_CELL
 from activation_dataset.sites import HOOK_POINTS
 from tests.activation_dataset.reporting.browser import run_in_page
 from tests.activation_dataset.reporting.grid_prompts import ZERO, grid_prompt, write_prompted
@@ -101,6 +103,17 @@ def test_grids_have_the_colors_of_their_tokens(text):
     np.testing.assert_array_equal(drawn.ravel(), PROMPTS[0].token_ids[first] - ZERO)
 
 
+def test_prompts_whose_cells_are_unknown_are_counted(tmp_path):
+    prompt = PROMPTS[1]
+    unknown = replace(prompt, cells=np.full_like(prompt.cells, UNKNOWN_CELL))
+    write_prompted(tmp_path / "d", [[PROMPTS[0], unknown]], vectors_of, hidden=HIDDEN)
+    page = tmp_path / "report.html"
+    assert main(["report", str(tmp_path / "d"), "-o", str(page)]) == 0
+    text = shown(page.read_text("utf-8"))
+    assert "could not be mapped to tokens one to one: 1 prompt." in text
+    assert "grid cells unknown" in text
+
+
 def test_hook_points_are_told_apart(many_sites):
     text = many_sites.read_text("utf-8")
     assert re.findall(r"<h3>(.*?)</h3>", text) == list(HOOK_POINTS) * 4
@@ -114,6 +127,9 @@ def test_the_same_dataset_gives_the_same_page(dataset, page, tmp_path):
     assert again.read_bytes() == page.read_bytes()
 
 
+UNKNOWN = replace(PROMPTS[0], cells=np.full_like(PROMPTS[0].cells, UNKNOWN_CELL))
+
+
 def no_vectors(_, prompt):
     return np.full((prompt.num_tokens, 8), np.nan, np.float32)
 
@@ -122,11 +138,12 @@ def no_vectors(_, prompt):
     ("write", "said"),
     [
         (lambda d: write_dataset(d, [[3, 4] * 10, [5]], "mean"), "one vector for each prompt"),
+        (lambda d: write_prompted(d, [[UNKNOWN]], no_vectors), "cells of prompts are unknown"),
         (lambda d: write_prompted(d, [[]], no_vectors), "No vector that was read"),
         (lambda d: write_prompted(d, [PROMPTS], no_vectors), "No vector that was read"),
         (lambda d: write_dataset(d, [[3]], "none", layers=(7,)), "too few vectors to compare"),
     ],
-    ids=["pooled", "no samples", "not finite", "one layer"],
+    ids=["pooled", "unknown cells", "no samples", "not finite", "one layer"],
 )
 def test_what_a_dataset_lacks_is_said(tmp_path, write, said):
     write(tmp_path / "d")

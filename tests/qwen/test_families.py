@@ -1,0 +1,157 @@
+"""Every family in odd shapes: each site of each layer is that of transformers."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from activation_dataset.format import POOLINGS
+from qwen.families import read_config
+from qwen.layers.rope import rotary_frequencies
+from tests.qwen.comparison import RecordProperty, captured_sites, pooled, worst_by_hook_point
+from tests.qwen.family_cases import CASES, VOCABULARY, save
+from tests.qwen.transformers_model import transformers_sites
+
+pytestmark = pytest.mark.torch
+
+LENGTHS = (1, 300, 2, 63, 64, 65, 128, 17)
+"""Two rows: samples that share a row and a chunk of the delta network, and cross chunks."""
+
+ATTENTION_ONLY, OTHERS = 1e-5, 1e-4
+"""Largest |ours - theirs| / |theirs| of a vector, L2, in float32."""
+
+
+def prompts() -> list[np.ndarray]:
+    rng = np.random.default_rng(11)
+    return [rng.integers(0, VOCABULARY, length, dtype=np.int32) for length in LENGTHS]
+
+
+EVERY_POOLING = {
+    *("qwen2, YaRN", "qwen3", "qwen3_moe, first layer dense"),
+    *("qwen3_5, delta on top, half of a head rotated", "qwen3_5_moe", "llama, llama3 scaling"),
+}
+"""One case of each architecture; pooling follows the layers and does not depend on their shape."""
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_site_is_that_of_transformers(
+    name: str, tmp_path: Path, record_property: RecordProperty
+) -> None:
+    case = CASES[name]
+    save(case, tmp_path)
+    run, token_ids = transformers_sites(tmp_path, "float32"), prompts()
+    theirs = [{site: value[0] for site, value in run(ids[None]).items()} for ids in token_ids]
+    for pooling in POOLINGS if name in EVERY_POOLING else ("none",):
+        ours = captured_sites(tmp_path, token_ids, pooling, "float32")
+        assert ours[0].keys() == theirs[0].keys()
+        expected = [{site: pooled(v, pooling) for site, v in each.items()} for each in theirs]
+        worst = worst_by_hook_point(ours, expected)
+        for point, (error, _) in worst.items():
+            record_property(f"{pooling}_worst_relative_error_{point}", error)
+        limit = ATTENTION_ONLY if case.exact else OTHERS
+        assert max(error for error, _ in worst.values()) <= limit, worst
+
+
+QWEN2_5_7B = {
+    "architectures": ["Qwen2ForCausalLM"],
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "max_position_embeddings": 32768,
+    "max_window_layers": 28,
+    "model_type": "qwen2",
+    "num_attention_heads": 28,
+    "num_hidden_layers": 28,
+    "num_key_value_heads": 4,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000.0,
+    "sliding_window": 131072,
+    "tie_word_embeddings": False,
+    "use_sliding_window": False,
+    "vocab_size": 152064,
+}
+QWEN3_8B = QWEN2_5_7B | {
+    "architectures": ["Qwen3ForCausalLM"],
+    "attention_bias": False,
+    "head_dim": 128,
+    "hidden_size": 4096,
+    "max_position_embeddings": 40960,
+    "model_type": "qwen3",
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "rope_scaling": None,
+    "sliding_window": None,
+    "vocab_size": 151936,
+}
+LLAMA_3_1 = {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "max_position_embeddings": 131072,
+    "model_type": "llama",
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 8,
+    "rope_theta": 500000.0,
+    "rope_scaling": {
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+        "rope_type": "llama3",
+    },
+    "vocab_size": 128256,
+}
+YARN = {"factor": 4.0, "original_max_position_embeddings": 32768}
+QWEN3_5 = {
+    "architectures": ["Qwen3_5ForConditionalGeneration"],
+    "model_type": "qwen3_5",
+    "text_config": {
+        "head_dim": 256,
+        "hidden_size": 4096,
+        "intermediate_size": 12288,
+        "model_type": "qwen3_5_text",
+        "num_attention_heads": 16,
+        "num_hidden_layers": 32,
+        "num_key_value_heads": 4,
+        "rope_parameters": {
+            "mrope_interleaved": True,
+            "mrope_section": [11, 11, 10],
+            "partial_rotary_factor": 0.25,
+            "rope_theta": 10000000,
+            "rope_type": "default",
+        },
+        "vocab_size": 248320,
+    },
+    "vision_config": {},
+}
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "Qwen2.5": QWEN2_5_7B,
+    "Qwen2.5, YaRN": QWEN2_5_7B | {"rope_scaling": {**YARN, "type": "yarn"}},
+    "Qwen3": QWEN3_8B,
+    "Qwen3, YaRN": QWEN3_8B | {"rope_scaling": {**YARN, "rope_type": "yarn"}},
+    "Qwen3.5": QWEN3_5,
+    "Llama 3.1": LLAMA_3_1,
+}
+"""Settings of published `config.json` files that RoPE depends on, spelled as there."""
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_rotary_frequencies_of_published_configs(name: str) -> None:
+    import transformers
+
+    fields = PUBLISHED[name]
+    theirs = transformers.AutoConfig.for_model(**fields).get_text_config()
+    module = importlib.import_module(type(theirs).__module__.replace("configuration", "modeling"))
+    (rotary,) = (
+        value
+        for key, value in vars(module).items()
+        if key.endswith("RotaryEmbedding") and "Vision" not in key
+    )
+    expected = rotary(config=theirs)
+    frequencies, scaling = rotary_frequencies(read_config(fields))
+    np.testing.assert_allclose(frequencies, expected.inv_freq.numpy(), rtol=3e-7, atol=0)
+    assert scaling == pytest.approx(expected.attention_scaling, rel=1e-7)
