@@ -1,7 +1,8 @@
 """Parity certificate: some samples of a dataset, computed again by Hugging Face transformers.
 
 The reference is transformers' own model in PyTorch, in float32, one prompt at a time without
-padding, with a hook on each site. Its attention hands over queries, keys and values. It needs torch and transformers, which are imported on demand.
+padding, with a hook on each site. Its attention hands over queries, keys and values. It needs torch
+and transformers, which are imported on demand.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The index of a shard: positions of its records, and its prompts as columns.
 
-All of it follows from the shard's prompts, so one index serves every site. Sites of the same width have
-the same positions.
+All of it follows from the shard's prompts, so one index serves every site. Sites of the same width
+have the same positions.
 """
 
 from __future__ import annotations
@@ -151,7 +151,8 @@ def _index_of(prompts: list[Prompt], kinds: list[RecordKind]) -> ShardIndex:
 def encode_index(index: ShardIndex, key: str) -> bytes:
     """Encode an index file: arrays in numpy's .npy format, then their CRC32C (uint32).
 
-    The first array, uint8, holds JSON: the key, the pooling, the widths, and the ids. All is little-endian.
+    The first array, uint8, holds JSON: the key, the pooling, the widths, and the ids. All is
+    little-endian.
     """
     texts = {name: getattr(index, name) for name in ("pooling", "widths", *_IDS)}
     texts["key"] = key

@@ -33,8 +33,8 @@ _HOOK_NAMES: dict[str, str] = {str(point): f"hook_{point}" for point in HOOK_POI
     "mlp_in": "mlp.hook_in",
     "router_logits": "mlp.gate.hook_out",
 }
-"""Names of TransformerLens, within a block. Its `ln2.hook_normalized` is the input of the MLP before
-the scale of the norm."""
+"""Names of TransformerLens, within a block. Its `ln2.hook_normalized` is the input of the MLP
+before the scale of the norm."""
 
 _STREAM_HOOK_POINTS = ("resid_pre", "attn_out", "resid_mid", "mlp_in", "mlp_out", "resid_post")
 

@@ -146,7 +146,8 @@ class ActivationExtractor:
 
         Raises:
           OtherWorkerError: if the operations are not those that the settings expect.
-          ValueError: for layers, hook points, a mesh or weights that do not fit the model or the devices.
+          ValueError: for layers, hook points, a mesh or weights that do not fit the model or the
+            devices.
         """
         config = source.config
         settings = settings.with_layers_of(config.num_hidden_layers)

@@ -45,11 +45,15 @@ class LayerFile:
     @cached_property
     def record_starts(self) -> NDArray[np.int64]:
         """[samples + 1] int64, offset of each record, and the size of the file."""
-        return self.index.record_starts[self.index.widths.index(self.kind.hidden)]
+        return self._of_width(self.index.record_starts)
 
     @cached_property
     def _activation_starts(self) -> NDArray[np.int64]:
-        return self.index.activation_starts[self.index.widths.index(self.kind.hidden)]
+        return self._of_width(self.index.activation_starts)
+
+    def _of_width(self, starts: NDArray[np.int64]) -> NDArray[np.int64]:
+        row: NDArray[np.int64] = starts[self.index.widths.index(self.kind.hidden)]
+        return row
 
     def read(self, first: int, last: int, out: NDArray[Any]) -> None:
         """Read the vectors of the records first..last - 1 to `out`.

@@ -64,7 +64,7 @@ def test_what_is_planned_is_what_a_run_makes(checkpoint: Path, tasks: Path, tmp_
     assert plan.counts.samples.rejected == {"too_long": 1}
     assert tuple(plan.inputs) == metadata.run.inputs
     written = sum(path.stat().st_size for path in out.glob("*/*.tfrecord"))
-    assert plan.size.total(2) == written
+    assert plan.size.total == written
     assert sum(shard.prompts.bytes for shard in metadata.shards) == plan.size.prompts
 
 

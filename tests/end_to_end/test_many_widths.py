@@ -166,7 +166,7 @@ def test_a_missing_file_of_another_width_is_written_again(sparse, short_tasks, o
 
 
 @pytest.mark.parametrize(
-    "layers, point, message",
+    ("layers", "point", "message"),
     [
         ("0-2", "q", "q does not exist in layers 0, 2 of this model; layers 1 have it"),
         ("1", "router_logits", "router_logits does not exist in layers 1 .* none has it"),
