@@ -26,6 +26,7 @@ from activation_dataset.reporting.axes import (
     horizontal,
     vertical,
 )
+from activation_dataset.sites import HOOK_POINTS
 
 LEVELS = "0123456789abcdef"
 """Levels of a heat map, from low to high."""
@@ -153,7 +154,11 @@ def ramp(low: str, high: str, more: str = "") -> str:
     )
 
 
-def key(names: Sequence[str], classes: Sequence[str] = ("s0", "s1", "s2", "s3", "s4")) -> str:
+SERIES = tuple(f"s{number}" for number in range(len(HOOK_POINTS)))
+"""Classes of lines, one for each hook point; the page gives them colors."""
+
+
+def key(names: Sequence[str], classes: Sequence[str] = SERIES) -> str:
     """Key to the colors of series, or of other shapes."""
     pairs = zip(names, classes, strict=False)
     items = "".join(f'<span><i class="{css}"></i>{escape(name)}</span>' for name, css in pairs)

@@ -8,6 +8,7 @@ import pytest
 
 from activation_dataset.__main__ import main
 from activation_dataset.prompts import UNKNOWN_CELL
+from activation_dataset.reporting.charts import SERIES
 from activation_dataset.sites import HOOK_POINTS
 from tests.activation_dataset.reporting.browser import run_in_page
 from tests.activation_dataset.reporting.grid_prompts import ZERO, grid_prompt, write_prompted
@@ -118,7 +119,8 @@ def test_hook_points_are_told_apart(many_sites):
     text = many_sites.read_text("utf-8")
     assert re.findall(r"<h3>(.*?)</h3>", text) == list(HOOK_POINTS) * 4
     assert re.findall(r'<tr class="group"><th>(.*?)</th>', text) == list(HOOK_POINTS)
-    assert set(re.findall(r'<g class="s(\d)">', text)) == set("01234")
+    assert set(re.findall(r'<g class="(s\d+)">', text)) == set(SERIES)
+    assert all(f".{name} {{ stroke" in text for name in SERIES)
 
 
 def test_the_same_dataset_gives_the_same_page(dataset, page, tmp_path):
