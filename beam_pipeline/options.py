@@ -76,7 +76,7 @@ def _add_model_flags(group: argparse._ArgumentGroup) -> None:
         "--model_path",
         required=True,
         metavar="MODEL",
-        help="Qwen2 or Qwen2.5 checkpoint: a folder, a gs:// folder, a hub id (ORG/NAME, or "
+        help="Qwen, Llama or Mistral checkpoint: a folder, a gs:// folder, a hub id (ORG/NAME, or "
         "ORG/NAME@REVISION for a branch, tag or commit), or "
         "random:Qwen2.5-0.5B or random:tiny for seeded random weights",
     )

@@ -125,7 +125,7 @@ def hugging_face(size: Size, device: str) -> Runner:
     """Full batches with SDPA and a forward hook on each layer."""
     import torch
 
-    model = torch_model(size.preset, "bfloat16").to(device)
+    model = torch_model(size.preset, None, "bfloat16").to(device)
     captured: dict[int, Any] = {}
 
     def hook(layer: int) -> Callable[..., None]:

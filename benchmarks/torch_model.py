@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
-from qwen.presets import PRESETS
+from qwen.presets import preset_file
 
 
-def torch_model(preset: str, dtype: str, with_head: bool = False) -> Any:
-    """Hugging Face's Qwen2 with its default attention (SDPA), on the CPU.
+def torch_model(preset: str, num_layers: int | None, dtype: str, with_head: bool = False) -> Any:
+    """Hugging Face's model with its default attention (SDPA), on the CPU.
 
     Args:
-      preset: name of a shape in ``PRESETS``.
+      preset: name of a shape in ``qwen/presets``.
+      num_layers: its first layers; all of them if None.
       dtype: of the weights, by its name in PyTorch.
       with_head: whether the model ends in logits.
     """
     import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Model
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-    shape = PRESETS[preset]
-    config = Qwen2Config(
-        vocab_size=shape.vocab_size,
-        hidden_size=shape.hidden_size,
-        intermediate_size=shape.intermediate_size,
-        num_hidden_layers=shape.num_hidden_layers,
-        num_attention_heads=shape.num_attention_heads,
-        num_key_value_heads=shape.num_key_value_heads,
-        max_position_embeddings=shape.max_position_embeddings,
-        rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
-        tie_word_embeddings=True,
-    )
-    kind = Qwen2ForCausalLM if with_head else Qwen2Model
+    fields = json.loads(preset_file(preset).read_bytes())
+    if num_layers is not None:
+        fields["num_hidden_layers"] = num_layers
+        if "layer_types" in fields:
+            fields["layer_types"] = fields["layer_types"][:num_layers]
+    config = AutoConfig.for_model(**fields)
+    kind = AutoModelForCausalLM if with_head else AutoModel
     with torch.device("cpu"):
-        model = kind(config)
-    return model.to(getattr(torch, dtype)).eval()
+        model = kind.from_config(config, dtype=getattr(torch, dtype))
+    return model.eval()

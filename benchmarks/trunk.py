@@ -3,9 +3,11 @@
 Each contender keeps its model in a process of its own and runs when it is told to, in turn with
 the others, so that what else the machine does hits all of them alike; ratios of paired runs are
 the result, absolute figures are context. The work: last-token residual stream of layers 10 to 23,
-Qwen2.5-0.5B shape, random weights, the same prompts for all.
+Qwen2.5-0.5B shape, random weights, the same prompts for all. Other presets of ``qwen/presets`` and
+other layers can be named; layers above the highest one are left out by all.
 
     python -m benchmarks.trunk --tasks 16 --rounds 5
+    python -m benchmarks.trunk --model Qwen3.5-2B --layers 0-3 --tasks 8 --rounds 2
 """
 
 from __future__ import annotations
@@ -24,21 +26,21 @@ from typing import Any
 
 import numpy as np
 
+from beam_pipeline.flag_values import parse_layers
 from benchmarks.prompts import arc_prompts
 from benchmarks.torch_model import torch_model
 
-LAYERS = tuple(range(10, 24))
-PRESET = "Qwen2.5-0.5B"
+Layers = tuple[int, ...]
 Prompts = Sequence[np.ndarray]
 Runner = Callable[[Prompts], None]
 
 
-def ours(dtype: str) -> Runner:
+def ours(model: str, layers: Layers, dtype: str) -> Runner:
     """The extractor of this project, as the job sets it up."""
     from qwen import ActivationExtractor
 
     extractor = ActivationExtractor.load(
-        f"random:{PRESET}", LAYERS, pooling="last", compute_dtype=dtype
+        f"random:{model}", layers, pooling="last", compute_dtype=dtype
     )
 
     def run(prompts: Prompts) -> None:
@@ -48,11 +50,11 @@ def ours(dtype: str) -> Runner:
     return run
 
 
-def hugging_face(dtype: str, batch: int, by_length: bool) -> Runner:
+def hugging_face(preset: str, layers: Layers, dtype: str, batch: int, by_length: bool) -> Runner:
     """A loop over padded batches with a forward hook on each layer, as people write it."""
     import torch
 
-    model = torch_model(PRESET, dtype)
+    model = torch_model(preset, layers[-1] + 1, dtype)
     captured: dict[int, Any] = {}
     last = torch.zeros(0, dtype=torch.long)
 
@@ -63,7 +65,7 @@ def hugging_face(dtype: str, batch: int, by_length: bool) -> Runner:
 
         return keep
 
-    for layer in LAYERS:
+    for layer in layers:
         model.layers[layer].register_forward_hook(hook(layer))
 
     def run(prompts: Prompts) -> None:
@@ -85,39 +87,39 @@ def hugging_face(dtype: str, batch: int, by_length: bool) -> Runner:
     return run
 
 
-def nnsight(dtype: str) -> Runner:
+def nnsight(preset: str, layers: Layers, dtype: str) -> Runner:
     """nnsight's tracing of the same Hugging Face model, one prompt at a time."""
     import torch
     from nnsight import NNsight
 
-    model = NNsight(torch_model(PRESET, dtype))
+    model = NNsight(torch_model(preset, layers[-1] + 1, dtype))
 
     def run(prompts: Prompts) -> None:
         for prompt in prompts:
             ids = torch.from_numpy(prompt).long()[None]
             with torch.inference_mode(), model.trace(ids, use_cache=False):
-                for layer in LAYERS:
+                for layer in layers:
                     model.layers[layer].output[0][..., -1, :].save()
 
     return run
 
 
-def transformer_lens(dtype: str) -> Runner:
+def transformer_lens(preset: str, layers: Layers, dtype: str) -> Runner:
     """TransformerLens' bridge over the same Hugging Face model, one prompt at a time."""
     import torch
     from transformer_lens.model_bridge import TransformerBridge
 
     from qwen.source import open_model
 
-    model = torch_model(PRESET, dtype, with_head=True)
+    model = torch_model(preset, layers[-1] + 1, dtype, with_head=True)
     with tempfile.TemporaryDirectory() as folder:  # it reads the configuration again by name
         model.config.architectures = ["Qwen2ForCausalLM"]
         model.config.save_pretrained(folder)
-        tokenizer = open_model(f"random:{PRESET}").tokenizer()
+        tokenizer = open_model(f"random:{preset}").tokenizer()
         bridge = TransformerBridge.boot_transformers(
             folder, hf_model=model, tokenizer=tokenizer, device="cpu"
         )
-    names = [f"blocks.{layer}.hook_out" for layer in LAYERS]
+    names = [f"blocks.{layer}.hook_out" for layer in layers]
 
     def run(prompts: Prompts) -> None:
         for prompt in prompts:
@@ -149,23 +151,25 @@ TARGETS = (
 )
 
 
-def serve(connection: Connection, name: str) -> None:
+def serve(connection: Connection, name: str, model: str, layers: Layers) -> None:
     """One contender's process: runs the prompts that it is sent, answers with the seconds."""
     build, arguments = CONTENDERS[name]
-    run = build(*arguments)
+    run = build(model, layers, *arguments)
     while (prompts := connection.recv()) is not None:
         started = time.perf_counter()
         run(prompts)
         connection.send(time.perf_counter() - started)
 
 
-def measure(names: Sequence[str], prompts: Prompts, rounds: int) -> dict[str, list[float]]:
+def measure(
+    names: Sequence[str], prompts: Prompts, rounds: int, model: str, layers: Layers
+) -> dict[str, list[float]]:
     """Seconds of each contender in each round; the first round, uncounted, compiles and warms."""
     context = multiprocessing.get_context("spawn")
     connections = {}
     for name in names:
         here, there = context.Pipe()
-        context.Process(target=serve, args=(there, name), daemon=True).start()
+        context.Process(target=serve, args=(there, name, model, layers), daemon=True).start()
         connections[name] = here
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for number in range(rounds + 1):
@@ -199,6 +203,8 @@ def report(seconds: dict[str, list[float]], tokens: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", default="Qwen2.5-0.5B", help="a preset, without random:")
+    parser.add_argument("--layers", default="10-23")
     parser.add_argument("--tasks", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", nargs="+", choices=tuple(CONTENDERS), default=None)
@@ -212,7 +218,8 @@ def main() -> None:
     prompts = arc_prompts(arguments.tasks)
     tokens = sum(map(len, prompts))
     print(f"{len(prompts)} prompts, {tokens} tokens, {arguments.rounds} rounds")
-    result = report(measure(names, prompts, arguments.rounds), tokens)
+    layers = parse_layers([arguments.layers])
+    result = report(measure(names, prompts, arguments.rounds, arguments.model, layers), tokens)
     for name, speed in result["tokens_per_second"].items():
         print(f"  {name:28} {speed:8.0f} tokens/s")
     for ratio in result["ratios"]:

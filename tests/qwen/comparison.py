@@ -22,7 +22,7 @@ RELATIVE_ERROR_FLOAT32 = 1e-4
 STREAM: tuple[HookPoint, ...] = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
 """The residual stream and what is added to it: hook points of every layer, of one width."""
 
-COSINE_BFLOAT16 = dict.fromkeys(STREAM, 0.999) | {"attn_out": 0.998, "mlp_out": 0.998}
+COSINE_BFLOAT16 = dict.fromkeys(HOOK_POINTS, 0.999) | {"attn_out": 0.998, "mlp_out": 0.998}
 """Of what is added to the residual stream, more is rounding than of the stream itself."""
 
 

@@ -23,7 +23,7 @@ from transforms.measure_output import OutputSize, OutputTooLargeError
 from transforms.output_folder import CLAIM_FILE, OutputFolder, remove_output
 
 RUN = describe("last", "float32", 8)
-SIZE = OutputSize(layers=100, prompts=10)
+SIZE = OutputSize(layers=100 * len(RUN.layers_extracted), prompts=10)
 DEAD = [
     RejectedTask("a.json", "1", "bad_cell", "cell 10"),
     RejectedTask("b", "", "not_json", "?", "file"),
