@@ -51,7 +51,7 @@ def test_every_site_is_that_of_transformers(
         expected = [{site: pooled(v, pooling) for site, v in each.items()} for each in theirs]
         worst = worst_by_hook_point(ours, expected)
         for point, (error, _) in worst.items():
-            record_property(f"{pooling}_worst_relative_error_{point}", error)
+            record_property(f"{pooling}_worst_relative_error_{point}", float(error))
         limit = ATTENTION_ONLY if case.exact else OTHERS
         assert max(error for error, _ in worst.values()) <= limit, worst
 
