@@ -24,7 +24,7 @@ from corpus.task import Notice, RejectedTask
 from qwen.batching import Packing, packing_for, plan_steps
 from qwen.flops import flops_of
 from transforms.assign_shards import FINGERPRINT, ShardPlan, fingerprint, plan_shards
-from transforms.find_inputs import common_root, match_files, source_of
+from transforms.find_inputs import common_root, match_all, source_of
 from transforms.measure_output import OutputSize, output_size
 from transforms.read_tasks import read_file
 from transforms.tokenize_tasks import samples_of
@@ -62,7 +62,8 @@ def make_plan(job: Job) -> Plan:
     fingerprints = [np.empty(0, FINGERPRINT)]
     size, kinds = OutputSize(), Counter(job.record_kinds.values())
     inputs: list[InputFile] = []
-    for item in _read_and_tokenize(job):
+    root, matches = common_root(job.patterns), match_all(job.patterns)
+    for item in _read_and_tokenize(job, matches.files, root):
         if isinstance(item, RejectedTask):
             rejected.append(item)
         elif isinstance(item, Written):
@@ -92,20 +93,15 @@ def make_plan(job: Job) -> Plan:
         slots,
         flops,
         padded_flops,
-        _skipped(job),
+        [source_of(path, root) for path in matches.skipped],
     )
 
 
-def _skipped(job: Job) -> list[str]:
-    root, found = common_root(job.patterns), [match_files(each) for each in job.patterns]
-    read = {path for each in found for path in each.files}
-    skipped = {path for each in found for path in each.skipped} - read
-    return [source_of(path, root) for path in sorted(skipped)]
-
-
-def _read_and_tokenize(job: Job) -> Iterator[Prompt | RejectedTask | Written | InputFile]:
-    tokenizer, root = job.source.tokenizer(), common_root(job.patterns)
-    for path in sorted({path for each in job.patterns for path in match_files(each).files}):
+def _read_and_tokenize(
+    job: Job, paths: Sequence[str], root: str
+) -> Iterator[Prompt | RejectedTask | Written | InputFile]:
+    tokenizer = job.source.tokenizer()
+    for path in paths:
         for item in read_file(path, source_of(path, root), job.config.text_field):
             if isinstance(item, Notice):
                 continue

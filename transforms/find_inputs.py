@@ -200,6 +200,14 @@ def match_files(pattern: Pattern) -> Matches:
     return Matches(tuple(sorted(kept)), tuple(sorted(skipped | (set(files) - set(kept)))))
 
 
+def match_all(patterns: Sequence[Pattern]) -> Matches:
+    """Return the files that any of the patterns stands for, and what none of them reads."""
+    found = [match_files(each) for each in patterns]
+    files = {path for each in found for path in each.files}
+    skipped = {path for each in found for path in each.skipped} - files
+    return Matches(tuple(sorted(files)), tuple(sorted(skipped)))
+
+
 def _translated(glob: str) -> re.Pattern[str]:
     """Translate as Beam does, but let `**/` stand for no folder too, as in shells and Python."""
     return re.compile(re.sub(r"(^|\)|/)\.\*/", r"\1(?:.*/)?", FileSystem.translate_pattern(glob)))
