@@ -95,7 +95,7 @@ class DecoderLayer(nnx.Module):
         mlp_out: jax.Array | None
         if self.kind.experts:
             logits = self.experts.router_logits(mlp_in)
-            mlp_out = self.experts(mlp_in, logits, ops)
+            mlp_out = self.experts(mlp_in, logits, ops.mlps_of_groups)
             values["router_logits"] = logits
             resid_post = add_update(resid_mid, mlp_out)
         else:

@@ -7,7 +7,7 @@ P experts of each token, I intermediate, T tokens.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +18,8 @@ from qwen.layers.mlp import MLP
 from qwen.layers.precision import project
 from qwen.mesh import MODEL_AXIS, sum_over
 
-if TYPE_CHECKING:
-    from qwen.ops.base import Ops
+MlpsOfGroups = Callable[[jax.Array, jax.Array, tuple[jax.Array, jax.Array, jax.Array]], jax.Array]
+"""The operation `Ops.mlps_of_groups`."""
 
 ROWS, SPARE = 128, 1.25
 """A device takes `SPARE` times its share of all pairs of token and expert at a time, a multiple of
@@ -42,7 +42,7 @@ class Experts(nnx.Module):
         """Score the experts for normalized x [..., H]: [..., E] float32."""
         return project(x, self.router_kernel[...])
 
-    def __call__(self, x: jax.Array, logits: jax.Array, ops: Ops) -> jax.Array:
+    def __call__(self, x: jax.Array, logits: jax.Array, mlps_of_groups: MlpsOfGroups) -> jax.Array:
         """Compute the update of normalized x [R, L, H] with `router_logits`, in float32."""
         tokens, experts = x.reshape(-1, x.shape[-1]), logits.shape[-1]
         shares, chosen = jax.lax.top_k(
@@ -64,7 +64,7 @@ class Experts(nnx.Module):
             start = index * block
             pairs = jax.lax.dynamic_slice_in_dim(padded, start, block)
             within = jnp.clip(ends - start, 0, block)
-            outputs = ops.mlps_of_groups(
+            outputs = mlps_of_groups(
                 tokens[pairs // self.per_token], jnp.diff(within, prepend=0), kernels
             )
             outputs *= shares.reshape(-1)[pairs][:, None]

@@ -42,7 +42,7 @@ def differences() -> list[float]:
     split = jax.tree.map(lambda leaf: P(MODEL_AXIS) if leaf.ndim == 3 else P(), state)
 
     def run(state: nnx.State, x: jax.Array, logits: jax.Array) -> jax.Array:
-        return nnx.merge(graph, state)(x, logits, XlaOps())
+        return nnx.merge(graph, state)(x, logits, XlaOps().mlps_of_groups)
 
     found = []
     for preferred in PREFERENCES:
