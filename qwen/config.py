@@ -169,7 +169,7 @@ class ModelConfig:
         return self.num_attention_heads // self.num_key_value_heads
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields of the `config.json` that describes this model, without empty ones."""
+        """Return the fields as JSON, without empty ones."""
         fields = dataclasses.asdict(self) | {"layer_types": list(self.layer_types)}
         return {name: value for name, value in fields.items() if value not in (None, [])}
 

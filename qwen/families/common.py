@@ -98,7 +98,6 @@ def read_rope(
         )
     theta = _agreed(fields, settings, name, "rope_theta", 10_000.0)
     kind = settings.get("rope_type", settings.get("type", "default"))
-    settings.get("type")
     check_supported(f"{name}.rope_type", kind, "default", "linear", "yarn", "llama3")
     found: dict[str, Any] = {"rope_theta": theta}
     found |= {"rotary_dim": 0 if rotary_dim == head_dim else rotary_dim}

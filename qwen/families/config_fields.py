@@ -36,7 +36,7 @@ HARMLESS: Mapping[str, str] = {
         attn_implementation dtype is_decoder model_max_length name_or_path output_attentions
         output_hidden_states return_dict tf_legacy_loss tie_last_hidden_states tokenizer_class
         torch_dtype torchscript transformers_version unsloth_fixed unsloth_version use_bfloat16
-        use_return_dict model_type
+        use_return_dict
     """,
     "head": """
         classifier_dropout finetuning_task id2label label2id num_labels problem_type

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from qwen.config import FULL_ATTENTION, LINEAR_ATTENTION, DeltaConfig, ModelConfig
 from qwen.families.common import read_decoder, read_experts, read_layer_types
 from qwen.families.config_fields import ConfigFields
@@ -19,9 +17,7 @@ _OF_IMAGES = (
     *("vision_config", "image_token_id", "video_token_id"),
     *("vision_start_token_id", "vision_end_token_id"),
 )
-_LONG_NAMES = "Qwen3_5(Moe)?(Text)?"
-_SPACED = 4
-"""Every fourth layer is attention, unless the config says otherwise."""
+_CLASS_PREFIX = "Qwen3_5(Moe)?(Text)?"
 
 
 def read_config(fields: ConfigFields) -> ModelConfig:
@@ -35,7 +31,7 @@ def read_config(fields: ConfigFields) -> ModelConfig:
         return _read_text(fields, fields.get("model_type"))
     for name in _OF_IMAGES:
         fields.get(name)
-    fields.check_classes(f"{_LONG_NAMES}(ForConditionalGeneration)?")
+    fields.check_classes(f"{_CLASS_PREFIX}(ForConditionalGeneration)?")
     tied = fields.get("tie_word_embeddings")
     config = _read_text(text, fields.get("model_type"), tied)
     text.refuse_others()
@@ -43,7 +39,7 @@ def read_config(fields: ConfigFields) -> ModelConfig:
 
 
 def _read_text(fields: ConfigFields, model_type: str, tied: bool | None = None) -> ModelConfig:
-    settings = read_decoder(fields, _LONG_NAMES, default_rotary_factor=0.25, head_dim=256)
+    settings = read_decoder(fields, _CLASS_PREFIX, default_rotary_factor=0.25, head_dim=256)
     fields.one_of("attention_bias", False, False, None)
     fields.one_of("attn_output_gate", True, True, None)
     for name in ("mtp_num_hidden_layers", "mtp_use_dedicated_embeddings", "mamba_ssm_dtype"):
@@ -70,8 +66,8 @@ def _read_text(fields: ConfigFields, model_type: str, tied: bool | None = None) 
     )
 
 
-def _read_layer_types(fields: ConfigFields, num_layers: int) -> tuple[Any, ...]:
-    every = fields.positive("full_attention_interval", _SPACED)
+def _read_layer_types(fields: ConfigFields, num_layers: int) -> tuple[str, ...]:
+    every = fields.positive("full_attention_interval", 4)
     types = read_layer_types(fields, num_layers, FULL_ATTENTION, LINEAR_ATTENTION)
     return types or tuple(
         LINEAR_ATTENTION if (layer + 1) % every else FULL_ATTENTION for layer in range(num_layers)
