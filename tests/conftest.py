@@ -11,8 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from qwen.source import PRESET_FILES
-from tests.qwen.checkpoints import SMALL, write_checkpoint
+from tests.qwen.checkpoints import SMALL, add_tokenizer, write_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -68,10 +67,7 @@ def pytest_unconfigure() -> None:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of three layers, 32 wide, with the shipped tokenizer. Copy it to change it."""
     config = replace(SMALL, vocab_size=1024)
-    folder = write_checkpoint(tmp_path_factory.mktemp("models") / "small", config)
-    for file in PRESET_FILES.folder.iterdir():
-        shutil.copy(file, folder)
-    return folder
+    return add_tokenizer(write_checkpoint(tmp_path_factory.mktemp("models") / "small", config))
 
 
 @pytest.fixture(scope="session")

@@ -1,24 +1,21 @@
 """Runs at hook points whose vectors differ in width, from the flags to what readers give."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from activation_dataset.__main__ import main as dataset_main
 from activation_dataset.reading.reader import ActivationDataset
 from activation_dataset.sites import HOOK_POINTS, HookPoint, place_of, site_of
 from beam_pipeline.command import main
-from qwen.checkpoint import SINGLE_FILE
 from qwen.extractor import ActivationExtractor
 from qwen.families import family_of, read_config
-from qwen.source import PRESET_FILES
 from tests.end_to_end.job import digests, error_of, flags_of, metadata_of, problems_of, run
-from tests.qwen.checkpoints import varied_weights
+from tests.qwen.checkpoints import add_tokenizer, varied_weights, write_files
 
 SHAPE = {
     "vocab_size": 1024,
@@ -63,15 +60,10 @@ K, Q = "blocks.1.attn.hook_rot_k", "blocks.1.attn.hook_rot_q"
 
 def written(folder: Path, fields: dict[str, Any]) -> Path:
     """A checkpoint of a published config.json, with the shipped tokenizer."""
-    folder.mkdir()
-    for file in PRESET_FILES.folder.iterdir():
-        shutil.copy(file, folder)
-    (folder / "config.json").write_text(json.dumps(fields))
     config = read_config(fields)
     tensors = varied_weights(config)
     assert tensors.keys() == family_of(config).tensor_shapes(config).keys()
-    save_file(tensors, folder / SINGLE_FILE, metadata={"format": "pt"})
-    return folder
+    return add_tokenizer(write_files(folder, fields, tensors))
 
 
 @pytest.fixture(scope="module")

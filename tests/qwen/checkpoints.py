@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import zlib
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,6 +16,7 @@ from safetensors.numpy import save_file
 from qwen.checkpoint import SINGLE_FILE
 from qwen.config import ModelConfig
 from qwen.families import family_of
+from qwen.source import PRESET_FILES
 
 SMALL = ModelConfig(
     vocab_size=64,
@@ -78,7 +80,20 @@ def write_checkpoint(
     **changes: Any,
 ) -> Path:
     """Writes ``config.json`` and one safetensors file; ``changes`` as in ``config_fields``."""
+    tensors = varied_weights(config) if tensors is None else tensors
+    return write_files(folder, config_fields(config, **changes), tensors)
+
+
+def write_files(folder: Path, fields: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Path:
+    """Writes ``config.json`` and one safetensors file."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config_fields(config, **changes)))
-    save_file(dict(varied_weights(config) if tensors is None else tensors), folder / SINGLE_FILE)
+    (folder / "config.json").write_text(json.dumps(fields))
+    save_file(dict(tensors), folder / SINGLE_FILE, metadata={"format": "pt"})
+    return folder
+
+
+def add_tokenizer(folder: Path) -> Path:
+    """Copies the shipped tokenizer into a checkpoint."""
+    for file in PRESET_FILES.folder.iterdir():
+        shutil.copy(file, folder)
     return folder

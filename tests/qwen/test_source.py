@@ -20,10 +20,10 @@ from qwen.config import ModelConfigError
 from qwen.extractor import ActivationExtractor
 from qwen.model_files import ModelNotFoundError
 from qwen.presets import PRESETS
-from qwen.source import PRESET_FILES, open_model
+from qwen.source import open_model
 from qwen.tokenizer import NAMED_CHAT_TEMPLATES, TokenizerError
 from tests.end_to_end.emulator import BUCKET, address, bucket, upload
-from tests.qwen.checkpoints import SMALL, varied_weights, write_checkpoint
+from tests.qwen.checkpoints import SMALL, add_tokenizer, varied_weights, write_checkpoint
 
 __all__ = ["address", "bucket"]
 
@@ -34,8 +34,7 @@ TEXT_FILES = {"config.json", "tokenizer.json", "tokenizer_config.json"}
 def checkpoint(tmp_path: Path) -> Path:
     """A whole checkpoint with the tokenizer that the project ships, a pickle and some code."""
     folder = write_checkpoint(tmp_path / "checkpoint", replace(SMALL, vocab_size=1024))
-    for file in PRESET_FILES.folder.iterdir():
-        shutil.copy(file, folder)
+    add_tokenizer(folder)
     (folder / "pytorch_model.bin").write_bytes(b"\x80\x02.")
     (folder / "modeling_custom.py").write_text("raise SystemExit('custom code ran')")
     return folder
