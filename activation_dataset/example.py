@@ -8,14 +8,22 @@ SerializeToString(deterministic=True), which sorts the features by name:
     num_tokens  int64                                  task_id    bytes, UTF-8
     sample_id   bytes, UTF-8                           token_ids  int64 list
 
-and, in the record of a truncated prompt only, truncated_tokens, int64.
+and only where they say something:
+
+    offset         int64, of a window that is not the first of its document
+    positions      int64 list, of the chosen tokens, unless all are chosen
+    prepended_bos  int64, 1 if the first token is not in the document
+    roles          list of bytes, UTF-8: in a record of a chat's prompt, the role of each message
+    truncated_tokens  int64, of a truncated prompt
+    turns          int64 list, in such a record: for each token the number of its message from 1,
+                   or 0
 
 The decoder accepts these bytes only: it encodes what it found and compares.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +37,6 @@ ACTIVATION = b"activation"
 _FIELD_1, _FIELD_2, _FIELD_3 = b"\x0a", b"\x12", b"\x1a"
 _BYTES_LIST, _INT64_LIST = _FIELD_1, _FIELD_3  # fields of Feature
 
-_FEATURES = 6  # at least
 _MAX_SHIFT = 56  # of the last group of a varint
 # Up to this length a loop in Python is faster than numpy.
 _SHORT_LIST = 16
@@ -41,11 +48,18 @@ class ExampleError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class DecodedExample:
-    """Content of one record. `activation` is a view of the payload's bytes in the data."""
+    """Content of one record.
+
+    Attributes:
+        activation: a view of the payload's bytes in the data.
+        turns, roles: [num_tokens] int16 and the roles of the messages, as in `Prompt`.
+    """
 
     sample: Sample
     shape: tuple[int, ...]
     activation: memoryview
+    turns: NDArray[np.int16] | None = None
+    roles: tuple[str, ...] = ()
 
 
 def encode_prefix(payload_bytes: int, suffix_bytes: int, payload: bytes = ACTIVATION) -> bytes:
@@ -67,20 +81,36 @@ def encode_prefix(payload_bytes: int, suffix_bytes: int, payload: bytes = ACTIVA
     return _FIELD_1 + _varint(len(opening) + entry_bytes + suffix_bytes) + opening + entry
 
 
-def encode_suffix(sample: Sample, shape: Sequence[int]) -> bytes:
+def encode_suffix(
+    sample: Sample,
+    shape: Sequence[int],
+    turns: NDArray[np.int16] | None = None,
+    roles: Sequence[str] = (),
+) -> bytes:
     """Encode the features after the payload. Raises ValueError for a negative token id."""
     if len(sample.token_ids) and sample.token_ids.min() < 0:
         raise ValueError(f"sample {sample.sample_id!r} has a negative value in token_ids")
-    entries = [
-        _entry(b"num_tokens", _int64_feature(_varint(sample.num_tokens))),
-        _entry(b"sample_id", _text_feature(sample.sample_id)),
+    entries = [_entry(b"num_tokens", _int64_feature(_varint(sample.num_tokens)))]
+    if sample.offset:
+        entries.append(_entry(b"offset", _int64_feature(_varint(sample.offset))))
+    if sample.positions is not None:
+        entries.append(_entry(b"positions", _int64_feature(_varint_array(sample.positions))))
+    if sample.prepended_bos:
+        entries.append(_entry(b"prepended_bos", _int64_feature(_varint(1))))
+    if roles:
+        entries.append(_entry(b"roles", _texts_feature(roles)))
+    entries += [
+        _entry(b"sample_id", _texts_feature([sample.sample_id])),
         _entry(b"shape", _int64_feature(b"".join(map(_varint, shape)))),
-        _entry(b"task_id", _text_feature(sample.task_id)),
+        _entry(b"task_id", _texts_feature([sample.task_id])),
         _entry(b"token_ids", _int64_feature(_varint_array(sample.token_ids))),
     ]
     if sample.truncated_tokens:
         truncated = _int64_feature(_varint(sample.truncated_tokens))
         entries.append(_entry(b"truncated_tokens", truncated))
+    if turns is not None:
+        numbers = _varint_array(turns.astype(np.int32) + 1)
+        entries.append(_entry(b"turns", _int64_feature(numbers)))
     return b"".join(entries)
 
 
@@ -92,29 +122,48 @@ def decode_example(data: bytes | memoryview, payload: bytes = ACTIVATION) -> Dec
     """
     view = memoryview(data)
     try:
-        activation, num_tokens, sample_id, shape, task_id, token_ids, *more = _values(view)
-        sample = Sample(
-            sample_id=str(sample_id, "utf-8"),
-            task_id=str(task_id, "utf-8"),
-            token_ids=_integer_array(token_ids),
-            num_tokens=_varint_at(num_tokens, 0)[0],
-            truncated_tokens=_varint_at(more[0], 0)[0] if more else 0,
-        )
-        decoded = DecodedExample(sample, tuple(_integers(shape)), activation)
-        suffix = encode_suffix(sample, decoded.shape)
+        values = _values(view)
+        decoded = _decoded(values, payload)
+        suffix = encode_suffix(decoded.sample, decoded.shape, decoded.turns, decoded.roles)
     except IndexError:
         raise ExampleError("not a record of this format: it ends inside a field") from None
+    except KeyError as error:
+        raise ExampleError(f"not a record of this format: it has no {error}") from None
     except ValueError as error:
         raise ExampleError(f"not a record of this format: {error}") from None
-    prefix = encode_prefix(len(activation), len(suffix), payload)
+    prefix = encode_prefix(len(decoded.activation), len(suffix), payload)
     if len(decoded.shape) not in (1, 2):
         raise ExampleError(f"shape has {len(decoded.shape)} values, expected 1 or 2")
     if (
         bytes(view[: len(prefix)]) != prefix
-        or view[len(prefix) + len(activation) :].tobytes() != suffix
+        or view[len(prefix) + len(decoded.activation) :].tobytes() != suffix
     ):
         raise ExampleError("not encoded as this version encodes a record")
     return decoded
+
+
+def _decoded(values: Mapping[bytes, memoryview], payload: bytes) -> DecodedExample:
+    """Return the content of a record, given the list of values of each feature."""
+
+    def number(name: bytes) -> int:
+        return _varint_at(_first(values[name]), 0)[0] if name in values else 0
+
+    sample = Sample(
+        sample_id=str(_first(values[b"sample_id"]), "utf-8"),
+        task_id=str(_first(values[b"task_id"]), "utf-8"),
+        token_ids=_integer_array(_first(values[b"token_ids"])),
+        num_tokens=_varint_at(_first(values[b"num_tokens"]), 0)[0],
+        truncated_tokens=number(b"truncated_tokens"),
+        positions=_integer_array(_first(values[b"positions"])) if b"positions" in values else None,
+        offset=number(b"offset"),
+        prepended_bos=number(b"prepended_bos") == 1,
+    )
+    turns = None
+    if b"turns" in values:
+        turns = (_integer_array(_first(values[b"turns"])) - 1).astype(np.int16)
+    roles = _texts(values[b"roles"]) if b"roles" in values else ()
+    shape = tuple(_integers(_first(values[b"shape"])))
+    return DecodedExample(sample, shape, _first(values[payload]), turns, roles)
 
 
 # Encoding
@@ -125,8 +174,9 @@ def _entry(name: bytes, feature: bytes) -> bytes:
     return _field(_FIELD_1, _field(_FIELD_1, name) + _field(_FIELD_2, feature))
 
 
-def _text_feature(value: str) -> bytes:
-    return _field(_BYTES_LIST, _field(_FIELD_1, value.encode("utf-8")))
+def _texts_feature(values: Sequence[str]) -> bytes:
+    texts = (_field(_FIELD_1, value.encode("utf-8")) for value in values)
+    return _field(_BYTES_LIST, b"".join(texts))
 
 
 def _int64_feature(packed: bytes) -> bytes:
@@ -165,20 +215,35 @@ def _varint_array(values: NDArray[np.int32]) -> bytes:
 # Decoding. Names, tags and lengths are checked by encoding the result again.
 
 
-def _values(view: memoryview) -> list[memoryview]:
-    """The value of each feature: one byte string, or a packed list of integers."""
-    values: list[memoryview] = []
+def _values(view: memoryview) -> dict[bytes, memoryview]:
+    """The list of values of each feature: fields of byte strings, or one of packed integers."""
+    values: dict[bytes, memoryview] = {}
     position, last = _content(view, 0)
-    while len(values) < _FEATURES or position < last:
+    while position < last:
         entry, end = _content(view, position)
-        _, name_end = _content(view, entry)
+        name, name_end = _content(view, entry)
         feature, _ = _content(view, name_end)
         start, _ = _content(view, feature)
-        if start < end:  # not an empty list
-            start, _ = _content(view, start)
-        values.append(view[start:end])
+        values[bytes(view[name:name_end])] = view[start:end]
         position = end
     return values
+
+
+def _first(values: memoryview) -> memoryview:
+    """The first byte string of a list, or its packed integers; empty for an empty list."""
+    if not len(values):
+        return values
+    start, end = _content(values, 0)
+    return values[start:end]
+
+
+def _texts(values: memoryview) -> tuple[str, ...]:
+    """All byte strings of a list, decoded."""
+    texts, position = [], 0
+    while position < len(values):
+        start, position = _content(values, position)
+        texts.append(str(values[start:position], "utf-8"))
+    return tuple(texts)
 
 
 def _content(view: memoryview, position: int) -> tuple[int, int]:

@@ -1,10 +1,10 @@
-"""File names, dtypes and samples of a dataset on disk."""
+"""File names and samples of a dataset on disk."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +22,7 @@ INDEX_FOLDER = "index"
 MANIFESTS_FOLDER = "manifests"
 
 Pooling = Literal["last", "mean", "none"]
-StorageDtype = Literal["float32", "bfloat16"]
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
-STORAGE_DTYPES: tuple[StorageDtype, ...] = get_args(StorageDtype)
 
 _DATA_FILE = re.compile(
     r"(?:layer_(\d+)(?:_([a-z_]+))?/activations|prompts/prompts)"
@@ -39,10 +37,16 @@ class Sample:
 
     Attributes:
         sample_id, task_id: unique id, and id of the task as its file gives it.
-        token_ids: [n] int32. Pooling "none" and "mean": all tokens of the prompt. Pooling "last":
-            the token whose vector is stored.
+        token_ids: [n] int32. Pooling "none" and "mean": the chosen tokens of the prompt, whose
+            vectors are stored or averaged. Pooling "last": the token whose vector is stored.
         num_tokens: tokens of the whole prompt.
         truncated_tokens: tokens that were cut off its end, as the prompt was too long.
+        positions: [n] int32, positions of the chosen tokens in the prompt, ascending; None if all
+            tokens are chosen, and with pooling "last".
+        offset: tokens of the document before the prompt, which is a window of it; 0 for a prompt
+            that is not a window. Neither these tokens nor the prompt's positions count the other:
+            see `prepended_bos`.
+        prepended_bos: whether the prompt begins with a token that is not in the document.
     """
 
     sample_id: str
@@ -50,13 +54,18 @@ class Sample:
     token_ids: NDArray[np.int32]
     num_tokens: int
     truncated_tokens: int = 0
+    positions: NDArray[np.int32] | None = None
+    offset: int = 0
+    prepended_bos: bool = False
 
     def __post_init__(self) -> None:
-        if self.token_ids.dtype != np.int32 or self.token_ids.ndim != 1:
-            raise TypeError(
-                f"sample {self.sample_id!r}: token_ids is {self.token_ids.dtype} of shape "
-                f"{self.token_ids.shape}, expected int32 of shape [n]"
-            )
+        for name in ("token_ids", "positions"):
+            array = getattr(self, name)
+            if array is not None and (array.dtype != np.int32 or array.ndim != 1):
+                raise TypeError(
+                    f"sample {self.sample_id!r}: {name} is {array.dtype} of shape {array.shape}, "
+                    "expected int32 of shape [n]"
+                )
 
 
 def layer_folder(site: Site) -> str:
@@ -124,23 +133,3 @@ def partial_file(path: str, unique: str) -> str:
 def is_partial_file(path: str) -> bool:
     """Return True for a path that `partial_file` made: never complete, always safe to delete."""
     return _PARTIAL.fullmatch(path) is not None
-
-
-def numpy_dtype(storage_dtype: StorageDtype) -> np.dtype[Any]:
-    """Dtype of stored elements: little-endian float32, or uint16 with the bits of bfloat16."""
-    if storage_dtype == "float32":
-        return np.dtype("<f4")
-    if storage_dtype == "bfloat16":
-        return np.dtype("<u2")
-    raise ValueError(f"storage dtype {storage_dtype!r} is not one of {', '.join(STORAGE_DTYPES)}")
-
-
-def to_float32(stored: NDArray[Any]) -> NDArray[np.float32]:
-    """Convert stored elements, float32 or bits of bfloat16 in uint16, to float32 without loss."""
-    if stored.dtype == np.uint16:
-        widened = stored.astype(np.uint32)
-        widened <<= 16
-        return widened.view(np.float32)
-    if stored.dtype == np.float32:
-        return stored.astype(np.float32, copy=False)
-    raise TypeError(f"stored elements are {stored.dtype}, expected float32, or uint16 for bfloat16")

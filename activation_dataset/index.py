@@ -26,8 +26,11 @@ from activation_dataset.record import RecordKind, frame_record
 LOGGER = logging.getLogger(__name__)
 
 _CRC_BYTES = 4
-_IDS = ("sample_ids", "task_ids")
-_COLUMNS = ("record_starts", "activation_starts", "token_ends", "token_ids", "cells")
+_TEXTS = ("sample_ids", "task_ids", "roles")
+_COLUMNS = (
+    *("record_starts", "activation_starts", "token_ends", "token_ids", "cells"),
+    *("chosen", "offsets", "prepended_bos", "turns"),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +45,11 @@ class ShardIndex:
         activation_starts: [widths, samples] int64, offset of each record's activation.
         token_ends: [samples] int64, cumulative number of prompt tokens.
         token_ids, cells: [tokens] int32 and [tokens, 4] int16 of all prompts, as in Prompt.
+        chosen: [tokens] bool, tokens whose vectors are stored, or with pooling "mean" averaged.
+        offsets, prepended_bos: [samples] int64 and bool, as in Sample.
+        turns: [tokens] int16 as in Prompt, -1 for a prompt that is not a chat; [0] if none is.
         sample_ids, task_ids: ids of each sample and of its task.
+        roles: [samples] roles of the messages of each chat.
     """
 
     pooling: Pooling
@@ -52,8 +59,13 @@ class ShardIndex:
     token_ends: NDArray[np.int64]
     token_ids: NDArray[np.int32]
     cells: NDArray[np.int16]
+    chosen: NDArray[np.bool_]
+    offsets: NDArray[np.int64]
+    prepended_bos: NDArray[np.bool_]
+    turns: NDArray[np.int16]
     sample_ids: list[str]
     task_ids: list[str]
+    roles: list[list[str]]
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -67,9 +79,17 @@ class ShardIndex:
     @cached_property
     def vector_ends(self) -> NDArray[np.int64]:
         """[samples] int64, cumulative number of vectors."""
-        if self.pooling == "none":
-            return self.token_ends
-        return np.arange(1, len(self) + 1, dtype=np.int64)
+        if self.pooling != "none":
+            return np.arange(1, len(self) + 1, dtype=np.int64)
+        ends: NDArray[np.int64] = np.concatenate([[0], np.cumsum(self.chosen)])[self.token_ends]
+        return ends
+
+    @cached_property
+    def vector_tokens(self) -> NDArray[np.int64]:
+        """[vectors] int64, the place in `token_ids` of the token of each vector; [0] for means."""
+        if self.pooling == "mean":
+            return np.empty(0, np.int64)
+        return self.token_ends - 1 if self.pooling == "last" else np.flatnonzero(self.chosen)
 
     @cached_property
     def vector_counts(self) -> NDArray[np.int64]:
@@ -143,8 +163,31 @@ def _index_of(prompts: list[Prompt], kinds: list[RecordKind]) -> ShardIndex:
         token_ends=np.cumsum(token_counts, dtype=np.int64),
         token_ids=np.concatenate([no_tokens, *(prompt.token_ids for prompt in prompts)]),
         cells=np.concatenate([no_cells, *(prompt.cells for prompt in prompts)]),
+        chosen=np.concatenate([np.empty(0, bool), *map(_chosen, prompts)]),
+        offsets=np.array([prompt.offset for prompt in prompts], np.int64),
+        prepended_bos=np.array([prompt.prepended_bos for prompt in prompts], bool),
+        turns=_turns(prompts),
         sample_ids=[prompt.sample_id for prompt in prompts],
         task_ids=[prompt.task_id for prompt in prompts],
+        roles=[list(prompt.roles) for prompt in prompts],
+    )
+
+
+def _chosen(prompt: Prompt) -> NDArray[np.bool_]:
+    chosen = np.full(prompt.num_tokens, prompt.positions is None)
+    if prompt.positions is not None:
+        chosen[prompt.positions] = True
+    return chosen
+
+
+def _turns(prompts: list[Prompt]) -> NDArray[np.int16]:
+    if not any(prompt.roles for prompt in prompts):
+        return np.empty(0, np.int16)
+    return np.concatenate(
+        [
+            np.full(prompt.num_tokens, -1, np.int16) if prompt.turns is None else prompt.turns
+            for prompt in prompts
+        ]
     )
 
 
@@ -154,7 +197,7 @@ def encode_index(index: ShardIndex, key: str) -> bytes:
     The first array, uint8, holds JSON: the key, the pooling, the widths, and the ids. All is
     little-endian.
     """
-    texts = {name: getattr(index, name) for name in ("pooling", "widths", *_IDS)}
+    texts = {name: getattr(index, name) for name in ("pooling", "widths", *_TEXTS)}
     texts["key"] = key
     stream = io.BytesIO()
     np.save(stream, np.frombuffer(json.dumps(texts).encode(), np.uint8))

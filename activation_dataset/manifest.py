@@ -79,11 +79,18 @@ Manifest = LayerManifest | PromptsManifest
 
 @dataclass(frozen=True)
 class Shard:
-    """One shard in all its sites: its number, size, file of prompts, and layer file by site."""
+    """One shard in all its sites.
+
+    Attributes:
+        shard: number of the shard.
+        samples, tokens, vectors: its samples, tokens of all their prompts, and vectors of one site.
+        prompts, files: the file of prompts, and the layer file of each site.
+    """
 
     shard: int
     samples: int
     tokens: int
+    vectors: int
     prompts: FileEntry
     files: Mapping[Site, FileEntry]
 
@@ -126,10 +133,18 @@ def shards_of(
             if path not in found:
                 raise ValueError(f"{path} was not written")
         *layers, prompts = (found.pop(path) for path in paths)
+        vectors = 0
         for manifest in layers:
             _check_same_samples(manifest, prompts)
+            found_vectors = getattr(manifest, "vectors", 0)
+            vectors = vectors or found_vectors
+            if found_vectors != vectors:
+                raise ValueError(
+                    f"{manifest.file.path} has {found_vectors} vectors, {layers[0].file.path} "
+                    f"{vectors}"
+                )
         files = {site: each.file for site, each in zip(sites, layers, strict=True)}
-        shards.append(Shard(shard, prompts.samples, prompts.tokens, prompts.file, files))
+        shards.append(Shard(shard, prompts.samples, prompts.tokens, vectors, prompts.file, files))
     if found:
         raise ValueError(
             f"{min(found)} does not belong to shards 0..{num_shards - 1} of sites {list(sites)}"

@@ -8,12 +8,13 @@ from functools import cached_property
 
 from activation_dataset.canonical_json import read_sealed, sealed_text
 from activation_dataset.fields import FieldError, Json, check_names, from_json, to_json
-from activation_dataset.format import Pooling, StorageDtype, data_file
+from activation_dataset.format import Pooling, data_file
 from activation_dataset.input_counts import InputCounts
 from activation_dataset.manifest import Shard
 from activation_dataset.record import RecordKind
 from activation_dataset.sites import HOOK_POINTS, HookPoint, Site, hook_name, sites_of
 from activation_dataset.statistics import LayerStatistics
+from activation_dataset.storage_dtype import StorageDtype
 
 _DIGEST = "metadata_sha256"
 _OTHER_FIELDS = (
@@ -145,7 +146,7 @@ class Metadata:
     @property
     def total_vectors(self) -> int:
         """Vectors of one site."""
-        return self.total_tokens if self.run.pooling == "none" else self.total_samples
+        return sum(shard.vectors for shard in self.shards)
 
     def to_json(self) -> str:
         """The text of metadata.json. Equal values give equal text, byte for byte.
@@ -207,6 +208,12 @@ class Metadata:
             where = f"batches[{index}]"
             if shard.shard != index:
                 raise FieldError(f"{where}.shard is {shard.shard}, expected {index}")
+            pooled = self.run.pooling != "none"
+            if shard.vectors > shard.tokens or (pooled and shard.vectors != shard.samples):
+                raise FieldError(
+                    f"{where}.vectors is {shard.vectors}, but the shard has {shard.samples} "
+                    f"samples of {shard.tokens} tokens, with pooling {self.run.pooling}"
+                )
             if list(shard.files) != sites:
                 raise FieldError(f"{where}.files has {list(shard.files)}, expected {sites}")
             for site, entry in zip((*sites, None), shard.all_files, strict=True):

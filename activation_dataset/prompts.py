@@ -1,7 +1,8 @@
-"""Prompts of a shard: the tokens of every sample, and the grid cell that each token shows.
+"""Prompts of a shard: the tokens of every sample, and what each token shows.
 
 A file of prompts is a TFRecord file like a layer file. Its records have the feature `cells`, int16,
-in place of `activation`. Record i belongs to the same sample as record i of each layer file of the
+in place of `activation`, without bytes if no token shows a cell, and all tokens of the prompt in
+`token_ids`. Record i belongs to the same sample as record i of each layer file of the
 shard.
 """
 
@@ -49,6 +50,12 @@ class Prompt:
             that shows no cell; -2 in all four for every token if the cells of its grids could not
             be mapped to tokens one to one.
         truncated_tokens: tokens that were cut off the end of the prompt, as it was too long.
+        positions: [n] int32, positions of the chosen tokens, ascending, without those whose vectors
+            are neither stored nor averaged; None if all tokens are chosen.
+        offset, prepended_bos: as in `Sample`.
+        turns: [num_tokens] int16, the number from 0 of the message of a chat that each token is
+            part of, -1 for a token between messages; None for a prompt that is not a chat.
+        roles: the role of each message of a chat.
 
     Raises:
         TypeError: an array has another dtype or shape.
@@ -59,13 +66,23 @@ class Prompt:
     token_ids: NDArray[np.int32]
     cells: NDArray[np.int16]
     truncated_tokens: int = 0
+    positions: NDArray[np.int32] | None = None
+    offset: int = 0
+    prepended_bos: bool = False
+    turns: NDArray[np.int16] | None = None
+    roles: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.cells.dtype != np.int16 or self.cells.shape != (len(self.token_ids), 4):
-            raise TypeError(
-                f"sample {self.sample_id!r}: cells is {self.cells.dtype} of shape "
-                f"{self.cells.shape}, expected int16 of shape [{len(self.token_ids)}, 4]"
-            )
+        arrays: dict[str, tuple[NDArray[np.int16], tuple[int, ...]]]
+        arrays = {"cells": (self.cells, (self.num_tokens, 4))}
+        if self.turns is not None:
+            arrays["turns"] = (self.turns, (self.num_tokens,))
+        for name, (array, shape) in arrays.items():
+            if array.dtype != np.int16 or array.shape != shape:
+                raise TypeError(
+                    f"sample {self.sample_id!r}: {name} is {array.dtype} of shape {array.shape}, "
+                    f"expected int16 of shape {list(shape)}"
+                )
 
     @property
     def num_tokens(self) -> int:
@@ -73,10 +90,22 @@ class Prompt:
 
     @property
     def sample(self) -> Sample:
-        """The prompt without its cells."""
+        """The prompt without what its tokens show."""
         return Sample(
-            self.sample_id, self.task_id, self.token_ids, self.num_tokens, self.truncated_tokens
+            self.sample_id,
+            self.task_id,
+            self.token_ids,
+            self.num_tokens,
+            self.truncated_tokens,
+            self.positions,
+            self.offset,
+            self.prepended_bos,
         )
+
+    @property
+    def chosen_ids(self) -> NDArray[np.int32]:
+        """[chosen tokens] int32, the ids of the chosen tokens."""
+        return self.token_ids if self.positions is None else self.token_ids[self.positions]
 
     @property
     def cells_known(self) -> bool:
@@ -112,8 +141,9 @@ def write_prompts(
 
 def encode_prompt(prompt: Prompt) -> bytes:
     """The data of a prompt's record."""
-    payload = prompt.cells.astype(_STORED, copy=False).tobytes()
-    suffix = encode_suffix(prompt.sample, prompt.cells.shape)
+    cells = prompt.cells if (prompt.cells != NO_CELL).any() else prompt.cells[:0]
+    payload = cells.astype(_STORED, copy=False).tobytes()
+    suffix = encode_suffix(prompt.sample, cells.shape, prompt.turns, prompt.roles)
     return encode_prefix(len(payload), len(suffix), PAYLOAD) + payload + suffix
 
 
@@ -134,16 +164,28 @@ def decode_prompt(data: bytes | memoryview) -> Prompt:
         raise ExampleError(
             f"token_ids has {len(sample.token_ids)} values, num_tokens says {sample.num_tokens}"
         )
-    shape = (sample.num_tokens, len(CELL_FIELDS))
+    shape = (sample.num_tokens if len(example.activation) else 0, len(CELL_FIELDS))
     if example.shape != shape:
         raise ExampleError(f"shape is {example.shape}, expected {shape}")
     size = shape[0] * shape[1] * _STORED.itemsize
     if len(example.activation) != size:
         raise ExampleError(f"cells has {len(example.activation)} bytes, expected {size}")
-    cells = np.frombuffer(example.activation, _STORED).reshape(shape).astype(np.int16)
-    _check_cells(cells)
+    cells = np.full((sample.num_tokens, len(CELL_FIELDS)), NO_CELL, np.int16)
+    if shape[0]:
+        cells[...] = np.frombuffer(example.activation, _STORED).reshape(shape)
+        _check_cells(cells)
+    _check_turns(example.turns, example.roles, sample.num_tokens)
     return Prompt(
-        sample.sample_id, sample.task_id, sample.token_ids, cells, sample.truncated_tokens
+        sample.sample_id,
+        sample.task_id,
+        sample.token_ids,
+        cells,
+        sample.truncated_tokens,
+        sample.positions,
+        sample.offset,
+        sample.prepended_bos,
+        example.turns,
+        example.roles,
     )
 
 
@@ -157,3 +199,13 @@ def _check_cells(cells: NDArray[np.int16]) -> None:
             "cells has a row that is neither a cell nor -1 in all four columns, and not every "
             "value is -2"
         )
+
+
+def _check_turns(turns: NDArray[np.int16] | None, roles: tuple[str, ...], num_tokens: int) -> None:
+    if turns is None:
+        if roles:
+            raise ExampleError(f"roles has {len(roles)} values, but there are no turns")
+    elif len(turns) != num_tokens or not len(roles):
+        raise ExampleError(f"turns has {len(turns)} values, expected {num_tokens}, and roles")
+    elif len(turns) and turns.max() >= len(roles):
+        raise ExampleError(f"turns has the message {turns.max() + 1} of {len(roles)}")

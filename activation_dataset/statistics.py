@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from activation_dataset.fields import to_json
-from activation_dataset.format import to_float32
 from activation_dataset.norms import NormHistogram
+from activation_dataset.storage_dtype import to_float32
 
 Float64Array = NDArray[np.float64]
 
@@ -93,8 +93,8 @@ class LayerStatistics:
 
     @classmethod
     def of_vectors(cls, vectors: NDArray[Any]) -> LayerStatistics:
-        """Statistics of vectors [n, hidden], float32 or bits of bfloat16 in uint16, in float64."""
-        hidden = vectors.shape[1]
+        """Statistics, in float64, of stored vectors [n, row elements], see `storage_dtype`."""
+        hidden = to_float32(vectors[:0]).shape[1]
         rows = max(1, _CHUNK_BYTES // (8 * hidden))
         total = cls.empty(hidden)
         for start in range(0, len(vectors), rows):

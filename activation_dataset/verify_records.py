@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -124,7 +124,7 @@ def _check_file(
         if prompt is None:
             raise ExampleError(f"the prompts have only {len(prompts)} records")
         _check_sample(example.sample, kind.sample(prompt))
-        return kind.activation(example).reshape(-1, kind.hidden)
+        return kind.activation(example).reshape(-1, kind.row_elements)
 
     total = LayerStatistics.empty(kind.hidden)
     block: list[NDArray[Any]] = []
@@ -148,7 +148,7 @@ def _check_file(
 def _check_sample(found: Sample, expected: Sample) -> None:
     if found.sample_id != expected.sample_id:
         raise ExampleError(f"sample {found.sample_id!r}, the prompts have {expected.sample_id!r}")
-    for name in ("task_id", "num_tokens", "truncated_tokens", "token_ids"):
+    for name in (each.name for each in fields(Sample)):
         if not np.array_equal(getattr(found, name), getattr(expected, name)):
             raise ExampleError(f"sample {found.sample_id!r} has another {name} than its prompt")
 

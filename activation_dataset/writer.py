@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from activation_dataset.checksum import Buffer, crc32c, extend, to_text
-from activation_dataset.format import numpy_dtype, shard_file
+from activation_dataset.format import shard_file
 from activation_dataset.manifest import FileEntry, LayerManifest, sample_order
 from activation_dataset.record import RecordFrame, RecordKind
 from activation_dataset.sites import Site
 from activation_dataset.statistics import LayerStatistics
+from activation_dataset.storage_dtype import numpy_dtype
 from activation_dataset.tfrecord import HEADER_BYTES, frame_footer
 
 # Smaller vectors are joined to blocks of this size, larger ones are written without a copy.
@@ -45,8 +46,8 @@ class LayerFileWriter:
 
         Args:
             frames: of the samples, in the order of the file.
-            vectors: [sum of the frames' vectors, hidden] in the storage dtype: float32, or bfloat16
-                as ml_dtypes has it or as its bits in uint16. Free to be reused after the call.
+            vectors: [sum of the frames' vectors, row elements] as in `storage_dtype`; bfloat16 also
+                as ml_dtypes has it. Free to be reused after the call.
             statistics: of exactly these vectors.
 
         Raises:
@@ -84,9 +85,10 @@ class LayerFileWriter:
         self, frames: Sequence[RecordFrame], vectors: NDArray[Any], statistics: LayerStatistics
     ) -> NDArray[np.uint8]:
         expected = sum(frame.vectors for frame in frames)
-        if vectors.shape != (expected, self._kind.hidden):
+        if vectors.shape != (expected, self._kind.row_elements):
             raise ValueError(
-                f"vectors have shape {vectors.shape}, expected [{expected}, {self._kind.hidden}]"
+                f"vectors have shape {vectors.shape}, expected "
+                f"[{expected}, {self._kind.row_elements}]"
             )
         if statistics.count + statistics.nonfinite_count != expected:
             raise ValueError(

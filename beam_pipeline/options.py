@@ -11,8 +11,9 @@ from typing import Any, NoReturn, TypeVar
 
 from apache_beam.options.pipeline_options import PipelineOptions, WorkerOptions
 
-from activation_dataset.format import POOLINGS, STORAGE_DTYPES
+from activation_dataset.format import POOLINGS
 from activation_dataset.sites import DEFAULT_HOOK_POINT, HOOK_POINTS
+from activation_dataset.storage_dtype import COMPUTE_DTYPES, STORAGE_DTYPES
 from beam_pipeline import flag_values as values
 from beam_pipeline.accelerators import ACCELERATORS, AcceleratorSettings, check_mesh, worker_flags
 from beam_pipeline.config import DEFAULT_LAYERS, Config, ConfigError
@@ -87,7 +88,7 @@ def _add_model_flags(group: argparse._ArgumentGroup) -> None:
         "the activations; the error for a field that is not understood names it (default: none)",
     )
     group.add_argument(
-        "--compute_dtype", choices=STORAGE_DTYPES, default="bfloat16", help="dtype of the model"
+        "--compute_dtype", choices=COMPUTE_DTYPES, default="bfloat16", help="dtype of the model"
     )
     group.add_argument(
         "--batch_size",

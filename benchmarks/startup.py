@@ -21,13 +21,15 @@ def first_activation(connection: Connection, model: str, cache: str) -> None:
     """In a process of its own: sends seconds to import; then to load, and to an activation."""
     prompts = arc_prompts(8)
     started = time.perf_counter()
+    from qwen.batching import SampleTokens
     from qwen.extractor import open_extractor
     from qwen.settings import ExtractorSettings
 
     imported = time.perf_counter()
-    lengths = [len(prompt) for prompt in prompts]
     settings = ExtractorSettings(model, tuple(range(10, 24)), compile_cache=cache)
-    extractor = open_extractor(settings, lengths_to_come=lengths)
+    extractor = open_extractor(
+        settings, samples_to_come=[SampleTokens(prompt) for prompt in prompts]
+    )
     loaded = time.perf_counter()
     next(extractor.extract(prompts))
     ended = time.perf_counter()

@@ -10,19 +10,14 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from activation_dataset.format import (
-    METADATA_FILE,
-    Pooling,
-    StorageDtype,
-    prompts_file,
-    shard_file,
-)
+from activation_dataset.format import METADATA_FILE, Pooling, prompts_file, shard_file
 from activation_dataset.input_counts import InputCounts, Written
 from activation_dataset.manifest import Manifest, shards_of
 from activation_dataset.metadata import Metadata, RunDescription
 from activation_dataset.prompts import Prompt, write_prompts
 from activation_dataset.record import RecordKind, frame_record
 from activation_dataset.statistics import LayerStatistics, OrderedMerge
+from activation_dataset.storage_dtype import StorageDtype
 from activation_dataset.writer import LayerFileWriter
 
 
@@ -60,7 +55,8 @@ def write_dataset(
 ) -> None:
     """Write a dataset with prompts of those lengths in each shard, the same values in each file."""
     kind = RecordKind(pooling, storage_dtype, hidden)
-    most = max(sum(map(kind.vectors, lengths)) for lengths in shards)
+    counts = [sum(lengths) if pooling == "none" else len(lengths) for lengths in shards]
+    most = max(counts)
     rows = in_storage(residual_stream(most, hidden, 0), storage_dtype)
     merges = {layer: OrderedMerge() for layer in layers}
     manifests: list[Manifest] = []
@@ -72,7 +68,7 @@ def write_dataset(
         with (folder / prompts_file(shard, len(shards))).open("wb") as stream:
             manifests.append(write_prompts(stream, prompts, shard, len(shards)))
         frames = [frame_record(kind.sample(prompt), kind) for prompt in prompts]
-        vectors = rows[: sum(map(kind.vectors, lengths))]
+        vectors = rows[: counts[shard]]
         statistics = LayerStatistics.of_vectors(vectors)
         for layer in layers:
             with (folder / shard_file(layer, shard, len(shards))).open("wb") as stream:

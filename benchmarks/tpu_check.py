@@ -30,7 +30,7 @@ from jax.experimental import topologies
 from activation_dataset.format import Pooling
 from benchmarks.prompts import arc_prompts
 from benchmarks.tpu_model import CHIPS, Chip, estimated_cycles, work_of
-from qwen.batching import StepShape, packing_for, plan_steps
+from qwen.batching import StepShape, packing_for, plan_steps, with_chosen
 from qwen.config import LayerKind
 from qwen.extractor import STEPS_IN_FLIGHT
 from qwen.mesh import DATA_AXIS, check_mesh_fits_model, make_mesh
@@ -230,8 +230,10 @@ def check(case: Case) -> Report:
     depth, ops, captured = max(case.layers) + 1, SplashOps(), len(case.layers)
     model = abstract_model(config, depth, dtype, mesh, ops)
     steps = plan_steps(case.lengths, packing_for(ops.name, BATCH_SIZE, mesh.shape[DATA_AXIS]))
+    if case.pooling == "last":
+        steps = with_chosen(steps, [1] * len(case.lengths))
     compiled = compile_shapes(
-        Programs(model, config, mesh, ops, case.layers, ["resid_post"], case.pooling, dtype),
+        Programs(model, config, mesh, ops, case.layers, ["resid_post"], case.pooling, "bfloat16"),
         dict.fromkeys(step.shape for step in steps),
     )
     by_shape = {entry.shape: entry for entry in compiled}

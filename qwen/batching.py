@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
@@ -34,10 +35,14 @@ longer rows cost more than they save."""
 
 @dataclass(frozen=True)
 class StepShape:
-    """The shape of one device step: `rows` x `length` token slots."""
+    """The shape of one device step: `rows` x `length` token slots.
+
+    `chosen` slots of each row, some of them unused, give a vector; None if every slot does.
+    """
 
     rows: int
     length: int
+    chosen: int | None = None
 
     @property
     def slots(self) -> int:
@@ -209,6 +214,49 @@ def separate_samples(step: Step, rows: int) -> tuple[Step, ...]:
     return tuple(_balanced((placement,), rows) for placement in step.placements)
 
 
+class SampleTokens(NamedTuple):
+    """Tokens of one sample.
+
+    Attributes:
+      ids: [tokens] integers.
+      positions: [n] ascending positions of the chosen tokens, whose vectors are stored or averaged;
+        None if all are.
+    """
+
+    ids: np.ndarray
+    positions: np.ndarray | None = None
+
+    @property
+    def chosen(self) -> int:
+        """Number of the chosen tokens."""
+        return len(self.ids) if self.positions is None else len(self.positions)
+
+
+def with_chosen(steps: Sequence[Step], counts: Sequence[int]) -> list[Step]:
+    """Give the steps the number of slots that hold the chosen tokens of their samples.
+
+    Steps of one shape get the same number, a multiple of the segments of a row, so that few
+    programs are compiled.
+
+    Args:
+      counts: chosen tokens of each sample.
+    """
+    most = dict.fromkeys([step.shape for step in steps], 0)
+    for step in steps:
+        rows = [0] * step.shape.rows
+        for placement in step.placements:
+            rows[placement.row] += counts[placement.sample]
+        most[step.shape] = max(most[step.shape], *rows)
+    return [
+        replace(step, shape=replace(step.shape, chosen=_multiple(most[step.shape], step.shape)))
+        for step in steps
+    ]
+
+
+def _multiple(chosen: int, shape: StepShape) -> int:
+    return min(shape.length, max(1, -(-chosen // shape.segments)) * shape.segments)
+
+
 def _balanced(placements: Sequence[Placement], rows: int) -> Step:
     """Place samples in their order, each in the row that is shortest so far."""
     ends = [0] * rows
@@ -230,29 +278,44 @@ class StepInputs:
       token_ids: [rows, length] int32, 0 where there is no token.
       positions: [rows, length] int32, a token's position in its own sample; 0 for padding.
       segment_ids: [rows, length] int32, 1, 2, ... for the samples of a row, 0 for padding.
-      last_slots: [rows, segments] int32, the slot of each sample's last token; 0 where unused.
+      averaged_ids: [rows, length] int32, the same for the chosen tokens, 0 for all others.
+      chosen_slots: [rows, chosen] int32, the slots of the chosen tokens of a row, sample by sample;
+        0 where unused. [rows, 0] if every slot gives a vector.
+      vectors: [rows] int32, vectors of each row: samples if they are averaged, else chosen tokens.
     """
 
     token_ids: np.ndarray
     positions: np.ndarray
     segment_ids: np.ndarray
-    last_slots: np.ndarray
+    averaged_ids: np.ndarray
+    chosen_slots: np.ndarray
+    vectors: np.ndarray
 
     @classmethod
     def empty(cls, shape: StepShape) -> StepInputs:
         """Make the inputs of a step without samples."""
-        slots, segments = (shape.rows, shape.length), (shape.rows, shape.segments)
-        return cls(*(np.zeros(size, np.int32) for size in (slots, slots, slots, segments)))
+        slots, chosen = (shape.rows, shape.length), (shape.rows, shape.chosen or 0)
+        sizes = (slots, slots, slots, slots, chosen, (shape.rows,))
+        return cls(*(np.zeros(size, np.int32) for size in sizes))
 
 
-def step_inputs(step: Step, token_ids: Sequence[np.ndarray]) -> StepInputs:
-    """Lay out the samples' token ids ([tokens] int32 each) as the step's arrays."""
+def step_inputs(step: Step, samples: Sequence[SampleTokens], averages: bool = False) -> StepInputs:
+    """Lay out samples as the step's arrays.
+
+    Args:
+      averages: whether a sample has one vector, the mean of its chosen tokens.
+    """
     inputs = StepInputs.empty(step.shape)
     for placement, segment in zip(step.placements, step.segment_of, strict=True):
-        end = placement.start + placement.length
-        slots = (placement.row, slice(placement.start, end))
-        inputs.token_ids[slots] = token_ids[placement.sample]
-        inputs.positions[slots] = np.arange(placement.length, dtype=np.int32)
-        inputs.segment_ids[slots] = segment + 1
-        inputs.last_slots[placement.row, segment] = end - 1
+        row, (token_ids, at) = placement.row, samples[placement.sample]
+        slots = np.arange(placement.start, placement.start + placement.length, dtype=np.int32)
+        inputs.token_ids[row, slots] = token_ids
+        inputs.positions[row, slots] = np.arange(placement.length, dtype=np.int32)
+        inputs.segment_ids[row, slots] = segment + 1
+        given = slots if at is None else slots[at]
+        inputs.averaged_ids[row, given] = segment + 1
+        used = inputs.vectors[row]
+        if step.shape.chosen is not None:
+            inputs.chosen_slots[row, used : used + len(given)] = given
+        inputs.vectors[row] = used + (1 if averages else len(given))
     return inputs

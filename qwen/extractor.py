@@ -22,13 +22,16 @@ import numpy as np
 
 from activation_dataset.sites import Site, place_of, sites_of
 from activation_dataset.statistics import LayerStatistics
+from activation_dataset.storage_dtype import LARGEST_ELEMENT, StorageDtype, to_float32
 from qwen.batching import (
+    SampleTokens,
     Step,
     packing_for,
     plan_steps,
     separate_samples,
     split_step,
     step_inputs,
+    with_chosen,
 )
 from qwen.compile_cache import use_compile_cache
 from qwen.malloc import keep_freed_memory
@@ -55,9 +58,9 @@ class CapturedSamples:
 
     Attributes:
       samples: indices of the samples in the argument of `extract`.
-      vector_counts: the number of vectors of each sample: 1 if pooled, else its tokens.
-      vectors: for each site [sum(vector_counts), width of the site] in the storage dtype, in sample
-        order; possibly read-only.
+      vector_counts: the number of vectors of each sample: 1 if pooled, else its chosen tokens.
+      vectors: for each site [sum(vector_counts), row elements] as in `storage_dtype`, bfloat16 as
+        ml_dtypes has it, in sample order; possibly read-only.
       statistics: for each site the statistics of exactly these vectors.
       slots: token slots of the step that computed them, including padding.
     """
@@ -70,7 +73,7 @@ class CapturedSamples:
 
 
 def open_extractor(
-    settings: ExtractorSettings, lengths_to_come: Sequence[int] = ()
+    settings: ExtractorSettings, samples_to_come: Sequence[SampleTokens] = ()
 ) -> ActivationExtractor:
     """Open the model of the settings on this worker's devices.
 
@@ -87,7 +90,7 @@ def open_extractor(
         use_compile_cache(settings.compile_cache)
     source = open_model(settings.model_path, settings.ignore_config)
     _check_model(source, settings)
-    return ActivationExtractor(source, settings, lengths_to_come)
+    return ActivationExtractor(source, settings, samples_to_come)
 
 
 def _check_model(source: ModelSource, settings: ExtractorSettings) -> None:
@@ -134,15 +137,15 @@ class ActivationExtractor:
         self,
         source: ModelSource,
         settings: ExtractorSettings,
-        lengths_to_come: Sequence[int] = (),
+        samples_to_come: Sequence[SampleTokens] = (),
     ) -> None:
         """Load the model onto this process's devices.
 
         Args:
           source: the model; the `model_path` of the settings is not opened again.
           settings: what to capture and how.
-          lengths_to_come: tokens of the samples that `extract` will be given first; programs for
-            them are compiled while the weights load.
+          samples_to_come: what `extract` will be given first; programs for it are compiled while
+            the weights load.
 
         Raises:
           OtherWorkerError: if the operations are not those that the settings expect.
@@ -162,7 +165,6 @@ class ActivationExtractor:
         if mesh.devices.flat[0].platform == "cpu":
             keep_freed_memory()
         self.source, self.settings, self.pooling = source, settings, pooling
-        self._storage = jnp.dtype(settings.storage_dtype)
         compute = jnp.dtype(settings.compute_dtype)
         ops = choose_ops(mesh.devices.flat[0], compute, config, mesh.shape[MODEL_AXIS])
         self.ops: OpsName = ops.name
@@ -173,9 +175,9 @@ class ActivationExtractor:
                 "Resume on the same kind of machine, or replace all files with --overwrite."
             )
         LOGGER.info("%s: %s operations on %d devices", source.name, ops.name, mesh.size)
-        narrow = settings.storage_dtype == "bfloat16" or (
-            settings.compute_dtype == "bfloat16" and pooling != "mean"
-        )
+        captured: StorageDtype = settings.storage_dtype
+        if captured == "float32" and settings.compute_dtype == "bfloat16" and pooling != "mean":
+            captured = "bfloat16"  # Widened on the host.
         num_layers = layers[-1] + 1
         self._programs = Programs(
             abstract_model(config, num_layers, compute, mesh, ops),
@@ -185,10 +187,10 @@ class ActivationExtractor:
             layers,
             hook_points,
             pooling,
-            jnp.dtype("bfloat16" if narrow else "float32"),
+            captured,
         )
         self._packing = packing_for(ops.name, settings.batch_size, mesh.shape[DATA_AXIS])
-        self._plan(lengths_to_come)
+        self._plan([self._tokens_of(sample) for sample in samples_to_come])
         self._programs.use_parameters(load_model(weights, config, num_layers, compute, mesh, ops))
 
     @classmethod
@@ -235,16 +237,20 @@ class ActivationExtractor:
             for site, vectors in captured.vectors.items():
                 parts = np.split(vectors, ends[:-1])
                 for sample, part in zip(captured.samples, parts, strict=True):
-                    found[sample][site] = part.copy()
+                    is_row = part.dtype in (np.uint8, np.int8)
+                    found[sample][site] = to_float32(part) if is_row else part.copy()
         if self.pooling == "none":
             return found
         if not found:
-            width = self.source.config.width
-            return {s: np.empty((0, width(*place_of(s))), self._storage) for s in self.sites}
+            width, given = self.source.config.width, self.settings.storage_dtype
+            dtype = jnp.dtype("float32" if given in LARGEST_ELEMENT else given)
+            return {s: np.empty((0, width(*place_of(s))), dtype) for s in self.sites}
         return {site: np.concatenate([each[site] for each in found]) for site in self.sites}
 
-    def extract(self, token_ids: Sequence[np.ndarray]) -> Iterator[CapturedSamples]:
-        """Capture samples of [tokens] integer ids each, all of them exactly once.
+    def extract(self, samples: Sequence[np.ndarray | SampleTokens]) -> Iterator[CapturedSamples]:
+        """Capture samples, [tokens] integer ids each, all of them exactly once.
+
+        A `SampleTokens` has positions of the only tokens that are stored or averaged.
 
         While a step computes, the previous one is copied to the host. At most two are in flight,
         so host memory does not grow with the number of samples. The order of the samples depends
@@ -252,11 +258,11 @@ class ActivationExtractor:
 
         Raises:
           ValueError: if a sample is empty or not a list of integers, or holds an id outside the
-            vocabulary.
+            vocabulary, or tokens are chosen with pooling "last".
         """
+        given = [self._tokens_of(sample) for sample in samples]
         vocabulary = self.source.config.vocab_size
-        token_ids = [np.asarray(ids) for ids in token_ids]
-        for index, ids in enumerate(token_ids):
+        for index, (ids, _) in enumerate(given):
             if ids.ndim != 1 or not ids.size or not np.issubdtype(ids.dtype, np.integer):
                 raise ValueError(
                     f"sample {index}: expected at least one token id, all in 0..{vocabulary - 1}; "
@@ -267,20 +273,21 @@ class ActivationExtractor:
                     f"sample {index}: has the token id {outside[0]}, but the model's ids are all "
                     f"in 0..{vocabulary - 1} (vocab_size)"
                 )
-        steps = self._plan([len(ids) for ids in token_ids])
+        steps = self._plan(given)
         in_flight: deque[tuple[Step, dict[Site, Captured] | None]] = deque()
         for step in steps:
-            in_flight.append((step, self._dispatch(step, token_ids)))
+            in_flight.append((step, self._dispatch(step, given)))
             if len(in_flight) >= STEPS_IN_FLIGHT:
-                yield from self._collect(*in_flight.popleft(), token_ids)
+                yield from self._collect(*in_flight.popleft(), given)
         while in_flight:
-            yield from self._collect(*in_flight.popleft(), token_ids)
+            yield from self._collect(*in_flight.popleft(), given)
 
-    def _dispatch(self, step: Step, token_ids: Sequence[np.ndarray]) -> dict[Site, Captured] | None:
+    def _dispatch(self, step: Step, samples: Sequence[SampleTokens]) -> dict[Site, Captured] | None:
         """Start a step; None if the device has no memory for it."""
 
         def start() -> dict[Site, Captured]:
-            captured = self._programs.run(step_inputs(step, token_ids), step.shape)
+            inputs = step_inputs(step, samples, self.pooling == "mean")
+            captured = self._programs.run(inputs, step.shape)
             for vectors, moments in captured.values():
                 vectors.copy_to_host_async()
                 moments.copy_to_host_async()
@@ -289,7 +296,7 @@ class ActivationExtractor:
         return _unless_out_of_memory(start)
 
     def _collect(
-        self, step: Step, captured: dict[Site, Captured] | None, token_ids: Sequence[np.ndarray]
+        self, step: Step, captured: dict[Site, Captured] | None, samples: Sequence[SampleTokens]
     ) -> Iterator[CapturedSamples]:
         """Wait for a step; run it as smaller ones if the device had no memory for it.
 
@@ -298,14 +305,14 @@ class ActivationExtractor:
         """
         found = None
         if captured is not None:
-            found = _unless_out_of_memory(lambda: self._on_host(step, captured))
+            found = _unless_out_of_memory(lambda: self._on_host(step, captured, samples))
         if found is None:
-            yield from self._run(self._smaller(step), token_ids)
+            yield from self._run(self._smaller(step), samples)
             return
         alone = separate_samples(step, self._packing.rows)
         # A residual stream that is not finite stays so in every layer above.
         if alone and any(found.statistics[site].nonfinite_count for site in self._top_sites):
-            yield from self._run(alone, token_ids)
+            yield from self._run(alone, samples)
         else:
             yield found
 
@@ -330,12 +337,11 @@ class ActivationExtractor:
         return halves
 
     def _run(
-        self, steps: Sequence[Step], token_ids: Sequence[np.ndarray]
+        self, steps: Sequence[Step], samples: Sequence[SampleTokens]
     ) -> Iterator[CapturedSamples]:
         """Run steps that replace another one, one at a time."""
-        self._programs.compile_ahead(step.shape for step in steps)
-        for step in steps:
-            yield from self._collect(step, self._dispatch(step, token_ids), token_ids)
+        for step in self._ready(steps, samples):
+            yield from self._collect(step, self._dispatch(step, samples), samples)
 
     def order(self, lengths: Sequence[int]) -> list[int]:
         """Return the indices of samples of these lengths in the order of `extract`."""
@@ -345,30 +351,49 @@ class ActivationExtractor:
             for placed in step.placements
         ]
 
-    def _plan(self, lengths: Sequence[int]) -> list[Step]:
-        """Plan steps and start to compile their programs."""
-        steps = plan_steps(lengths, self._packing)
-        self._programs.compile_ahead(step.shape for step in steps)
-        return steps
+    def _plan(self, samples: Sequence[SampleTokens]) -> list[Step]:
+        steps = plan_steps([len(each.ids) for each in samples], self._packing)
+        return self._ready(steps, samples)
 
-    def _on_host(self, step: Step, captured: Mapping[Site, Captured]) -> CapturedSamples:
+    def _ready(self, steps: Sequence[Step], samples: Sequence[SampleTokens]) -> list[Step]:
+        """Complete the shapes of steps and start to compile their programs."""
+        if self.pooling != "mean" and any(each.positions is not None for each in samples):
+            steps = with_chosen(steps, [each.chosen for each in samples])
+        self._programs.compile_ahead(step.shape for step in steps)
+        return list(steps)
+
+    def _tokens_of(self, sample: np.ndarray | SampleTokens) -> SampleTokens:
+        ids, positions = sample if isinstance(sample, SampleTokens) else (sample, None)
+        ids = np.asarray(ids)
+        if self.pooling == "last":
+            if positions is not None:
+                raise ValueError("pooling 'last' stores the last token; no other can be chosen")
+            positions = np.array([ids.size - 1])
+        return SampleTokens(ids, positions)
+
+    def _on_host(
+        self, step: Step, captured: Mapping[Site, Captured], samples: Sequence[SampleTokens]
+    ) -> CapturedSamples:
         rows = np.array([placed.row for placed in step.placements])
-        if self.pooling == "none":
-            counts = np.array([placed.length for placed in step.placements])
-            places = np.array([placed.start for placed in step.placements])
-        else:
-            counts, places = np.ones_like(rows), np.array(step.segment_of)
+        counts = np.ones_like(rows)
+        if self.pooling != "mean":
+            counts[:] = [samples[placed.sample].chosen for placed in step.placements]
+        places = np.empty_like(rows)
+        for row in set(rows.tolist()):
+            within = counts[rows == row]
+            places[rows == row] = np.cumsum(within) - within
+        storage = self.settings.storage_dtype
         vectors: dict[Site, np.ndarray] = {}
         statistics: dict[Site, LayerStatistics] = {}
         for site in captured:
             array, moments = map(np.asarray, captured[site])
             starts = rows * array.shape[1] + places
             found = _spans(array.reshape(-1, array.shape[-1]), starts, counts)
-            vectors[site] = found.astype(self._storage, copy=False)
+            vectors[site] = found.astype(np.float32, copy=False) if storage == "float32" else found
             statistics[site] = statistics_of(moments, vectors[site])
-        samples = tuple(placed.sample for placed in step.placements)
+        indices = tuple(placed.sample for placed in step.placements)
         return CapturedSamples(
-            samples, tuple(counts.tolist()), vectors, statistics, step.shape.slots
+            indices, tuple(counts.tolist()), vectors, statistics, step.shape.slots
         )
 
 

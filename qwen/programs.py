@@ -22,15 +22,20 @@ from jax.sharding import PartitionSpec as P
 
 from activation_dataset.format import Pooling
 from activation_dataset.sites import HookPoint, Site, site_of
-from qwen.batching import StepInputs, StepShape
+from activation_dataset.storage_dtype import LARGEST_ELEMENT, StorageDtype
+from qwen.batching import SLOTS_PER_SEGMENT, StepInputs, StepShape
 from qwen.config import LayerKind, ModelConfig
 from qwen.decoder import Decoder, DecoderLayer, HookValues
 from qwen.layers.pooling import gather_slots, mean_of_segments
 from qwen.layers.rope import Rotary, rotary_embedding
+from qwen.layers.storage import quantize
 from qwen.load_once import load_once
 from qwen.mesh import DATA_AXIS
 from qwen.ops.base import Ops
 from qwen.statistics import moments_of
+
+FEW_CHOSEN = 0.25
+"""Up to this part of the slots, the top layer is computed for the chosen ones alone."""
 
 Inputs = Mapping[str, jax.Array]
 """The arrays of `StepInputs` by name, on the devices."""
@@ -40,7 +45,8 @@ class Captured(NamedTuple):
     """What a step gives for one site.
 
     Attributes:
-      vectors: [R, S, H] if pooled, else [R, L, H].
+      vectors: stored rows [R, N, row elements] of the vectors of each row of slots, those of its
+        samples or chosen tokens, in order; the rest is padding.
       moments: [devices along the data axis, 2 * H + places of a device], from `moments_of`.
     """
 
@@ -80,7 +86,7 @@ class Programs:
         layers: Sequence[int],
         hook_points: Sequence[HookPoint],
         pooling: Pooling,
-        capture_dtype: jnp.dtype,
+        capture_dtype: StorageDtype,
     ) -> None:
         self.mesh = mesh
         self._config, self._ops, self._pooling = config, ops, pooling
@@ -220,8 +226,12 @@ class Programs:
         }
         if slots is None:
             captured = {point: self._pooled(value, inputs) for point, value in captured.items()}
-        captured = {point: value.astype(self._capture_dtype) for point, value in captured.items()}
-        return values["resid_post"], captured
+        return values["resid_post"], {p: self._stored(value) for p, value in captured.items()}
+
+    def _stored(self, vectors: jax.Array) -> jax.Array:
+        if self._capture_dtype in LARGEST_ELEMENT:
+            return quantize(vectors, self._capture_dtype)
+        return vectors.astype(self._capture_dtype)
 
     def _once(self, point: HookPoint, value: jax.Array) -> jax.Array:
         """Keep one copy of each key-value head, of which every device of a large mesh has one."""
@@ -234,23 +244,20 @@ class Programs:
     def _top(
         self, kind: LayerKind, state: nnx.State, x: jax.Array, rotary: Rotary, inputs: Inputs
     ) -> HookValues:
-        slots = inputs["last_slots"] if self._pooling == "last" else None
-        return self._layer(kind, state, x, rotary, inputs, slots)[1]
+        chosen = inputs["chosen_slots"]
+        is_few = 0 < chosen.shape[1] <= FEW_CHOSEN * x.shape[1]
+        return self._layer(kind, state, x, rotary, inputs, chosen if is_few else None)[1]
 
     def _pooled(self, x: jax.Array, inputs: Inputs) -> jax.Array:
-        """[R, L, H] to [R, S, H] if pooled."""
-        if self._pooling == "last":
-            return gather_slots(x, inputs["last_slots"])
+        """[R, L, H] to the vectors of each row, [R, N, H]."""
         if self._pooling == "mean":
-            return mean_of_segments(x, inputs["segment_ids"], inputs["last_slots"].shape[1])
-        return x
+            segments = x.shape[1] // SLOTS_PER_SEGMENT
+            return mean_of_segments(x, inputs["averaged_ids"], segments)
+        chosen = inputs["chosen_slots"]
+        return gather_slots(x, chosen) if chosen.shape[1] else x
 
     def _moments(self, vectors: jax.Array, inputs: Inputs) -> jax.Array:
-        segment_ids = inputs["segment_ids"]
-        if self._pooling == "none":
-            return moments_of(vectors, segment_ids > 0)
-        samples = segment_ids.max(axis=1, keepdims=True)  # [R, 1], of each row
-        return moments_of(vectors, jnp.arange(vectors.shape[1]) < samples)
+        return moments_of(vectors, jnp.arange(vectors.shape[1]) < inputs["vectors"][:, None])
 
 
 def _abstract(array: jax.Array) -> jax.ShapeDtypeStruct:

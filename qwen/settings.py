@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from activation_dataset.format import POOLINGS, STORAGE_DTYPES, Pooling, StorageDtype
+from activation_dataset.format import POOLINGS, Pooling
 from activation_dataset.record import RecordKind
 from activation_dataset.sites import (
     DEFAULT_HOOK_POINT,
@@ -16,6 +16,12 @@ from activation_dataset.sites import (
     in_forward_order,
     layers_named,
     sites_of,
+)
+from activation_dataset.storage_dtype import (
+    COMPUTE_DTYPES,
+    STORAGE_DTYPES,
+    ComputeDtype,
+    StorageDtype,
 )
 from qwen.config import ModelConfig
 
@@ -47,7 +53,7 @@ class ExtractorSettings:
     layers: tuple[int, ...]
     hook_points: tuple[HookPoint, ...] = (DEFAULT_HOOK_POINT,)
     pooling: Pooling = "last"
-    compute_dtype: StorageDtype = "bfloat16"
+    compute_dtype: ComputeDtype = "bfloat16"
     storage_dtype: StorageDtype = "float32"
     batch_size: int = 8
     mesh_shape: tuple[int, int] | None = None
@@ -70,7 +76,7 @@ class ExtractorSettings:
         object.__setattr__(self, "hook_points", in_forward_order(self.hook_points))
         for name, allowed in (
             ("pooling", POOLINGS),
-            ("compute_dtype", STORAGE_DTYPES),
+            ("compute_dtype", COMPUTE_DTYPES),
             ("storage_dtype", STORAGE_DTYPES),
         ):
             if getattr(self, name) not in allowed:

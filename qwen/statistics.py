@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from activation_dataset.statistics import LayerStatistics
+from activation_dataset.storage_dtype import to_float32
+from qwen.layers.storage import dequantize
 
 PADDING = -1.0
 """Stands for the norm of a place that holds no vector."""
@@ -21,14 +23,14 @@ def moments_of(vectors: jax.Array, real: jax.Array) -> jax.Array:
     """Compute the moments of one device's vectors, inside the jitted program.
 
     Args:
-      vectors: [R, N, H], as they are stored.
+      vectors: [R, N, row elements], as they are stored.
       real: [R, N] bool, the places that hold a vector.
 
     Returns:
       [1, 2 * H + R * N] float32: mean, M2 and norms. The norm is NaN for a vector that is not
       finite, which is left out of mean and M2, and `PADDING` where there is no vector.
     """
-    x = vectors.reshape(-1, vectors.shape[-1]).astype(jnp.float32)
+    x = dequantize(vectors.reshape(-1, vectors.shape[-1])).astype(jnp.float32)
     real = real.reshape(-1)
     # Faster than isfinite on CPUs; 0 * inf is NaN. A maximum would lose NaN there.
     finite = (x * 0).sum(axis=-1) == 0
@@ -47,15 +49,15 @@ def statistics_of(moments: np.ndarray, vectors: np.ndarray) -> LayerStatistics:
 
     Args:
       moments: [devices, 2 * H + places] float32, from `moments_of`.
-      vectors: [n, H] float32 or bfloat16, the vectors themselves. Their statistics are computed
-        here if float32 was too narrow for the moments.
+      vectors: [n, row elements], the stored vectors; bfloat16 as ml_dtypes has it. Their statistics
+        are computed here if float32 was too narrow for the moments.
     """
-    hidden = vectors.shape[1]
+    bits = vectors.view(np.uint16) if vectors.dtype.name == "bfloat16" else vectors
+    hidden = to_float32(bits[:0]).shape[1]
     total = LayerStatistics.empty(hidden)
     for part in moments:
         mean, m2, norms = np.split(part, [hidden, 2 * hidden])
         if not np.isfinite(part[: 2 * hidden]).all() or np.isinf(norms).any():
-            bits = vectors if vectors.dtype == np.float32 else vectors.view(np.uint16)
             return LayerStatistics.of_vectors(bits)
         # NaN is not less than 0, so vectors that are not finite stay.
         total = total.merge(LayerStatistics.of_moments(mean, m2, norms[~(norms < 0)]))

@@ -22,7 +22,7 @@ class ShardPlan:
 
     Attributes:
       num_shards, samples, tokens: totals of the dataset.
-      digest: SHA-256 (hex) over every sample's key, token ids and truncated tokens, in rank order:
+      digest: SHA-256 (hex) over every sample's key, token ids and choice of them, in rank order:
         equal digests mean the same samples in the same shards.
       first_ranks: [num_shards] uint64, the rank of each shard's first sample, ascending.
     """
@@ -51,6 +51,10 @@ def fingerprint(prompt: Prompt) -> np.ndarray:
     """Return the fingerprint of a prompt, [1] FINGERPRINT."""
     name = f"{prompt.sample_id}\0{prompt.truncated_tokens or ''}"
     content = name.encode() + prompt.token_ids.astype("<i4").tobytes()
+    if prompt.positions is not None:
+        content += b"\0positions" + prompt.positions.astype("<i4").tobytes()
+    if prompt.prepended_bos or prompt.offset:
+        content += f"\0{prompt.prepended_bos:d}@{prompt.offset}".encode()
     values = (rank(prompt.sample_id), _hash(content), len(prompt.token_ids))
     return np.array([values], FINGERPRINT)
 

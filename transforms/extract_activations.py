@@ -16,8 +16,9 @@ from activation_dataset.format import layer_folder
 from activation_dataset.manifest import sample_order
 from activation_dataset.prompts import Prompt
 from activation_dataset.record import RecordFrame, RecordKind, frame_record
-from activation_dataset.sites import Site
+from activation_dataset.sites import Site, place_of
 from activation_dataset.statistics import LayerStatistics
+from qwen.batching import SampleTokens
 from qwen.settings import ExtractorSettings
 from transforms.assign_shards import ShardPlan, rank
 from transforms.extraction_progress import ProgressCounters, WorkDone
@@ -38,7 +39,7 @@ class LayerBlock:
       shard, num_shards: the number of the shard, and of all shards of the dataset.
       site: the site of the vectors.
       frames: of the samples' records, in the order of the file; shared by sites of one width.
-      vectors: [sum of the frames' vectors, width of the site] in the storage dtype.
+      vectors: [sum of the frames' vectors, row elements] as in `storage_dtype`.
       statistics: of exactly these vectors.
       ops: the implementation that computed them, such as "xla".
       is_last: whether this block ends the shard.
@@ -75,13 +76,14 @@ def extract_shard(
     Memory holds only the steps that are in flight. `on_step` is called for every step that has come
     back from the device.
     """
-    settings = extractor.settings
+    settings, width = extractor.settings, extractor.source.config.width
 
     def blocks(captured: CapturedSamples, is_last: bool) -> Iterator[LayerBlock]:
         chosen = [prompts[index] for index in captured.samples]
         frames: dict[RecordKind, tuple[RecordFrame, ...]] = {}
         for site, vectors in captured.vectors.items():
-            kind, statistics = settings.record_kind(vectors.shape[1]), captured.statistics[site]
+            kind = settings.record_kind(width(*place_of(site)))
+            statistics = captured.statistics[site]
             if kind not in frames:
                 frames[kind] = tuple(frame_record(kind.sample(prompt), kind) for prompt in chosen)
             yield LayerBlock(
@@ -89,7 +91,7 @@ def extract_shard(
             )
 
     previous: CapturedSamples | None = None
-    for captured in extractor.extract([prompt.token_ids for prompt in prompts]):
+    for captured in extractor.extract([_tokens_of(prompt) for prompt in prompts]):
         on_step(captured)
         if previous is not None:
             yield from blocks(previous, is_last=False)
@@ -121,6 +123,10 @@ class ExtractActivations(beam.PTransform):
         ).with_outputs(*tags, FINISHED, PROMPTS)
 
 
+def _tokens_of(prompt: Prompt) -> SampleTokens:
+    return SampleTokens(prompt.token_ids, prompt.positions)
+
+
 class _Extract(beam.DoFn):
     def __init__(self, settings: ExtractorSettings, output_dir: str | None) -> None:
         self._settings, self._output_dir = settings, output_dir
@@ -145,7 +151,7 @@ class _Extract(beam.DoFn):
         if set(finished) == {*sites, None} and len(orders) == 1:
             self._progress.resumed(plan, len(prompts), sum(lengths))
         else:
-            extractor = self._open_extractor(lengths)
+            extractor = self._open_extractor([_tokens_of(prompt) for prompt in prompts])
             ordered = tuple(prompts[index] for index in extractor.order(lengths))
             finished = in_order(finished, sample_order(each.sample_id for each in ordered))
 
@@ -162,10 +168,10 @@ class _Extract(beam.DoFn):
         for manifest in finished.values():
             yield TaggedOutput(FINISHED, manifest)
 
-    def _open_extractor(self, lengths: Sequence[int]) -> ActivationExtractor:
+    def _open_extractor(self, samples: Sequence[SampleTokens]) -> ActivationExtractor:
         from qwen.extractor import open_extractor  # Only workers that compute start JAX.
 
         self._extractor: ActivationExtractor = self._shared.acquire(
-            lambda: open_extractor(self._settings, lengths)
+            lambda: open_extractor(self._settings, samples)
         )
         return self._extractor

@@ -15,6 +15,7 @@ from apache_beam.coders import FastPrimitivesCoder
 from activation_dataset.prompts import CELL_FIELDS, Prompt
 from corpus.task import Document, Task
 
+_ARRAYS = {"token_ids": np.int32, "positions": np.int32, "cells": np.int16, "turns": np.int16}
 _LEVEL = 1
 _CODER = FastPrimitivesCoder()
 
@@ -32,14 +33,18 @@ def decode_item(data: bytes) -> Task | Document:
 
 def encode_prompt(prompt: Prompt) -> bytes:
     """Encode a prompt; the cells by column, which compresses better."""
-    token_ids, cells = prompt.token_ids.tobytes(), prompt.cells.T.tobytes()
-    fields = (prompt.sample_id, prompt.task_id, token_ids, cells, prompt.truncated_tokens)
+    fields = vars(prompt) | {"cells": np.ascontiguousarray(prompt.cells.T)}
+    for name, dtype in _ARRAYS.items():
+        if (array := fields[name]) is not None:
+            fields[name] = array.astype(dtype, copy=False).tobytes()
     return zlib.compress(_CODER.encode(fields), _LEVEL)
 
 
 def decode_prompt(data: bytes) -> Prompt:
     """Decode what `encode_prompt` returned."""
-    sample_id, task_id, token_ids, cells, truncated_tokens = _CODER.decode(zlib.decompress(data))
-    columns = np.frombuffer(cells, np.int16).reshape(len(CELL_FIELDS), -1)
-    ids = np.frombuffer(token_ids, np.int32)
-    return Prompt(sample_id, task_id, ids, np.ascontiguousarray(columns.T), truncated_tokens)
+    fields = _CODER.decode(zlib.decompress(data))
+    for name, dtype in _ARRAYS.items():
+        if (content := fields[name]) is not None:
+            fields[name] = np.frombuffer(content, dtype)
+    columns = fields["cells"].reshape(len(CELL_FIELDS), -1)
+    return Prompt(**fields | {"cells": np.ascontiguousarray(columns.T)})

@@ -19,6 +19,7 @@ from activation_dataset import exporters
 from activation_dataset.exporters import Exported, ExportError, in_parts, new_folder
 from activation_dataset.format import layer_folder
 from activation_dataset.reading.reader import ActivationDataset
+from activation_dataset.reading.vectors import Dtype
 from activation_dataset.sites import Site, hook_name, place_of
 
 SAMPLES_FILE = "samples.jsonl"
@@ -46,7 +47,8 @@ data = list(batches())                                   # for trainSAE(data=dat
 def export_vectors(dataset: ActivationDataset, site: Site, out: Path) -> Exported:
     """Write all vectors in order, and `samples.jsonl` with the ids of the samples.
 
-    The tensors of a file are `activations` [n, hidden] of the storage dtype, `samples` [n] int64
+    The tensors of a file are `activations` [n, hidden], bfloat16 if stored so, else float32,
+    `samples` [n] int64
     (lines of samples.jsonl, from 0), `positions` [n] int64 and `token_ids` [n] int32, as in
     `Places`. The metadata of each file names the model and site and gives the site's norms.
     """
@@ -59,7 +61,8 @@ def export_vectors(dataset: ActivationDataset, site: Site, out: Path) -> Exporte
     size = max(1, exporters.FILE_BYTES // run.record_kind(site).vector_bytes)
     files = -(-dataset.num_vectors // size)
     with new_folder(out) as folder:
-        for number, part in enumerate(in_parts(dataset, site, size, run.storage_dtype)):
+        dtype: Dtype = "bfloat16" if run.storage_dtype == "bfloat16" else "float32"
+        for number, part in enumerate(in_parts(dataset, site, size, dtype)):
             tensors = {
                 "activations": part.values,
                 "samples": part.places.samples,

@@ -58,8 +58,8 @@ class LayerFile:
     def read(self, first: int, last: int, out: NDArray[Any]) -> None:
         """Read the vectors of the records first..last - 1 to `out`.
 
-        It is [vectors, hidden] of the storage dtype, C-contiguous, and undefined after an error, a
-        CorruptRecordError.
+        It is [vectors, row elements] as in `storage_dtype`, C-contiguous, and undefined after an
+        error, a CorruptRecordError.
         """
         payload = out.reshape(-1).view(np.uint8)
         start, end = self.record_starts[[first, last]].tolist()

@@ -164,7 +164,7 @@ def where(
             np.array([matches(*ids) for ids in _ids(index)], bool), index.vector_counts
         )
         if selects_tokens and chosen.any():
-            cells = index.cells if index.pooling == "none" else index.cells[index.token_ends - 1]
+            cells = index.cells[index.vector_tokens]
             unknown = chosen & (cells[:, 1] == UNKNOWN_CELL)
             without_cells |= set(np.repeat(index.sample_ids, index.vector_counts)[unknown].tolist())
             chosen &= _tokens(cells, role, example, row, col) & ~unknown

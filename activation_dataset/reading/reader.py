@@ -11,13 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from activation_dataset.example import ExampleError, decode_example
-from activation_dataset.format import Sample, to_float32
+from activation_dataset.format import Sample
 from activation_dataset.reading import provenance
 from activation_dataset.reading.batches import Batches
 from activation_dataset.reading.shards import Shards, check_count
 from activation_dataset.reading.vectors import Dtype, Normalize, VectorFormat, Vectors
 from activation_dataset.record import RecordKind
 from activation_dataset.sites import Site
+from activation_dataset.storage_dtype import to_float32
 from activation_dataset.tfrecord import CorruptRecordError, read_records
 
 _BLOCK_BYTES = 1 << 20
@@ -28,16 +29,17 @@ class ActivationRecord(Sample):
     """The record of one sample at one site.
 
     Attributes:
-        sample_id, task_id, token_ids, num_tokens, truncated_tokens: as in Sample.
-        stored: [hidden], or [num_tokens, hidden] with pooling "none": the stored elements, float32
-            or the bits of bfloat16 as uint16; a read-only view that may be unaligned.
+        stored: [row elements], or [vectors, row elements] with pooling "none", as in
+            `storage_dtype`; a read-only view that may be unaligned.
+
+    The other attributes are those of `Sample`.
     """
 
     stored: NDArray[Any] = field(kw_only=True)
 
     @property
     def activation(self) -> NDArray[np.float32]:
-        """The elements as aligned float32, in the shape of `stored`."""
+        """The vectors as aligned float32, [hidden] or [vectors, hidden]."""
         return np.require(to_float32(self.stored), requirements="A")
 
 

@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 
 from activation_dataset.fields import FieldError
 from activation_dataset.folder import Folder, open_folder
-from activation_dataset.format import METADATA_FILE, numpy_dtype
+from activation_dataset.format import METADATA_FILE
 from activation_dataset.index import ShardIndex, open_index
 from activation_dataset.metadata import Metadata
 from activation_dataset.prompts import CELL_FIELDS, NO_CELL
 from activation_dataset.reading.layer_file import LayerFile
 from activation_dataset.sites import Site
+from activation_dataset.storage_dtype import numpy_dtype
 from activation_dataset.tfrecord import CorruptRecordError
 
 NO_TOKEN = -1
@@ -66,8 +67,7 @@ class Shards:
         self.folder = open_folder(path)
         self.metadata, self._stamp = _read_metadata(self.folder, self.path)
         samples = [shard.samples for shard in self.metadata.shards]
-        tokens = [shard.tokens for shard in self.metadata.shards]
-        vectors = tokens if self.metadata.run.pooling == "none" else samples
+        vectors = [shard.vectors for shard in self.metadata.shards]
         self._sample_starts = np.cumsum([0, *samples])
         self._vector_starts = np.cumsum([0, *vectors])
         self._indexes: dict[int, ShardIndex] = {}
@@ -78,7 +78,7 @@ class Shards:
 
     @property
     def num_vectors(self) -> int:
-        """Number of vectors of a site: one for each sample, or for each token if not pooled."""
+        """Number of vectors of a site: one for each sample, or each chosen token if not pooled."""
         return int(self._vector_starts[-1])
 
     def check_unchanged(self) -> None:
@@ -151,15 +151,17 @@ class Shards:
         return LayerFile(self.folder, path, self.index(shard), kind)
 
     def stored_vectors(self, sites: Sequence[Site], count: int) -> NDArray[Any]:
-        """Return uninitialized memory for vectors of sites of one width, [sites, count, hidden]."""
-        run = self.metadata.run
-        shape = (len(sites), count, run.width(sites[0]))
-        return np.empty(shape, numpy_dtype(run.storage_dtype))
+        """Return uninitialized memory for vectors of sites of one width.
+
+        It is [sites, count, row elements], as in `storage_dtype`.
+        """
+        kind = self.metadata.run.record_kind(sites[0])
+        return np.empty((len(sites), count, kind.row_elements), numpy_dtype(kind.storage_dtype))
 
     def read_chunks(
         self, chunks: Sequence[Chunk], sites: Sequence[Site]
     ) -> Iterator[tuple[Chunk, NDArray[Any]]]:
-        """Yield chunks in order, with their vectors [sites, n, hidden] of the storage dtype.
+        """Yield chunks in order, with their stored vectors [sites, n, row elements].
 
         The sites are of one width.
         """
@@ -202,9 +204,9 @@ class Shards:
             samples = np.searchsorted(index.vector_ends, vectors, side="right")
             places.samples[rows] = samples + self._sample_starts[shard]
             if index.pooling != "mean":
-                ends = index.token_ends[samples]
-                tokens = ends - 1 if index.pooling == "last" else vectors
-                places.positions[rows] = tokens - ends + index.token_counts[samples]
+                tokens = index.vector_tokens[vectors]
+                starts = index.token_ends[samples] - index.token_counts[samples]
+                places.positions[rows] = tokens - starts
                 places.token_ids[rows] = index.token_ids[tokens]
                 places.cells[rows] = index.cells[tokens]
         return places

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from activation_dataset.format import to_float32
 from activation_dataset.reading.shards import Chunk, Shards
 from activation_dataset.sites import Site
+from activation_dataset.storage_dtype import to_float32
 
 Norms = tuple[float, float]
 """Smallest and largest norm of the vectors to keep."""
@@ -181,7 +181,7 @@ class WindowReader:
 
 
 def norms_of(stored: NDArray[Any]) -> NDArray[np.float32]:
-    """Return the Euclidean norms, [n] float32, of stored vectors [n, hidden]; NaN for a NaN."""
+    """Return the Euclidean norms, [n] float32, of stored vectors; NaN for a NaN."""
     norms = np.empty(len(stored), np.float32)
     for start in range(0, len(stored), _NORM_ROWS):
         rows = to_float32(stored[start : start + _NORM_ROWS])

@@ -11,15 +11,16 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from activation_dataset.format import StorageDtype
 from activation_dataset.metadata import Metadata
 from activation_dataset.reading.shards import Places, Shards
 from activation_dataset.sites import Site
 from activation_dataset.statistics import LayerStatistics
+from activation_dataset.storage_dtype import StorageDtype, to_float32
 
 Dtype = Literal["float32", "bfloat16", "bits"]
-"""Dtype of values: "float32", exact for every storage dtype; "bfloat16", that of ml_dtypes; "bits",
-the bits of bfloat16 as uint16. The last two need a dataset that is stored in bfloat16."""
+"""Dtype of values: "float32", exact for every storage dtype; "bfloat16", that of ml_dtypes, rounded
+from 8 bits an element times a scale, not available from float32; "bits", the bits of bfloat16 as
+uint16, for a dataset that is stored in bfloat16."""
 
 Normalize = Literal["sae_lens", "dictionary_learning"]
 """Library whose scaling of vectors is applied; see `normalization_factor`."""
@@ -78,7 +79,7 @@ class VectorFormat:
     def fill(
         self, values: NDArray[Any], stored: NDArray[Any], rows: NDArray[np.int64] | None = None
     ) -> None:
-        """Convert stored vectors [sites, n, hidden], all or the [k] `rows`, to `values`."""
+        """Convert stored vectors [sites, n, row elements], all or the [k] `rows`, to `values`."""
         for place, factor in enumerate(self.factors):
             _convert(values if self.single else values[:, place], stored[place], rows, factor)
 
@@ -119,7 +120,7 @@ def element_dtype(dtype: Dtype, storage_dtype: StorageDtype) -> np.dtype[Any]:
         raise ValueError(f"dtype {dtype!r} is not one of {', '.join(get_args(Dtype))}")
     if dtype == "float32":
         return np.dtype(np.float32)
-    if storage_dtype != "bfloat16":
+    if storage_dtype == "float32" or (dtype == "bits" and storage_dtype != "bfloat16"):
         raise ValueError(f"dtype {dtype!r} needs a dataset stored in bfloat16, not {storage_dtype}")
     if dtype == "bits":
         return np.dtype(np.uint16)
@@ -158,7 +159,7 @@ def normalization_factor(statistics: LayerStatistics, normalize: Normalize | Non
 def _convert(
     out: NDArray[Any], stored: NDArray[Any], rows: NDArray[np.int64] | None, factor: float
 ) -> None:
-    """Convert rows of [n, hidden] into [k, hidden], block by block while they are in the cache."""
+    """Convert stored rows to [k, hidden], block by block while they are in the cache."""
     scratch = np.empty((_ROWS, stored.shape[1]), stored.dtype)
     for start in range(0, len(out), _ROWS):
         part = out[start : start + _ROWS]
@@ -168,7 +169,9 @@ def _convert(
             taken = scratch[: len(part)]
             # With any other mode, numpy makes one more copy.
             np.take(stored, rows[start : start + _ROWS], axis=0, out=taken, mode="clip")
-        if part.itemsize == stored.itemsize:
+        if stored.itemsize == 1:
+            part[...] = to_float32(taken)
+        elif part.itemsize == stored.itemsize:
             part.view(stored.dtype)[...] = taken
         else:  # from bfloat16 to float32
             words = part.view(np.uint32)

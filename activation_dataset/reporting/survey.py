@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from activation_dataset.format import to_float32
 from activation_dataset.index import ShardIndex
 from activation_dataset.reading.reader import ActivationDataset
 from activation_dataset.reading.shards import Chunk, Places
 from activation_dataset.reporting.similarity import Likeness, compare_sites
 from activation_dataset.reporting.summary import OUTLIER_FACTORS, quantiles
 from activation_dataset.sites import Site
+from activation_dataset.storage_dtype import to_float32
 
 # Bounds of a survey that does not read everything: shards, vectors of each site, and bytes of the
 # vectors of all sites. The last two are rounded up to whole samples.

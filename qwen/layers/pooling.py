@@ -14,7 +14,10 @@ def gather_slots(x: jax.Array, slots: jax.Array) -> jax.Array:
 
 
 def mean_of_segments(x: jax.Array, segment_ids: jax.Array, segments: int) -> jax.Array:
-    """Average each segment's tokens: [R, L, H] to [R, segments, H] float32; 0 if unused."""
+    """Average the tokens of each segment id from 1 on: [R, L, H] to [R, segments, H] float32.
+
+    A segment without tokens has the mean 0.
+    """
     members = segment_ids[:, None, :] == jnp.arange(1, segments + 1)[None, :, None]
     totals = product("rsl,rlh->rsh", members.astype(x.dtype), x)
     return totals / jnp.maximum(members.sum(-1), 1)[..., None]

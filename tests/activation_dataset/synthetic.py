@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from activation_dataset.fields import Json
-from activation_dataset.format import Pooling, Sample, StorageDtype, prompts_file, shard_file
+from activation_dataset.format import Pooling, Sample, prompts_file, shard_file
 from activation_dataset.input_counts import InputCounts, Written
 from activation_dataset.manifest import Manifest, shards_of
 from activation_dataset.metadata import InputFile, Metadata, RunDescription
@@ -20,6 +20,7 @@ from activation_dataset.prompts import Prompt, write_prompts
 from activation_dataset.record import RecordFrame, RecordKind, frame_record
 from activation_dataset.sites import HOOK_POINTS, HookPoint, Site, place_of
 from activation_dataset.statistics import LayerStatistics, OrderedMerge
+from activation_dataset.storage_dtype import StorageDtype
 from activation_dataset.writer import LayerFileWriter
 
 LAYERS = (10, 11, 12)

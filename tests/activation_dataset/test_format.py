@@ -11,9 +11,9 @@ from activation_dataset.format import (
     partial_file,
     prompts_file,
     shard_file,
-    to_float32,
 )
 from activation_dataset.sites import HOOK_POINTS, site_of
+from activation_dataset.storage_dtype import to_float32
 
 
 def test_files_have_the_documented_names():

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from activation_dataset.format import to_float32
 from activation_dataset.statistics import (
     TOLERANCE,
     LayerStatistics,
     OrderedMerge,
 )
+from activation_dataset.storage_dtype import to_float32
 from tests.activation_dataset.synthetic import stored
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from activation_dataset.format import Pooling, StorageDtype
+from activation_dataset.format import Pooling
 from activation_dataset.sites import HOOK_POINTS, HookPoint, Site, place_of
 from activation_dataset.statistics import LayerStatistics
+from activation_dataset.storage_dtype import ComputeDtype
 from qwen.extractor import ActivationExtractor
 from qwen.settings import ExtractorSettings
 from qwen.source import open_model
@@ -30,7 +31,7 @@ def extracted(
     model_path: Path,
     token_ids: list[np.ndarray],
     pooling: Pooling,
-    compute_dtype: StorageDtype,
+    compute_dtype: ComputeDtype,
     hook_points: Sequence[HookPoint] = STREAM,
     mesh_shape: tuple[int, int] | None = None,
 ) -> list[np.ndarray]:
@@ -70,7 +71,7 @@ def by_sample(
 
 
 def captured_sites(
-    model_path: Path, token_ids: Sequence[np.ndarray], pooling: Pooling, compute_dtype: StorageDtype
+    model_path: Path, token_ids: Sequence[np.ndarray], pooling: Pooling, compute_dtype: ComputeDtype
 ) -> list[dict[Site, np.ndarray]]:
     """For each prompt, by site, [vectors, width]: every site that a layer of the model has."""
     source = open_model(str(model_path))
@@ -125,7 +126,7 @@ def pooled(activations: np.ndarray, pooling: Pooling) -> np.ndarray:
 def compare(
     ours: list[np.ndarray],
     theirs: list[np.ndarray],
-    dtype: StorageDtype,
+    dtype: ComputeDtype,
     record_property: RecordProperty,
     hook_points: Sequence[HookPoint] = STREAM,
     relative_error: float = RELATIVE_ERROR_FLOAT32,

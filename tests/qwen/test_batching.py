@@ -8,11 +8,13 @@ from hypothesis import strategies as st
 from qwen.batching import (
     ROW_ALIGNMENT,
     Packing,
+    SampleTokens,
     Step,
     plan_steps,
     row_lengths,
     split_step,
     step_inputs,
+    with_chosen,
 )
 
 LENGTHS = st.lists(
@@ -86,17 +88,23 @@ def test_step_inputs_hold_each_token_where_it_was_placed(
 ) -> None:
     rng = np.random.default_rng(seed)
     token_ids = [rng.integers(1, 1000, length, dtype=np.int32) for length in lengths]
-    for step in plan_steps(lengths, packing):
-        inputs = step_inputs(step, token_ids)
+    chosen = [np.sort(rng.choice(n, rng.integers(0, n + 1), replace=False)) for n in lengths]
+    samples = [*map(SampleTokens, token_ids, chosen)]
+    for step in with_chosen(plan_steps(lengths, packing), [len(each) for each in chosen]):
+        inputs = step_inputs(step, samples)
         shape = (step.shape.rows, step.shape.length)
         assert inputs.token_ids.shape == inputs.positions.shape == inputs.segment_ids.shape == shape
-        assert inputs.last_slots.shape == (step.shape.rows, step.shape.segments)
+        assert inputs.chosen_slots.shape == (step.shape.rows, step.shape.chosen)
+        places = [iter(row) for row in inputs.chosen_slots.tolist()]
         for p, segment in zip(step.placements, step.segment_of, strict=True):
             slots = np.flatnonzero(inputs.segment_ids[p.row] == segment + 1)
             assert slots.tolist() == list(range(p.start, p.start + p.length))
             assert inputs.token_ids[p.row, slots].tolist() == token_ids[p.sample].tolist()
             assert inputs.positions[p.row, slots].tolist() == list(range(p.length))
-            assert inputs.last_slots[p.row, segment] == slots[-1]
+            found = [next(places[p.row]) for _ in chosen[p.sample]]
+            assert found == slots[chosen[p.sample]].tolist()
+            averaged = np.flatnonzero(inputs.averaged_ids[p.row] == segment + 1)
+            assert averaged.tolist() == found
         padding = inputs.segment_ids == 0
         assert not inputs.token_ids[padding].any()
         assert not inputs.positions[padding].any()

@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh
 
-from activation_dataset.format import POOLINGS, Pooling, StorageDtype
+from activation_dataset.format import POOLINGS, Pooling
 from activation_dataset.sites import HookPoint
+from activation_dataset.storage_dtype import ComputeDtype
 from qwen.config import DeltaConfig, ExpertsConfig
 from qwen.extractor import ActivationExtractor
 from qwen.mesh import MeshError, check_mesh_fits_model
@@ -34,7 +35,7 @@ LENGTHS = (*range(3, 480, 17), 512, 1, 1)
 HOOK_POINTS: tuple[HookPoint, ...] = ("k", "v", "attn_out", "mlp_out", "resid_post")
 """What a model axis splits, each device having some heads or a part of a sum, and the stream."""
 
-Capture = tuple[tuple[int, int] | None, Pooling, StorageDtype]
+Capture = tuple[tuple[int, int] | None, Pooling, ComputeDtype]
 """Mesh (None for the default), pooling, compute dtype."""
 
 REFERENCE: Capture = ((1, 1), "none", "float32")

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from activation_dataset.format import POOLINGS, STORAGE_DTYPES, Pooling, StorageDtype
+from activation_dataset.format import POOLINGS, Pooling
+from activation_dataset.storage_dtype import COMPUTE_DTYPES, ComputeDtype
 from tests.qwen.comparison import STREAM, RecordProperty, compare, extracted, pooled
 from tests.qwen.transformers_model import transformers_model
 
@@ -44,7 +45,7 @@ class Case:
     heads: tuple[int, int] = (4, 2)
     tied: bool = True
     others: dict[str, Any] = field(default_factory=dict)
-    disk_dtype: StorageDtype = "float32"
+    disk_dtype: ComputeDtype = "float32"
     max_shard_size: str = "1GB"
     published: bool = False
     lengths: tuple[int, ...] = LENGTHS
@@ -125,10 +126,10 @@ def prompts(case: Case) -> list[np.ndarray]:
     return [rng.integers(0, VOCABULARY, length, dtype=np.int32) for length in case.lengths]
 
 
-@pytest.mark.parametrize("dtype", STORAGE_DTYPES)
+@pytest.mark.parametrize("dtype", COMPUTE_DTYPES)
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_every_layer_is_that_of_transformers(
-    case: Case, dtype: StorageDtype, tmp_path: Path, record_property: RecordProperty
+    case: Case, dtype: ComputeDtype, tmp_path: Path, record_property: RecordProperty
 ) -> None:
     save(case, tmp_path)
     run, token_ids = transformers_model(tmp_path, dtype, STREAM), prompts(case)

@@ -7,16 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from activation_dataset.format import POOLINGS, STORAGE_DTYPES, Pooling, StorageDtype
+from activation_dataset.format import POOLINGS, Pooling
+from activation_dataset.storage_dtype import COMPUTE_DTYPES, ComputeDtype
 from tests.qwen.checkpoints import SMALL, write_checkpoint
 from tests.qwen.comparison import RecordProperty, compare, extracted, pooled
 from tests.qwen.reference.make_reference import REFERENCE_FILE, prompts
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
-@pytest.mark.parametrize("dtype", STORAGE_DTYPES)
+@pytest.mark.parametrize("dtype", COMPUTE_DTYPES)
 def test_stored_values_of_transformers(
-    tmp_path: Path, pooling: Pooling, dtype: StorageDtype, record_property: RecordProperty
+    tmp_path: Path, pooling: Pooling, dtype: ComputeDtype, record_property: RecordProperty
 ) -> None:
     ours = extracted(write_checkpoint(tmp_path), prompts(), pooling, dtype, ["resid_post"])
     with np.load(REFERENCE_FILE) as stored:

@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from activation_dataset.format import POOLINGS, STORAGE_DTYPES, Pooling, StorageDtype
+from activation_dataset.format import POOLINGS, Pooling
+from activation_dataset.storage_dtype import STORAGE_DTYPES, StorageDtype
 from tests.activation_dataset.synthetic import make_prompts, write_dataset
 from tests.transforms.merges import combined
 from transforms.measure_output import SumSizes

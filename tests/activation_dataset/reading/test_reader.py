@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from activation_dataset import ActivationDataset, DatasetError
-from activation_dataset.format import to_float32
+from activation_dataset.storage_dtype import to_float32
 from activation_dataset.tfrecord import CorruptRecordError
 from tests.activation_dataset.synthetic import (
     make_prompts,

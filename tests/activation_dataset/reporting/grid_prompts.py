@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from activation_dataset.format import Pooling, StorageDtype, prompts_file, shard_file
+from activation_dataset.format import Pooling, prompts_file, shard_file
 from activation_dataset.manifest import Manifest, shards_of
 from activation_dataset.metadata import Metadata
 from activation_dataset.prompts import NO_CELL, TEST_PAIR, Prompt, write_prompts
 from activation_dataset.record import RecordKind
 from activation_dataset.sites import HookPoint, place_of
 from activation_dataset.statistics import LayerStatistics, OrderedMerge
+from activation_dataset.storage_dtype import StorageDtype
 from activation_dataset.writer import LayerFileWriter
 from tests.activation_dataset.synthetic import LAYERS, counts_of, describe, frames_of, stored
 
