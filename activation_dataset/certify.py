@@ -8,6 +8,7 @@ and transformers, which are imported on demand.
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 from collections.abc import Callable, Mapping
@@ -26,6 +27,7 @@ from activation_dataset.format import Pooling
 from activation_dataset.metadata import Metadata, RunDescription
 from activation_dataset.reading.reader import ActivationDataset
 from activation_dataset.sites import HookPoint, Site, place_of, site_of
+from activation_dataset.storage_dtype import LARGEST_ELEMENT
 
 CERTIFICATE_FILE = "certificate.json"
 
@@ -111,10 +113,14 @@ def certify(
         shard, number = dataset.shard_of(sample)
         index = dataset.index(shard)
         end = index.token_ends[number]
-        expected = reference(index.token_ids[end - index.token_counts[number] : end])
+        tokens = slice(end - index.token_counts[number], end)
+        expected, kept = reference(index.token_ids[tokens]), index.chosen[tokens]
         for site in run.sites:
             stored = np.atleast_2d(dataset.sample(site, sample).activation)
-            found, worst = compare(stored, pooled(expected[site], run.pooling)), parities[site]
+            found, worst = (
+                compare(stored, pooled(expected[site], run.pooling, kept)),
+                parities[site],
+            )
             error = max(worst.relative_error, found.relative_error)
             parities[site] = SiteParity(error, min(worst.cosine, found.cosine))
         vectors += len(stored)
@@ -142,16 +148,29 @@ def certify(
 
 def default_tolerance(run: RunDescription) -> float:
     """Largest relative error that the rounding of a run explains."""
-    if run.compute_dtype != "float32":
-        return _COMPUTED_NARROW
-    return _EXACT if run.storage_dtype == "float32" else _STORED_NARROW
+    largest = max(map(run.width, run.sites))
+    stored = {
+        "float32": 0.0,
+        "bfloat16": _STORED_NARROW,
+        # Half the distance of two elements, of each element and of the largest one.
+        "float8_e4m3": 1 / 16,
+        "int8": math.sqrt(largest) / 254,
+    }[run.storage_dtype]
+    if run.compute_dtype == "float32":
+        return max(_EXACT, stored)
+    return _COMPUTED_NARROW + (stored if run.storage_dtype in LARGEST_ELEMENT else 0)
 
 
-def pooled(vectors: NDArray[np.float32], pooling: Pooling) -> NDArray[np.float64]:
-    """[vectors, hidden] float64 in a record of that pooling, given those of all tokens."""
-    wide = vectors.astype(np.float64)
+def pooled(
+    vectors: NDArray[np.float32], pooling: Pooling, chosen: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """[vectors, hidden] float64 in a record of that pooling, given those of all tokens.
+
+    `chosen`, [tokens] bool, are the tokens that are stored or averaged.
+    """
     if pooling == "last":
-        return wide[-1:]
+        return vectors[-1:].astype(np.float64)
+    wide = vectors[chosen].astype(np.float64)
     return wide.mean(axis=0, keepdims=True) if pooling == "mean" else wide
 
 

@@ -20,7 +20,7 @@ from activation_dataset.prompts import Prompt, write_prompts
 from activation_dataset.record import RecordFrame, RecordKind, frame_record
 from activation_dataset.sites import HOOK_POINTS, HookPoint, Site, place_of
 from activation_dataset.statistics import LayerStatistics, OrderedMerge
-from activation_dataset.storage_dtype import StorageDtype
+from activation_dataset.storage_dtype import LARGEST_ELEMENT, StorageDtype
 from activation_dataset.writer import LayerFileWriter
 
 LAYERS = (10, 11, 12)
@@ -46,9 +46,12 @@ def make_prompts(lengths: Sequence[int], seed: int = 0) -> list[Prompt]:
     return prompts
 
 
-def fields_of(sample: Sample) -> dict[str, Any]:
-    """A sample to be compared with others."""
-    return {**vars(sample), "token_ids": sample.token_ids.tolist()}
+def fields_of(sample: Sample | Prompt) -> dict[str, Any]:
+    """A sample or a prompt to be compared with others."""
+    return {
+        name: value.tolist() if isinstance(value, np.ndarray) else value
+        for name, value in vars(sample).items()
+    }
 
 
 def frames_of(prompts: Sequence[Prompt], kind: RecordKind) -> list[RecordFrame]:
@@ -67,15 +70,26 @@ def counts_of(prompts: Iterable[Prompt], rejected: Mapping[str, int] | None) -> 
 
 
 def stored(rows: NDArray[np.float32], storage_dtype: StorageDtype) -> NDArray[Any]:
-    """Rows in the storage dtype; bfloat16 as its bits in uint16."""
-    return rows if storage_dtype == "float32" else rows.astype(ml_dtypes.bfloat16).view(np.uint16)
+    """Vectors as they are stored."""
+    if storage_dtype == "float32":
+        return rows
+    if storage_dtype == "bfloat16":
+        return rows.astype(ml_dtypes.bfloat16).view(np.uint16)
+    scales = np.abs(rows).max(axis=1, keepdims=True) / np.float32(LARGEST_ELEMENT[storage_dtype])
+    scaled = rows / np.where(scales, scales, 1)
+    if storage_dtype == "int8":
+        elements = np.rint(scaled).astype(np.int8)
+    else:
+        elements = scaled.astype(ml_dtypes.float8_e4m3fn).view(np.uint8)
+    return np.concatenate([scales.view(elements.dtype), elements], axis=1)
 
 
 def make_rows(
     prompts: Sequence[Prompt], pooling: Pooling, hidden: int, seed: int
 ) -> NDArray[np.float32]:
     """[vectors, hidden] float32 with one dimension of massive activations, as Qwen has."""
-    count = sum(prompt.num_tokens for prompt in prompts) if pooling == "none" else len(prompts)
+    chosen = sum(len(prompt.chosen_ids) for prompt in prompts)
+    count = chosen if pooling == "none" else len(prompts)
     rows = np.random.default_rng(seed).standard_normal((count, hidden), dtype=np.float32)
     rows[:, -1] *= 300
     return rows

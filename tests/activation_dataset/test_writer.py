@@ -36,7 +36,7 @@ KNOWN_FILES = {
     ("none", "float32"): ["ja4NSw==", "APN6dg==", "gneMxg==", "g3l75Q=="],
     ("none", "bfloat16"): ["ylV54w==", "Us93KQ==", "MEZA2g==", "Z/63jA=="],
 }
-KNOWN_PROMPTS = ["UBbo0w==", "H5NoVA=="]
+KNOWN_PROMPTS = ["cimjDw==", "H5NoVA=="]
 
 
 def write(lengths, rows, kind, splits=()):

@@ -263,7 +263,7 @@ def test_token_ids_of_any_integer_type_are_the_same_sample(checkpoint: Path, kin
         ([1, 2, 1], {}, "a layer is named twice: 1, 1, 2"),
         ([0], {"pooling": "max"}, "pooling must be one of last, mean, none, got 'max'"),
         ([0], {"compute_dtype": "float16"}, "compute_dtype must be .*bfloat16, got 'float16'"),
-        ([0], {"storage_dtype": "int8"}, "storage_dtype must be .*bfloat16, got 'int8'"),
+        ([0], {"storage_dtype": "int4"}, "storage_dtype must be .*bfloat16.*, got 'int4'"),
         ([0], {"batch_size": 0}, "batch_size must be positive, got 0"),
     ],
 )
