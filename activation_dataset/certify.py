@@ -117,10 +117,8 @@ def certify(
         expected, kept = reference(index.token_ids[tokens]), index.chosen[tokens]
         for site in run.sites:
             stored = np.atleast_2d(dataset.sample(site, sample).activation)
-            found, worst = (
-                compare(stored, pooled(expected[site], run.pooling, kept)),
-                parities[site],
-            )
+            wanted = pooled(expected[site], run.pooling, kept)
+            found, worst = compare(stored, wanted), parities[site]
             error = max(worst.relative_error, found.relative_error)
             parities[site] = SiteParity(error, min(worst.cosine, found.cosine))
         vectors += len(stored)

@@ -1,4 +1,4 @@
-"""The command `export`: write a site as files that a trainer of sparse autoencoders loads."""
+"""The command `export`: write sites as files that a trainer of sparse autoencoders loads."""
 
 from __future__ import annotations
 
@@ -34,8 +34,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--layer",
         required=True,
         type=_site,
+        nargs="+",
         metavar="LAYER",
-        help="number of the layer, or a name such as blocks.10.hook_mlp_out",
+        help="numbers of layers, or names such as blocks.10.hook_mlp_out",
     )
     for name, (exporter, least, text) in _OPTIONS.items():
         command.add_argument(f"--{name}", type=at_least(least), help=f"{exporter}: {text}")
@@ -48,12 +49,15 @@ def run(arguments: argparse.Namespace) -> int:
         if (exporter := _OPTIONS[name][0]) != arguments.to:
             raise ExportError(f"--{name} is for --to {exporter}, not for {arguments.to}")
     dataset = ActivationDataset(arguments.folder)
-    try:
-        site = dataset.metadata.run.site(arguments.layer)
-    except KeyError:
-        raise ExportError(f"there is no layer {arguments.layer}, only {dataset.sites}") from None
-    exported = EXPORTERS[arguments.to](dataset, site, arguments.out, **options)
-    print(f"{exported.vectors} vectors of layer {arguments.layer} in {arguments.out}", end="")
+    sites = []
+    for named in dict.fromkeys(arguments.layer):
+        try:
+            sites.append(dataset.metadata.run.site(named))
+        except KeyError:
+            raise ExportError(f"there is no layer {named}, only {dataset.sites}") from None
+    exported = EXPORTERS[arguments.to](dataset, sites, arguments.out, **options)
+    layers = f"layer {sites[0]}" if len(sites) == 1 else f"each of {len(sites)} layers"
+    print(f"{exported.vectors} vectors of {layers} in {arguments.out}", end="")
     print(f", {exported.left_out} left out that fill no row or batch" * (exported.left_out > 0))
     print(f"To load them:\n\n{exported.how_to_load}")
     return 0

@@ -54,7 +54,7 @@ def sae_lens(
     from activation_dataset.exporters.sae_lens import export
     from activation_dataset.sites import hook_name
 
-    export(dataset, layer, folder, CONTEXT)
+    export(dataset, [layer], folder, CONTEXT)
     return ActivationsStore(
         model=None,
         dataset=None,
@@ -83,7 +83,7 @@ def dictionary_learning(
 
     from activation_dataset.exporters.safetensors import export_batches
 
-    export_batches(dataset, layer, folder, batch)
+    export_batches(dataset, [layer], folder, batch)
     model = _ModelOnDisk(folder)
     return ActivationBuffer(
         cycle([""]),

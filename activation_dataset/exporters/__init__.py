@@ -1,4 +1,4 @@
-"""Exports of a site to the files that trainers of sparse autoencoders load."""
+"""Exports of sites to the files that trainers of sparse autoencoders load."""
 
 from __future__ import annotations
 
@@ -28,8 +28,12 @@ class ExportError(ValueError):
 
 @dataclass(frozen=True)
 class Exported:
-    """Result of an export: numbers of vectors written, and left out because they fill no row or
-    batch, and lines of Python that load it."""
+    """Result of an export.
+
+    Attributes:
+        vectors, left_out: vectors of each site that are written, and that fill no row or batch.
+        how_to_load: lines of Python that load the first site.
+    """
 
     vectors: int
     left_out: int

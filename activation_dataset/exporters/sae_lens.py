@@ -1,5 +1,7 @@
 """Cached activations for SAELens: a Hugging Face dataset on disk with rows of fixed shape.
 
+A column for each hook, as SAELens caches activations.
+
 https://github.com/decoderesearch/SAELens, `CacheActivationsRunner` and `ActivationsStore`.
 """
 
@@ -35,10 +37,13 @@ store = ActivationsStore(
 #     cached_activations_path={out!r}, context_size={context_size}"""
 
 
-def export(dataset: ActivationDataset, site: Site, out: Path, context_size: int = 128) -> Exported:
+def export(
+    dataset: ActivationDataset, sites: Sequence[Site], out: Path, context_size: int = 128
+) -> Exported:
     """Write rows of `context_size` vectors in order, with their tokens unless they are means.
 
-    A row continues from one prompt into the next. Vectors after the last full row are left out.
+    Each site is a column of the dataset, named as its hook. A row continues from one prompt into
+    the next. Vectors after the last full row are left out.
     """
     if not 1 <= context_size <= dataset.num_vectors:
         raise ExportError(
@@ -47,24 +52,28 @@ def export(dataset: ActivationDataset, site: Site, out: Path, context_size: int 
         )
     datasets = exporters.required("datasets", "an export for SAELens needs the library datasets")
     run = dataset.metadata.run
-    hook, hidden = hook_name(site), run.width(site)
-    columns = {hook: datasets.Array2D((context_size, hidden), "float32")}
+    hidden = {hook_name(site): run.width(site) for site in sites}
+    columns = {
+        hook: datasets.Array2D((context_size, width), "float32") for hook, width in hidden.items()
+    }
     if run.pooling != "mean":
         columns["token_ids"] = datasets.Sequence(datasets.Value("int32"), length=context_size)
     features = datasets.Features(columns)
     rows = dataset.num_vectors // context_size
-    rows_of_file = max(1, exporters.FILE_BYTES // (4 * context_size * hidden))
+    rows_of_file = max(1, exporters.FILE_BYTES // (4 * context_size * sum(hidden.values())))
     files = -(-rows // rows_of_file)
     names = [f"data-{number:05d}-of-{files:05d}.arrow" for number in range(files)]
-    parts = in_parts(dataset, site, rows_of_file * context_size, "float32")
+    size = rows_of_file * context_size
+    parts = zip(*(in_parts(dataset, site, size, "float32") for site in sites), strict=True)
     with new_folder(out) as folder:
-        for name, vectors in zip(names, parts, strict=False):
-            whole = len(vectors) // context_size * context_size
+        for name, of_sites in zip(names, parts, strict=False):
+            whole = len(of_sites[0]) // context_size * context_size
             values: dict[str, Any] = {
-                hook: vectors.values[:whole].reshape(-1, context_size, hidden)
+                hook: vectors.values[:whole].reshape(-1, context_size, hidden[hook])
+                for hook, vectors in zip(hidden, of_sites, strict=True)
             }
             if "token_ids" in columns:
-                token_ids = vectors.places.token_ids[:whole]
+                token_ids = of_sites[0].places.token_ids[:whole]
                 values["token_ids"] = token_ids.reshape(-1, context_size)
             part = folder / "part"
             datasets.Dataset.from_dict(values, features).save_to_disk(part, num_shards=1)
@@ -72,14 +81,14 @@ def export(dataset: ActivationDataset, site: Site, out: Path, context_size: int 
             file.rename(folder / name)
             (part / "dataset_info.json").replace(folder / "dataset_info.json")
             shutil.rmtree(part)
-        (folder / "state.json").write_text(json.dumps(_state(names, dataset, hook)))
+        (folder / "state.json").write_text(json.dumps(_state(names, dataset, [*hidden])))
     written = rows * context_size
     contexts = -(-DEFAULT_WINDOW // context_size)
     how = _HOW_TO_LOAD.format(
         out=str(out),
-        hook=hook,
+        hook=next(iter(hidden)),
         context_size=context_size,
-        hidden=hidden,
+        hidden=next(iter(hidden.values())),
         vectors=written,
         contexts=contexts,
         read=min(rows, _READ),
@@ -88,9 +97,9 @@ def export(dataset: ActivationDataset, site: Site, out: Path, context_size: int 
     return Exported(written, dataset.num_vectors - written, how)
 
 
-def _state(names: Sequence[str], dataset: ActivationDataset, hook: str) -> dict[str, Any]:
+def _state(names: Sequence[str], dataset: ActivationDataset, hooks: list[str]) -> dict[str, Any]:
     """Return what `datasets.load_from_disk` reads first. The fingerprint identifies the content."""
-    content = f"{dataset.metadata.to_json()}{hook}{len(names)}"
+    content = f"{dataset.metadata.to_json()}{hooks}{len(names)}"
     return {
         "_data_files": [{"filename": name} for name in names],
         "_fingerprint": sha256(content.encode()).hexdigest()[:16],

@@ -42,9 +42,13 @@ def test_another_shape_is_an_error():
 
 def test_pooling_is_that_of_the_records():
     tokens = np.array([[1, 2], [3, 4], [5, 9]], np.float32)
-    assert pooled(tokens, "last").tolist() == [[5, 9]]
-    assert pooled(tokens, "mean").tolist() == [[3, 5]]
-    assert pooled(tokens, "none").tolist() == tokens.tolist()
+    every = np.ones(len(tokens), bool)
+    assert pooled(tokens, "last", every).tolist() == [[5, 9]]
+    assert pooled(tokens, "mean", every).tolist() == [[3, 5]]
+    assert pooled(tokens, "none", every).tolist() == tokens.tolist()
+    first = np.arange(len(tokens)) == 0
+    assert pooled(tokens, "mean", first).tolist() == tokens[:1].tolist()
+    assert pooled(tokens, "none", first).tolist() == tokens[:1].tolist()
 
 
 def test_the_tolerance_is_what_rounding_explains():

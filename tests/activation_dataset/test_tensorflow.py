@@ -149,9 +149,10 @@ def test_tf_data_parses_chosen_tokens(tmp_path, storage_dtype):
         example = tf.io.parse_single_example(parsed, fields)
         values = vectors_of(example, storage_dtype).numpy()
         np.testing.assert_array_equal(values, record.activation)
-        assert record.positions.tolist() == example["positions"].numpy().tolist()
-        assert record.positions.tolist() == [*range(1, record.num_tokens, 3)]
-        assert len(record.token_ids) == len(values) == len(record.positions)
+        positions = example["positions"].numpy().tolist()
+        assert record.positions is not None
+        assert record.positions.tolist() == positions == [*range(1, record.num_tokens, 3)]
+        assert len(record.token_ids) == len(values) == len(positions)
         assert int(example["offset"]) == record.offset
 
 

@@ -14,14 +14,21 @@ from activation_dataset.__main__ import main
 from tests.activation_dataset.synthetic import write_dataset
 
 LAYER, HIDDEN = 11, 32
+OTHER = "blocks.11.hook_mlp_out"
+"""Another site, of twice the width."""
 
 
-@pytest.fixture(scope="session")
-def dataset(tmp_path_factory):
+@pytest.fixture(scope="session", params=["bfloat16", "float8_e4m3"])
+def dataset(request, tmp_path_factory):
     """Some 6000 vectors of every token, in two shards."""
     path = tmp_path_factory.mktemp("interop") / "dataset"
     lengths = np.random.default_rng(0).integers(20, 180, 60).tolist()
-    write_dataset(path, [lengths[:30], lengths[30:]], "none", "bfloat16", HIDDEN, layers=(LAYER,))
+    write_dataset(
+        *(path, [lengths[:30], lengths[30:]], "none", request.param, HIDDEN),
+        layers=(LAYER,),
+        hook_points=("mlp_out", "resid_post"),
+        widths={OTHER: 2 * HIDDEN},
+    )
     return ActivationDataset(path)
 
 
@@ -31,7 +38,7 @@ def export_and_load(dataset, tmp_path, capsys):
 
     def run(*arguments):
         out = str(tmp_path / "out")
-        assert main(["export", dataset.path, out, "--layer", str(LAYER), *arguments]) == 0
+        assert main(["export", dataset.path, out, "--layer", str(LAYER), OTHER, *arguments]) == 0
         found: dict[str, Any] = {}
         exec(capsys.readouterr().out.partition("To load them:")[2], found)
         return found

@@ -3,7 +3,7 @@ import pytest
 
 from activation_dataset.frontends import torch_dataset
 from activation_dataset.reading.vectors import normalization_factor
-from tests.interop.conftest import HIDDEN, LAYER
+from tests.interop.conftest import HIDDEN, LAYER, OTHER
 
 pytest.importorskip("sae_lens", reason="sae-lens is not installed: make torch-test")
 torch = pytest.importorskip("torch")
@@ -50,7 +50,7 @@ def train(batches, steps):
 
 
 def test_its_store_reads_the_export_of_several_files(monkeypatch, request, dataset, values):
-    size = 10 * CONTEXT * HIDDEN * 4
+    size = 10 * CONTEXT * 3 * HIDDEN * 4
     monkeypatch.setattr("activation_dataset.exporters.FILE_BYTES", size)
     store = request.getfixturevalue("store")
     places = dataset.locate(np.arange(dataset.num_vectors))
@@ -66,6 +66,9 @@ def test_its_store_reads_the_export_of_several_files(monkeypatch, request, datas
     assert len(cached.cache_files) == -(-len(cached) // 10) > 3
     found = cached[:][HOOK].numpy().reshape(-1, HIDDEN)
     np.testing.assert_array_equal(found, values[: len(found)])
+    other = cached.with_format("numpy")[:][OTHER].reshape(-1, 2 * HIDDEN)
+    expected = np.concatenate([block.values for block in list(dataset.blocks(OTHER))])
+    np.testing.assert_array_equal(other, expected[: len(other)])
 
 
 def test_it_trains_on_the_export(store):

@@ -11,6 +11,7 @@ from activation_dataset.format import Pooling
 from activation_dataset.sites import HOOK_POINTS, HookPoint, Site, place_of
 from activation_dataset.statistics import LayerStatistics
 from activation_dataset.storage_dtype import ComputeDtype
+from qwen.batching import SampleTokens
 from qwen.extractor import ActivationExtractor
 from qwen.settings import ExtractorSettings
 from qwen.source import open_model
@@ -51,7 +52,7 @@ def extracted(
 
 
 def by_sample(
-    extractor: ActivationExtractor, token_ids: Sequence[np.ndarray]
+    extractor: ActivationExtractor, token_ids: Sequence[np.ndarray | SampleTokens]
 ) -> list[dict[Site, np.ndarray]]:
     """For each sample, by site, [vectors, hidden]; every sample must come exactly once.
 

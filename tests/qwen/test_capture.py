@@ -18,7 +18,7 @@ from tests.qwen.comparison import assert_close_statistics, by_sample
 
 LENGTHS = (40, 1, 300, 7, 512, 129, 256)
 POINTS = ("q", "mlp_out", "resid_post")
-CHOICES = {
+CHOICES: dict[str, Sequence[np.ndarray | None]] = {
     "every:8": [np.arange(0, n, 8) for n in LENGTHS],
     "most": [np.arange(1, n) for n in LENGTHS],
     "of some samples": [None if n % 2 else np.arange(0, n, 50) for n in LENGTHS],

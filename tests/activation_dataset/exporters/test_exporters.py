@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 import sys
 from argparse import ArgumentParser
 
@@ -7,17 +8,19 @@ import ml_dtypes
 import numpy as np
 import pytest
 from safetensors import safe_open
+from safetensors.numpy import load
 
 from activation_dataset import ActivationDataset, CorruptRecordError
 from activation_dataset.export import add_arguments, run
 from activation_dataset.exporters import ExportError
+from activation_dataset.sites import Site
 from tests.activation_dataset.synthetic import write_dataset
 
 SHARDS = [[3, 40, 1, 17], [7, 60], [12, 2]]
 HIDDEN = 8
 
 
-@pytest.fixture(params=["float32", "bfloat16"])
+@pytest.fixture(params=["float32", "bfloat16", "int8"])
 def path(request, tmp_path):
     write_dataset(tmp_path / "dataset", SHARDS, "none", request.param, HIDDEN)
     return tmp_path / "dataset"
@@ -70,7 +73,7 @@ def test_batches_for_dictionary_learning(path, capsys, monkeypatch):
     assert "2 left out" in printed
     files = sorted(out.glob("*"))
     assert [file.name for file in files] == [
-        f"batches-0000{n}-of-00003.safetensors" for n in (0, 1, 2)
+        f"layer_12-0000{n}-of-00003.safetensors" for n in (0, 1, 2)
     ]
     found = []
     for file in files:
@@ -79,6 +82,35 @@ def test_batches_for_dictionary_learning(path, capsys, monkeypatch):
     values = values_of(path, 12)
     for rows, batch in zip(found, ActivationDataset(path).batches(12, 20, seed=3), strict=True):
         np.testing.assert_array_equal(rows, values[batch.numbers])
+
+
+@pytest.mark.parametrize("to", ["safetensors", "dictionary_learning"])
+def test_several_sites_have_the_files_of_each_alone(tmp_path, to):
+    widths: dict[Site, int] = {"blocks.11.hook_mlp_out": 24}
+    write_dataset(
+        *(tmp_path / "dataset", SHARDS, "none"),
+        layers=(11,),
+        hook_points=("mlp_out", "resid_post"),
+        widths=widths,
+    )
+    options = ["--batch_size", "20"] if to == "dictionary_learning" else []
+    sites = ["11", "blocks.11.hook_mlp_out"]
+    together = export(tmp_path / "dataset", "--to", to, "--layer", *sites, *options)
+    together.rename(tmp_path / "together")
+    names = set()
+    for site in sites:
+        alone = export(tmp_path / "dataset", "--to", to, "--layer", site, *options)
+        for file in alone.iterdir():
+            names.add(file.name)
+            other = tmp_path / "together" / file.name
+            if file.suffix == ".jsonl":
+                assert other.read_bytes() == file.read_bytes()
+                continue
+            found, expected = load(other.read_bytes()), load(file.read_bytes())
+            assert found.keys() == expected.keys()
+            assert all(np.array_equal(found[name], expected[name]) for name in found)
+        shutil.rmtree(alone)
+    assert {file.name for file in (tmp_path / "together").iterdir()} == names
 
 
 @pytest.mark.parametrize(
