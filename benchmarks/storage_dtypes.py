@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -70,7 +71,8 @@ def _scaled(name: str, values: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return weights that keep the variance of their input; embeddings have variance 1."""
     if name.endswith(("norm.weight", "bias")):
         return values
-    return values / 0.02 / (1 if "embed" in name else np.sqrt(values.shape[1]))
+    deviation = 0.02 if "embed" in name else 0.02 * math.sqrt(values.shape[1])
+    return values / np.float32(deviation)
 
 
 def _add_large_dimensions(tensors: dict[str, NDArray[np.float32]]) -> None:
@@ -112,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "model"
         write_model(model)
-        datasets = {}
+        datasets: dict[str, ActivationDataset] = {}
         for dtype in STORAGE_DTYPES:
             out = Path(folder) / dtype
             flags = ["--model_path", str(model), "--tasks_file", str(TRAINING)]
