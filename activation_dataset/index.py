@@ -92,6 +92,15 @@ class ShardIndex:
         return self.token_ends - 1 if self.pooling == "last" else np.flatnonzero(self.chosen)
 
     @cached_property
+    def vector_positions(self) -> NDArray[np.int64]:
+        """[vectors] int64, position in its prompt of the token of each vector; [0] for means."""
+        if self.pooling == "mean":
+            return self.vector_tokens
+        starts = np.repeat(self.token_ends - self.token_counts, self.vector_counts)
+        positions: NDArray[np.int64] = self.vector_tokens - starts
+        return positions
+
+    @cached_property
     def vector_counts(self) -> NDArray[np.int64]:
         """[samples] int64, vectors of each sample."""
         return np.diff(self.vector_ends, prepend=0)

@@ -23,6 +23,8 @@ class Written:
         samples: their samples.
         truncated_samples, truncated_tokens: samples that lost their end, and the tokens they lost.
         unknown_cell_samples: samples with grids whose cells could not be mapped to tokens.
+        unchosen_tasks, unchosen_samples: tasks without any such sample, and samples, of which no
+            token is chosen.
     """
 
     tasks: int = 0
@@ -30,10 +32,14 @@ class Written:
     truncated_samples: int = 0
     truncated_tokens: int = 0
     unknown_cell_samples: int = 0
+    unchosen_tasks: int = 0
+    unchosen_samples: int = 0
 
     @classmethod
     def of(cls, prompt: Prompt) -> Written:
         """Count one sample."""
+        if not prompt.has_chosen_tokens:
+            return cls(unchosen_samples=1)
         cut = prompt.truncated_tokens
         return cls(0, 1, int(cut > 0), cut, int(not prompt.cells_known))
 
@@ -43,7 +49,7 @@ class Written:
 
 @dataclass(frozen=True)
 class Count:
-    """Tasks or samples: read, written, and rejected by reason.
+    """Tasks or samples: read, written, left out as no token is chosen, and rejected by reason.
 
     Raises:
         ValueError: they do not add up.
@@ -51,14 +57,20 @@ class Count:
 
     read: int
     written: int
+    unchosen: int
     rejected: Mapping[str, int]
 
     def __post_init__(self) -> None:
-        if self.read != self.written + sum(self.rejected.values()):
+        if self.read != self.written + self.unchosen + sum(self.rejected.values()):
             raise ValueError(
-                f"read is {self.read}, but {self.written} are written and "
-                f"{sum(self.rejected.values())} rejected"
+                f"read is {self.read}, but {self.written} are written, {self.unchosen} left out, "
+                f"and {sum(self.rejected.values())} rejected"
             )
+
+    @classmethod
+    def of(cls, written: int, unchosen: int, rejected: Mapping[str, int]) -> Count:
+        """Add up what was read."""
+        return cls(written + unchosen + sum(rejected.values()), written, unchosen, rejected)
 
 
 @dataclass(frozen=True)
@@ -67,8 +79,8 @@ class InputCounts:
 
     Attributes:
         tasks: tasks and documents. One is written if at least one of its samples is.
-        samples: samples of the tasks that could be read: variants times test inputs, or one for a
-            document.
+        samples: samples of the tasks that could be read: variants times test inputs, or windows of
+            a document.
         rejected_files: reason to number of files that could not be read, or not to their end.
         truncated_samples, truncated_tokens: written samples that lost their end, and the tokens
             they lost.
@@ -111,8 +123,8 @@ class InputCounts:
         """Combine what is written with the kind, reason and samples of each rejection."""
         files, tasks, samples = count_rejections(rejections)
         return cls(
-            tasks=Count(written.tasks + sum(tasks.values()), written.tasks, tasks),
-            samples=Count(written.samples + sum(samples.values()), written.samples, samples),
+            tasks=Count.of(written.tasks, written.unchosen_tasks, tasks),
+            samples=Count.of(written.samples, written.unchosen_samples, samples),
             rejected_files=files,
             truncated_samples=written.truncated_samples,
             truncated_tokens=written.truncated_tokens,

@@ -33,6 +33,7 @@ CELL_FIELDS = ("example", "role", "row", "column")
 TEST_PAIR = -1
 NO_CELL = -1
 UNKNOWN_CELL = -2
+NO_TURN = -1
 ROLES = ("input", "output")
 
 _STORED = np.dtype("<i2")
@@ -106,6 +107,11 @@ class Prompt:
     def chosen_ids(self) -> NDArray[np.int32]:
         """[chosen tokens] int32, the ids of the chosen tokens."""
         return self.token_ids if self.positions is None else self.token_ids[self.positions]
+
+    @property
+    def has_chosen_tokens(self) -> bool:
+        """False if some tokens could be chosen and none is."""
+        return self.positions is None or len(self.positions) > 0
 
     @property
     def cells_known(self) -> bool:

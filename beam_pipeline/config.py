@@ -32,6 +32,10 @@ class Config:
     prompt_template: str
     max_length: int | None
     overlength: Overlength
+    context_size: int | None
+    context_overlap: int
+    prepend_bos: str | None
+    tokens: str
     augment: int
     augment_seed: int
     augment_keep_background: bool

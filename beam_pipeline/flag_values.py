@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from activation_dataset.sites import HOOK_POINTS, HookPoint, in_forward_order
 from beam_pipeline.config import ConfigError
+from transforms.choose_tokens import TokenChoiceError, parse_choice
 
 
 def boolean(text: str) -> bool:
@@ -60,6 +61,15 @@ def mesh_shape(text: str) -> tuple[int, int]:
             f"expected two positive numbers, data,model, such as 8,1; got {text!r}"
         )
     return int(match[1]), int(match[2])
+
+
+def token_choice(text: str) -> str:
+    """Check a choice of tokens, and return it without spaces."""
+    try:
+        parse_choice(text)
+    except TokenChoiceError as error:
+        raise ArgumentTypeError(str(error)) from None
+    return text.replace(" ", "")
 
 
 def parse_names(text: str) -> tuple[str, ...]:

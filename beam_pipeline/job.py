@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata as packages
 
+from activation_dataset.fields import Json
 from activation_dataset.metadata import RunDescription
 from activation_dataset.record import RecordKind
 from activation_dataset.sites import Site, place_of
@@ -13,8 +14,9 @@ from corpus.template import PromptTemplate, load_template
 from qwen.settings import check_hook_points
 from qwen.source import ModelSource, open_model
 from qwen.tokenizer import digit_tokens
+from transforms.choose_tokens import parse_choice
 from transforms.find_inputs import Pattern, resolve_patterns
-from transforms.tokenize_tasks import LengthLimit
+from transforms.tokenize_tasks import SampleRules
 
 PACKAGES_THAT_DECIDE_BYTES = ("flax", "jax", "jaxlib", "numpy", "tokenizers", "transformers")
 
@@ -26,7 +28,7 @@ class Job:
     config: Config
     patterns: tuple[Pattern, ...]
     template: PromptTemplate
-    limit: LengthLimit
+    rules: SampleRules
     source: ModelSource
 
     @property
@@ -34,6 +36,12 @@ class Job:
         """The kind of the records that the job writes for each site."""
         settings, width = self.config.extractor, self.source.config.width
         return {site: settings.record_kind(width(*place_of(site))) for site in settings.sites}
+
+    def _bos(self) -> dict[str, Json] | None:
+        if (token_id := self.rules.bos) is None:
+            return None
+        text = self.source.tokenizer().convert_ids_to_tokens(token_id)
+        return {"id": token_id, "token": str(text)}
 
     def describe(self) -> RunDescription:
         """Check the weights, and return all that decides about the bytes, except the inputs.
@@ -69,12 +77,16 @@ class Job:
             settings={
                 "augmentation": asdict(augmentation) if augmentation else None,
                 "batch_size": settings.batch_size,
+                "context_overlap": config.context_overlap,
+                "context_size": config.context_size,
                 "ignore_config": list(settings.ignore_config),
-                "max_length": self.limit.max_length,
+                "max_length": self.rules.max_length,
                 "mesh_shape": list(settings.mesh_shape) if settings.mesh_shape else None,
                 "overlength": config.overlength,
+                "prepend_bos": self._bos(),
                 "samples_per_shard": config.samples_per_shard,
                 "text_field": config.text_field,
+                "tokens": config.tokens,
             },
             versions={name: packages.version(name) for name in PACKAGES_THAT_DECIDE_BYTES},
         )
@@ -95,13 +107,7 @@ def open_job(config: Config) -> Job:
             f"--prompt_template {config.prompt_template}: the tokenizer of {source.name} has no "
             "chat template; choose a prompt template with chat = false, such as digits"
         )
-    longest = source.config.max_position_embeddings
-    limit = LengthLimit(config.max_length or longest, config.overlength, source.config.vocab_size)
-    if limit.max_length > longest:
-        raise ConfigError(
-            f"--max_length={limit.max_length} is more than the {longest} positions that this "
-            "model was made for (max_position_embeddings)"
-        )
+    rules = _rules(config, source)
     num_layers = source.config.num_hidden_layers
     extractor = config.extractor.with_layers_of(num_layers)
     if outside := [layer for layer in extractor.layers if layer >= num_layers]:
@@ -111,4 +117,59 @@ def open_job(config: Config) -> Job:
         )
     check_hook_points(extractor, source.config)
     extractor = replace(extractor, model_path=source.pinned_path)
-    return Job(replace(config, extractor=extractor), patterns, template, limit, source)
+    return Job(replace(config, extractor=extractor), patterns, template, rules, source)
+
+
+def _rules(config: Config, source: ModelSource) -> SampleRules:
+    """Return the rules for samples that the flags give for a model. Raises ConfigError."""
+    longest = source.config.max_position_embeddings
+    for flag, value in (
+        ("--max_length", config.max_length),
+        ("--context_size", config.context_size),
+    ):
+        if value is not None and value > longest:
+            raise ConfigError(
+                f"{flag}={value} is more than the {longest} positions that this model was made for "
+                "(max_position_embeddings)"
+            )
+    reserved = config.context_overlap + (config.prepend_bos is not None)
+    if config.context_size is None:
+        if config.context_overlap:
+            raise ConfigError("--context_overlap needs --context_size, the tokens of a window")
+    elif reserved >= config.context_size:
+        raise ConfigError(
+            f"--context_size={config.context_size} leaves no room for new tokens: the repeated and "
+            f"the prepended ones are {reserved}"
+        )
+    elif config.overlength == "truncate":
+        raise ConfigError(
+            "--overlength=truncate and --context_size contradict each other: windows keep every "
+            "token of a document"
+        )
+    if config.tokens != "all" and config.extractor.pooling == "last":
+        raise ConfigError(
+            f"--tokens={config.tokens} needs --pooling none, to store the vectors of these tokens, "
+            "or mean, to average them"
+        )
+    bos = None if config.prepend_bos is None else _token_id(config.prepend_bos, source)
+    return SampleRules(
+        config.max_length or longest,
+        config.overlength,
+        config.context_size,
+        config.context_overlap,
+        bos,
+        parse_choice(config.tokens),
+    ).of_model(source)
+
+
+def _token_id(named: str, source: ModelSource) -> int:
+    """Return the id of the token that `--prepend_bos` names. Raises ConfigError."""
+    vocabulary = source.tokenizer().get_vocab()
+    token_id = int(named) if named.isdecimal() else vocabulary.get(named)
+    if token_id is None or token_id >= source.config.vocab_size:
+        special = ", ".join(map(str, source.tokenizer().all_special_tokens[:4]))
+        raise ConfigError(
+            f"--prepend_bos {named}: not a token of this model; give the text of one token, such "
+            f"as {special}, or an id below {source.config.vocab_size}"
+        )
+    return token_id

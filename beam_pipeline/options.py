@@ -19,6 +19,7 @@ from beam_pipeline.accelerators import ACCELERATORS, AcceleratorSettings, check_
 from beam_pipeline.config import DEFAULT_LAYERS, Config, ConfigError
 from corpus.template import shipped_templates
 from qwen.settings import ExtractorSettings
+from transforms.choose_tokens import TERMS
 
 Settings = TypeVar("Settings")
 
@@ -148,6 +149,28 @@ def _add_task_flags(group: argparse._ArgumentGroup) -> None:
         "are always rejected, since a prompt ends with the test input",
     )
     group.add_argument(
+        "--context_size",
+        type=values.positive,
+        metavar="TOKENS",
+        help="cut documents into windows of this many tokens, the repeated and the prepended ones "
+        "included; every other token is in one window. Does not apply to tasks (default: a "
+        "document is one sample of at most --max_length tokens)",
+    )
+    group.add_argument(
+        "--context_overlap",
+        type=values.natural,
+        default=0,
+        metavar="TOKENS",
+        help="tokens that each window repeats from the one before it, as context whose vectors are "
+        "neither stored nor averaged",
+    )
+    group.add_argument(
+        "--prepend_bos",
+        metavar="TOKEN",
+        help="token to put before every sample, as its text in the vocabulary or its id; Qwen has "
+        "no token of its own for this (default: none)",
+    )
+    group.add_argument(
         "--augment",
         type=values.positive,
         default=1,
@@ -196,6 +219,14 @@ def _add_activation_flags(group: argparse._ArgumentGroup) -> None:
         choices=POOLINGS,
         default="last",
         help="one vector per sample, last token or mean of all; none: one vector per token",
+    )
+    group.add_argument(
+        "--tokens",
+        type=values.token_choice,
+        default="all",
+        metavar="CHOICE",
+        help="tokens whose vectors are stored with --pooling none, or averaged with mean: one or "
+        f"more of {', '.join(TERMS)}, joined by &; docs/texts.md explains them",
     )
     group.add_argument(
         "--allow_nonfinite",

@@ -57,7 +57,7 @@ def build(
     tokenized = tasks.items | "Tokenize" >> TokenizeTasks(
         extractor.model_path,
         job.template,
-        job.limit,
+        job.rules,
         config.augmentation,
         extractor.ignore_config,
         str(run.tokenizer["fingerprint"]),

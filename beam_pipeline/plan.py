@@ -109,7 +109,7 @@ def _read_and_tokenize(
                 yield item
                 continue
             augmentation = job.config.augmentation
-            yield from samples_of(item, augmentation, job.template, tokenizer, job.limit)
+            yield from samples_of(item, augmentation, job.template, tokenizer, job.rules)
 
 
 def slots_of(shards: Sequence[np.ndarray], packing: Packing) -> int:

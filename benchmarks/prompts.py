@@ -11,7 +11,7 @@ from corpus.parse import parse_tasks
 from corpus.task import Task
 from corpus.template import load_template
 from qwen.source import open_model
-from transforms.tokenize_tasks import LengthLimit, prompts_of
+from transforms.tokenize_tasks import SampleRules, prompts_of
 
 TRAINING = Path(__file__).parents[2] / "shared" / "data" / "arc_agi_1" / "training.json"
 
@@ -30,7 +30,7 @@ def arc_prompts(tasks: int | None = None, file: Path = TRAINING) -> list[np.ndar
     step = max(1, len(found) // tasks) if tasks else 1
     source = open_model("random:Qwen2.5-0.5B")
     template, tokenizer = load_template("digits"), source.tokenizer()
-    limit = LengthLimit(source.config.max_position_embeddings, "reject")
+    limit = SampleRules(source.config.max_position_embeddings, "reject")
     prompts = [
         prompt
         for task in found[::step][:tasks]

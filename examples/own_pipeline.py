@@ -23,9 +23,9 @@ from transforms import (
     AssignShards,
     ExtractActivations,
     LayerBlock,
-    LengthLimit,
     PlanShards,
     ReadTasks,
+    SampleRules,
     TokenizeTasks,
     resolve_patterns,
 )
@@ -39,7 +39,7 @@ def mean_norms(settings: ExtractorSettings, tasks: str, beam_flags: Sequence[str
       tasks: a file, a folder or a glob.
       beam_flags: options of the pipeline.
     """
-    digits, limit = load_template("digits"), LengthLimit(4096, "reject")
+    digits, limit = load_template("digits"), SampleRules(4096, "reject")
     with beam.Pipeline(options=PipelineOptions([*beam_flags])) as pipeline:
         read = pipeline | ReadTasks(resolve_patterns([tasks]))
         prompts = (read.items | TokenizeTasks(settings.model_path, digits, limit)).prompts

@@ -25,9 +25,9 @@ from corpus.template import load_template
 from qwen.source import open_model
 from reliability.job import ROOT, Job
 from transforms.read_tasks import read_file
-from transforms.tokenize_tasks import LengthLimit, prompts_of
+from transforms.tokenize_tasks import SampleRules, prompts_of
 
-LIMIT = LengthLimit(32_768, "reject")
+LIMIT = SampleRules(32_768, "reject")
 
 
 @dataclass(frozen=True)

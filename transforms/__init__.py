@@ -11,7 +11,7 @@ from transforms.extract_activations import ExtractActivations, LayerBlock, Shard
 from transforms.find_inputs import resolve_patterns
 from transforms.output_folder import OutputFolder
 from transforms.read_tasks import ReadTasks
-from transforms.tokenize_tasks import LengthLimit, TokenizeTasks
+from transforms.tokenize_tasks import SampleRules, TokenizeTasks
 from transforms.write_layer import WriteLayer
 from transforms.write_prompts import WritePrompts
 
@@ -21,11 +21,11 @@ __all__ = [
     "CommitRun",
     "ExtractActivations",
     "LayerBlock",
-    "LengthLimit",
     "Limits",
     "OutputFolder",
     "PlanShards",
     "ReadTasks",
+    "SampleRules",
     "ShardPrompts",
     "TokenizeTasks",
     "WriteLayer",

@@ -20,6 +20,12 @@ import jinja2
 
 from corpus.prompt import RenderedPrompt
 from corpus.task import Message
+from transforms.chat_turns import (
+    Span,
+    has_generation_marks,
+    spans_of_generation,
+    spans_of_messages,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -41,7 +47,20 @@ class ChatTemplateError(ValueError):
     """Messages that the tokenizer's chat template refuses or does not show, or no such template."""
 
 
-def chat_text(prompt: RenderedPrompt, tokenizer: PreTrainedTokenizerBase) -> str:
+@dataclass(frozen=True)
+class ChatText:
+    """A chat as the tokenizer's chat template writes it.
+
+    Attributes:
+      text: the whole chat.
+      spans: the contents of the messages in it; None if they cannot be told apart.
+    """
+
+    text: str
+    spans: list[Span] | None
+
+
+def chat_text(prompt: RenderedPrompt, tokenizer: PreTrainedTokenizerBase) -> ChatText:
     """Return the messages of a prompt as the tokenizer's chat template writes them.
 
     Raises:
@@ -80,6 +99,9 @@ def chat_text(prompt: RenderedPrompt, tokenizer: PreTrainedTokenizerBase) -> str
             fault = next(
                 itertools.chain(_printed_by_python(marked, shown), marked.unseen(shown)), ""
             )
+            spans = spans_of_messages(messages, text, lambda given: render(given, arguments))
+            if spans is not None and has_generation_marks(source):
+                spans = _with_generation(spans, messages, arguments, prompt, tokenizer)
     except _REFUSALS as error:
         roles = ", ".join(message["role"] for message in messages)
         fault = f"refuses the messages ({roles}): {error}{_unusual_content(messages)}"
@@ -87,7 +109,31 @@ def chat_text(prompt: RenderedPrompt, tokenizer: PreTrainedTokenizerBase) -> str
         raise ChatTemplateError(f"the tokenizer's chat template {fault}") from error
     if fault:
         raise ChatTemplateError(f"the tokenizer's chat template {fault}")
-    return text
+    return ChatText(text, spans)
+
+
+def _with_generation(
+    spans: Sequence[Span],
+    messages: Sequence[Message],
+    arguments: Mapping[str, Any],
+    prompt: RenderedPrompt,
+    tokenizer: PreTrainedTokenizerBase,
+) -> list[Span] | None:
+    """Replace the spans of the assistant by what the chat template marks as generated."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    rendered: Any = render_jinja_template(
+        conversations=[list(messages)],
+        chat_template=tokenizer.get_chat_template(tools=arguments.get("tools")),
+        return_assistant_tokens_mask=True,
+        add_generation_prompt=prompt.add_generation_prompt,
+        **{**tokenizer.special_tokens_map, "strftime_now": None, **arguments},
+    )
+    generated = spans_of_generation(messages, rendered[1][0])
+    if generated is None:
+        return None
+    others = [span for span in spans if messages[span[0]]["role"] != "assistant"]
+    return sorted(others + generated, key=lambda span: span[1])
 
 
 def _clock(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -12,7 +12,7 @@ from apache_beam.metrics import Metrics
 from apache_beam.pvalue import TaggedOutput
 from apache_beam.utils.shared import Shared
 
-from activation_dataset.format import layer_folder
+from activation_dataset.format import Pooling, layer_folder
 from activation_dataset.manifest import sample_order
 from activation_dataset.prompts import Prompt
 from activation_dataset.record import RecordFrame, RecordKind, frame_record
@@ -91,7 +91,7 @@ def extract_shard(
             )
 
     previous: CapturedSamples | None = None
-    for captured in extractor.extract([_tokens_of(prompt) for prompt in prompts]):
+    for captured in extractor.extract([_tokens_of(each, settings.pooling) for each in prompts]):
         on_step(captured)
         if previous is not None:
             yield from blocks(previous, is_last=False)
@@ -123,8 +123,8 @@ class ExtractActivations(beam.PTransform):
         ).with_outputs(*tags, FINISHED, PROMPTS)
 
 
-def _tokens_of(prompt: Prompt) -> SampleTokens:
-    return SampleTokens(prompt.token_ids, prompt.positions)
+def _tokens_of(prompt: Prompt, pooling: Pooling) -> SampleTokens:
+    return SampleTokens(prompt.token_ids, None if pooling == "last" else prompt.positions)
 
 
 class _Extract(beam.DoFn):
@@ -151,7 +151,8 @@ class _Extract(beam.DoFn):
         if set(finished) == {*sites, None} and len(orders) == 1:
             self._progress.resumed(plan, len(prompts), sum(lengths))
         else:
-            extractor = self._open_extractor([_tokens_of(prompt) for prompt in prompts])
+            pooling = self._settings.pooling
+            extractor = self._open_extractor([_tokens_of(each, pooling) for each in prompts])
             ordered = tuple(prompts[index] for index in extractor.order(lengths))
             finished = in_order(finished, sample_order(each.sample_id for each in ordered))
 

@@ -1,7 +1,7 @@
-"""Tasks to prompts of token ids: one for every test input, one for every document.
+"""Tasks and documents to prompts of token ids, one for every test input and every window.
 
-Reasons to reject a sample: `too_long`, `no_tokens`, `unknown_token_id`, `chat_template` and
-`too_few_variants`.
+Reasons to reject a sample: `too_long`, `no_tokens`, `unknown_token_id`, `has_bos`, `chat_template`,
+`unknown_turns`, `unknown_cells` and `too_few_variants`.
 """
 
 from __future__ import annotations
@@ -22,10 +22,13 @@ from corpus.prompt import RenderedPrompt, render
 from corpus.task import Document, RejectedTask, Task
 from corpus.template import PromptTemplate
 from corpus.token_cells import token_cells
-from qwen.source import OtherWorkerError, open_model
+from qwen.source import ModelSource, OtherWorkerError, open_model
 from transforms.chat_template import ChatTemplateError, chat_text
+from transforms.chat_turns import turns_of
+from transforms.choose_tokens import ALL_TOKENS, TokenChoice, UnknownTokensError, choose
 from transforms.read_tasks import REJECTED
 from transforms.shuffle_encoding import decode_item, encode_item
+from transforms.windows import truncated, windows_of, with_bos
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -36,20 +39,38 @@ Overlength = Literal["reject", "truncate"]
 
 
 @dataclass(frozen=True)
-class LengthLimit:
-    """A limit of tokens, and whether longer documents are rejected or lose their end.
+class SampleRules:
+    """Rules by which prompts become samples of limited length, with some tokens chosen.
 
-    A longer prompt of a task is always rejected: at its end is the test input.
+    A prompt of a task that is too long is always rejected: at its end is the test input.
 
     Attributes:
-      max_length, overlength: the limit, and what happens to longer documents.
-      vocab_size: rows of the model's embedding; a prompt with another token id is rejected. None if
-        that is checked later.
+      max_length, overlength: the largest number of tokens of a sample, and whether longer documents
+        are rejected or lose their end.
+      context_size: tokens of each window of a document, in place of `max_length`; None to leave
+        documents whole.
+      context_overlap: tokens that a window repeats from the one before it. They are not chosen.
+      bos: id of a token to put before every sample, which counts; None for none.
+      choice: the tokens whose vectors are stored or averaged.
+      vocab_size: rows of the model's embedding; a prompt with another token id is rejected.
+      special_ids: ids that the tokenizer marks as special.
     """
 
     max_length: int
-    overlength: Overlength
+    overlength: Overlength = "reject"
+    context_size: int | None = None
+    context_overlap: int = 0
+    bos: int | None = None
+    choice: TokenChoice = ALL_TOKENS
     vocab_size: int | None = None
+    special_ids: frozenset[int] = frozenset()
+
+    def of_model(self, source: ModelSource) -> SampleRules:
+        """Return the rules with what the model and its tokenizer decide."""
+        tokenizer = source.tokenizer()
+        added = tokenizer.added_tokens_decoder.items()
+        special = {*tokenizer.all_special_ids, *(number for number, each in added if each.special)}
+        return replace(self, vocab_size=source.config.vocab_size, special_ids=frozenset(special))
 
 
 def variants_of(
@@ -67,26 +88,31 @@ def samples_of(
     augmentation: AugmentationPlan | None,
     template: PromptTemplate,
     tokenizer: PreTrainedTokenizerBase,
-    limit: LengthLimit,
+    rules: SampleRules,
 ) -> Iterator[Prompt | RejectedTask | Written]:
     """Yield the prompts of a task and its variants, or of a document; then what is rejected.
 
-    If there is a prompt, the `Written` that counts all of them follows.
+    Samples without a chosen token are left out. The `Written` that counts all samples follows,
+    unless all are rejected.
     """
     written, rejected = Written(), list[RejectedTask]()
     for variant in variants_of(item, augmentation):
         if isinstance(variant, RejectedTask):
             rejected.append(variant)
             continue
-        for sample in prompts_of(variant, template, tokenizer, limit):
+        for sample in prompts_of(variant, template, tokenizer, rules):
             if isinstance(sample, RejectedTask):
                 rejected.append(sample)
             else:
                 written += Written.of(sample)
-                yield sample
+                if sample.has_chosen_tokens:
+                    yield sample
     if written.samples:
         yield from rejected
         yield replace(written, tasks=1)
+    elif written.unchosen_samples:
+        yield from rejected
+        yield replace(written, unchosen_tasks=1)
     else:
         yield from _of_whole_task(rejected)
 
@@ -105,7 +131,7 @@ def prompts_of(
     item: Task | Document,
     template: PromptTemplate,
     tokenizer: PreTrainedTokenizerBase,
-    limit: LengthLimit,
+    rules: SampleRules,
 ) -> Iterator[Prompt | RejectedTask]:
     """Yield the prompts of a task or document, and each rejected sample with the reason."""
     if isinstance(item, Task):
@@ -113,64 +139,117 @@ def prompts_of(
         sample_ids = [item.sample_id(index) for index in range(len(item.test))]
     else:
         task_id, sample_ids = item.document_id, [item.sample_id]
-
-    def rejected(sample_id: str, reason: str, detail: str) -> RejectedTask:
-        return RejectedTask(item.source, task_id, reason, f"{sample_id}: {detail}", "sample", 1)
-
-    kept = slice(limit.max_length)
     for index, sample_id in enumerate(sample_ids):
         try:
-            token_ids, cells = tokenize(render(template, item, index), tokenizer)
+            rendered = render(template, item, index)
+            prompt = tokenize(rendered, tokenizer, sample_id, task_id)
+            if rules.choice.needs_turns and rendered.messages and prompt.turns is None:
+                raise _RejectedSampleError("unknown_turns", _UNKNOWN_TURNS)
+            _check(prompt, item, rules, tokenizer)
+            yield from _samples_of_prompt(prompt, item, rules)
+        except _RejectedSampleError as error:
+            detail = f"{sample_id}: {error}"
+            yield RejectedTask(item.source, task_id, error.reason, detail, "sample", 1)
         except ChatTemplateError as error:
-            yield rejected(sample_id, "chat_template", str(error))
-            continue
-        excess = max(0, len(token_ids) - limit.max_length)
-        if not len(token_ids):
-            yield rejected(sample_id, "no_tokens", "the prompt has no tokens")
-        elif excess and (isinstance(item, Task) or limit.overlength == "reject"):
-            detail = (
-                f"the prompt has {len(token_ids)} tokens, --max_length allows {limit.max_length}; "
-                f"raise it{_no_truncation(item, limit)}"
-            )
-            yield rejected(sample_id, "too_long", detail)
-        elif limit.vocab_size is not None and (
-            (largest := int(token_ids[kept].max())) >= limit.vocab_size
-        ):
-            detail = (
-                f"the tokenizer gives {tokenizer.decode([largest])!r} the id {largest}, but the "
-                f"model has vocab_size {limit.vocab_size}; give it its own tokenizer, or leave "
-                "that token out"
-            )
-            yield rejected(sample_id, "unknown_token_id", detail)
-        else:
-            yield Prompt(sample_id, task_id, token_ids[kept], cells[kept], excess)
+            detail = f"{sample_id}: {error}"
+            yield RejectedTask(item.source, task_id, "chat_template", detail, "sample", 1)
 
 
-def _no_truncation(item: Task | Document, limit: LengthLimit) -> str:
+class _RejectedSampleError(ValueError):
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+def _check(
+    prompt: Prompt, item: Task | Document, rules: SampleRules, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Check the whole prompt of a task or document. Raises _RejectedSampleError."""
+    is_task, ids = isinstance(item, Task), prompt.token_ids
+    if not len(ids):
+        raise _RejectedSampleError("no_tokens", "the prompt has no tokens")
+    if rules.bos is not None and ids[0] == rules.bos:
+        raise _RejectedSampleError(
+            "has_bos",
+            f"the prompt begins with the token {rules.bos} already; leave --prepend_bos out",
+        )
+    room = rules.max_length - (rules.bos is not None)
+    is_window = not is_task and rules.context_size is not None
+    if not is_window and len(ids) > room:
+        if is_task or rules.overlength == "reject":
+            raise _RejectedSampleError(
+                "too_long",
+                f"the prompt has {len(ids)} tokens, --max_length allows {room}; raise it"
+                f"{_no_truncation(item, rules)}",
+            )
+        ids = ids[:room]
+    if rules.vocab_size is not None and (largest := int(ids.max())) >= rules.vocab_size:
+        raise _RejectedSampleError(
+            "unknown_token_id",
+            f"the tokenizer gives {tokenizer.decode([largest])!r} the id {largest}, but the model "
+            f"has vocab_size {rules.vocab_size}; give it its own tokenizer, or leave that token "
+            "out",
+        )
+
+
+def _samples_of_prompt(
+    prompt: Prompt, item: Task | Document, rules: SampleRules
+) -> Iterator[Prompt]:
+    reserved = int(rules.bos is not None)
+    if isinstance(item, Document) and rules.context_size is not None:
+        parts = windows_of(prompt, rules.context_size - reserved, rules.context_overlap)
+    else:
+        parts = iter([truncated(prompt, rules.max_length - reserved)])
+    for part in parts:
+        whole = part if rules.bos is None else with_bos(part, rules.bos)
+        try:
+            yield choose(whole, rules.choice, rules.special_ids)
+        except UnknownTokensError as error:
+            raise _RejectedSampleError(error.reason, str(error)) from error
+
+
+_UNKNOWN_TURNS = (
+    "the messages cannot be told apart in the text of the chat, since the chat template rewrites "
+    "some of them or the tokenizer changes the text; leave the roles out of --tokens"
+)
+
+
+def _no_truncation(item: Task | Document, rules: SampleRules) -> str:
     if isinstance(item, Document):
-        return ", or keep the beginning with --overlength=truncate"
-    if limit.overlength == "truncate":
+        return (
+            ", keep the beginning with --overlength=truncate, or cut documents into windows with "
+            "--context_size"
+        )
+    if rules.overlength == "truncate":
         return ". A task is not truncated, since its prompt ends with the test input"
     return ""
 
 
 def tokenize(
-    prompt: RenderedPrompt, tokenizer: PreTrainedTokenizerBase
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the token ids of a prompt, [num_tokens] int32, and their cells, [num_tokens, 4] int16.
+    prompt: RenderedPrompt,
+    tokenizer: PreTrainedTokenizerBase,
+    sample_id: str = "",
+    task_id: str = "",
+) -> Prompt:
+    """Return the tokens of a prompt, with the cells and the turns that they show.
 
-    The chat template alone adds tokens. `corpus.token_cells` describes the cells.
+    The chat template alone adds tokens. `corpus.token_cells` describes the cells, `chat_turns` the
+    turns, which are None for a chat whose turns cannot be told apart.
 
     Raises:
       ChatTemplateError: if the prompt is a chat that the chat template refuses.
     """
+    text, turns, roles = prompt.text, None, list[str]()
+    placed: np.ndarray | None = prompt.cells
     if prompt.messages:
-        text = chat_text(prompt, tokenizer)
-        cells = prompt.cells_within(text)
-    else:
-        text, cells = prompt.text, prompt.cells
+        chat = chat_text(prompt, tokenizer)
+        text, placed = chat.text, prompt.cells_within(chat.text)
+        turns = None if chat.spans is None else turns_of(chat.spans, text, tokenizer)
+        roles = [str(message["role"]) for message in prompt.messages]
     token_ids = np.asarray(tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
-    return token_ids, token_cells(text, cells, token_ids, lambda each: str(tokenizer.decode(each)))
+    shown = token_cells(text, placed, token_ids, lambda each: str(tokenizer.decode(each)))
+    known = () if turns is None else tuple(roles)
+    return Prompt(sample_id, task_id, token_ids, shown, turns=turns, roles=known)
 
 
 @dataclass(eq=False)
@@ -180,7 +259,7 @@ class TokenizeTasks(beam.PTransform):
     The output `written` has a `Written` for each task or document with at least one prompt.
 
     Attributes:
-      model_path, template, limit: the model of the tokenizer, and how a task becomes a prompt.
+      model_path, template, rules: the model of the tokenizer, and how a task becomes a prompt.
       augmentation: the variants of a task to use too; None for none.
       ignore_config: fields of the model's `config.json` to leave out.
       tokenizer_fingerprint: that of the launcher's tokenizer. A worker with another one refuses to
@@ -189,7 +268,7 @@ class TokenizeTasks(beam.PTransform):
 
     model_path: str | os.PathLike[str]
     template: PromptTemplate
-    limit: LengthLimit
+    rules: SampleRules
     augmentation: AugmentationPlan | None = None
     ignore_config: tuple[str, ...] = ()
     tokenizer_fingerprint: str = ""
@@ -207,7 +286,7 @@ class TokenizeTasks(beam.PTransform):
                 _Tokenize(
                     self.model_path,
                     self.template,
-                    self.limit,
+                    self.rules,
                     self.augmentation,
                     self.ignore_config,
                     self.tokenizer_fingerprint,
@@ -220,7 +299,7 @@ class TokenizeTasks(beam.PTransform):
 class _Tokenize(beam.DoFn):
     model_path: str | os.PathLike[str]
     template: PromptTemplate
-    limit: LengthLimit
+    rules: SampleRules
     augmentation: AugmentationPlan | None
     ignore_config: tuple[str, ...]
     tokenizer_fingerprint: str
@@ -234,11 +313,11 @@ class _Tokenize(beam.DoFn):
                 f"the run was started with {expected}. Give every worker the same model."
             )
         self._tokenizer = source.tokenizer()
-        self._limit = replace(self.limit, vocab_size=source.config.vocab_size)
+        self._rules = self.rules.of_model(source)
 
     def process(self, item: Task | Document) -> Iterator[Prompt | TaggedOutput]:
         for found in samples_of(
-            item, self.augmentation, self.template, self._tokenizer, self._limit
+            item, self.augmentation, self.template, self._tokenizer, self._rules
         ):
             if isinstance(found, Prompt):
                 yield found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Literal, get_args
 
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from activation_dataset.index import ShardIndex
-from activation_dataset.prompts import ROLES, TEST_PAIR, UNKNOWN_CELL
+from activation_dataset.prompts import NO_TURN, ROLES, TEST_PAIR, UNKNOWN_CELL
 from activation_dataset.reading.shards import Shards
 
 Role = Literal["input", "output", "text"]
@@ -22,6 +22,7 @@ Role = Literal["input", "output", "text"]
 Example = int | Literal["test"]
 """A training pair by its number from 0, or the test pair."""
 
+_WINDOW = re.compile(r"@([0-9]+)\Z")
 _TEST = re.compile(r"/([0-9]+)(?:\?(d4=[0-7]&colors=[0-9]{10}&order=[0-9-]+))?\Z")
 
 
@@ -30,13 +31,15 @@ class SampleName:
     """Parts of a sample's id, which docs/format.md describes.
 
     They are the file of the task or document, its id there, the number of the test input (None for
-    a document), and the augmentation key of a variant ("" for the task itself).
+    a document), the augmentation key of a variant ("" for the task itself), and the offset of a
+    window of a document (None for a whole document or a task).
     """
 
     source: str
     task_id: str
     test: int | None
     variant: str
+    window: int | None = None
 
     @classmethod
     def of(cls, sample_id: str, task_id: str) -> SampleName:
@@ -48,6 +51,9 @@ class SampleName:
         end = f"#{task_id}"
         if sample_id.endswith(end):
             return cls(sample_id.removesuffix(end), task_id, None, "")
+        window = _WINDOW.search(sample_id)
+        if window and (whole := sample_id[: window.start()]).endswith(end):
+            return cls(whole.removesuffix(end), task_id, None, "", int(window[1]))
         match = _TEST.search(sample_id)
         if match is None or not (whole := sample_id[: match.start()]).endswith(end):
             raise ValueError(f"sample {sample_id!r} is not of the task {task_id!r}")
@@ -63,6 +69,10 @@ class Origin:
         sample, sample_id, name: number and id of its sample, and the parts of that id.
         position, token_id, role: position in the prompt, id and content of the token, None for the
             mean over a prompt. The role alone is None if the cells of the prompt are unknown.
+        document_position: position in the document of which the prompt is a window, or in the
+            prompt; None for a prepended token and for a mean.
+        turn, chat_role: number from 0 and role of the message of a chat that the token is part of;
+            None if of none, or unknown.
         example, row, col: grid cell that the token shows, None if it shows none. For a variant,
             `corpus.augment` maps the cell back to the task's.
     """
@@ -77,11 +87,16 @@ class Origin:
     example: Example | None = None
     row: int | None = None
     col: int | None = None
+    document_position: int | None = None
+    turn: int | None = None
+    chat_role: str | None = None
 
     def __str__(self) -> str:
         if self.position is None:
             return f"{self.sample_id}, mean over the prompt"
         token = f"{self.sample_id}, token {self.position}"
+        if self.turn is not None:
+            token += f", message {self.turn} of {self.chat_role}"
         if self.role is None:
             return f"{token}, grid cells unknown"
         if self.role == "text":
@@ -98,15 +113,29 @@ def trace(shards: Shards, number: int) -> Origin:
     name = SampleName.of(sample_id, task_id)
     if shards.metadata.run.pooling == "mean":
         return Origin(number, sample, sample_id, name)
-    token = int(places.positions[0]), int(places.token_ids[0])
-    example, role, row, col = places.cells[0].tolist()
+    shard, row = shards.shard_of(sample)
+    index, turn = shards.index(shard), int(places.turns[0])
+    position = int(places.positions[0])
+    in_document = int(index.offsets[row]) + position - int(index.prepended_bos[row])
+    origin = Origin(
+        number,
+        sample,
+        sample_id,
+        name,
+        position,
+        int(places.token_ids[0]),
+        document_position=None if position < index.prepended_bos[row] else in_document,
+        turn=None if turn == NO_TURN else turn,
+        chat_role=None if turn == NO_TURN else index.roles[row][turn],
+    )
+    example, role, cell_row, column = places.cells[0].tolist()
     if role == UNKNOWN_CELL:
-        return Origin(number, sample, sample_id, name, *token)
+        return origin
     if role < 0:
-        return Origin(number, sample, sample_id, name, *token, "text")
+        return replace(origin, role="text")
     pair: Example = "test" if example == TEST_PAIR else example
     kind: Role = "input" if ROLES[role] == "input" else "output"
-    return Origin(number, sample, sample_id, name, *token, kind, pair, row, col)
+    return replace(origin, role=kind, example=pair, row=cell_row, col=column)
 
 
 def where(
@@ -116,10 +145,12 @@ def where(
     source: str | None = None,
     test: int | None = None,
     sample: str | None = None,
-    role: Role | None = None,
+    role: str | None = None,
     example: Example | None = None,
     row: int | None = None,
     col: int | None = None,
+    token: int | Sequence[int] | None = None,
+    position: int | Sequence[int] | None = None,
 ) -> NDArray[np.int64]:
     """Return the numbers of the vectors of some tokens, [n] int64, ascending.
 
@@ -128,8 +159,10 @@ def where(
     Args:
         task, source: id and file of the task or document. Ids can repeat in other files.
         test, sample: number of the test input, and id of the sample.
-        role: content of the token.
+        role: content of the token: "input", "output" or "text" by the grid cell that it shows, or
+            the role of the message of a chat that it is part of, such as "assistant".
         example, row, col: pair and position, from 0, of the cell.
+        token, position: one or several token ids, and positions in the sample from 0.
 
     Warns:
         UserWarning: tokens are selected, and some of the samples have unknown cells.
@@ -139,10 +172,12 @@ def where(
             or tokens are selected, but the vectors are means over prompts.
     """
     cell = (example, row, col)
-    selects_tokens = (role, *cell) != (None,) * 4
-    _check(role, example, {"test": test, "row": row, "col": col})
-    if role == "text" and cell != (None,) * 3:
-        raise ValueError("a token of text has no example, row or column")
+    is_chat_role = role is not None and role not in get_args(Role)
+    selects_cells = cell != (None,) * 3 or (role is not None and not is_chat_role)
+    selects_tokens = selects_cells or (role, token, position) != (None,) * 3
+    _check(example, {"test": test, "row": row, "col": col})
+    if (role == "text" or is_chat_role) and cell != (None,) * 3:
+        raise ValueError(f"a token of {role} has no example, row or column")
     if selects_tokens and shards.metadata.run.pooling == "mean":
         raise ValueError(
             "the vectors of this dataset are means over prompts (pooling mean), which belong to no "
@@ -164,10 +199,18 @@ def where(
             np.array([matches(*ids) for ids in _ids(index)], bool), index.vector_counts
         )
         if selects_tokens and chosen.any():
-            cells = index.cells[index.vector_tokens]
-            unknown = chosen & (cells[:, 1] == UNKNOWN_CELL)
-            without_cells |= set(np.repeat(index.sample_ids, index.vector_counts)[unknown].tolist())
-            chosen &= _tokens(cells, role, example, row, col) & ~unknown
+            if selects_cells:
+                cells = index.cells[index.vector_tokens]
+                unknown = chosen & (cells[:, 1] == UNKNOWN_CELL)
+                ids = np.repeat(index.sample_ids, index.vector_counts)
+                without_cells |= set(ids[unknown].tolist())
+                chosen &= _tokens(cells, role, example, row, col) & ~unknown
+            if is_chat_role:
+                chosen &= _of_chat_role(index, str(role))
+            if token is not None:
+                chosen &= np.isin(index.token_ids[index.vector_tokens], token)
+            if position is not None:
+                chosen &= np.isin(index.vector_positions, position)
         found.append(shards.shard_numbers(shard).start + np.flatnonzero(chosen))
     if without_cells:
         warnings.warn(
@@ -179,12 +222,28 @@ def where(
     numbers = np.concatenate(found)
     if not len(numbers):
         _check_names(indexes, task, sample, source)
+        chat_roles = {each for index in indexes for roles in index.roles for each in roles}
+        if is_chat_role and role not in chat_roles:
+            known = ", ".join([*get_args(Role), *sorted(chat_roles)])
+            raise ValueError(f"role is {role!r}, expected one of {known}")
     return numbers
 
 
-def _check(role: Role | None, example: Example | None, numbers: dict[str, int | None]) -> None:
-    if role is not None and role not in get_args(Role):
-        raise ValueError(f"role is {role!r}, expected one of {', '.join(get_args(Role))}")
+def _of_chat_role(index: ShardIndex, role: str) -> NDArray[np.bool_]:
+    """Return which vectors are of tokens of a message with that role, [vectors] bool."""
+    if not len(index.turns):
+        return np.zeros(len(index.vector_tokens), bool)
+    turns = index.turns[index.vector_tokens]
+    samples = np.repeat(np.arange(len(index)), index.vector_counts)
+    longest = max(map(len, index.roles))
+    has_role = np.zeros((len(index), longest + 1), bool)  # The last column is for NO_TURN.
+    for number, roles in enumerate(index.roles):
+        has_role[number, : len(roles)] = [each == role for each in roles]
+    found: NDArray[np.bool_] = has_role[samples, turns]
+    return found
+
+
+def _check(example: Example | None, numbers: dict[str, int | None]) -> None:
     if isinstance(example, str) and example != "test":
         raise ValueError(f'example is {example!r}, expected a number from 0, or "test"')
     if not isinstance(example, str):
@@ -197,7 +256,7 @@ def _check(role: Role | None, example: Example | None, numbers: dict[str, int | 
 
 def _tokens(
     cells: NDArray[np.int16],
-    role: Role | None,
+    role: str | None,
     example: Example | None,
     row: int | None,
     col: int | None,

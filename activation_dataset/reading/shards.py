@@ -16,7 +16,7 @@ from activation_dataset.folder import Folder, open_folder
 from activation_dataset.format import METADATA_FILE
 from activation_dataset.index import ShardIndex, open_index
 from activation_dataset.metadata import Metadata
-from activation_dataset.prompts import CELL_FIELDS, NO_CELL
+from activation_dataset.prompts import CELL_FIELDS, NO_CELL, NO_TURN
 from activation_dataset.reading.layer_file import LayerFile
 from activation_dataset.sites import Site
 from activation_dataset.storage_dtype import numpy_dtype
@@ -51,12 +51,14 @@ class Places:
         samples: [n] int64, numbers of the samples.
         positions, token_ids: [n] int64 and [n] int32, or NO_TOKEN.
         cells: [n, 4] int16, grid cells of the tokens, as in Prompt.
+        turns: [n] int16, numbers of the messages that the tokens are part of, as in Prompt.
     """
 
     samples: NDArray[np.int64]
     positions: NDArray[np.int64]
     token_ids: NDArray[np.int32]
     cells: NDArray[np.int16]
+    turns: NDArray[np.int16]
 
 
 class Shards:
@@ -196,6 +198,7 @@ class Shards:
             np.full(len(numbers), NO_TOKEN, np.int64),
             np.full(len(numbers), NO_TOKEN, np.int32),
             np.full((len(numbers), len(CELL_FIELDS)), NO_CELL, np.int16),
+            np.full(len(numbers), NO_TURN, np.int16),
         )
         shards = np.searchsorted(self._vector_starts, numbers, side="right") - 1
         for shard in np.unique(shards).tolist():
@@ -205,10 +208,11 @@ class Shards:
             places.samples[rows] = samples + self._sample_starts[shard]
             if index.pooling != "mean":
                 tokens = index.vector_tokens[vectors]
-                starts = index.token_ends[samples] - index.token_counts[samples]
-                places.positions[rows] = tokens - starts
+                places.positions[rows] = index.vector_positions[vectors]
                 places.token_ids[rows] = index.token_ids[tokens]
                 places.cells[rows] = index.cells[tokens]
+                if len(index.turns):
+                    places.turns[rows] = index.turns[tokens]
         return places
 
 

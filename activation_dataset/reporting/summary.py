@@ -152,6 +152,9 @@ def counted(counts: InputCounts) -> list[tuple[str, str, str]]:
     if counts.rejected_files:
         files = count_of(sum(counts.rejected_files.values()), "file")
         rows.append(("rejected", files, f"in whole or in part{_reasons(counts.rejected_files)}"))
+    if counts.samples.unchosen:
+        samples = count_of(counts.samples.unchosen, "sample")
+        rows.append(("left out", samples, "in which no token is chosen"))
     if counts.truncated_samples:
         samples = count_of(counts.truncated_samples, "sample")
         tokens = count_of(counts.truncated_tokens, "token")

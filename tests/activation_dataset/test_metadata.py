@@ -51,8 +51,8 @@ def manifests():
 
 
 COUNTS = InputCounts(
-    tasks=Count(6, 3, {"too_long": 1, "ragged_grid": 2}),
-    samples=Count(7, 4, {"too_long": 3}),
+    tasks=Count(6, 3, 0, {"too_long": 1, "ragged_grid": 2}),
+    samples=Count(7, 4, 0, {"too_long": 3}),
     rejected_files={"not_json": 1},
     truncated_samples=2,
     truncated_tokens=40,
@@ -97,7 +97,7 @@ def test_what_was_written_is_read():
 
 def test_the_text_is_that_of_every_version():
     text = METADATA.to_json()
-    digest = "39542539935c61419c310d336b64bbedb40d8356b1092f6b2973a109d7ad0206"
+    digest = "fc9ebbfffc14d3cb31efbbbac1dd151625972bca161ee82ea9e5ef2014a776bb"
     assert text.startswith(f'{{\n  "metadata_sha256": "{digest}",\n')
     assert json.loads(text)["statistics"]["10"]["mean"] == [0.1, -2.5e-8, 1e300]
 
@@ -105,7 +105,7 @@ def test_the_text_is_that_of_every_version():
 def test_the_text_does_not_depend_on_the_order_of_construction():
     other = replace(
         METADATA,
-        counts=replace(COUNTS, tasks=Count(6, 3, {"ragged_grid": 2, "too_long": 1})),
+        counts=replace(COUNTS, tasks=Count(6, 3, 0, {"ragged_grid": 2, "too_long": 1})),
         statistics=dict(reversed(list(METADATA.statistics.items()))),
         shards=shards_of(reversed(manifests()), SITES, 2),
     )
@@ -145,13 +145,21 @@ def test_floats_keep_every_bit(values):
         (["statistics", "10", "nonfinite_count"], 7, r"^statistics\.10 counts 10 .* expected 4"),
         (["statistics", "10", "count"], 9, r"^statistics\.10: norm_histogram counts 3 norms"),
         (["counts", "samples", "read"], 1.5, r"^counts\.samples\.read is 1\.5, expected an int"),
-        (["counts", "tasks", "read"], 7, r"^counts\.tasks: read is 7, but 3 are written and 3 rej"),
+        (
+            ["counts", "tasks", "read"],
+            7,
+            r"^counts\.tasks: read is 7, but 3 are written, 0 left",
+        ),
         (
             ["counts", "samples"],
-            {"read": 8, "written": 5, "rejected": {"too_long": 3}},
+            {"read": 8, "written": 5, "unchosen": 0, "rejected": {"too_long": 3}},
             r"^counts\.samples\.written is 5, expected total_samples = 4",
         ),
-        (["counts", "tasks"], {"read": 5, "written": 5, "rejected": {}}, "4 samples .* 5 tasks"),
+        (
+            ["counts", "tasks"],
+            {"read": 5, "written": 5, "unchosen": 0, "rejected": {}},
+            "4 samples .* 5 tasks",
+        ),
         (["counts", "truncated_samples"], 5, "^counts: 40 tokens are cut off 5 of 4 samples"),
         (["counts", "unknown_cell_samples"], 5, "^counts: 5 of 4 samples have unknown cells"),
         (["counts", "truncated_tokens"], 1, "^counts: 1 tokens are cut off 2 of 4 samples"),

@@ -136,7 +136,7 @@ def some_chosen(lengths, seed):
 
 @pytest.mark.parametrize("storage_dtype", ["float32", "int8", "float8_e4m3"])
 def test_tf_data_parses_chosen_tokens(tmp_path, storage_dtype):
-    write_dataset(tmp_path, [[3, 40, 1], [7]], "none", storage_dtype, prompts_of=some_chosen)
+    write_dataset(tmp_path, [[3, 40, 2], [7]], "none", storage_dtype, prompts_of=some_chosen)
     fields = {
         "activation": tf.io.FixedLenFeature([], tf.string),
         "offset": tf.io.FixedLenFeature([], tf.int64, default_value=0),

@@ -14,7 +14,6 @@ from beam_pipeline.options import parse_flags
 from corpus.template import load_template
 from qwen.source import open_model
 from transforms.find_inputs import resolve_patterns
-from transforms.tokenize_tasks import LengthLimit
 
 
 def opened(tasks: Path, *flags: str) -> Job:
@@ -25,7 +24,7 @@ def opened(tasks: Path, *flags: str) -> Job:
 def test_the_model_decides_what_the_flags_leave_open(example_tasks: Path):
     job = opened(example_tasks, "--layers_to_extract=all")
     assert job.config.extractor.layers == tuple(range(24))
-    assert job.limit == LengthLimit(32_768, "reject", vocab_size=2048)
+    assert (job.rules.max_length, job.rules.vocab_size) == (32_768, 2048)
     assert job.patterns == resolve_patterns([str(example_tasks)], job.config.output_dir)
     assert job.template == load_template("digits")
     assert {kind.hidden for kind in job.record_kinds.values()} == {64}

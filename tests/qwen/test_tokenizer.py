@@ -143,7 +143,7 @@ def write(path: Path, value: object) -> None:
 
 def ids(folder: Path, text: str) -> list[int]:
     prompt = RenderedPrompt(text, (), np.empty((0, 5), np.int32))
-    return tokenize(prompt, open_model(folder).tokenizer())[0].tolist()
+    return tokenize(prompt, open_model(folder).tokenizer()).token_ids.tolist()
 
 
 # Token ids
@@ -388,7 +388,8 @@ def test_each_cell_is_traced_to_the_token_that_shows_its_digit(
     tokenizer = TOKENIZERS[kind]()
     tokenizer.save(str(folder / "tokenizer.json"))
     prompt = render(load_template(template), task)
-    token_ids, cells = tokenize(prompt, open_model(folder).tokenizer())
+    tokenized = tokenize(prompt, open_model(folder).tokenizer())
+    token_ids, cells = tokenized.token_ids, tokenized.cells
     tokenizer.no_truncation()
     tokenizer.no_padding()
     # With ByteLevel(trim_offsets=True), the offsets of digits after an added space are empty.

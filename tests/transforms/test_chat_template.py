@@ -93,7 +93,7 @@ def tokenizer():
 def token_ids(record: dict[str, Any], tokenizer) -> np.ndarray:
     (document,) = parse_tasks(io.BytesIO(json.dumps(record).encode()), "a.json")
     assert isinstance(document, Document), document
-    return tokenize(render(load_template("digits"), document), tokenizer)[0]
+    return tokenize(render(load_template("digits"), document), tokenizer).token_ids
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,8 @@ from transforms.read_tasks import REJECTED
 from transforms.shuffle_encoding import decode_prompt, encode_prompt
 from transforms.tokenize_tasks import (
     WRITTEN,
-    LengthLimit,
     Overlength,
+    SampleRules,
     TokenizeTasks,
     _Tokenize,
     prompts_of,
@@ -32,7 +32,7 @@ from transforms.tokenize_tasks import (
 from transforms.write_rejected import count_inputs, sum_written
 
 DIGITS, CHAT = load_template("digits"), load_template("digits-chat")
-NO_LIMIT = LengthLimit(10_000, "reject")
+NO_LIMIT = SampleRules(10_000, "reject")
 TASK = Task(
     "t",
     "folder/a.json",
@@ -63,7 +63,7 @@ def test_a_task_that_is_too_long_is_never_truncated(tokenizer, overlength: Overl
     """Each test input is judged by itself."""
     first, second = accepted(TASK, DIGITS, tokenizer)
     length = first.num_tokens
-    kept, rejected = prompts_of(TASK, DIGITS, tokenizer, LengthLimit(length, overlength))
+    kept, rejected = prompts_of(TASK, DIGITS, tokenizer, SampleRules(length, overlength))
     assert isinstance(kept, Prompt)
     assert isinstance(rejected, RejectedTask)
     assert np.array_equal(kept.token_ids, first.token_ids)
@@ -78,11 +78,11 @@ def test_a_task_that_is_too_long_is_never_truncated(tokenizer, overlength: Overl
 def test_a_document_that_is_too_long_is_rejected_or_counts_what_it_loses(tokenizer, document):
     (whole,) = accepted(document, DIGITS, tokenizer)
     assert whole.truncated_tokens == 0
-    (rejected,) = prompts_of(document, DIGITS, tokenizer, LengthLimit(3, "reject"))
+    (rejected,) = prompts_of(document, DIGITS, tokenizer, SampleRules(3, "reject"))
     assert isinstance(rejected, RejectedTask)
     assert rejected.reason == "too_long"
     assert "--overlength=truncate" in rejected.detail
-    (cut,) = accepted(document, DIGITS, tokenizer, LengthLimit(3, "truncate"))
+    (cut,) = accepted(document, DIGITS, tokenizer, SampleRules(3, "truncate"))
     assert np.array_equal(cut.token_ids, whole.token_ids[:3])
     assert cut.truncated_tokens == whole.num_tokens - 3
     again = decode_prompt(encode_prompt(cut))
@@ -95,14 +95,14 @@ def test_a_document_that_is_too_long_is_rejected_or_counts_what_it_loses(tokeniz
     ("item", "limit", "plan", "written", "rejections"),
     [
         (TASK, NO_LIMIT, None, Written(1, 2), []),
-        (TASK, LengthLimit(18, "truncate"), None, Written(1, 1), [("sample", "too_long", 1)]),
-        (TASK, LengthLimit(5, "truncate"), None, None, [("task", "too_long", 2)]),
-        (TASK, LengthLimit(5, "reject"), THREE, None, [("task", "too_long", 6)]),
-        (TEXT, LengthLimit(3, "truncate"), THREE, Written(1, 1, 1, 4), []),
-        (TEXT, LengthLimit(3, "reject"), None, None, [("task", "too_long", 1)]),
+        (TASK, SampleRules(18, "truncate"), None, Written(1, 1), [("sample", "too_long", 1)]),
+        (TASK, SampleRules(5, "truncate"), None, None, [("task", "too_long", 2)]),
+        (TASK, SampleRules(5, "reject"), THREE, None, [("task", "too_long", 6)]),
+        (TEXT, SampleRules(3, "truncate"), THREE, Written(1, 1, 1, 4), []),
+        (TEXT, SampleRules(3, "reject"), None, None, [("task", "too_long", 1)]),
         (DOT, NO_LIMIT, TWELVE, Written(1, 9), [("sample", "too_few_variants", 3)]),
         (
-            *(DOT, LengthLimit(2, "reject"), TWELVE, None),
+            *(DOT, SampleRules(2, "reject"), TWELVE, None),
             [("task", "too_long", 9), ("sample", "too_few_variants", 3)],
         ),
     ],
@@ -139,7 +139,7 @@ def test_messages_that_cannot_be_a_chat_are_rejected(tokenizer, chat_template, w
     assert (rejected.task_id, rejected.reason) == ("m", "chat_template")
     assert rejected.detail.startswith("b.jsonl#m: ")
     assert why in rejected.detail
-    assert tokenize(render(DIGITS, TEXT), other)[0].any(), "a text needs no chat template"
+    assert tokenize(render(DIGITS, TEXT), other).num_tokens, "a text needs no chat template"
 
 
 @pytest.mark.parametrize("name", shipped_templates())
@@ -199,7 +199,7 @@ def test_a_prompt_with_an_id_beyond_the_embedding_is_rejected_by_name(tokenizer)
     accepted(document, DIGITS, tokenizer, replace(NO_LIMIT, vocab_size=end + 1))
     accepted(TEXT, DIGITS, tokenizer, limit)
     (whole,) = accepted(document, DIGITS, tokenizer)
-    cut = LengthLimit(whole.num_tokens - 1, "truncate", end)
+    cut = SampleRules(whole.num_tokens - 1, "truncate", end)
     assert accepted(document, DIGITS, tokenizer, cut), "the token is cut off"
 
 

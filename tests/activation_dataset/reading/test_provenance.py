@@ -172,3 +172,57 @@ def test_an_id_is_taken_apart(sample_id, task_id, expected):
 def test_an_id_of_another_task_is_refused(sample_id):
     with pytest.raises(ValueError, match="is not of the task 't'"):
         SampleName.of(sample_id, "t")
+
+
+CHAT_ROLES = ("user", "assistant", "user")
+
+
+def windows_of_chats(lengths, seed):
+    """Prompts of which every second token is chosen, some of them chats, after 5 other tokens."""
+    prompts = []
+    for number, prompt in enumerate(make_prompts(lengths, seed)):
+        chosen = np.arange(0, prompt.num_tokens, 2, dtype=np.int32)
+        turns = (np.arange(prompt.num_tokens) % 4 - 1).astype(np.int16)
+        prompt = replace(prompt, sample_id=f"a.json#{prompt.task_id}@5", offset=5)
+        prompt = replace(prompt, positions=chosen, prepended_bos=True)
+        prompts.append(replace(prompt, turns=turns, roles=CHAT_ROLES) if number % 2 else prompt)
+    return prompts
+
+
+def test_chosen_tokens_of_windows_and_chats(tmp_path):
+    write_dataset(tmp_path, [[6, 40, 2], [9, 7]], "none", prompts_of=windows_of_chats)
+    dataset = ActivationDataset(tmp_path)
+    prompts = [*windows_of_chats([6, 40, 2], 0), *windows_of_chats([9, 7], 1)]
+    expected = [(p, at) for p in prompts for at in p.positions.tolist()]
+    assert dataset.num_vectors == len(expected)
+    for number, (prompt, at) in enumerate(expected):
+        origin = dataset.trace(number)
+        assert origin.name == SampleName("a.json", prompt.task_id, None, "", 5)
+        assert (origin.position, origin.token_id) == (at, prompt.token_ids[at])
+        assert origin.document_position == (4 + at if at else None)
+        turn = -1 if prompt.turns is None else prompt.turns[at]
+        assert (origin.turn or -1, origin.chat_role) == (
+            *(turn or -1, None if turn < 0 else CHAT_ROLES[turn]),
+        )
+        assert ("message" in str(origin)) == (turn >= 0)
+    places = dataset.locate(np.arange(len(expected)))
+    for role in ("user", "assistant"):
+        wanted = [
+            number
+            for number, (prompt, at) in enumerate(expected)
+            if prompt.roles and prompt.turns[at] >= 0 and CHAT_ROLES[prompt.turns[at]] == role
+        ]
+        assert dataset.where(role=role).tolist() == wanted
+    assert dataset.where(position=[4, 6]).tolist() == [
+        number for number, (_, at) in enumerate(expected) if at in (4, 6)
+    ]
+    some = places.token_ids[[3, 9]].tolist()
+    assert (
+        dataset.where(token=some).tolist()
+        == np.flatnonzero(np.isin(places.token_ids, some)).tolist()
+    )
+    assert dataset.where(role="assistant", position=2, token=some[0]).size <= 2
+    with pytest.raises(ValueError, match="asistant.*assistant, user"):
+        dataset.where(role="asistant")
+    with pytest.raises(ValueError, match="no example"):
+        dataset.where(role="user", row=1)

@@ -1,0 +1,101 @@
+"""The message that each token of a chat is part of.
+
+A token is part of a message if it shows the message's content, without what the chat template
+writes around it. Where the template has marks of its own for what the assistant generates
+(`{% generation %}`), these tell the tokens of the assistant.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from activation_dataset.prompts import NO_TURN
+from corpus.task import Message
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Span = tuple[int, int, int]
+"""A message, and the first character and the end of its content in the text of a chat."""
+
+_GENERATION = re.compile(r"\{%-?\s*generation\b")
+
+
+def spans_of_messages(
+    messages: Sequence[Message], text: str, render: Callable[[Sequence[Message]], str]
+) -> list[Span] | None:
+    """Find the contents of messages in the text of their chat.
+
+    The chat is rendered once more with a mark in place of each content, which shows the text around
+    the contents. None if the chat's text is not these pieces with the contents between them, such
+    as for a template that rewrites earlier turns.
+
+    Args:
+      render: the chat template.
+    """
+    marked, contents = copy.deepcopy([*messages]), list[tuple[int, str]]()
+    for number, message in enumerate(marked):
+        content = message.get("content")
+        holders = [(message, "content")] if isinstance(content, str) else []
+        if isinstance(content, list):
+            holders = [(part, "text") for part in content]
+        for holder, key in holders:
+            if holder[key].strip():
+                contents.append((number, holder[key]))
+                holder[key] = f"mark{len(contents)}here"
+    around = re.split("(mark[0-9]+here)", render(marked))
+    if around[1::2] != [f"mark{n}here" for n in range(1, len(contents) + 1)]:
+        return None
+    spans, end = list[Span](), 0
+    if not text.startswith(around[0]):
+        return None
+    end = len(around[0])
+    for (number, content), following in zip(contents, around[2::2], strict=True):
+        # Templates may strip white space at the ends of a content.
+        forms = (content, content.strip(), content.lstrip(), content.rstrip())
+        ends = {end + len(form) for form in forms if text.startswith(form + following, end)}
+        if len(ends) != 1:
+            return None
+        (stop,) = ends
+        spans.append((number, end, stop))
+        end = stop + len(following)
+    return spans if end == len(text) else None
+
+
+def spans_of_generation(
+    messages: Sequence[Message], marks: Sequence[tuple[int, int]]
+) -> list[Span] | None:
+    """Give each mark of generated text to a message of the assistant, in order; None if not one
+    to one."""
+    own = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+    if len(own) != len(marks):
+        return None
+    return [(number, *mark) for number, mark in zip(own, marks, strict=True)]
+
+
+def has_generation_marks(template: str) -> bool:
+    """Return True if a chat template marks what the assistant generates."""
+    return _GENERATION.search(template) is not None
+
+
+def turns_of(
+    spans: Sequence[Span], text: str, tokenizer: PreTrainedTokenizerBase
+) -> np.ndarray | None:
+    """Return the number of the message of each token of a chat's text, [num_tokens] int16.
+
+    None if the tokenizer normalizes the text to another one, whose places are unknown.
+    """
+    normalizer = tokenizer.backend_tokenizer.normalizer
+    if normalizer is not None and normalizer.normalize_str(text) != text:
+        return None
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    offsets = np.array(encoded["offset_mapping"], np.int64).reshape(-1, 2)
+    turns = np.full(len(offsets), NO_TURN, np.int16)
+    for number, start, end in spans:
+        turns[(offsets[:, 0] >= start) & (offsets[:, 1] <= end)] = number
+    return turns

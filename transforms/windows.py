@@ -1,0 +1,67 @@
+"""Long documents to windows of a context size, and a token that every prompt begins with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from activation_dataset.prompts import NO_CELL, NO_TURN, Prompt
+
+
+def windows(num_tokens: int, size: int, overlap: int) -> Iterator[tuple[int, int]]:
+    """Yield the first token and the end of each window of a document.
+
+    Each window but the first begins with the last `overlap` tokens of the one before. All have
+    `size` tokens but the last one, which has at least one token that no other window ends with.
+    """
+    start = 0
+    while start + size < num_tokens:
+        yield start, start + size
+        start += size - overlap
+    yield start, num_tokens
+
+
+def truncated(prompt: Prompt, max_length: int) -> Prompt:
+    """Cut the end off a prompt that is longer than a number of tokens."""
+    excess = prompt.num_tokens - max_length
+    if excess <= 0:
+        return prompt
+    return replace(
+        prompt,
+        token_ids=prompt.token_ids[:max_length],
+        cells=prompt.cells[:max_length],
+        turns=None if prompt.turns is None else prompt.turns[:max_length],
+        truncated_tokens=excess,
+    )
+
+
+def windows_of(document: Prompt, size: int, overlap: int) -> Iterator[Prompt]:
+    """Yield the windows of a document; the tokens that repeat an earlier window are not chosen."""
+    for start, stop in windows(document.num_tokens, size, overlap):
+        part = slice(start, stop)
+        repeated = overlap if start else 0
+        yield replace(
+            document,
+            sample_id=f"{document.sample_id}@{start}",
+            token_ids=document.token_ids[part],
+            cells=document.cells[part],
+            turns=None if document.turns is None else document.turns[part],
+            positions=np.arange(repeated, stop - start, dtype=np.int32) if repeated else None,
+            offset=start,
+        )
+
+
+def with_bos(prompt: Prompt, token_id: int) -> Prompt:
+    """Put a token before a prompt, and choose it."""
+    positions = prompt.positions
+    positions, turns = prompt.positions, prompt.turns
+    return replace(
+        prompt,
+        token_ids=np.concatenate([np.array([token_id], np.int32), prompt.token_ids]),
+        cells=np.pad(prompt.cells, ((1, 0), (0, 0)), constant_values=NO_CELL),
+        turns=None if turns is None else np.pad(turns, (1, 0), constant_values=NO_TURN),
+        positions=None if positions is None else np.pad(positions + 1, (1, 0)),
+        prepended_bos=True,
+    )
