@@ -75,7 +75,7 @@ def plan(argv: Sequence[str]) -> None:
     job = open_job(config)
     made, config = make_plan(job), job.config
     print(report(made, config, options.view_as(WorkerOptions).num_workers or 1))
-    check_samples(made.shards.samples, made.rejected, config.max_rejected)
+    check_samples(made.shards.samples, made.rejected, config.max_rejected, tokens=config.tokens)
     check_output_size(made.size, len(config.extractor.sites), config.max_output_bytes)
 
 

@@ -129,7 +129,9 @@ def commit_run(
     write_lines(errors_file(folder.path), rejected)
     write_lines(notices_file(folder.path), notices)
     details = f"; {errors_file(folder.path)} says why each was" if rejected else ""
-    check_samples(plan.samples, rejected, limits.max_rejected, details)
+    check_samples(
+        plan.samples, rejected, limits.max_rejected, details, str(run.settings.get("tokens", "all"))
+    )
     if recorded is None:
         content = {"configuration": configuration(run), "plan": planned}
         folder.write(RUN_FILE, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
@@ -137,9 +139,16 @@ def commit_run(
 
 
 def check_samples(
-    samples: int, rejected: Sequence[RejectedTask], max_rejected: int | None, details: str = ""
+    samples: int,
+    rejected: Sequence[RejectedTask],
+    max_rejected: int | None,
+    details: str = "",
+    tokens: str = "all",
 ) -> None:
     """Check that there are samples, and not too many rejections.
+
+    Args:
+      tokens: the choice of tokens, without which all other samples are left out.
 
     Raises:
       TooManyRejectedError: if there are more rejections; the message ends with `details`.
@@ -151,7 +160,10 @@ def check_samples(
     if max_rejected is not None and len(rejected) > max_rejected:
         raise TooManyRejectedError(f"{dead}, --max_rejected allows {max_rejected}{details}")
     if not samples:
-        raise NoSamplesError(f"no sample is left to extract: {dead}{details}")
+        unchosen = (
+            "" if tokens == "all" else f"; --tokens {tokens}: no token is chosen in the others"
+        )
+        raise NoSamplesError(f"no sample is left to extract: {dead}{details}{unchosen}")
 
 
 @dataclass(eq=False)
