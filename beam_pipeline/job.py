@@ -40,6 +40,8 @@ class Job:
     def _bos(self) -> dict[str, Json] | None:
         if (token_id := self.rules.bos) is None:
             return None
+        if not self.source.has_tokenizer:
+            return {"id": token_id}
         text = self.source.tokenizer().convert_ids_to_tokens(token_id)
         return {"id": token_id, "token": str(text)}
 
@@ -66,7 +68,7 @@ class Job:
             model=source.config.to_json(),
             tokenizer={
                 "fingerprint": source.tokenizer_fingerprint(),
-                "digits": digit_tokens(source.tokenizer()),
+                "digits": digit_tokens(source.tokenizer()) if source.has_tokenizer else [],
             },
             weights={
                 "fingerprint": source.weights_fingerprint(),
@@ -101,8 +103,8 @@ def open_job(config: Config) -> Job:
     patterns = resolve_patterns(config.tasks_file, config.output_dir)
     template = load_template(config.prompt_template)
     source = open_model(config.extractor.model_path, config.extractor.ignore_config)
-    tokenizer = source.tokenizer()
-    if template.chat and not tokenizer.chat_template:
+    has_chat_template = source.has_tokenizer and source.tokenizer().chat_template
+    if template.chat and not has_chat_template:
         raise ConfigError(
             f"--prompt_template {config.prompt_template}: the tokenizer of {source.name} has no "
             "chat template; choose a prompt template with chat = false, such as digits"
@@ -152,22 +154,29 @@ def _rules(config: Config, source: ModelSource) -> SampleRules:
             "or mean, to average them"
         )
     bos = None if config.prepend_bos is None else _token_id(config.prepend_bos, source)
+    choice = parse_choice(config.tokens)
+    if choice.needs_special_ids and not source.has_tokenizer:
+        raise ConfigError(
+            f"--tokens={config.tokens}: {source.name} has no tokenizer that says which tokens are "
+            "special; leave out no_special"
+        )
     return SampleRules(
         config.max_length or longest,
         config.overlength,
         config.context_size,
         config.context_overlap,
         bos,
-        parse_choice(config.tokens),
+        choice,
     ).of_model(source)
 
 
 def _token_id(named: str, source: ModelSource) -> int:
     """Return the id of the token that `--prepend_bos` names. Raises ConfigError."""
-    vocabulary = source.tokenizer().get_vocab()
+    tokenizer = source.tokenizer() if source.has_tokenizer else None
+    vocabulary = tokenizer.get_vocab() if tokenizer else {}
     token_id = int(named) if named.isdecimal() else vocabulary.get(named)
     if token_id is None or token_id >= source.config.vocab_size:
-        special = ", ".join(map(str, source.tokenizer().all_special_tokens[:4]))
+        special = ", ".join(map(str, tokenizer.all_special_tokens[:4] if tokenizer else ["none"]))
         raise ConfigError(
             f"--prepend_bos {named}: not a token of this model; give the text of one token, such "
             f"as {special}, or an id below {source.config.vocab_size}"

@@ -5,6 +5,7 @@
     {"conversations": [{"from", "value"}, ...]}     ShareGPT: `human` is user, `gpt` assistant
     {"prompt": "...", "completion": "..."}          TRL: the text of both, or two lists of messages
     {"instruction", "input", "output", "history"}   Alpaca: messages of user and assistant in turn
+    {"input_ids": [...]} or {"tokens": [...]}       token ids, taken unchanged
 
 A record with `text` or messages may have a prompt or an instruction too: only the former is read.
 A chat also takes the record's `tools`, `documents`, `chat_template_kwargs` and `system`.
@@ -17,15 +18,23 @@ from corpus.messages import check_json, from_json_text, shown, to_messages, to_t
 from corpus.task import Document, Message, Rejection
 
 CHAT_KEYS = ("messages", "conversations", "conversation")
-DOCUMENT_KEYS = (*CHAT_KEYS, "text", "prompt", "instruction", "chosen", "rejected")
+ID_LIST_KEYS = ("input_ids", "tokens")
+DOCUMENT_KEYS = (
+    *CHAT_KEYS,
+    *("text", "prompt", "instruction", "chosen", "rejected"),
+    *ID_LIST_KEYS,
+)
 
 _SYSTEM_KEYS = ("system", "system_prompt")
 _OPTIONS = ("tools", "documents", "chat_template_kwargs")
 _REFUSED = ("functions",)
 _ANSWERS = ("response", "output")
+MAX_TOKEN_ID = 2**31 - 1
+
 OTHER_KEYS = (
     *("completion", "response", "input", "output", "history"),
     *(*_SYSTEM_KEYS, *_OPTIONS, *_REFUSED),
+    *("attention_mask", "position_ids"),
 )
 """Keys that are read together with one of `DOCUMENT_KEYS`."""
 
@@ -50,6 +59,8 @@ def to_document(
             raise Rejection("no_text_field", detail)
     else:
         key, value = _content(record)
+    if key in ID_LIST_KEYS or _is_id_list(value):
+        return Document(record_id, source, None, token_ids=_token_ids(record, key, value))
     if isinstance(value, list):
         messages = _with_system(record, to_messages(value, key), key)
         return Document(record_id, source, None, messages, _template_arguments(record))
@@ -73,6 +84,8 @@ def field_of(record: Mapping[Any, Any], name: str) -> object:
 def _content(record: Mapping[Any, Any]) -> tuple[str, object]:
     """Return the key of the record's content, and a text or messages."""
     whole = [key for key in (*CHAT_KEYS, "text") if key in record]
+    # Next to a text, such a name may stand for a count, or for words.
+    whole += [key for key in ID_LIST_KEYS if _is_id_list(record.get(key))]
     parts = [key for key in ("prompt", "instruction") if key in record]
     if not whole and (answers := [key for key in ("chosen", "rejected") if key in record]):
         raise Rejection(
@@ -80,7 +93,7 @@ def _content(record: Mapping[Any, Any]) -> tuple[str, object]:
             f"{' and '.join(answers)}: a record of preferences has several answers; choose one "
             "with --text_field, or write each as a record",
         )
-    found = whole or parts
+    found = whole or parts or [key for key in ID_LIST_KEYS if key in record]
     filled = [key for key in found if record[key]]
     if len(filled) > 1:
         raise Rejection(
@@ -91,6 +104,33 @@ def _content(record: Mapping[Any, Any]) -> tuple[str, object]:
     if key == "instruction":
         return key, _alpaca_messages(record)
     return key, _with_completion(record) if key == "prompt" else record[key]
+
+
+def _is_id_list(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and type(value[0]) is int
+
+
+def _token_ids(record: Mapping[Any, Any], key: str, value: object) -> tuple[int, ...]:
+    """Return a list of token ids, of which none is padding."""
+    if not isinstance(value, list) or not value:
+        raise Rejection("bad_token_ids", f"{key}: {shown(value)} is not a list of token ids")
+    for place, each in enumerate(value):
+        if type(each) is not int or not 0 <= each <= MAX_TOKEN_ID:
+            raise Rejection("bad_token_ids", f"{key}[{place}]: {shown(each)} is not a token id")
+    mask, positions = record.get("attention_mask"), record.get("position_ids")
+    if mask is not None and mask != [1] * len(value):
+        raise Rejection(
+            "bad_token_ids",
+            f"attention_mask: not {len(value)} times 1, one for each of {key}; write the ids "
+            "without padding",
+        )
+    if positions is not None and positions != list(range(len(value))):
+        raise Rejection(
+            "bad_token_ids",
+            f"position_ids: not 0, 1, ..., {len(value) - 1}; every sample's positions begin with "
+            "0, write each as a record",
+        )
+    return tuple(value)
 
 
 def _alpaca_messages(record: Mapping[Any, Any]) -> list[object]:

@@ -30,12 +30,14 @@ class RenderedPrompt:
             the cell's character offset in `text`, its example (0, 1, ... or -1 for the test pair),
             its role (0 input, 1 output), its row and its column. A cell is one character.
         template_arguments: what the chat template takes besides the messages, such as `tools`.
+        token_ids: ids of a document that has them in place of a text, else empty.
     """
 
     text: str
     messages: tuple[Message, ...]
     cells: npt.NDArray[np.int32]
     template_arguments: Mapping[str, Any] = field(default_factory=dict)
+    token_ids: tuple[int, ...] = ()
 
     @property
     def add_generation_prompt(self) -> bool:
@@ -63,14 +65,15 @@ def render(template: PromptTemplate, item: Task | Document, test_index: int = 0)
     """Return the prompt for one test input of a task, or for a document.
 
     A document's text is taken unchanged. A chat template makes it a user's message, without the
-    system message of the template, which is about tasks. A document's messages are always a chat.
+    system message of the template, which is about tasks. A document's messages are always a chat,
+    and its token ids are taken unchanged.
     """
     if isinstance(item, Document):
         text, messages = item.text or "", item.messages
-        if template.chat and not messages:
+        if template.chat and not messages and not item.token_ids:
             messages = ({"role": "user", "content": text},)
         no_cells = np.empty((0, len(CELL_COLUMNS)), np.int32)
-        return RenderedPrompt(text, messages, no_cells, item.template_arguments)
+        return RenderedPrompt(text, messages, no_cells, item.template_arguments, item.token_ids)
 
     parts = [template.preamble.format()]
     fields: dict[int, list[npt.NDArray[np.int32]]] = {INPUT: [], OUTPUT: []}

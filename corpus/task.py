@@ -51,9 +51,10 @@ Message = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """Any other text: either plain `text`, or `messages` (then `text` is None).
+    """Any other text: plain `text`, `messages`, or `token_ids`; the others are None or empty.
 
     Attributes:
+        token_ids: ids that are taken unchanged.
         template_arguments: what a chat template takes besides the messages, such as `tools`.
     """
 
@@ -62,6 +63,7 @@ class Document:
     text: str | None
     messages: tuple[Message, ...] = ()
     template_arguments: Mapping[str, Any] = field(default_factory=dict)
+    token_ids: tuple[int, ...] = ()
 
     @property
     def sample_id(self) -> str:
@@ -151,6 +153,7 @@ REASONS: Mapping[str, str] = MappingProxyType(
         "bad_cell": "a cell that is not a whole number from 0 to 9",
         # A document.
         "bad_text": "a text that is not a string",
+        "bad_token_ids": "token ids that are not whole numbers, or that hold padding",
         "empty_text": "a text, or messages, of white space only",
         "bad_message": "a message without a role or text, or with an image or audio",
         "bad_chat": "tools or another field of a chat that is not what chat templates take",

@@ -15,7 +15,7 @@ from qwen.families import read_config
 from qwen.model_files import LocalFiles, ModelFiles, ModelNotFoundError, find_files
 from qwen.other_formats import ADAPTER_FILE, absence, adapter_in, explain
 from qwen.presets import FOLDER, PRESETS
-from qwen.tokenizer import load_tokenizer, tokenizer_fingerprint
+from qwen.tokenizer import is_tokenizer, load_tokenizer, tokenizer_fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -89,6 +89,11 @@ class ModelSource:
     def tokenizer_fingerprint(self) -> str:
         """Return the SHA-256 (hex) of the names and contents of the tokenizer's files."""
         return tokenizer_fingerprint(self.files.text_folder())
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """False if the checkpoint has no file of a tokenizer, which token ids alone do without."""
+        return is_tokenizer(self.files.text_folder())
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Return the model's tokenizer, which is loaded once per process.

@@ -61,6 +61,11 @@ def tokenizer_fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
+def is_tokenizer(folder: Path) -> bool:
+    """Return True if a folder has the vocabulary of a tokenizer."""
+    return any((folder / name).exists() for name in (TOKENIZER, *VOCABULARY))
+
+
 @load_once
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a folder once per process.

@@ -1,7 +1,7 @@
 """Tasks and documents to prompts of token ids, one for every test input and every window.
 
 Reasons to reject a sample: `too_long`, `no_tokens`, `unknown_token_id`, `has_bos`, `chat_template`,
-`unknown_turns`, `unknown_cells` and `too_few_variants`.
+`unknown_turns`, `unknown_cells`, `no_tokenizer` and `too_few_variants`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from apache_beam.pvalue import TaggedOutput
 
 from activation_dataset.input_counts import Written
-from activation_dataset.prompts import Prompt
+from activation_dataset.prompts import NO_CELL, Prompt
 from corpus.augment import AugmentationPlan, augment
 from corpus.prompt import RenderedPrompt, render
 from corpus.task import Document, RejectedTask, Task
@@ -67,9 +67,12 @@ class SampleRules:
 
     def of_model(self, source: ModelSource) -> SampleRules:
         """Return the rules with what the model and its tokenizer decide."""
-        tokenizer = source.tokenizer()
-        added = tokenizer.added_tokens_decoder.items()
-        special = {*tokenizer.all_special_ids, *(number for number, each in added if each.special)}
+        special = set[int]()
+        if source.has_tokenizer:
+            tokenizer = source.tokenizer()
+            added = tokenizer.added_tokens_decoder.items()
+            special |= {number for number, each in added if each.special}
+            special |= {*tokenizer.all_special_ids}
         return replace(self, vocab_size=source.config.vocab_size, special_ids=frozenset(special))
 
 
@@ -87,7 +90,7 @@ def samples_of(
     item: Task | Document,
     augmentation: AugmentationPlan | None,
     template: PromptTemplate,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | None,
     rules: SampleRules,
 ) -> Iterator[Prompt | RejectedTask | Written]:
     """Yield the prompts of a task and its variants, or of a document; then what is rejected.
@@ -130,7 +133,7 @@ def _of_whole_task(rejected: Sequence[RejectedTask]) -> Iterator[RejectedTask]:
 def prompts_of(
     item: Task | Document,
     template: PromptTemplate,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | None,
     rules: SampleRules,
 ) -> Iterator[Prompt | RejectedTask]:
     """Yield the prompts of a task or document, and each rejected sample with the reason."""
@@ -142,6 +145,8 @@ def prompts_of(
     for index, sample_id in enumerate(sample_ids):
         try:
             rendered = render(template, item, index)
+            if tokenizer is None and not rendered.token_ids:
+                raise _RejectedSampleError("no_tokenizer", _NO_TOKENIZER)
             prompt = tokenize(rendered, tokenizer, sample_id, task_id)
             if rules.choice.needs_turns and rendered.messages and prompt.turns is None:
                 raise _RejectedSampleError("unknown_turns", _UNKNOWN_TURNS)
@@ -162,7 +167,10 @@ class _RejectedSampleError(ValueError):
 
 
 def _check(
-    prompt: Prompt, item: Task | Document, rules: SampleRules, tokenizer: PreTrainedTokenizerBase
+    prompt: Prompt,
+    item: Task | Document,
+    rules: SampleRules,
+    tokenizer: PreTrainedTokenizerBase | None,
 ) -> None:
     """Check the whole prompt of a task or document. Raises _RejectedSampleError."""
     is_task, ids = isinstance(item, Task), prompt.token_ids
@@ -184,12 +192,13 @@ def _check(
             )
         ids = ids[:room]
     if rules.vocab_size is not None and (largest := int(ids.max())) >= rules.vocab_size:
-        raise _RejectedSampleError(
-            "unknown_token_id",
-            f"the tokenizer gives {tokenizer.decode([largest])!r} the id {largest}, but the model "
-            f"has vocab_size {rules.vocab_size}; give it its own tokenizer, or leave that token "
-            "out",
-        )
+        known = f"but the model has vocab_size {rules.vocab_size}; give it its own tokenizer"
+        if tokenizer is None or (isinstance(item, Document) and item.token_ids):
+            detail = f"the record has the token id {largest}, {known}'s ids"
+        else:
+            text = tokenizer.decode([largest])
+            detail = f"the tokenizer gives {text!r} the id {largest}, {known}, or leave it out"
+        raise _RejectedSampleError("unknown_token_id", detail)
 
 
 def _samples_of_prompt(
@@ -208,6 +217,10 @@ def _samples_of_prompt(
             raise _RejectedSampleError(error.reason, str(error)) from error
 
 
+_NO_TOKENIZER = (
+    "the model has no tokenizer for a text, only records of token ids can be used; put the "
+    "tokenizer.json of the model next to its weights"
+)
 _UNKNOWN_TURNS = (
     "the messages cannot be told apart in the text of the chat, since the chat template rewrites "
     "some of them or the tokenizer changes the text; leave the roles out of --tokens"
@@ -227,7 +240,7 @@ def _no_truncation(item: Task | Document, rules: SampleRules) -> str:
 
 def tokenize(
     prompt: RenderedPrompt,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | None,
     sample_id: str = "",
     task_id: str = "",
 ) -> Prompt:
@@ -239,6 +252,9 @@ def tokenize(
     Raises:
       ChatTemplateError: if the prompt is a chat that the chat template refuses.
     """
+    if prompt.token_ids or tokenizer is None:
+        ids = np.array(prompt.token_ids, np.int32)
+        return Prompt(sample_id, task_id, ids, np.full((len(ids), 4), NO_CELL, np.int16))
     text, turns, roles = prompt.text, None, list[str]()
     placed: np.ndarray | None = prompt.cells
     if prompt.messages:
@@ -312,7 +328,7 @@ class _Tokenize(beam.DoFn):
                 f"{self.model_path}: this worker sees a tokenizer with the fingerprint {found}, "
                 f"the run was started with {expected}. Give every worker the same model."
             )
-        self._tokenizer = source.tokenizer()
+        self._tokenizer = source.tokenizer() if source.has_tokenizer else None
         self._rules = self.rules.of_model(source)
 
     def process(self, item: Task | Document) -> Iterator[Prompt | TaggedOutput]:

@@ -12,9 +12,17 @@ from beam_pipeline.command import main
 from qwen.batching import SampleTokens
 from qwen.extractor import ActivationExtractor
 from qwen.source import open_model
-from tests.end_to_end.job import digests, error_of, flags_of, metadata_of, problems_of, run
+from tests.end_to_end.job import (
+    dead_letters,
+    digests,
+    error_of,
+    flags_of,
+    metadata_of,
+    problems_of,
+    run,
+)
 
-FLAGS = ("--layers_to_extract", "0", "--pooling", "none", "--batch_size", "1")
+FLAGS: tuple[str, ...] = ("--layers_to_extract", "0", "--pooling", "none", "--batch_size", "1")
 FLAGS += ("--compute_dtype", "float32")
 BOS = "<|endoftext|>"
 SIZES = [1, 3, 20, 30, 31, 32, 33, 95, 300]
@@ -38,7 +46,7 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_token_of_a_document_has_one_vector(
     checkpoint: Path, documents: Path, tmp_path: Path, overlap: int, bos: bool
 ):
-    flags = (*FLAGS, "--context_size", "32", "--context_overlap", str(overlap))
+    flags: tuple[str, ...] = (*FLAGS, "--context_size", "32", "--context_overlap", str(overlap))
     flags += ("--samples_per_shard", "10")
     flags += ("--prepend_bos", BOS, "--tokens", "no_special") if bos else ()
     out = tmp_path / "out"
@@ -150,3 +158,36 @@ def test_a_prompt_that_begins_with_the_token_already_is_rejected(checkpoint: Pat
     corpus = write(tmp_path / "t.jsonl", {"text": f"{BOS}12"}, {"text": "12"})
     run(checkpoint, corpus, tmp_path / "out", *FLAGS, "--prepend_bos", BOS)
     assert metadata_of(tmp_path / "out").counts.samples.rejected == {"has_bos": 1}
+
+
+def test_token_ids_need_no_tokenizer(checkpoint: Path, tmp_path: Path):
+    model = tmp_path / "model"
+    model.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(checkpoint / name, model)
+    ids = {"a": [5, 0, 5], "b": [*range(70)]}
+    corpus = write(
+        tmp_path / "ids.jsonl",
+        {"id": "a", "input_ids": ids["a"], "attention_mask": [1, 1, 1], "length": 3},
+        {"id": "b", "tokens": ids["b"]},
+        {"id": "c", "text": "a text"},
+        {"id": "d", "input_ids": [5, 0], "attention_mask": [1, 0]},
+        {"id": "e", "input_ids": [5, 9_999_999]},
+        {"id": "f", "input_ids": [5], "text": "a"},
+        {"id": "g", "tokens": ["a", "b"]},
+    )
+    out = tmp_path / "out"
+    run(model, corpus, out, *FLAGS, "--context_size", "32")
+    assert problems_of(out) == []
+    found: dict[str, list[int]] = {}
+    for record in sorted(ActivationDataset(out).records(0), key=lambda each: each.offset):
+        found.setdefault(record.task_id, []).extend(record.token_ids.tolist())
+    assert found == ids
+    assert {each["task_id"]: each["reason"] for each in dead_letters(out)} == {
+        "c": "no_tokenizer",
+        "d": "bad_token_ids",
+        "e": "unknown_token_id",
+        "f": "ambiguous",
+        "g": "bad_token_ids",
+    }
+    assert metadata_of(out).run.tokenizer["digits"] == []
