@@ -132,7 +132,8 @@ lock: $(UV) ## resolve pyproject.toml into requirements/; LOCK_ARGS=--upgrade re
 
 clean: ## remove what make and the tools made, .venv included
 	rm -rf $(VENV) $(AUDIT_VENV) $(COMPOSER_VENV) $(ORDERS_VENV) $(TORCH_VENV) $(TPU_VENV) build \
-	    demo-output demo-tokens sae *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	    demo-output demo-tokens sae text-activations text-sae texts.parquet *.egg-info .mypy_cache \
+	    .pytest_cache .ruff_cache .hypothesis
 
 # Create the environment $(1) with the Python $(2), unless it exists. $(3) names what is needed.
 define environment

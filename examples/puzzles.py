@@ -14,7 +14,7 @@ from activation_dataset.reading.provenance import SampleName
 from activation_dataset.reporting.grid_figure import NO_COLOR, colors_of
 
 # Ids of records without one, which say nothing outside their file.
-_LINE = re.compile(r"(?:line|item)-[0-9]{6}")
+_LINE = re.compile(r"(?:line|item|row)-[0-9]{6}")
 # The tasks that are made of the pairs of a re-arc file.
 _OF_PAIRS = re.compile(r"(.+)-[0-9]{6}", re.DOTALL)
 # A chunk of a document, such as "a/3", "a#3", "a_chunk_3" or "a (part 3)".

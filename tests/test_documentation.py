@@ -50,7 +50,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             layers=(10, 12),
             hook_points=("mlp_out", "resid_post") if name == "OUT" else ("resid_post",),
         )
-    (path / "examples").symlink_to(ROOT / "examples")
+    for name in ("examples", "docs"):
+        (path / name).symlink_to(ROOT / name)
     return path
 
 

@@ -242,6 +242,8 @@ def _grids(dataset: ActivationDataset, found: Survey) -> Section:
             " Left out, because their cells could not be mapped to tokens one to one: "
             f"{count_of(len(np.unique(unknown)), 'prompt')}."
         )
+    if (tokens := dataset.metadata.run.settings.get("tokens", "all")) != "all":
+        text += f" Only the chosen tokens are drawn: {tokens}."
     html = ""
     for span in spans:
         places = dataset.locate(found.numbers[span])

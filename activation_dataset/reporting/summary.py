@@ -110,7 +110,7 @@ def facts(metadata: Metadata) -> list[tuple[str, str, str]]:
             ", ".join(run.hook_points),
             ", ".join(HOOK_POINTS_EXPLAINED[each] for each in run.hook_points),
         ),
-        ("pooling", run.pooling, POOLINGS_EXPLAINED[run.pooling]),
+        ("pooling", run.pooling, POOLINGS_EXPLAINED[run.pooling] + _choice(run)),
         (
             "size",
             size(sum(file.bytes for file in files)),
@@ -129,6 +129,20 @@ def widths_named(run: RunDescription) -> str:
     if len(set(named.values())) == 1:
         return f"{next(iter(named.values()))} wide"
     return ", ".join(f"{point} {width}" for point, width in named.items()) + " wide"
+
+
+def _choice(run: RunDescription) -> str:
+    """Which tokens are chosen, and how long a window of a document is, where not as by default."""
+    text = ""
+    if (tokens := run.settings.get("tokens", "all")) != "all":
+        text = f"; of the tokens {tokens}"
+    if size := run.settings.get("context_size"):
+        text += f"; documents in windows of {size} tokens"
+        if overlap := run.settings.get("context_overlap"):
+            text += f", of which {overlap} are repeated"
+    if bos := run.settings.get("prepend_bos"):
+        text += f"; after a token that is put before each sample: {bos}"
+    return text
 
 
 def inputs(metadata: Metadata) -> list[tuple[str, str, str]]:

@@ -143,7 +143,7 @@ def test_tokens_of_the_assistant_alone(checkpoint: Path, tmp_path: Path):
         (("--context_size", "9", "--overlength", "truncate"), "--overlength=truncate"),
         (("--context_size", "9999999"), "--context_size=9999999"),
         (("--pooling", "last", "--tokens", "every:8"), "--pooling none"),
-        (("--tokens", "asistant"), "asistant"),
+        (("--tokens", "assistants"), "assistants"),
         (("--prepend_bos", "<bos>"), "--prepend_bos <bos>"),
         (("--tokens", "system"), "no token is chosen"),
     ],

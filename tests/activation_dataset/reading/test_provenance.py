@@ -222,7 +222,7 @@ def test_chosen_tokens_of_windows_and_chats(tmp_path):
         == np.flatnonzero(np.isin(places.token_ids, some)).tolist()
     )
     assert dataset.where(role="assistant", position=2, token=some[0]).size <= 2
-    with pytest.raises(ValueError, match=r"asistant.*assistant, user"):
-        dataset.where(role="asistant")
+    with pytest.raises(ValueError, match=r"assistants.*assistant, user"):
+        dataset.where(role="assistants")
     with pytest.raises(ValueError, match="no example"):
         dataset.where(role="user", row=1)
