@@ -82,6 +82,9 @@ class Job:
                 "context_overlap": config.context_overlap,
                 "context_size": config.context_size,
                 "ignore_config": list(settings.ignore_config),
+                "input_commits": {
+                    name: commit for each in self.patterns for name, commit in each.commits.items()
+                },
                 "max_length": self.rules.max_length,
                 "mesh_shape": list(settings.mesh_shape) if settings.mesh_shape else None,
                 "overlength": config.overlength,

@@ -121,7 +121,7 @@ def _add_task_flags(group: argparse._ArgumentGroup) -> None:
         action="extend",
         metavar="PATH",
         help="tasks in JSON, JSON Lines, Parquet or Arrow: files, folders with all subfolders, or "
-        "quoted globs, local or gs://",
+        "quoted globs; local, gs://, hf://datasets/ORG/NAME[@REVISION]/PATH, s3:// or https://",
     )
     group.add_argument(
         "--text_field",

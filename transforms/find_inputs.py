@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from apache_beam.io.filesystem import FileSystem
 
 from corpus.layouts import JSON_SUFFIXES, decompressed_name
 from corpus.tables import TABLE_SUFFIXES
+from transforms.remote_input import is_remote, pin, without_commit
 from transforms.saved_dataset import SavedDatasetError, without_stale_files
 from transforms.storage import (
     StorageError,
@@ -45,12 +46,14 @@ class Pattern:
         stand for characters of one name, `**` for any characters, `[...]` for one of a set.
       is_file: `rest` is a name, whatever its characters.
       output_dir: a folder that holds no inputs, though it may be below `folder`.
+      commits: of the datasets on the Hugging Face hub that the folder is in, by name.
     """
 
     folder: str
     rest: str
     is_file: bool = False
     output_dir: str = ""
+    commits: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -83,24 +86,35 @@ def common_root(patterns: Sequence[Pattern]) -> str:
 
 
 def source_of(path: str, root: str) -> str:
-    """Return a path below the common root; bytes that are not UTF-8 are written as `\\xe9`."""
-    return os.fsencode(path.removeprefix(root)).decode("utf-8", "backslashreplace")
+    """Return a path below the common root, without the commit of a dataset on the hub.
+
+    Bytes that are not UTF-8 are written as `\\xe9`.
+    """
+    name = os.fsencode(path.removeprefix(root)).decode("utf-8", "backslashreplace")
+    return without_commit(name)
 
 
 def _absolute(path: str) -> str:
     """Return a path such that a file has one name however it is spelled."""
-    return path.rstrip("/") if in_bucket(path) else os.path.abspath(os.path.expanduser(path))
+    return path.rstrip("/") if _is_url(path) else os.path.abspath(os.path.expanduser(path))
+
+
+def _is_url(path: str) -> bool:
+    return in_bucket(path) or is_remote(path)
 
 
 def _resolve(path: str, output_dir: str) -> Pattern:
     flag = f"--tasks_file {_shown(path)}"
-    if "://" in path and not in_bucket(path):
-        raise TasksNotFoundError(f"{flag}: must be local or gs://")
+    if "://" in path and not _is_url(path):
+        raise TasksNotFoundError(
+            f"{flag}: must be local, gs://, hf://datasets/ORG/NAME[@REVISION]/PATH, s3:// or https://"
+        )
     if not path:
         raise TasksNotFoundError(f"{flag}: no such file")
     try:
         with storage_errors(path, TasksUnreadableError):
-            pattern = replace(_pattern_of(path), output_dir=output_dir)
+            path, commits = pin(path)
+            pattern = replace(_pattern_of(path), output_dir=output_dir, commits=commits)
             found = match_files(pattern)
     except StorageError as error:
         raise TasksNotFoundError(f"{flag} cannot be listed: {error}") from error
@@ -128,7 +142,7 @@ def _resolve(path: str, output_dir: str) -> Pattern:
 
 
 def _pattern_of(path: str) -> Pattern:
-    if in_bucket(path):
+    if _is_url(path):
         place = path
         is_folder = next(list_objects(place.rstrip("/") + "/"), None) is not None
         is_file = not place.endswith("/") and exists(place)
@@ -181,7 +195,7 @@ def match_files(pattern: Pattern) -> Matches:
         parts = pattern.rest.split("/")[: folder.count("/") + 1]
         return anywhere or within(folder) or bool(_translated("/".join(parts)).match(folder))
 
-    paths = _objects if in_bucket(pattern.folder) else _local_paths
+    paths = _objects if _is_url(pattern.folder) else _local_paths
     files, skipped = list[str](), set[str]()
     for path in paths(pattern.folder, "", enters):
         if pattern.folder + path == pattern.output_dir + "/":
@@ -229,7 +243,7 @@ def _holds_data(path: str) -> bool:
 
 def _is_regular(path: str) -> bool:
     """Return False for a pipe or a device; opening it could wait forever."""
-    return in_bucket(path) or os.path.isfile(path) or not os.path.exists(path)
+    return _is_url(path) or os.path.isfile(path) or not os.path.exists(path)
 
 
 def _advice(path: str) -> str:
@@ -241,7 +255,7 @@ def _shown(path: str) -> str:
 
 
 def _objects(root: str, _: str, enters: Callable[[str], bool]) -> Iterator[str]:
-    """Yield what `_local_paths` does, for a bucket."""
+    """Yield what `_local_paths` does, for a bucket or another URL."""
     for path, _size in list_objects(root):
         relative = path.removeprefix(root)
         if relative.endswith("/") or not relative:

@@ -1,9 +1,9 @@
 """Files on a local disk or in a bucket of Cloud Storage: list, find, read, measure and delete.
 
-Paths are local or `gs://`. Local files are Python's own. A bucket is used through Google's client,
-which repeats requests that fail for a moment; the process shares one client. Functions raise
-`OutputError`, except `exists`, `list_objects` and `open_file`, which let the errors of the store
-pass.
+Paths are local or `gs://`; those of inputs may also be of `transforms.remote_input`. Local files
+are Python's own. A bucket is used through Google's client, which repeats requests that fail for a
+moment; the process shares one client. Functions raise `OutputError`, except `exists`,
+`list_objects` and `open_file`, which let the errors of the store pass.
 """
 
 from __future__ import annotations
@@ -18,11 +18,15 @@ from google.api_core.exceptions import NotFound
 
 from activation_dataset.checksum import crc32c_of_stream, to_text
 from qwen.bucket import bucket_client
+from transforms.remote_input import exists_remote, is_remote, list_remote, open_remote
 
 BUCKET_SCHEME = "gs://"
 
 READ_BYTES = 8 << 20
 """Bytes of an object that one request asks for."""
+
+_CLIENTS = ("google", "aiohttp", "botocore", "huggingface_hub")
+"""Libraries whose errors are those of a store."""
 
 _ABSENT = (FileNotFoundError, NotADirectoryError, NotFound)
 
@@ -52,14 +56,16 @@ class TasksUnreadableError(StorageError):
 
 @contextmanager
 def storage_errors(path: str, kind: type[StorageError] = OutputError) -> Iterator[None]:
-    """Raise errors of disks and of Google's libraries about a path as ours; let others pass."""
+    """Raise errors of disks and of clients of stores about a path as ours; let others pass."""
     try:
         yield
     except Exception as error:
-        of_storage = isinstance(error, OSError) or type(error).__module__.startswith("google.")
+        library = type(error).__module__.partition(".")[0]
+        of_storage = isinstance(error, OSError) or library in _CLIENTS
         if isinstance(error, StorageError) or not of_storage:
             raise
-        raise kind(f"{path}: cannot be read or written ({error}); {kind.advice}") from error
+        cause = " ".join(str(error).split())
+        raise kind(f"{path}: cannot be read or written ({cause}); {kind.advice}") from error
 
 
 def in_bucket(path: str) -> bool:
@@ -93,11 +99,15 @@ def list_files(folder: str) -> dict[str, int]:
 
 def exists(path: str) -> bool:
     """Return True if there is a file; errors of the store pass."""
+    if is_remote(path):
+        return exists_remote(path)
     return bool(blob_of(path).exists()) if in_bucket(path) else os.path.isfile(path)
 
 
 def open_file(path: str) -> BinaryIO:
     """Open a file to read its bytes as stored, seekable."""
+    if is_remote(path):
+        return open_remote(path)
     if not in_bucket(path):
         return open(path, "rb")
     blob = blob_of(path)
@@ -110,6 +120,9 @@ def open_file(path: str) -> BinaryIO:
 def read_if_exists(path: str, kind: type[StorageError] = OutputError) -> bytes | None:
     """Return the content of a small file, or None if there is none."""
     with storage_errors(path, kind), suppress(*_ABSENT):
+        if is_remote(path):
+            with open_remote(path) as stream:
+                return stream.read()
         if in_bucket(path):
             content: bytes = blob_of(path).download_as_bytes()
             return content
@@ -145,6 +158,9 @@ def delete(path: str) -> None:
 
 def list_objects(prefix: str) -> Iterator[tuple[str, int]]:
     """Yield the path and the bytes of every object whose path starts with a prefix."""
+    if is_remote(prefix):
+        yield from list_remote(prefix)
+        return
     bucket, _, start = prefix.removeprefix(BUCKET_SCHEME).partition("/")
     for blob in bucket_client().list_blobs(bucket, prefix=start):
         yield f"{BUCKET_SCHEME}{bucket}/{blob.name}", blob.size

@@ -47,7 +47,8 @@ def test_terms(text: str, expected: list[int]):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "assistants", "last:0", "last", "every:x", "sample:0", "sample:1.5", "all:3", "a|b"]
+    "text",
+    ["", "assistants", "last:0", "last", "every:x", "sample:0", "sample:1.5", "all:3", "a|b"],
 )
 def test_a_term_that_is_not_understood_is_named(text: str):
     with pytest.raises(TokenChoiceError, match="skip_first:N") as error:
