@@ -47,9 +47,8 @@ def check(out: Path, documents: Sequence[np.ndarray], context_size: int) -> int:
         starts = index.token_ends - index.token_counts
         for sample, task_id in enumerate(index.task_ids):
             document, offset = int(task_id[1:]), int(index.offsets[sample])
-            assert index.sample_ids[sample].endswith(f"#{task_id}@{offset}"), index.sample_ids[
-                sample
-            ]
+            sample_id = index.sample_ids[sample]
+            assert sample_id.endswith(f"#{task_id}@{offset}"), sample_id
             tokens = slice(int(starts[sample]), int(index.token_ends[sample]))
             ids, chosen = index.token_ids[tokens], index.chosen[tokens]
             assert len(ids) <= context_size, sample_id

@@ -22,7 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "corpus": set(),
     "qwen": {
         f"activation_dataset.{name}"
-        for name in ("checksum", "format", "record", "sites", "statistics")
+        for name in ("checksum", "format", "record", "sites", "statistics", "storage_dtype")
     },
     "transforms": {"activation_dataset", "corpus", "qwen"},
     "beam_pipeline": {"activation_dataset", "corpus", "qwen", "transforms"},
