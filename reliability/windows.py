@@ -91,7 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"one run: {vectors:,} vectors in {seconds:.0f} s, each token has exactly one")
         assert vectors == tokens
         workers = ["--direct_num_workers", "2", "--direct_running_mode", "multi_processing"]
-        killed = subprocess.Popen([*command, str(two), *workers], stdout=subprocess.DEVNULL)
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        killed = subprocess.Popen([*command, str(two), *workers], **quiet)
         while not list(two.glob("layer_*/*.tfrecord")) and killed.poll() is None:
             time.sleep(0.2)
         killed.kill()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,17 @@ import numpy as np
 import pytest
 
 from activation_dataset.format import POOLINGS
+from activation_dataset.sites import Site, place_of
 from qwen.families import read_config
 from qwen.layers.rope import rotary_frequencies
-from tests.qwen.comparison import RecordProperty, captured_sites, pooled, worst_by_hook_point
+from tests.qwen.comparison import (
+    COSINE_BFLOAT16,
+    RecordProperty,
+    captured_sites,
+    differences,
+    pooled,
+    worst_by_hook_point,
+)
 from tests.qwen.family_cases import CASES, VOCABULARY, save
 from tests.qwen.transformers_model import transformers_sites
 
@@ -54,6 +63,63 @@ def test_every_site_is_that_of_transformers(
             record_property(f"{pooling}_worst_relative_error_{point}", float(error))
         limit = ATTENTION_ONLY if case.exact else OTHERS
         assert max(error for error, _ in worst.values()) <= limit, worst
+
+
+@pytest.mark.parametrize("name", sorted(EVERY_POOLING))
+def test_bfloat16_is_as_near_to_float32_as_that_of_transformers(
+    name: str, tmp_path: Path, record_property: RecordProperty
+) -> None:
+    """Where rounding decides between experts, or a delta network amplifies it, both are far off.
+
+    So tokens with other experts than in float32 are counted, and the errors of both are compared.
+    """
+    case = CASES[name]
+    save(case, tmp_path)
+    token_ids = prompts()
+    exact, theirs = (
+        [{s: v[0] for s, v in run(ids[None]).items()} for ids in token_ids]
+        for run in (transformers_sites(tmp_path, dtype) for dtype in ("float32", "bfloat16"))
+    )
+    ours = captured_sites(tmp_path, token_ids, "none", "bfloat16")
+    for point in COSINE_BFLOAT16:
+        sites = [site for site in exact[0] if place_of(site)[1] == point]
+        if not sites:
+            continue
+        mine, others = (
+            np.concatenate(
+                [
+                    differences(found[site], expected[site])[1]
+                    for found, expected in zip(each, exact, strict=True)
+                    for site in sites
+                ]
+            )
+            for each in (ours, theirs)
+        )
+        for whose, cosines in (("ours", mine), ("theirs", others)):
+            record_property(f"{whose}_least_cosine_{point}", float(cosines.min()))
+            record_property(f"{whose}_mean_cosine_{point}", float(cosines.mean()))
+        if case.exact:
+            assert mine.min() >= COSINE_BFLOAT16[point], point
+        assert np.median(mine) >= 0.999, point
+        assert 1 - mine.mean() <= 1.2 * (1 - others.mean()) + 1e-5, point
+    if count := case.others.get("num_experts_per_tok"):
+        for whose, found in (("ours", ours), ("theirs", theirs)):
+            flips = sum(map(lambda a, b: _other_experts(a, b, count), found, exact))
+            record_property(f"{whose}_tokens_with_other_experts", flips)
+            assert flips <= sum(LENGTHS) / 5
+
+
+def _other_experts(
+    found: Mapping[Site, np.ndarray], exact: Mapping[Site, np.ndarray], count: int
+) -> int:
+    """Count the tokens that get other experts in some layer."""
+    routers = [site for site in exact if place_of(site)[1] == "router_logits"]
+    chosen = (
+        [np.sort(np.argsort(-each[site], axis=1)[:, :count]) for site in routers]
+        for each in (found, exact)
+    )
+    differs = [(a != b).any(axis=1) for a, b in zip(*chosen, strict=True)]
+    return int(np.any(differs, axis=0).sum())
 
 
 QWEN2_5_7B = {
