@@ -91,8 +91,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"one run: {vectors:,} vectors in {seconds:.0f} s, each token has exactly one")
         assert vectors == tokens
         workers = ["--direct_num_workers", "2", "--direct_running_mode", "multi_processing"]
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        killed = subprocess.Popen([*command, str(two), *workers], **quiet)
+        killed = subprocess.Popen(
+            [*command, str(two), *workers], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         while not list(two.glob("layer_*/*.tfrecord")) and killed.poll() is None:
             time.sleep(0.2)
         killed.kill()
