@@ -11,7 +11,7 @@ from apache_beam.io.filesystem import FileSystem
 
 from corpus.layouts import JSON_SUFFIXES, decompressed_name
 from corpus.tables import TABLE_SUFFIXES
-from transforms.remote_input import is_remote, pin, without_commit
+from transforms.remote_input import is_remote, pin, without_commit, without_query
 from transforms.saved_dataset import SavedDatasetError, without_stale_files
 from transforms.storage import (
     StorageError,
@@ -247,7 +247,8 @@ def _is_regular(path: str) -> bool:
 
 
 def _advice(path: str) -> str:
-    return next((UNREAD[each] for each in UNREAD if path.lower().endswith(each)), "")
+    name = without_query(path).lower()
+    return next((UNREAD[each] for each in UNREAD if name.endswith(each)), "")
 
 
 def _shown(path: str) -> str:

@@ -17,6 +17,7 @@ from corpus.tables import TABLE_SUFFIXES, parse_table
 from corpus.task import Document, Item, Notice, RejectedTask, Rejection, Task
 from transforms.decompress import decompressed
 from transforms.find_inputs import Pattern, common_root, match_files, source_of
+from transforms.remote_input import without_query
 from transforms.storage import TasksUnreadableError, open_file, storage_errors
 
 REJECTED = "rejected"
@@ -90,7 +91,7 @@ def read_file(path: str, source: str, text_field: str | None = None) -> Iterator
         opened = open_file(path)
     with opened as stream:
         file = _TaskFile(stream, path)
-        if path.lower().endswith(TABLE_SUFFIXES):
+        if without_query(path).lower().endswith(TABLE_SUFFIXES):
             # The end of a table says where its columns are, so it is read again, in order.
             yield from parse_table(file, source, text_field)  # type: ignore[arg-type]
             file.seek(0)
@@ -100,7 +101,7 @@ def read_file(path: str, source: str, text_field: str | None = None) -> Iterator
 
 
 def _json_items(file: _TaskFile, path: str, source: str, text_field: str | None) -> Iterator[Item]:
-    content = decompressed(file, path)  # type: ignore[arg-type]
+    content = decompressed(file, without_query(path))  # type: ignore[arg-type]
     if content is None:
         yield from parse_tasks(file, source, text_field)  # type: ignore[arg-type]
         return

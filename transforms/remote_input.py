@@ -12,10 +12,14 @@ from importlib import import_module
 from typing import Any, BinaryIO
 
 HUB = "hf://"
-SCHEMES = (HUB, "s3://", "https://", "http://")
+WEB = ("https://", "http://")
+SCHEMES = (HUB, "s3://", *WEB)
 
 _DATASET = re.compile(r"hf://datasets/([^/@]+/[^/@]+)(?:@([^/]+))?(/.*)?")
 _COMMIT = re.compile(r"@[0-9a-f]{40}(?=/)")
+
+_AS_STORED = {"auto_decompress": False, "headers": {"Accept-Encoding": "identity"}}
+"""Ranges must be of the file, not of what a server or the client makes of it on the way."""
 
 
 class RemoteInputError(OSError):
@@ -53,9 +57,20 @@ def without_commit(path: str) -> str:
     return _COMMIT.sub("", path)
 
 
+def without_query(path: str) -> str:
+    """Return a path, of which a web server's may have a query, so that it ends like its file."""
+    return path.partition("?")[0] if path.startswith(WEB) else path
+
+
 def open_remote(path: str) -> BinaryIO:
-    """Open a file to read its bytes as stored, seekable, in ranges as they are asked for."""
+    """Open a file to read its bytes as stored, seekable, in ranges as they are asked for.
+
+    Raises:
+      RemoteInputError: if a web server sends the file only as a whole, or encoded.
+    """
     files, name = _opened(path)
+    if path.startswith(WEB):
+        _check_ranges(files, name)
     stream: BinaryIO = files.open(name, "rb")
     return stream
 
@@ -66,9 +81,21 @@ def exists_remote(path: str) -> bool:
     return bool(files.isfile(name))
 
 
+def _check_ranges(files: Any, url: str) -> None:
+    try:
+        with files.open(url, "rb", block_size=1, cache_type="none") as stream:
+            stream.seek(1)
+            stream.read(1)
+    except ValueError as error:
+        raise RemoteInputError(
+            "the web server does not send ranges of the file as it is stored; download it and give "
+            "the local path"
+        ) from error
+
+
 def list_remote(folder: str) -> Iterator[tuple[str, int]]:
     """Yield the path and the bytes of every file below a folder; none on a web server."""
-    if folder.startswith(("https://", "http://")):
+    if folder.startswith(WEB):
         return
     files, name = _opened(folder)
     if not files.isdir(name):
@@ -79,8 +106,9 @@ def list_remote(folder: str) -> Iterator[tuple[str, int]]:
 
 
 def _opened(path: str) -> tuple[Any, str]:
+    options = {"client_kwargs": _AS_STORED} if path.startswith(WEB) else {}
     try:
-        files, name = import_module("fsspec").core.url_to_fs(path)
+        files, name = import_module("fsspec").core.url_to_fs(path, **options)
     except (ImportError, ValueError) as error:
         raise RemoteInputError(f"{path}: {error}") from error
     return files, str(name)

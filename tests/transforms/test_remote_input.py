@@ -1,18 +1,29 @@
 """Inputs of the Hugging Face hub and of web servers, from stand-ins on this machine."""
 
+import contextlib
+import gzip
+import hashlib
+import io
 import json
+import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
+from activation_dataset.metadata import InputFile
 from tests.conftest import ROOT
 from tests.transforms.hub import DATASET, Hub, serve
 from transforms.find_inputs import TasksNotFoundError, match_files, resolve_patterns, source_of
 from transforms.read_tasks import read_file
+from transforms.storage import TasksUnreadableError
 
 OLD, NEW = "a" * 40, "b" * 40
 LINE = b'{"id": "x", "text": "old"}\n'
@@ -105,6 +116,93 @@ def test_a_file_of_a_web_server(hub: str) -> None:
     assert items[0].source == "a.jsonl"  # type: ignore[union-attr]
     with pytest.raises(TasksNotFoundError, match="no such file"):
         resolve_patterns([f"{hub}/none.jsonl"])
+
+
+class WebServer(BaseHTTPRequestHandler):
+    """Serves `files` by path, whatever the query, compressed for clients that accept it."""
+
+    files: ClassVar[Mapping[str, bytes]] = {}
+    has_ranges: ClassVar[bool] = True
+    marks_gzip: ClassVar[bool] = False
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        content = self.files[path]
+        found = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        if found and self.has_ranges:
+            first, last = int(found[1]), min(int(found[2]), len(content) - 1)
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {first}-{last}/{len(content)}")
+            content = content[first : last + 1]
+        else:
+            self.send_response(200)
+        if "gzip" in self.headers.get("Accept-Encoding", ""):
+            content = gzip.compress(content)
+            self.send_header("Content-Encoding", "gzip")
+        elif self.marks_gzip:
+            self.send_header("Content-Encoding", "gzip")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if self.command != "HEAD":
+            with contextlib.suppress(ConnectionError):
+                self.wfile.write(content)
+
+    do_HEAD = do_GET
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    table = io.BytesIO()
+    parquet.write_table(pyarrow.table({"text": ["old"]}), table)
+    files = {
+        "/a.jsonl": LINE,
+        "/a.jsonl.gz": gzip.compress(LINE),
+        "/a.parquet": table.getvalue(),
+    }
+    monkeypatch.setattr(WebServer, "files", files)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), WebServer)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("query", ["", "?download=true"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.parquet"])
+def test_files_of_a_web_server_are_read_as_stored(web: str, name: str, query: str) -> None:
+    (pattern,) = resolve_patterns([f"{web}/{name}{query}"])
+    (path,) = match_files(pattern).files
+    item, file = read_file(path, source_of(path, pattern.folder))
+    assert getattr(item, "text", None) == "old"
+    assert isinstance(file, InputFile)
+    assert file.sha256 == hashlib.sha256(WebServer.files[f"/{name}"]).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "value"),
+    [
+        ("a.jsonl", "has_ranges", False),
+        ("a.parquet", "has_ranges", False),
+        ("a.jsonl.gz", "marks_gzip", True),
+    ],
+)
+def test_a_web_server_without_ranges_of_the_stored_bytes_is_named(
+    web: str, name: str, setting: str, value: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(WebServer, setting, value)
+    with pytest.raises(TasksUnreadableError, match="ranges"):
+        list(read_file(f"{web}/{name}", name))
+
+
+def test_an_archive_of_a_web_server_is_refused_whatever_its_query(
+    web: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(WebServer, "files", {"/a.zip": b"PK"})
+    with pytest.raises(TasksNotFoundError, match="extract"):
+        resolve_patterns([f"{web}/a.zip?download=true"])
 
 
 def test_a_store_without_its_library_is_named(tmp_path: Path) -> None:
