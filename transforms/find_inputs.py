@@ -73,10 +73,21 @@ def resolve_patterns(
     input, even where a folder of tasks holds it.
 
     Raises:
-      TasksNotFoundError: naming the input that matches nothing, or cannot be listed or read.
+      TasksNotFoundError: naming the input that matches nothing, or cannot be listed or read, or
+        the dataset of the hub that is given at two commits.
     """
     output_dir = output_dir and _absolute(output_dir)
-    return tuple(_resolve(os.fspath(path), output_dir) for path in tasks_files)
+    patterns = tuple(_resolve(os.fspath(path), output_dir) for path in tasks_files)
+    commits = dict[str, str]()
+    for pattern in patterns:
+        for name, commit in pattern.commits.items():
+            if (other := commits.setdefault(name, commit)) != commit:
+                # Their samples would have the same ids.
+                raise TasksNotFoundError(
+                    f"--tasks_file hf://datasets/{name}: its revisions {other} and {commit} cannot "
+                    "be in one run; give one, or use a run for each"
+                )
+    return patterns
 
 
 def common_root(patterns: Sequence[Pattern]) -> str:
@@ -90,8 +101,8 @@ def source_of(path: str, root: str) -> str:
 
     Bytes that are not UTF-8 are written as `\\xe9`.
     """
-    name = os.fsencode(path.removeprefix(root)).decode("utf-8", "backslashreplace")
-    return without_commit(name)
+    name = without_commit(path).removeprefix(without_commit(root))
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _absolute(path: str) -> str:

@@ -15,8 +15,8 @@ HUB = "hf://"
 WEB = ("https://", "http://")
 SCHEMES = (HUB, "s3://", *WEB)
 
-_DATASET = re.compile(r"hf://datasets/([^/@]+/[^/@]+)(?:@([^/]+))?(/.*)?")
-_COMMIT = re.compile(r"@[0-9a-f]{40}(?=/)")
+_DATASET = re.compile(r"hf://datasets/([^/@]+/[^/@]+)(?:@(refs/(?:convert|pr)/[^/]+|[^/]+))?(/.*)?")
+_COMMIT = re.compile(r"^(hf://datasets/[^/@]+/[^/@]+)@[0-9a-f]{40}(?=/)")
 
 _AS_STORED = {"auto_decompress": False, "headers": {"Accept-Encoding": "identity"}}
 """Ranges must be of the file, not of what a server or the client makes of it on the way."""
@@ -53,8 +53,8 @@ def pin(path: str) -> tuple[str, dict[str, str]]:
 
 
 def without_commit(path: str) -> str:
-    """Return a path without the commits that `pin` put into it."""
-    return _COMMIT.sub("", path)
+    """Return a whole path without the commit that `pin` put into it."""
+    return _COMMIT.sub(r"\1", path)
 
 
 def without_query(path: str) -> str:

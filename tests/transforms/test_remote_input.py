@@ -45,7 +45,7 @@ print(json.dumps([found, commits, [each.folder for each in patterns]]))
 
 @pytest.fixture
 def hub() -> Iterator[str]:
-    Hub.revisions = {"main": NEW, "v1": OLD}
+    Hub.revisions = {"main": NEW, "v1": OLD, "refs%2Fconvert%2Fparquet": OLD}
     Hub.files = {
         OLD: {"data/a.jsonl": LINE},
         NEW: {"data/a.jsonl": LINE.replace(b"old", b"new"), "README.md": b"# Texts"},
@@ -76,6 +76,7 @@ def read(hub: str, *paths: str) -> "subprocess.CompletedProcess[str]":
         ("", "/data/*.jsonl", NEW, "new"),
         ("@v1", "/data/a.jsonl", OLD, "old"),
         (f"@{OLD}", "/data", OLD, "old"),
+        ("@refs/convert/parquet", "/data", OLD, "old"),
     ],
 )
 def test_a_dataset_of_the_hub_is_read_at_one_commit(
@@ -105,6 +106,19 @@ def test_a_path_that_the_hub_does_not_have_is_named(hub: str, path: str) -> None
     last = done.stderr.strip().splitlines()[-1]
     assert "TasksNotFoundError" in last, done.stderr
     assert f"--tasks_file {path!r}" in last
+
+
+def test_two_commits_of_a_dataset_are_refused(hub: str) -> None:
+    done = read(hub, f"hf://datasets/{DATASET}/data", f"hf://datasets/{DATASET}@v1/data")
+    last = done.stderr.strip().splitlines()[-1]
+    assert "TasksNotFoundError" in last, done.stderr
+    assert OLD in last
+    assert NEW in last
+
+
+def test_local_folders_that_look_like_commits_keep_their_names() -> None:
+    sources = {source_of(f"/data/texts@{each}/a.jsonl", "/data/") for each in (OLD, NEW)}
+    assert sources == {f"texts@{OLD}/a.jsonl", f"texts@{NEW}/a.jsonl"}
 
 
 def test_a_file_of_a_web_server(hub: str) -> None:
