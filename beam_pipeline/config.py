@@ -44,6 +44,7 @@ class Config:
     output_dir: str
     samples_per_shard: int
     max_output_bytes: int | None
+    upload_memory: int
     overwrite: bool
     no_progress: bool
     accelerator: str | None

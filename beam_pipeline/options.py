@@ -19,6 +19,7 @@ from beam_pipeline.accelerators import ACCELERATORS, AcceleratorSettings, check_
 from beam_pipeline.config import DEFAULT_LAYERS, Config, ConfigError
 from corpus.template import shipped_templates
 from qwen.settings import ExtractorSettings
+from transforms.background_writer import WAITING_BYTES
 from transforms.choose_tokens import TERMS
 
 Settings = TypeVar("Settings")
@@ -257,6 +258,14 @@ def _add_output_flags(group: argparse._ArgumentGroup) -> None:
         metavar="BYTES",
         help="fail before the model runs if the files would hold more than this, such as 500GB "
         "(default: no limit)",
+    )
+    group.add_argument(
+        "--upload_memory",
+        type=values.byte_count,
+        default=WAITING_BYTES,
+        metavar="BYTES",
+        help="memory of a worker process for blocks that wait to be written, such as 1GB; besides, "
+        "each open file in a bucket takes 16 MiB (default: %(default)s)",
     )
     group.add_argument("--overwrite", **SWITCH, help="replace the output of another run")
     group.add_argument("--no_progress", **SWITCH, help="show no progress bar in the terminal")

@@ -94,7 +94,8 @@ def build(
         | "Extract" >> ExtractActivations(extractor, plan, folder.path)
     )
     layers = [
-        extracted[layer_folder(site)] | layer_folder(site) >> WriteLayer(folder, site, kind)
+        extracted[layer_folder(site)]
+        | layer_folder(site) >> WriteLayer(folder, site, kind, config.upload_memory)
         for site, kind in kinds.items()
     ]
     written_prompts = extracted[PROMPTS] | "prompts" >> WritePrompts(folder)

@@ -13,9 +13,10 @@ import os
 import re
 import secrets
 from dataclasses import dataclass
+from itertools import groupby
 
 from activation_dataset.format import METADATA_FILE, RUN_FILE, is_partial_file, parse_data_file
-from transforms.storage import delete, join, list_files, read_if_exists
+from transforms.storage import delete, delete_all, join, list_files, read_if_exists
 from transforms.whole_file import WholeFile, write_whole
 
 CLAIM_FILE = "claim.json"
@@ -99,14 +100,13 @@ def _place(name: str) -> tuple[int, str]:
 
 
 def remove_output(path: str) -> None:
-    """Delete the files that `list_output` finds, in its order."""
-    for name in list_output(path):
-        delete(join(path, name))
+    """Delete the files that `list_output` finds: the metadata first, `run.json` last."""
+    for _, names in groupby(list_output(path), key=lambda name: _place(name)[0]):
+        delete_all(join(path, name) for name in names)
 
 
 def remove_partial_files(path: str) -> dict[str, int]:
     """Delete the files that interrupted writers left, and return the others as `list_output`."""
     sizes = list_output(path)
-    for name in filter(is_partial_file, sizes):
-        delete(join(path, name))
+    delete_all(join(path, name) for name in filter(is_partial_file, sizes))
     return {name: size for name, size in sizes.items() if not is_partial_file(name)}

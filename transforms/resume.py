@@ -17,13 +17,10 @@ from activation_dataset.format import data_file, manifest_file, parse_data_file
 from activation_dataset.manifest import LayerManifest, Manifest, PromptsManifest
 from activation_dataset.sites import Site
 from transforms.output_folder import OutputFolder
-from transforms.storage import join, read_if_exists, size_and_crc32c
+from transforms.storage import REQUESTS_AT_ONCE, join, read_if_exists, size_and_crc32c
 from transforms.whole_file import WholeFile
 
 LOGGER = logging.getLogger(__name__)
-
-MANIFESTS_AT_ONCE = 16
-"""Small files that are read at the same time, since a bucket answers slowly."""
 
 Finished = Mapping[Site | None, Manifest]
 """The manifests of finished files by site; the key None is that of the prompts."""
@@ -32,9 +29,10 @@ Finished = Mapping[Site | None, Manifest]
 def finished_files(output_dir: str, shard: int, num_shards: int, sites: Iterable[Site]) -> Finished:
     """Return the manifests of all files of a shard that exist and match; warn of the others."""
     finished: dict[Site | None, Manifest] = {}
-    for site in (*sites, None):
-        path = join(output_dir, data_file(site, shard, num_shards))
-        found = size_and_crc32c(path)
+    paths = {site: join(output_dir, data_file(site, shard, num_shards)) for site in (*sites, None)}
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+        sizes = list(pool.map(size_and_crc32c, paths.values()))
+    for (site, path), found in zip(paths.items(), sizes, strict=True):
         if found is None:
             continue
         content = read_if_exists(join(output_dir, manifest_file(site, shard, num_shards)))
@@ -72,7 +70,7 @@ def ops_of_files(output_dir: str, names: Iterable[str]) -> tuple[str, ...]:
         if site is not None:
             manifests[shard] = join(output_dir, manifest_file(site, shard, num_shards))
     found = set()
-    with ThreadPoolExecutor(MANIFESTS_AT_ONCE) as pool:
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
         for content in pool.map(read_if_exists, manifests.values()):
             # A file with a damaged manifest is written again.
             with suppress(FieldError):

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
+from functools import partial
+from typing import BinaryIO, cast
 
 import apache_beam as beam
 from apache_beam.metrics import Metrics
+from apache_beam.transforms.window import GlobalWindow
+from apache_beam.utils.windowed_value import WindowedValue
 
 from activation_dataset.format import shard_file
 from activation_dataset.manifest import LayerManifest
 from activation_dataset.record import RecordKind
 from activation_dataset.sites import Site
 from activation_dataset.writer import LayerFileWriter
+from transforms.background_writer import PROCESS_BUDGET, WAITING_BYTES, BackgroundWriter
 from transforms.extract_activations import LayerBlock
 from transforms.output_folder import OutputFolder
 from transforms.resume import commit_file
@@ -22,30 +28,68 @@ from transforms.whole_file import WholeFile
 
 @dataclass(eq=False)
 class WriteLayer(beam.PTransform):
-    """`LayerBlock` of one site to files in a claimed folder; gives the `LayerManifest` of each."""
+    """`LayerBlock` of one site to files in a claimed folder; gives the `LayerManifest` of each.
+
+    Files are written in the background; `upload_memory` bounds the bytes that wait in a process.
+    """
 
     folder: OutputFolder
     site: Site
     kind: RecordKind
+    upload_memory: int = WAITING_BYTES
 
     def expand(self, blocks: beam.PCollection) -> beam.PCollection:
-        return blocks | "Write" >> beam.ParDo(_WriteLayer(self.folder, self.site, self.kind))
+        return blocks | "Write" >> beam.ParDo(
+            _WriteLayer(self.folder, self.site, self.kind, self.upload_memory)
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _OpenFile:
+    """A shard that is being written: its blocks go through `background` to `file`."""
+
+    shard: int
+    file: WholeFile
+    background: BackgroundWriter
+    writer: LayerFileWriter
+
+
+@dataclass(frozen=True, eq=False)
+class _Committing:
+    """A file that has all its blocks and gets its name in the background."""
+
+    file: WholeFile
+    manifest: LayerManifest
+    done: Future[None]
 
 
 class _WriteLayer(beam.DoFn):
-    def __init__(self, folder: OutputFolder, site: Site, kind: RecordKind) -> None:
+    """Blocks to files. A bundle ends when all its files have their names, and gives manifests."""
+
+    def __init__(
+        self,
+        folder: OutputFolder,
+        site: Site,
+        kind: RecordKind,
+        upload_memory: int = WAITING_BYTES,
+    ) -> None:
         self._folder, self._site, self._kind = folder, site, kind
+        self._upload_memory = upload_memory
         self._bytes = Metrics.counter("write", "bytes")
-        self._open: tuple[int, WholeFile, LayerFileWriter] | None = None
+        self._open: _OpenFile | None = None
+        self._committing: list[_Committing] = []
+
+    def setup(self) -> None:
+        PROCESS_BUDGET.limit = self._upload_memory
 
     def start_bundle(self) -> None:
         self._discard()
 
-    def process(self, block: LayerBlock) -> Iterator[LayerManifest]:
+    def process(self, block: LayerBlock) -> None:
         if self._open is None:
-            file = self._folder.file(shard_file(self._site, block.shard, block.num_shards))
-            self._open = block.shard, file, LayerFileWriter(file.stream, self._site, self._kind)
-        shard, file, writer = self._open
+            self._wait_for(self._committing[:-1])  # Threads and open files of small shards.
+            self._open = self._begin(block)
+        shard, file, writer = self._open.shard, self._open.file, self._open.writer
         if block.shard != shard:
             raise RuntimeError(
                 f"layer {self._site}: a block of shard {block.shard} came before shard {shard} "
@@ -53,24 +97,49 @@ class _WriteLayer(beam.DoFn):
             )
         with storage_errors(file.path):
             writer.append(block.frames, block.vectors, block.statistics)
-            file.start_writeback()
         if block.is_last:
             manifest = writer.finish(shard, block.num_shards, block.ops)
-            commit_file(self._folder, self._site, file, manifest, block.num_shards)
+            commit = partial(
+                commit_file, self._folder, self._site, file, manifest, block.num_shards
+            )
+            done = self._open.background.finish(commit)
+            self._committing.append(_Committing(file, manifest, done))
             self._open = None
-            self._bytes.inc(manifest.file.bytes)
-            yield manifest
 
-    def finish_bundle(self) -> None:
+    def finish_bundle(self) -> Iterator[WindowedValue]:
         if self._open is not None:
-            shard = self._open[0]
+            shard = self._open.shard
             self._discard()
             raise RuntimeError(f"layer {self._site}: shard {shard} ended before its last block")
+        self._wait_for(self._committing)
+        committed, self._committing = self._committing, []
+        for each in committed:
+            self._bytes.inc(each.manifest.file.bytes)
+            window = GlobalWindow()
+            yield WindowedValue(each.manifest, window.max_timestamp(), (window,))
 
     def teardown(self) -> None:
         self._discard()
 
+    def _begin(self, block: LayerBlock) -> _OpenFile:
+        file = self._folder.file(shard_file(self._site, block.shard, block.num_shards))
+        background = BackgroundWriter(file.stream, file.start_writeback)
+        # All that the writer of a file needs of its stream is `write`.
+        writer = LayerFileWriter(cast(BinaryIO, background), self._site, self._kind)
+        return _OpenFile(block.shard, file, background, writer)
+
+    def _wait_for(self, files: Sequence[_Committing]) -> None:
+        for each in files:
+            with storage_errors(each.file.path):
+                each.done.result()
+
     def _discard(self) -> None:
+        """Give up what a failed bundle left; files that wait for their names get them first."""
         if self._open is not None:
-            self._open[1].discard()
+            self._open.background.abandon()
+            self._open.file.discard()
             self._open = None
+        wait([each.done for each in self._committing])
+        for each in self._committing:
+            each.file.discard()  # Nothing is left of a file that has its name.
+        self._committing = []

@@ -31,6 +31,7 @@ PATTERNS = {
     "output_dir": r"^gs://[^/]+/.+$",
     "samples_per_shard": r"^[1-9][0-9]*$",
     "tasks_file": r"^gs://[^/]+/.+$",
+    "upload_memory": r"^[1-9][0-9]*([kMGTP]B)?$",
 }
 TYPES = {"output_dir": "GCS_WRITE_FOLDER"}
 

@@ -42,8 +42,9 @@ def write_blocks(
     do_fn = _WriteLayer(folder, site, KIND)
     do_fn.start_bundle()
     try:
-        manifests = [manifest for block in blocks for manifest in do_fn.process(block)]
-        do_fn.finish_bundle()
+        for block in blocks:
+            do_fn.process(block)
+        manifests = [output.value for output in do_fn.finish_bundle()]
     finally:
         do_fn.teardown()
     return manifests

@@ -96,7 +96,9 @@ def write(folder: OutputFolder, outputs: list[TaggedOutput]) -> Counter[str]:
         elif output.tag != FINISHED:
             kind = settings().record_kind(64)
             writer = writers.setdefault(output.tag, _WriteLayer(folder, output.value.site, kind))
-            list(writer.process(output.value))
+            writer.process(output.value)
+    for writer in writers.values():
+        list(writer.finish_bundle())
     return Counter(output.tag for output in outputs)
 
 

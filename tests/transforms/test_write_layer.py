@@ -1,3 +1,4 @@
+import errno
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,8 @@ from activation_dataset.manifest import LayerManifest
 from activation_dataset.tfrecord import read_records
 from tests.transforms.shards import KIND, PROMPTS, blocks_of, write_blocks
 from transforms.output_folder import CLAIM_FILE, OutputFolder
-from transforms.storage import list_files
+from transforms.storage import OutputError, list_files
+from transforms.whole_file import WholeFile
 from transforms.write_layer import _WriteLayer
 
 
@@ -55,9 +57,25 @@ def test_an_attempt_that_failed_does_not_leak_into_the_next(folder: OutputFolder
     do_fn = _WriteLayer(folder, 10, KIND)
     do_fn.start_bundle()
     first, last = blocks_of(10, 0, sizes=[2, 2])
-    assert list(do_fn.process(first)) == []
+    do_fn.process(first)
     assert all(map(is_partial_file, files(folder)))
     do_fn.start_bundle()
-    (manifest,) = (m for block in (first, last) for m in do_fn.process(block))
+    for block in (first, last):
+        do_fn.process(block)
+    (manifest,) = (output.value for output in do_fn.finish_bundle())
     assert manifest.samples == len(PROMPTS)
     assert files(folder) == {manifest.file.path, manifest_file(10, 0, 2)}
+
+
+def test_a_failed_write_is_reported_before_the_bundle_ends(
+    folder: OutputFolder, monkeypatch: pytest.MonkeyPatch
+):
+    """The disk fails in the background, and the file gets no name and no manifest."""
+
+    def full(file: WholeFile) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(WholeFile, "start_writeback", full)
+    with pytest.raises(OutputError, match=r"layer_10/.*No space left on device"):
+        write_blocks(folder, 10, blocks_of(10, 1, sizes=[1, 1, 2]))
+    assert files(folder) == set()
