@@ -69,7 +69,9 @@ class DecoderLayer(nnx.Module):
         values: HookValues = {}
         if self.kind.mixer == "delta":
             mixer: Attention | GatedDeltaNet = self.delta
-            heads = self.delta.mixed(self.attention_norm(x), segment_ids, positions)
+            heads = self.delta.mixed(
+                self.attention_norm(x), segment_ids, positions, ops.delta_chunk
+            )
             if slots is not None:
                 heads = gather_slots(heads, slots)
         else:

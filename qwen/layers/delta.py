@@ -41,11 +41,16 @@ class GatedDeltaNet(nnx.Module):
         self.norm = RMSNorm(config.value_head_dim, epsilon, dtype)
         self.out_kernel = nnx.Param(jnp.zeros((heads, values, hidden), dtype))
 
-    def mixed(self, x: jax.Array, segment_ids: jax.Array, positions: jax.Array) -> jax.Array:
+    def mixed(
+        self, x: jax.Array, segment_ids: jax.Array, positions: jax.Array, chunk: int
+    ) -> jax.Array:
         """Read the state at every slot of normalized x [R, L, H]: [R, L, K, V, E].
 
-        The convolution and the state begin anew with each sample of a row.
+        The convolution and the state begin anew with each sample of a row. The rule is computed by
+        chunks of that many slots, at most `DELTA_CHUNK` in float32, since round-off grows with it.
         """
+        if precision_of(x) is not None:
+            chunk = min(chunk, DELTA_CHUNK)
         qkv = round_to(project(x, self.qkv_kernel[...]), x.dtype)  # [R, L, K, W]
         qkv = jax.nn.silu(_convolve(qkv, self.conv_kernel[...].astype(jnp.float32), positions))
         query, key, value = jnp.split(qkv, (self.key_size, 2 * self.key_size), axis=-1)
@@ -55,7 +60,7 @@ class GatedDeltaNet(nnx.Module):
         value = value.reshape(*beta.shape, -1)
         query = _normalized(query) / math.sqrt(self.key_size)
         read = gated_delta_rule(
-            query, _normalized(key), value, decay, beta, segment_ids, precision_of(x)
+            query, _normalized(key), value, decay, beta, segment_ids, chunk, precision_of(x)
         )
         return round_to(read, x.dtype)
 
@@ -99,12 +104,13 @@ def gated_delta_rule(
     decay: jax.Array,
     beta: jax.Array,
     segment_ids: jax.Array,
+    slots: int,
     precision: jax.lax.Precision | None,
 ) -> jax.Array:
-    """Compute the rule by chunks, as `chunk_gated_delta_rule` of transformers does.
+    """Compute the rule by chunks of `slots`, as `chunk_gated_delta_rule` of transformers does.
 
     Args:
-      query, key: [R, L, K, D] float32; L is a multiple of 128, keys have norm 1.
+      query, key: [R, L, K, D] float32; L is a multiple of `slots`, keys have norm 1.
       value: [R, L, K, V, E] float32.
       decay: [R, L, K, V] float32, the logarithm of the factor of the state; at most 0.
       beta: [R, L, K, V] float32, the share of a key's value that is replaced.
@@ -114,8 +120,6 @@ def gated_delta_rule(
       [R, L, K, V, E] float32.
     """
     rows, length, heads, groups, size = value.shape
-    # Twice as long, chunks fill a TPU's matrix units and vectors, but round-off grows.
-    slots = DELTA_CHUNK if precision else 2 * DELTA_CHUNK
     chunks = length // slots
 
     def product(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:

@@ -8,6 +8,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from qwen.config import DELTA_CHUNK
 from qwen.layers.attention import Attention, QueriesKeysValues
 from qwen.layers.delta import GatedDeltaNet
 from qwen.layers.mlp import MLP, gated
@@ -27,10 +28,12 @@ class Ops(ABC):
     Attributes:
       name: of the set of operations.
       tiles_kernels: whether kernels of products must be laid out by `tile_kernel` when loaded.
+      delta_chunk: slots of a chunk of a delta network, which divide the alignment of rows, 128.
     """
 
     name: ClassVar[OpsName]
     tiles_kernels: ClassVar[bool] = False
+    delta_chunk: ClassVar[int] = DELTA_CHUNK
 
     @abstractmethod
     def attend(

@@ -26,6 +26,7 @@ class SplashOps(Ops):
     """
 
     name = "splash"
+    delta_chunk = 128  # Fills matrix units and vectors.
 
     def __init__(self, interpret: bool = False) -> None:
         self.interpret = interpret

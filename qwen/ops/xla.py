@@ -28,6 +28,7 @@ TOTAL_COLUMNS = 16
 
 class XlaOps(Ops):
     name = "xla"
+    delta_chunk = 32
 
     def attend(
         self,
