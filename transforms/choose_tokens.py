@@ -131,7 +131,9 @@ def _of_positions(prompt: Prompt, term: Term) -> Mask:
 
 def _of_sample(prompt: Prompt, term: Term) -> Mask:
     """Choose by a hash of the document and the position in it, so that windows do not matter."""
-    key = prompt.sample_id.removesuffix(f"@{prompt.offset}")
+    key = prompt.sample_id
+    if not key.endswith(f"#{prompt.task_id}"):  # The document's own id may end like a window's.
+        key = key.removesuffix(f"@{prompt.offset}")
     digest = hashlib.blake2b(f"{term.seed}\0{key}".encode(), digest_size=8).digest()
     first = prompt.offset - int(prompt.prepended_bos)
     numbers = np.arange(first, first + prompt.num_tokens, dtype=np.int64).view(np.uint64)

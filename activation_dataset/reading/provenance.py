@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -149,8 +149,8 @@ def where(
     example: Example | None = None,
     row: int | None = None,
     col: int | None = None,
-    token: int | Sequence[int] | None = None,
-    position: int | Sequence[int] | None = None,
+    token: int | Collection[int] | None = None,
+    position: int | Collection[int] | None = None,
 ) -> NDArray[np.int64]:
     """Return the numbers of the vectors of some tokens, [n] int64, ascending.
 
@@ -171,10 +171,12 @@ def where(
         ValueError: no token can have a value; the dataset does not have the task, source or sample;
             or tokens are selected, but the vectors are means over prompts.
     """
+    tokens_wanted, positions_wanted = _whole("token", token), _whole("position", position)
+    selects_ids = tokens_wanted is not None or positions_wanted is not None
     cell = (example, row, col)
     is_chat_role = role is not None and role not in get_args(Role)
     selects_cells = cell != (None,) * 3 or (role is not None and not is_chat_role)
-    selects_tokens = selects_cells or (role, token, position) != (None,) * 3
+    selects_tokens = selects_cells or is_chat_role or selects_ids
     _check(example, {"test": test, "row": row, "col": col})
     if (role == "text" or is_chat_role) and cell != (None,) * 3:
         raise ValueError(f"a token of {role} has no example, row or column")
@@ -207,10 +209,10 @@ def where(
                 chosen &= _tokens(cells, role, example, row, col) & ~unknown
             if is_chat_role:
                 chosen &= _of_chat_role(index, str(role))
-            if token is not None:
-                chosen &= np.isin(index.token_ids[index.vector_tokens], token)
-            if position is not None:
-                chosen &= np.isin(index.vector_positions, position)
+            if tokens_wanted is not None:
+                chosen &= np.isin(index.token_ids[index.vector_tokens], tokens_wanted)
+            if positions_wanted is not None:
+                chosen &= np.isin(index.vector_positions, positions_wanted)
         found.append(shards.shard_numbers(shard).start + np.flatnonzero(chosen))
     if without_cells:
         warnings.warn(
@@ -252,6 +254,24 @@ def _check(example: Example | None, numbers: dict[str, int | None]) -> None:
         whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
         if value is not None and (not whole or value < 0):
             raise ValueError(f"{name} is {value!r}, expected a number from 0")
+
+
+def _whole(name: str, wanted: int | Collection[int] | None) -> NDArray[np.int64] | None:
+    """Return one or several numbers as an array, [n] int64; None for None. Raises ValueError."""
+    if wanted is None:
+        return None
+    numbers: list[Any]
+    if isinstance(wanted, np.ndarray):
+        numbers = list(wanted.ravel())
+    elif isinstance(wanted, Collection) and not isinstance(wanted, str | bytes):
+        numbers = list(wanted)
+    else:
+        numbers = [wanted]
+    for number in numbers:
+        whole = isinstance(number, int | np.integer) and not isinstance(number, bool)
+        if not whole or not 0 <= number < 2**63:
+            raise ValueError(f"{name} has {number!r}, expected one or several numbers from 0")
+    return np.array(numbers, np.int64)
 
 
 def _tokens(

@@ -73,6 +73,25 @@ def test_a_sample_is_the_same_whatever_the_windows():
     assert abs(len(np.intersect1d(whole, renamed)) - 200) < 60
 
 
+def test_a_document_named_like_a_window_is_sampled_like_its_windows():
+    ids = np.arange(500, dtype=np.int32)
+    document = replace(
+        PROMPT,
+        sample_id="f#a@0",
+        task_id="a@0",
+        token_ids=ids,
+        cells=np.full((len(ids), 4), -1, np.int16),
+        turns=None,
+        roles=(),
+    )
+    choice = parse_choice("sample:0.5")
+    whole = choose(document, choice, SPECIAL).chosen_ids.tolist()
+    parts = [choose(part, choice, SPECIAL).chosen_ids for part in windows_of(document, 100, 0)]
+    assert np.concatenate(parts).tolist() == whole
+    other = replace(document, sample_id="f#a", task_id="a")
+    assert choose(other, choice, SPECIAL).chosen_ids.tolist() != whole
+
+
 def test_context_stays_out():
     *_, last = windows_of(PROMPT, 4, 2)
     assert choose(last, parse_choice("last:3"), SPECIAL).chosen_ids.tolist() == [16]

@@ -221,6 +221,14 @@ def test_chosen_tokens_of_windows_and_chats(tmp_path):
         dataset.where(token=some).tolist()
         == np.flatnonzero(np.isin(places.token_ids, some)).tolist()
     )
+    for same in ({*some}, np.array(some)):
+        assert dataset.where(token=same).tolist() == dataset.where(token=some).tolist()
+    assert dataset.where(token=[]).tolist() == []
+    for field in ("token", "position"):
+        wrongs: tuple[Any, ...] = (-1, [3, -1], "3", 1.5, True, [[3]])
+        for wrong in wrongs:
+            with pytest.raises(ValueError, match=f"{field} .*numbers from 0"):
+                dataset.where(**{field: wrong})
     assert dataset.where(role="assistant", position=2, token=some[0]).size <= 2
     with pytest.raises(ValueError, match=r"assistants.*assistant, user"):
         dataset.where(role="assistants")
