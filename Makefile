@@ -74,6 +74,7 @@ reliability: $(DEVELOP) ## try to break the job and its datasets; an hour or two
 	$(BIN)/python -m reliability.retry
 	$(BIN)/python -m reliability.fuzz all --inputs 300000 --seed 1
 	$(BIN)/python -m reliability.memory
+	$(BIN)/python -m reliability.windows
 	$(BIN)/python -m benchmarks.growth
 
 # The smallest lock is tried first. If that works, a lock that cannot be looked up is an error.

@@ -48,7 +48,7 @@ class LayerManifest(_Sealed):
         shard: number of the shard.
         samples, tokens, vectors: records in the file, tokens of all its prompts, and vectors.
         order: digest of the sample ids in the order of the file, see `sample_order`.
-        ops: implementation that computed the vectors, such as "xla".
+        ops: implementation and device that computed the vectors, such as "xla on cpu".
         site, file, statistics: the site, the file, and the statistics of the vectors.
     """
 

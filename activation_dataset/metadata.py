@@ -122,7 +122,7 @@ class Metadata:
         statistics: site to the statistics of all its vectors.
         skipped_files: files and folders ("/" at the end) of the inputs that were not read, sorted.
         duplicate_tasks: tasks and documents whose content an earlier one has too.
-        ops: implementations that computed the vectors, sorted, such as ("xla",).
+        ops: implementations and devices that computed the vectors, sorted: ("xla on cpu",).
     """
 
     run: RunDescription

@@ -50,6 +50,7 @@ def build(
         config.extractor,
         expected_config=job.source.config,
         weights_fingerprint=str(run.weights["fingerprint"]),
+        expected_versions=tuple(run.versions.items()),
         expected_ops=finished_ops,
     )
 

@@ -14,6 +14,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version as installed_version
 from typing import Literal, TypeVar
 
 import jax
@@ -36,7 +37,6 @@ from qwen.batching import (
 from qwen.compile_cache import use_compile_cache
 from qwen.malloc import keep_freed_memory
 from qwen.mesh import DATA_AXIS, MODEL_AXIS, check_mesh_fits_model, make_mesh
-from qwen.ops import OpsName
 from qwen.ops.choose import choose_ops
 from qwen.parameters import abstract_model, load_model
 from qwen.programs import Captured, Programs
@@ -107,6 +107,16 @@ def _check_model(source: ModelSource, settings: ExtractorSettings) -> None:
             f"{settings.model_path}: in config.json, this worker sees {', '.join(changed)}. Give "
             "every worker the same model."
         )
+    changed = [
+        f"{name} {found} where the run was started with {version}"
+        for name, version in settings.expected_versions
+        if (found := installed_version(name)) != version
+    ]
+    if changed:
+        raise OtherWorkerError(
+            f"this worker has {', '.join(changed)}, and other versions may round differently. "
+            "Start all workers from one image, or from the environment of the launcher."
+        )
     fingerprint = settings.weights_fingerprint
     if fingerprint and (found := source.weights_fingerprint()) != fingerprint:
         raise OtherWorkerError(
@@ -130,7 +140,8 @@ class ActivationExtractor:
       source: the model.
       settings: what is captured and how.
       sites: every hook point of every captured layer.
-      ops: how the platform computes a layer: `xla`, `splash`, `cudnn` or `amx`.
+      ops: how a layer is computed, and on which kind of device: `xla on cpu`, or
+        `splash on TPU v5 lite`.
     """
 
     def __init__(
@@ -167,14 +178,14 @@ class ActivationExtractor:
         self.source, self.settings, self.pooling = source, settings, pooling
         compute = jnp.dtype(settings.compute_dtype)
         ops = choose_ops(mesh.devices.flat[0], compute, config, mesh.shape[MODEL_AXIS])
-        self.ops: OpsName = ops.name
-        if settings.expected_ops and ops.name not in settings.expected_ops:
+        self.ops = f"{ops.name} on {mesh.devices.flat[0].device_kind}"
+        if settings.expected_ops and self.ops not in settings.expected_ops:
             raise OtherWorkerError(
-                f"this worker computes with {ops.name} operations, the finished files of this run "
+                f"this worker computes with {self.ops} operations, the finished files of this run "
                 f"were computed with {', '.join(settings.expected_ops)}, which round differently. "
                 "Resume on the same kind of machine, or replace all files with --overwrite."
             )
-        LOGGER.info("%s: %s operations on %d devices", source.name, ops.name, mesh.size)
+        LOGGER.info("%s: operations %s, %d devices", source.name, self.ops, mesh.size)
         captured: StorageDtype = settings.storage_dtype
         if captured == "float32" and settings.compute_dtype == "bfloat16" and pooling != "mean":
             captured = "bfloat16"  # Widened on the host.

@@ -44,9 +44,10 @@ class ExtractorSettings:
       ignore_config: fields of `config.json` to leave out although they are not understood.
       environment: variables that a device's runtime reads when it starts, such as `TPU_WORKER_ID`;
         variables that are set already keep their values.
-      expected_config, weights_fingerprint, expected_ops: the model that the run was started with,
-        and the operations that computed its finished files. A worker that finds another model, or
-        has other operations, refuses to start. What is None or empty is not checked.
+      expected_config, weights_fingerprint, expected_versions, expected_ops: the model and the
+        versions of packages that the run was started with, and the operations that computed its
+        finished files. A worker that has others refuses to start. What is None or empty is not
+        checked.
     """
 
     model_path: str
@@ -62,6 +63,7 @@ class ExtractorSettings:
     environment: tuple[tuple[str, str], ...] = ()
     expected_config: ModelConfig | None = None
     weights_fingerprint: str = ""
+    expected_versions: tuple[tuple[str, str], ...] = ()
     expected_ops: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import apache_beam as beam
@@ -18,7 +19,7 @@ from activation_dataset.statistics import LayerStatistics, OrderedMerge
 from corpus.task import Notice
 from transforms.assign_shards import ShardPlan
 from transforms.output_folder import OutputFolder, remove_partial_files
-from transforms.storage import join, read_if_exists
+from transforms.storage import REQUESTS_AT_ONCE, join, read_if_exists, size_and_crc32c
 
 
 class NonFiniteError(ValueError):
@@ -121,22 +122,37 @@ def write_metadata(metadata: Metadata, folder: OutputFolder) -> Metadata:
     """Commit the dataset, if all its files still exist, and release the folder.
 
     Raises:
-      IncompleteError: naming a file that does not exist or has another size.
+      IncompleteError: naming a file that does not exist or has other bytes.
     """
     content = metadata.to_json().encode()
     # An attempt whose success the runner did not hear of has written the same.
     if read_if_exists(join(folder.path, METADATA_FILE)) != content:
         folder.check()
-        _check_files(metadata, remove_partial_files(folder.path))
+        remove_partial_files(folder.path)
+        check_files(metadata, folder.path)
         _write_card(folder, metadata)
         folder.write(METADATA_FILE, content)
     folder.release()
     return metadata
 
 
-def _check_files(metadata: Metadata, sizes: Mapping[str, int]) -> None:
+def check_files(metadata: Metadata, path: str) -> None:
+    """Compare all files of a folder with the metadata that is to describe them.
+
+    Two attempts at a shard may have written different bits, in any order of their commits.
+
+    Raises:
+      IncompleteError: naming a file that does not exist or has other bytes.
+    """
     entries = [entry for shard in metadata.shards for entry in shard.all_files]
-    if lost := [entry.path for entry in entries if sizes.get(entry.path) != entry.bytes]:
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+        found = pool.map(lambda entry: size_and_crc32c(join(path, entry.path)), entries)
+        lost = [
+            entry.path
+            for entry, each in zip(entries, found, strict=True)
+            if each != (entry.bytes, entry.crc32c)
+        ]
+    if lost:
         raise IncompleteError(
             f"{len(lost)} files were removed or changed since they were written, such as "
             f"{lost[0]}; run the same command again, which writes them again"

@@ -10,9 +10,9 @@ from typing import Any
 
 import apache_beam as beam
 
-from activation_dataset.fields import to_json
+from activation_dataset.fields import FieldError, to_json
 from activation_dataset.format import ERRORS_FOLDER, METADATA_FILE, RUN_FILE, is_partial_file
-from activation_dataset.metadata import RunDescription
+from activation_dataset.metadata import Metadata, RunDescription
 from corpus.task import Notice, RejectedTask
 from transforms.assign_shards import ShardPlan
 from transforms.measure_output import OutputSize, check_output_size
@@ -106,8 +106,8 @@ def commit_run(
 ) -> ShardPlan:
     """Let the expensive part begin: write or compare `run.json`, and write the dead letters.
 
-    The metadata of an existing dataset is deleted before anything else in the folder changes: until
-    it is written again, the folder is that of an unfinished run.
+    Unless the folder holds a complete dataset, its metadata is deleted before anything else in it
+    changes: until it is written again, the folder is that of an unfinished run.
 
     Raises:
       OtherRunError: if the folder's run had other samples or settings; nothing is written then.
@@ -125,7 +125,8 @@ def commit_run(
             "or the tokenizer have changed since; choose another --output_dir, or --overwrite."
         )
     check_output_size(size, len(run.sites), limits.max_output_bytes)
-    delete(join(folder.path, METADATA_FILE))
+    if not _holds_all_files(folder.path):
+        delete(join(folder.path, METADATA_FILE))
     write_lines(errors_file(folder.path), rejected)
     write_lines(notices_file(folder.path), notices)
     details = f"; {errors_file(folder.path)} says why each was" if rejected else ""
@@ -136,6 +137,18 @@ def commit_run(
         content = {"configuration": configuration(run), "plan": planned}
         folder.write(RUN_FILE, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
     return plan
+
+
+def _holds_all_files(path: str) -> bool:
+    """Return True if all files exist that the metadata lists, with their sizes."""
+    content = read_if_exists(join(path, METADATA_FILE))
+    try:
+        metadata = Metadata.from_json(content or b"")
+    except FieldError:
+        return False
+    sizes = list_output(path)
+    files = (entry for shard in metadata.shards for entry in shard.all_files)
+    return all(sizes.get(entry.path) == entry.bytes for entry in files)
 
 
 def check_samples(

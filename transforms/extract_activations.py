@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import apache_beam as beam
 import numpy as np
@@ -41,7 +41,7 @@ class LayerBlock:
       frames: of the samples' records, in the order of the file; shared by sites of one width.
       vectors: [sum of the frames' vectors, row elements] as in `storage_dtype`.
       statistics: of exactly these vectors.
-      ops: the implementation that computed them, such as "xla".
+      ops: the implementation and device that computed them, such as "xla on cpu".
       is_last: whether this block ends the shard.
     """
 
@@ -53,6 +53,18 @@ class LayerBlock:
     statistics: LayerStatistics
     ops: str
     is_last: bool
+
+    def __reduce__(self) -> tuple[Callable[[Site], NoReturn], tuple[Site]]:
+        """Encode nothing, as Beam encodes elements to estimate sizes, and refuse to be decoded."""
+        return _refuse_to_leave_the_stage, (self.site,)
+
+
+def _refuse_to_leave_the_stage(site: Site) -> NoReturn:
+    raise TypeError(
+        f"a block of activations of layer {site} left the stage that computed it: this runner "
+        "materializes between extraction and writing. Use a runner that fuses stages, and keep the "
+        "steps that follow extraction free of shuffles"
+    )
 
 
 @dataclass(frozen=True, eq=False)

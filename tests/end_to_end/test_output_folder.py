@@ -5,6 +5,7 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 from activation_dataset.format import manifest_file, shard_file
 from activation_dataset.manifest import LayerManifest
 from tests.end_to_end.job import dead_letters, digests, error_of, metadata_of, problems_of, run
+from transforms import resume
 
 FLAGS = ("--layers_to_extract", "0-1", "--batch_size", "1")
 
@@ -146,3 +148,26 @@ def test_activations_that_are_not_finite_fail_the_run_unless_allowed(
     assert (statistics[0].count, statistics[0].nonfinite_count) == (5, 0)
     assert (statistics[1].count, statistics[1].nonfinite_count) == (0, 5)
     assert "NaN" not in (out / "metadata.json").read_text()
+
+
+def test_a_complete_dataset_stays_readable_while_the_same_command_looks_again(
+    checkpoint: Path, short_tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    out, seen, look = tmp_path / "out", list[bool](), resume.finished_files
+
+    def looked(*arguments: Any) -> Any:
+        seen.append((out / "metadata.json").exists())
+        return look(*arguments)
+
+    run(checkpoint, short_tasks, out, *FLAGS)
+    before = digests(out)
+    monkeypatch.setattr("transforms.extract_activations.finished_files", looked)
+    run(checkpoint, short_tasks, out, *FLAGS)
+    assert seen
+    assert all(seen)
+    assert digests(out) == before
+    next(out.glob("layer_*/*.tfrecord")).unlink()
+    seen.clear()
+    run(checkpoint, short_tasks, out, *FLAGS)
+    assert not any(seen)
+    assert digests(out) == before

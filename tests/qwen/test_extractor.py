@@ -279,7 +279,8 @@ def test_a_setting_that_does_not_fit_is_named(
     [
         ({"weights_fingerprint": "model: AAAAAA=="}, "weights .* started with model: AAAAAA=="),
         ({"expected_config": replace(SMALL, rope_theta=5e5)}, "rope_theta 1000000.0 .* 500000.0"),
-        ({"expected_ops": ("cudnn", "splash")}, r"(xla|amx) operations.* cudnn, splash"),
+        ({"expected_versions": (("jax", "0.1"),)}, r"this worker has jax .* started with 0\.1"),
+        ({"expected_ops": ("cudnn", "splash")}, r"(xla|amx) on cpu operations.* cudnn, splash"),
     ],
 )
 def test_a_worker_that_differs_from_the_rest_of_the_run_refuses_to_start(
@@ -292,6 +293,7 @@ def test_a_worker_that_differs_from_the_rest_of_the_run_refuses_to_start(
     fits: dict[str, Any] = {
         "weights_fingerprint": found.source.weights_fingerprint(),
         "expected_config": SMALL,
+        "expected_versions": (("numpy", np.__version__),),
         "expected_ops": (found.ops,),
     }
     assert open_extractor(replace(settings, **fits)).ops == found.ops

@@ -43,7 +43,14 @@ DECIDE: dict[str, tuple[Any, ...]] = {
 DO_NOT_DECIDE = {
     *("tasks_file", "output_dir", "compile_cache", "overwrite", "accelerator", "environment"),
     *("max_rejected", "max_output_bytes", "allow_nonfinite", "no_progress", "weights_fingerprint"),
-    *("expected_config", "expected_ops", "efficiency", "device_price", "upload_memory"),
+    *(
+        "expected_config",
+        "expected_versions",
+        "expected_ops",
+        "efficiency",
+        "device_price",
+        "upload_memory",
+    ),
 }
 """Other settings. The plan has a digest of the samples that `tasks_file` holds."""
 

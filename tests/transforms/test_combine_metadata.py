@@ -1,7 +1,7 @@
 import dataclasses
 import io
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import apache_beam as beam
 import numpy as np
@@ -42,12 +42,19 @@ def layer(
     nonfinite: int = 0,
     prompts: list[Prompt] | None = None,
     ops: str = "xla",
+    stream: BinaryIO | None = None,
+    last_bit: bool = False,
 ) -> LayerManifest:
-    """The manifest of a file with two samples of 3 and 4 tokens, as the writer gives it."""
+    """The manifest of a file with two samples of 3 and 4 tokens, as the writer gives it.
+
+    The file goes to `stream`; with a `last_bit`, a vector differs as by other operations.
+    """
     prompts = prompts or make_prompts([3, 4], seed=shard)
     rows = make_rows(prompts, KIND.pooling, KIND.hidden, seed=100 * site + shard)
     rows[:nonfinite, 0] = np.nan
-    writer = LayerFileWriter(io.BytesIO(), site, KIND)
+    if last_bit:
+        rows[0, 0] = np.nextafter(rows[0, 0], np.float32(np.inf))
+    writer = LayerFileWriter(stream or io.BytesIO(), site, KIND)
     writer.append(frames_of(prompts, KIND), rows, LayerStatistics.of_vectors(rows))
     return writer.finish(shard, num_shards, ops)
 
@@ -126,10 +133,17 @@ def test_values_that_are_not_finite_are_an_error_unless_allowed():
 
 
 def written(folder: Path) -> OutputFolder:
-    """A claimed folder that has the files of the manifests, as far as a listing shows."""
-    for path, each in manifests(2).items():
-        (folder / path).parent.mkdir(exist_ok=True)
-        (folder / path).write_bytes(bytes(each.file.bytes))
+    """A claimed folder that has the files of the manifests."""
+    for n in range(2):
+        for site in SITES:
+            path = folder / shard_file(site, n, 2)
+            path.parent.mkdir(exist_ok=True)
+            with path.open("wb") as stream:
+                layer(site, n, 2, stream=stream)
+        path = folder / prompts_file(n, 2)
+        path.parent.mkdir(exist_ok=True)
+        with path.open("wb") as stream:
+            write_prompts(stream, make_prompts([3, 4], seed=n), n, 2)
     return OutputFolder.claim(str(folder))
 
 
@@ -174,3 +188,24 @@ def test_a_file_that_was_removed_after_it_was_written_is_named(tmp_path: Path):
     OutputFolder.claim(str(tmp_path))
     with pytest.raises(ClaimLostError):
         run(manifests(2), folder)
+
+
+@pytest.mark.parametrize("reported", ["xla", "amx"])
+@pytest.mark.parametrize("last", ["xla", "amx"])
+def test_of_two_attempts_the_one_whose_file_is_there_counts(
+    tmp_path: Path, reported: str, last: str
+):
+    """Both wrote the file, with other bits; the runner took the result of either."""
+    folder, path = written(tmp_path), shard_file(11, 1, 2)
+    attempts = {}
+    for ops in sorted(("xla", "amx"), key=lambda each: each == last):
+        with (tmp_path / path).open("wb") as stream:
+            attempts[ops] = layer(11, 1, 2, ops=ops, stream=stream, last_bit=ops == "amx")
+    given = manifests(2) | {path: attempts[reported]}
+    if reported == last:
+        run(given, folder)
+        assert (tmp_path / "metadata.json").exists()
+    else:
+        with pytest.raises(IncompleteError, match=f"1 files .* such as {path}"):
+            run(given, folder)
+        assert not (tmp_path / "metadata.json").exists()

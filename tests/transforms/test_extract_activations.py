@@ -3,6 +3,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import apache_beam as beam
 import numpy as np
 import pytest
 from apache_beam.pvalue import TaggedOutput
@@ -118,3 +119,17 @@ def test_a_shard_is_resumed_and_a_complete_one_needs_no_model(
     fresh = _Extract(settings(), folder.path)
     outputs = list(fresh.process((0, prompts), plan))
     assert [output.tag for output in outputs] == [FINISHED] * 3
+
+
+def keyed_block(_: int) -> tuple[int, LayerBlock]:
+    vectors, statistics = np.empty((0, 4), np.float32), LayerStatistics.empty(4)
+    return 0, LayerBlock(0, 1, 10, (), vectors, statistics, "xla", True)
+
+
+def test_a_runner_that_materializes_blocks_is_told_on_the_first_one():
+    with (
+        pytest.raises(TypeError, match=r"layer 10 .*materializes between extraction and writing"),
+        beam.Pipeline("FnApiRunner") as pipeline,
+    ):
+        blocks = pipeline | beam.Create([1]) | "Extract" >> beam.Map(keyed_block)
+        _ = blocks | "Materialize" >> beam.GroupByKey()
