@@ -59,8 +59,12 @@ class LayerBlock:
         return _refuse_to_leave_the_stage, (self.site,)
 
 
+class MaterializedError(TypeError):
+    """Activations that a runner moves to another stage than the one that computed them."""
+
+
 def _refuse_to_leave_the_stage(site: Site) -> NoReturn:
-    raise TypeError(
+    raise MaterializedError(
         f"a block of activations of layer {site} left the stage that computed it: this runner "
         "materializes between extraction and writing. Use a runner that fuses stages, and keep the "
         "steps that follow extraction free of shuffles"

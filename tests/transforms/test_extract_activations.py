@@ -12,6 +12,7 @@ from activation_dataset.prompts import Prompt
 from activation_dataset.record import frame_record
 from activation_dataset.sites import Site
 from activation_dataset.statistics import LayerStatistics
+from beam_pipeline.failures import explained_by
 from qwen import extractor as extractor_module
 from qwen.extractor import open_extractor
 from qwen.settings import ExtractorSettings
@@ -127,9 +128,11 @@ def keyed_block(_: int) -> tuple[int, LayerBlock]:
 
 
 def test_a_runner_that_materializes_blocks_is_told_on_the_first_one():
-    with (
-        pytest.raises(TypeError, match=r"layer 10 .*materializes between extraction and writing"),
-        beam.Pipeline("FnApiRunner") as pipeline,
-    ):
-        blocks = pipeline | beam.Create([1]) | "Extract" >> beam.Map(keyed_block)
-        _ = blocks | "Materialize" >> beam.GroupByKey()
+    pipeline = beam.Pipeline("FnApiRunner")
+    blocks = pipeline | beam.Create([1]) | "Extract" >> beam.Map(keyed_block)
+    _ = blocks | "Materialize" >> beam.GroupByKey()
+    with pytest.raises(Exception, match="decoding") as error:
+        pipeline.run()
+    explanation = explained_by(error.value) or ""
+    assert "layer 10" in explanation
+    assert "materializes between extraction and writing" in explanation
