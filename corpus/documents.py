@@ -31,10 +31,14 @@ _REFUSED = ("functions",)
 _ANSWERS = ("response", "output")
 MAX_TOKEN_ID = 2**31 - 1
 
+_CHANGE_WHAT_IDS_MEAN = ("seq_lengths", "cu_seqlens", "inputs_embeds", "pixel_values")
+_BESIDE_IDS = ("attention_mask", "position_ids", "token_type_ids", *_CHANGE_WHAT_IDS_MEAN)
+"""Keys of a batch for a model; those that would change the activations are refused."""
+
 OTHER_KEYS = (
     *("completion", "response", "input", "output", "history"),
     *(*_SYSTEM_KEYS, *_OPTIONS, *_REFUSED),
-    *("attention_mask", "position_ids"),
+    *_BESIDE_IDS,
 )
 """Keys that are read together with one of `DOCUMENT_KEYS`."""
 
@@ -60,7 +64,10 @@ def to_document(
     else:
         key, value = _content(record)
     if key in ID_LIST_KEYS or _is_id_list(value):
-        return Document(record_id, source, None, token_ids=_token_ids(record, key, value))
+        folder, dot, _ = key.rpartition(".")
+        beside = field_of(record, folder) if dot and key not in record else record
+        beside = beside if isinstance(beside, Mapping) else record
+        return Document(record_id, source, None, token_ids=_token_ids(beside, key, value))
     if isinstance(value, list):
         messages = _with_system(record, to_messages(value, key), key)
         return Document(record_id, source, None, messages, _template_arguments(record))
@@ -85,7 +92,11 @@ def _content(record: Mapping[Any, Any]) -> tuple[str, object]:
     """Return the key of the record's content, and a text or messages."""
     whole = [key for key in (*CHAT_KEYS, "text") if key in record]
     # Next to a text, such a name may stand for a count, or for words.
-    whole += [key for key in ID_LIST_KEYS if _is_id_list(record.get(key))]
+    whole += [
+        key
+        for key in ID_LIST_KEYS
+        if _is_id_list(record.get(key)) or (key == "input_ids" and record.get(key))
+    ]
     parts = [key for key in ("prompt", "instruction") if key in record]
     if not whole and (answers := [key for key in ("chosen", "rejected") if key in record]):
         raise Rejection(
@@ -111,12 +122,20 @@ def _is_id_list(value: object) -> bool:
 
 
 def _token_ids(record: Mapping[Any, Any], key: str, value: object) -> tuple[int, ...]:
-    """Return a list of token ids, of which none is padding."""
+    """Return a list of token ids, of which none is padding; `record` is what they are in."""
     if not isinstance(value, list) or not value:
         raise Rejection("bad_token_ids", f"{key}: {shown(value)} is not a list of token ids")
     for place, each in enumerate(value):
         if type(each) is not int or not 0 <= each <= MAX_TOKEN_ID:
             raise Rejection("bad_token_ids", f"{key}[{place}]: {shown(each)} is not a token id")
+    if changing := [each for each in _CHANGE_WHAT_IDS_MEAN if record.get(each) is not None]:
+        raise Rejection(
+            "bad_token_ids",
+            f"{changing[0]}: not known next to {key}, and it changes what the model computes; "
+            "write each sample as a record of its own, with token ids alone",
+        )
+    if any(record.get("token_type_ids") or ()):
+        raise Rejection("bad_token_ids", "token_type_ids: not all 0, which no model here knows")
     mask, positions = record.get("attention_mask"), record.get("position_ids")
     if mask is not None and mask != [1] * len(value):
         raise Rejection(

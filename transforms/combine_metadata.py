@@ -21,6 +21,10 @@ from transforms.assign_shards import ShardPlan
 from transforms.output_folder import OutputFolder, remove_partial_files
 from transforms.storage import REQUESTS_AT_ONCE, join, read_if_exists, size_and_crc32c
 
+SHARDS_OF_A_GROUP = 128
+"""Shards whose statistics are merged first, a power of 2, so that in any order of arrival few of
+them wait for their neighbors."""
+
 
 class NonFiniteError(ValueError):
     """Activations that are not finite although that is not allowed."""
@@ -64,6 +68,17 @@ class GatherManifests(beam.CombineFn):
 
     def extract_output(self, gathered: _Gathered) -> _Gathered:
         return gathered
+
+
+class MergeGathered(GatherManifests):
+    """Combines what `GatherManifests` gave for groups of shards."""
+
+    def add_input(self, merged: _Gathered, gathered: _Gathered) -> _Gathered:  # type: ignore[override]
+        return self.merge_accumulators((merged, gathered))
+
+
+def _group_of(manifest: Manifest) -> int:
+    return manifest.shard // SHARDS_OF_A_GROUP
 
 
 def build_metadata(
@@ -184,7 +199,10 @@ class CombineMetadata(beam.PTransform):
     def expand(self, manifests: beam.PCollection) -> beam.PCollection:
         return (
             manifests
-            | "Gather" >> beam.CombineGlobally(GatherManifests())
+            | "ByGroup" >> beam.WithKeys(_group_of)
+            | "GatherGroups" >> beam.CombinePerKey(GatherManifests())
+            | "Groups" >> beam.Values()
+            | "Gather" >> beam.CombineGlobally(MergeGathered())
             | "Build"
             >> beam.Map(
                 build_metadata,

@@ -9,9 +9,10 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from corpus.documents import to_document
 from corpus.parse import parse_tasks
 from corpus.tables import parse_table
-from corpus.task import Document, Item, RejectedTask
+from corpus.task import Document, Item, RejectedTask, Rejection
 
 HI, HO = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -184,3 +185,37 @@ def test_a_named_field_is_found_in_every_layout_of_json(content: str):
         data = (content % body).encode()
         (item,) = parse_tasks(io.BytesIO(data), "a.json", name)
         assert item == replace(text("a"), source="a.json")
+
+
+@pytest.mark.parametrize(
+    ("record", "text_field"),
+    [
+        ({"input_ids": [1, 2, 3], "attention_mask": [1, 1, 0]}, None),
+        ({"a": {"input_ids": [1, 2, 3], "attention_mask": [1, 1, 0]}}, "a.input_ids"),
+        ({"a": {"input_ids": [1, 2, 3], "position_ids": [0, 1, 0]}}, "a.input_ids"),
+        ({"tokens": [1, 2, 3], "seq_lengths": [1, 2]}, None),
+        ({"tokens": [1, 2], "pixel_values": [[0.5]]}, None),
+        ({"ids": [1, 2], "token_type_ids": [0, 1]}, "ids"),
+        ({"input_ids": [1.0, 2.0]}, None),
+        ({"input_ids": [1, 2**31]}, None),
+        ({"input_ids": []}, None),
+    ],
+    ids=str,
+)
+def test_ids_of_which_the_model_would_compute_something_else(
+    record: dict[str, Any], text_field: str | None
+) -> None:
+    with pytest.raises(Rejection) as rejected:
+        to_document(record, "a.jsonl", "a", text_field)
+    assert rejected.value.reason == "bad_token_ids"
+
+
+def test_a_text_with_ids_is_ambiguous_whatever_the_ids() -> None:
+    for ids in ([1, 2], [1.0, 2.0], [[1, 2]]):
+        with pytest.raises(Rejection, match="--text_field text") as rejected:
+            to_document({"text": "a", "input_ids": ids}, "a.jsonl", "a", None)
+        assert rejected.value.reason == "ambiguous"
+    counted = to_document({"text": "a", "tokens": 512}, "a.jsonl", "a", None)
+    assert counted.text == "a"
+    whole = {"input_ids": [1, 2], "attention_mask": [1, 1], "labels": [1, 2]}
+    assert to_document(whole, "a.jsonl", "a", None).token_ids == (1, 2)

@@ -25,6 +25,7 @@ from transforms.combine_metadata import (
     CombineMetadata,
     GatherManifests,
     IncompleteError,
+    MergeGathered,
     NonFiniteError,
     build_metadata,
 )
@@ -104,6 +105,12 @@ def test_neither_arrival_nor_merging_changes_a_byte(data):
     given = list(manifests(5).values())
     expected = build(combined(GatherManifests(), given), plan=plan_of(5))
     found = build(data.draw(any_merge(GatherManifests(), given)), plan=plan_of(5))
+    assert found.to_json() == expected.to_json()
+    groups = [
+        combined(GatherManifests(), [each for each in given if each.shard // 2 == group])
+        for group in range(3)
+    ]
+    found = build(data.draw(any_merge(MergeGathered(), groups)), plan=plan_of(5))
     assert found.to_json() == expected.to_json()
 
 
