@@ -47,10 +47,10 @@ class GatedDeltaNet(nnx.Module):
         """Read the state at every slot of normalized x [R, L, H]: [R, L, K, V, E].
 
         The convolution and the state begin anew with each sample of a row. The rule is computed by
-        chunks of that many slots, at most `DELTA_CHUNK` in float32, since round-off grows with it.
+        chunks of that many slots; of `DELTA_CHUNK` in float32, as transformers does.
         """
         if precision_of(x) is not None:
-            chunk = min(chunk, DELTA_CHUNK)
+            chunk = DELTA_CHUNK
         qkv = round_to(project(x, self.qkv_kernel[...]), x.dtype)  # [R, L, K, W]
         qkv = jax.nn.silu(_convolve(qkv, self.conv_kernel[...].astype(jnp.float32), positions))
         query, key, value = jnp.split(qkv, (self.key_size, 2 * self.key_size), axis=-1)

@@ -28,7 +28,7 @@ class Ops(ABC):
     Attributes:
       name: of the set of operations.
       tiles_kernels: whether kernels of products must be laid out by `tile_kernel` when loaded.
-      delta_chunk: slots of a chunk of a delta network, which divide the alignment of rows, 128.
+      delta_chunk: slots of a chunk of a delta network in bfloat16; they divide the alignment of rows.
     """
 
     name: ClassVar[OpsName]
