@@ -28,7 +28,7 @@ class Ops(ABC):
     Attributes:
       name: of the set of operations.
       tiles_kernels: whether kernels of products must be laid out by `tile_kernel` when loaded.
-      delta_chunk: slots of a chunk of a delta network in bfloat16; they divide the alignment of rows.
+      delta_chunk: slots of a chunk of a delta network in bfloat16, which divide 128.
     """
 
     name: ClassVar[OpsName]
