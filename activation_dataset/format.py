@@ -44,8 +44,7 @@ class Sample:
         positions: [n] int32, positions of the chosen tokens in the prompt, ascending; None if all
             tokens are chosen, and with pooling "last".
         offset: tokens of the document before the prompt, which is a window of it; 0 for a prompt
-            that is not a window. Neither these tokens nor the prompt's positions count the other:
-            see `prepended_bos`.
+            that is not a window.
         prepended_bos: whether the prompt begins with a token that is not in the document.
     """
 

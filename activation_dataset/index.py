@@ -20,7 +20,7 @@ from activation_dataset.checksum import crc32c
 from activation_dataset.folder import Folder
 from activation_dataset.format import Pooling, index_file
 from activation_dataset.metadata import Metadata, RunDescription
-from activation_dataset.prompts import CELL_FIELDS, Prompt, read_prompts
+from activation_dataset.prompts import CELL_FIELDS, NO_TURN, Prompt, read_prompts
 from activation_dataset.record import RecordKind, frame_record
 
 LOGGER = logging.getLogger(__name__)
@@ -172,7 +172,7 @@ def _index_of(prompts: list[Prompt], kinds: list[RecordKind]) -> ShardIndex:
         token_ends=np.cumsum(token_counts, dtype=np.int64),
         token_ids=np.concatenate([no_tokens, *(prompt.token_ids for prompt in prompts)]),
         cells=np.concatenate([no_cells, *(prompt.cells for prompt in prompts)]),
-        chosen=np.concatenate([np.empty(0, bool), *map(_chosen, prompts)]),
+        chosen=np.concatenate([np.empty(0, bool), *(prompt.chosen for prompt in prompts)]),
         offsets=np.array([prompt.offset for prompt in prompts], np.int64),
         prepended_bos=np.array([prompt.prepended_bos for prompt in prompts], bool),
         turns=_turns(prompts),
@@ -182,19 +182,12 @@ def _index_of(prompts: list[Prompt], kinds: list[RecordKind]) -> ShardIndex:
     )
 
 
-def _chosen(prompt: Prompt) -> NDArray[np.bool_]:
-    chosen = np.full(prompt.num_tokens, prompt.positions is None)
-    if prompt.positions is not None:
-        chosen[prompt.positions] = True
-    return chosen
-
-
 def _turns(prompts: list[Prompt]) -> NDArray[np.int16]:
     if not any(prompt.roles for prompt in prompts):
         return np.empty(0, np.int16)
     return np.concatenate(
         [
-            np.full(prompt.num_tokens, -1, np.int16) if prompt.turns is None else prompt.turns
+            np.full(prompt.num_tokens, NO_TURN, np.int16) if prompt.turns is None else prompt.turns
             for prompt in prompts
         ]
     )

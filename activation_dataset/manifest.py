@@ -133,15 +133,14 @@ def shards_of(
             if path not in found:
                 raise ValueError(f"{path} was not written")
         *layers, prompts = (found.pop(path) for path in paths)
-        vectors = 0
         for manifest in layers:
             _check_same_samples(manifest, prompts)
-            found_vectors = getattr(manifest, "vectors", 0)
-            vectors = vectors or found_vectors
-            if found_vectors != vectors:
+        first, *others = (each for each in layers if isinstance(each, LayerManifest))
+        vectors = first.vectors
+        for other in others:
+            if other.vectors != vectors:
                 raise ValueError(
-                    f"{manifest.file.path} has {found_vectors} vectors, {layers[0].file.path} "
-                    f"{vectors}"
+                    f"{other.file.path} has {other.vectors} vectors, {first.file.path} {vectors}"
                 )
         files = {site: each.file for site, each in zip(sites, layers, strict=True)}
         shards.append(Shard(shard, prompts.samples, prompts.tokens, vectors, prompts.file, files))

@@ -9,7 +9,7 @@ shard.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import BinaryIO
 
 import numpy as np
@@ -92,16 +92,15 @@ class Prompt:
     @property
     def sample(self) -> Sample:
         """The prompt without what its tokens show."""
-        return Sample(
-            self.sample_id,
-            self.task_id,
-            self.token_ids,
-            self.num_tokens,
-            self.truncated_tokens,
-            self.positions,
-            self.offset,
-            self.prepended_bos,
-        )
+        return Sample(**{each.name: getattr(self, each.name) for each in fields(Sample)})
+
+    @property
+    def chosen(self) -> NDArray[np.bool_]:
+        """[num_tokens] bool, which tokens are chosen."""
+        chosen = np.full(self.num_tokens, self.positions is None)
+        if self.positions is not None:
+            chosen[self.positions] = True
+        return chosen
 
     @property
     def chosen_ids(self) -> NDArray[np.int32]:
@@ -181,18 +180,8 @@ def decode_prompt(data: bytes | memoryview) -> Prompt:
         cells[...] = np.frombuffer(example.activation, _STORED).reshape(shape)
         _check_cells(cells)
     _check_turns(example.turns, example.roles, sample.num_tokens)
-    return Prompt(
-        sample.sample_id,
-        sample.task_id,
-        sample.token_ids,
-        cells,
-        sample.truncated_tokens,
-        sample.positions,
-        sample.offset,
-        sample.prepended_bos,
-        example.turns,
-        example.roles,
-    )
+    stored = {name: value for name, value in vars(sample).items() if name != "num_tokens"}
+    return Prompt(**stored, cells=cells, turns=example.turns, roles=example.roles)
 
 
 def _check_cells(cells: NDArray[np.int16]) -> None:

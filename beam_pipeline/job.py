@@ -40,10 +40,9 @@ class Job:
     def _bos(self) -> dict[str, Json] | None:
         if (token_id := self.rules.bos) is None:
             return None
-        if not self.source.has_tokenizer:
+        if (tokenizer := self.source.tokenizer_if_any()) is None:
             return {"id": token_id}
-        text = self.source.tokenizer().convert_ids_to_tokens(token_id)
-        return {"id": token_id, "token": str(text)}
+        return {"id": token_id, "token": str(tokenizer.convert_ids_to_tokens(token_id))}
 
     def describe(self) -> RunDescription:
         """Check the weights, and return all that decides about the bytes, except the inputs.
@@ -55,6 +54,7 @@ class Job:
         source.check_weights()
         augmentation, hidden = config.augmentation, source.config.hidden_size
         widths = {site: kind.hidden for site, kind in self.record_kinds.items()}
+        tokenizer = source.tokenizer_if_any()
         return RunDescription(
             model_name=source.name,
             layers_extracted=settings.layers,
@@ -68,7 +68,7 @@ class Job:
             model=source.config.to_json(),
             tokenizer={
                 "fingerprint": source.tokenizer_fingerprint(),
-                "digits": digit_tokens(source.tokenizer()) if source.has_tokenizer else [],
+                "digits": digit_tokens(tokenizer) if tokenizer else [],
             },
             weights={
                 "fingerprint": source.weights_fingerprint(),
@@ -106,8 +106,8 @@ def open_job(config: Config) -> Job:
     patterns = resolve_patterns(config.tasks_file, config.output_dir)
     template = load_template(config.prompt_template)
     source = open_model(config.extractor.model_path, config.extractor.ignore_config)
-    has_chat_template = source.has_tokenizer and source.tokenizer().chat_template
-    if template.chat and not has_chat_template:
+    tokenizer = source.tokenizer_if_any()
+    if template.chat and not (tokenizer and tokenizer.chat_template):
         raise ConfigError(
             f"--prompt_template {config.prompt_template}: the tokenizer of {source.name} has no "
             "chat template; choose a prompt template with chat = false, such as digits"
@@ -158,7 +158,7 @@ def _rules(config: Config, source: ModelSource) -> SampleRules:
         )
     bos = None if config.prepend_bos is None else _token_id(config.prepend_bos, source)
     choice = parse_choice(config.tokens)
-    if choice.needs_special_ids and not source.has_tokenizer:
+    if choice.needs_special_ids and source.tokenizer_if_any() is None:
         raise ConfigError(
             f"--tokens={config.tokens}: {source.name} has no tokenizer that says which tokens are "
             "special; leave out no_special"
@@ -175,7 +175,7 @@ def _rules(config: Config, source: ModelSource) -> SampleRules:
 
 def _token_id(named: str, source: ModelSource) -> int:
     """Return the id of the token that `--prepend_bos` names. Raises ConfigError."""
-    tokenizer = source.tokenizer() if source.has_tokenizer else None
+    tokenizer = source.tokenizer_if_any()
     vocabulary = tokenizer.get_vocab() if tokenizer else {}
     token_id = int(named) if named.isdecimal() else vocabulary.get(named)
     if token_id is None or token_id >= source.config.vocab_size:

@@ -100,7 +100,7 @@ def make_plan(job: Job) -> Plan:
 def _read_and_tokenize(
     job: Job, paths: Sequence[str], root: str
 ) -> Iterator[Prompt | RejectedTask | Written | InputFile]:
-    tokenizer = job.source.tokenizer() if job.source.has_tokenizer else None
+    tokenizer = job.source.tokenizer_if_any()
     for path in paths:
         for item in read_file(path, source_of(path, root), job.config.text_field):
             if isinstance(item, Notice):

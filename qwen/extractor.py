@@ -242,19 +242,19 @@ class ActivationExtractor:
             np.asarray(tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
             for text in texts
         ]
+        is_scaled = self.settings.storage_dtype in LARGEST_ELEMENT
         found: list[dict[Site, np.ndarray]] = [{} for _ in texts]
         for captured in self.extract(token_ids):
             ends = np.cumsum(captured.vector_counts)
             for site, vectors in captured.vectors.items():
                 parts = np.split(vectors, ends[:-1])
                 for sample, part in zip(captured.samples, parts, strict=True):
-                    is_row = part.dtype in (np.uint8, np.int8)
-                    found[sample][site] = to_float32(part) if is_row else part.copy()
+                    found[sample][site] = to_float32(part) if is_scaled else part.copy()
         if self.pooling == "none":
             return found
         if not found:
-            width, given = self.source.config.width, self.settings.storage_dtype
-            dtype = jnp.dtype("float32" if given in LARGEST_ELEMENT else given)
+            width = self.source.config.width
+            dtype = jnp.dtype("float32" if is_scaled else self.settings.storage_dtype)
             return {s: np.empty((0, width(*place_of(s))), dtype) for s in self.sites}
         return {site: np.concatenate([each[site] for each in found]) for site in self.sites}
 

@@ -90,10 +90,15 @@ class ModelSource:
         """Return the SHA-256 (hex) of the names and contents of the tokenizer's files."""
         return tokenizer_fingerprint(self.files.text_folder())
 
-    @property
-    def has_tokenizer(self) -> bool:
-        """False if the checkpoint has no file of a tokenizer, which token ids alone do without."""
-        return is_tokenizer(self.files.text_folder())
+    def tokenizer_if_any(self) -> PreTrainedTokenizerBase | None:
+        """Return the model's tokenizer, or None if the checkpoint has no file of one.
+
+        Records of token ids do without.
+
+        Raises:
+          TokenizerError: if its files are damaged or contradict each other.
+        """
+        return self.tokenizer() if is_tokenizer(self.files.text_folder()) else None
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Return the model's tokenizer, which is loaded once per process.

@@ -14,7 +14,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jinja2
 
@@ -45,6 +45,8 @@ _REFUSALS = (
 
 class ChatTemplateError(ValueError):
     """Messages that the tokenizer's chat template refuses or does not show, or no such template."""
+
+    reason: ClassVar[str] = "chat_template"
 
 
 @dataclass(frozen=True)

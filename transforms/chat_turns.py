@@ -83,19 +83,20 @@ def has_generation_marks(template: str) -> bool:
     return _GENERATION.search(template) is not None
 
 
-def turns_of(
-    spans: Sequence[Span], text: str, tokenizer: PreTrainedTokenizerBase
-) -> np.ndarray | None:
-    """Return the number of the message of each token of a chat's text, [num_tokens] int16.
-
-    None if the tokenizer normalizes the text to another one, whose places are unknown.
-    """
+def shows_places_of(text: str, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return False if the tokenizer normalizes a text to another one, whose places are unknown."""
     normalizer = tokenizer.backend_tokenizer.normalizer
-    if normalizer is not None and normalizer.normalize_str(text) != text:
-        return None
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    offsets = np.array(encoded["offset_mapping"], np.int64).reshape(-1, 2)
-    turns = np.full(len(offsets), NO_TURN, np.int16)
+    return normalizer is None or normalizer.normalize_str(text) == text
+
+
+def turns_of(spans: Sequence[Span], offsets: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Return the number of the message of each token of a chat, [num_tokens] int16.
+
+    Args:
+      offsets: first character and end of each token in the chat's text.
+    """
+    places = np.array(offsets, np.int64).reshape(-1, 2)
+    turns = np.full(len(places), NO_TURN, np.int16)
     for number, start, end in spans:
-        turns[(offsets[:, 0] >= start) & (offsets[:, 1] <= end)] = number
+        turns[(places[:, 0] >= start) & (places[:, 1] <= end)] = number
     return turns

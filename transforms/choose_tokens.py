@@ -107,9 +107,7 @@ def choose(prompt: Prompt, choice: TokenChoice, special_ids: frozenset[int]) -> 
     """
     if not choice.terms:
         return prompt
-    chosen = np.full(prompt.num_tokens, prompt.positions is None)
-    if prompt.positions is not None:
-        chosen[prompt.positions] = True
+    chosen = prompt.chosen
     for term in choice.terms:
         if term.name == "no_special":
             chosen &= ~np.isin(prompt.token_ids, [*special_ids])

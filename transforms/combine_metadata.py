@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import apache_beam as beam
@@ -19,7 +18,7 @@ from activation_dataset.statistics import LayerStatistics, OrderedMerge
 from corpus.task import Notice
 from transforms.assign_shards import ShardPlan
 from transforms.output_folder import OutputFolder, remove_partial_files
-from transforms.storage import REQUESTS_AT_ONCE, join, read_if_exists, size_and_crc32c
+from transforms.storage import join, read_if_exists, sizes_and_crc32c
 
 SHARDS_OF_A_GROUP = 128
 """Shards whose statistics are merged first, a power of 2, so that in any order of arrival few of
@@ -160,13 +159,12 @@ def check_files(metadata: Metadata, path: str) -> None:
       IncompleteError: naming a file that does not exist or has other bytes.
     """
     entries = [entry for shard in metadata.shards for entry in shard.all_files]
-    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
-        found = pool.map(lambda entry: size_and_crc32c(join(path, entry.path)), entries)
-        lost = [
-            entry.path
-            for entry, each in zip(entries, found, strict=True)
-            if each != (entry.bytes, entry.crc32c)
-        ]
+    found = sizes_and_crc32c(join(path, entry.path) for entry in entries)
+    lost = [
+        entry.path
+        for entry, each in zip(entries, found, strict=True)
+        if each != (entry.bytes, entry.crc32c)
+    ]
     if lost:
         raise IncompleteError(
             f"{len(lost)} files were removed or changed since they were written, such as "

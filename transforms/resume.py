@@ -17,7 +17,7 @@ from activation_dataset.format import data_file, manifest_file, parse_data_file
 from activation_dataset.manifest import LayerManifest, Manifest, PromptsManifest
 from activation_dataset.sites import Site
 from transforms.output_folder import OutputFolder
-from transforms.storage import REQUESTS_AT_ONCE, join, read_if_exists, size_and_crc32c
+from transforms.storage import REQUESTS_AT_ONCE, join, read_if_exists, sizes_and_crc32c
 from transforms.whole_file import WholeFile
 
 LOGGER = logging.getLogger(__name__)
@@ -30,9 +30,7 @@ def finished_files(output_dir: str, shard: int, num_shards: int, sites: Iterable
     """Return the manifests of all files of a shard that exist and match; warn of the others."""
     finished: dict[Site | None, Manifest] = {}
     paths = {site: join(output_dir, data_file(site, shard, num_shards)) for site in (*sites, None)}
-    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
-        sizes = list(pool.map(size_and_crc32c, paths.values()))
-    for (site, path), found in zip(paths.items(), sizes, strict=True):
+    for (site, path), found in zip(paths.items(), sizes_and_crc32c(paths.values()), strict=True):
         if found is None:
             continue
         content = read_if_exists(join(output_dir, manifest_file(site, shard, num_shards)))

@@ -151,6 +151,12 @@ def size_and_crc32c(path: str) -> tuple[int, str] | None:
     return None
 
 
+def sizes_and_crc32c(paths: Iterable[str]) -> list[tuple[int, str] | None]:
+    """Return `size_and_crc32c` of each file, of several at a time."""
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+        return list(pool.map(size_and_crc32c, paths))
+
+
 def delete(path: str) -> None:
     """Delete a file, if it exists."""
     with storage_errors(path), suppress(*_ABSENT):

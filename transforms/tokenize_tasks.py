@@ -24,7 +24,7 @@ from corpus.template import PromptTemplate
 from corpus.token_cells import token_cells
 from qwen.source import ModelSource, OtherWorkerError, open_model
 from transforms.chat_template import ChatTemplateError, chat_text
-from transforms.chat_turns import turns_of
+from transforms.chat_turns import shows_places_of, turns_of
 from transforms.choose_tokens import ALL_TOKENS, TokenChoice, UnknownTokensError, choose
 from transforms.read_tasks import REJECTED
 from transforms.shuffle_encoding import decode_item, encode_item
@@ -68,8 +68,7 @@ class SampleRules:
     def of_model(self, source: ModelSource) -> SampleRules:
         """Return the rules with what the model and its tokenizer decide."""
         special = set[int]()
-        if source.has_tokenizer:
-            tokenizer = source.tokenizer()
+        if tokenizer := source.tokenizer_if_any():
             added = tokenizer.added_tokens_decoder.items()
             special |= {number for number, each in added if each.special}
             special |= {*tokenizer.all_special_ids}
@@ -152,12 +151,9 @@ def prompts_of(
                 raise _RejectedSampleError("unknown_turns", _UNKNOWN_TURNS)
             _check(prompt, item, rules, tokenizer)
             yield from _samples_of_prompt(prompt, item, rules)
-        except _RejectedSampleError as error:
+        except (_RejectedSampleError, ChatTemplateError, UnknownTokensError) as error:
             detail = f"{sample_id}: {error}"
             yield RejectedTask(item.source, task_id, error.reason, detail, "sample", 1)
-        except ChatTemplateError as error:
-            detail = f"{sample_id}: {error}"
-            yield RejectedTask(item.source, task_id, "chat_template", detail, "sample", 1)
 
 
 class _RejectedSampleError(ValueError):
@@ -211,10 +207,7 @@ def _samples_of_prompt(
         parts = iter([truncated(prompt, rules.max_length - reserved)])
     for part in parts:
         whole = part if rules.bos is None else with_bos(part, rules.bos)
-        try:
-            yield choose(whole, rules.choice, rules.special_ids)
-        except UnknownTokensError as error:
-            raise _RejectedSampleError(error.reason, str(error)) from error
+        yield choose(whole, rules.choice, rules.special_ids)
 
 
 _NO_TOKENIZER = (
@@ -255,17 +248,23 @@ def tokenize(
     if prompt.token_ids or tokenizer is None:
         ids = np.array(prompt.token_ids, np.int32)
         return Prompt(sample_id, task_id, ids, np.full((len(ids), 4), NO_CELL, np.int16))
-    text, turns, roles = prompt.text, None, list[str]()
-    placed: np.ndarray | None = prompt.cells
+    text, spans = prompt.text, None
+    cells: np.ndarray | None = prompt.cells
     if prompt.messages:
         chat = chat_text(prompt, tokenizer)
-        text, placed = chat.text, prompt.cells_within(chat.text)
-        turns = None if chat.spans is None else turns_of(chat.spans, text, tokenizer)
-        roles = [str(message["role"]) for message in prompt.messages]
-    token_ids = np.asarray(tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
-    shown = token_cells(text, placed, token_ids, lambda each: str(tokenizer.decode(each)))
-    known = () if turns is None else tuple(roles)
-    return Prompt(sample_id, task_id, token_ids, shown, turns=turns, roles=known)
+        text, spans = chat.text, chat.spans
+        cells = prompt.cells_within(text)
+    if spans is not None and not shows_places_of(text, tokenizer):
+        spans = None
+    with_places = spans is not None
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=with_places)
+    token_ids = np.asarray(encoded["input_ids"], np.int32)
+    shown = token_cells(text, cells, token_ids, lambda each: str(tokenizer.decode(each)))
+    if spans is None:
+        return Prompt(sample_id, task_id, token_ids, shown)
+    turns = turns_of(spans, encoded["offset_mapping"])
+    roles = tuple(str(message["role"]) for message in prompt.messages)
+    return Prompt(sample_id, task_id, token_ids, shown, turns=turns, roles=roles)
 
 
 @dataclass(eq=False)
@@ -328,7 +327,7 @@ class _Tokenize(beam.DoFn):
                 f"{self.model_path}: this worker sees a tokenizer with the fingerprint {found}, "
                 f"the run was started with {expected}. Give every worker the same model."
             )
-        self._tokenizer = source.tokenizer() if source.has_tokenizer else None
+        self._tokenizer = source.tokenizer_if_any()
         self._rules = self.rules.of_model(source)
 
     def process(self, item: Task | Document) -> Iterator[Prompt | TaggedOutput]:

@@ -26,36 +26,33 @@ def windows(num_tokens: int, size: int, overlap: int) -> Iterator[tuple[int, int
 def truncated(prompt: Prompt, max_length: int) -> Prompt:
     """Cut the end off a prompt that is longer than a number of tokens."""
     excess = prompt.num_tokens - max_length
-    if excess <= 0:
-        return prompt
-    return replace(
-        prompt,
-        token_ids=prompt.token_ids[:max_length],
-        cells=prompt.cells[:max_length],
-        turns=None if prompt.turns is None else prompt.turns[:max_length],
-        truncated_tokens=excess,
-    )
+    return prompt if excess <= 0 else replace(_part(prompt, 0, max_length), truncated_tokens=excess)
 
 
 def windows_of(document: Prompt, size: int, overlap: int) -> Iterator[Prompt]:
     """Yield the windows of a document; the tokens that repeat an earlier window are not chosen."""
     for start, stop in windows(document.num_tokens, size, overlap):
-        part = slice(start, stop)
         repeated = overlap if start else 0
         yield replace(
-            document,
+            _part(document, start, stop),
             sample_id=f"{document.sample_id}@{start}",
-            token_ids=document.token_ids[part],
-            cells=document.cells[part],
-            turns=None if document.turns is None else document.turns[part],
             positions=np.arange(repeated, stop - start, dtype=np.int32) if repeated else None,
             offset=start,
         )
 
 
+def _part(prompt: Prompt, start: int, stop: int) -> Prompt:
+    """Return consecutive tokens of a prompt of which all are chosen, with what they show."""
+    return replace(
+        prompt,
+        token_ids=prompt.token_ids[start:stop],
+        cells=prompt.cells[start:stop],
+        turns=None if prompt.turns is None else prompt.turns[start:stop],
+    )
+
+
 def with_bos(prompt: Prompt, token_id: int) -> Prompt:
     """Put a token before a prompt, and choose it."""
-    positions = prompt.positions
     positions, turns = prompt.positions, prompt.turns
     return replace(
         prompt,

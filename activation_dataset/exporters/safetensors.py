@@ -48,9 +48,9 @@ def export_vectors(dataset: ActivationDataset, sites: Sequence[Site], out: Path)
     """Write all vectors of each site in order, and `samples.jsonl` with the ids of the samples.
 
     The tensors of a file are `activations` [n, hidden], bfloat16 if stored so, else float32,
-    `samples` [n] int64
-    (lines of samples.jsonl, from 0), `positions` [n] int64 and `token_ids` [n] int32, as in
-    `Places`. The metadata of each file names the model and site and gives the site's norms.
+    `samples` [n] int64 (lines of samples.jsonl, from 0), `positions` [n] int64 and `token_ids` [n]
+    int32, as in `Places`. The metadata of each file names the model and site, and gives the norms
+    of the site.
     """
     run = dataset.metadata.run
     dtype: Dtype = "bfloat16" if run.storage_dtype == "bfloat16" else "float32"

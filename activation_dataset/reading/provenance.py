@@ -251,9 +251,12 @@ def _check(example: Example | None, numbers: dict[str, int | None]) -> None:
     if not isinstance(example, str):
         numbers = numbers | {"example": example}
     for name, value in numbers.items():
-        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-        if value is not None and (not whole or value < 0):
+        if value is not None and not (_is_whole(value) and value >= 0):
             raise ValueError(f"{name} is {value!r}, expected a number from 0")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def _whole(name: str, wanted: int | Collection[int] | None) -> NDArray[np.int64] | None:
@@ -268,8 +271,7 @@ def _whole(name: str, wanted: int | Collection[int] | None) -> NDArray[np.int64]
     else:
         numbers = [wanted]
     for number in numbers:
-        whole = isinstance(number, int | np.integer) and not isinstance(number, bool)
-        if not whole or not 0 <= number < 2**63:
+        if not _is_whole(number) or not 0 <= number < 2**63:
             raise ValueError(f"{name} has {number!r}, expected one or several numbers from 0")
     return np.array(numbers, np.int64)
 

@@ -5,8 +5,6 @@ The number of devices is fixed when JAX starts, so they are captured by this fil
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,12 +15,10 @@ import numpy as np
 import pytest
 
 from activation_dataset.sites import HookPoint
-from qwen.extractor import ActivationExtractor
 from qwen.families import read_config
 from tests.qwen.checkpoints import varied_weights, write_files
-from tests.qwen.comparison import RecordProperty, by_sample, differences
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.qwen.comparison import RecordProperty, differences, extracted
+from tests.qwen.virtual_devices import captured_by
 
 SHAPE = {
     "vocab_size": 320,
@@ -86,18 +82,11 @@ def capture_all(folder: Path) -> None:
         fields = SHAPE | fields
         model = write_files(folder / name, fields, varied_weights(read_config(fields)))
 
-        def found(mesh: tuple[int, int], samples: list[np.ndarray], model: Path = model) -> Any:
-            extractor = ActivationExtractor.load(
-                model,
-                "all",
-                hook_points=HOOK_POINTS,
-                pooling="none",
-                compute_dtype="float32",
-                batch_size=1,
-                mesh_shape=mesh,
-            )
-            each = by_sample(extractor, samples)
-            return np.concatenate([np.stack([*sites.values()]) for sites in each], axis=1)
+        def found(
+            mesh: tuple[int, int], samples: list[np.ndarray], model: Path = model
+        ) -> np.ndarray:
+            each = extracted(model, samples, "none", "float32", HOOK_POINTS, mesh)
+            return np.concatenate(each, axis=1)
 
         arrays[f"{name} packed"] = found((1, 1), prompts)
         alone = [found((1, 1), [prompt]) for prompt in (prompts[1], prompts[5])]
@@ -110,16 +99,9 @@ def capture_all(folder: Path) -> None:
 @pytest.fixture(scope="module")
 def captures(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, np.ndarray]:
     """What `capture_all` found, in a process with 8 virtual devices."""
-    folder = tmp_path_factory.mktemp("families")
-    subprocess.run(
-        [sys.executable, "-m", "tests.qwen.test_family_meshes", folder],
-        cwd=ROOT,
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
-        check=True,
-        timeout=900,
+    return captured_by(
+        "tests.qwen.test_family_meshes", tmp_path_factory.mktemp("families"), timeout=900
     )
-    with np.load(folder / "captures.npz") as arrays:
-        return dict(arrays)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -5,8 +5,6 @@ The number of devices is fixed when JAX starts, so they are captured by this fil
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -26,8 +24,7 @@ from qwen.extractor import ActivationExtractor
 from qwen.mesh import MeshError, check_mesh_fits_model
 from tests.qwen.checkpoints import GROUPED_BY_FOUR, write_checkpoint
 from tests.qwen.comparison import RecordProperty, compare, extracted, pooled
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.qwen.virtual_devices import captured_by
 
 LENGTHS = (*range(3, 480, 17), 512, 1, 1)
 """Enough for two steps on the (8, 1) mesh, the second with rows that stay empty."""
@@ -65,16 +62,7 @@ def capture_all(folder: Path) -> None:
 @pytest.fixture(scope="module")
 def captures(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, np.ndarray]:
     """What `capture_all` found, in a process with 8 virtual devices."""
-    folder = tmp_path_factory.mktemp("meshes")
-    subprocess.run(
-        [sys.executable, "-m", "tests.qwen.test_mesh", folder],
-        cwd=ROOT,
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
-        check=True,
-        timeout=400,
-    )
-    with np.load(folder / "captures.npz") as arrays:
-        return dict(arrays)
+    return captured_by("tests.qwen.test_mesh", tmp_path_factory.mktemp("meshes"), timeout=400)
 
 
 @pytest.mark.parametrize("capture", CAPTURES, ids=str)
