@@ -53,8 +53,7 @@ def split(dataset: ActivationDataset, seed: int = 0) -> Split:
         )
     count = max(1, round(SHARE * len(tasks)))
     chosen = sorted(np.random.default_rng(seed).permutation(tasks)[:count].tolist())
-    indexes = [dataset.index(shard) for shard in range(len(dataset.metadata.shards))]
-    vectors = np.concatenate([index.vector_counts for index in indexes])
+    vectors = np.concatenate([np.diff(layout.vector_starts) for layout in dataset.layouts()])
     held_out = np.repeat(np.isin(puzzle_of, chosen), vectors)
     return Split(np.flatnonzero(~held_out), np.flatnonzero(held_out), tuple(chosen))
 

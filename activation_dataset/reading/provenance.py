@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any, Literal, get_args
@@ -195,8 +195,7 @@ def where(
         return source in (None, name.source) and test in (None, name.test)
 
     found, without_cells = [np.empty(0, np.int64)], set[str]()
-    indexes = [shards.index(shard) for shard in range(len(shards.metadata.shards))]
-    for shard, index in enumerate(indexes):
+    for shard, index in enumerate(_indexes(shards)):
         chosen = np.repeat(
             np.array([matches(*ids) for ids in _ids(index)], bool), index.vector_counts
         )
@@ -223,8 +222,8 @@ def where(
         )
     numbers = np.concatenate(found)
     if not len(numbers):
-        _check_names(indexes, task, sample, source)
-        chat_roles = {each for index in indexes for roles in index.roles for each in roles}
+        _check_names(shards, task, sample, source)
+        chat_roles = {each for index in _indexes(shards) for roles in index.roles for each in roles}
         if is_chat_role and role not in chat_roles:
             known = ", ".join([*get_args(Role), *sorted(chat_roles)])
             raise ValueError(f"role is {role!r}, expected one of {known}")
@@ -294,15 +293,20 @@ def _tokens(
     return shows_cell
 
 
+def _indexes(shards: Shards) -> Iterator[ShardIndex]:
+    """Yield the indexes of all shards. They do not all fit into memory."""
+    return map(shards.index, range(len(shards.metadata.shards)))
+
+
 def _ids(index: ShardIndex) -> Iterator[tuple[str, str]]:
     return zip(index.sample_ids, index.task_ids, strict=True)
 
 
-def _check_names(
-    indexes: Sequence[ShardIndex], task: str | None, sample: str | None, source: str | None
-) -> None:
+def _check_names(shards: Shards, task: str | None, sample: str | None, source: str | None) -> None:
     """Raise ValueError if a name is not in the dataset, such as a misspelled one."""
-    ids = [each for index in indexes for each in _ids(index)]
+    if (task, sample, source) == (None, None, None):
+        return
+    ids = [each for index in _indexes(shards) for each in _ids(index)]
     for what, wanted, known in (
         ("task", task, {task_id for _, task_id in ids}),
         ("sample", sample, {sample_id for sample_id, _ in ids}),
