@@ -22,7 +22,7 @@ from activation_dataset.sites import Site, parse_site
 DEFAULT_WINDOW = 1 << 16
 """Default number of vectors that are shuffled together."""
 
-DEFAULT_READ_MEMORY = 1 << 28
+DEFAULT_READ_MEMORY = 1 << 29
 """Default bytes of memory for data on its way from a bucket."""
 
 # A client has a request's bytes in memory twice while it puts them together.
@@ -67,7 +67,7 @@ class Batches:
             sites of several widths, make a `Batches` of each: all have the same order.
         seed: of the order, 0..2^64 - 1.
         window: smallest number of vectors that are shuffled together. They come from parts of
-            256 KiB to 8 MiB, by the size of the window, from all over the dataset. Two windows are
+            256 KiB to 16 MiB, by the size of the window, from all over the dataset. Two windows are
             in memory at a time.
         rank, world_size: number of this reader, and number of readers that share each epoch.
         read_memory: bytes of memory for data on its way from a bucket. It bounds the number of
