@@ -136,8 +136,7 @@ def worker_flags(settings: AcceleratorSettings, options: PipelineOptions) -> lis
       ConfigError: for a flag that Dataflow would reject, or that would leave the accelerator
         unused.
     """
-    runner = (options.view_as(StandardOptions).runner or "").lower()
-    if not runner.endswith(("dataflow", "dataflowrunner")):
+    if not runs_on_dataflow(options):
         return []
     _check_options(settings, options)
     worker = options.view_as(WorkerOptions)
@@ -160,6 +159,12 @@ def worker_flags(settings: AcceleratorSettings, options: PipelineOptions) -> lis
             if worker.num_workers is None:
                 flags.append("--num_workers=1")
     return flags
+
+
+def runs_on_dataflow(options: PipelineOptions) -> bool:
+    """Return True if the runner is Dataflow, by any of its names."""
+    runner = (options.view_as(StandardOptions).runner or "").lower()
+    return runner.endswith(("dataflow", "dataflowrunner"))
 
 
 def check_mesh(settings: AcceleratorSettings, mesh_shape: tuple[int, int] | None) -> None:

@@ -77,7 +77,7 @@ def build(
     size = prompts | "MeasureOutput" >> beam.CombineGlobally(SumSizes(Counter(kinds.values())))
     plan = (
         prompts
-        | "PlanShards" >> beam.CombineGlobally(PlanShards(config.samples_per_shard))
+        | "PlanShards" >> beam.CombineGlobally(PlanShards(job.samples_per_shard))
         | "CommitRun"
         >> CommitRun(
             folder,

@@ -58,6 +58,42 @@ def differences(there: Any, now: Any, name: str = "") -> Iterator[str]:
         yield f"{name} is {json.dumps(there)} there, {json.dumps(now)} now"
 
 
+def read_run(output_dir: str) -> tuple[Any, Any] | None:
+    """Return the configuration and the plan of the run that began a folder, None without one.
+
+    Raises:
+      OtherRunError: if `run.json` is damaged.
+    """
+    recorded = read_if_exists(join(output_dir, RUN_FILE))
+    if recorded is None:
+        return None
+    try:
+        content = json.loads(recorded)
+        return content["configuration"], content["plan"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise OtherRunError(
+            f"{join(output_dir, RUN_FILE)} cannot be read ({error}); if nothing there is needed, "
+            "replace it with --overwrite"
+        ) from error
+
+
+def auto_workers_of_run(output_dir: str) -> int | None:
+    """Return the workers for which `--samples_per_shard auto` made the shards of a begun folder.
+
+    Returns:
+      None if the folder is fresh, or its run had a number of samples.
+
+    Raises:
+      OtherRunError: if `run.json` is damaged.
+    """
+    if (begun := read_run(output_dir)) is None:
+        return None
+    try:
+        return int(begun[0]["settings"]["samples_per_shard"]["auto_for_workers"])
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
 def check_output_dir(output_dir: str, run: RunDescription) -> Mapping[str, Any] | None:
     """Check that a run may write here: the folder is fresh, or an equal run began it.
 
@@ -70,8 +106,8 @@ def check_output_dir(output_dir: str, run: RunDescription) -> Mapping[str, Any] 
     Raises:
       OtherRunError: naming a file of unknown origin, or each setting that differs.
     """
-    recorded = read_if_exists(join(output_dir, RUN_FILE))
-    if recorded is None:
+    begun = read_run(output_dir)
+    if begun is None:
         for name in list_output(output_dir):
             if not (name.startswith(f"{ERRORS_FOLDER}/") or is_partial_file(name)):
                 raise OtherRunError(
@@ -79,14 +115,7 @@ def check_output_dir(output_dir: str, run: RunDescription) -> Mapping[str, Any] 
                     "Choose another --output_dir, or replace it with --overwrite."
                 )
         return None
-    try:
-        content = json.loads(recorded)
-        there, plan = content["configuration"], content["plan"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise OtherRunError(
-            f"{join(output_dir, RUN_FILE)} cannot be read ({error}); if nothing there is needed, "
-            "replace it with --overwrite"
-        ) from error
+    there, plan = begun
     if changed := list(differences(there, configuration(run))):
         raise OtherRunError(
             f"{output_dir} holds the output of another run: " + "; ".join(changed) + ". Choose "

@@ -62,7 +62,7 @@ def test_an_untouched_form_changes_nothing():
         ("output_dir", ["gs://bucket/folder"], ["bucket/folder", "gs://bucket", "/tmp/out"]),
         ("tasks_file", ["gs://bucket/tasks/*.json"], ["tasks/*.json"]),
         ("mesh_shape", ["8,1"], ["8", "0,8", "8x1"]),
-        ("samples_per_shard", ["512"], ["0", "-1", "many"]),
+        ("samples_per_shard", ["512", "auto"], ["0", "-1", "many"]),
         ("max_output_bytes", ["1000000", "500GB"], ["0", "1.5TB", "500 GB"]),
         ("upload_memory", ["1000000", "1GB"], ["0", "1.5GB"]),
         ("sdk_container_image", ["host/repository/image:tag"], ["image", "host/image"]),
