@@ -215,7 +215,7 @@ def _time_and_cost(plan: Plan, config: Config, schedule: Schedule) -> list[str]:
         return [f"  time     not predicted: {why}"]
     sites = len(config.extractor.sites)
     limit = StorageLimit(alone, plan.size.total, sites, config.storage_bandwidth)
-    seconds = max(alone * schedule.end / plan.slots, limit.writing_seconds(workers))
+    seconds = limit.run_seconds(schedule.end / plan.slots)
     hours = seconds * workers * accelerator.devices / 3600
     price, source = accelerator.list_price, ", the list price in USD of November 2026"
     if config.device_price is not None:

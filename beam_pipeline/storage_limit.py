@@ -46,6 +46,11 @@ class StorageLimit:
         """Return the time that some workers need to write all files."""
         return self.bytes / self.rate(workers)
 
+    def run_seconds(self, busiest: float) -> float:
+        """Return the time of a run whose busiest worker has this part of all shards, 0 to 1."""
+        own = busiest * max(self.model_seconds, self.bytes / self.worker_rate)
+        return own if self.shared_rate is None else max(own, self.bytes / self.shared_rate)
+
     @property
     def connections_are_slower(self) -> bool:
         """True if the connections of workers take longer than the model, however many they are."""

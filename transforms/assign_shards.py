@@ -1,4 +1,4 @@
-"""Prompts to shards, by the rank of a hash of their keys: the data alone decides."""
+"""Prompts to shards, by the rank of a hash of their keys: data and flags decide, not runners."""
 
 from __future__ import annotations
 

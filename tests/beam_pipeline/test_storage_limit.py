@@ -38,5 +38,12 @@ def test_connections_may_be_slower_than_the_model_until_they_fill_the_storage():
     assert "more than 10 only wait" in limit.describe(2)
 
 
+def test_a_run_takes_as_long_as_its_busiest_worker_or_the_storage():
+    limit = StorageLimit(1000, 250 * GB, 10)
+    assert limit.run_seconds(1 / 4) == 250
+    assert StorageLimit(1000, 1000 * GB, 10).run_seconds(1 / 4) == 500
+    assert StorageLimit(1000, 250 * GB, 10, shared_rate=GB // 2).run_seconds(1 / 4) == 500
+
+
 def test_one_worker_may_be_too_fast():
     assert StorageLimit(1, 250 * GB, 1000, shared_rate=GB).useful_workers == 1

@@ -35,6 +35,7 @@ def samples_of(plan: ShardPlan, prompts: list[Prompt]) -> list[list[Prompt]]:
     return found
 
 
+@settings(deadline=None)
 @given(st.integers(0, 3000), st.integers(1, 60))
 def test_shards_differ_by_a_sample_and_cover_all(samples: int, workers: int):
     starts = AutoShards(workers, ()).starts(A_LOT, np.ones(samples, np.uint32))
@@ -56,6 +57,7 @@ def test_each_worker_gets_the_same_number_of_shards(
     assert found == shards * workers
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.one_of(st.integers(1, 2**20), st.integers(1, 2**32 - 1)), max_size=200),
     st.integers(1, 5),
@@ -75,7 +77,7 @@ def test_large_files_make_more_rounds_of_shards():
     assert np.diff([*starts, len(sizes)]).max() * 2**22 <= LARGEST_FILE
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(st.data(), st.lists(st.integers(1, 40), max_size=30), st.integers(1, 3))
 def test_the_plan_is_that_of_the_samples_whatever_the_order(data: Any, lengths, workers: int):
     rule, prompts = AutoShards(workers, (POOLED,)), prompts_of(lengths)
