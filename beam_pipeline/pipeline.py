@@ -12,6 +12,7 @@ from activation_dataset.format import layer_folder
 from activation_dataset.metadata import RunDescription
 from beam_pipeline.config import Config, ConfigError
 from beam_pipeline.job import Job, open_job
+from beam_pipeline.job_service import wait_for_job_service
 from beam_pipeline.lost_worker import ends_with_its_workers
 from beam_pipeline.progress import progress_bar
 from transforms.assign_shards import AssignShards, PlanShards
@@ -130,7 +131,7 @@ def run_pipeline(config: Config, options: PipelineOptions) -> bool:
       Whether an earlier run had begun, whose finished files are not computed again.
 
     Raises:
-      ConfigError: if Beam's flags contradict each other.
+      ConfigError: if Beam's flags contradict each other, or name an engine that does not answer.
       ValueError: of several kinds, each naming the flag or file and what to do.
     """
     try:
@@ -139,6 +140,7 @@ def run_pipeline(config: Config, options: PipelineOptions) -> bool:
         raise ConfigError(f"Beam refuses its flags: {error}") from error
     job = open_job(config)
     run = job.describe()
+    wait_for_job_service(options)
     resumes = not config.overwrite and check_output_dir(config.output_dir, run) is not None
     folder = OutputFolder.claim(config.output_dir)
     if config.overwrite:

@@ -48,11 +48,14 @@ class StandIn(BaseHTTPRequestHandler):
         """Say nothing."""
 
     def do_GET(self) -> None:
-        """Return the metadata or, with `alt=media`, the content of an object."""
+        """Return a listing, the metadata or, with `alt=media`, the content of an object."""
         name = urllib.parse.unquote(self.path.partition("/o/")[2].partition("?")[0])
         time.sleep(self.latency)
-        if not name:  # The bucket itself.
-            self._answer(200, b"{}")
+        if not name:  # The bucket itself, or a listing.
+            query = urllib.parse.parse_qs(self.path.partition("?")[2])
+            start = query.get("prefix", [""])[0]
+            found = [self._described(each) for each in self.objects if each.startswith(start)]
+            self._answer(200, json.dumps({"items": found}).encode())
         elif name not in self.objects:
             self._answer(404, b"{}")
         elif "alt=media" in self.path:
@@ -61,10 +64,17 @@ class StandIn(BaseHTTPRequestHandler):
             self._answer(200, self._metadata(name))
 
     def do_POST(self) -> None:
-        """Begin an upload in parts."""
-        described = json.loads(self._take() or b"{}")
-        query = urllib.parse.parse_qs(self.path.partition("?")[2])
-        name = described.get("name") or query["name"][0]
+        """Take an upload of one request, or begin one in parts."""
+        taken, query = self._take(), urllib.parse.parse_qs(self.path.partition("?")[2])
+        if query["uploadType"] == ["multipart"]:
+            described, _, content = taken.partition(b"\r\n\r\n")[2].partition(b"\r\n--")
+            content = content.partition(b"\r\n\r\n")[2].rpartition(b"\r\n--")[0]
+            name = json.loads(described)["name"]
+            kept = content if len(content) < PIECE else b""
+            StandIn.objects[name] = len(content), google_crc32c.value(content), kept
+            self._answer(200, self._metadata(name))
+            return
+        name = json.loads(taken)["name"]
         host = self.headers["Host"]
         StandIn.objects.pop(f"upload {name}", None)
         self._answer(200, b"{}", Location=f"http://{host}/part?name={urllib.parse.quote(name)}")
@@ -95,9 +105,12 @@ class StandIn(BaseHTTPRequestHandler):
         return b"".join(pieces)
 
     def _metadata(self, name: str) -> bytes:
+        return json.dumps(self._described(name)).encode()
+
+    def _described(self, name: str) -> dict[str, str]:
         size, crc, _ = self.objects[name]
         found = {"name": name, "bucket": "bucket", "size": str(size), "crc32c": to_text(crc)}
-        return json.dumps(found | {"generation": "1", "metageneration": "1"}).encode()
+        return found | {"generation": "1", "metageneration": "1"}
 
     def _answer(self, status: int, body: bytes, **headers: str) -> None:
         self.send_response(status)

@@ -162,8 +162,8 @@ def check_files(metadata: Metadata, path: str) -> None:
     found = sizes_and_crc32c(join(path, entry.path) for entry in entries)
     lost = [
         entry.path
-        for entry, each in zip(entries, found, strict=True)
-        if each != (entry.bytes, entry.crc32c)
+        for entry in entries
+        if found.get(join(path, entry.path)) != (entry.bytes, entry.crc32c)
     ]
     if lost:
         raise IncompleteError(

@@ -11,14 +11,20 @@ from typing import Any
 import apache_beam as beam
 
 from activation_dataset.fields import FieldError, to_json
-from activation_dataset.format import ERRORS_FOLDER, METADATA_FILE, RUN_FILE, is_partial_file
+from activation_dataset.format import (
+    ERRORS_FOLDER,
+    METADATA_FILE,
+    REJECTED_FILE,
+    RUN_FILE,
+    is_partial_file,
+)
 from activation_dataset.metadata import Metadata, RunDescription
 from corpus.task import Notice, RejectedTask
 from transforms.assign_shards import ShardPlan
 from transforms.measure_output import OutputSize, check_output_size
 from transforms.output_folder import OutputFolder, list_output
 from transforms.storage import delete, join, read_if_exists
-from transforms.write_rejected import errors_file, notices_file, write_lines
+from transforms.write_rejected import NOTICES_FILE, errors_file, write_lines
 
 
 class OtherRunError(ValueError):
@@ -154,10 +160,12 @@ def commit_run(
             "or the tokenizer have changed since; choose another --output_dir, or --overwrite."
         )
     check_output_size(size, len(run.sites), limits.max_output_bytes)
-    if not _holds_all_files(folder.path):
+    sizes = list_output(folder.path)
+    if METADATA_FILE in sizes and not _holds_all_files(folder.path, sizes):
         delete(join(folder.path, METADATA_FILE))
-    write_lines(errors_file(folder.path), rejected)
-    write_lines(notices_file(folder.path), notices)
+    for name, items in ((REJECTED_FILE, rejected), (NOTICES_FILE, notices)):
+        if items or name in sizes:
+            write_lines(join(folder.path, name), items)
     details = f"; {errors_file(folder.path)} says why each was" if rejected else ""
     check_samples(
         plan.samples, rejected, limits.max_rejected, details, str(run.settings.get("tokens", "all"))
@@ -168,14 +176,13 @@ def commit_run(
     return plan
 
 
-def _holds_all_files(path: str) -> bool:
-    """Return True if all files exist that the metadata lists, with their sizes."""
+def _holds_all_files(path: str, sizes: Mapping[str, int]) -> bool:
+    """Return True if all files that the metadata lists are among those of the folder."""
     content = read_if_exists(join(path, METADATA_FILE))
     try:
         metadata = Metadata.from_json(content or b"")
     except FieldError:
         return False
-    sizes = list_output(path)
     files = (entry for shard in metadata.shards for entry in shard.all_files)
     return all(sizes.get(entry.path) == entry.bytes for entry in files)
 

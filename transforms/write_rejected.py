@@ -15,15 +15,12 @@ from corpus.task import Notice, RejectedTask
 from transforms.storage import delete, join
 from transforms.whole_file import write_whole
 
+NOTICES_FILE = f"{ERRORS_FOLDER}/notices.jsonl"
+
 
 def errors_file(output_dir: str) -> str:
     """Return the path of the dead letters."""
     return join(output_dir, REJECTED_FILE)
-
-
-def notices_file(output_dir: str) -> str:
-    """Return the path of the notices."""
-    return join(output_dir, ERRORS_FOLDER, "notices.jsonl")
 
 
 def write_lines(path: str, items: Sequence[RejectedTask | Notice]) -> None:

@@ -21,6 +21,7 @@ from tests.activation_dataset.synthetic import describe, frames_of, make_prompts
 from tests.transforms.merges import any_merge, combined
 from tests.transforms.shards import KIND
 from transforms.assign_shards import FINGERPRINT, ShardPlan, plan_shards
+from transforms.claim import CLAIM_FILE
 from transforms.combine_metadata import (
     CombineMetadata,
     GatherManifests,
@@ -29,7 +30,7 @@ from transforms.combine_metadata import (
     NonFiniteError,
     build_metadata,
 )
-from transforms.output_folder import CLAIM_FILE, ClaimLostError, OutputFolder
+from transforms.output_folder import ClaimLostError, OutputFolder
 
 SITES = (10, 11, 12)
 RUN = describe(KIND.pooling, KIND.storage_dtype, KIND.hidden, SITES)
