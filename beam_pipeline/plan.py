@@ -30,8 +30,8 @@ from transforms.auto_shards import AutoShards
 from transforms.find_inputs import common_root, match_all, source_of
 from transforms.measure_output import OutputSize, output_size
 from transforms.read_tasks import read_file
+from transforms.report_inputs import InputReport
 from transforms.tokenize_tasks import samples_of
-from transforms.write_rejected import count_inputs
 
 LONG_TAIL = 0.05
 """The part of the workers' time that may be idle at the end without advice."""
@@ -110,7 +110,7 @@ def make_plan(job: Job) -> Plan:
         slots,
         int(lengths.max(initial=0)),
         size,
-        count_inputs(written, rejected),
+        InputReport(written, tuple(rejected)).counts,
         rejected,
         inputs,
         flops,

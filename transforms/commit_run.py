@@ -19,10 +19,11 @@ from activation_dataset.format import (
     is_partial_file,
 )
 from activation_dataset.metadata import Metadata, RunDescription
-from corpus.task import Notice, RejectedTask
+from corpus.task import RejectedTask
 from transforms.assign_shards import ShardPlan
 from transforms.measure_output import OutputSize, check_output_size
 from transforms.output_folder import OutputFolder, list_output
+from transforms.report_inputs import InputReport
 from transforms.storage import delete, join, read_if_exists
 from transforms.write_rejected import NOTICES_FILE, errors_file, write_lines
 
@@ -131,13 +132,11 @@ def check_output_dir(output_dir: str, run: RunDescription) -> Mapping[str, Any] 
 
 
 def commit_run(
-    plan: ShardPlan,
+    planned: tuple[ShardPlan, OutputSize],
     folder: OutputFolder,
     run: RunDescription,
-    rejected: Sequence[RejectedTask],
-    size: OutputSize,
     limits: Limits,
-    notices: Sequence[Notice] = (),
+    report: InputReport,
 ) -> ShardPlan:
     """Let the expensive part begin: write or compare `run.json`, and write the dead letters.
 
@@ -150,11 +149,12 @@ def commit_run(
       TooManyRejectedError: if more was rejected than the limit.
       NoSamplesError: if no sample is left.
     """
-    planned = {key: getattr(plan, key) for key in ("num_shards", "samples", "tokens", "digest")}
+    plan, size = planned
+    totals = {key: getattr(plan, key) for key in ("num_shards", "samples", "tokens", "digest")}
     folder.check()
     # Again, since another run may have written until it lost its claim.
     recorded = check_output_dir(folder.path, run)
-    if recorded is not None and (changed := list(differences(recorded, planned))):
+    if recorded is not None and (changed := list(differences(recorded, totals))):
         raise OtherRunError(
             f"{folder.path} was begun with other samples: " + "; ".join(changed) + ". The tasks "
             "or the tokenizer have changed since; choose another --output_dir, or --overwrite."
@@ -163,15 +163,19 @@ def commit_run(
     sizes = list_output(folder.path)
     if METADATA_FILE in sizes and not _holds_all_files(folder.path, sizes):
         delete(join(folder.path, METADATA_FILE))
-    for name, items in ((REJECTED_FILE, rejected), (NOTICES_FILE, notices)):
+    for name, items in ((REJECTED_FILE, report.rejected), (NOTICES_FILE, report.notices)):
         if items or name in sizes:
             write_lines(join(folder.path, name), items)
-    details = f"; {errors_file(folder.path)} says why each was" if rejected else ""
+    details = f"; {errors_file(folder.path)} says why each was" if report.rejected else ""
     check_samples(
-        plan.samples, rejected, limits.max_rejected, details, str(run.settings.get("tokens", "all"))
+        plan.samples,
+        report.rejected,
+        limits.max_rejected,
+        details,
+        str(run.settings.get("tokens", "all")),
     )
     if recorded is None:
-        content = {"configuration": configuration(run), "plan": planned}
+        content = {"configuration": configuration(run), "plan": totals}
         folder.write(RUN_FILE, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
     return plan
 
@@ -219,27 +223,23 @@ def check_samples(
 class CommitRun(beam.PTransform):
     """The plan, passed on once `run.json` is written, so that its consumers wait for that.
 
+    The input is a singleton PCollection of the `ShardPlan` and the `OutputSize` of all samples.
+
     Attributes:
       folder, run, limits: the claimed output folder, the description and the limits of the run.
-      rejected: a singleton PCollection of the list of all `RejectedTask`.
-      size: a singleton PCollection of the `OutputSize` of all samples.
-      notices: a singleton PCollection of the list of all `Notice`.
+      report: a singleton PCollection of the `InputReport`.
     """
 
     folder: OutputFolder
     run: RunDescription
     limits: Limits
-    rejected: beam.PCollection
-    size: beam.PCollection
-    notices: beam.PCollection
+    report: beam.PCollection
 
-    def expand(self, plan: beam.PCollection) -> beam.PCollection:
-        return plan | "Commit" >> beam.Map(
+    def expand(self, planned: beam.PCollection) -> beam.PCollection:
+        return planned | "Commit" >> beam.Map(
             commit_run,
             self.folder,
             self.run,
-            rejected=beam.pvalue.AsSingleton(self.rejected),
-            size=beam.pvalue.AsSingleton(self.size),
-            limits=self.limits,
-            notices=beam.pvalue.AsSingleton(self.notices),
+            self.limits,
+            report=beam.pvalue.AsSingleton(self.report),
         )

@@ -6,11 +6,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from activation_dataset.format import ERRORS_FOLDER, REJECTED_FILE
-from activation_dataset.input_counts import InputCounts, Written
 from corpus.task import Notice, RejectedTask
 from transforms.storage import delete, join
 from transforms.whole_file import write_whole
@@ -31,13 +30,3 @@ def write_lines(path: str, items: Sequence[RejectedTask | Notice]) -> None:
         write_whole(path, "".join(lines).encode())
     else:
         delete(path)
-
-
-def sum_written(each: Iterable[Written]) -> Written:
-    """Add up."""
-    return sum(each, Written())
-
-
-def count_inputs(written: Written, rejected: Sequence[RejectedTask]) -> InputCounts:
-    """Return the counts of everything that was read."""
-    return InputCounts.of(written, ((each.kind, each.reason, each.samples) for each in rejected))

@@ -22,6 +22,7 @@ from transforms.commit_run import (
 )
 from transforms.measure_output import OutputSize, OutputTooLargeError
 from transforms.output_folder import OutputFolder, remove_output
+from transforms.report_inputs import InputReport
 
 RUN = describe("last", "float32", 8)
 SIZE = OutputSize(layers=100 * len(RUN.layers_extracted), prompts=10)
@@ -45,7 +46,8 @@ def commit(
     **limits: int,
 ) -> None:
     claimed = OutputFolder.claim(str(folder))
-    commit_run(plan_ or plan(1, 2, 3), claimed, run, rejected or [], SIZE, Limits(**limits))
+    report = InputReport(rejected=tuple(rejected or ()))
+    commit_run((plan_ or plan(1, 2, 3), SIZE), claimed, run, Limits(**limits), report)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
