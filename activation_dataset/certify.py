@@ -31,7 +31,7 @@ from activation_dataset.storage_dtype import LARGEST_ELEMENT
 
 CERTIFICATE_FILE = "certificate.json"
 
-# Largest relative errors (L2) that rounding alone explains; docs/reliability.md derives them. In
+# Largest relative errors (L2) that rounding alone explains; docs/reliability.md explains them. In
 # bfloat16, 0.045 corresponds to a cosine of 0.999.
 _EXACT, _STORED_NARROW, _COMPUTED_NARROW = 1e-4, 5e-3, 4.5e-2
 
