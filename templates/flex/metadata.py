@@ -1,4 +1,4 @@
-"""The template's metadata.json, generated from the flags of the job so that the two agree.
+"""Generator of the template's metadata.json from the flags of the job.
 
 python templates/flex/metadata.py > templates/flex/metadata.json
 """
@@ -14,7 +14,7 @@ from beam_pipeline.options import build_parser
 REQUIRED = {"model_path", "tasks_file", "output_dir", "accelerator", "sdk_container_image"}
 
 INTERNAL = {"help", "gcs_bucket", "no_progress", "upload_to_cloud"}
-"""Flags without a parameter: there is no terminal, and the others are another --output_dir."""
+"""Flags without a parameter: help and progress need a terminal, the others replace --output_dir."""
 
 HOOK_POINT = f"({'|'.join(HOOK_POINTS)})"
 

@@ -1,4 +1,4 @@
-"""The template's parameters against the job's flags, Dataflow's messages and docs/dataflow.md."""
+"""Tests of the template's parameters against the job's flags, Dataflow and docs/dataflow.md."""
 
 import json
 import re
@@ -35,7 +35,7 @@ def test_the_file_agrees_with_the_flags_and_dataflow_reads_it():
 
 
 def test_an_untouched_form_changes_nothing():
-    """The console sends every value that it shows, and the launcher makes flags of all of them."""
+    """The console sends every value in the form, and the launcher converts all values to flags."""
     given = [
         "--model_path=random:tiny",
         "--tasks_file=gs://bucket/tasks",

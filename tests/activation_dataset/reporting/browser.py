@@ -1,4 +1,4 @@
-"""Pages as a person's browser shows them: Chromium without a window."""
+"""HTML pages in headless Chromium."""
 
 from __future__ import annotations
 
@@ -29,13 +29,20 @@ _FRAME = """<iframe src="%s" style="border: 0; width: %dpx; height: 900px"></ifr
 
 
 def run_in_page(page: Path, script: str, folder: Path, width: int, dark: bool = False) -> Any:
-    """Return what the body of a JavaScript function returns in a page of a width.
+    """Run the body of a JavaScript function in a page and return its result.
 
-    Fails if the page loads anything, or has an error.
+    The test fails if the page loads a resource or has an error, and is skipped without Chromium.
+
+    Args:
+        page: the HTML file.
+        script: body of the function.
+        folder: folder for temporary files.
+        width: width of the page in pixels.
+        dark: True for the dark color scheme.
     """
     executable = next((found for name in _NAMES if (found := shutil.which(name))), None)
     if executable is None:
-        pytest.skip("no Chromium is installed; apt-get install chromium")
+        pytest.skip("Chromium is not installed: apt-get install chromium")
     watched = page.read_text("utf-8").replace("<head>", f"<head>{_WATCH}", 1)
     (folder / "watched.html").write_text(watched + _ANSWER % script, "utf-8")
     (folder / "frame.html").write_text(_FRAME % ("watched.html", width), "utf-8")
