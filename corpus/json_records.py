@@ -66,6 +66,10 @@ def parse_line(line: bytes, number: int) -> object:
     """Return the value of a line of a JSON Lines file, or raise `Rejection`."""
     if len(line) > MAX_RECORD_BYTES:
         raise _too_large(number)
+    try:
+        return _DECODER.decode(line.decode("utf-8", "surrogateescape"))
+    except (ValueError, RecursionError):
+        pass  # Found again below, where the error says what is wrong.
     text = _JsonText(iter([line]), number)
     value = text.value()
     text.take("")
@@ -95,7 +99,7 @@ class _JsonText:
     def __init__(self, chunks: Iterator[bytes], line: int = 1) -> None:
         # Bytes that are not UTF-8 become lone surrogates, which no text and no id may hold.
         self._chunks = codecs.iterdecode(chunks, "utf-8", "surrogateescape")
-        self._parse = json.JSONDecoder(object_pairs_hook=_to_object).raw_decode
+        self._parse = _DECODER.raw_decode
         self._text = ""
         self._position = 0
         self._first_line = line
@@ -182,3 +186,6 @@ def _to_object(pairs: list[tuple[str, object]]) -> dict[str | None, object]:
     if len(value) < len(pairs):
         ((value[DUPLICATE], _),) = Counter(key for key, _ in pairs).most_common(1)
     return value
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_to_object)

@@ -85,12 +85,13 @@ def _blocks(
 def _tagged_items(
     found: Block | InputFile | str, text_field: str | None
 ) -> Iterator[Task | Document | TaggedOutput]:
-    for item in _read_block(found, text_field) if isinstance(found, Block) else (found,):
+    for item in read_block(found, text_field) if isinstance(found, Block) else (found,):
         tag = _TAGS.get(type(item))
         yield TaggedOutput(tag, item) if tag else item
 
 
-def _read_block(block: Block, text_field: str | None) -> Iterator[Item | InputFile]:
+def read_block(block: Block, text_field: str | None = None) -> Iterator[Item | InputFile]:
+    """Yield the items of a block; if it is a whole file, what `read_file` does."""
     path = os.fsdecode(block.path)
     if block.part is None:
         yield from read_file(path, block.source, text_field)

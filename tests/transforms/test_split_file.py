@@ -16,8 +16,8 @@ from pyarrow import parquet
 
 from activation_dataset.metadata import InputFile
 from corpus.task import Document, Item, Notice, RejectedTask
-from transforms.read_tasks import read_file
-from transforms.split_file import Block, TasksChangedError, read_part, split_file
+from transforms.read_tasks import read_block, read_file
+from transforms.split_file import Block, TasksChangedError, split_file
 
 PAIR = {"input": [[1]], "output": [[2]]}
 TASK = {"train": [PAIR], "test": [PAIR, PAIR]}
@@ -28,18 +28,11 @@ def blocks_of(path: Path, size: int, text_field: str | None = None) -> list[Bloc
     return list(split_file(str(path), path.name, text_field, size))
 
 
-def read_block(block: Block, text_field: str | None = None) -> list[Item | InputFile]:
-    path = os.fsdecode(block.path)
-    if block.part is None:
-        return list(read_file(path, block.source, text_field))
-    return list(read_part(path, block.source, text_field, block.part))
-
-
 def read_in_blocks(path: Path, size: int, text_field: str | None = None) -> list[Item | InputFile]:
     """Read the blocks in reverse, since no block may need another."""
     found = blocks_of(path, size, text_field)
     blocks = [each for each in found if isinstance(each, Block)]
-    read = [read_block(each, text_field) for each in reversed(blocks)]
+    read = [list(read_block(each, text_field)) for each in reversed(blocks)]
     items = [item for each in reversed(read) for item in each]
     return [*items, *(each for each in found if isinstance(each, InputFile))]
 
@@ -229,4 +222,4 @@ def test_a_file_that_changes_meanwhile_is_an_error(
     blocks = [each for each in blocks_of(path, 1000) if isinstance(each, Block)]
     path.write_bytes(change(make()))
     with pytest.raises(TasksChangedError, match=rf"{name}: changed since"):
-        list(map(read_block, blocks))
+        [list(read_block(each)) for each in blocks]
