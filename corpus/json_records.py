@@ -29,7 +29,7 @@ DUPLICATE = None
 
 
 def split_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield the lines of a file, cut one byte after `MAX_RECORD_BYTES`, however it is cut."""
+    """Yield the lines of a file, each cut one byte after `MAX_RECORD_BYTES`."""
     rest = b""
     for chunk in chunks:
         *whole, rest = (rest + chunk).split(b"\n")
@@ -69,7 +69,7 @@ def parse_line(line: bytes, number: int) -> object:
     try:
         return _DECODER.decode(line.decode("utf-8", "surrogateescape"))
     except (ValueError, RecursionError):
-        pass  # Found again below, where the error says what is wrong.
+        pass  # The code below finds the error again and says where it is.
     text = _JsonText(iter([line]), number)
     value = text.value()
     text.take("")

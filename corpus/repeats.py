@@ -1,7 +1,7 @@
-"""Names and ids that repeat in a file: all that a record has to know of earlier ones.
+"""Names and ids that repeat in a file: all that a record needs to know of earlier records.
 
-A file may be read in blocks, apart from each other. `OwnIds` tells that no record of it depends on
-another. Otherwise, `Seen` finds what a block has to know of the blocks before it.
+The blocks of a file are read independently. `OwnIds` tells quickly whether any record may depend on
+another one. If so, `Seen` finds what each block needs to know of the blocks before it.
 """
 
 import re
@@ -16,15 +16,15 @@ Key = str | bytes
 
 _LONGEST_KEY = 32
 
-# What the ids of a record's items and samples have after the id of the record.
+# The ids of a record's tasks and samples are its id and such endings.
 _SUFFIX = re.compile(r"(.+)[/-][0-9]+", re.DOTALL)
 
 
 class Seen:
-    """Names or ids of a file's records, as far as it was read.
+    """Names or ids of the records of a file that were read so far.
 
     Args:
-        earlier: what `end_block` returned for a block, to read that block alone.
+        earlier: what `end_block` returned for a block, to read that block by itself.
     """
 
     def __init__(self, earlier: Iterable[Key] = ()) -> None:
@@ -43,7 +43,7 @@ class Seen:
         self._here.add(_key(text))
 
     def end_block(self) -> frozenset[Key]:
-        """Return what the block that ends here was told to be in earlier blocks."""
+        """End a block, and return its look-ups that found something of earlier blocks."""
         met = frozenset(self._met)
         self._earlier |= self._here
         self._here, self._met = set(), set()
@@ -79,14 +79,14 @@ def without_repeated_ids(items: Iterable[Item], source: str, ids: Seen) -> Itera
 
 
 class OwnIds:
-    """Ids that the records of a file give themselves, whatever the rest of the records.
+    """Ids that the records of a file have, without those that come from their positions.
 
     Args:
-        default: the first word of the ids that other records get, such as `line`.
+        default: the first word of the ids that come from positions, such as `line`.
 
     Attributes:
-        may_repeat: False if each record, read alone, gives the items that it gives after the
-            others; True if this is unknown.
+        may_repeat: False if no record depends on another one, whatever else is in the records.
+            True if a record may depend on another one.
     """
 
     def __init__(self, default: str) -> None:
@@ -103,14 +103,14 @@ class OwnIds:
         try:
             record_id = to_id(record[id_key])
         except Rejection:
-            # The first record with a name that is no id gets a notice.
+            # Only the first record whose name is not a valid id gets a notice.
             self.may_repeat |= id_key == "name"
             return
         key = _key(record_id)
-        self.may_repeat |= record_id.startswith(self._default)
+        self.may_repeat |= f"{record_id}-".startswith(f"{self._default}-")
         self.may_repeat |= key in self._ids or key in self._roots
         self._ids.add(key)
-        # The samples of the task `a` have ids such as `a/0`, which another record may have.
+        # The samples of a task `a` have ids such as `a/0`, which may be the id of another record.
         while match := _SUFFIX.fullmatch(record_id):
             record_id = match[1]
             self.may_repeat |= (root := _key(record_id)) in self._ids

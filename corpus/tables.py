@@ -83,7 +83,7 @@ def row_group_offsets(stream: BinaryIO, text_field: str | None) -> list[int]:
     except _CORRUPT as error:
         _corrupt(error, "at all")
         return []
-    # In a file that no usual writer made, a group may begin anywhere.
+    # Row groups may be in any order, though common writers put one after the other.
     in_order = all(one < other for one, other in itertools.pairwise(offsets))
     return offsets if in_order and table.metadata.num_rows else []
 
@@ -103,7 +103,7 @@ def add_row_ids(stream: BinaryIO, own: OwnIds) -> None:
 
 
 _Row = tuple[str, dict[str, object] | Rejection]
-"""A row, or why it cannot be used, and its default id, "" for many rows."""
+"""A row or its rejection, after its default id, which is "" for a rejection of many rows."""
 
 
 def _items(
@@ -143,7 +143,7 @@ def _rows(stream: BinaryIO, text_field: str | None, within: range | None = None)
 def _numbered(
     batches: Iterator[pa.RecordBatch], first: int, end: int | None = None
 ) -> Iterator[_Row]:
-    """Yield rows from number `first` to `end`, if that is known; damage costs those after it."""
+    """Yield the rows from number `first` on; damage ends them. `end` is None if unknown."""
     number = first
     try:
         for batch in batches:

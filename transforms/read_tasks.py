@@ -53,7 +53,7 @@ class ReadTasks(beam.PTransform):
             | "EachOnce" >> beam.Distinct()
             | "Split"
             >> beam.FlatMap(_blocks, common_root(self.patterns), self.text_field, self.block_bytes)
-            # Blocks of one file, which one worker has split, go to all of them.
+            # One worker splits a file, all of them read its blocks.
             | "Spread" >> beam.Reshuffle()
             | "Parse"
             >> beam.FlatMap(_tagged_items, self.text_field).with_outputs(
@@ -72,7 +72,7 @@ def _found(pattern: Pattern) -> Iterator[tuple[bytes, bool]]:
 def _blocks(
     found: tuple[bytes, bool], root: str, text_field: str | None, block_bytes: int
 ) -> Iterator[Block | InputFile | str]:
-    """Yield the blocks of a file and what is known of it, or the name of a file to skip."""
+    """Yield the blocks of a file, with its size and digest if it has parts; or a skipped name."""
     encoded, is_read = found
     path = os.fsdecode(encoded)
     source = source_of(path, root)

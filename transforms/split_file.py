@@ -1,8 +1,8 @@
-"""Large files of tasks in blocks, which workers read apart from each other.
+"""Blocks of large files of tasks, which workers read independently.
 
 A JSON Lines file is cut at line ends, a Parquet file between row groups; every other file is one
-block. What a block has to know of the blocks before it travels with it, so that blocks of any size
-give what the file gives when it is read from its beginning to its end.
+block. A block carries what its records need to know of earlier ones, so that blocks of any size
+give the same items as the whole file.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from transforms.remote_input import without_query
 from transforms.task_file import Measured, TaskFile, open_tasks
 
 BLOCK_BYTES = 64 << 20
-"""The least size of a block, so that its lines and groups do not depend on the engine."""
+"""The least size of a part but the last. A constant, so that no engine decides about parts."""
 
 
 class TasksChangedError(RuntimeError):
-    """A file of tasks that changed between two of the times that the job read it."""
+    """A file of tasks that changed after the job had split it."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Part:
       file_bytes: size of the file.
       crc32c: CRC32C of the bytes.
       first_line: number of the first line, from 1; 0 in a table.
-      names, ids: names and ids of this part that earlier records of the file have.
+      names, ids: keys of the names and ids of this part that earlier parts have too.
     """
 
     start: int
@@ -54,10 +54,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Block:
-    """A file, or a part of it, that is read at one go.
+    """A file, or a part of a file, that one worker reads.
 
     Attributes:
-      path: the file's; may hold bytes that are not UTF-8.
+      path: path of the file; may hold bytes that are not UTF-8.
       source: the file's path in sample ids.
       part: None for the whole file.
     """
@@ -152,8 +152,8 @@ def _cut_lines(
     """Yield the parts of a JSON Lines file, reading it once; none of other files.
 
     Args:
-      own: takes the ids, which is faster than reading the records to their ends. If they may
-        repeat, the file is not read on. None to find what repeats.
+      own: takes the ids, without checking the rest of the records. The parts end early if the ids
+        may repeat. None to check all records and find what repeats.
     """
     file_bytes = file.seek(0, os.SEEK_END)
     file.seek(0)
@@ -188,7 +188,7 @@ def _table_parts(
     if len(bounds) == 1:
         return None
     bounds.append(file.seek(0, os.SEEK_END))
-    # Before the ids are read, so that who reads a part notices a change in between.
+    # Measured before the ids are read, so that a change in between is found when a part is read.
     file.seek(0)
     ranges = [Measured(file.take(end - start)) for start, end in itertools.pairwise(bounds)]
     for measured in ranges:

@@ -37,11 +37,12 @@ def read_in_blocks(path: Path, size: int, text_field: str | None = None) -> list
     return [*items, *(each for each in found if isinstance(each, InputFile))]
 
 
-def check(path: Path, content: bytes, size: int) -> int:
-    """Compare a file in blocks with the file at one go, and return the number of blocks."""
+def check(path: Path, content: bytes, size: int, text_field: str | None = None) -> int:
+    """Compare a file in blocks with the whole file, and return the number of blocks."""
     path.write_bytes(content)
-    assert read_in_blocks(path, size) == list(read_file(str(path), path.name))
-    return sum(isinstance(each, Block) for each in blocks_of(path, size))
+    whole = list(read_file(str(path), path.name, text_field))
+    assert read_in_blocks(path, size, text_field) == whole
+    return sum(isinstance(each, Block) for each in blocks_of(path, size, text_field))
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +90,7 @@ files = st.builds(
 @example(b'{"id": "a/0", "text": "x"}\n{"id": "a", "train": [], "test": []}\n', 1)
 def test_lines_in_blocks_of_any_size_give_the_same(folder: Path, content: bytes, size: int):
     path = folder / "a.jsonl"
+    check(path, content, size, "text")
     blocks = check(path, content, size)
     assert blocks > 1 or len(content) <= 2 * size + 800
 
@@ -183,9 +185,10 @@ def parquet_file(values: list[dict[str, Any]], group: int) -> bytes:
 def test_row_groups_in_blocks_of_any_size_give_the_same(
     folder: Path, values: list[dict[str, Any]], group: int, size: int
 ):
-    blocks = check(folder / "a.parquet", parquet_file(values, group), size)
-    groups = -(-len(values) // group)
-    assert blocks == groups if size == 1 else blocks <= groups
+    content, groups = parquet_file(values, group), -(-len(values) // group)
+    for text_field in (None, "name"):
+        blocks = check(folder / "a.parquet", content, size, text_field)
+        assert blocks == groups if size == 1 else blocks <= groups
 
 
 @settings(deadline=None, max_examples=300)
