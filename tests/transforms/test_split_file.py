@@ -10,25 +10,31 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from google.cloud.storage import Bucket
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
 from activation_dataset.metadata import InputFile
 from corpus.task import Document, Item, Notice, RejectedTask
+from tests.end_to_end.emulator import BUCKET, address, bucket
 from transforms.read_tasks import read_block, read_file
 from transforms.split_file import Block, TasksChangedError, split_file
+
+__all__ = ["address", "bucket"]
 
 PAIR = {"input": [[1]], "output": [[2]]}
 TASK = {"train": [PAIR], "test": [PAIR, PAIR]}
 PAIRS = {"examples": [[[[1]], [[2]]]] * 8}
 
 
-def blocks_of(path: Path, size: int, text_field: str | None = None) -> list[Block | InputFile]:
-    return list(split_file(str(path), path.name, text_field, size))
+def blocks_of(path: object, size: int, text_field: str | None = None) -> list[Block | InputFile]:
+    return list(split_file(str(path), os.path.basename(str(path)), text_field, size))
 
 
-def read_in_blocks(path: Path, size: int, text_field: str | None = None) -> list[Item | InputFile]:
+def read_in_blocks(
+    path: object, size: int, text_field: str | None = None
+) -> list[Item | InputFile]:
     """Read the blocks in reverse, since no block may need another."""
     found = blocks_of(path, size, text_field)
     blocks = [each for each in found if isinstance(each, Block)]
@@ -37,11 +43,14 @@ def read_in_blocks(path: Path, size: int, text_field: str | None = None) -> list
     return [*items, *(each for each in found if isinstance(each, InputFile))]
 
 
+def read_whole(path: object, text_field: str | None = None) -> list[Item | InputFile]:
+    return list(read_file(str(path), os.path.basename(str(path)), text_field))
+
+
 def check(path: Path, content: bytes, size: int, text_field: str | None = None) -> int:
     """Compare a file in blocks with the whole file, and return the number of blocks."""
     path.write_bytes(content)
-    whole = list(read_file(str(path), path.name, text_field))
-    assert read_in_blocks(path, size, text_field) == whole
+    assert read_in_blocks(path, size, text_field) == read_whole(path, text_field)
     return sum(isinstance(each, Block) for each in blocks_of(path, size, text_field))
 
 
@@ -107,7 +116,7 @@ def test_a_line_over_the_limit_may_span_blocks(tmp_path: Path, monkeypatch: pyte
             for large in (line, line + b" " * limit, b" " * limit + line, b" " * 2 * limit):
                 content = b'{"id": 1, "text": "a"}\n' + large + b'\n{"id": 2, "text": "b"}'
                 assert check(tmp_path / "a.jsonl", content, 10) == 3
-                items = list(read_file(str(tmp_path / "a.jsonl"), "a.jsonl"))
+                items = read_whole(tmp_path / "a.jsonl")
                 rejected = [each for each in items if isinstance(each, RejectedTask)]
                 assert [each.reason for each in rejected] == ["record_too_large"]
                 assert rejected[0].task_id == "line-000002"
@@ -215,7 +224,20 @@ def replace_text(content: bytes) -> bytes:
     return before + b"WORDS" + after
 
 
-@pytest.mark.parametrize(("name", "make"), [("a.jsonl", lines_file), ("a.parquet", groups_file)])
+KINDS = pytest.mark.parametrize(
+    ("name", "make"), [("a.jsonl", lines_file), ("a.parquet", groups_file)]
+)
+
+
+@KINDS
+def test_objects_of_a_bucket_are_split(bucket: Bucket, name: str, make: Callable[[], bytes]):
+    bucket.blob(f"texts/{name}").upload_from_string(make())
+    path = f"gs://{BUCKET}/texts/{name}"
+    assert len(blocks_of(path, 1000)) > 3
+    assert read_in_blocks(path, 1000) == read_whole(path)
+
+
+@KINDS
 @pytest.mark.parametrize("change", [replace_text, lambda old: old + b"\n", lambda old: old[:-1]])
 def test_a_file_that_changes_meanwhile_is_an_error(
     tmp_path: Path, name: str, make: Callable[[], bytes], change: Callable[[bytes], bytes]
