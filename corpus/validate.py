@@ -61,6 +61,11 @@ def not_a_task(value: object) -> Rejection:
     )
 
 
+def id_key_of(record: Mapping[Any, object]) -> str | None:
+    """Return the key that holds the id of a record; None if it has no id."""
+    return next((key for key in ID_KEYS if record.get(key) is not None), None)
+
+
 def to_id(value: object) -> str:
     """Return a record's id, a whole number or a short printable text, as text."""
     text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
