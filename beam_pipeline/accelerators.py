@@ -34,14 +34,14 @@ class AcceleratorSettings:
     """One kind of worker: one machine, with its devices.
 
     Attributes:
-      name: the value of `--accelerator`: the family, the kind of device, and the devices.
-      machine_types: the Compute Engine types that Dataflow accepts with it, the default first.
-      worker_accelerator: value of Dataflow's service option of that name; None for a CPU.
-      memory_bytes: memory of one device.
-      peak_flops: dense bfloat16 FLOP/s of one device; None if it depends on the machine.
-      list_price: USD per hour of one device with its share of the machine: on demand, in
-        us-central1, of 2026-11-23, without Dataflow's own charges.
-      environment: variables that must be set in the worker's process before JAX starts.
+        name: the value of `--accelerator`: the family, the kind of device, and the devices.
+        machine_types: the Compute Engine types that Dataflow accepts with it, the default first.
+        worker_accelerator: value of Dataflow's service option of that name; None for a CPU.
+        memory_bytes: memory of one device.
+        peak_flops: dense bfloat16 FLOP/s of one device; None if it depends on the machine.
+        list_price: USD per hour of one device with its share of the machine: on demand, in
+            us-central1, of 2026-11-23, without Dataflow's own charges.
+        environment: variables that must be set in the worker's process before JAX starts.
     """
 
     name: str
@@ -133,8 +133,8 @@ def worker_flags(settings: AcceleratorSettings, options: PipelineOptions) -> lis
     The user's own choices are kept if the worker stays valid.
 
     Raises:
-      ConfigError: for a flag that Dataflow would reject, or that would leave the accelerator
-        unused.
+        ConfigError: for a flag that Dataflow would reject, or that would leave the accelerator
+            unused.
     """
     if not runs_on_dataflow(options):
         return []

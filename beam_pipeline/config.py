@@ -22,10 +22,10 @@ class Config:
     """The flags of a run. Attributes are named after the flags; `--help` gives their units.
 
     Attributes:
-      extractor: the flags of the model and of the activations. Until the model is opened, its
-        `layers` are empty for all layers, and it has no `weights_fingerprint`.
-      workers: the workers of the runner, by Beam's flags.
-      efficiency, device_price, storage_bandwidth: flags of `plan` only.
+        extractor: the flags of the model and of the activations. Until the model is opened, its
+            `layers` are empty for all layers, and it has no `weights_fingerprint`.
+        workers: the workers of the runner, by Beam's flags.
+        efficiency, device_price, storage_bandwidth: flags of `plan` only.
     """
 
     extractor: ExtractorSettings

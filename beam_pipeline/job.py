@@ -31,9 +31,9 @@ class Job:
     """A job whose flags fit its model. The weights of `source` have not been read.
 
     Attributes:
-      auto_workers: the workers that `--samples_per_shard auto` counts: those of the run that began
-        the output folder, otherwise those of this run. A run that goes on with fewer workers, or
-        more, then completes the same files.
+        auto_workers: the workers that `--samples_per_shard auto` counts: those of the run that
+            began the output folder, otherwise those of this run. A run that goes on with fewer
+            workers, or more, then completes the same files.
     """
 
     config: Config
@@ -67,7 +67,7 @@ class Job:
         """Check the weights, and return all that decides about the bytes, except the inputs.
 
         Raises:
-          CheckpointError: if the weights are missing, damaged or not those of the model.
+            CheckpointError: if the weights are missing, damaged or not those of the model.
         """
         config, settings, source = self.config, self.config.extractor, self.source
         source.check_weights()
@@ -122,7 +122,7 @@ def open_job(config: Config) -> Job:
     """Find the inputs, open the model without its weights, and check that the flags fit.
 
     Raises:
-      ValueError: of several kinds, each naming the flag or file and what to do.
+        ValueError: of several kinds, each naming the flag or file and what to do.
     """
     patterns = resolve_patterns(config.tasks_file, config.output_dir)
     template = load_template(config.prompt_template)

@@ -322,8 +322,9 @@ def parse_flags(
     """Parse our flags, by default with the parser of the job, and Beam's.
 
     Raises:
-      ConfigError: for flags that are missing, malformed or unknown, or that contradict each other.
-      SystemExit: after argparse has printed help.
+        ConfigError: for flags that are missing, malformed or unknown, or that contradict each
+            other.
+        SystemExit: after argparse has printed help.
     """
     ours, rest = (parser or build_parser()).parse_known_args(argv)
     accelerator = ACCELERATORS.get(ours.accelerator)

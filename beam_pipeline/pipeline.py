@@ -41,11 +41,11 @@ def build(
     """Add the whole job, from files of tasks to a PCollection of the one `Metadata`.
 
     Args:
-      pipeline: an empty pipeline.
-      job: from `open_job`.
-      run: from `job.describe()`.
-      folder: the claimed output folder.
-      finished_ops: from `ops_of_files`, for files that are there already.
+        pipeline: an empty pipeline.
+        job: from `open_job`.
+        run: from `job.describe()`.
+        folder: the claimed output folder.
+        finished_ops: from `ops_of_files`, for files that are there already.
     """
     config, kinds = job.config, job.record_kinds
     extractor = replace(
@@ -108,11 +108,11 @@ def run_pipeline(config: Config, options: PipelineOptions) -> bool:
     """Run the job to its end, or submit it if the runner does not wait.
 
     Returns:
-      Whether an earlier run had begun, whose finished files are not computed again.
+        Whether an earlier run had begun, whose finished files are not computed again.
 
     Raises:
-      ConfigError: if Beam's flags contradict each other, or name an engine that does not answer.
-      ValueError: of several kinds, each naming the flag or file and what to do.
+        ConfigError: if Beam's flags contradict each other, or name an engine that does not answer.
+        ValueError: of several kinds, each naming the flag or file and what to do.
     """
     try:
         pipeline = beam.Pipeline(options=options)

@@ -42,14 +42,14 @@ class Plan:
     """A run, predicted.
 
     Attributes:
-      samples_per_shard: the number of the samples of a shard, or the rule that chose it.
-      shard_samples, shard_slots: [shards] int64, samples of each shard, and token slots of all its
-        device steps, padding included.
-      longest: tokens of the longest prompt.
-      size: bytes of the records.
-      counts, rejected: what is read and rejected.
-      flops, padded_flops: FLOPs of the tokens alone, and of all slots.
-      skipped: files and folders of the inputs that would not be read.
+        samples_per_shard: the number of the samples of a shard, or the rule that chose it.
+        shard_samples, shard_slots: [shards] int64, samples of each shard, and token slots of all
+            its device steps, padding included.
+        longest: tokens of the longest prompt.
+        size: bytes of the records.
+        counts, rejected: what is read and rejected.
+        flops, padded_flops: FLOPs of the tokens alone, and of all slots.
+        skipped: files and folders of the inputs that would not be read.
     """
 
     shards: ShardPlan

@@ -20,11 +20,11 @@ class StorageLimit:
     """The work of a run for the model and for the storage.
 
     Attributes:
-      model_seconds: of one worker that computes all shards alone.
-      bytes: of all files.
-      files: layer files that a worker writes at once.
-      shared_rate: bytes per second that the storage takes from all workers together; None for no
-        limit but that of the connections.
+        model_seconds: of one worker that computes all shards alone.
+        bytes: of all files.
+        files: layer files that a worker writes at once.
+        shared_rate: bytes per second that the storage takes from all workers together; None for no
+            limit but that of the connections.
     """
 
     model_seconds: float

@@ -184,10 +184,12 @@ def record_items(
     """Yield a record's task or document, or the tasks made of its pairs. Nulls count as absent.
 
     Args:
-        default_id: the id of a record that has none, or a bad one.
-        text_field: the only content to read, as in `corpus.documents`; None for what is found.
-        names: values of `name` in earlier records of the file; that of this record is added.
-        key: the id that counts instead of the record's own.
+        record: JSON value of the record.
+        source: Name of the file.
+        default_id: Id of a record that has none, or a bad one.
+        names: Values of `name` in earlier records of the file. This record's is added.
+        text_field: Only content to read, as in `corpus.documents`; None to read any known content.
+        key: Id to use instead of the record's own.
     """
     record_id = default_id
     try:

@@ -69,10 +69,12 @@ def parse_some_lines(
     """Yield what `parse_tasks` does for consecutive lines of a file that `record_lines` accepts.
 
     Args:
-        chunks: the bytes of the lines.
-        source, text_field: as in `parse_tasks`.
-        first: the number of the first line, from 1.
-        names, ids: those of earlier lines; those of these lines are added.
+        chunks: Bytes of the lines.
+        source: Name of the file, as in `parse_tasks`.
+        text_field: Only content to read, as in `parse_tasks`.
+        first: Number of the first line, from 1.
+        names: Names in earlier lines. Names in these lines are added.
+        ids: Ids in earlier lines. Ids in these lines are added.
     """
     items = parse_lines(chunks, source, text_field, names, first)
     yield from without_repeated_ids(items, source, ids)

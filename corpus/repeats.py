@@ -40,6 +40,7 @@ class Seen:
         return key in self._here
 
     def add(self, text: str) -> None:
+        """Add a name or an id."""
         self._here.add(_key(text))
 
     def end_block(self) -> frozenset[Key]:
@@ -54,7 +55,9 @@ def without_repeated_ids(items: Iterable[Item], source: str, ids: Seen) -> Itera
     """Reject each item that has the id of an earlier item's sample; memory grows by the ids.
 
     Args:
-        ids: those of earlier items of the file; those of these items are added.
+        items: Items of a file, in order.
+        source: Name of the file.
+        ids: Ids of earlier items of the file. Ids of these items are added.
     """
     for item in items:
         if isinstance(item, Notice):

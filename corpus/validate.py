@@ -1,4 +1,4 @@
-"""From a JSON value to a `Task` or a `Document`, or the reason why not.
+"""Conversion of a JSON value to a `Task` or a `Document`, or the reason for its rejection.
 
 A record with lists of `train` or `test` pairs is a task. Without any of `corpus.documents`'s keys,
 `examples` are pairs. Keys that are not named here or there are metadata, which is not read.

@@ -27,10 +27,10 @@ class ShardPlan:
     """The assignment of samples to shards.
 
     Attributes:
-      num_shards, samples, tokens: totals of the dataset.
-      digest: SHA-256 (hex) over every sample's key, token ids and choice of them, in rank order:
-        equal digests mean the same samples in the same shards.
-      first_ranks: [num_shards] uint64, the rank of each shard's first sample, ascending.
+        num_shards, samples, tokens: totals of the dataset.
+        digest: SHA-256 (hex) over every sample's key, token ids and choice of them, in rank order:
+            equal digests mean the same samples in the same shards.
+        first_ranks: [num_shards] uint64, the rank of each shard's first sample, ascending.
     """
 
     num_shards: int

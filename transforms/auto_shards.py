@@ -50,8 +50,8 @@ class AutoShards:
         are halved after that: the limit matters more than the tail.
 
         Args:
-          tokens: of all samples.
-          largest_records: [samples] bytes of the largest record of each sample, in rank order.
+            tokens: Tokens of all samples.
+            largest_records: [samples] bytes of the largest record of each sample, in rank order.
         """
         sizes = np.concatenate([[0], np.cumsum(largest_records, dtype=np.int64)])
         shards = number_of_shards(len(largest_records), tokens, int(sizes[-1]), self.workers)
@@ -63,7 +63,10 @@ def number_of_shards(samples: int, tokens: int, largest_bytes: int, workers: int
     """Return a number of shards that all workers can share equally, but at most `samples`.
 
     Args:
-      largest_bytes: of all shards' largest files together.
+        samples: Samples of the dataset.
+        tokens: Tokens of the dataset.
+        largest_bytes: Bytes of the largest files of all shards together.
+        workers: Workers that share the shards.
     """
     of_a_worker = tokens // (LEAST_TOKENS * workers)
     of_a_worker = min(max(of_a_worker, FEWEST_OF_A_WORKER), MOST_OF_A_WORKER)
@@ -75,8 +78,8 @@ def _halved(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """Halve shards until each has at most `LARGEST_FILE` or one sample.
 
     Args:
-      starts: [shards] the first sample of each.
-      sizes: [samples + 1] bytes of all samples before each.
+        starts: [shards] the first sample of each.
+        sizes: [samples + 1] bytes of all samples before each.
     """
     bounds = [*starts.tolist(), len(sizes) - 1]
     waiting = [*pairwise(bounds)][::-1]

@@ -89,8 +89,8 @@ def build_metadata(
     """Assemble the metadata of a dataset, as in `CombineMetadata`, if nothing is missing.
 
     Raises:
-      IncompleteError: if a file or a sample is missing.
-      NonFiniteError: if an activation is not finite and that is not allowed.
+        IncompleteError: if a file or a sample is missing.
+        NonFiniteError: if an activation is not finite and that is not allowed.
     """
     try:
         shards = shards_of(gathered.manifests, run.sites, plan.num_shards)
@@ -133,7 +133,7 @@ def write_metadata(metadata: Metadata, folder: OutputFolder) -> Metadata:
     """Commit the dataset, if all its files still exist, and release the folder.
 
     Raises:
-      IncompleteError: naming a file that does not exist or has other bytes.
+        IncompleteError: naming a file that does not exist or has other bytes.
     """
     content = metadata.to_json().encode()
     # An attempt whose success the runner did not hear of has written the same.
@@ -153,7 +153,7 @@ def check_files(metadata: Metadata, path: str) -> None:
     Two attempts at a shard may have written different bits, in any order of their commits.
 
     Raises:
-      IncompleteError: naming a file that does not exist or has other bytes.
+        IncompleteError: naming a file that does not exist or has other bytes.
     """
     entries = [entry for shard in metadata.shards for entry in shard.all_files]
     found = sizes_and_crc32c(join(path, entry.path) for entry in entries)
@@ -174,9 +174,9 @@ class CombineMetadata(beam.PTransform):
     """The manifests of all files to `metadata.json`, written last; gives the `Metadata`.
 
     Attributes:
-      folder, run: the claimed output folder, and the description of the run without its inputs.
-      allow_nonfinite: whether vectors may have NaN or infinite values.
-      plan, report: singleton PCollections of the `ShardPlan` and of the `InputReport`.
+        folder, run: the claimed output folder, and the description of the run without its inputs.
+        allow_nonfinite: whether vectors may have NaN or infinite values.
+        plan, report: singleton PCollections of the `ShardPlan` and of the `InputReport`.
     """
 
     folder: OutputFolder

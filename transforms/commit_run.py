@@ -69,7 +69,7 @@ def read_run(output_dir: str) -> tuple[Any, Any] | None:
     """Return the configuration and the plan of the run that began a folder, None without one.
 
     Raises:
-      OtherRunError: if `run.json` is damaged.
+        OtherRunError: if `run.json` is damaged.
     """
     recorded = read_if_exists(join(output_dir, RUN_FILE))
     if recorded is None:
@@ -88,10 +88,10 @@ def auto_workers_of_run(output_dir: str) -> int | None:
     """Return the workers for which `--samples_per_shard auto` made the shards of a begun folder.
 
     Returns:
-      None if the folder is fresh, or its run had a number of samples.
+        None if the folder is fresh, or its run had a number of samples.
 
     Raises:
-      OtherRunError: if `run.json` is damaged.
+        OtherRunError: if `run.json` is damaged.
     """
     if (begun := read_run(output_dir)) is None:
         return None
@@ -108,10 +108,10 @@ def check_output_dir(output_dir: str, run: RunDescription) -> Mapping[str, Any] 
     while it began, leaves nothing else.
 
     Returns:
-      The plan of the run that began the folder, None if it is fresh.
+        The plan of the run that began the folder, None if it is fresh.
 
     Raises:
-      OtherRunError: naming a file of unknown origin, or each setting that differs.
+        OtherRunError: naming a file of unknown origin, or each setting that differs.
     """
     begun = read_run(output_dir)
     if begun is None:
@@ -144,10 +144,10 @@ def commit_run(
     changes: until it is written again, the folder is that of an unfinished run.
 
     Raises:
-      OtherRunError: if the folder's run had other samples or settings; nothing is written then.
-      OutputTooLargeError: if the files would be larger than the limit; nothing is written then.
-      TooManyRejectedError: if more was rejected than the limit.
-      NoSamplesError: if no sample is left.
+        OtherRunError: if the folder's run had other samples or settings; nothing is written then.
+        OutputTooLargeError: if the files would be larger than the limit; nothing is written then.
+        TooManyRejectedError: if more was rejected than the limit.
+        NoSamplesError: if no sample is left.
     """
     plan, size = planned
     totals = {key: getattr(plan, key) for key in ("num_shards", "samples", "tokens", "digest")}
@@ -201,11 +201,15 @@ def check_samples(
     """Check that there are samples, and not too many rejections.
 
     Args:
-      tokens: the choice of tokens, without which all other samples are left out.
+        samples: Samples to extract.
+        rejected: All rejections of the run.
+        max_rejected: Largest number of rejections that the user allows; None for any.
+        details: End of the message about too many rejections.
+        tokens: Choice of tokens. Samples without a chosen token are left out.
 
     Raises:
-      TooManyRejectedError: if there are more rejections; the message ends with `details`.
-      NoSamplesError: if there is no sample.
+        TooManyRejectedError: if there are more rejections; the message ends with `details`.
+        NoSamplesError: if there is no sample.
     """
     reasons = sorted(Counter((each.kind, each.reason) for each in rejected).items())
     why = ", ".join(f"{kind} {reason}: {count}" for (kind, reason), count in reasons)
@@ -226,8 +230,8 @@ class CommitRun(beam.PTransform):
     The input is a singleton PCollection of the `ShardPlan` and the `OutputSize` of all samples.
 
     Attributes:
-      folder, run, limits: the claimed output folder, the description and the limits of the run.
-      report: a singleton PCollection of the `InputReport`.
+        folder, run, limits: the claimed output folder, the description and the limits of the run.
+        report: a singleton PCollection of the `InputReport`.
     """
 
     folder: OutputFolder

@@ -37,13 +37,13 @@ class LayerBlock:
     """Consecutive samples of one shard at one site.
 
     Attributes:
-      shard, num_shards: the number of the shard, and of all shards of the dataset.
-      site: the site of the vectors.
-      frames: of the samples' records, in the order of the file; shared by sites of one width.
-      vectors: [sum of the frames' vectors, row elements] as in `storage_dtype`.
-      statistics: of exactly these vectors.
-      ops: the implementation and device that computed them, such as "xla on cpu".
-      is_last: whether this block ends the shard.
+        shard, num_shards: the number of the shard, and of all shards of the dataset.
+        site: the site of the vectors.
+        frames: of the samples' records, in the order of the file; shared by sites of one width.
+        vectors: [sum of the frames' vectors, row elements] as in `storage_dtype`.
+        statistics: of exactly these vectors.
+        ops: the implementation and device that computed them, such as "xla on cpu".
+        is_last: whether this block ends the shard.
     """
 
     shard: int

@@ -49,7 +49,7 @@ def check_output_size(size: OutputSize, sites: int, max_bytes: int | None) -> No
     """Refuse output that is too large.
 
     Raises:
-      OutputTooLargeError: if the files of that many sites would hold more than `max_bytes`.
+        OutputTooLargeError: if the files of that many sites would hold more than `max_bytes`.
     """
     if max_bytes is not None and size.total > max_bytes:
         raise OutputTooLargeError(

@@ -36,9 +36,9 @@ class ReadTasks(beam.PTransform):
     wherever that folder is.
 
     Attributes:
-      patterns: from `resolve_patterns`.
-      text_field: the only content to read of each record; None for what is found.
-      block_bytes: the least size of the blocks of a larger file. It changes no output.
+        patterns: from `resolve_patterns`.
+        text_field: the only content to read of each record; None for what is found.
+        block_bytes: the least size of the blocks of a larger file. It changes no output.
     """
 
     patterns: tuple[Pattern, ...]
@@ -111,7 +111,7 @@ def read_file(path: str, source: str, text_field: str | None = None) -> Iterator
     """Yield the items of a file, called `source`, then its size and digest, as stored.
 
     Raises:
-      TasksUnreadableError: if it cannot be opened or read.
+        TasksUnreadableError: if it cannot be opened or read.
     """
     with open_tasks(path) as file:
         if is_table(path):

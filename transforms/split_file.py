@@ -36,11 +36,11 @@ class Part:
     """Consecutive lines or row groups of a file.
 
     Attributes:
-      start, end: offsets of the first byte, and after the last one.
-      file_bytes: size of the file.
-      crc32c: CRC32C of the bytes.
-      first_line: number of the first line, from 1; 0 in a table.
-      names, ids: keys of the names and ids of this part that earlier parts have too.
+        start, end: offsets of the first byte, and after the last one.
+        file_bytes: size of the file.
+        crc32c: CRC32C of the bytes.
+        first_line: number of the first line, from 1; 0 in a table.
+        names, ids: keys of the names and ids of this part that earlier parts have too.
     """
 
     start: int
@@ -57,9 +57,9 @@ class Block:
     """A file, or a part of a file, that one worker reads.
 
     Attributes:
-      path: path of the file; may hold bytes that are not UTF-8.
-      source: the file's path in sample ids.
-      part: None for the whole file.
+        path: path of the file; may hold bytes that are not UTF-8.
+        source: the file's path in sample ids.
+        part: None for the whole file.
     """
 
     path: bytes
@@ -80,11 +80,13 @@ def split_file(
     A small file, and one that cannot be split, is one block, and little of it is read here.
 
     Args:
-      path, source, text_field: as in `transforms.read_tasks.read_file`.
-      block_bytes: the least size of a part but the last.
+        path: Path of the file.
+        source: Name of the file in its items.
+        text_field: Only content to read; None to read any known content.
+        block_bytes: Least size of every part but the last.
 
     Raises:
-      TasksUnreadableError: if the file cannot be opened or read.
+        TasksUnreadableError: if the file cannot be opened or read.
     """
     encoded = os.fsencode(path)
     found = None
@@ -106,8 +108,8 @@ def read_part(path: str, source: str, text_field: str | None, part: Part) -> Ite
     """Yield the items of a part of a file.
 
     Raises:
-      TasksChangedError: at the latest after the items, if `split_file` read another content.
-      TasksUnreadableError: if the file cannot be opened or read.
+        TasksChangedError: at the latest after the items, if `split_file` read another content.
+        TasksUnreadableError: if the file cannot be opened or read.
     """
     names, ids = Seen(part.names), Seen(part.ids)
     with open_tasks(path) as file:
@@ -152,8 +154,12 @@ def _cut_lines(
     """Yield the parts of a JSON Lines file, reading it once; none of other files.
 
     Args:
-      own: takes the ids, without checking the rest of the records. The parts end early if the ids
-        may repeat. None to check all records and find what repeats.
+        file: The open file.
+        source: Name of the file in its items.
+        text_field: Only content to read; None to read any known content.
+        block_bytes: Least size of every part but the last.
+        own: Takes the ids, without checking the rest of the records. The parts end early if the ids
+            may repeat. None to check all records and find what repeats.
     """
     file_bytes = file.seek(0, os.SEEK_END)
     file.seek(0)

@@ -58,8 +58,8 @@ class Measured:
     """Chunks of bytes that are counted as they are taken.
 
     Attributes:
-      bytes, lines: the bytes, and the line ends in them.
-      crc32c: CRC32C of the bytes.
+        bytes, lines: the bytes, and the line ends in them.
+        crc32c: CRC32C of the bytes.
     """
 
     def __init__(self, chunks: Iterator[bytes]) -> None:

@@ -76,12 +76,12 @@ class Upload(io.RawIOBase):
         """Let the object appear. The store compares the CRC32C of what it received.
 
         Args:
-          crc: CRC32C of the content, in base64; by default that of the bytes written here.
-          may_commit: called right before each request that lets the object appear; may raise.
+            crc: CRC32C of the content, in base64; by default that of the bytes written here.
+            may_commit: called right before each request that lets the object appear; may raise.
 
         Raises:
-          DataCorruption, BadRequest: if the content has another CRC32C; there is no new object.
-          ReplacedError: if a large object has other content than when its upload began.
+            DataCorruption, BadRequest: if the content has another CRC32C; there is no new object.
+            ReplacedError: if a large object has other content than when its upload began.
         """
         if self._parts is None:
             self._complete_in_one(b"".join(self._kept), may_commit, crc)

@@ -34,7 +34,7 @@ class WholeFile:
     if the store does not do its part.
 
     Attributes:
-      stream: takes the content.
+        stream: takes the content.
     """
 
     def __init__(self, path: str, may_commit: Callable[[], None] = lambda: None) -> None:
