@@ -16,7 +16,7 @@ from activation_dataset.storage_dtype import to_float32
 Float64Array = NDArray[np.float64]
 
 TOLERANCE = 1e-4
-"""Relative error that sums in float32 over one step may have; docs/format.md derives it."""
+"""Relative error of sums in float32 over one step; docs/reference/format.md derives it."""
 
 # Vectors that `of_vectors` widens to float64 at a time.
 _CHUNK_BYTES = 1 << 22
