@@ -115,7 +115,7 @@ def truncated(lengths, seed):
 
 
 def vectors_of(example, storage_dtype):
-    """The vectors of a parsed record, with TensorFlow alone; docs/reference/format.md shows these lines."""
+    """Vectors of a parsed record, with TensorFlow alone, as docs/reference/format.md shows."""
     if storage_dtype in ("float32", "bfloat16"):
         values = tf.io.decode_raw(example["activation"], getattr(tf, storage_dtype))
         return tf.reshape(values, example["shape"])
