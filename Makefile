@@ -200,7 +200,7 @@ $(ORDERS): requirements/dev.txt requirements/torch.txt $(RUNTIME)
 $(DOCS): requirements/docs.txt $(RUNTIME)
 	@echo "setup: what builds the documentation (requirements/docs.txt)"
 	$(call environment,$(DOCS_VENV),$(BIN)/python,$(SUPPORTED))
-	$(call install,$(DOCS_VENV)) $(hashed) requirements/base.txt $(hashed) requirements/docs.txt
+	$(call install,$(DOCS_VENV)) $(hashed) requirements/base.txt --requirement requirements/docs.txt
 	@touch $@
 
 # Composer runs Airflow on Python 3.11, and the lock is for that.
