@@ -51,5 +51,7 @@ html_title = project
 html_static_path = ["site.css"]
 html_css_files = ["site.css"]
 html_copy_source = False
+html_domain_indices = False
+html_use_index = False
 html_show_copyright = False
 html_show_sphinx = False
