@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
+
+from sphinx.application import Sphinx
 
 FOLDER = Path(__file__).resolve().parent
 sys.path[:0] = [str(FOLDER), str(FOLDER.parent)]
@@ -40,7 +43,6 @@ autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 maximum_signature_line_length = 60
 napoleon_numpy_docstring = False
-napoleon_use_ivar = True
 default_role = "literal"
 
 smartquotes_action = "D"
@@ -55,3 +57,16 @@ html_domain_indices = False
 html_use_index = False
 html_show_copyright = False
 html_show_sphinx = False
+
+
+def keep_colon(
+    app: Sphinx, what: str, name: str, value: Any, options: Any, lines: list[str]
+) -> None:
+    """Put an empty comment before a docstring of a value, where napoleon takes `A: b` for a type."""
+    if what in {"attribute", "data", "property"}:
+        lines[:0] = ["..", ""]
+
+
+def setup(app: Sphinx) -> None:
+    """Register what runs before napoleon, whose priority is 500."""
+    app.connect("autodoc-process-docstring", keep_colon, priority=400)

@@ -1,4 +1,4 @@
-"""The built site in a browser: every page needs no network, and fits a phone and a desktop.
+"""The built site: it has the public names, needs no network, and fits a phone and a desktop.
 
 Sphinx itself refuses broken links and pages that no table of contents has.
 """
@@ -6,6 +6,7 @@ Sphinx itself refuses broken links and pages that no table of contents has.
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,13 @@ def visited(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     )
     assert len(found) == len(pages)
     return request.param, found
+
+
+@pytest.mark.parametrize("package", ["activation_dataset", "qwen", "transforms"])
+def test_the_reference_has_the_public_names(package: str) -> None:
+    page = (SITE / "reference" / f"{package}.html").read_text("utf-8")
+    public = import_module(package).__all__
+    assert [name for name in public if f'id="{package}.{name}"' not in page] == []
 
 
 def test_no_page_is_wider_than_the_window(visited: Any) -> None:
