@@ -62,7 +62,7 @@ html_show_sphinx = False
 def keep_colon(
     app: Sphinx, what: str, name: str, value: Any, options: Any, lines: list[str]
 ) -> None:
-    """Put an empty comment before a docstring of a value, where napoleon takes `A: b` for a type."""
+    """Put an empty comment before the docstring of a value: napoleon takes `A: b` for a type."""
     if what in {"attribute", "data", "property"}:
         lines[:0] = ["..", ""]
 
