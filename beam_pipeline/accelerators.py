@@ -215,7 +215,8 @@ def _check_options(settings: AcceleratorSettings, options: PipelineOptions) -> N
     if not worker.sdk_container_image:
         raise ConfigError(
             f"--accelerator={settings.name} needs --sdk_container_image: the worker's image must "
-            f"contain JAX for its {settings.family.upper()} (docs/dataflow.md says how to build it)"
+            f"contain JAX for its {settings.family.upper()} (docs/how_to/dataflow.md says how to "
+            "build it)"
         )
 
 

@@ -233,7 +233,7 @@ def _add_activation_flags(group: argparse._ArgumentGroup) -> None:
         default="all",
         metavar="CHOICE",
         help="tokens whose vectors are stored with --pooling none, or averaged with mean: one or "
-        f"more of {', '.join(TERMS)}, joined by &; docs/texts.md explains them",
+        f"more of {', '.join(TERMS)}, joined by &; docs/concepts/tokens.md explains them",
     )
     group.add_argument(
         "--allow_nonfinite",

@@ -1,5 +1,7 @@
 """Read tasks and documents from a JSON file of any known layout, recognized by its content.
 
+The layouts::
+
     {"train": [pair, ...], "test": [pair, ...]}     one ARC task; its id is the file's stem
     {id: task, id: task, ...}                       Kaggle's combined file
     {split: {id: task, ...}, split: [task, ...]}    collections; a repeated id becomes "split/id"

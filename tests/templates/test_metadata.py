@@ -1,4 +1,4 @@
-"""Tests of the template's parameters against the job's flags, Dataflow and docs/dataflow.md."""
+"""Tests of the template's parameters against the job's flags, Dataflow and docs/how_to/dataflow.md."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from beam_pipeline.options import build_parser, parse_flags
 
 ROOT = Path(__file__).parents[2]
 FLEX = ROOT / "templates" / "flex"
-PAGE = (ROOT / "docs" / "dataflow.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "how_to" / "dataflow.md").read_text(encoding="utf-8")
 METADATA = (FLEX / "metadata.json").read_text(encoding="utf-8")
 PARAMETERS: dict[str, dict[str, Any]] = {
     parameter["name"]: parameter for parameter in json.loads(METADATA)["parameters"]
