@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import builtins
 import sys
 from pathlib import Path
 from typing import Any
 
+from docutils import nodes
+from sphinx import addnodes
 from sphinx.application import Sphinx
 
 FOLDER = Path(__file__).resolve().parent
@@ -27,6 +30,7 @@ nitpick_ignore = [
         "activation_dataset.input_counts.Written",
         "activation_dataset.reading.shards.Shards",
         "activation_dataset.sites.Row",
+        "corpus.repeats.Seen",
         "qwen.checkpoint.CheckpointFolder",
         "qwen.checkpoint.RandomWeights",
         "qwen.config.LayerKind",
@@ -67,6 +71,14 @@ def keep_colon(
         lines[:0] = ["..", ""]
 
 
+def unlink_builtins(app: Sphinx, doctree: nodes.document) -> None:
+    """Unlink Python's own names, which Sphinx would take for attributes such as `InputFile.bytes`."""
+    for reference in list(doctree.findall(addnodes.pending_xref)):
+        if hasattr(builtins, reference["reftarget"]):
+            reference.replace_self(reference.children)
+
+
 def setup(app: Sphinx) -> None:
-    """Register what runs before napoleon, whose priority is 500."""
+    """Register what runs before napoleon, whose priority is 500, and before links are resolved."""
+    app.connect("doctree-read", unlink_builtins)
     app.connect("autodoc-process-docstring", keep_colon, priority=400)
