@@ -16,7 +16,7 @@ from activation_dataset.storage_dtype import to_float32
 Float64Array = NDArray[np.float64]
 
 TOLERANCE = 1e-4
-"""Allowed relative error of float32 sums over one step; docs/reference/format.md derives the value."""
+"""Allowed relative error of float32 sums over one step; see docs/reference/format.md."""
 
 # Size of the float64 chunks in `of_vectors`.
 _CHUNK_BYTES = 1 << 22

@@ -72,7 +72,7 @@ def keep_colon(
 
 
 def unlink_builtins(app: Sphinx, doctree: nodes.document) -> None:
-    """Unlink Python's own names, which Sphinx would take for attributes such as `InputFile.bytes`."""
+    """Unlink names of Python, which Sphinx would take for attributes like `InputFile.bytes`."""
     for reference in list(doctree.findall(addnodes.pending_xref)):
         if hasattr(builtins, reference["reftarget"]):
             reference.replace_self(reference.children)

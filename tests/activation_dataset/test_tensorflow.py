@@ -115,7 +115,7 @@ def truncated(lengths, seed):
 
 
 def vectors_of(example, storage_dtype):
-    """Decode the vectors of a parsed record with TensorFlow only, as docs/reference/format.md shows."""
+    """Decode the vectors of a parsed record with TensorFlow only, as the format page shows."""
     if storage_dtype in ("float32", "bfloat16"):
         values = tf.io.decode_raw(example["activation"], getattr(tf, storage_dtype))
         return tf.reshape(values, example["shape"])

@@ -1,4 +1,4 @@
-"""Tests of the template's parameters against the job's flags, Dataflow and docs/how_to/dataflow.md."""
+"""Tests of the parameters against the flags, Dataflow and docs/how_to/dataflow.md."""
 
 import json
 import re
