@@ -29,18 +29,23 @@ AUDIT := $(AUDIT_VENV)/.installed
 PIP_AUDIT := $(if $(CERTIFICATES),REQUESTS_CA_BUNDLE=$(CERTIFICATES)) $(AUDIT_VENV)/bin/pip-audit --disable-pip
 COMPOSER_VENV := .venv-composer
 COMPOSER := $(COMPOSER_VENV)/.installed
+DOCS_VENV := .venv-docs
+DOCS := $(DOCS_VENV)/.installed
 ORDERS_VENV := .venv-orders
 ORDERS := $(ORDERS_VENV)/.installed
 TORCH_VENV := .venv-torch
 TORCH := $(TORCH_VENV)/.installed
 TPU_VENV := .venv-tpu
 TPU := $(TPU_VENV)/.installed
+ENGINES_DIR := .engines
+ENGINES := $(ENGINES_DIR)/.installed
+BEAM := $(shell sed -n 's/^apache-beam==\([0-9.]*\).*/\1/p' requirements/base.txt)
 
 PARALLEL := --numprocesses auto --dist worksteal
 TORCH_TESTS = $(shell grep -rlE 'pytest\.mark\.torch\b' --include='test_*.py' tests)
 
 .DEFAULT_GOAL := help
-.PHONY: audit bench clean composer-test demo demo-tokens format gpu-check help image-check \
+.PHONY: audit bench clean composer-test demo demo-tokens docs engine-test format gpu-check help image-check \
     import-orders lint lock reliability setup test torch-test tpu-check train
 
 help: ## show this list
@@ -62,6 +67,14 @@ composer-test: $(COMPOSER) ## run the Composer DAG's tests in a real Airflow, in
 
 image-check: $(DEVELOP) ## run the container image's build steps here, and the job with the result
 	$(BIN)/python -m pytest -m image tests/templates
+
+engine-test: $(DEVELOP) $(ENGINES) ## run the job on Prism and on a Flink cluster; needs Go, Java and Maven
+	$(BIN)/python -m pytest -m engines tests/engines $(PYTEST_ARGS)
+
+docs: $(DOCS) $(DEVELOP) ## build docs/ as a site, build/site/index.html; refuses broken links and pages too wide
+	JAX_PLATFORMS=cpu $(DOCS_VENV)/bin/python -m sphinx --fail-on-warning --keep-going --fresh-env --quiet \
+	    --doctree-dir build/doctrees docs build/site
+	$(BIN)/python -m pytest -m site tests/test_site.py
 
 import-orders: $(ORDERS) ## import this project, TensorFlow and torch in every order; takes 8 GB
 	$(ORDERS_VENV)/bin/python -m pytest -m import_orders tests/test_imports.py
@@ -132,7 +145,7 @@ lock: $(UV) ## resolve pyproject.toml into requirements/; LOCK_ARGS=--upgrade re
 	requirements/lock.sh $(UV) $(LOCK_ARGS)
 
 clean: ## remove what make and the tools made, .venv included
-	rm -rf $(VENV) $(AUDIT_VENV) $(COMPOSER_VENV) $(ORDERS_VENV) $(TORCH_VENV) $(TPU_VENV) build \
+	rm -rf $(VENV) $(AUDIT_VENV) $(COMPOSER_VENV) $(DOCS_VENV) $(ENGINES_DIR) $(ORDERS_VENV) $(TORCH_VENV) $(TPU_VENV) build \
 	    demo-output demo-tokens sae text-activations text-sae texts.parquet *.egg-info .mypy_cache \
 	    .pytest_cache .ruff_cache .hypothesis
 
@@ -183,6 +196,13 @@ $(ORDERS): requirements/dev.txt requirements/torch.txt $(RUNTIME)
 	$(call install,$(ORDERS_VENV)) --requirement requirements/torch.txt
 	@touch $@
 
+# The reference is made from docstrings, so the packages must be importable.
+$(DOCS): requirements/docs.txt $(RUNTIME)
+	@echo "setup: what builds the documentation (requirements/docs.txt)"
+	$(call environment,$(DOCS_VENV),$(BIN)/python,$(SUPPORTED))
+	$(call install,$(DOCS_VENV)) $(hashed) requirements/base.txt --requirement requirements/docs.txt
+	@touch $@
+
 # Composer runs Airflow on Python 3.11, and the lock is for that.
 $(COMPOSER): requirements/composer.txt $(UV)
 	@echo "setup: Airflow (requirements/composer.txt)"
@@ -197,6 +217,28 @@ $(TPU): requirements/tpu.txt $(UV)
 	@rm -f $@
 	$(call environment,$(TPU_VENV),$(BIN)/python,$(SUPPORTED))
 	$(call install,$(TPU_VENV)) $(hashed) $<
+	@touch $@
+
+# Prism and the program that starts workers are built in the version of the Python SDK. Flink's own
+# libraries come from the source archive of its Python package.
+GO_BEAM := github.com/apache/beam/sdks/v2
+$(ENGINES): requirements/base.txt tests/engines/pom.xml tests/engines/flink.txt $(UV)
+	@for tool in go java mvn; do command -v $$tool >/dev/null || { \
+	    echo "engine-test: $$tool is missing; it needs Go, Java 11 or newer, and Maven" >&2; exit 1; }; \
+	done
+	@echo "setup: Prism $(BEAM), and Flink with its job server (tests/engines)"
+	@mkdir -p $(ENGINES_DIR)/flink
+	@GOBIN=$(abspath $(ENGINES_DIR))/bin go install \
+	    $(GO_BEAM)/go/cmd/prism@v$(BEAM) && mv $(ENGINES_DIR)/bin/prism $(ENGINES_DIR)/prism
+	@GOBIN=$(abspath $(ENGINES_DIR))/bin go install \
+	    $(GO_BEAM)/python/container@v$(BEAM) && mv $(ENGINES_DIR)/bin/container $(ENGINES_DIR)/boot
+	@mvn --quiet --batch-mode --file tests/engines/pom.xml dependency:build-classpath \
+	    -Dmdep.outputFile=$(abspath $(ENGINES_DIR))/job-server.classpath
+	@$(BIN)/python -m pip --disable-pip-version-check --quiet download --no-deps --no-binary :all: \
+	    --require-hashes --requirement tests/engines/flink.txt --dest $(ENGINES_DIR)
+	@tar --extract --gzip --file $(ENGINES_DIR)/apache-flink-libraries-*.tar.gz \
+	    --directory $(ENGINES_DIR)/flink --strip-components 3 --wildcards '*/deps/lib/*.jar'
+	@rm $(ENGINES_DIR)/apache-flink-libraries-*.tar.gz
 	@touch $@
 
 $(AUDIT): $(UV)

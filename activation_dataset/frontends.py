@@ -25,7 +25,7 @@ from activation_dataset.sites import Site
 def torch_dataset(
     dataset: ActivationDataset, sites: Site | Sequence[Site], batch_size: int, **options: Any
 ) -> Any:
-    """Return a torch IterableDataset of shuffled batches, to iterate or to give to a DataLoader.
+    """Return a torch IterableDataset of shuffled batches, to iterate or to give to a DataLoader::
 
         DataLoader(torch_dataset(dataset, 10, 4096), batch_size=None)
 
@@ -203,6 +203,8 @@ def tf_dataset(batches: Batches) -> Any:
 
 class DeviceBatches:
     """Batches whose values are jax.Arrays. The next ones are transferred while one is in use.
+
+    Example::
 
         for batch in DeviceBatches(dataset.batches(10, 4096)):
             state = train_step(state, batch.values)

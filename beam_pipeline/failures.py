@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import traceback
 from collections.abc import Iterator
 
 import grpc
@@ -19,6 +20,10 @@ _WHERE_IT_RAN = re.compile(r" \[while running '[^']*'\]")
 _FAILED_JOBS = (
     re.compile(r"Pipeline \S+ failed in state (\w+): (.*)", re.DOTALL),
     re.compile(r"Dataflow pipeline failed\. State: (\w+), Error:\s*(.*)", re.DOTALL),
+)
+# Modules of Beam that start engines and talk to them; the local runner runs our code instead.
+_TALKS_TO_ENGINE = re.compile(
+    r"apache_beam\.(?:runners\.(?:portability\.(?!fn_api_runner)|dataflow|job)|utils\.subprocess)"
 )
 _LONGEST_REASON = 300
 _CHANNEL_BROKE = "Channel closed prematurely"
@@ -65,7 +70,21 @@ def _engine_failure(error: BaseException) -> str | None:
     if isinstance(error, grpc.RpcError | grpc.FutureTimeoutError):
         details = (error.details() if isinstance(error, grpc.Call) else text) or "no connection"
         return f"the engine does not answer: {_one_line(details)}. {RESUME}"
-    return WORKER_DIED.format(status="") if _CHANNEL_BROKE in text else None
+    if _CHANNEL_BROKE in text:
+        return WORKER_DIED.format(status="")
+    if _comes_from_engine(error):
+        return f"the engine did not run the job: {type(error).__name__}: {_reason(text)}. {RESUME}"
+    return None
+
+
+def _comes_from_engine(error: BaseException) -> bool:
+    """Return True if Beam raised the error while it started an engine or talked to it."""
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    modules = [str(frame.f_globals.get("__name__")) for frame in frames]
+    ours_or_beams = [
+        module for module in modules if module.partition(".")[0] in (*PACKAGES, "apache_beam")
+    ]
+    return bool(ours_or_beams and _TALKS_TO_ENGINE.match(ours_or_beams[-1]))
 
 
 def _reason(text: str) -> str:

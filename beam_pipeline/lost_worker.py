@@ -1,6 +1,7 @@
-"""The end of a local job whose worker process dies.
+"""Failures in the threads of the runner.
 
-Beam's local runner waits forever for a worker that died before it had opened its channel.
+Beam's local runner waits forever for a worker that died before it had opened its channel. The
+client of an engine that is gone fails in several threads, which say less than the error of the job.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import os
 import re
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -25,13 +27,16 @@ _EXITED = re.compile(r"Worker subprocess exited with return code (-?\d+)")
 
 @contextmanager
 def ends_with_its_workers() -> Iterator[None]:
-    """While a pipeline runs, end this process if a worker dies and the runner does not notice."""
+    """While a pipeline runs, end this process if a worker dies and the runner does not notice.
+
+    After a failure, threads may go on to fail until the process ends.
+    """
     over = threading.Event()
     before = threading.excepthook
 
     def notice(raised: threading.ExceptHookArgs) -> None:
-        if isinstance(raised.exc_value, grpc.RpcError):
-            return  # The channel to that worker: a consequence of its death.
+        if _comes_from_channel(raised.exc_value):
+            return
         if not (found := _EXITED.search(str(raised.exc_value))):
             before(raised)
         elif not over.wait(GRACE_SECONDS):
@@ -42,6 +47,16 @@ def ends_with_its_workers() -> Iterator[None]:
     threading.excepthook = notice
     try:
         yield
+        threading.excepthook = before
     finally:
         over.set()
-        threading.excepthook = before
+
+
+def _comes_from_channel(error: BaseException | None) -> bool:
+    """Return True if a channel to a worker or an engine broke, a consequence of its end."""
+    if error is None or isinstance(error, grpc.RpcError):
+        return error is not None
+    modules = [
+        frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)
+    ]
+    return bool(modules) and modules[-1].startswith("grpc.")

@@ -57,7 +57,7 @@ class Store:
 
     def names(self, prefix: str) -> list[str]:
         """Return the names of the objects that begin with a prefix, in order."""
-        names = set(self.uploaded)
+        names = {name for name in self.uploaded if not name.startswith("upload ")}
         if self.folder:
             files = (path for path in self.folder.rglob("*") if path.is_file())
             names |= {path.relative_to(self.folder).as_posix() for path in files}
@@ -116,12 +116,18 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(200, json.dumps(found).encode())
 
     def do_POST(self) -> None:
-        """Begin an upload in parts."""
-        described = json.loads(self._take() or b"{}")
-        query = urllib.parse.parse_qs(self.path.partition("?")[2])
-        name = described.get("name") or query["name"][0]
-        host = self.headers["Host"]
-        self.server.store.uploaded.pop(f"upload {name}", None)
+        """Take an upload of one request, or begin one in parts."""
+        taken, query = self._take(), urllib.parse.parse_qs(self.path.partition("?")[2])
+        uploaded = self.server.store.uploaded
+        if query["uploadType"] == ["multipart"]:
+            described, _, content = taken.partition(b"\r\n\r\n")[2].partition(b"\r\n--")
+            content = content.partition(b"\r\n\r\n")[2].rpartition(b"\r\n--")[0]
+            name, kept = json.loads(described)["name"], content if len(content) < PIECE else b""
+            uploaded[name] = Uploaded(len(content), google_crc32c.value(content), kept)
+            self._answer(200, json.dumps(self.server.store.metadata(name)).encode())
+            return
+        name, host = json.loads(taken)["name"], self.headers["Host"]
+        uploaded.pop(f"upload {name}", None)
         self._answer(200, b"{}", Location=f"http://{host}/part?name={urllib.parse.quote(name)}")
 
     def do_PUT(self) -> None:
@@ -231,7 +237,7 @@ def running(store: Store) -> Iterator[str]:
     """Run the stand-in in a process of its own, and point clients in this process to it.
 
     Yields:
-        its address, such as http://localhost:9023.
+        Its address, such as http://localhost:9023.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()

@@ -50,7 +50,7 @@ class Batches:
     An iteration continues where the last one stopped, up to the end of the epoch. The next
     iteration is the next epoch, in another order. The order depends only on the dataset, the seed,
     the window, the filters and the number of readers. Every CRC is checked: no vector of a damaged
-    record is given out.
+    record is given out::
 
         batches = dataset.batches(10, 4096, seed=1)
         for batch in batches:                          # one epoch

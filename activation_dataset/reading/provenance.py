@@ -28,7 +28,7 @@ _TEST = re.compile(r"/([0-9]+)(?:\?(d4=[0-7]&colors=[0-9]{10}&order=[0-9-]+))?\Z
 
 @dataclass(frozen=True)
 class SampleName:
-    """Parts of a sample's id, which docs/format.md describes.
+    """Parts of a sample's id, which docs/reference/format.md describes.
 
     They are the file of the task or document, its id there, the number of the test input (None for
     a document), the augmentation key of a variant ("" for the task itself), and the offset of a
@@ -153,6 +153,8 @@ def where(
     position: int | Collection[int] | None = None,
 ) -> NDArray[np.int64]:
     """Return the numbers of the vectors of some tokens, [n] int64, ascending.
+
+    Example::
 
         dataset.where(task="007bbfb7", role="output", example=0, row=2, col=1)
 

@@ -48,7 +48,7 @@ class ActivationDataset(Shards):
 
     The path is a local folder, or a URL that fsspec can open; opening reads metadata.json only.
     Samples are numbered in the order of the shards, the same at every site. A process that receives
-    a pickled dataset opens it again.
+    a pickled dataset opens it again::
 
         dataset = ActivationDataset("activations")
         dataset.layers                         # (10, 11, ..., 23)

@@ -1,9 +1,13 @@
 """An error of the user or of the engine is one line; a bug keeps its trace."""
 
 import logging
+from pathlib import Path
 
+import apache_beam as beam
 import grpc
 import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.portability.prism_runner import PrismRunner
 
 from beam_pipeline.config import ConfigError
 from beam_pipeline.failures import explained_by, is_news
@@ -94,6 +98,22 @@ def test_a_failure_of_the_engine_is_one_line_with_the_remedy(error: Exception, p
     assert "\n" not in line
     for part in [*parts, "same command again"]:
         assert part in line
+
+
+def test_an_engine_that_cannot_be_started_is_one_line(tmp_path: Path):
+    options = PipelineOptions([f"--prism_location={tmp_path / 'missing'}"])
+    with pytest.raises(ValueError, match="missing") as raised:
+        PrismRunner().run_pipeline(beam.Pipeline(), options)
+    line = explained_by(raised.value)
+    assert line
+    assert str(tmp_path / "missing") in line
+    assert "same command again" in line
+
+
+def test_a_bug_in_a_step_of_a_local_run_keeps_its_trace():
+    with pytest.raises(ZeroDivisionError) as raised, beam.Pipeline(runner="FnApiRunner") as job:
+        _ = job | beam.Create([0]) | beam.Map(lambda number: 1 // number)
+    assert explained_by(raised.value) is None
 
 
 def record(message: str, error: BaseException | None = None) -> logging.LogRecord:

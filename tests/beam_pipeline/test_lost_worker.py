@@ -31,6 +31,18 @@ def test_other_threads_are_left_alone(monkeypatch: pytest.MonkeyPatch):
     ]
 
 
+def test_a_channel_that_breaks_says_nothing(monkeypatch: pytest.MonkeyPatch):
+    seen: list[threading.ExceptHookArgs] = []
+    monkeypatch.setattr(threading, "excepthook", seen.append)
+    with grpc.insecure_channel("localhost:1") as channel:
+        pass
+    with pytest.raises(ValueError, match="closed") as raised:
+        channel.unary_unary("/any")(b"")
+    with ends_with_its_workers():
+        raised_in_a_thread(raised.value.with_traceback(raised.tb.tb_next))
+    assert not seen
+
+
 def test_a_job_that_would_wait_forever_ends():
     program = (
         "import threading, time\n"

@@ -1,0 +1,92 @@
+"""Processes of engines, workers and jobs, each the leader of a session that can be killed whole."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from tests.conftest import COMPILED, ROOT
+from tests.end_to_end.job import flags_of
+from tests.engines.conftest import FLAGS, TASKS
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return int(probe.getsockname()[1])
+
+
+def worker_environment(**more: str) -> dict[str, str]:
+    """Return the environment of workers that use this interpreter and this checkout."""
+    return {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "RUN_PYTHON_SDK_IN_DEFAULT_ENVIRONMENT": "1",
+        **more,
+    }
+
+
+def kill_session(leader: int) -> None:
+    """Kill every process of a session with SIGKILL, as the loss of a machine does."""
+    for entry in Path("/proc").iterdir():
+        with suppress(ValueError, ProcessLookupError):
+            if os.getsid(int(entry.name)) == leader:
+                os.kill(int(entry.name), signal.SIGKILL)
+
+
+@contextmanager
+def start_job(out: Path, *flags: str) -> Iterator[subprocess.Popen[str]]:
+    """A job that runs in the background, and is killed if the block ends before it."""
+    argv = flags_of("random:tiny", TASKS, out, (*FLAGS, *flags), COMPILED.name)
+    job = subprocess.Popen(
+        [sys.executable, "-m", "beam_pipeline", *argv],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield job
+    finally:
+        if job.poll() is None:
+            kill_session(job.pid)
+            job.communicate()
+
+
+def complete_job(out: Path, *flags: str) -> None:
+    """Run a job to its end, which must be a success."""
+    with start_job(out, *flags) as job:
+        errors = errors_of(job)
+    assert job.returncode == 0, errors
+
+
+def errors_of(job: subprocess.Popen[str], seconds: float = 240) -> str:
+    """Wait for the end of a job, and return what it wrote to stderr."""
+    return job.communicate(timeout=seconds)[1]
+
+
+def wait_until(
+    condition: Callable[[], bool], job: subprocess.Popen[str] | None = None, seconds: float = 180
+) -> None:
+    """Wait for a moment of a job, or of a cluster; fail if it does not come."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        assert job is None or job.poll() is None, job.communicate()[1]
+        time.sleep(0.02)
+
+
+def error_line(errors: str) -> str:
+    """Return the one line by which a job explains its end, which no trace may accompany."""
+    assert "Traceback" not in errors
+    (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
+    return line
