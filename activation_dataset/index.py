@@ -117,7 +117,7 @@ class ShardIndex:
     @cached_property
     def nbytes(self) -> int:
         """Bytes of memory, about, with all properties that are computed on first use."""
-        columns = sum(getattr(self, name).nbytes for name in _COLUMNS)
+        columns = sum(int(getattr(self, name).nbytes) for name in _COLUMNS)
         chosen = 0 if self.pooling == "mean" else int(self.vector_ends[-1]) if len(self) else 0
         computed = 8 * (3 * len(self) + 2 * chosen) + self.layout.nbytes
         roles = (role for each in self.roles for role in each)

@@ -47,11 +47,13 @@ class LayerFile:
     @cached_property
     def record_starts(self) -> NDArray[np.int64]:
         """[samples + 1] int64, offset of each record, and the size of the file."""
-        return self.layout.record_starts[self._width]
+        starts: NDArray[np.int64] = self.layout.record_starts[self._width]
+        return starts
 
     @cached_property
     def _heads(self) -> NDArray[np.int32]:
-        return self.layout.heads[self._width]
+        heads: NDArray[np.int32] = self.layout.heads[self._width]
+        return heads
 
     @property
     def _width(self) -> int:
