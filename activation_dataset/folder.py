@@ -102,11 +102,13 @@ class RemoteFolder:
     read_bytes = REQUEST_BYTES
 
     def open(self, path: str) -> BinaryIO:
+        """Open a file for sequential reading; seekable. Raises OSError."""
         with _errors_of(path):
             file: BinaryIO = self.file_system.open(f"{self.root}/{path}", "rb")
             return file
 
     def open_range(self, path: str, start: int, end: int) -> BinaryIO:
+        """Open a file at the byte `start`, to be read up to `end`. Raises OSError."""
         return _Range(self, path, start, end)  # type: ignore[return-value]
 
     def read(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
@@ -121,10 +123,12 @@ class RemoteFolder:
         return data
 
     def save(self, path: str, data: bytes) -> None:
+        """Write a file. Raises OSError."""
         with _errors_of(path):
             self.file_system.pipe_file(f"{self.root}/{path}", data)
 
     def stamps(self, paths: Sequence[str]) -> list[Stamp]:
+        """Return the stamp of each file. Raises OSError."""
         names = [f"{self.root}/{path}" for path in paths]
         listed: dict[str, dict[str, Any]] = {}
         for parent, count in Counter(name.rpartition("/")[0] for name in names).items():
@@ -142,6 +146,7 @@ class RemoteFolder:
         return tuple(info.get(key) for key in _CHANGING)
 
     def files(self) -> Iterator[str]:
+        """Yield the paths of all files in the folder and its subfolders, in no order."""
         with _errors_of(self.root):
             found = self.file_system.find(self.root)
         for path in found:

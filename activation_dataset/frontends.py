@@ -25,7 +25,9 @@ from activation_dataset.sites import Site
 def torch_dataset(
     dataset: ActivationDataset, sites: Site | Sequence[Site], batch_size: int, **options: Any
 ) -> Any:
-    """Return a torch IterableDataset of shuffled batches, to iterate or to give to a DataLoader::
+    """Return a torch IterableDataset of shuffled batches, to iterate or to give to a DataLoader.
+
+    For example:
 
         DataLoader(torch_dataset(dataset, 10, 4096), batch_size=None)
 

@@ -3,9 +3,9 @@
     python -m benchmarks.bucket --speed 50 --latency 30 --layers 14 --megabytes 1500
 
 A stand-in of Cloud Storage (`benchmarks/stand_in.py`) gives each connection a speed and each
-request a latency. A fake extractor makes blocks of all layers at a given speed and hands them to the writers
-of the job. The figure is the time over max(time of the extractor, bytes / (connections x speed)),
-where each layer has one connection.
+request a latency. A fake extractor makes blocks of all layers at a given speed and hands them to
+the writers of the job. The figure is the time over max(time of the extractor, bytes / (connections
+x speed)), where each layer has one connection.
 """
 
 from __future__ import annotations

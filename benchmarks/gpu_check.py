@@ -1,8 +1,8 @@
 """Tokens per second on a GPU, beside Hugging Face with SDPA on the same GPU in the same run.
 
-The work: last-token residual stream of layers 10 to 23, Qwen2.5-0.5B's shape with random weights
-in bfloat16, prompts that all have the same length, so that neither side pads. Runs alternate;
-ratios of paired runs are the result. Before that, the GPU's operations are compared with XLA's.
+The work: last-token residual stream of layers 10 to 23, Qwen2.5-0.5B's shape with random weights in
+bfloat16, prompts that all have the same length, so that neither side pads. Runs alternate; ratios
+of paired runs are the result. Before that, the GPU's operations are compared with XLA's.
 
 Where there is no GPU, a tiny model runs on the CPU, to show that the script works and no more.
 
@@ -61,7 +61,7 @@ Runner = Callable[[Prompts], None]
 
 @dataclass(frozen=True)
 class Size:
-    """What is measured: prompts of each length, ``slots`` tokens per step and ``tokens`` in all."""
+    """Return PyTorch's device next to JAX; print why and return None if there is none."""
 
     preset: str
     lengths: tuple[int, ...]
@@ -215,7 +215,7 @@ def peak_of(device_kind: str) -> float | None:
 
 
 def torch_device(platform: str) -> str | None:
-    """Where PyTorch can run beside JAX; None, with the reason printed, if it cannot."""
+    """Return the device for PyTorch next to JAX; print why and return None if there is none."""
     if find_spec("torch") is None:
         print("gpu-check: PyTorch is not installed, Hugging Face is left out")
         return None

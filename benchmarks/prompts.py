@@ -17,13 +17,14 @@ TRAINING = Path(__file__).parents[2] / "shared" / "data" / "arc_agi_1" / "traini
 
 
 def arc_prompts(tasks: int | None = None, file: Path = TRAINING) -> list[np.ndarray]:
-    """Token ids, [tokens] int32 each, of evenly spaced tasks of a combined file.
+    """Return token ids, [tokens] int32 each, of evenly spaced tasks of a combined file.
 
     Args:
-      tasks: how many tasks to take; all by default.
+        tasks: Number of tasks to take; all by default.
+        file: File of combined tasks.
 
     Raises:
-      FileNotFoundError: if the file is not there.
+        FileNotFoundError: if the file is not there.
     """
     with file.open("rb") as stream:
         found = [item for item in parse_tasks(stream, file.name) if isinstance(item, Task)]

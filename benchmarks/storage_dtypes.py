@@ -1,4 +1,4 @@
-"""What each storage dtype costs: bytes, relative error, and the quality of an autoencoder.
+"""Cost of each storage dtype: bytes, relative error, and the quality of an autoencoder.
 
     python -m benchmarks.storage_dtypes
 

@@ -1,4 +1,4 @@
-"""What the TPU compiler says of this project's programs, on a machine that has no TPU.
+"""Report of the TPU compiler on this project's programs; needs no TPU.
 
 Plans the steps of a case's prompts as a worker would, compiles every shape of the plan for real
 chips, adds up what a chip's memory has to hold, and predicts the speed. ``benchmarks.tpu_model``
@@ -105,7 +105,7 @@ def case_of(model: str, chip: str) -> Case:
 
 @dataclass(frozen=True)
 class Program:
-    """What the compiler says of one program on one device; sizes in bytes."""
+    """Report of the compiler on one program on one device; sizes in bytes."""
 
     cycles: int
     flops: float
@@ -148,8 +148,8 @@ class CompiledShape:
     def memory(self, resident: int, embedding: int, captured: int) -> int:
         """Most bytes of a device's memory, with all that may be enqueued held at the same time.
 
-        That is: weights, the largest program's temporaries, and for each step in flight its
-        inputs, its residual stream and what is captured of every layer.
+        That is: weights, the largest program's temporaries, and for each step in flight its inputs,
+        its residual stream and what is captured of every layer.
         """
         layers = self.layers.values()
         in_flight = (

@@ -22,6 +22,7 @@ class Flags(SphinxDirective):
     option_spec = {"group": str}  # noqa: RUF012
 
     def run(self) -> list[nodes.Node]:
+        """Return the nodes of the page."""
         module, _, function = self.arguments[0].partition(":")
         parser: argparse.ArgumentParser = getattr(import_module(module), function)()
         commands = [

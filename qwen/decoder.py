@@ -32,6 +32,8 @@ returns."""
 
 
 class DecoderLayer(nnx.Module):
+    """A layer: attention or a delta network, then an MLP or experts."""
+
     def __init__(self, config: ModelConfig, kind: LayerKind, dtype: jnp.dtype) -> None:
         hidden = config.hidden_size
         self.kind = kind
@@ -59,12 +61,16 @@ class DecoderLayer(nnx.Module):
         """Run the layer on the residual stream x [R, L, H].
 
         Args:
-          segment_ids, positions: as in `Ops.attend`.
-          hook_points: those that the result must have besides `resid_post`, if the layer has them;
-            it may have more.
-          slots: [R, S] int32; if given, values are those of these slots alone, [R, S, width]. Keys
-            and values of attention, and the state of a delta network, are computed for the whole
-            row, everything after them at the slots.
+            x: [R, L, H], the residual stream.
+            rotary: Sines and cosines of the positions.
+            segment_ids: [R, L] int32, as in `Ops.attend`.
+            positions: [R, L] int32, as in `Ops.attend`.
+            ops: Operations of the platform.
+            hook_points: Hook points that the result must have besides `resid_post`, if the layer
+                has them. It may have more.
+            slots: [R, S] int32. If given, values are those of these slots alone, [R, S, width].
+                Keys and values of attention, and the state of a delta network, are computed for the
+                whole row, everything after them at the slots.
         """
         values: HookValues = {}
         if self.kind.mixer == "delta":

@@ -19,8 +19,10 @@ def flops_of(
     """Return the FLOPs of the lowest `depth` layers.
 
     Args:
-      slots: token slots that go through the layers.
-      lengths: tokens of the samples that they hold, within which attention works.
+        config: The model.
+        depth: Number of layers.
+        slots: Token slots that go through the layers.
+        lengths: Tokens of each sample in the slots. Attention works within a sample.
     """
     found = np.asarray(lengths, np.int64)
     return sum(

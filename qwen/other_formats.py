@@ -1,4 +1,4 @@
-"""What a folder or a file holds that is not a checkpoint in the Hugging Face layout."""
+"""Recognition of files that are not a checkpoint in the Hugging Face layout."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ def explain(folder: Path, names: Sequence[str]) -> str:
     """Say what a folder without a checkpoint holds, and what to do.
 
     Args:
-      folder: the folder, or a local copy of its text files.
-      names: all names in it.
+        folder: the folder, or a local copy of its text files.
+        names: all names in it.
     """
     if adapter := adapter_in(folder):
         return adapter

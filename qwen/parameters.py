@@ -115,7 +115,11 @@ def _with_parameters(
     """Make a model of what `make` gives for the source, the prefix and the shape of a parameter.
 
     Args:
-      config, split: the model as stored, and as its parameters are laid out on the mesh.
+        make: Returns the variable of a source, a prefix and a shape.
+        config: The model as stored.
+        split: The model as its parameters are laid out on the mesh.
+        num_layers: Number of layers to make.
+        dtype: Dtype of the parameters.
     """
     family = family_of(config)
     embedding = family.embedding(config)

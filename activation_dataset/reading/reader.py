@@ -97,7 +97,8 @@ class ActivationDataset(Shards):
         Args:
             sites: a layer's number, the name of another site, or a sequence of sites of one width.
                 With a sequence, values are [n, sites, hidden], the same tokens at every site.
-            dtype, normalize: dtype and scaling of the values.
+            dtype: Dtype of the values.
+            normalize: Scaling of the values.
             shard: number of the shard to read; None for all.
 
         Raises:

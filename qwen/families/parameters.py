@@ -1,4 +1,4 @@
-"""What parameters are made of: checkpoint tensors, how they are laid out and how they are split.
+"""Sources of parameters: checkpoint tensors, how they are laid out and how they are split.
 
 The functions give the parameters that families share, as transformers names their tensors, without
 the prefix of the layer. Shapes of tensors are those of PyTorch: [out, in].
@@ -24,10 +24,10 @@ class ParameterSource:
     """One parameter of the model.
 
     Attributes:
-      tensors: names and shapes of the checkpoint tensors that it is made of.
-      layout: makes the parameter from them.
-      split_axis: the axis that is split over the mesh's model axis; None if every device has all.
-      contracted: for the kernel of a product, how many of its first axes the product contracts.
+        tensors: names and shapes of the checkpoint tensors that it is made of.
+        layout: makes the parameter from them.
+        split_axis: the axis that is split over the mesh's model axis; None if every device has all.
+        contracted: for the kernel of a product, how many of its first axes the product contracts.
     """
 
     tensors: tuple[tuple[str, tuple[int, ...]], ...]
@@ -193,16 +193,17 @@ def delta(config: DeltaConfig, hidden: int) -> Parameters:
 
 
 def unchanged(tensors: list[np.ndarray], config: ModelConfig) -> np.ndarray:
+    """Return the only tensor."""
     return tensors[0]
 
 
 def plus_one(tensors: list[np.ndarray], config: ModelConfig) -> np.ndarray:
-    """A scale from its distance from 1, in float32."""
+    """Return the float32 scale whose distance from 1 is stored."""
     return tensors[0].astype(np.float32) + 1
 
 
 def transposed(tensors: list[np.ndarray], config: ModelConfig) -> np.ndarray:
-    """[out, in] to [in, out]."""
+    """Transpose [out, in] to [in, out]."""
     return tensors[0].T
 
 

@@ -27,6 +27,8 @@ ROWS, SPARE = 128, 1.25
 
 
 class Experts(nnx.Module):
+    """A mixture of experts: a router, the MLPs that it chooses, and a shared MLP if any."""
+
     def __init__(self, config: ExpertsConfig, hidden: int, dtype: jnp.dtype) -> None:
         experts, intermediate = config.num_experts, config.intermediate_size
         self.per_token, self.normalized = config.num_experts_per_tok, config.norm_topk_prob
@@ -91,7 +93,10 @@ def _add_rows(
     """Add rows [B, H] to those of their tokens [B] in [T, H].
 
     Args:
-      places: [T * P], the row of each pair, counted from the first; others have no row.
+        update: [T, H], the update of each token.
+        rows: [B, H].
+        tokens: [B], the token of each row.
+        places: [T * P], the row of each pair, counted from the first. Other pairs have no row.
     """
 
     def scatter() -> jax.Array:

@@ -11,6 +11,8 @@ from qwen.mesh import MODEL_AXIS, sum_over
 
 
 class MLP(nnx.Module):
+    """A gated MLP."""
+
     def __init__(self, hidden: int, intermediate: int, dtype: jnp.dtype) -> None:
         self.gate_kernel = nnx.Param(jnp.zeros((hidden, intermediate), dtype))
         self.up_kernel = nnx.Param(jnp.zeros((hidden, intermediate), dtype))

@@ -11,6 +11,8 @@ from qwen.layers.precision import round_to
 
 
 class RMSNorm(nnx.Module):
+    """Root mean square normalization with a scale."""
+
     def __init__(self, size: int, epsilon: float, dtype: jnp.dtype) -> None:
         self.scale = nnx.Param(jnp.ones(size, dtype))
         self.epsilon = epsilon

@@ -1,4 +1,4 @@
-"""From all slots of the rows to one vector for each sample."""
+"""Pooling of the slots of the rows to one vector for each sample."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a platform computes a layer; `choose_ops` in `qwen.ops.choose` picks the operations."""
+"""Implementations of a layer for each platform; `qwen.ops.choose` picks one."""
 
 from __future__ import annotations
 

@@ -19,8 +19,10 @@ def choose_ops(
     """Choose the fastest operations that a device has for a model.
 
     Args:
-      dtype: of the parameters.
-      model_parts: devices that a layer is split over.
+        device: Device that computes.
+        dtype: Dtype of the parameters.
+        config: The model.
+        model_parts: Number of devices that a layer is split over.
     """
     if device.platform == "cpu" and amx.fits(config, dtype, model_parts):
         return amx.AmxOps()

@@ -9,6 +9,8 @@ from qwen.ops.base import Ops
 
 
 class CudnnOps(Ops):
+    """Operations with cuDNN's attention."""
+
     name = "cudnn"
 
     def attend(

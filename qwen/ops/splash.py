@@ -20,9 +20,10 @@ SPLASH_BLOCK = 512
 
 
 class SplashOps(Ops):
-    """
+    """Operations with the splash attention kernel for TPUs.
+
     Attributes:
-      interpret: whether the kernel is interpreted, as other platforms need it.
+        interpret: True to interpret the kernel, which other platforms need.
     """
 
     name = "splash"

@@ -27,6 +27,8 @@ TOTAL_COLUMNS = 16
 
 
 class XlaOps(Ops):
+    """Operations that XLA compiles on any platform."""
+
     name = "xla"
     delta_chunk = 32
 

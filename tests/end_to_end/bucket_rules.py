@@ -67,9 +67,9 @@ class BucketRules:
     """Refuses what the real store refuses, and counts what was asked for.
 
     Attributes:
-      retained: whether the bucket has a retention policy that no object has outlived.
-      unavailable_in_batches: an object with this in its place cannot be deleted in a batch.
-      requests: by `Request.kind`.
+        retained: whether the bucket has a retention policy that no object has outlived.
+        unavailable_in_batches: an object with this in its place cannot be deleted in a batch.
+        requests: by `Request.kind`.
     """
 
     retained: bool = False

@@ -31,12 +31,12 @@ class FaultyProxy:
     """What a test sees of the proxy, and decides about it.
 
     Attributes:
-      target: where the emulator listens.
-      share: of the requests that something happens to.
-      address: where it listens, as `STORAGE_EMULATOR_HOST` takes it.
-      faults: of each kind so far.
-      once: what happens to the next request of a kind, not counted in `faults`.
-      rules: what the store refuses, and the requests that reached it.
+        target: where the emulator listens.
+        share: of the requests that something happens to.
+        address: where it listens, as `STORAGE_EMULATOR_HOST` takes it.
+        faults: of each kind so far.
+        once: what happens to the next request of a kind, not counted in `faults`.
+        rules: what the store refuses, and the requests that reached it.
     """
 
     target: str

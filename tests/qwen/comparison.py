@@ -116,7 +116,7 @@ def differences(ours: np.ndarray, theirs: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def pooled(activations: np.ndarray, pooling: Pooling) -> np.ndarray:
-    """[..., tokens, hidden] to [..., vectors, hidden]"""
+    """Pool [..., tokens, hidden] to [..., vectors, hidden]."""
     if pooling == "last":
         return activations[..., -1:, :]
     if pooling == "mean":
@@ -154,7 +154,8 @@ def assert_close_statistics(found: LayerStatistics, vectors: np.ndarray) -> None
     """Compare counts exactly, the others to about float32's precision.
 
     Args:
-      vectors: [n, hidden] float32 or bfloat16.
+        found: Statistics to check.
+        vectors: [n, hidden] float32 or bfloat16.
     """
     bits = vectors if vectors.dtype == np.float32 else vectors.view(np.uint16)
     expected = LayerStatistics.of_vectors(bits)

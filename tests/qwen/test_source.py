@@ -41,7 +41,7 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 def last_token(model_path: str) -> np.ndarray:
-    """[1, hidden] float32"""
+    """Return [1, hidden] float32."""
     extractor = ActivationExtractor.load(model_path, [1], compute_dtype="float32")
     return np.asarray(extractor(["3 0 3\n0 3 0\n"])[1])
 
@@ -94,7 +94,7 @@ def test_a_config_that_is_not_there_or_not_json(tmp_path: Path, content: bytes) 
 
 
 def test_a_folder_without_a_tokenizer(checkpoint: Path) -> None:
-    """transformers would make one up, whose only token is <|endoftext|>."""
+    """The library transformers would make one up, whose only token is <|endoftext|>."""
     (checkpoint / "tokenizer.json").unlink()
     with pytest.raises(TokenizerError, match=f"{checkpoint}: there is no tokenizer"):
         open_model(str(checkpoint)).tokenizer()
