@@ -85,6 +85,7 @@ reliability: $(DEVELOP) ## try to break the job and its datasets; an hour or two
 	$(BIN)/python -m reliability.damage --flips 2200 --cuts 600 --seed 1
 	$(BIN)/python -m reliability.mishaps --seed 1
 	$(BIN)/python -m reliability.retry
+	$(BIN)/python -m pytest -k "attempts or materializes or partial" tests/transforms
 	$(BIN)/python -m reliability.fuzz all --inputs 300000 --seed 1
 	$(BIN)/python -m reliability.memory
 	$(BIN)/python -m reliability.windows

@@ -1,4 +1,4 @@
-"""Accelerators of Dataflow workers: one name for all the Beam options that must agree.
+"""Accelerators of Dataflow workers: one name for all Beam options that must agree.
 
 Machine types and topologies are those of "Dataflow support for TPUs" and "Dataflow support for
 GPUs"; peaks and memory are those of the data sheets.
@@ -54,22 +54,22 @@ class AcceleratorSettings:
 
     @property
     def family(self) -> str:
-        """`cpu`, `gpu` or `tpu`, which decides about the image that the worker needs."""
+        """`cpu`, `gpu` or `tpu`, which determines the image that the worker needs."""
         return self.name.partition("-")[0]
 
     @property
     def devices(self) -> int:
-        """JAX devices of one worker, the most that a mesh can have."""
+        """JAX devices of one worker, the maximum for a mesh."""
         return int(self.name.rpartition("-")[2]) if self.worker_accelerator else 1
 
     @property
     def harness_threads(self) -> int:
-        """Bundles that a worker works on at once, so that writing overlaps with the device."""
+        """Concurrent bundles of a worker, so that writing overlaps with the device."""
         return 4 if self.worker_accelerator else 2
 
     @property
     def efficiency(self) -> float:
-        """Fraction of the peak that a run is expected to reach, unless a small run was measured.
+        """Expected fraction of the peak, to be replaced by a measurement.
 
         For v5e, `benchmarks.tpu_check` predicts it (docs/performance.md); elsewhere it is assumed.
         """
@@ -85,7 +85,7 @@ def _tpu(
         V5P: (95 * GB, 459 * TERA, 4.20),
     }[kind]
     environment = (
-        # A Dataflow worker has no TPU metadata, so describe its single host here.
+        # A Dataflow worker has no TPU metadata, so these variables describe its single host.
         ("TPU_SKIP_MDS_QUERY", "1"),
         ("TPU_HOST_BOUNDS", "1,1,1"),
         ("TPU_CHIPS_PER_HOST_BOUNDS", ",".join([*topology.split("x"), "1"][:3])),
@@ -111,7 +111,7 @@ ACCELERATORS: dict[str, AcceleratorSettings] = {
     settings.name: settings
     for settings in (
         AcceleratorSettings("cpu", ("n2-standard-8",), None, 32 * 2**30, None, 0.39),
-        # v5p is named after its cores, two in a chip; the others are named after their chips.
+        # v5p is named after its cores, two in a chip; other kinds are named after their chips.
         _tpu("tpu-v5e-1", V5E, "1x1", "ct5lp-hightpu-1t", "v5litepod-1"),
         _tpu("tpu-v5e-4", V5E, "2x2", "ct5lp-hightpu-4t", "v5litepod-4"),
         _tpu("tpu-v5e-8", V5E, "2x4", "ct5lp-hightpu-8t", "v5litepod-8"),
@@ -128,9 +128,9 @@ ACCELERATORS: dict[str, AcceleratorSettings] = {
 
 
 def worker_flags(settings: AcceleratorSettings, options: PipelineOptions) -> list[str]:
-    """Return the Beam flags to add to those of the user; none for other runners than Dataflow.
+    """Return the Beam flags to add for Dataflow; none for other runners.
 
-    The user's own choices are kept if the worker stays valid.
+    Flags of the user take precedence if the worker stays valid.
 
     Raises:
         ConfigError: for a flag that Dataflow would reject, or that would leave the accelerator
@@ -153,7 +153,7 @@ def worker_flags(settings: AcceleratorSettings, options: PipelineOptions) -> lis
     if settings.family != "cpu":
         if worker.disk_size_gb is None:
             flags.append(f"--disk_size_gb={ACCELERATOR_DISK_GB}")
-        # A worker that waits for its device looks idle, and the autoscaler would remove it.
+        # The autoscaler would remove a worker that waits for its device, because it looks idle.
         if worker.autoscaling_algorithm is None:
             flags.append("--autoscaling_algorithm=NONE")
             if worker.num_workers is None:
@@ -207,7 +207,7 @@ def _check_options(settings: AcceleratorSettings, options: PipelineOptions) -> N
             f"--worker_machine_type={worker.machine_type}",
             f"it runs on {' or '.join(settings.machine_types)}; drop the machine type",
         )
-    # What follows type and count or topology is the driver, which is the user's choice.
+    # The user chooses the driver, which follows type and count or topology.
     if own and own.split(";")[:2] != settings.worker_accelerator.split(";")[:2]:
         refuse(f"worker_accelerator={own}", f"that would be {settings.worker_accelerator}")
     if options.view_as(GoogleCloudOptions).flexrs_goal:

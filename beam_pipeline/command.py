@@ -1,6 +1,6 @@
-"""The command line: flags in, a dataset and a summary out; a mistake is one line, not a trace.
+"""Command line of the job. Errors of the user are one line without a traceback.
 
-With `plan` before the flags, nothing is extracted: the command predicts what the job would do.
+With `plan` before the flags, the command predicts what the job would do and extracts nothing.
 """
 
 from __future__ import annotations
@@ -57,11 +57,13 @@ def main(argv: Sequence[str]) -> int:
 def extract(argv: Sequence[str]) -> None:
     """Run the job, and print a summary of the dataset."""
     started = time.monotonic()
-    # Imported modules stay, so the collector need not look through them while Beam makes its graph.
+    # The garbage collector need not rescan imported modules while Beam builds its graph.
     gc.freeze()
     config, options = parse_flags(argv)
     if options.view_as(WorkerOptions).default_sdk_harness_log_level == "DEBUG":
-        LOGGER.setLevel(logging.DEBUG)  # Shows the trace of an error that one line explains.
+        LOGGER.setLevel(
+            logging.DEBUG
+        )  # Shows the traceback of errors that are explained in one line.
     resumed = run_pipeline(config, options)
     content = read_if_exists(join(config.output_dir, METADATA_FILE))
     if content is not None:
@@ -79,13 +81,13 @@ def plan(argv: Sequence[str]) -> None:
 
 
 def summary(metadata: Metadata, output_dir: str, seconds: float, resumed: bool = False) -> str:
-    """Describe a dataset to the person who made it, in a run that may have resumed another."""
+    """Return the summary of a finished run, which may have resumed another."""
     run = metadata.run
     files = [entry for shard in metadata.shards for entry in shard.all_files]
     megabytes = sum(entry.bytes for entry in files) / 1e6
     layers = layers_named(run.layers_extracted)
     at = f" at {', '.join(run.hook_points)}" if run.hook_points != (DEFAULT_HOOK_POINT,) else ""
-    # How many tokens of a resumed run are new is not known here.
+    # The number of new tokens of a resumed run is unknown here.
     rate = f"{metadata.total_tokens / seconds:,.0f} tokens/s in all"
     rate = "after an earlier run" if resumed else rate
     lines = [

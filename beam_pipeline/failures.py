@@ -1,4 +1,4 @@
-"""Errors in one line for the user: those of the job, raised anywhere, and those of the engine."""
+"""One-line explanations of errors of the job, raised anywhere, and of the engine."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import grpc
 PACKAGES = ("activation_dataset", "beam_pipeline", "corpus", "qwen", "transforms")
 
 _TRACE = "Traceback (most recent call last)"
-# As a trace prints it, after a line break that may be escaped where the trace came through a log.
+# Form of an error in a traceback. A traceback from a log may have escaped line breaks.
 _OUR_ERROR = re.compile(rf"(?:^|\\n)(?:{'|'.join(PACKAGES)})\.[\w.]+: (.+)", re.MULTILINE)
 _WHERE_IT_RAN = re.compile(r" \[while running '[^']*'\]")
 
-# How a job service and Dataflow report the end of a job.
+# Messages of a job service and of Dataflow at the end of a failed job.
 _FAILED_JOBS = (
     re.compile(r"Pipeline \S+ failed in state (\w+): (.*)", re.DOTALL),
     re.compile(r"Dataflow pipeline failed\. State: (\w+), Error:\s*(.*)", re.DOTALL),
 )
-# Modules of Beam that start engines and talk to them; the local runner runs our code instead.
+# Modules of Beam that start engines or talk to them, without the local runner.
 _TALKS_TO_ENGINE = re.compile(
     r"apache_beam\.(?:runners\.(?:portability\.(?!fn_api_runner)|dataflow|job)|utils\.subprocess)"
 )
@@ -36,11 +36,11 @@ WORKER_DIED = (
 
 
 def explained_by(error: BaseException) -> str | None:
-    """Return one line that explains an error to the user; None for a bug, which needs its trace."""
+    """Return a line that explains an error to the user; None for a bug, which needs a traceback."""
     for each in _with_causes(error):
         if type(each).__module__.partition(".")[0] in PACKAGES:
             return _one_line(str(each))
-    # The trace of another process, as text.
+    # Traceback of another process, as text.
     if found := _OUR_ERROR.findall(str(error)):
         return _one_line(found[-1])
     return None if _TRACE in str(error) else _engine_failure(error)
@@ -52,12 +52,12 @@ def was_interrupted(error: BaseException) -> bool:
 
 
 def is_news(record: logging.LogRecord) -> bool:
-    """Return True for a log record that says more than the one line at the end."""
+    """Return True for a log record with more information than the final error line."""
     error = record.exc_info[1] if record.exc_info else None
     if error is not None and (was_interrupted(error) or explained_by(error)):
         return record.levelno <= logging.DEBUG
     message = record.getMessage()
-    # Beam's local worker processes warn of a missing option that nothing here needs.
+    # Beam's local worker processes warn about a missing option that this job does not use.
     return not _OUR_ERROR.search(message) and "semi_persistent_directory" not in message
 
 
@@ -88,7 +88,7 @@ def _comes_from_engine(error: BaseException) -> bool:
 
 
 def _reason(text: str) -> str:
-    # The first line and, of a Java trace, the root cause.
+    # The first line and the root cause of a Java traceback, if any.
     lines = [line.strip() for line in text.splitlines() if line.strip()] or ["unknown error"]
     causes = [line for line in lines[1:] if line.startswith("Caused by: ")]
     return " ".join(line[:_LONGEST_REASON] for line in [lines[0], *causes[-1:]]).rstrip(".")

@@ -1,4 +1,4 @@
-"""A job that is ready to start: its flags, checked against the model and the inputs."""
+"""Job that is ready to start, with flags checked against the model and the inputs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PACKAGES_THAT_DECIDE_BYTES = ("flax", "jax", "jaxlib", "numpy", "tokenizers", "t
 
 @dataclass(frozen=True)
 class Job:
-    """A job whose flags fit its model. The weights of `source` have not been read.
+    """Job whose flags fit its model. The weights of `source` are not loaded.
 
     Attributes:
         auto_workers: the workers that `--samples_per_shard auto` counts: those of the run that
@@ -45,7 +45,7 @@ class Job:
 
     @property
     def record_kinds(self) -> dict[Site, RecordKind]:
-        """The kind of the records that the job writes for each site."""
+        """Kind of the records of each site."""
         settings, width = self.config.extractor, self.source.config.width
         return {site: settings.record_kind(width(*place_of(site))) for site in settings.sites}
 
@@ -64,7 +64,7 @@ class Job:
         return {"id": token_id, "token": str(tokenizer.convert_ids_to_tokens(token_id))}
 
     def describe(self) -> RunDescription:
-        """Check the weights, and return all that decides about the bytes, except the inputs.
+        """Check the weights, and return all settings that determine the bytes, except the inputs.
 
         Raises:
             CheckpointError: if the weights are missing, damaged or not those of the model.
@@ -162,7 +162,7 @@ def _auto_workers(config: Config) -> int:
 
 
 def _rules(config: Config, source: ModelSource) -> SampleRules:
-    """Return the rules for samples that the flags give for a model. Raises ConfigError."""
+    """Return the rules for samples, from the flags and the model. Raises ConfigError."""
     longest = source.config.max_position_embeddings
     for flag, value in (
         ("--max_length", config.max_length),

@@ -1,4 +1,4 @@
-"""The graph of the job, and how it is run."""
+"""Graph of the job, and its run."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def build(
     folder: OutputFolder,
     finished_ops: tuple[str, ...] = (),
 ) -> beam.PCollection:
-    """Add the whole job, from files of tasks to a PCollection of the one `Metadata`.
+    """Add the whole job to a pipeline, and return the PCollection of its one `Metadata`.
 
     Args:
-        pipeline: an empty pipeline.
-        job: from `open_job`.
-        run: from `job.describe()`.
-        folder: the claimed output folder.
-        finished_ops: from `ops_of_files`, for files that are there already.
+        pipeline: Empty pipeline.
+        job: Result of `open_job`.
+        run: Result of `job.describe()`.
+        folder: Claimed output folder.
+        finished_ops: Result of `ops_of_files` for existing files.
     """
     config, kinds = job.config, job.record_kinds
     extractor = replace(
@@ -108,7 +108,7 @@ def run_pipeline(config: Config, options: PipelineOptions) -> bool:
     """Run the job to its end, or submit it if the runner does not wait.
 
     Returns:
-        Whether an earlier run had begun, whose finished files are not computed again.
+        True if this run resumes an earlier one, whose finished files are not computed again.
 
     Raises:
         ConfigError: if Beam's flags contradict each other, or name an engine that does not answer.

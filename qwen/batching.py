@@ -29,13 +29,13 @@ TOKENS_PER_BATCH_ROW = 512
 """Token slots of one unit of batch size."""
 
 SHORT_ROW = 2048
-"""Preferred row length where attention visits every pair of a row's blocks, even to skip it: there
-longer rows cost more than they save."""
+"""Preferred row length where attention visits every pair of blocks of a row, even to skip it.
+Longer rows would cost more than they save there."""
 
 
 @dataclass(frozen=True)
 class StepShape:
-    """The shape of one device step: `rows` x `length` token slots.
+    """Shape of one device step: `rows` x `length` token slots.
 
     `chosen` slots of each row, some of them unused, give a vector; None if every slot does.
     """
@@ -56,7 +56,7 @@ class StepShape:
 
 @dataclass(frozen=True)
 class Placement:
-    """The place of a sample in a step: `length` slots of `row` from `start` on."""
+    """Place of a sample in a step: `length` slots of `row` from `start` on."""
 
     sample: int
     row: int
@@ -77,7 +77,7 @@ class Step:
 
     @cached_property
     def segment_of(self) -> tuple[int, ...]:
-        """The rank of each placement among the samples of its row."""
+        """Rank of each placement among the samples of its row."""
         seen = [0] * self.shape.rows
         ranks = []
         for placement in self.placements:
@@ -88,13 +88,13 @@ class Step:
 
 @dataclass(frozen=True)
 class Packing:
-    """The shapes of steps that a platform computes well.
+    """Efficient shapes of steps for a platform.
 
     Attributes:
-        rows: rows are a multiple of this, the devices along the mesh's data axis.
-        slots: token slots per step and device that keep the device busy.
-        row_length: the row length to prefer where samples fit in it, in tokens. Long rows pack
-            tighter; where the attention kernel cannot skip other segments they cost more.
+        rows: Devices along the mesh's data axis; the number of rows is a multiple of it.
+        slots: Token slots per step and device that keep the device busy.
+        row_length: Preferred row length in tokens for samples that fit in it. Longer rows pack
+            tighter, but cost more if the attention kernel cannot skip other segments.
     """
 
     rows: int = 1
@@ -104,7 +104,7 @@ class Packing:
     def shape(self, length: int, tokens: int) -> StepShape:
         """Return the step with rows of this length, halved until it has no more slots than tokens.
 
-        It keeps one row per device even if that is more.
+        It keeps at least one row per device.
         """
         rows = max(1, self.slots // length)
         while rows > 1 and self.rows * rows * length > tokens:
@@ -124,8 +124,8 @@ def packing_for(ops: OpsName, batch_size: int, rows: int) -> Packing:
 def row_lengths(longest: int, row_length: int) -> tuple[int, ...]:
     """Return the ladder of row lengths up to the first that holds `longest` tokens, ascending.
 
-    Below `row_length` it halves down to 512 (for what is left at a shard's end), above it grows by
-    1.5 and 1.33 in turn.
+    Below `row_length`, lengths halve down to 512, for the end of a shard. Above, they grow by 1.5
+    and 1.33 alternately.
     """
 
     def aligned(length: float) -> int:
@@ -149,13 +149,13 @@ def row_lengths(longest: int, row_length: int) -> tuple[int, ...]:
 def plan_steps(lengths: Sequence[int], packing: Packing) -> list[Step]:
     """Pack samples of these lengths (tokens) into steps. Every sample appears exactly once.
 
-    The longest sample left decides the row length of the next step; its rows are then filled, best
-    fit first, with what is left. When less is left than a step holds, the steps get fewer and then
-    shorter rows, the largest that can still be filled.
+    The longest remaining sample determines the row length of the next step, whose rows are filled
+    best fit first. When the remaining samples do not fill a step, steps get fewer and then shorter
+    rows, the largest that can still be filled.
 
     Returns:
-        Steps in the order in which they should run: long rows first. The result depends on nothing
-        but the arguments; equal lengths keep the order of their indices.
+        Steps in the order in which they should run: long rows first. The result depends only on the
+        arguments; samples of equal length keep the order of their indices.
     """
     if not lengths:
         return []
@@ -176,7 +176,7 @@ def plan_steps(lengths: Sequence[int], packing: Packing) -> list[Step]:
 
 
 def _fill(shape: StepShape, waiting: list[tuple[int, int]]) -> tuple[Step, list[tuple[int, int]]]:
-    """Fill one step, best fit first; return it and the samples that still wait."""
+    """Fill one step, best fit first; return it and the remaining samples."""
     left = list(waiting)
     placements = []
     for row in range(shape.rows):
@@ -194,8 +194,9 @@ def _fill(shape: StepShape, waiting: list[tuple[int, int]]) -> tuple[Step, list[
 def split_step(step: Step, rows: int) -> tuple[Step, ...] | None:
     """Split a step into two of about half the slots, with the same samples in the same order.
 
-    For a device that has no memory for the whole step. One sample is put in the smallest step that
-    holds it; None if it is in that already. New steps have `rows` rows, one for each device.
+    Used if a device lacks memory for the whole step. A single sample gets the smallest step that
+    holds it. The result is None if the step is that already. New steps have `rows` rows, one for
+    each device.
     """
     if len(step.placements) == 1:
         alone = _balanced(step.placements, rows)
@@ -228,12 +229,12 @@ class SampleTokens(NamedTuple):
 
     @property
     def chosen(self) -> int:
-        """Number of the chosen tokens."""
+        """Number of chosen tokens."""
         return len(self.ids) if self.positions is None else len(self.positions)
 
 
 def with_chosen(steps: Sequence[Step], counts: Sequence[int]) -> list[Step]:
-    """Give the steps the number of slots that hold the chosen tokens of their samples.
+    """Set the number of slots for chosen tokens in each step.
 
     Steps of one shape get the same number, a multiple of the segments of a row, so that few
     programs are compiled.
@@ -273,7 +274,7 @@ def _balanced(placements: Sequence[Placement], rows: int) -> Step:
 
 @dataclass(frozen=True)
 class StepInputs:
-    """The arrays of one step, ready for the device.
+    """Arrays of one step, ready for the device.
 
     Attributes:
         token_ids: [rows, length] int32, 0 where there is no token.
@@ -295,14 +296,14 @@ class StepInputs:
 
     @classmethod
     def empty(cls, shape: StepShape) -> StepInputs:
-        """Make the inputs of a step without samples."""
+        """Return the inputs of a step without samples."""
         slots, chosen = (shape.rows, shape.length), (shape.rows, shape.chosen or 0)
         sizes = (slots, slots, slots, slots, chosen, (shape.rows,))
         return cls(*(np.zeros(size, np.int32) for size in sizes))
 
 
 def step_inputs(step: Step, samples: Sequence[SampleTokens], averages: bool = False) -> StepInputs:
-    """Lay out samples as the step's arrays.
+    """Lay out samples as the arrays of a step.
 
     Args:
         step: The step.

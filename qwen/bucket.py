@@ -1,4 +1,4 @@
-"""The process's one client of Cloud Storage."""
+"""Cloud Storage client of the process."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from qwen.load_once import load_once
 
 
 def bucket_client() -> Any:
-    """Return the `google.cloud.storage.Client` that everything in this process shares.
+    """Return the shared `google.cloud.storage.Client` of this process.
 
-    It is made when it is first asked for, and is safe to use from several threads.
+    The first call creates it. It is safe to use from several threads.
     """
     return _client_of(os.environ.get("STORAGE_EMULATOR_HOST"))
 
 
 @load_once
 def _client_of(emulator: str | None) -> Any:
-    """Make a client; it keeps the address of the emulator that is set when it is made."""
+    """Create a client for the emulator address of the environment, if any."""
     from google.cloud import storage
 
     return storage.Client()

@@ -34,11 +34,11 @@ FLOAT_DTYPES = ("BF16", "F16", "F32", "F64")
 """Dtypes that weights may have on disk."""
 
 LARGE, BLOCK = 1 << 24, 1 << 20
-"""Values of a random tensor that is drawn in a fast way, and how many of them at a time."""
+"""Size above which a random tensor is drawn quickly, and values per draw."""
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is missing, damaged, or not of the model that its config describes."""
+    """A checkpoint that is missing, damaged, or does not match its config."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,10 @@ class _Tensor:
 
 @dataclass(frozen=True)
 class _JoinedExperts:
-    """One tensor for all experts, of those that a checkpoint has for each one.
+    """One tensor for all experts, joined from a checkpoint's tensors of each expert.
 
     Attributes:
-        parts: for each expert the tensors that are joined along their first axis.
+        parts: For each expert, the tensors to join along their first axis.
     """
 
     parts: tuple[tuple[_Tensor, ...], ...]
@@ -73,7 +73,7 @@ class _JoinedExperts:
 
     @property
     def worst(self) -> _Tensor:
-        """The part whose dtype is not a float, if there is one."""
+        """The part with a dtype other than a float, if any."""
         return min(
             (part for parts in self.parts for part in parts), key=lambda p: p.dtype in FLOAT_DTYPES
         )
@@ -94,10 +94,9 @@ _EXPERT = re.compile(r"(.*\.experts\.)(\d+)\.(gate|up|down)_proj\.weight")
 
 
 def _with_experts_joined(tensors: Mapping[str, _Tensor]) -> dict[str, _Tensor | _JoinedExperts]:
-    """Join the tensors of single experts to those that transformers has in memory.
+    """Join the tensors of single experts to the layout that transformers uses in memory.
 
-    Layers in which an expert or one of its tensors is missing, or has another shape, stay as they
-    are.
+    Layers with a missing or differently shaped tensor of an expert are unchanged.
     """
     found: dict[str, dict[tuple[int, str], _Tensor]] = defaultdict(dict)
     for name, tensor in tensors.items():
@@ -120,12 +119,12 @@ def _with_experts_joined(tensors: Mapping[str, _Tensor]) -> dict[str, _Tensor | 
 
 
 class CheckpointFolder:
-    """The safetensors files of a local folder: one file, or several with an index.
+    """Safetensors files of a local folder: one file, or several with an index.
 
-    The files are memory-mapped; memory holds only the tensors that are read.
+    The files are memory-mapped, so only tensors that are read take memory.
 
     Attributes:
-        unread_files: names of the folder's other safetensors files.
+        unread_files: Names of other safetensors files in the folder.
     """
 
     def __init__(
@@ -134,11 +133,11 @@ class CheckpointFolder:
         """Read and check the headers.
 
         Args:
-            folder: the folder.
-            names: lists the place that the folder is a copy of, for a message.
+            folder: Folder of the checkpoint.
+            names: Function that lists the original of the folder, for an error message.
 
         Raises:
-            CheckpointError: naming the file, what is wrong with it and what to do.
+            CheckpointError: if a file is missing or damaged; names the file and what to do.
         """
         stored: dict[str, _Tensor] = {}
         files = checkpoint_files(Path(folder), names)
@@ -161,10 +160,10 @@ class CheckpointFolder:
         return self._tensors[name].read()
 
     def renamed(self, names: Mapping[str, str]) -> CheckpointFolder:
-        """Return only the tensors that `names` lists, by new name and present one.
+        """Return only the tensors in `names`, which maps new names to present ones.
 
         Raises:
-            CheckpointError: if one of them does not hold floating-point numbers as they are.
+            CheckpointError: if a tensor does not hold plain floating-point numbers.
         """
         for name in names.values():
             tensor = self._tensors[name]
@@ -182,7 +181,7 @@ class CheckpointFolder:
 def _open_safetensors(path: Path) -> dict[str, _Tensor]:
     """Return every tensor of a file by name.
 
-    It checks that the header is sound and that the tensors fill the file exactly.
+    The header must be valid, and the tensors must fill the file exactly.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -207,9 +206,9 @@ def _open_safetensors(path: Path) -> dict[str, _Tensor]:
 
 
 def checkpoint_files(folder: Path, names: Callable[[], Sequence[str]] | None = None) -> list[Path]:
-    """Return the safetensors files of a checkpoint: one, or else those that its index names.
+    """Return the safetensors files of a checkpoint: the only one, or the ones that its index names.
 
-    The arguments are those of `CheckpointFolder`.
+    Arguments are as in `CheckpointFolder`.
 
     Raises:
         CheckpointError: if there are none, or the index names one that is absent.
@@ -245,8 +244,9 @@ class RandomWeights:
     """Seeded random weights of a config's shape, drawn tensor by tensor.
 
     Kernels and embeddings are normal with standard deviation 0.02, as transformers initializes
-    models. So are biases, so that a mistake with one shows. Scales of norms are 1. Decay rates of a
-    delta network are those of transformers, and the taps of its convolution keep the variance.
+    models. Biases are too, so that a mistake with one is visible. Scales of norms are 1. Decay
+    rates of a delta network are those of transformers, and the taps of its convolution keep the
+    variance.
     """
 
     def __init__(self, config: ModelConfig, seed: int) -> None:
@@ -302,11 +302,11 @@ def tensors_of_model(
 ) -> CheckpointFolder:
     """Return the tensors that activations depend on, by the names of the model's family.
 
-    A checkpoint may have another prefix, more layers than its config, and tensors that activations
-    do not depend on. The log names what is left out, except the head.
+    A checkpoint may have another prefix, more layers than its config, and unused tensors. The log
+    names the tensors that are left out, except the head.
 
     Raises:
-        CheckpointError: naming each tensor that is missing, not understood or wrongly shaped.
+        CheckpointError: if a tensor is missing, unknown or has a wrong shape; names each.
     """
     family, found = family_of(config), weights.shapes()
     if refused := first_refused(found):

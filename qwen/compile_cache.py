@@ -1,4 +1,4 @@
-"""Compiled programs kept on disk or in a bucket, so that the next process need not compile."""
+"""Compile cache on disk or in a bucket."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import jax
 
 
 def use_compile_cache(folder: str) -> None:
-    """Make this process read and keep compiled programs in a local or `gs://` folder.
+    """Let this process read and store compiled programs in a local or `gs://` folder.
 
     JAX keys an entry by the program, its options, the compiler's version and the hardware, so runs
-    that differ in any of these can share a folder. Call it before anything is compiled.
+    that differ in any of these can share a folder. Call this before the first compilation.
     """
     # If TensorFlow is installed, JAX would import it to reach a bucket.
     os.environ.setdefault("EPATH_USE_TF", "false")

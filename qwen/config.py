@@ -1,4 +1,4 @@
-"""The shape of a model, whatever its family."""
+"""Architecture of a model of any family."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ SLIDING_ATTENTION = "sliding_attention"
 LINEAR_ATTENTION = "linear_attention"
 
 DELTA_CHUNK = 64
-"""Slots of a gated delta network whose updates of the state are computed together in float32."""
+"""Slots of a chunk of a gated delta network in float32."""
 
 
 class ModelConfigError(ValueError):
-    """A `config.json` that this model code cannot run faithfully."""
+    """A `config.json` that this code cannot run exactly."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class RopeScaling:
 
     Attributes:
         rope_type: `linear`, `yarn` (https://arxiv.org/abs/2309.00071) or `llama3`.
-        factor: how much longer the context becomes.
-        original_max_position_embeddings: the context of pretraining; of `yarn` and `llama3`.
-        attention_factor: what cosines and sines are multiplied by; of `yarn`.
+        factor: Factor by which the context becomes longer.
+        original_max_position_embeddings: Context of pretraining, for `yarn` and `llama3`.
+        attention_factor: Factor of cosines and sines, for `yarn`.
         beta_fast, beta_slow, truncate: bounds of the ramp of `yarn`.
         low_freq_factor, high_freq_factor: bounds of the ramp of `llama3`.
     """
@@ -47,7 +47,7 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class DeltaConfig:
-    """Gated delta network, a layer's mixer in place of attention (`linear_*` in `config.json`)."""
+    """Gated delta network, which replaces attention in a layer (`linear_*` in `config.json`)."""
 
     num_key_heads: int
     num_value_heads: int
@@ -63,10 +63,10 @@ class DeltaConfig:
 
 @dataclass(frozen=True)
 class ExpertsConfig:
-    """Mixture of experts, in place of the MLP.
+    """Mixture of experts, which replaces the MLP.
 
     Attributes:
-        shared_intermediate_size: of the expert that every token goes through; 0 for none.
+        shared_intermediate_size: Size of the expert for all tokens; 0 for none.
     """
 
     num_experts: int
@@ -81,9 +81,9 @@ class LayerKind:
     """Parts of a layer. Layers of a kind differ in their parameters alone.
 
     Attributes:
-        mixer: causal attention or a gated delta network.
-        window: the tokens that a query sees, itself included; None for all earlier ones.
-        experts: whether a mixture of experts takes the place of the MLP.
+        mixer: Causal attention or a gated delta network.
+        window: Tokens that a query sees, including its own; None for all earlier ones.
+        experts: True if a mixture of experts replaces the MLP.
     """
 
     mixer: Literal["attention", "delta"] = "attention"
@@ -145,7 +145,7 @@ class ModelConfig:
             raise ModelConfigError(f"head_dim must be even for RoPE, got {self.head_dim}")
 
     def kind(self, layer: int) -> LayerKind:
-        """Return what a layer is made of."""
+        """Return the kind of a layer."""
         layer_type = self.layer_types[layer] if self.layer_types else FULL_ATTENTION
         return LayerKind(
             mixer="delta" if layer_type == LINEAR_ATTENTION else "attention",
@@ -179,7 +179,7 @@ def check_value(name: str, value: Any) -> None:
     """Check one field.
 
     Raises:
-        ModelConfigError: naming the field, its value and the values allowed.
+        ModelConfigError: if the value is not allowed; names the field and the allowed values.
     """
     if name in ("rms_norm_eps", "rope_theta"):
         expected, fits = "a positive number", type(value) in (int, float) and 0 < value < math.inf

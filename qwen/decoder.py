@@ -1,7 +1,7 @@
-"""The decoder in Flax nnx, up to the residual stream after a layer: no final norm, no LM head.
+"""Decoder in Flax nnx up to the residual stream after a layer, without final norm and LM head.
 
-Semantics follow the `modeling_*.py` files of transformers. How a platform computes an operation is
-the business of `qwen.ops`. Shapes are those of `qwen.layers`.
+Semantics follow the `modeling_*.py` files of transformers. `qwen.ops` computes operations for each
+platform. Shapes are those of `qwen.layers`.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from qwen.mesh import MODEL_AXIS, gather_over
 from qwen.ops.base import Ops
 
 HookValues = dict[HookPoint, jax.Array]
-"""Values of one layer by hook point, [R, L, width]: the residual stream and what attention takes in
-the model's dtype, updates and scores in float32. XLA does not compute values that no program
+"""Values of one layer by hook point, [R, L, width]. The residual stream and inputs of attention
+have the model's dtype, updates and scores float32. XLA computes only values that a program
 returns."""
 
 
@@ -123,7 +123,7 @@ class DecoderLayer(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """The embedding and the layers, up to the last one that is needed."""
+    """Embedding and layers, up to the last one that is needed."""
 
     def __init__(self, config: ModelConfig, num_layers: int, dtype: jnp.dtype) -> None:
         self.embedding = nnx.Param(jnp.zeros((config.vocab_size, config.hidden_size), dtype))

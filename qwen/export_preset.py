@@ -1,4 +1,4 @@
-"""Write a preset as a checkpoint folder, for tools that know checkpoints only.
+"""Write a preset as a checkpoint folder, for tools that need a checkpoint.
 
 python -m qwen.export_preset random:tiny FOLDER
 """
@@ -21,7 +21,7 @@ from qwen.presets import preset_file
 from qwen.source import PRESET_PREFIX, open_model
 
 FILE_VALUES = 2_000_000_000
-"""Values that a file holds at most, unless one tensor has more."""
+"""Largest number of values in a file, unless one tensor has more."""
 
 
 def export_preset(name: str, folder: Path) -> None:

@@ -49,20 +49,20 @@ LOGGER = logging.getLogger(__name__)
 Value = TypeVar("Value")
 
 STEPS_IN_FLIGHT = 2
-"""Steps that may be on the device, or on their way to the host, at the same time."""
+"""Largest number of steps in flight."""
 
 
 @dataclass(frozen=True)
 class CapturedSamples:
-    """The captured vectors of a few samples, at every site.
+    """Captured vectors of a few samples at every site.
 
     Attributes:
-        samples: indices of the samples in the argument of `extract`.
-        vector_counts: the number of vectors of each sample: 1 if pooled, else its chosen tokens.
-        vectors: for each site [sum(vector_counts), row elements] as in `storage_dtype`, bfloat16 as
-            ml_dtypes has it, in sample order; possibly read-only.
-        statistics: for each site the statistics of exactly these vectors.
-        slots: token slots of the step that computed them, including padding.
+        samples: Indices of the samples in the argument of `extract`.
+        vector_counts: Number of vectors of each sample: 1 if pooled, else its chosen tokens.
+        vectors: For each site, [sum(vector_counts), row elements] as in `storage_dtype`, in sample
+            order; bfloat16 is that of ml_dtypes. Possibly read-only.
+        statistics: For each site, the statistics of exactly these vectors.
+        slots: Token slots of the step that computed the vectors, including padding.
     """
 
     samples: tuple[int, ...]
@@ -127,22 +127,20 @@ def _check_model(source: ModelSource, settings: ExtractorSettings) -> None:
 
 
 class DeviceMemoryError(RuntimeError):
-    """A sample that is too long for the memory of the device."""
+    """A sample that does not fit in the memory of the device."""
 
 
 class ActivationExtractor:
     """A model with its weights resident on the devices, capturing chosen layers.
 
-    The captured value is the residual stream after a layer, unless other hook points are asked for;
-    that of the last layer is the one before the final norm. Layers above the highest captured one
-    are not loaded.
+    By default, the captured value is the residual stream after a layer; for the last layer, it is
+    the stream before the final norm. Layers above the highest captured one are not loaded.
 
     Attributes:
-        source: the model.
-        settings: what is captured and how.
-        sites: every hook point of every captured layer.
-        ops: how a layer is computed, and on which kind of device: `xla on cpu`, or
-            `splash on TPU v5 lite`.
+        source: The model.
+        settings: Settings of the capture.
+        sites: Every hook point of every captured layer.
+        ops: Operations and kind of device, such as `xla on cpu` or `splash on TPU v5 lite`.
     """
 
     def __init__(
@@ -154,10 +152,10 @@ class ActivationExtractor:
         """Load the model onto this process's devices.
 
         Args:
-            source: the model; the `model_path` of the settings is not opened again.
-            settings: what to capture and how.
-            samples_to_come: what `extract` will be given first; programs for it are compiled while
-                the weights load.
+            source: The model. The `model_path` of the settings is not opened again.
+            settings: Settings of the capture.
+            samples_to_come: First samples for `extract`, whose programs are compiled while the
+                weights load.
 
         Raises:
             OtherWorkerError: if the operations are not those that the settings expect.
@@ -189,7 +187,7 @@ class ActivationExtractor:
         LOGGER.info("%s: operations %s, %d devices", source.name, self.ops, mesh.size)
         captured: StorageDtype = settings.storage_dtype
         if captured == "float32" and settings.compute_dtype == "bfloat16" and pooling != "mean":
-            captured = "bfloat16"  # Widened on the host.
+            captured = "bfloat16"  # Converted to float32 on the host.
         num_layers = layers[-1] + 1
         self._programs = Programs(
             abstract_model(config, num_layers, compute, mesh, ops),
@@ -295,7 +293,7 @@ class ActivationExtractor:
             yield from self._collect(*in_flight.popleft(), given)
 
     def _dispatch(self, step: Step, samples: Sequence[SampleTokens]) -> dict[Site, Captured] | None:
-        """Start a step; None if the device has no memory for it."""
+        """Start a step; return None if the device lacks memory for it."""
 
         def start() -> dict[Site, Captured]:
             inputs = step_inputs(step, samples, self.pooling == "mean")
@@ -310,10 +308,10 @@ class ActivationExtractor:
     def _collect(
         self, step: Step, captured: dict[Site, Captured] | None, samples: Sequence[SampleTokens]
     ) -> Iterator[CapturedSamples]:
-        """Wait for a step; run it as smaller ones if the device had no memory for it.
+        """Wait for a step; run it in smaller steps if the device lacked memory.
 
-        If activations are not finite, each sample of the step is run again by itself: attention
-        multiplies masked values with 0, and 0 x NaN is NaN.
+        If activations are not finite, each sample of the step runs again alone, because attention
+        multiplies masked values by 0, and 0 x NaN is NaN.
         """
         found = None
         if captured is not None:
@@ -322,14 +320,14 @@ class ActivationExtractor:
             yield from self._run(self._smaller(step), samples)
             return
         alone = separate_samples(step, self._packing.rows)
-        # A residual stream that is not finite stays so in every layer above.
+        # A non-finite residual stream stays non-finite in all higher layers.
         if alone and any(found.statistics[site].nonfinite_count for site in self._top_sites):
             yield from self._run(alone, samples)
         else:
             yield found
 
     def _smaller(self, step: Step) -> Sequence[Step]:
-        """Split a step that the device has no memory for.
+        """Split a step for which the device lacks memory.
 
         Raises:
             DeviceMemoryError: if it is a single sample in the smallest step that holds it.
@@ -351,7 +349,7 @@ class ActivationExtractor:
     def _run(
         self, steps: Sequence[Step], samples: Sequence[SampleTokens]
     ) -> Iterator[CapturedSamples]:
-        """Run steps that replace another one, one at a time."""
+        """Run the replacements of a step one at a time."""
         for step in self._ready(steps, samples):
             yield from self._collect(step, self._dispatch(step, samples), samples)
 
@@ -419,7 +417,7 @@ def _spans(vectors: np.ndarray, starts: np.ndarray, counts: np.ndarray) -> np.nd
 
 
 def _unless_out_of_memory(call: Callable[[], Value]) -> Value | None:
-    """Return the result of a call; None if a device has no memory for it."""
+    """Return the result of a call; None if a device lacks memory for it."""
     try:
         return call()
     except jax.errors.JaxRuntimeError as error:

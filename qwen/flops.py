@@ -1,6 +1,6 @@
-"""FLOPs of layers: what their products execute, a multiplication and an addition counted as two.
+"""FLOPs of the matrix products of layers. A multiplication and an addition count as two.
 
-Elementwise operations are left out. Of experts, the active ones count. Imports no JAX.
+Elementwise operations are ignored, and only active experts count. Imports no JAX.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def delta_flops(config: DeltaConfig, hidden: int) -> int:
     within_chunk = (
         2 * key_heads * keys  # Overlaps of keys, and of queries with keys.
         + heads * (keys + values) / 2  # The triangular system.
-        + heads * values  # What queries read of the chunk's own values.
+        + heads * values  # Reads of values within the chunk.
     )
-    state = 3 * heads * keys * values  # What is known of it, read from it and written to it.
+    state = 3 * heads * keys * values  # Reads and writes of the state.
     return 2 * (hidden * (projected + heads * values) + int(DELTA_CHUNK * within_chunk) + state)

@@ -1,4 +1,4 @@
-"""Loading a thing once per process, whatever the number of threads."""
+"""Values that a process loads once, with any number of threads."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ Value = TypeVar("Value")
 def load_once(load: Callable[[*Arguments], Value]) -> Callable[[*Arguments], Value]:
     """Make a function of hashable arguments load each value once per process.
 
-    Threads that ask for the same value wait for the first of them, threads that ask for different
-    values do not wait for each other. A failure is not kept: the next caller tries again. Use this
-    instead of `functools.cache`, which lets several threads in at once.
+    Threads that need the same value wait for the first one; threads that need different values do
+    not wait for each other. A failure is not cached: the next caller tries again. Use this instead
+    of `functools.cache`, which may load a value in several threads.
     """
     values: dict[Hashable, Value] = {}
     locks: defaultdict[Hashable, Lock] = defaultdict(Lock)

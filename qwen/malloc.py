@@ -1,4 +1,4 @@
-"""Settings of the C library's allocator, from which XLA takes its memory on a CPU."""
+"""Settings of the C library's allocator, which XLA uses on a CPU."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _LARGEST = (1 << 31) - 1
 
 
 def keep_freed_memory() -> None:
-    """Make glibc keep freed memory for the next step, up to the peak of its use.
+    """Let glibc keep freed memory for the next step.
 
-    By default it returns large blocks to the kernel at once and XLA asks for them again in every
-    program: clearing their pages took a sixth of the time of a step. Does nothing on other systems.
+    By default, glibc returns large blocks to the kernel, and XLA allocates them again in every
+    program. Clearing their pages took a sixth of the time of a step. Does nothing on other systems.
     """
     if not sys.platform.startswith("linux"):
         return

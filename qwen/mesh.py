@@ -1,4 +1,4 @@
-"""The (data, model) mesh of devices that a step runs on.
+"""Mesh (data, model) of the devices that run a step.
 
 Rows are split over the data axis; heads and the MLP's intermediate dimension over the model axis
 (Megatron-LM, https://arxiv.org/abs/1909.08053).

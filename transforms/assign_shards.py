@@ -1,4 +1,4 @@
-"""Prompts to shards, by the rank of a hash of their keys: data and flags decide, not runners."""
+"""Assignment of prompts to shards by the rank of a hash of their keys."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transforms.auto_shards import AutoShards
 from transforms.shuffle_encoding import decode_prompt, encode_prompt
 
 FINGERPRINT = np.dtype([("rank", "<u8"), ("content", "<u8"), ("tokens", "<u4"), ("bytes", "<u4")])
-"""The 24 bytes of a prompt that planning needs, so that ten million fit in a worker.
+"""The 24 bytes that planning keeps for each prompt: ten million fit in a worker.
 
 `bytes` is the size of its largest record, at most 4 GiB, or 0 if the plan does not need it."""
 
@@ -27,10 +27,12 @@ class ShardPlan:
     """The assignment of samples to shards.
 
     Attributes:
-        num_shards, samples, tokens: totals of the dataset.
-        digest: SHA-256 (hex) over every sample's key, token ids and choice of them, in rank order:
-            equal digests mean the same samples in the same shards.
-        first_ranks: [num_shards] uint64, the rank of each shard's first sample, ascending.
+        num_shards: Number of shards of the dataset.
+        samples: Number of samples.
+        tokens: Number of tokens.
+        digest: SHA-256 (hex) over the key, the token ids and the chosen tokens of every sample, in
+            rank order. Equal digests mean the same samples in the same shards.
+        first_ranks: [num_shards] uint64, rank of each shard's first sample, ascending.
     """
 
     num_shards: int
@@ -54,7 +56,7 @@ def _hash(content: bytes) -> np.uint64:
 
 
 def fingerprint(prompt: Prompt, samples_per_shard: int | AutoShards = 1) -> np.ndarray:
-    """Return the fingerprint of a prompt, [1] FINGERPRINT, with what that choice needs."""
+    """Return the fingerprint of a prompt, [1] FINGERPRINT, for a choice of shards."""
     name = f"{prompt.sample_id}\0{prompt.truncated_tokens or ''}"
     content = name.encode() + prompt.token_ids.astype("<i4").tobytes()
     if prompt.positions is not None:
@@ -112,7 +114,7 @@ class PlanShards(beam.CombineFn):
 
 @dataclass(eq=False)
 class AssignShards(beam.PTransform):
-    """Prompts to (shard, prompts of the shard), by a singleton PCollection of the `ShardPlan`.
+    """Groups prompts to (shard, prompts) by a singleton PCollection of the `ShardPlan`.
 
     Only encoded token ids are shuffled.
     """

@@ -1,7 +1,7 @@
-"""The choice of `--samples_per_shard auto`: equal shards, enough to keep all workers busy.
+"""Equal shards for `--samples_per_shard auto`, enough to keep all workers busy.
 
-A worker takes one shard after the other. With R shards for each worker, the last ones to finish
-take about 1/R of the run, in which other workers may be idle.
+A worker takes one shard after the other. With R shards for each worker, the last round takes about
+1/R of the run, and other workers may be idle in it.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from activation_dataset.record import RecordKind
 from transforms.measure_output import record_bytes
 
 MOST_OF_A_WORKER = 20
-"""Shards of a worker if it has much to do: the tail is then about 5 % of the run."""
+"""Shards of each worker in a long run, whose tail is then about 5 % of the run."""
 
 FEWEST_OF_A_WORKER = 8
-"""Shards of a worker if it has little to do."""
+"""Shards of each worker in a short run."""
 
 LEAST_TOKENS = 2**18
-"""Tokens for which a shard is worth the requests of its files, and the padding of its last step:
-about two seconds of a 0.5B model on one chip of a TPU v5e."""
+"""Tokens of a shard that justify the requests for its files and the padding of its last step: about
+two seconds of a 0.5B model on one chip of a TPU v5e."""
 
 LARGEST_FILE = 2**30
-"""Bytes that no file exceeds, unless a single sample does."""
+"""Largest size of a file in bytes, unless a single sample exceeds it."""
 
 MEAN_FILE = LARGEST_FILE * 3 // 4
-"""Bytes of the files of an average shard, at most, so that few shards are over the limit."""
+"""Largest mean size of the files of a shard in bytes, so that few shards exceed the limit."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,14 @@ class AutoShards:
     kinds: tuple[RecordKind, ...]
 
     def largest_record(self, prompt: Prompt) -> int:
-        """Return the bytes of the largest of a sample's records, that of the prompts included."""
+        """Return the bytes of the largest record of a sample, including that of its prompt."""
         return max(record_bytes(prompt, kind) for kind in (*self.kinds, None))
 
     def starts(self, tokens: int, largest_records: np.ndarray) -> np.ndarray:
         """Return the first sample of each shard, [shards] int64 ascending.
 
-        All shards have the same number of samples, give or take one. Shards over `LARGEST_FILE`
-        are halved after that: the limit matters more than the tail.
+        The numbers of samples of shards differ by at most one. Shards over `LARGEST_FILE` are then
+        halved, because the limit matters more than the tail.
 
         Args:
             tokens: Tokens of all samples.

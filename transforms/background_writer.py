@@ -1,7 +1,7 @@
-"""Writing in the background: a thread for each open file, and bounded memory in the process.
+"""Background writes with one thread for each open file and bounded memory in the process.
 
-The caller of `write` waits only while the blocks that wait for the store are as many bytes as they
-may be. The thread of a file writes its blocks in order and commits the file after the last one.
+`write` blocks only while the queued blocks fill their memory budget. The thread of a file writes
+its blocks in order and commits the file after the last one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import BinaryIO
 from activation_dataset.checksum import Buffer
 
 WAITING_BYTES = 256 << 20
-"""Bytes that may wait for the store in a process, whatever the number of its files and threads."""
+"""Bytes that a process may queue for the store, over all its files and threads."""
 
 _PIECE_BYTES = 1 << 20
 
@@ -28,13 +28,13 @@ class Budget:
         self._changed = threading.Condition()
 
     def take(self, size: int) -> None:
-        """Wait until there are as many bytes; more than the limit are had when all are free."""
+        """Wait for this many free bytes; a larger block than the limit waits until all are free."""
         with self._changed:
             self._changed.wait_for(lambda: self.used == 0 or self.used + size <= self.limit)
             self.used += size
 
     def give_back(self, size: int) -> None:
-        """Let others have these bytes."""
+        """Free these bytes."""
         with self._changed:
             self.used -= size
             self._changed.notify_all()
@@ -47,7 +47,7 @@ class BackgroundWriter:
     """The blocks of one file, which a thread writes to a stream.
 
     An error of the stream is raised by the next call of `write`, or by the future of `finish`.
-    After an error nothing else is written. End the thread with `finish` or `abandon`.
+    Nothing is written after an error. End the thread with `finish` or `abandon`.
     """
 
     def __init__(
@@ -59,12 +59,12 @@ class BackgroundWriter:
         self._error: BaseException | None = None
         self._abandoned = False
         self._done: Future[None] = Future()
-        # A daemon: a process that is told to end does not wait for the store.
+        # A daemon thread, so that a process that must end does not wait for the store.
         self._thread = threading.Thread(target=self._run, name="background-writer", daemon=True)
         self._thread.start()
 
     def write(self, block: Buffer) -> int:
-        """Copy a block and let the thread write it; wait while too many bytes are waiting."""
+        """Queue a copy of a block; wait while the queue is full."""
         if self._error is not None:
             raise self._error
         view = memoryview(block).cast("B")
@@ -75,12 +75,12 @@ class BackgroundWriter:
         return len(view)
 
     def finish(self, last: Callable[[], None]) -> Future[None]:
-        """Let the thread call `last` after the last block, and end; return its outcome."""
+        """Let the thread call `last` after the last block, and return the future result."""
         self._queue.put(last)
         return self._done
 
     def abandon(self) -> None:
-        """End the thread without writing what waits, and wait for its end."""
+        """Drop the queue, and wait until the thread ends."""
         self._abandoned = True
         self._queue.put(lambda: None)
         self._thread.join()

@@ -1,8 +1,8 @@
-"""Messages to text by the tokenizer's chat template, and the check that it shows all of them.
+"""Rendering of messages by the tokenizer's chat template, with a check for missing content.
 
-A chat template drops in silence what it does not know, such as a role, or writes a list the way
-Python prints it. The model would see less than the record holds, so such a chat is refused. What a
-template knows and leaves out, such as the reasoning of earlier turns, is its decision.
+A chat template silently drops what it does not know, such as a role, or writes a list as Python
+prints it. The model would see less than the record holds, so the job rejects such a chat. A
+template may leave out what it knows, such as the reasoning of earlier turns.
 """
 
 from __future__ import annotations
@@ -34,28 +34,28 @@ _RECORD_KEYS = {"tools", "documents"}
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 _SPECIAL_KEYS = ("tool_calls", "function_call", *_REASONING)
 _REASONING_ALIASES = ("reasoning_content", "thinking")
-"""Names by which transformers passes on each of `_REASONING`."""
+"""Names that transformers uses for each of `_REASONING`."""
 
 _REFUSALS = (
     *(jinja2.TemplateError, TypeError, ValueError),
     *(ArithmeticError, LookupError, RecursionError),
 )
-"""What a chat template raises on purpose, or for content of a type that it does not expect."""
+"""Errors that a chat template raises on purpose or for content of an unexpected type."""
 
 
 class ChatTemplateError(ValueError):
-    """Messages that the tokenizer's chat template refuses or does not show, or no such template."""
+    """Messages that the chat template refuses or does not show, or a missing chat template."""
 
     reason: ClassVar[str] = "chat_template"
 
 
 @dataclass(frozen=True)
 class ChatText:
-    """A chat as the tokenizer's chat template writes it.
+    """Text of a chat, as the tokenizer's chat template writes it.
 
     Attributes:
-        text: the whole chat.
-        spans: the contents of the messages in it; None if they cannot be told apart.
+        text: Text of the whole chat.
+        spans: Contents of the messages in the text; None if they cannot be told apart.
     """
 
     text: str
@@ -66,8 +66,8 @@ def chat_text(prompt: RenderedPrompt, tokenizer: PreTrainedTokenizerBase) -> Cha
     """Return the messages of a prompt as the tokenizer's chat template writes them.
 
     Raises:
-        ChatTemplateError: if there is no chat template, or it refuses the messages or leaves out
-            what it does not know; the error names the field.
+        ChatTemplateError: if there is no chat template, or if it refuses the messages or drops
+            content that it does not know; names the field.
     """
     if not tokenizer.chat_template:
         raise ChatTemplateError(
@@ -121,7 +121,7 @@ def _with_generation(
     prompt: RenderedPrompt,
     tokenizer: PreTrainedTokenizerBase,
 ) -> list[Span] | None:
-    """Replace the spans of the assistant by what the chat template marks as generated."""
+    """Replace the spans of the assistant by the text that the chat template marks as generated."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
     rendered: Any = render_jinja_template(
@@ -177,9 +177,9 @@ def _unknown_keys(
 
 @dataclass(frozen=True)
 class _Marked:
-    """A chat in which each content and each name of a function is a word of its own.
+    """A chat in which each content and each function name is a unique word.
 
-    The texts themselves prove nothing: a short one may occur elsewhere, and a chat template may
+    The original texts would prove nothing: a short one may occur elsewhere, and a chat template may
     strip white space or the reasoning of earlier turns from a long one.
     """
 

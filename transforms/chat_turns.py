@@ -1,8 +1,8 @@
-"""The message that each token of a chat is part of.
+"""Assignment of the tokens of a chat to its messages.
 
-A token is part of a message if it shows the message's content, without what the chat template
-writes around it. Where the template has marks of its own for what the assistant generates
-(`{% generation %}`), these tell the tokens of the assistant.
+A token belongs to a message if it shows the message's content, without the text that the chat
+template writes around it. If the template marks generated text (`{% generation %}`), the marks
+determine the tokens of the assistant.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Span = tuple[int, int, int]
-"""A message, and the first character and the end of its content in the text of a chat."""
+"""Number of a message, and start and end of its content in the text of the chat."""
 
 _GENERATION = re.compile(r"\{%-?\s*generation\b")
 
@@ -83,12 +83,12 @@ def spans_of_generation(
 
 
 def has_generation_marks(template: str) -> bool:
-    """Return True if a chat template marks what the assistant generates."""
+    """Return True if a chat template marks generated text."""
     return _GENERATION.search(template) is not None
 
 
 def shows_places_of(text: str, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Return False if the tokenizer normalizes a text to another one, whose places are unknown."""
+    """Return False if the tokenizer changes the text, so that offsets are unknown."""
     normalizer = tokenizer.backend_tokenizer.normalizer
     return normalizer is None or normalizer.normalize_str(text) == text
 

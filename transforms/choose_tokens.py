@@ -1,6 +1,6 @@
-"""The choice of the tokens whose vectors are stored, or averaged: `--tokens`.
+"""Choice of the tokens whose vectors are stored or averaged (`--tokens`).
 
-A choice is one or more terms joined by `&`; a token must fulfil all of them.
+A choice is one or more terms joined by `&`. A token must fulfill all of them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from activation_dataset.prompts import ROLES, TEST_PAIR, UNKNOWN_CELL, Prompt
 
 CHAT_ROLES = ("system", "developer", "user", "assistant", "tool")
-"""Roles of messages that are terms by themselves; `role:NAME` is any other one."""
+"""Roles of messages that are terms; `role:NAME` is the term of any other role."""
 
 Mask = NDArray[np.bool_]
 
@@ -30,11 +30,11 @@ TERMS = (
 
 
 class TokenChoiceError(ValueError):
-    """A choice that is not understood; the message names the term and what is allowed."""
+    """An invalid choice; the message names the term and the allowed ones."""
 
 
 class UnknownTokensError(ValueError):
-    """A sample of which is not known what a term asks for; `reason` is that of its rejection."""
+    """A sample without the information that a term needs; `reason` says why it is rejected."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
@@ -43,7 +43,7 @@ class UnknownTokensError(ValueError):
 
 @dataclass(frozen=True)
 class Term:
-    """One condition: its name, and its number, seed or role if it has one."""
+    """One condition: its name, and its number, seed or role if any."""
 
     name: str
     number: float = 0
@@ -53,7 +53,7 @@ class Term:
 
 @dataclass(frozen=True)
 class TokenChoice:
-    """The terms that a chosen token fulfils; all tokens are chosen if there is none."""
+    """Terms that a chosen token fulfills; without terms, all tokens are chosen."""
 
     terms: tuple[Term, ...]
 
@@ -130,7 +130,7 @@ def _of_positions(prompt: Prompt, term: Term) -> Mask:
 
 
 def _of_sample(prompt: Prompt, term: Term) -> Mask:
-    """Choose by a hash of the document and the position in it, so that windows do not matter."""
+    """Choose by a hash of the document and the position in it, independent of windows."""
     key = prompt.sample_id
     if not key.endswith(f"#{prompt.task_id}"):  # The document's own id may end like a window's.
         key = key.removesuffix(f"@{prompt.offset}")

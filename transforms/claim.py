@@ -1,7 +1,7 @@
-"""The files that say which run owns an output folder: the last of them holds its token.
+"""Claim files, the last of which holds the token of the run that owns an output folder.
 
-Usually this is `claim.json`, which each run replaces. Where a retention policy does not allow that,
-a run adds `claim-2.json`, `claim-3.json` and so on.
+Usually there is only `claim.json`, which each run replaces. If a retention policy forbids that, a
+run adds `claim-2.json`, `claim-3.json` and so on.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from transforms.storage import Measured, RetentionError, delete_all, join, measu
 from transforms.whole_file import write_whole
 
 CLAIM_FILE = "claim.json"
-"""Holds the token of the run that may write; it exists from a run's start to its success."""
+"""File with the token of the run that may write; it exists from a run's start to its success."""
 
 _CLAIM = re.compile(r"(?:-([1-9]\d*))?\.json")
 
 
 def take_claim(folder: str, content: bytes) -> None:
-    """Make the content that of the last claim."""
+    """Write this content to the last claim file."""
     number = max(_claims(folder), default=1)
     while True:
         try:
@@ -44,7 +44,7 @@ def release_claim(folder: str, content: bytes) -> None:
 
 
 def _claims(folder: str) -> dict[int, Measured]:
-    """Return the bytes and CRC32C of the claims by number."""
+    """Return bytes and CRC32C of the claim files by number."""
     beginning = join(folder, "claim")
     found = {}
     for path, measured in measure_beginning(beginning).items():

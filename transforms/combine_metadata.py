@@ -20,12 +20,12 @@ from transforms.report_inputs import InputReport
 from transforms.storage import join, read_if_exists, sizes_and_crc32c
 
 SHARDS_OF_A_GROUP = 128
-"""Shards whose statistics are merged first, a power of 2, so that in any order of arrival few of
-them wait for their neighbors."""
+"""Shards of a group whose statistics are merged first, a power of 2. Groups bound the number of
+shards that wait for their neighbors."""
 
 
 class NonFiniteError(ValueError):
-    """Activations that are not finite although that is not allowed."""
+    """Non-finite activations without `--allow_nonfinite`."""
 
 
 class IncompleteError(RuntimeError):
@@ -34,7 +34,7 @@ class IncompleteError(RuntimeError):
 
 @dataclass
 class _Gathered:
-    """Manifests without their statistics, and the statistics merged as far as possible by site."""
+    """Manifests without statistics, and the statistics by site, merged as far as possible."""
 
     manifests: list[Manifest] = field(default_factory=list)
     statistics: dict[Site, OrderedMerge] = field(default_factory=dict)
@@ -69,7 +69,7 @@ class GatherManifests(beam.CombineFn):
 
 
 class MergeGathered(GatherManifests):
-    """Combines what `GatherManifests` gave for groups of shards."""
+    """Combines the results of `GatherManifests` for groups of shards."""
 
     def add_input(self, merged: _Gathered, gathered: _Gathered) -> _Gathered:  # type: ignore[override]
         return self.merge_accumulators((merged, gathered))
@@ -90,7 +90,7 @@ def build_metadata(
 
     Raises:
         IncompleteError: if a file or a sample is missing.
-        NonFiniteError: if an activation is not finite and that is not allowed.
+        NonFiniteError: if an activation is not finite and `allow_nonfinite` is False.
     """
     try:
         shards = shards_of(gathered.manifests, run.sites, plan.num_shards)
@@ -133,10 +133,10 @@ def write_metadata(metadata: Metadata, folder: OutputFolder) -> Metadata:
     """Commit the dataset, if all its files still exist, and release the folder.
 
     Raises:
-        IncompleteError: naming a file that does not exist or has other bytes.
+        IncompleteError: if a file is missing or has other bytes; names it.
     """
     content = metadata.to_json().encode()
-    # An attempt whose success the runner did not hear of has written the same.
+    # The runner repeats an attempt whose success it did not see.
     if read_if_exists(join(folder.path, METADATA_FILE)) != content:
         folder.check()
         remove_partial_files(folder.path)
@@ -148,12 +148,12 @@ def write_metadata(metadata: Metadata, folder: OutputFolder) -> Metadata:
 
 
 def check_files(metadata: Metadata, path: str) -> None:
-    """Compare all files of a folder with the metadata that is to describe them.
+    """Compare all files of a folder with their metadata.
 
     Two attempts at a shard may have written different bits, in any order of their commits.
 
     Raises:
-        IncompleteError: naming a file that does not exist or has other bytes.
+        IncompleteError: if a file is missing or has other bytes; names it.
     """
     entries = [entry for shard in metadata.shards for entry in shard.all_files]
     found = sizes_and_crc32c(join(path, entry.path) for entry in entries)
@@ -165,17 +165,17 @@ def check_files(metadata: Metadata, path: str) -> None:
     if lost:
         raise IncompleteError(
             f"{len(lost)} files were removed or changed since they were written, such as "
-            f"{lost[0]}; run the same command again, which writes them again"
+            f"{lost[0]}. Run the same command again to rewrite them"
         )
 
 
 @dataclass(eq=False)
 class CombineMetadata(beam.PTransform):
-    """The manifests of all files to `metadata.json`, written last; gives the `Metadata`.
+    """Combines manifests of all files to the `Metadata`, and writes `metadata.json` last.
 
     Attributes:
         folder, run: the claimed output folder, and the description of the run without its inputs.
-        allow_nonfinite: whether vectors may have NaN or infinite values.
+        allow_nonfinite: True to allow vectors with NaN or infinite values.
         plan, report: singleton PCollections of the `ShardPlan` and of the `InputReport`.
     """
 

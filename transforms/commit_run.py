@@ -1,4 +1,4 @@
-"""`run.json`, written before the first activation: what a later run must share to resume."""
+"""`run.json`, written before the first activation: the settings that a resumed run must have."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class OtherRunError(ValueError):
 
 
 class TooManyRejectedError(ValueError):
-    """More was rejected than the user allows."""
+    """More rejections than the user allows."""
 
 
 class NoSamplesError(ValueError):
@@ -42,14 +42,14 @@ class NoSamplesError(ValueError):
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of dead letters, and of bytes of layer files and prompts; None for no limit."""
+    """Limits of the rejections and of the bytes of layer files and prompts; None for no limit."""
 
     max_rejected: int | None = None
     max_output_bytes: int | None = None
 
 
 def configuration(run: RunDescription) -> dict[str, Any]:
-    """Return everything that decides about bytes, as in `run.json`. The plan covers the inputs."""
+    """Return the settings that determine the bytes, as in `run.json`, except the inputs."""
     fields: dict[str, Any] = to_json(run)
     del fields["inputs"]
     return fields
@@ -66,7 +66,7 @@ def differences(there: Any, now: Any, name: str = "") -> Iterator[str]:
 
 
 def read_run(output_dir: str) -> tuple[Any, Any] | None:
-    """Return the configuration and the plan of the run that began a folder, None without one.
+    """Return the configuration and the plan of the run that began a folder; None if there is none.
 
     Raises:
         OtherRunError: if `run.json` is damaged.
@@ -104,14 +104,14 @@ def auto_workers_of_run(output_dir: str) -> int | None:
 def check_output_dir(output_dir: str, run: RunDescription) -> Mapping[str, Any] | None:
     """Check that a run may write here: the folder is fresh, or an equal run began it.
 
-    Dead letters and partial files do not count: a run that rejected too much, or that was killed
-    while it began, leaves nothing else.
+    Lists of rejections and partial files are ignored: a run that rejected too much, or was killed
+    at its start, leaves only these.
 
     Returns:
-        The plan of the run that began the folder, None if it is fresh.
+        The plan of the run that began the folder; None for a fresh folder.
 
     Raises:
-        OtherRunError: naming a file of unknown origin, or each setting that differs.
+        OtherRunError: if the folder has a file of unknown origin or settings differ; names them.
     """
     begun = read_run(output_dir)
     if begun is None:
@@ -138,10 +138,10 @@ def commit_run(
     limits: Limits,
     report: InputReport,
 ) -> ShardPlan:
-    """Let the expensive part begin: write or compare `run.json`, and write the dead letters.
+    """Write or compare `run.json`, and write the lists of rejections and notices.
 
-    Unless the folder holds a complete dataset, its metadata is deleted before anything else in it
-    changes: until it is written again, the folder is that of an unfinished run.
+    This comes before the expensive part. Unless the folder holds a complete dataset, its metadata
+    is deleted before anything else changes, so that the folder counts as an unfinished run.
 
     Raises:
         OtherRunError: if the folder's run had other samples or settings; nothing is written then.
@@ -152,7 +152,7 @@ def commit_run(
     plan, size = planned
     totals = {key: getattr(plan, key) for key in ("num_shards", "samples", "tokens", "digest")}
     folder.check()
-    # Again, since another run may have written until it lost its claim.
+    # Checked again, since another run may have written until it lost its claim.
     recorded = check_output_dir(folder.path, run)
     if recorded is not None and (changed := list(differences(recorded, totals))):
         raise OtherRunError(
@@ -181,7 +181,7 @@ def commit_run(
 
 
 def _holds_all_files(path: str, sizes: Mapping[str, int]) -> bool:
-    """Return True if all files that the metadata lists are among those of the folder."""
+    """Return True if the folder has all files that the metadata lists."""
     content = read_if_exists(join(path, METADATA_FILE))
     try:
         metadata = Metadata.from_json(content or b"")
@@ -225,7 +225,7 @@ def check_samples(
 
 @dataclass(eq=False)
 class CommitRun(beam.PTransform):
-    """The plan, passed on once `run.json` is written, so that its consumers wait for that.
+    """Writes `run.json` and then passes the plan on, so that its consumers wait for that.
 
     The input is a singleton PCollection of the `ShardPlan` and the `OutputSize` of all samples.
 

@@ -1,4 +1,4 @@
-"""Content of compressed files, as far as it is sound."""
+"""Content of compressed files up to the first damage."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ import pyarrow as pa
 from transforms.storage import StorageError
 
 _STEP_BYTES = 1 << 12
-"""Compressed bytes of one step, and about the decompressed bytes that damage costs."""
+"""Compressed bytes of one step. Damage costs about as many decompressed bytes."""
 
 
 class Decompressed:
     """Decompressed content that ends where the file is damaged.
 
     Attributes:
-        damage: the error of the decompressor, once the content has ended because of it.
+        damage: Error of the decompressor that ended the content, if any.
     """
 
     def __init__(self, pieces: Iterator[bytes]) -> None:
@@ -31,7 +31,7 @@ class Decompressed:
         self.damage: Exception | None = None
 
     def read(self, size: int) -> bytes:
-        """Return `size` bytes or a few more, fewer at the end."""
+        """Return at least `size` bytes, or fewer at the end."""
         pieces, held = list[bytes](), 0
         try:
             while held < size and not self.damage and (piece := next(self._pieces, b"")):
@@ -45,13 +45,13 @@ class Decompressed:
 
 
 def decompressed(file: BinaryIO, path: str) -> Decompressed | None:
-    """Return the content of a file whose name says how it is compressed; None for others."""
+    """Return the content of a file with the suffix of a compressed file; None for others."""
     pieces_of = _PIECES.get(os.path.splitext(path)[1].lower())
     return pieces_of and Decompressed(pieces_of(file))
 
 
 class _Sips:
-    """A file of which little is read at once."""
+    """A file that is read in small steps."""
 
     closed = False
 
@@ -71,12 +71,12 @@ def _gzip_pieces(file: BinaryIO) -> Iterator[bytes]:
 
 def _zstd_pieces(file: BinaryIO) -> Iterator[bytes]:
     stream = pa.CompressedInputStream(pa.PythonFile(_Sips(file), "r"), "zstd")
-    # An error costs what the same call has read before it, so calls are short.
+    # An error loses the bytes that the same call has read, so calls are short.
     return iter(partial(stream.read, _STEP_BYTES >> 4), b"")
 
 
 def _member_pieces(new: Callable[[], Any], file: BinaryIO) -> Iterator[bytes]:
-    """Yield the content of every member; Python's own readers ignore what follows the first bad."""
+    """Yield the content of every member; Python's readers ignore everything after a bad one."""
     data = file.read(_STEP_BYTES)
     while data:
         decompressor = new()

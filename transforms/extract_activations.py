@@ -1,4 +1,4 @@
-"""Shards of prompts to blocks of activations, one output for each site and one for the prompts."""
+"""Extraction of activations from shards of prompts, with one output for each site."""
 
 from __future__ import annotations
 
@@ -37,13 +37,14 @@ class LayerBlock:
     """Consecutive samples of one shard at one site.
 
     Attributes:
-        shard, num_shards: the number of the shard, and of all shards of the dataset.
-        site: the site of the vectors.
-        frames: of the samples' records, in the order of the file; shared by sites of one width.
+        shard: Number of the shard.
+        num_shards: Number of shards of the dataset.
+        site: Site of the vectors.
+        frames: Frames of the samples' records in file order, shared by sites of one width.
         vectors: [sum of the frames' vectors, row elements] as in `storage_dtype`.
-        statistics: of exactly these vectors.
-        ops: the implementation and device that computed them, such as "xla on cpu".
-        is_last: whether this block ends the shard.
+        statistics: Statistics of exactly these vectors.
+        ops: Implementation and device that computed the vectors, such as "xla on cpu".
+        is_last: True if this block ends the shard.
     """
 
     shard: int
@@ -56,12 +57,12 @@ class LayerBlock:
     is_last: bool
 
     def __reduce__(self) -> tuple[Callable[[Site], NoReturn], tuple[Site]]:
-        """Encode nothing, as Beam encodes elements to estimate sizes, and refuse to be decoded."""
+        """Encode to a stub that cannot be decoded; Beam encodes elements to estimate sizes."""
         return _refuse_to_leave_the_stage, (self.site,)
 
 
 class MaterializedError(TypeError):
-    """Activations that a runner moves to another stage than the one that computed them."""
+    """Activations that a runner moved out of the stage that computed them."""
 
 
 def _refuse_to_leave_the_stage(site: Site) -> NoReturn:
@@ -74,7 +75,7 @@ def _refuse_to_leave_the_stage(site: Site) -> NoReturn:
 
 @dataclass(frozen=True, eq=False)
 class ShardPrompts:
-    """The prompts of one of `num_shards` shards, in the order of its layer files."""
+    """Prompts of one of `num_shards` shards, in the order of its layer files."""
 
     shard: int
     num_shards: int
@@ -90,8 +91,7 @@ def extract_shard(
 ) -> Iterator[LayerBlock]:
     """Yield the blocks of a shard, site by site for every few samples.
 
-    Memory holds only the steps that are in flight. `on_step` is called for every step that has come
-    back from the device.
+    Only the steps in flight are in memory. `on_step` is called for every finished step.
     """
     settings, width = extractor.settings, extractor.source.config.width
 
@@ -119,14 +119,14 @@ def extract_shard(
 
 @dataclass(eq=False)
 class ExtractActivations(beam.PTransform):
-    """(shard, prompts) to `LayerBlock`, one output for each site, named like its folder.
+    """Converts (shard, prompts) to `LayerBlock`; each site has an output named like its folder.
 
     The blocks of a shard are large and leave in order, within one bundle: consume them in the same
     stage, never through a shuffle.
 
-    Two outputs are for writing a dataset. `prompts` has the `ShardPrompts` of each shard whose
-    prompts must be written. `finished` has the manifests of files that a run before this one has
-    finished in `output_dir`; they are not computed again. The plan is a singleton PCollection.
+    Two outputs are for writing a dataset: `prompts`, the `ShardPrompts` of each shard whose prompts
+    must be written, and `finished`, the manifests of files in `output_dir` that an earlier run has
+    finished and that are not computed again. The plan is a singleton PCollection.
     """
 
     settings: ExtractorSettings
@@ -147,8 +147,8 @@ def _tokens_of(prompt: Prompt, pooling: Pooling) -> SampleTokens:
 class _Extract(beam.DoFn):
     def __init__(self, settings: ExtractorSettings, output_dir: str | None) -> None:
         self._settings, self._output_dir = settings, output_dir
-        # One model per process, however many threads: a device has room for one. Unlike
-        # `load_once`, this lets go of it when the process runs another job.
+        # One model per process, since a device has room for one. Unlike `load_once`, this releases
+        # the model when the process runs another job.
         self._shared, self._shared_listing = Shared(), Shared()
         self._progress = ProgressCounters()
         self._resumed = Metrics.counter("extract", "layer_files_resumed")
@@ -157,7 +157,7 @@ class _Extract(beam.DoFn):
         self, element: tuple[int, Iterable[Prompt]], plan: ShardPlan
     ) -> Iterator[TaggedOutput]:
         shard, sites = element[0], self._settings.sites
-        # In an order that does not depend on how they arrived.
+        # An order that does not depend on the order of arrival.
         prompts = sorted(element[1], key=lambda p: (rank(p.sample_id), p.sample_id))
         lengths = [prompt.num_tokens for prompt in prompts]
         self._progress.begin(plan)
@@ -189,7 +189,9 @@ class _Extract(beam.DoFn):
 
     def _list_files(self, output_dir: str, num_shards: int) -> ListedFiles | None:
         if not in_bucket(output_dir):
-            return None  # Measuring a local file means reading it, so that each shard does its own.
+            return (
+                None  # A local file is read to be measured, so each shard measures its own files.
+            )
         self._listed: ListedFiles = self._shared_listing.acquire(
             lambda: ListedFiles.of(output_dir, num_shards, self._settings.sites)
         )

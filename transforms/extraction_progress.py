@@ -25,14 +25,14 @@ class WorkDone:
 
 
 Listener = Callable[[ShardPlan, WorkDone], None]
-"""Called from any thread with the plan and the new work: none when a shard begins."""
+"""Function that any thread calls with the plan and the new work, if any."""
 
 _listeners: list[Listener] = []
 
 
 @contextmanager
 def listening(listener: Listener) -> Iterator[None]:
-    """Call a listener for the work of this process, not for that of other worker processes."""
+    """Call a listener for the work of this process, but not of other worker processes."""
     _listeners.append(listener)
     try:
         yield
@@ -57,7 +57,7 @@ class ProgressCounters:
         _tell(plan, WorkDone())
 
     def step(self, plan: ShardPlan, done: WorkDone) -> None:
-        """Count a step that has come back from the device."""
+        """Count a finished step of the device."""
         self._samples.inc(done.samples)
         self._tokens.inc(done.tokens)
         self._slots.inc(done.slots)

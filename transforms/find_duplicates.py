@@ -15,8 +15,8 @@ from corpus.task import Document, Notice, Task
 def content_digest(item: Task | Document) -> bytes:
     """Return 16 bytes that are equal for items with equal content.
 
-    The content of a task is its training pairs, in any order, and its test inputs, in any order:
-    what a prompt shows. Answers to a test do not count, since not every file has them.
+    The content of a task is its training pairs and its test inputs, both in any order. Answers to a
+    test are ignored, since not every file has them.
     """
     if isinstance(item, Task):
         train = sorted((pair.input, pair.output) for pair in item.train)
@@ -27,7 +27,7 @@ def content_digest(item: Task | Document) -> bytes:
 
 
 class FindDuplicates(beam.PTransform):
-    """Tasks and documents to a `Notice` for each whose content another has too, but one."""
+    """Gives a `Notice` for each task or document that repeats the content of another."""
 
     def expand(self, items: beam.PCollection) -> beam.PCollection:
         return (

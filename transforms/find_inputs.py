@@ -29,24 +29,24 @@ UNREAD: dict[str, str] = {
     **dict.fromkeys((".csv", ".tsv", ".xlsx", ".feather", ".avro", ".orc"), _CONVERT),
     **dict.fromkeys((".txt", ".md"), 'write it as JSON Lines, {"id": ..., "text": ...}'),
 }
-"""Endings of files that are never read, and what to do with such a file."""
+"""Endings of files that are never read, with advice."""
 
 
 class TasksNotFoundError(ValueError):
-    """A `--tasks_file` without a file that can be read."""
+    """A value of `--tasks_file` without a readable file."""
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """One input, resolved.
+    """One resolved input.
 
     Attributes:
-        folder: absolute or `gs://`, ends with "/"; its name is literal.
-        rest: the name of a file in the folder, or a glob of paths below it. In a glob, `*` and `?`
+        folder: Absolute or `gs://` path that ends with "/"; not a glob.
+        rest: Name of a file in the folder, or a glob of paths below it. In a glob, `*` and `?`
             stand for characters of one name, `**` for any characters, `[...]` for one of a set.
-        is_file: `rest` is a name, whatever its characters.
-        output_dir: a folder that holds no inputs, though it may be below `folder`.
-        commits: of the datasets on the Hugging Face hub that the folder is in, by name.
+        is_file: True if `rest` is a name, whatever its characters.
+        output_dir: Folder without inputs, which may be below `folder`.
+        commits: Commits of datasets on the Hugging Face hub, by name.
     """
 
     folder: str
@@ -69,12 +69,12 @@ def resolve_patterns(
 ) -> tuple[Pattern, ...]:
     """Resolve each input to a pattern that matches at least one file to read.
 
-    An existing file or folder wins over a glob of the same spelling. What is in `output_dir` is no
-    input, even where a folder of tasks holds it.
+    An existing file or folder wins over a glob of the same spelling. Files in `output_dir` are not
+    inputs, even if a folder of tasks contains it.
 
     Raises:
-        TasksNotFoundError: naming the input that matches nothing, or cannot be listed or read, or
-            the dataset of the hub that is given at two commits.
+        TasksNotFoundError: if an input matches nothing, cannot be listed or cannot be read, or if a
+            dataset of the hub is given at two commits; names it.
     """
     output_dir = output_dir and _absolute(output_dir)
     patterns = tuple(_resolve(os.fspath(path), output_dir) for path in tasks_files)
@@ -82,7 +82,7 @@ def resolve_patterns(
     for pattern in patterns:
         for name, commit in pattern.commits.items():
             if (other := commits.setdefault(name, commit)) != commit:
-                # Their samples would have the same ids.
+                # Samples of both would have the same ids.
                 raise TasksNotFoundError(
                     f"--tasks_file hf://datasets/{name}: its revisions {other} and {commit} cannot "
                     "be in one run; give one, or use a run for each"
@@ -106,7 +106,7 @@ def source_of(path: str, root: str) -> str:
 
 
 def _absolute(path: str) -> str:
-    """Return a path such that a file has one name however it is spelled."""
+    """Return the canonical spelling of a path."""
     return path.rstrip("/") if _is_url(path) else os.path.abspath(os.path.expanduser(path))
 
 
@@ -175,13 +175,13 @@ def _pattern_of(path: str) -> Pattern:
 
 
 def match_files(pattern: Pattern) -> Matches:
-    """Return the files that a pattern stands for.
+    """Return the files that a pattern matches.
 
-    A folder that the pattern matches stands for all data files below it. Hidden files and folders
+    A matched folder stands for all data files below it. Hidden files and folders
     are left out unless the pattern names them.
 
     Raises:
-        SavedDatasetError: for a saved dataset of Hugging Face that cannot be read as it is.
+        SavedDatasetError: if a saved dataset of Hugging Face cannot be read in its present form.
     """
     if pattern.is_file:
         return Matches((pattern.folder + pattern.rest,))
@@ -213,7 +213,7 @@ def match_files(pattern: Pattern) -> Matches:
             continue
         if not (names(path[:-1]) if path.endswith("/") else within(path)):
             continue
-        # A glob of an ending of its own, such as *.dump, is read by content.
+        # Files of a glob with another ending, such as *.dump, are read by content.
         is_named = not pattern.rest.endswith("*") and matches(path) and not _advice(path)
         wanted = is_named or _holds_data(path)
         hidden = _is_hidden(os.path.basename(path)) and not shows_hidden
@@ -226,7 +226,7 @@ def match_files(pattern: Pattern) -> Matches:
 
 
 def match_all(patterns: Sequence[Pattern]) -> Matches:
-    """Return the files that any of the patterns stands for, and what none of them reads."""
+    """Return the files that any of the patterns matches, and the files that none of them reads."""
     found = [match_files(each) for each in patterns]
     files = {path for each in found for path in each.files}
     skipped = {path for each in found for path in each.skipped} - files
@@ -234,7 +234,7 @@ def match_all(patterns: Sequence[Pattern]) -> Matches:
 
 
 def _translated(glob: str) -> re.Pattern[str]:
-    """Translate as Beam does, but let `**/` stand for no folder too, as in shells and Python."""
+    """Translate as Beam does, but let `**/` also match no folder, as in shells and Python."""
     return re.compile(re.sub(r"(^|\)|/)\.\*/", r"\1(?:.*/)?", FileSystem.translate_pattern(glob)))
 
 
@@ -253,7 +253,7 @@ def _holds_data(path: str) -> bool:
 
 
 def _is_regular(path: str) -> bool:
-    """Return False for a pipe or a device; opening it could wait forever."""
+    """Return False for a pipe or a device, where opening could block forever."""
     return _is_url(path) or os.path.isfile(path) or not os.path.exists(path)
 
 
@@ -267,7 +267,7 @@ def _shown(path: str) -> str:
 
 
 def _objects(root: str, _: str, enters: Callable[[str], bool]) -> Iterator[str]:
-    """Yield what `_local_paths` does, for a bucket or another URL."""
+    """Yield the same as `_local_paths`, for a bucket or another URL."""
     for path, _size in list_objects(root):
         relative = path.removeprefix(root)
         if relative.endswith("/") or not relative:
@@ -282,8 +282,8 @@ def _local_paths(
 ) -> Iterator[str]:
     """Yield the paths of all files below a folder, and of the folders that are not entered.
 
-    Paths are relative to `root`; those of folders end with "/". Links are followed, except one to
-    a folder that holds it.
+    Paths are relative to `root`; paths of folders end with "/". Links are followed, except links to
+    a parent folder.
     """
     here = os.path.realpath(root + folder)
     if not os.path.isdir(here):

@@ -1,4 +1,4 @@
-"""The size of the output, to the byte, before anything is computed."""
+"""Exact size of the output in bytes, before anything is computed."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from activation_dataset.tfrecord import FOOTER_BYTES, HEADER_BYTES
 
 
 class OutputTooLargeError(ValueError):
-    """A run whose output would be larger than the user allows."""
+    """A run with more output than `--max_output_bytes` allows."""
 
 
 @dataclass(frozen=True)
 class OutputSize:
-    """Bytes of the records of some samples, framing included: of all sites, and of prompts."""
+    """Bytes of the framed records of some samples, for all sites and for prompts."""
 
     layers: int = 0
     prompts: int = 0
@@ -28,19 +28,19 @@ class OutputSize:
 
     @property
     def total(self) -> int:
-        """Bytes of all files, without the small files of JSON."""
+        """Bytes of all files except the small JSON files."""
         return self.layers + self.prompts
 
 
 def record_bytes(prompt: Prompt, kind: RecordKind | None) -> int:
-    """Return the bytes of a sample's record of a kind, or of its record in the file of prompts."""
+    """Return the bytes of a sample's record in a layer file, or in the file of prompts."""
     if kind is None:
         return HEADER_BYTES + len(encode_prompt(prompt)) + FOOTER_BYTES
     return frame_record(kind.sample(prompt), kind).size
 
 
 def output_size(prompt: Prompt, kinds: Mapping[RecordKind, int]) -> OutputSize:
-    """Return the bytes of a sample's records, given the number of sites with each kind of them."""
+    """Return the bytes of a sample's records, given the number of sites of each kind."""
     layers = sum(record_bytes(prompt, kind) * sites for kind, sites in kinds.items())
     return OutputSize(layers, record_bytes(prompt, None))
 

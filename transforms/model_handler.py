@@ -1,4 +1,4 @@
-"""Pooled activations through Beam's `RunInference`, for pipelines that have texts or token ids."""
+"""Pooled activations for Beam's `RunInference`, from texts or token ids."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class ActivationModelHandler(ModelHandler[str | np.ndarray, PredictionResult, Any]):
-    """Handler whose inference for a text is a dict: site to its vector, [width of the site].
+    """Handler whose inference for a text is a dict from site to vector, [width of the site].
 
     An element is a text, which is tokenized without special tokens, or token ids, [tokens] of any
     integer type. The vectors are in the storage dtype of the settings.
@@ -50,7 +50,7 @@ class ActivationModelHandler(ModelHandler[str | np.ndarray, PredictionResult, An
         """Yield the activations of each element of a batch.
 
         Raises:
-            ValueError: if an element has no token, or one that is not an id of the vocabulary.
+            ValueError: if an element has no token or an id outside the vocabulary.
         """
         tokenizer = model.source.tokenizer()
         token_ids = [

@@ -1,9 +1,8 @@
-"""The folder that a run writes to, and the claim that says which run that is.
+"""The output folder, and the claim that names the run that may write to it.
 
-Two runs may be started into one folder, by mistake or by a scheduler that takes the first for dead.
-The later run continues from what the earlier one has finished; the earlier one stops before it
-gives another file its name. A run whose folder was removed stops in the same way, instead of
-writing the rest of a dataset into a new one.
+Two runs may start in one folder, by mistake or because a scheduler considers the first one dead.
+The later run resumes from the finished files, and the earlier one stops before it commits another
+file. A run whose folder was removed stops in the same way.
 """
 
 from __future__ import annotations
@@ -34,9 +33,9 @@ class ClaimLostError(RuntimeError):
 
 @dataclass(frozen=True)
 class OutputFolder:
-    """A folder, local or `gs://`, that a run has claimed with a token that no other run has.
+    """A folder, local or `gs://`, that a run has claimed with its unique token.
 
-    Methods raise `ClaimLostError` if the claim does not hold, and `OutputError` for the store.
+    Methods raise `ClaimLostError` if the claim is lost, and `OutputError` if the store fails.
     """
 
     path: str
@@ -44,13 +43,13 @@ class OutputFolder:
 
     @classmethod
     def claim(cls, path: str | os.PathLike[str]) -> OutputFolder:
-        """Take the folder over from whichever run has it."""
+        """Claim the folder, whether or not another run has it."""
         folder = cls(os.fspath(path), secrets.token_hex(8))
         take_claim(folder.path, folder._claim)
         return folder
 
     def check(self) -> None:
-        """Check the claim; call this before anything in the folder changes."""
+        """Check the claim. Call this before every change in the folder."""
         if not holds_claim(self.path, self._claim):
             raise ClaimLostError(
                 f"{self.path} is no longer this run's: another run was started into it, or it was "
@@ -59,11 +58,11 @@ class OutputFolder:
             )
 
     def file(self, name: str) -> WholeFile:
-        """Create a file below the folder, which gets its name only while the claim holds."""
+        """Create a file in the folder that can be committed only while the claim holds."""
         return WholeFile(join(self.path, name), self.check)
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a small file, whole, while the claim holds."""
+        """Write a small file atomically, while the claim holds."""
         write_whole(join(self.path, name), content, self.check)
 
     def release(self) -> None:
@@ -78,8 +77,8 @@ class OutputFolder:
 def list_output(path: str) -> dict[str, int]:
     """Return the name and the bytes of every file that a run may have written.
 
-    The metadata comes first and `run.json` last. Deleting in this order never leaves metadata
-    without its dataset, nor a layer file without the configuration of its run.
+    The metadata comes first and `run.json` last, so that deleting in this order never leaves
+    metadata without its dataset or a layer file without the configuration of its run.
     """
     sizes = list_files(path)
     return {name: sizes[name] for name in sorted(filter(_is_output, sizes), key=_place)}
@@ -102,7 +101,7 @@ def remove_output(path: str) -> None:
 
 
 def remove_partial_files(path: str) -> dict[str, int]:
-    """Delete the files that interrupted writers left, and return the others as `list_output`."""
+    """Delete partial files, and return the others as `list_output` does."""
     sizes = list_output(path)
     delete_all(join(path, name) for name in filter(is_partial_file, sizes))
     return {name: size for name, size in sizes.items() if not is_partial_file(name)}

@@ -1,4 +1,4 @@
-"""Files to tasks and documents; everything that cannot be used gets an output of its own."""
+"""Reading of files to tasks and documents, with separate outputs for rejections and notices."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ NOTICES = "notices"
 
 @dataclass(eq=False)
 class ReadTasks(beam.PTransform):
-    """Reads every file that the patterns stand for, each once.
+    """Reads each file that the patterns match once.
 
-    The output `items` has the tasks and documents, `rejected` a `RejectedTask` for each that cannot
-    be used, `notices` a `Notice` where one is used under another name, `inputs` the size and digest
-    of each file (`InputFile`), and `skipped` the names of files that were left out. A sample's
-    source is its file's path below the folder that all patterns share, so that keys are the same
-    wherever that folder is.
+    Outputs: `items`, tasks and documents; `rejected`, a `RejectedTask` for each unusable record;
+    `notices`, a `Notice` for each record with another name than its own; `inputs`, the size and
+    digest of each file (`InputFile`); `skipped`, the names of files that are left out. The source
+    of a sample is the path of its file below the common folder of all patterns, so that keys do not
+    depend on the place of that folder.
 
     Attributes:
-        patterns: from `resolve_patterns`.
-        text_field: the only content to read of each record; None for what is found.
-        block_bytes: the least size of the blocks of a larger file. It changes no output.
+        patterns: Result of `resolve_patterns`.
+        text_field: Only content to read of each record; None to read any known content.
+        block_bytes: Least size of the blocks of a larger file. It does not change the outputs.
     """
 
     patterns: tuple[Pattern, ...]
@@ -53,7 +53,7 @@ class ReadTasks(beam.PTransform):
             | "EachOnce" >> beam.Distinct()
             | "Split"
             >> beam.FlatMap(_blocks, common_root(self.patterns), self.text_field, self.block_bytes)
-            # One worker splits a file, all of them read its blocks.
+            # One worker splits a file, and all workers read its blocks.
             | "Spread" >> beam.Reshuffle()
             | "Parse"
             >> beam.FlatMap(_tagged_items, self.text_field).with_outputs(
@@ -72,7 +72,7 @@ def _found(pattern: Pattern) -> Iterator[tuple[bytes, bool]]:
 def _blocks(
     found: tuple[bytes, bool], root: str, text_field: str | None, block_bytes: int
 ) -> Iterator[Block | InputFile | str]:
-    """Yield the blocks of a file, with its size and digest if it has parts; or a skipped name."""
+    """Yield the blocks of a file, with its size and digest if it has parts, or a skipped name."""
     encoded, is_read = found
     path = os.fsdecode(encoded)
     source = source_of(path, root)
@@ -91,7 +91,7 @@ def _tagged_items(
 
 
 def read_block(block: Block, text_field: str | None = None) -> Iterator[Item | InputFile]:
-    """Yield the items of a block; if it is a whole file, what `read_file` does."""
+    """Yield the items of a block; for a whole file, the same as `read_file`."""
     path = os.fsdecode(block.path)
     if block.part is None:
         yield from read_file(path, block.source, text_field)
@@ -115,7 +115,7 @@ def read_file(path: str, source: str, text_field: str | None = None) -> Iterator
     """
     with open_tasks(path) as file:
         if is_table(path):
-            # The end of a table says where its columns are, so it is read again, in order.
+            # The end of a table locates its columns, so the file is read again, in order.
             yield from parse_table(file, source, text_field)  # type: ignore[arg-type]
             file.seek(0)
         else:
@@ -129,7 +129,7 @@ def _json_items(file: TaskFile, path: str, source: str, text_field: str | None) 
         yield from parse_tasks(file, source, text_field)  # type: ignore[arg-type]
         return
     for item in parse_tasks(content, source, text_field):  # type: ignore[arg-type]
-        # That the content ends early is not worth a second rejection.
+        # The early end of the content needs no second rejection.
         if not (content.damage and isinstance(item, RejectedTask) and not item.task_id):
             yield item
     if content.damage:

@@ -1,7 +1,7 @@
-"""Input files that fsspec opens: of the Hugging Face hub, of S3, or of a web server.
+"""Input files that fsspec opens: from the Hugging Face hub, S3 or a web server.
 
-A path of the hub is pinned to the commit that the launcher resolves, so that every worker reads the
-same files, whatever is pushed meanwhile.
+The launcher pins a path of the hub to a commit, so that every worker reads the same files even if
+somebody pushes meanwhile.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ _DATASET = re.compile(r"hf://datasets/([^/@]+/[^/@]+)(?:@(refs/(?:convert|pr)/[^
 _COMMIT = re.compile(r"^(hf://datasets/[^/@]+/[^/@]+)@[0-9a-f]{40}(?=/)")
 
 _AS_STORED = {"auto_decompress": False, "headers": {"Accept-Encoding": "identity"}}
-"""Ranges must be of the file, not of what a server or the client makes of it on the way."""
+"""Ranges must address the stored file, not a decoded or recompressed form."""
 
 
 class RemoteInputError(OSError):
-    """A path that cannot be used: of an unknown form, or without the library that opens it."""
+    """A path with an unknown form, or without the library that opens it."""
 
 
 def is_remote(path: str) -> bool:
@@ -32,7 +32,7 @@ def is_remote(path: str) -> bool:
 
 
 def pin(path: str) -> tuple[str, dict[str, str]]:
-    """Return a path with the commit of its dataset on the hub, and that commit by its dataset.
+    """Return a path with the commit of its dataset on the hub, and the commits by dataset.
 
     Other paths are returned unchanged, with no commit.
 
@@ -53,20 +53,20 @@ def pin(path: str) -> tuple[str, dict[str, str]]:
 
 
 def without_commit(path: str) -> str:
-    """Return a whole path without the commit that `pin` put into it."""
+    """Return a path without the commit that `pin` added."""
     return _COMMIT.sub(r"\1", path)
 
 
 def without_query(path: str) -> str:
-    """Return a path, of which a web server's may have a query, so that it ends like its file."""
+    """Return a path without the query of a URL, so that it ends with the file's suffix."""
     return path.partition("?")[0] if path.startswith(WEB) else path
 
 
 def open_remote(path: str) -> BinaryIO:
-    """Open a file to read its bytes as stored, seekable, in ranges as they are asked for.
+    """Open a file for seekable reads of its bytes as stored, by ranges.
 
     Raises:
-        RemoteInputError: if a web server sends the file only as a whole, or encoded.
+        RemoteInputError: if a web server does not send ranges of the stored bytes.
     """
     files, name = _opened(path)
     if path.startswith(WEB):

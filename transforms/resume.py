@@ -1,8 +1,8 @@
-"""The files of a shard that an interrupted run has finished, found by their manifests.
+"""Finished files of an interrupted run, identified by their manifests.
 
-A manifest is written before its file gets its name. A file whose size and CRC32C are those of its
-manifest is therefore exactly the file that was written. Its samples are those of the plan, because
-`run.json` holds the digest of the plan and a run with another one is refused.
+The manifest of a file is written before the file is committed. A file with the size and CRC32C of
+its manifest is therefore exactly the file that was written. Its samples are those of the plan,
+because `run.json` holds the digest of the plan and a run with another one is refused.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ Finished = Mapping[Site | None, Manifest]
 
 @dataclass(frozen=True, eq=False)
 class ListedFiles:
-    """Data files that a bucket had when a worker began, so that a worker asks once.
+    """Data files in a bucket when a worker began, so that the worker lists them once.
 
-    A file that is committed later is computed again, and stays if it has the same content.
+    A file that is committed later is computed again, and kept if it has the same content.
 
     Attributes:
-        measured: bytes and CRC32C by path.
+        measured: Bytes and CRC32C by path.
     """
 
     measured: Mapping[str, Measured]
@@ -56,7 +56,7 @@ def finished_files(
 ) -> Finished:
     """Return the manifests of all files of a shard that exist and match; warn of the others.
 
-    `listed` spares a bucket the question which files exist.
+    With `listed`, a bucket is not listed again.
     """
     finished: dict[Site | None, Manifest] = {}
     paths = {site: join(output_dir, data_file(site, shard, num_shards)) for site in (*sites, None)}
@@ -82,9 +82,9 @@ def finished_files(
 
 
 def in_order(finished: Finished, order: str) -> Finished:
-    """Return the files that have their samples in a given order, and warn of the others.
+    """Return the files whose samples have the given order, and warn of the others.
 
-    The order is that in which this worker would write; it depends on the number of its devices.
+    The order in which a worker writes depends on the number of its devices.
     """
     for manifest in finished.values():
         if manifest.order != order:
@@ -101,7 +101,7 @@ def ops_of_files(output_dir: str, names: Iterable[str]) -> tuple[str, ...]:
             manifests[shard] = join(output_dir, manifest_file(site, shard, num_shards))
     found = set()
     for content in read_each(manifests.values()):
-        # A file with a damaged manifest is written again.
+        # A file with a damaged manifest is rewritten.
         with suppress(FieldError):
             found.add(LayerManifest.from_bytes(content or b"").ops)
     return tuple(sorted(found))
@@ -110,7 +110,7 @@ def ops_of_files(output_dir: str, names: Iterable[str]) -> tuple[str, ...]:
 def commit_file(
     folder: OutputFolder, site: Site | None, file: WholeFile, manifest: Manifest, num_shards: int
 ) -> None:
-    """Write the manifest of a file, then give the file its name."""
+    """Write the manifest of a file, then commit the file."""
     folder.write(manifest_file(site, manifest.shard, num_shards), manifest.to_bytes())
     file.commit(manifest.file.crc32c)
 

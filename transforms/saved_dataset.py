@@ -1,4 +1,4 @@
-"""Datasets that Hugging Face's `save_to_disk` wrote: which files of their folders are data."""
+"""Data files of datasets that Hugging Face's `save_to_disk` wrote."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any
 from transforms.storage import TasksUnreadableError, exists, read_if_exists
 
 DESCRIPTIONS = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json")
-"""Files that describe a dataset; they hold no tasks."""
+"""Files that describe a dataset and hold no tasks."""
 
 
 class SavedDatasetError(ValueError):
-    """A saved dataset that is not what its state.json or dataset_dict.json says."""
+    """A saved dataset that contradicts its state.json or dataset_dict.json."""
 
 
 def without_stale_files(paths: Sequence[str]) -> list[str]:
     """Return the paths without descriptions, caches of `.map`, and files of an earlier save.
 
-    A folder with a state.json is the files that it lists; a folder with a dataset_dict.json has the
-    splits that it lists. Nothing changes for other folders.
+    A state.json lists the files of its folder, a dataset_dict.json the splits. Other folders keep
+    all paths.
 
     Raises:
         SavedDatasetError: if a listed file is missing, or the files hold more than the dataset.

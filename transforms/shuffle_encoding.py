@@ -1,8 +1,8 @@
-"""The encoding of tasks and prompts while they are shuffled: a few compressed bytes each.
+"""Compact encoding of tasks and prompts for shuffles.
 
-A runner keeps what waits between two stages; Beam's local one keeps all of it in memory. As objects
-a task of ARC takes tens of kilobytes and a prompt twelve bytes a token, encoded some hundreds of
-bytes and under one byte a token.
+Beam's local runner keeps all elements between two stages in memory. As Python objects, an ARC task
+takes tens of kilobytes and a prompt 12 bytes a token; encoded, some hundreds of bytes and less than
+one byte a token.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def decode_item(data: bytes) -> Task | Document:
 
 
 def encode_prompt(prompt: Prompt) -> bytes:
-    """Encode a prompt; the cells by column, which compresses better."""
+    """Encode a prompt, with cells by column, which compresses better."""
     fields = vars(prompt) | {"cells": np.ascontiguousarray(prompt.cells.T)}
     for name, dtype in _ARRAYS.items():
         if (array := fields[name]) is not None:

@@ -1,8 +1,8 @@
 """Blocks of large files of tasks, which workers read independently.
 
-A JSON Lines file is cut at line ends, a Parquet file between row groups; every other file is one
-block. A block carries what its records need to know of earlier ones, so that blocks of any size
-give the same items as the whole file.
+A JSON Lines file is cut at line ends and a Parquet file between row groups; every other file is one
+block. A block carries the names and ids that repeat in it, so that blocks of any size give the same
+items as the whole file.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from transforms.remote_input import without_query
 from transforms.task_file import Measured, TaskFile, open_tasks
 
 BLOCK_BYTES = 64 << 20
-"""The least size of a part but the last. A constant, so that no engine decides about parts."""
+"""Least size of every part but the last. It is constant, so parts do not depend on the engine."""
 
 
 class TasksChangedError(RuntimeError):
-    """A file of tasks that changed after the job had split it."""
+    """An input file that changed after the job had split it."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,13 @@ class Part:
     """Consecutive lines or row groups of a file.
 
     Attributes:
-        start, end: offsets of the first byte, and after the last one.
-        file_bytes: size of the file.
+        start: Offset of the first byte.
+        end: Offset after the last byte.
+        file_bytes: Size of the file.
         crc32c: CRC32C of the bytes.
-        first_line: number of the first line, from 1; 0 in a table.
-        names, ids: keys of the names and ids of this part that earlier parts have too.
+        first_line: Number of the first line, from 1; 0 in a table.
+        names: Keys of the names in this part that earlier parts also have.
+        ids: Keys of the ids in this part that earlier parts also have.
     """
 
     start: int
@@ -57,9 +59,9 @@ class Block:
     """A file, or a part of a file, that one worker reads.
 
     Attributes:
-        path: path of the file; may hold bytes that are not UTF-8.
-        source: the file's path in sample ids.
-        part: None for the whole file.
+        path: Path of the file; may hold bytes that are not UTF-8.
+        source: Path of the file in sample ids.
+        part: Part of the file; None for the whole file.
     """
 
     path: bytes
@@ -77,7 +79,7 @@ def split_file(
 ) -> Iterator[Block | InputFile]:
     """Yield the blocks of a file and, if it has parts, its size and digest.
 
-    A small file, and one that cannot be split, is one block, and little of it is read here.
+    A small file or one that cannot be split is one block, and only its beginning is read here.
 
     Args:
         path: Path of the file.
@@ -108,7 +110,8 @@ def read_part(path: str, source: str, text_field: str | None, part: Part) -> Ite
     """Yield the items of a part of a file.
 
     Raises:
-        TasksChangedError: at the latest after the items, if `split_file` read another content.
+        TasksChangedError: if the content is not that of `split_file`; raised after the items at the
+            latest.
         TasksUnreadableError: if the file cannot be opened or read.
     """
     names, ids = Seen(part.names), Seen(part.ids)
@@ -151,7 +154,7 @@ def _line_parts(
 def _cut_lines(
     file: TaskFile, source: str, text_field: str | None, block_bytes: int, own: OwnIds | None = None
 ) -> Iterator[Part]:
-    """Yield the parts of a JSON Lines file, reading it once; none of other files.
+    """Yield the parts of a JSON Lines file in one pass; nothing for other files.
 
     Args:
         file: The open file.
@@ -194,7 +197,7 @@ def _table_parts(
     if len(bounds) == 1:
         return None
     bounds.append(file.seek(0, os.SEEK_END))
-    # Measured before the ids are read, so that a change in between is found when a part is read.
+    # Measured before the ids are read, so that reading a part finds a change in between.
     file.seek(0)
     ranges = [Measured(file.take(end - start)) for start, end in itertools.pairwise(bounds)]
     for measured in ranges:

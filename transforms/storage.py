@@ -1,9 +1,9 @@
 """Files on a local disk or in a bucket of Cloud Storage: list, find, read, measure and delete.
 
-Paths are local or `gs://`; those of inputs may also be of `transforms.remote_input`. Local files
-are Python's own. A bucket is used through Google's client, which repeats requests that fail for a
-moment; the process shares one client. Functions raise `OutputError`, except `exists`,
-`object_if_exists`, `list_objects` and `open_file`, which let the errors of the store pass.
+Paths are local or `gs://`; paths of inputs may also be those of `transforms.remote_input`. Buckets
+use Google's client, which retries transient failures; a process has one client. Functions raise
+`OutputError`, except `exists`, `object_if_exists`, `list_objects` and `open_file`, which raise the
+errors of the store.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from transforms.remote_input import exists_remote, is_remote, list_remote, open_
 BUCKET_SCHEME = "gs://"
 
 READ_BYTES = 8 << 20
-"""Bytes of an object that one request asks for."""
+"""Bytes of an object that one request reads."""
 
 REQUESTS_AT_ONCE = 16
-"""Small requests that are made at the same time, since a bucket answers slowly."""
+"""Concurrent small requests, which hide the latency of a bucket."""
 
 DELETES_OF_A_BATCH = 100
-"""Deletions that one request asks for, the most that Cloud Storage takes."""
+"""Deletions in one request, the maximum of Cloud Storage."""
 
 LISTED_TOGETHER = 500
-"""Files of one listing of their common folder; of more, each folder is listed, several at a time.
-A request lists 1,000 objects, and data files have manifests next to their folders."""
+"""Most files for which the common folder is listed once. With more, each folder is listed. A
+request lists 1,000 objects, and half of all objects are manifests."""
 
 _CLIENTS = ("google", "aiohttp", "botocore", "huggingface_hub")
-"""Libraries whose errors are those of a store."""
+"""Libraries that raise errors of a store."""
 
 _ABSENT = (FileNotFoundError, NotADirectoryError, NotFound)
 
@@ -47,12 +47,12 @@ class StorageError(OSError):
     """A file that could not be read or written."""
 
     advice: ClassVar[str]
-    # A decompressor's errors about damaged content have no number; this one always has.
+    # Unlike a decompressor's errors about damaged content, this one has a number.
     errno = errno.EIO
 
 
 class OutputError(StorageError):
-    """Output that could not be read or written; the message says where and what to check."""
+    """Output that could not be read or written."""
 
     advice = (
         "check that --output_dir is a folder or bucket that this user may write to, and that it "
@@ -61,18 +61,18 @@ class OutputError(StorageError):
 
 
 class RetentionError(OutputError):
-    """An object that a retention policy protects from being replaced or deleted."""
+    """An object that a retention policy protects from replacement and deletion."""
 
 
 class TasksUnreadableError(StorageError):
-    """A file of tasks that exists and cannot be read."""
+    """An input file that exists and cannot be read."""
 
     advice = "this user must be able to read every file of --tasks_file"
 
 
 @contextmanager
 def storage_errors(path: str, kind: type[StorageError] = OutputError) -> Iterator[None]:
-    """Raise errors of disks and of clients of stores about a path as ours; let others pass."""
+    """Convert errors of disks and stores to `kind`; do not change other errors."""
     try:
         yield
     except Exception as error:
@@ -101,13 +101,13 @@ def join(folder: str, *names: str) -> str:
 
 
 def blob_of(path: str) -> Any:
-    """Return the `google.cloud.storage.Blob` of a `gs://` path, without asking the store."""
+    """Return the `google.cloud.storage.Blob` of a `gs://` path without a request."""
     bucket, _, name = path.removeprefix(BUCKET_SCHEME).partition("/")
     return bucket_client().bucket(bucket).blob(name)
 
 
 def object_if_exists(path: str) -> Any | None:
-    """Return the `Blob` of a `gs://` path with the generation, size and CRC32C that it has now."""
+    """Return the `Blob` of a `gs://` path with its current generation, size and CRC32C."""
     blob = blob_of(path)
     try:
         blob.reload()
@@ -130,7 +130,7 @@ def list_files(folder: str) -> dict[str, int]:
 
 
 def exists(path: str) -> bool:
-    """Return True if there is a file; errors of the store pass."""
+    """Return True if the file exists. Raises errors of the store."""
     if is_remote(path):
         return exists_remote(path)
     return bool(blob_of(path).exists()) if in_bucket(path) else os.path.isfile(path)
@@ -143,8 +143,8 @@ def open_file(path: str) -> BinaryIO:
     if not in_bucket(path):
         return open(path, "rb")
     blob = blob_of(path)
-    blob.reload()  # Seeking needs the size, and all reads must be of one generation.
-    # Raw, since the store would otherwise decompress what is stored as gzip.
+    blob.reload()  # Seeking needs the size, and all reads must see one generation.
+    # Raw, since the store would otherwise decompress gzip content.
     stream: BinaryIO = blob.open("rb", chunk_size=READ_BYTES, raw_download=True)
     return stream
 
@@ -164,7 +164,7 @@ def read_if_exists(path: str, kind: type[StorageError] = OutputError) -> bytes |
 
 
 def read_each(paths: Iterable[str]) -> list[bytes | None]:
-    """Return `read_if_exists` of each file, of several at a time."""
+    """Return the content of each file, or None, reading several at a time."""
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
         return list(pool.map(read_if_exists, paths))
 
@@ -174,9 +174,9 @@ Measured = tuple[int, str]
 
 
 def sizes_and_crc32c(paths: Iterable[str]) -> dict[str, Measured]:
-    """Return what is measured of those files that exist, all local or all in a bucket.
+    """Return size and CRC32C of the files that exist, all local or all in a bucket.
 
-    A bucket knows the checksums and lists them; local files are read, several at a time.
+    The listing of a bucket has the checksums. Local files are read, several at a time.
     """
     wanted = list(paths)
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
@@ -189,7 +189,7 @@ def sizes_and_crc32c(paths: Iterable[str]) -> dict[str, Measured]:
 
 
 def measure_beginning(prefix: str) -> dict[str, Measured]:
-    """Return what is measured of all files whose names begin like the last part of a path."""
+    """Return size and CRC32C of all files whose paths begin with `beginning`."""
     if in_bucket(prefix):
         return dict(_list_measured(prefix))
     folder, _, start = prefix.rpartition("/")
@@ -200,7 +200,7 @@ def measure_beginning(prefix: str) -> dict[str, Measured]:
 
 
 def _prefixes(paths: Sequence[str]) -> set[str]:
-    """Return the beginnings of paths with which few listings of a bucket find all of them."""
+    """Return prefixes for which few listings of a bucket find all paths."""
     folders = {path.removeprefix(BUCKET_SCHEME).rpartition("/")[0] for path in paths}
     if len(paths) <= LISTED_TOGETHER:
         folders = {os.path.commonpath(folders)}
@@ -229,7 +229,7 @@ def delete(path: str) -> None:
 
 
 def delete_all(paths: Iterable[str]) -> None:
-    """Delete files, if they exist, in no particular order: many in a request, several at a time."""
+    """Delete files if they exist, in no particular order, in concurrent batches."""
     wanted = list(paths)
     size = DELETES_OF_A_BATCH if any(map(in_bucket, wanted)) else 1
     batches = [wanted[start : start + size] for start in range(0, len(wanted), size)]
@@ -239,7 +239,7 @@ def delete_all(paths: Iterable[str]) -> None:
 
 
 def _delete_batch(paths: Sequence[str]) -> None:
-    """Delete files with one request, and singly those of which the request failed."""
+    """Delete objects in one request, and retry failed deletions one by one."""
     failed = paths
     if len(paths) > 1:
         with storage_errors(paths[0]), suppress(GoogleAPICallError):
@@ -249,11 +249,11 @@ def _delete_batch(paths: Sequence[str]) -> None:
 
 
 def _ask_to_delete(paths: Sequence[str]) -> list[str]:
-    """Send one request to delete objects; return those that may still exist."""
+    """Delete objects in one request, and return the ones that may still exist."""
     with bucket_client().batch(raise_exception=False) as batch:
         for path in paths:
             blob_of(path).delete()
-    # Google's own examples read the answers here; the client has no other place for them.
+    # The client has no public access to the answers; Google's examples read this attribute.
     answers = zip(paths, batch._responses, strict=True)
     return [path for path, answer in answers if answer.status_code not in (200, 204, 404)]
 
@@ -275,7 +275,7 @@ def _list_blobs(prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def _refusal_of_retention(error: Exception) -> str | None:
-    """Return what a store said if it refused for a retention policy, otherwise None."""
+    """Return the message of a refusal because of a retention policy, otherwise None."""
     response: Any = getattr(error, "response", None)
     if response is None or response.status_code != 403:
         return None

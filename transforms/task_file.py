@@ -1,4 +1,4 @@
-"""An open file of tasks, whose bytes are digested as they are read."""
+"""Open input files, with a digest of the bytes as they are read."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _READ_BYTES = 1 << 20
 
 
 class TaskFile:
-    """A file of tasks that tells a read that fails from damaged content, and digests its bytes."""
+    """An input file that distinguishes failed reads from damaged content, and digests its bytes."""
 
     def __init__(self, stream: IO[bytes], path: str) -> None:
         self._stream, self._path = stream, path
@@ -31,7 +31,7 @@ class TaskFile:
         return chunk
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Move within the file; the digest starts again, with the bytes that are read next."""
+        """Move within the file, and restart the digest with the next bytes."""
         self._bytes, self._sha256 = 0, hashlib.sha256()
         return self._stream.seek(offset, whence)
 
@@ -48,14 +48,14 @@ class TaskFile:
         return InputFile(source, self._bytes, self._sha256.hexdigest())
 
     def take(self, size: int) -> Iterator[bytes]:
-        """Yield the next bytes, fewer if the file ends before."""
+        """Yield the next `size` bytes, or fewer at the end of the file."""
         while size and (chunk := self.read(min(_READ_BYTES, size))):
             size -= len(chunk)
             yield chunk
 
 
 class Measured:
-    """Chunks of bytes that are counted as they are taken.
+    """Chunks of bytes with a running count and checksum.
 
     Attributes:
         bytes, lines: the bytes, and the line ends in them.

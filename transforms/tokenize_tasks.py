@@ -1,4 +1,4 @@
-"""Tasks and documents to prompts of token ids, one for every test input and every window.
+"""Conversion of tasks and documents to prompts, one for each test input or window.
 
 Reasons to reject a sample: `too_long`, `no_tokens`, `unknown_token_id`, `has_bos`, `chat_template`,
 `unknown_turns`, `unknown_cells`, `no_tokenizer` and `too_few_variants`.
@@ -40,20 +40,20 @@ Overlength = Literal["reject", "truncate"]
 
 @dataclass(frozen=True)
 class SampleRules:
-    """Rules by which prompts become samples of limited length, with some tokens chosen.
+    """Rules that limit the length of samples and choose their tokens.
 
-    A prompt of a task that is too long is always rejected: at its end is the test input.
+    A prompt of a task that is too long is always rejected, because it ends with the test input.
 
     Attributes:
-        max_length, overlength: the largest number of tokens of a sample, and whether longer
-            documents are rejected or lose their end.
-        context_size: tokens of each window of a document, in place of `max_length`; None to leave
+        max_length: Largest number of tokens of a sample.
+        overlength: Whether to reject longer documents or to cut off their end.
+        context_size: Tokens of each window of a document, instead of `max_length`; None to keep
             documents whole.
-        context_overlap: tokens that a window repeats from the one before it. They are not chosen.
-        bos: id of a token to put before every sample, which counts; None for none.
-        choice: the tokens whose vectors are stored or averaged.
-        vocab_size: rows of the model's embedding; a prompt with another token id is rejected.
-        special_ids: ids that the tokenizer marks as special.
+        context_overlap: Tokens that a window repeats from the previous one. They are not chosen.
+        bos: Id of a token to prepend to every sample, included in its length; None for none.
+        choice: Tokens whose vectors are stored or averaged.
+        vocab_size: Rows of the model's embedding. A prompt with a larger token id is rejected.
+        special_ids: Ids that the tokenizer marks as special.
     """
 
     max_length: int
@@ -66,7 +66,7 @@ class SampleRules:
     special_ids: frozenset[int] = frozenset()
 
     def of_model(self, source: ModelSource) -> SampleRules:
-        """Return the rules with what the model and its tokenizer decide."""
+        """Return the rules completed with the properties of the model and its tokenizer."""
         special = set[int]()
         if tokenizer := source.tokenizer_if_any():
             added = tokenizer.added_tokens_decoder.items()
@@ -78,7 +78,7 @@ class SampleRules:
 def variants_of(
     item: Task | Document, plan: AugmentationPlan | None
 ) -> Iterator[Task | Document | RejectedTask]:
-    """Yield the variants of a task, itself included; of a document, the document alone."""
+    """Yield a task and its variants, or only the document."""
     if plan is None or isinstance(item, Document):
         yield item
     else:
@@ -92,7 +92,7 @@ def samples_of(
     tokenizer: PreTrainedTokenizerBase | None,
     rules: SampleRules,
 ) -> Iterator[Prompt | RejectedTask | Written]:
-    """Yield the prompts of a task and its variants, or of a document; then what is rejected.
+    """Yield the prompts of a task and its variants, or of a document, then the rejections.
 
     Samples without a chosen token are left out. The `Written` that counts all samples follows,
     unless all are rejected.
@@ -237,10 +237,10 @@ def tokenize(
     sample_id: str = "",
     task_id: str = "",
 ) -> Prompt:
-    """Return the tokens of a prompt, with the cells and the turns that they show.
+    """Return the tokens of a prompt, with their cells and turns.
 
-    The chat template alone adds tokens. `corpus.token_cells` describes the cells, `chat_turns` the
-    turns, which are None for a chat whose turns cannot be told apart.
+    Only the chat template adds tokens. `corpus.token_cells` describes the cells and `chat_turns`
+    the turns, which are None for a chat whose turns cannot be told apart.
 
     Raises:
         ChatTemplateError: if the prompt is a chat that the chat template refuses.
@@ -269,16 +269,18 @@ def tokenize(
 
 @dataclass(eq=False)
 class TokenizeTasks(beam.PTransform):
-    """Tasks and documents to `prompts` (`Prompt`), `rejected` (`RejectedTask`) and `written`.
+    """Converts tasks and documents to the outputs `prompts`, `rejected` and `written`.
 
     The output `written` has a `Written` for each task or document with at least one prompt.
 
     Attributes:
-        model_path, template, rules: the model of the tokenizer, and how a task becomes a prompt.
-        augmentation: the variants of a task to use too; None for none.
-        ignore_config: fields of the model's `config.json` to leave out.
-        tokenizer_fingerprint: that of the launcher's tokenizer. A worker with another one refuses
-            to work. Not checked if empty.
+        model_path: Model with the tokenizer.
+        template: Prompt template.
+        rules: Rules for samples.
+        augmentation: Variants of a task to add; None for none.
+        ignore_config: Fields of the model's `config.json` to leave out.
+        tokenizer_fingerprint: Fingerprint of the launcher's tokenizer. A worker with another one
+            refuses to work. Not checked if empty.
     """
 
     model_path: str | os.PathLike[str]
@@ -291,8 +293,8 @@ class TokenizeTasks(beam.PTransform):
     def expand(self, items: beam.PCollection) -> beam.pvalue.DoOutputsTuple:
         return (
             items
-            # Files are few and samples many: spread them over the workers first. Variants are made
-            # afterwards, so that only items that were read are shuffled.
+            # Files are few and samples many, so workers get items. Variants are made afterwards, so
+            # that only items are shuffled.
             | "Encode" >> beam.Map(encode_item)
             | "Spread" >> beam.Reshuffle()
             | "Decode" >> beam.Map(decode_item)

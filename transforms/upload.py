@@ -1,8 +1,8 @@
-"""The upload of one object of Cloud Storage, which appears when it is complete.
+"""Upload of an object to Cloud Storage, where it appears when it is complete.
 
-No upload replaces an object that it does not know: each names the generation that it replaces, or
-none. If the store refuses because the object has changed, an object with equal content is success:
-another attempt wrote it, or this one did and the answer was lost.
+Each upload names the generation that it replaces, or none, so that it cannot replace an unknown
+object. If the store refuses because the object has changed, an object with equal content counts as
+success: another attempt wrote it, or the answer to this one was lost.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ ONE_REQUEST_BYTES = 8 << 20
 """Bytes of the largest object that one request uploads. Google's client allows no more."""
 
 UPLOAD_BYTES = 16 << 20
-"""Bytes of each part of a larger object; every open upload keeps as many in memory."""
+"""Bytes of each part of a larger object, which every open upload keeps in memory."""
 
 _REPLACEMENTS = 5
-"""Attempts to replace a small object that others replace at the same time."""
+"""Attempts to replace a small object that others replace concurrently."""
 
 _REFUSED = (403, 412)
-"""Answers for a retention policy and for a precondition that does not hold."""
+"""Status codes of a retention policy and of a failed precondition."""
 
 
 class ReplacedError(OutputError):
-    """A large object that somebody else replaced during its upload."""
+    """A large object that another writer replaced during its upload."""
 
 
 class Upload(io.RawIOBase):
-    """Content of an object; closing gives it up unless `complete` has returned.
+    """Content of an object, which `close` discards unless `complete` has returned.
 
-    Up to `ONE_REQUEST_BYTES` stay in memory and go up in one request; more is sent in parts.
+    Up to `ONE_REQUEST_BYTES` are uploaded in one request, more in parts.
     """
 
     def __init__(self, path: str) -> None:
@@ -53,7 +53,7 @@ class Upload(io.RawIOBase):
         return True
 
     def write(self, block: Buffer) -> int:
-        """Take all bytes of a block; this sends a part when enough have come together."""
+        """Take all bytes of a block, and send a part when it is full."""
         view = memoryview(block).cast("B")
         self._size += len(view)
         if self._parts is None:
@@ -73,15 +73,15 @@ class Upload(io.RawIOBase):
         return len(view)
 
     def complete(self, crc: str | None, may_commit: Callable[[], None]) -> None:
-        """Let the object appear. The store compares the CRC32C of what it received.
+        """Complete the object. The store compares the CRC32C of the received bytes.
 
         Args:
             crc: CRC32C of the content, in base64; by default that of the bytes written here.
-            may_commit: called right before each request that lets the object appear; may raise.
+            may_commit: Function called right before each completing request; may raise.
 
         Raises:
             DataCorruption, BadRequest: if the content has another CRC32C; there is no new object.
-            ReplacedError: if a large object has other content than when its upload began.
+            ReplacedError: if another writer changed a large object since the upload began.
         """
         if self._parts is None:
             self._complete_in_one(b"".join(self._kept), may_commit, crc)
@@ -105,7 +105,7 @@ class Upload(io.RawIOBase):
 
     @contextmanager
     def _notes_refusal(self) -> Iterator[None]:
-        """Go on if the store refuses an object: its content may turn out to be equal."""
+        """Continue after a refusal, because the existing content may be equal."""
         try:
             yield
         except InvalidResponse as error:
@@ -156,15 +156,17 @@ class Upload(io.RawIOBase):
                         "another attempt or another run; run the same command again"
                     ) from self._refusal
                 raise self._refusal
-            with suppress(Exception):  # The object is complete, whatever becomes of the upload.
+            with suppress(
+                Exception
+            ):  # The object is complete, so errors of the upload do not matter.
                 parts.close()
 
 
 class _Parts(BlobWriter):
     """An upload in parts that only `complete` completes.
 
-    Google's writer completes an upload when it is closed, and Python closes a stream that nobody
-    uses any more: half a file would get its name.
+    Google's writer completes an upload when it is closed, and Python closes unreferenced streams:
+    half a file would be committed.
     """
 
     def complete(self) -> None:

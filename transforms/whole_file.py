@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, on a local disk or in a bucket."""
+"""Atomic writes of files to a local disk or a bucket."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from activation_dataset.format import partial_file
 from transforms.storage import in_bucket, storage_errors
 from transforms.upload import Upload
 
-# Linux starts to write to disk and does not wait for the end (man 2 sync_file_range).
+# On Linux, starts writing to disk without waiting for the end (man 2 sync_file_range).
 _sync_file_range = None
 if sys.platform == "linux":
     _sync_file_range = getattr(ctypes.CDLL(None), "sync_file_range", None)
@@ -27,14 +27,13 @@ _SYNC_FILE_RANGE_WRITE = 2
 class WholeFile:
     """A file that is being written; `commit` gives it its name in one step.
 
-    On a local disk the file has a partial name of its own until it is renamed. In a bucket it has
-    no other name: an object appears when its upload is complete, and stays if it has the content
-    already. The content must be a function of the name, since several attempts may write the same
-    file. Leaving a `with` block gives up a file that has no name yet. Methods raise `OutputError`
-    if the store does not do its part.
+    On a local disk, the file has a unique partial name until it is renamed. In a bucket, the object
+    appears when its upload is complete, and an object with the same content is kept. The name must
+    determine the content, since several attempts may write the same file. Leaving a `with` block
+    discards an uncommitted file. Methods raise `OutputError` if the store fails.
 
     Attributes:
-        stream: takes the content.
+        stream: Binary stream for the content.
     """
 
     def __init__(self, path: str, may_commit: Callable[[], None] = lambda: None) -> None:
@@ -50,15 +49,15 @@ class WholeFile:
                 self.stream = open(self._partial, "wb")  # noqa: SIM115
 
     def start_writeback(self) -> None:
-        """Let a local disk start with what was written, so that `commit` has less to wait for."""
+        """Start writing to the local disk, so that `commit` waits less."""
         if not in_bucket(self.path) and _sync_file_range is not None:
             _sync_file_range(self.stream.fileno(), 0, 0, _SYNC_FILE_RANGE_WRITE)
 
     def commit(self, crc: str | None = None) -> None:
         """Close the file and give it its name, replacing the file that had it.
 
-        A bucket refuses content with another CRC32C than the one given, in base64. If `may_commit`
-        raises, the file that had the name is unchanged.
+        A bucket refuses content whose CRC32C differs from `crc`, in base64. If `may_commit` raises,
+        an existing file with the name is unchanged.
         """
         try:
             with storage_errors(self.path):
@@ -72,7 +71,7 @@ class WholeFile:
                     os.replace(self._partial, self.path)
         except Exception:
             self.discard()
-            self._may_commit()  # If the claim was lost meanwhile, that is the reason.
+            self._may_commit()  # A lost claim explains the error.
             raise
 
     def __enter__(self) -> Self:
@@ -83,8 +82,8 @@ class WholeFile:
             self.discard()
 
     def discard(self) -> None:
-        """Give up and remove what was written, as far as possible."""
-        with suppress(Exception):  # A full disk cannot take what is still in the buffer.
+        """Remove the partial file, as far as possible."""
+        with suppress(Exception):  # A full disk cannot take the rest of the buffer.
             self.stream.close()
         with suppress(OSError):
             if not in_bucket(self.path):
@@ -92,7 +91,7 @@ class WholeFile:
 
 
 def write_whole(path: str, content: bytes, may_commit: Callable[[], None] = lambda: None) -> None:
-    """Write a small file, whole, as `WholeFile` does."""
+    """Write a small file atomically."""
     with WholeFile(path, may_commit) as file:
         with storage_errors(path):
             file.stream.write(content)

@@ -1,4 +1,4 @@
-"""Long documents to windows of a context size, and a token that every prompt begins with."""
+"""Windows of long documents, and a token that is prepended to prompts."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from activation_dataset.prompts import NO_CELL, NO_TURN, Prompt
 
 
 def windows(num_tokens: int, size: int, overlap: int) -> Iterator[tuple[int, int]]:
-    """Yield the first token and the end of each window of a document.
+    """Yield the start and end of each window of a document.
 
-    Each window but the first begins with the last `overlap` tokens of the one before. All have
-    `size` tokens but the last one, which has at least one token that no other window ends with.
+    Each window but the first begins with the last `overlap` tokens of the previous one. All have
+    `size` tokens but the last one, which has at least one new token.
     """
     start = 0
     while start + size < num_tokens:
@@ -24,13 +24,13 @@ def windows(num_tokens: int, size: int, overlap: int) -> Iterator[tuple[int, int
 
 
 def truncated(prompt: Prompt, max_length: int) -> Prompt:
-    """Cut the end off a prompt that is longer than a number of tokens."""
+    """Cut off the end of a prompt that exceeds a number of tokens."""
     excess = prompt.num_tokens - max_length
     return prompt if excess <= 0 else replace(_part(prompt, 0, max_length), truncated_tokens=excess)
 
 
 def windows_of(document: Prompt, size: int, overlap: int) -> Iterator[Prompt]:
-    """Yield the windows of a document; the tokens that repeat an earlier window are not chosen."""
+    """Yield the windows of a document; tokens repeated from an earlier window are not chosen."""
     for start, stop in windows(document.num_tokens, size, overlap):
         repeated = overlap if start else 0
         yield replace(
@@ -42,7 +42,7 @@ def windows_of(document: Prompt, size: int, overlap: int) -> Iterator[Prompt]:
 
 
 def _part(prompt: Prompt, start: int, stop: int) -> Prompt:
-    """Return consecutive tokens of a prompt of which all are chosen, with what they show."""
+    """Return consecutive tokens of a prompt in which all are chosen, with their cells and turns."""
     return replace(
         prompt,
         token_ids=prompt.token_ids[start:stop],
@@ -52,7 +52,7 @@ def _part(prompt: Prompt, start: int, stop: int) -> Prompt:
 
 
 def with_bos(prompt: Prompt, token_id: int) -> Prompt:
-    """Put a token before a prompt, and choose it."""
+    """Prepend a token to a prompt, and choose it."""
     positions, turns = prompt.positions, prompt.turns
     return replace(
         prompt,

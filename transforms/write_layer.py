@@ -1,4 +1,4 @@
-"""Blocks of one site to its TFRecord files, in the stage that computes them."""
+"""Writing of one site's blocks to TFRecord files, in the stage that computes them."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from transforms.whole_file import WholeFile
 
 @dataclass(eq=False)
 class WriteLayer(beam.PTransform):
-    """`LayerBlock` of one site to files in a claimed folder; gives the `LayerManifest` of each.
+    """Writes the blocks of one site to files in a claimed folder; gives their `LayerManifest`.
 
-    Files are written in the background; `upload_memory` bounds the bytes that wait in a process.
+    Files are written in the background; `upload_memory` bounds the queued bytes of a process.
     """
 
     folder: OutputFolder
@@ -56,7 +56,7 @@ class _OpenFile:
 
 @dataclass(frozen=True, eq=False)
 class _Committing:
-    """A file that has all its blocks and gets its name in the background."""
+    """A file with all its blocks, whose commit runs in the background."""
 
     file: WholeFile
     manifest: LayerManifest
@@ -64,7 +64,7 @@ class _Committing:
 
 
 class _WriteLayer(beam.DoFn):
-    """Blocks to files. A bundle ends when all its files have their names, and gives manifests."""
+    """Writes blocks to files. A bundle ends with the commit of its files, and gives manifests."""
 
     def __init__(
         self,
@@ -124,7 +124,7 @@ class _WriteLayer(beam.DoFn):
     def _begin(self, block: LayerBlock) -> _OpenFile:
         file = self._folder.file(shard_file(self._site, block.shard, block.num_shards))
         background = BackgroundWriter(file.stream, file.start_writeback)
-        # All that the writer of a file needs of its stream is `write`.
+        # The writer of a file only calls `write`.
         writer = LayerFileWriter(cast(BinaryIO, background), self._site, self._kind)
         return _OpenFile(block.shard, file, background, writer)
 
@@ -134,12 +134,12 @@ class _WriteLayer(beam.DoFn):
                 each.done.result()
 
     def _discard(self) -> None:
-        """Give up what a failed bundle left; files that wait for their names get them first."""
+        """Discard the files of a failed bundle; pending commits end first."""
         if self._open is not None:
             self._open.background.abandon()
             self._open.file.discard()
             self._open = None
         wait([each.done for each in self._committing])
         for each in self._committing:
-            each.file.discard()  # Nothing is left of a file that has its name.
+            each.file.discard()  # A committed file leaves nothing to discard.
         self._committing = []

@@ -1,4 +1,4 @@
-"""The prompts of a shard to their TFRecord file."""
+"""Writing of a shard's prompts to their TFRecord file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from transforms.storage import storage_errors
 
 
 def write_shard_prompts(shard: ShardPrompts, folder: OutputFolder) -> PromptsManifest:
-    """Write the file of a shard's prompts, whole, and its manifest before it."""
+    """Write the manifest of a shard's prompts, then their file."""
     with folder.file(prompts_file(shard.shard, shard.num_shards)) as file:
         with storage_errors(file.path):
             manifest = write_prompts(file.stream, shard.prompts, shard.shard, shard.num_shards)
@@ -26,7 +26,7 @@ def write_shard_prompts(shard: ShardPrompts, folder: OutputFolder) -> PromptsMan
 
 @dataclass(eq=False)
 class WritePrompts(beam.PTransform):
-    """`ShardPrompts` to files in a claimed folder; gives the `PromptsManifest` of each."""
+    """Writes `ShardPrompts` to files in a claimed folder; gives their `PromptsManifest`."""
 
     folder: OutputFolder
 

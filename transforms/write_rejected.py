@@ -1,6 +1,6 @@
-"""Dead letters: every rejected file, task, document and sample, in `errors/rejected.jsonl`.
+"""Rejected files, tasks, documents and samples in `errors/rejected.jsonl`.
 
-`errors/notices.jsonl` has what is to be known about some that were used.
+`errors/notices.jsonl` has remarks on inputs that are used.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ NOTICES_FILE = f"{ERRORS_FOLDER}/notices.jsonl"
 
 
 def errors_file(output_dir: str) -> str:
-    """Return the path of the dead letters."""
+    """Return the path of the list of rejections."""
     return join(output_dir, REJECTED_FILE)
 
 
 def write_lines(path: str, items: Sequence[RejectedTask | Notice]) -> None:
-    """Write one JSON object per line, sorted; if there is nothing to write, there is no file."""
+    """Write one JSON object per line, sorted. Without items, delete the file."""
     ordered = sorted(items, key=lambda r: (r.source, r.task_id, r.reason, r.detail))
     lines = [json.dumps(asdict(item)) + "\n" for item in ordered]
     if lines:
