@@ -1,8 +1,8 @@
 """Tokens per second on a GPU, beside Hugging Face with SDPA on the same GPU in the same run.
 
-The work: last-token residual stream of layers 10 to 23, Qwen2.5-0.5B's shape with random weights
-in bfloat16, prompts that all have the same length, so that neither side pads. Runs alternate;
-ratios of paired runs are the result. Before that, the GPU's operations are compared with XLA's.
+The work: last-token residual stream of layers 10 to 23, Qwen2.5-0.5B's shape with random weights in
+bfloat16, prompts that all have the same length, so that neither side pads. Runs alternate; ratios
+of paired runs are the result. Before that, the GPU's operations are compared with XLA's.
 
 Where there is no GPU, a tiny model runs on the CPU, to show that the script works and no more.
 

@@ -35,12 +35,12 @@ class Growth:
     """Time and memory of one run.
 
     Attributes:
-      seconds: from start to end.
-      microseconds_per_sample: after the first shard.
-      cpu_microseconds_per_sample: CPU time, which other processes disturb less.
-      start_mb: resident memory in MB when the first shard was written.
-      median_mb, peak_mb: from then on.
-      memory_mb: resident memory at about a hundred moments, evenly spaced from then on.
+        seconds: from start to end.
+        microseconds_per_sample: after the first shard.
+        cpu_microseconds_per_sample: CPU time, which other processes disturb less.
+        start_mb: resident memory in MB when the first shard was written.
+        median_mb, peak_mb: from then on.
+        memory_mb: resident memory at about a hundred moments, evenly spaced from then on.
     """
 
     samples: int
@@ -95,7 +95,7 @@ def sampled(command: Sequence[str], is_begun: Callable[[], bool]) -> Sampled:
     """Run a command and sample it twenty times a second.
 
     Raises:
-      RuntimeError: if it fails.
+        RuntimeError: if it fails.
     """
     started = time.monotonic()
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)

@@ -15,8 +15,8 @@ class Pairs:
 
     Attributes:
         ours, other: [rounds] seconds of wall time.
-        ours_cpu, other_cpu: [rounds] seconds of processor time, of all threads and of
-            processes that have ended.
+        ours_cpu, other_cpu: [rounds] seconds of processor time, of all threads and of processes
+            that have ended.
     """
 
     ours: list[float]

@@ -20,10 +20,10 @@ def arc_prompts(tasks: int | None = None, file: Path = TRAINING) -> list[np.ndar
     """Token ids, [tokens] int32 each, of evenly spaced tasks of a combined file.
 
     Args:
-      tasks: how many tasks to take; all by default.
+        tasks: how many tasks to take; all by default.
 
     Raises:
-      FileNotFoundError: if the file is not there.
+        FileNotFoundError: if the file is not there.
     """
     with file.open("rb") as stream:
         found = [item for item in parse_tasks(stream, file.name) if isinstance(item, Task)]

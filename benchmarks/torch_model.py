@@ -12,10 +12,10 @@ def torch_model(preset: str, num_layers: int | None, dtype: str, with_head: bool
     """Hugging Face's model with its default attention (SDPA), on the CPU.
 
     Args:
-      preset: name of a shape in ``qwen/presets``.
-      num_layers: its first layers; all of them if None.
-      dtype: of the weights, by its name in PyTorch.
-      with_head: whether the model ends in logits.
+        preset: name of a shape in ``qwen/presets``.
+        num_layers: its first layers; all of them if None.
+        dtype: of the weights, by its name in PyTorch.
+        with_head: whether the model ends in logits.
     """
     import torch
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM

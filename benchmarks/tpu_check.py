@@ -148,8 +148,8 @@ class CompiledShape:
     def memory(self, resident: int, embedding: int, captured: int) -> int:
         """Most bytes of a device's memory, with all that may be enqueued held at the same time.
 
-        That is: weights, the largest program's temporaries, and for each step in flight its
-        inputs, its residual stream and what is captured of every layer.
+        That is: weights, the largest program's temporaries, and for each step in flight its inputs,
+        its residual stream and what is captured of every layer.
         """
         layers = self.layers.values()
         in_flight = (

@@ -29,11 +29,11 @@ class KernelCycles:
     matrix unit is wide take as many passes of it more; that was not counted in a schedule.
 
     Attributes:
-      pair: of a query block with a key block that it sees, for one head.
-      query_block: to begin a query block and to write its result.
-      visit: of every pair of blocks of a row, seen or not, for the loop and the copies.
-      width: dimensions of a head that one pass of the matrix units takes.
-      passed: of a pair, for each further pass.
+        pair: of a query block with a key block that it sees, for one head.
+        query_block: to begin a query block and to write its result.
+        visit: of every pair of blocks of a row, seen or not, for the loop and the copies.
+        width: dimensions of a head that one pass of the matrix units takes.
+        passed: of a pair, for each further pass.
     """
 
     pair: int
@@ -48,13 +48,13 @@ class Chip:
     """What one chip can do.
 
     Attributes:
-      topology, bounds: its name and host bounds for the compiler.
-      peak: bfloat16 FLOP/s.
-      clock: Hz, of the matrix units and of what the compiler counts. For its large products the
-        compiler estimates 98 % of ``peak / clock`` FLOPs a cycle, so both mean the same cycle.
-      memory: bytes.
-      memory_speed, link_speed: bytes/s of the memory, and from a chip to its neighbors on a ring,
-        half of all its links.
+        topology, bounds: its name and host bounds for the compiler.
+        peak: bfloat16 FLOP/s.
+        clock: Hz, of the matrix units and of what the compiler counts. For its large products the
+            compiler estimates 98 % of ``peak / clock`` FLOPs a cycle, so both mean the same cycle.
+        memory: bytes.
+        memory_speed, link_speed: bytes/s of the memory, and from a chip to its neighbors on a ring,
+            half of all its links.
     """
 
     topology: str
@@ -88,14 +88,14 @@ class Work:
     """What a step asks of the busiest of its devices, all layers together.
 
     Attributes:
-      tokens, slots: of all devices.
-      useful_flops: of real tokens' products and of attention within their samples, shared
-        by all devices alike.
-      executed_flops: of all slots' products and of the blocks that the kernel sees.
-      kernel_flops, kernel_cycles: the attention kernel's part.
-      experts_cycles: of the kernel that multiplies groups of tokens with their experts, if the
-        router treats all experts alike.
-      sum_cycles: of the sums over the devices that share a layer.
+        tokens, slots: of all devices.
+        useful_flops: of real tokens' products and of attention within their samples, shared by all
+            devices alike.
+        executed_flops: of all slots' products and of the blocks that the kernel sees.
+        kernel_flops, kernel_cycles: the attention kernel's part.
+        experts_cycles: of the kernel that multiplies groups of tokens with their experts, if the
+            router treats all experts alike.
+        sum_cycles: of the sums over the devices that share a layer.
     """
 
     tokens: int
@@ -131,7 +131,7 @@ def work_of(step: Step, config: ModelConfig, mesh: tuple[int, int], depth: int, 
     """The work of ``depth`` whole layers without windows.
 
     Args:
-      mesh: the devices that rows are split over, and those that heads are split over.
+        mesh: the devices that rows are split over, and those that heads are split over.
     """
     (data, parts), kernel = mesh, chip.kernel
     block = math.gcd(step.shape.length, SPLASH_BLOCK)

@@ -1,8 +1,8 @@
 """Tokens per second of the model alone, side by side with what people use today.
 
-Each contender keeps its model in a process of its own and runs when it is told to, in turn with
-the others, so that what else the machine does hits all of them alike; ratios of paired runs are
-the result, absolute figures are context. The work: last-token residual stream of layers 10 to 23,
+Each contender keeps its model in a process of its own and runs when it is told to, in turn with the
+others, so that what else the machine does hits all of them alike; ratios of paired runs are the
+result, absolute figures are context. The work: last-token residual stream of layers 10 to 23,
 Qwen2.5-0.5B shape, random weights, the same prompts for all. Other presets of ``qwen/presets`` and
 other layers can be named; layers above the highest one are left out by all.
 

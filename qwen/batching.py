@@ -1,9 +1,9 @@
 """Plan how the samples of a shard share fixed-shape steps. Pure functions, no JAX.
 
-XLA compiles one program per shape, and every slot of a shape costs the same whether it holds a
-real token or padding. The planner packs several samples into a row, so that nearly every slot is
-real, and takes row lengths from a short ladder, so that few programs are compiled. Attention is
-masked by segment; a row's unused tail is a segment of its own.
+XLA compiles one program per shape, and every slot of a shape costs the same whether it holds a real
+token or padding. The planner packs several samples into a row, so that nearly every slot is real,
+and takes row lengths from a short ladder, so that few programs are compiled. Attention is masked by
+segment; a row's unused tail is a segment of its own.
 """
 
 from __future__ import annotations
@@ -91,10 +91,10 @@ class Packing:
     """The shapes of steps that a platform computes well.
 
     Attributes:
-      rows: rows are a multiple of this, the devices along the mesh's data axis.
-      slots: token slots per step and device that keep the device busy.
-      row_length: the row length to prefer where samples fit in it, in tokens. Long rows pack
-        tighter; where the attention kernel cannot skip other segments they cost more.
+        rows: rows are a multiple of this, the devices along the mesh's data axis.
+        slots: token slots per step and device that keep the device busy.
+        row_length: the row length to prefer where samples fit in it, in tokens. Long rows pack
+            tighter; where the attention kernel cannot skip other segments they cost more.
     """
 
     rows: int = 1
@@ -124,8 +124,8 @@ def packing_for(ops: OpsName, batch_size: int, rows: int) -> Packing:
 def row_lengths(longest: int, row_length: int) -> tuple[int, ...]:
     """Return the ladder of row lengths up to the first that holds `longest` tokens, ascending.
 
-    Below `row_length` it halves down to 512 (for what is left at a shard's end), above it
-    grows by 1.5 and 1.33 in turn.
+    Below `row_length` it halves down to 512 (for what is left at a shard's end), above it grows by
+    1.5 and 1.33 in turn.
     """
 
     def aligned(length: float) -> int:
@@ -154,8 +154,8 @@ def plan_steps(lengths: Sequence[int], packing: Packing) -> list[Step]:
     shorter rows, the largest that can still be filled.
 
     Returns:
-      Steps in the order in which they should run: long rows first. The result depends on nothing
-      but the arguments; equal lengths keep the order of their indices.
+        Steps in the order in which they should run: long rows first. The result depends on nothing
+        but the arguments; equal lengths keep the order of their indices.
     """
     if not lengths:
         return []
@@ -218,9 +218,9 @@ class SampleTokens(NamedTuple):
     """Tokens of one sample.
 
     Attributes:
-      ids: [tokens] integers.
-      positions: [n] ascending positions of the chosen tokens, whose vectors are stored or averaged;
-        None if all are.
+        ids: [tokens] integers.
+        positions: [n] ascending positions of the chosen tokens, whose vectors are stored or
+            averaged; None if all are.
     """
 
     ids: np.ndarray
@@ -239,7 +239,7 @@ def with_chosen(steps: Sequence[Step], counts: Sequence[int]) -> list[Step]:
     programs are compiled.
 
     Args:
-      counts: chosen tokens of each sample.
+        counts: chosen tokens of each sample.
     """
     most = dict.fromkeys([step.shape for step in steps], 0)
     for step in steps:
@@ -275,13 +275,14 @@ class StepInputs:
     """The arrays of one step, ready for the device.
 
     Attributes:
-      token_ids: [rows, length] int32, 0 where there is no token.
-      positions: [rows, length] int32, a token's position in its own sample; 0 for padding.
-      segment_ids: [rows, length] int32, 1, 2, ... for the samples of a row, 0 for padding.
-      averaged_ids: [rows, length] int32, the same for the chosen tokens, 0 for all others.
-      chosen_slots: [rows, chosen] int32, the slots of the chosen tokens of a row, sample by sample;
-        0 where unused. [rows, 0] if every slot gives a vector.
-      vectors: [rows] int32, vectors of each row: samples if they are averaged, else chosen tokens.
+        token_ids: [rows, length] int32, 0 where there is no token.
+        positions: [rows, length] int32, a token's position in its own sample; 0 for padding.
+        segment_ids: [rows, length] int32, 1, 2, ... for the samples of a row, 0 for padding.
+        averaged_ids: [rows, length] int32, the same for the chosen tokens, 0 for all others.
+        chosen_slots: [rows, chosen] int32, the slots of the chosen tokens of a row, sample by
+            sample; 0 where unused. [rows, 0] if every slot gives a vector.
+        vectors: [rows] int32, vectors of each row: samples if they are averaged, else chosen
+            tokens.
     """
 
     token_ids: np.ndarray
@@ -303,7 +304,7 @@ def step_inputs(step: Step, samples: Sequence[SampleTokens], averages: bool = Fa
     """Lay out samples as the step's arrays.
 
     Args:
-      averages: whether a sample has one vector, the mean of its chosen tokens.
+        averages: whether a sample has one vector, the mean of its chosen tokens.
     """
     inputs = StepInputs.empty(step.shape)
     for placement, segment in zip(step.placements, step.segment_of, strict=True):

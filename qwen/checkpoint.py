@@ -61,7 +61,7 @@ class _JoinedExperts:
     """One tensor for all experts, of those that a checkpoint has for each one.
 
     Attributes:
-      parts: for each expert the tensors that are joined along their first axis.
+        parts: for each expert the tensors that are joined along their first axis.
     """
 
     parts: tuple[tuple[_Tensor, ...], ...]
@@ -125,7 +125,7 @@ class CheckpointFolder:
     The files are memory-mapped; memory holds only the tensors that are read.
 
     Attributes:
-      unread_files: names of the folder's other safetensors files.
+        unread_files: names of the folder's other safetensors files.
     """
 
     def __init__(
@@ -134,11 +134,11 @@ class CheckpointFolder:
         """Read and check the headers.
 
         Args:
-          folder: the folder.
-          names: lists the place that the folder is a copy of, for a message.
+            folder: the folder.
+            names: lists the place that the folder is a copy of, for a message.
 
         Raises:
-          CheckpointError: naming the file, what is wrong with it and what to do.
+            CheckpointError: naming the file, what is wrong with it and what to do.
         """
         stored: dict[str, _Tensor] = {}
         files = checkpoint_files(Path(folder), names)
@@ -164,7 +164,7 @@ class CheckpointFolder:
         """Return only the tensors that `names` lists, by new name and present one.
 
         Raises:
-          CheckpointError: if one of them does not hold floating-point numbers as they are.
+            CheckpointError: if one of them does not hold floating-point numbers as they are.
         """
         for name in names.values():
             tensor = self._tensors[name]
@@ -212,7 +212,7 @@ def checkpoint_files(folder: Path, names: Callable[[], Sequence[str]] | None = N
     The arguments are those of `CheckpointFolder`.
 
     Raises:
-      CheckpointError: if there are none, or the index names one that is absent.
+        CheckpointError: if there are none, or the index names one that is absent.
     """
     index = folder / INDEX_FILE
     if os.path.lexists(folder / SINGLE_FILE):
@@ -245,8 +245,8 @@ class RandomWeights:
     """Seeded random weights of a config's shape, drawn tensor by tensor.
 
     Kernels and embeddings are normal with standard deviation 0.02, as transformers initializes
-    models. So are biases, so that a mistake with one shows. Scales of norms are 1. Decay rates of
-    a delta network are those of transformers, and the taps of its convolution keep the variance.
+    models. So are biases, so that a mistake with one shows. Scales of norms are 1. Decay rates of a
+    delta network are those of transformers, and the taps of its convolution keep the variance.
     """
 
     def __init__(self, config: ModelConfig, seed: int) -> None:
@@ -306,7 +306,7 @@ def tensors_of_model(
     do not depend on. The log names what is left out, except the head.
 
     Raises:
-      CheckpointError: naming each tensor that is missing, not understood or wrongly shaped.
+        CheckpointError: naming each tensor that is missing, not understood or wrongly shaped.
     """
     family, found = family_of(config), weights.shapes()
     if refused := first_refused(found):

@@ -26,12 +26,12 @@ class RopeScaling:
     """Change of the rotary frequencies for longer contexts.
 
     Attributes:
-      rope_type: `linear`, `yarn` (https://arxiv.org/abs/2309.00071) or `llama3`.
-      factor: how much longer the context becomes.
-      original_max_position_embeddings: the context of pretraining; of `yarn` and `llama3`.
-      attention_factor: what cosines and sines are multiplied by; of `yarn`.
-      beta_fast, beta_slow, truncate: bounds of the ramp of `yarn`.
-      low_freq_factor, high_freq_factor: bounds of the ramp of `llama3`.
+        rope_type: `linear`, `yarn` (https://arxiv.org/abs/2309.00071) or `llama3`.
+        factor: how much longer the context becomes.
+        original_max_position_embeddings: the context of pretraining; of `yarn` and `llama3`.
+        attention_factor: what cosines and sines are multiplied by; of `yarn`.
+        beta_fast, beta_slow, truncate: bounds of the ramp of `yarn`.
+        low_freq_factor, high_freq_factor: bounds of the ramp of `llama3`.
     """
 
     rope_type: Literal["linear", "yarn", "llama3"]
@@ -66,7 +66,7 @@ class ExpertsConfig:
     """Mixture of experts, in place of the MLP.
 
     Attributes:
-      shared_intermediate_size: of the expert that every token goes through; 0 for none.
+        shared_intermediate_size: of the expert that every token goes through; 0 for none.
     """
 
     num_experts: int
@@ -81,9 +81,9 @@ class LayerKind:
     """What a layer is made of. Layers of a kind differ in their parameters alone.
 
     Attributes:
-      mixer: causal attention or a gated delta network.
-      window: the tokens that a query sees, itself included; None for all earlier ones.
-      experts: whether a mixture of experts takes the place of the MLP.
+        mixer: causal attention or a gated delta network.
+        window: the tokens that a query sees, itself included; None for all earlier ones.
+        experts: whether a mixture of experts takes the place of the MLP.
     """
 
     mixer: Literal["attention", "delta"] = "attention"
@@ -96,16 +96,17 @@ class ModelConfig:
     """Architecture of a model; the fields have the names of `config.json`.
 
     Attributes:
-      model_type: the family, which names tensors and parameters.
-      rotary_dim: dimensions of a head that RoPE rotates; 0 for all.
-      attention_bias: whether queries, keys and values have biases.
-      qk_norm: whether queries and keys are normalized, per head.
-      output_gate: whether a gate is applied to attention's heads before the output projection.
-      zero_centered_norms: whether the stored scale of a norm is its distance from 1.
-      layer_types: of each layer, `full_attention`, `sliding_attention` or `linear_attention`; empty
-        if all are `full_attention`.
-      sliding_window: tokens, the own one included, that a layer of `sliding_attention` attends to.
-      dense_layers: layers with an MLP in a model with experts.
+        model_type: the family, which names tensors and parameters.
+        rotary_dim: dimensions of a head that RoPE rotates; 0 for all.
+        attention_bias: whether queries, keys and values have biases.
+        qk_norm: whether queries and keys are normalized, per head.
+        output_gate: whether a gate is applied to attention's heads before the output projection.
+        zero_centered_norms: whether the stored scale of a norm is its distance from 1.
+        layer_types: of each layer, `full_attention`, `sliding_attention` or `linear_attention`;
+            empty if all are `full_attention`.
+        sliding_window: tokens, the own one included, that a layer of `sliding_attention` attends
+            to.
+        dense_layers: layers with an MLP in a model with experts.
     """
 
     vocab_size: int
@@ -178,7 +179,7 @@ def check_value(name: str, value: Any) -> None:
     """Check one field.
 
     Raises:
-      ModelConfigError: naming the field, its value and the values allowed.
+        ModelConfigError: naming the field, its value and the values allowed.
     """
     if name in ("rms_norm_eps", "rope_theta"):
         expected, fits = "a positive number", type(value) in (int, float) and 0 < value < math.inf

@@ -59,12 +59,12 @@ class DecoderLayer(nnx.Module):
         """Run the layer on the residual stream x [R, L, H].
 
         Args:
-          segment_ids, positions: as in `Ops.attend`.
-          hook_points: those that the result must have besides `resid_post`, if the layer has them;
-            it may have more.
-          slots: [R, S] int32; if given, values are those of these slots alone, [R, S, width]. Keys
-            and values of attention, and the state of a delta network, are computed for the whole
-            row, everything after them at the slots.
+            segment_ids, positions: as in `Ops.attend`.
+            hook_points: those that the result must have besides `resid_post`, if the layer has
+                them; it may have more.
+            slots: [R, S] int32; if given, values are those of these slots alone, [R, S, width].
+                Keys and values of attention, and the state of a delta network, are computed for the
+                whole row, everything after them at the slots.
         """
         values: HookValues = {}
         if self.kind.mixer == "delta":

@@ -28,8 +28,8 @@ def export_preset(name: str, folder: Path) -> None:
     """Write `config.json`, the weights and the tokenizer of a `random:` preset.
 
     Raises:
-      ModelNotFoundError: if there is no such preset.
-      OSError: if the folder cannot be written.
+        ModelNotFoundError: if there is no such preset.
+        OSError: if the folder cannot be written.
     """
     source = open_model(name)
     if not source.is_random:

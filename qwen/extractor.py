@@ -57,12 +57,12 @@ class CapturedSamples:
     """The captured vectors of a few samples, at every site.
 
     Attributes:
-      samples: indices of the samples in the argument of `extract`.
-      vector_counts: the number of vectors of each sample: 1 if pooled, else its chosen tokens.
-      vectors: for each site [sum(vector_counts), row elements] as in `storage_dtype`, bfloat16 as
-        ml_dtypes has it, in sample order; possibly read-only.
-      statistics: for each site the statistics of exactly these vectors.
-      slots: token slots of the step that computed them, including padding.
+        samples: indices of the samples in the argument of `extract`.
+        vector_counts: the number of vectors of each sample: 1 if pooled, else its chosen tokens.
+        vectors: for each site [sum(vector_counts), row elements] as in `storage_dtype`, bfloat16 as
+            ml_dtypes has it, in sample order; possibly read-only.
+        statistics: for each site the statistics of exactly these vectors.
+        slots: token slots of the step that computed them, including padding.
     """
 
     samples: tuple[int, ...]
@@ -81,8 +81,9 @@ def open_extractor(
     arguments are those of `ActivationExtractor`.
 
     Raises:
-      OtherWorkerError: if this worker has another model or other operations than the settings say.
-      ValueError: if anything else does not fit.
+        OtherWorkerError: if this worker has another model or other operations than the settings
+            say.
+        ValueError: if anything else does not fit.
     """
     for name, value in settings.environment:
         os.environ.setdefault(name, value)
@@ -132,16 +133,16 @@ class DeviceMemoryError(RuntimeError):
 class ActivationExtractor:
     """A model with its weights resident on the devices, capturing chosen layers.
 
-    The captured value is the residual stream after a layer, unless other hook points are asked
-    for; that of the last layer is the one before the final norm. Layers above the highest captured
-    one are not loaded.
+    The captured value is the residual stream after a layer, unless other hook points are asked for;
+    that of the last layer is the one before the final norm. Layers above the highest captured one
+    are not loaded.
 
     Attributes:
-      source: the model.
-      settings: what is captured and how.
-      sites: every hook point of every captured layer.
-      ops: how a layer is computed, and on which kind of device: `xla on cpu`, or
-        `splash on TPU v5 lite`.
+        source: the model.
+        settings: what is captured and how.
+        sites: every hook point of every captured layer.
+        ops: how a layer is computed, and on which kind of device: `xla on cpu`, or
+            `splash on TPU v5 lite`.
     """
 
     def __init__(
@@ -153,15 +154,15 @@ class ActivationExtractor:
         """Load the model onto this process's devices.
 
         Args:
-          source: the model; the `model_path` of the settings is not opened again.
-          settings: what to capture and how.
-          samples_to_come: what `extract` will be given first; programs for it are compiled while
-            the weights load.
+            source: the model; the `model_path` of the settings is not opened again.
+            settings: what to capture and how.
+            samples_to_come: what `extract` will be given first; programs for it are compiled while
+                the weights load.
 
         Raises:
-          OtherWorkerError: if the operations are not those that the settings expect.
-          ValueError: for layers, hook points, a mesh or weights that do not fit the model or the
-            devices.
+            OtherWorkerError: if the operations are not those that the settings expect.
+            ValueError: for layers, hook points, a mesh or weights that do not fit the model or the
+                devices.
         """
         config = source.config
         settings = settings.with_layers_of(config.num_hidden_layers)
@@ -214,7 +215,7 @@ class ActivationExtractor:
         """Open a model by the fields of `ExtractorSettings`.
 
         Raises:
-          ValueError: if there is no layer, or anything does not fit.
+            ValueError: if there is no layer, or anything does not fit.
         """
         opened = ExtractorSettings(model_path, layers, **settings)  # type: ignore[arg-type]
         if not opened.layers and layers != "all":
@@ -227,13 +228,13 @@ class ActivationExtractor:
         """Tokenize texts and capture them.
 
         Returns:
-          Pooled: for each site [texts, width]. Every token: for each text, by site,
-          [tokens, width]. The site of the residual stream after a layer is the layer's number;
-          other sites have TransformerLens' names, such as `blocks.10.hook_mlp_out`.
+            Pooled: for each site [texts, width]. Every token: for each text, by site,
+            [tokens, width]. The site of the residual stream after a layer is the layer's number;
+            other sites have TransformerLens' names, such as `blocks.10.hook_mlp_out`.
 
         Raises:
-          TypeError: if `texts` is a string.
-          ValueError: if a text has no token.
+            TypeError: if `texts` is a string.
+            ValueError: if a text has no token.
         """
         if isinstance(texts, str):
             raise TypeError("texts is one string; give a list of them")
@@ -263,13 +264,13 @@ class ActivationExtractor:
 
         A `SampleTokens` has positions of the only tokens that are stored or averaged.
 
-        While a step computes, the previous one is copied to the host. At most two are in flight,
-        so host memory does not grow with the number of samples. The order of the samples depends
-        only on their lengths and the batch size.
+        While a step computes, the previous one is copied to the host. At most two are in flight, so
+        host memory does not grow with the number of samples. The order of the samples depends only
+        on their lengths and the batch size.
 
         Raises:
-          ValueError: if a sample is empty or not a list of integers, or holds an id outside the
-            vocabulary, or tokens are chosen with pooling "last".
+            ValueError: if a sample is empty or not a list of integers, or holds an id outside the
+                vocabulary, or tokens are chosen with pooling "last".
         """
         given = [self._tokens_of(sample) for sample in samples]
         vocabulary = self.source.config.vocab_size
@@ -331,7 +332,7 @@ class ActivationExtractor:
         """Split a step that the device has no memory for.
 
         Raises:
-          DeviceMemoryError: if it is a single sample in the smallest step that holds it.
+            DeviceMemoryError: if it is a single sample in the smallest step that holds it.
         """
         halves = split_step(step, self._packing.rows)
         if halves is None:
@@ -431,7 +432,7 @@ def check_layers(layers: Sequence[int], num_layers: int) -> None:
     """Check the layers to capture.
 
     Raises:
-      ValueError: if there is no layer, one twice, or one that the model does not have.
+        ValueError: if there is no layer, one twice, or one that the model does not have.
     """
     if not layers:
         raise ValueError("no layer to capture")

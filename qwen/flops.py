@@ -19,8 +19,8 @@ def flops_of(
     """Return the FLOPs of the lowest `depth` layers.
 
     Args:
-      slots: token slots that go through the layers.
-      lengths: tokens of the samples that they hold, within which attention works.
+        slots: token slots that go through the layers.
+        lengths: tokens of the samples that they hold, within which attention works.
     """
     found = np.asarray(lengths, np.int64)
     return sum(

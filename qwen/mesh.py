@@ -27,7 +27,7 @@ def make_mesh(shape: tuple[int, int] | None, devices: Sequence[jax.Device]) -> M
     """Make a (data, model) mesh of the first devices; all of them along data by default.
 
     Raises:
-      MeshError: if there are too few devices.
+        MeshError: if there are too few devices.
     """
     data, model = shape or (len(devices), 1)
     if data < 1 or model < 1 or data * model > len(devices):
@@ -43,7 +43,7 @@ def check_mesh_fits_model(mesh: Mesh, config: ModelConfig) -> None:
     """Check that the model axis divides all dimensions of the model that are split over it.
 
     Raises:
-      MeshError: naming the dimension and the sizes that divide it.
+        MeshError: naming the dimension and the sizes that divide it.
     """
     parts = mesh.shape[MODEL_AXIS]
     sizes = {"num_attention_heads": config.num_attention_heads}

@@ -62,7 +62,7 @@ class ModelFiles(ABC):
         """Return the names of all files, of those too that are never fetched.
 
         Raises:
-          ModelNotFoundError: if they cannot be listed.
+            ModelNotFoundError: if they cannot be listed.
         """
         folder = self.text_folder()
         try:
@@ -101,8 +101,8 @@ class HubFiles(ModelFiles):
     """A repository of the Hugging Face hub, kept in the hub's own cache.
 
     Attributes:
-      repository: its id, such as `Qwen/Qwen2.5-0.5B`.
-      revision: a branch, a tag or a commit; None for the main branch.
+        repository: its id, such as `Qwen/Qwen2.5-0.5B`.
+        revision: a branch, a tag or a commit; None for the main branch.
     """
 
     repository: str
@@ -242,7 +242,7 @@ def find_files(model_path: str) -> ModelFiles:
     """Find out what kind of place a model path names.
 
     Raises:
-      ModelNotFoundError: if there can be no model at such a path, with the reason.
+        ModelNotFoundError: if there can be no model at such a path, with the reason.
     """
     if model_path.startswith("gs://"):
         return GcsFiles(model_path)
@@ -294,7 +294,7 @@ def _snapshot_of(folder: Path) -> Path:
     """Return the snapshot in a folder of the hub's cache; other folders unchanged.
 
     Raises:
-      ModelNotFoundError: if it has several and `refs/main` names none of them, or none at all.
+        ModelNotFoundError: if it has several and `refs/main` names none of them, or none at all.
     """
     if not folder.name.startswith("models--") or (folder / "config.json").exists():
         return folder

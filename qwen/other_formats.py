@@ -66,8 +66,8 @@ def explain(folder: Path, names: Sequence[str]) -> str:
     """Say what a folder without a checkpoint holds, and what to do.
 
     Args:
-      folder: the folder, or a local copy of its text files.
-      names: all names in it.
+        folder: the folder, or a local copy of its text files.
+        names: all names in it.
     """
     if adapter := adapter_in(folder):
         return adapter

@@ -115,7 +115,7 @@ def _with_parameters(
     """Make a model of what `make` gives for the source, the prefix and the shape of a parameter.
 
     Args:
-      config, split: the model as stored, and as its parameters are laid out on the mesh.
+        config, split: the model as stored, and as its parameters are laid out on the mesh.
     """
     family = family_of(config)
     embedding = family.embedding(config)

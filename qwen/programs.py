@@ -45,9 +45,9 @@ class Captured(NamedTuple):
     """What a step gives for one site.
 
     Attributes:
-      vectors: stored rows [R, N, row elements] of the vectors of each row of slots, those of its
-        samples or chosen tokens, in order; the rest is padding.
-      moments: [devices along the data axis, 2 * H + places of a device], from `moments_of`.
+        vectors: stored rows [R, N, row elements] of the vectors of each row of slots, those of its
+            samples or chosen tokens, in order; the rest is padding.
+        moments: [devices along the data axis, 2 * H + places of a device], from `moments_of`.
     """
 
     vectors: jax.Array
@@ -59,13 +59,13 @@ class StepPrograms:
     """Programs compiled for one step shape; x is the residual stream, [R, L, H].
 
     Attributes:
-      embed: (embedding, inputs) to (x, rotary).
-      layers: for each kind of layer, (layer state, x, rotary, inputs) to (x after the layer,
-        captured values).
-      top: the same for the highest layer, captured values alone.
-      moments: for each width, (captured vectors, inputs) to their moments. Programs of their own,
-        because XLA may recompute values inside a program, and then differs from the stored ones in
-        the last bit.
+        embed: (embedding, inputs) to (x, rotary).
+        layers: for each kind of layer, (layer state, x, rotary, inputs) to (x after the layer,
+            captured values).
+        top: the same for the highest layer, captured values alone.
+        moments: for each width, (captured vectors, inputs) to their moments. Programs of their own,
+            because XLA may recompute values inside a program, and then differs from the stored ones
+            in the last bit.
     """
 
     embed: Callable[..., tuple[jax.Array, Rotary]]
@@ -150,8 +150,8 @@ class Programs:
     def lower(self, shape: StepShape) -> Any:
         """Lower the programs for steps of this shape: `StepPrograms` of `jax.stages.Lowered`.
 
-        The model's parameters need no values (`abstract_model`), and the mesh's devices need not
-        be at hand (`jax.experimental.topologies`).
+        The model's parameters need no values (`abstract_model`), and the mesh's devices need not be
+        at hand (`jax.experimental.topologies`).
         """
 
         def on_rows(leaf: Any) -> jax.ShapeDtypeStruct:

@@ -31,23 +31,23 @@ class ExtractorSettings:
     """Everything that a worker needs to build its `ActivationExtractor`.
 
     Attributes:
-      model_path: a local folder, a `gs://` folder, a hub id, with or without `@REVISION`, or a
-        `random:` preset; a `Path` becomes a string on construction.
-      layers: the layers to capture, counted from 0; sorted on construction. Empty for "all".
-      hook_points: where in each layer to capture; in forward order on construction.
-      pooling: the `last` token or the `mean` of a sample, or `none` for every token.
-      compute_dtype: the dtype of the parameters and the residual stream.
-      storage_dtype: the dtype of the captured vectors.
-      batch_size: token slots per device and step, in units of 512.
-      mesh_shape: devices along (data, model); all local devices along data if None.
-      compile_cache: a local or `gs://` folder for compiled programs; none if empty.
-      ignore_config: fields of `config.json` to leave out although they are not understood.
-      environment: variables that a device's runtime reads when it starts, such as `TPU_WORKER_ID`;
-        variables that are set already keep their values.
-      expected_config, weights_fingerprint, expected_versions, expected_ops: the model and the
-        versions of packages that the run was started with, and the operations that computed its
-        finished files. A worker that has others refuses to start. What is None or empty is not
-        checked.
+        model_path: a local folder, a `gs://` folder, a hub id, with or without `@REVISION`, or a
+            `random:` preset; a `Path` becomes a string on construction.
+        layers: the layers to capture, counted from 0; sorted on construction. Empty for "all".
+        hook_points: where in each layer to capture; in forward order on construction.
+        pooling: the `last` token or the `mean` of a sample, or `none` for every token.
+        compute_dtype: the dtype of the parameters and the residual stream.
+        storage_dtype: the dtype of the captured vectors.
+        batch_size: token slots per device and step, in units of 512.
+        mesh_shape: devices along (data, model); all local devices along data if None.
+        compile_cache: a local or `gs://` folder for compiled programs; none if empty.
+        ignore_config: fields of `config.json` to leave out although they are not understood.
+        environment: variables that a device's runtime reads when it starts, such as
+            `TPU_WORKER_ID`; variables that are set already keep their values.
+        expected_config, weights_fingerprint, expected_versions, expected_ops: the model and the
+            versions of packages that the run was started with, and the operations that computed its
+            finished files. A worker that has others refuses to start. What is None or empty is not
+            checked.
     """
 
     model_path: str
@@ -70,7 +70,7 @@ class ExtractorSettings:
         """Check what can be checked without a model.
 
         Raises:
-          ValueError: naming the setting, its value and the values allowed.
+            ValueError: naming the setting, its value and the values allowed.
         """
         for name in ("model_path", "compile_cache"):
             object.__setattr__(self, name, os.fspath(getattr(self, name)))
@@ -93,7 +93,7 @@ class ExtractorSettings:
         """Every hook point of every layer, in forward order.
 
         Raises:
-          ValueError: if the layers have no numbers yet.
+            ValueError: if the layers have no numbers yet.
         """
         if not self.layers:
             raise ValueError("the layers are 'all': call with_layers_of with the model's number")
@@ -116,7 +116,7 @@ def check_hook_points(settings: ExtractorSettings, config: ModelConfig) -> None:
     """Check that every layer of the settings has every hook point.
 
     Raises:
-      NoSuchSiteError: naming a hook point, and the layers that have it.
+        NoSuchSiteError: naming a hook point, and the layers that have it.
     """
     for point in settings.hook_points:
         having = [each for each in range(config.num_hidden_layers) if config.width(each, point)]

@@ -34,9 +34,9 @@ class ModelSource:
     """A model that can be loaded.
 
     Attributes:
-      name: what the user called it.
-      config: the shape of the model.
-      files: the checkpoint; for a preset, whose weights are random, the tokenizer alone.
+        name: what the user called it.
+        config: the shape of the model.
+        files: the checkpoint; for a preset, whose weights are random, the tokenizer alone.
     """
 
     name: str
@@ -58,7 +58,7 @@ class ModelSource:
         """Open the tensors that activations depend on.
 
         Raises:
-          CheckpointError: if some are missing or damaged, or the checkpoint has others.
+            CheckpointError: if some are missing or damaged, or the checkpoint has others.
         """
         if self.is_random:
             return RandomWeights(self.config, PRESET_SEED)
@@ -70,7 +70,7 @@ class ModelSource:
         It reads their sizes and headers only, so that a job can be refused before it starts.
 
         Raises:
-          CheckpointError: if not.
+            CheckpointError: if not.
         """
         if not self.is_random:
             self._tensors_in(self.files.headers_folder())
@@ -96,7 +96,7 @@ class ModelSource:
         Records of token ids do without.
 
         Raises:
-          TokenizerError: if its files are damaged or contradict each other.
+            TokenizerError: if its files are damaged or contradict each other.
         """
         return self.tokenizer() if is_tokenizer(self.files.text_folder()) else None
 
@@ -104,7 +104,7 @@ class ModelSource:
         """Return the model's tokenizer, which is loaded once per process.
 
         Raises:
-          TokenizerError: if there is none, or its files are damaged or contradict each other.
+            TokenizerError: if there is none, or its files are damaged or contradict each other.
         """
         return load_tokenizer(self.files.text_folder())
 
@@ -118,8 +118,8 @@ def open_model(
     model, if it names `adapter_config.json`.
 
     Raises:
-      ModelNotFoundError: if there is no model at that path.
-      ModelConfigError: if its `config.json` is damaged or not of a model supported here.
+        ModelNotFoundError: if there is no model at that path.
+        ModelConfigError: if its `config.json` is damaged or not of a model supported here.
     """
     model_path = os.fspath(model_path)
     if model_path.startswith(PRESET_PREFIX):

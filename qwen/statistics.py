@@ -23,12 +23,12 @@ def moments_of(vectors: jax.Array, real: jax.Array) -> jax.Array:
     """Compute the moments of one device's vectors, inside the jitted program.
 
     Args:
-      vectors: [R, N, row elements], as they are stored.
-      real: [R, N] bool, the places that hold a vector.
+        vectors: [R, N, row elements], as they are stored.
+        real: [R, N] bool, the places that hold a vector.
 
     Returns:
-      [1, 2 * H + R * N] float32: mean, M2 and norms. The norm is NaN for a vector that is not
-      finite, which is left out of mean and M2, and `PADDING` where there is no vector.
+        [1, 2 * H + R * N] float32: mean, M2 and norms. The norm is NaN for a vector that is not
+        finite, which is left out of mean and M2, and `PADDING` where there is no vector.
     """
     x = dequantize(vectors.reshape(-1, vectors.shape[-1])).astype(jnp.float32)
     real = real.reshape(-1)
@@ -48,9 +48,9 @@ def statistics_of(moments: np.ndarray, vectors: np.ndarray) -> LayerStatistics:
     """Merge the moments of the devices, in the order of the mesh's data axis.
 
     Args:
-      moments: [devices, 2 * H + places] float32, from `moments_of`.
-      vectors: [n, row elements], the stored vectors; bfloat16 as ml_dtypes has it. Their statistics
-        are computed here if float32 was too narrow for the moments.
+        moments: [devices, 2 * H + places] float32, from `moments_of`.
+        vectors: [n, row elements], the stored vectors; bfloat16 as ml_dtypes has it. Their
+            statistics are computed here if float32 was too narrow for the moments.
     """
     bits = vectors.view(np.uint16) if vectors.dtype.name == "bfloat16" else vectors
     hidden = to_float32(bits[:0]).shape[1]

@@ -1,7 +1,7 @@
 """The tokenizer of a checkpoint, whose token ids are exactly those of its `tokenizer.json`.
 
-`AutoTokenizer` is not used: for some model types it builds another tokenizer from the vocabulary
-of `tokenizer.json`, without its normalizer and pre-tokenizer.
+`AutoTokenizer` is not used: for some model types it builds another tokenizer from the vocabulary of
+`tokenizer.json`, without its normalizer and pre-tokenizer.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     `tokenizer_config.json` says so.
 
     Raises:
-      TokenizerError: if there is no tokenizer, or its files are damaged or contradict each other.
+        TokenizerError: if there is no tokenizer, or its files are damaged or contradict each other.
     """
     whole = (folder / TOKENIZER).is_file()
     if not whole and not all((folder / name).is_file() for name in VOCABULARY):

@@ -24,10 +24,10 @@ class Family:
     """What is special about the checkpoints of a family.
 
     Attributes:
-      read_config: reads the fields of a `config.json` that it understands.
-      layer_parameters: gives the source of every parameter of a layer, by the parameter's path.
-      prefixes: what a checkpoint may have in place of `model.`.
-      left_out: tensors of a checkpoint that are not read, since no activation depends on them.
+        read_config: reads the fields of a `config.json` that it understands.
+        layer_parameters: gives the source of every parameter of a layer, by the parameter's path.
+        prefixes: what a checkpoint may have in place of `model.`.
+        left_out: tensors of a checkpoint that are not read, since no activation depends on them.
     """
 
     read_config: Callable[[ConfigFields], ModelConfig]
@@ -80,12 +80,12 @@ def read_config(
     """Read the parsed `config.json` of a checkpoint of any supported family.
 
     Args:
-      fields: all fields of the file.
-      source: the file, for messages.
-      ignored: fields to leave out.
+        fields: all fields of the file.
+        source: the file, for messages.
+        ignored: fields to leave out.
 
     Raises:
-      ModelConfigError: naming `source` and every field that is missing, wrong or not understood.
+        ModelConfigError: naming `source` and every field that is missing, wrong or not understood.
     """
     known = ConfigFields(fields, ignored)
     try:

@@ -34,13 +34,14 @@ def read_decoder(
     """Return the arguments of `ModelConfig` that all decoders have.
 
     Args:
-      fields: of the `config.json`.
-      class_prefix: a pattern of what the names of the family's classes in transformers begin with.
-      default_rotary_factor: the share of a head that RoPE rotates.
-      head_dim: the default; if None, the hidden size divided by the heads.
+        fields: of the `config.json`.
+        class_prefix: a pattern of what the names of the family's classes in transformers begin
+            with.
+        default_rotary_factor: the share of a head that RoPE rotates.
+        head_dim: the default; if None, the hidden size divided by the heads.
 
     Raises:
-      ModelConfigError: naming the field that is missing, wrong or unsupported.
+        ModelConfigError: naming the field that is missing, wrong or unsupported.
     """
     fields.check_classes(class_prefix + f"({_CLASSES})")
     model_type = fields.required("model_type")
@@ -80,7 +81,8 @@ def read_rope(
     and both may have `rope_scaling`.
 
     Raises:
-      ModelConfigError: if a setting is wrong or not supported, or two places contradict each other.
+        ModelConfigError: if a setting is wrong or not supported, or two places contradict each
+            other.
     """
     scaling, parameters = (_object(fields, name) for name in ("rope_scaling", "rope_parameters"))
     if scaling and parameters and scaling != parameters:
@@ -200,7 +202,7 @@ def read_sliding_window(fields: ConfigFields, num_layers: int) -> dict[str, Any]
     have the window, if `use_sliding_window` is true.
 
     Raises:
-      ModelConfigError: naming the field that is wrong or contradicts another.
+        ModelConfigError: naming the field that is wrong or contradicts another.
     """
     switch = fields.one_of("use_sliding_window", False, False, True, None)
     window, first = fields.get("sliding_window", 4096), fields.get("max_window_layers", 28)

@@ -139,7 +139,7 @@ class ConfigFields:
         """Check that every field that was not read is harmless.
 
         Raises:
-          ModelConfigError: naming all fields that are not, their values and the flag.
+            ModelConfigError: naming all fields that are not, their values and the flag.
         """
         harmless = _HARMLESS | self._read
         refused = {

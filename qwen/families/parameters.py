@@ -24,10 +24,10 @@ class ParameterSource:
     """One parameter of the model.
 
     Attributes:
-      tensors: names and shapes of the checkpoint tensors that it is made of.
-      layout: makes the parameter from them.
-      split_axis: the axis that is split over the mesh's model axis; None if every device has all.
-      contracted: for the kernel of a product, how many of its first axes the product contracts.
+        tensors: names and shapes of the checkpoint tensors that it is made of.
+        layout: makes the parameter from them.
+        split_axis: the axis that is split over the mesh's model axis; None if every device has all.
+        contracted: for the kernel of a product, how many of its first axes the product contracts.
     """
 
     tensors: tuple[tuple[str, tuple[int, ...]], ...]

@@ -24,7 +24,7 @@ def read_config(fields: ConfigFields) -> ModelConfig:
     """Read a `config.json`, whose settings of the text model may be in `text_config`.
 
     Raises:
-      ModelConfigError: naming the field.
+        ModelConfigError: naming the field.
     """
     text = fields.nested("text_config")
     if text is None:

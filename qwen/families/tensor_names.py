@@ -28,9 +28,9 @@ class TensorKind:
     """Tensors of one kind.
 
     Attributes:
-      pattern: a regular expression that matches their whole names in the checkpoint.
-      what: a name for them.
-      reported: whether the user is told that they are not read.
+        pattern: a regular expression that matches their whole names in the checkpoint.
+        what: a name for them.
+        reported: whether the user is told that they are not read.
     """
 
     pattern: str

@@ -75,13 +75,13 @@ def attention_of_slots(
     """Compute the definition of causal attention, for the queries of some slots of each row.
 
     Args:
-      slots: [R, S] int32, the slot that each query belongs to.
-      qkv: the queries of those slots, [R, S, K, G, D], and the keys and values of the whole rows.
-      segment_ids: [R, L] int32; a query sees the slots of its own segment up to its own slot.
-      window: the slots that a query sees at most; None for no limit.
+        slots: [R, S] int32, the slot that each query belongs to.
+        qkv: the queries of those slots, [R, S, K, G, D], and the keys and values of the whole rows.
+        segment_ids: [R, L] int32; a query sees the slots of its own segment up to its own slot.
+        window: the slots that a query sees at most; None for no limit.
 
     Returns:
-      [R, S, K, G, D], in the dtype of the queries.
+        [R, S, K, G, D], in the dtype of the queries.
     """
     query, key, value = qkv
     scale = 1.0 / math.sqrt(query.shape[-1])

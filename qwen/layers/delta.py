@@ -1,8 +1,8 @@
 """Gated delta network (https://arxiv.org/abs/2412.06464), the mixer of Qwen3.5's linear layers.
 
 Each head keeps a state that maps keys to values; a token decays it and replaces what it holds for
-the token's key. Further shape letters: K key heads, V value heads of each, D dimensions of a key,
-E of a value, W the widths of a key head's query, key and values, N chunks of C slots.
+the token's key. Further shape letters: K key heads, V value heads of each, D dimensions of a key, E
+of a value, W the widths of a key head's query, key and values, N chunks of C slots.
 """
 
 from __future__ import annotations
@@ -81,12 +81,12 @@ class _Chunk(NamedTuple):
     """One chunk's share of the rule, for all rows and heads: what the scan over chunks takes.
 
     Attributes:
-      query: [R, K, V, C, D], decayed since the chunk's start; 0 for samples that begin in it.
-      scores: [R, K, V, C, C], of queries and the chunk's own keys, decayed.
-      value, known: [R, K, V, C, E] and [R, K, V, C, D]: the values to write, and the keys by which
-        the part of them that the state holds already is found.
-      key: [R, K, V, C, D], decayed until the chunk's end; 0 for samples that end in it.
-      decay: [R, K, V], of the state over the chunk; 0 if its sample ends in it.
+        query: [R, K, V, C, D], decayed since the chunk's start; 0 for samples that begin in it.
+        scores: [R, K, V, C, C], of queries and the chunk's own keys, decayed.
+        value, known: [R, K, V, C, E] and [R, K, V, C, D]: the values to write, and the keys by
+            which the part of them that the state holds already is found.
+        key: [R, K, V, C, D], decayed until the chunk's end; 0 for samples that end in it.
+        decay: [R, K, V], of the state over the chunk; 0 if its sample ends in it.
     """
 
     query: jax.Array
@@ -110,14 +110,14 @@ def gated_delta_rule(
     """Compute the rule by chunks of `slots`, as `chunk_gated_delta_rule` of transformers does.
 
     Args:
-      query, key: [R, L, K, D] float32; L is a multiple of `slots`, keys have norm 1.
-      value: [R, L, K, V, E] float32.
-      decay: [R, L, K, V] float32, the logarithm of the factor of the state; at most 0.
-      beta: [R, L, K, V] float32, the share of a key's value that is replaced.
-      segment_ids: [R, L] int32; the state is empty at the start of each segment.
+        query, key: [R, L, K, D] float32; L is a multiple of `slots`, keys have norm 1.
+        value: [R, L, K, V, E] float32.
+        decay: [R, L, K, V] float32, the logarithm of the factor of the state; at most 0.
+        beta: [R, L, K, V] float32, the share of a key's value that is replaced.
+        segment_ids: [R, L] int32; the state is empty at the start of each segment.
 
     Returns:
-      [R, L, K, V, E] float32.
+        [R, L, K, V, E] float32.
     """
     rows, length, heads, groups, size = value.shape
     chunks = length // slots

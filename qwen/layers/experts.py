@@ -91,7 +91,7 @@ def _add_rows(
     """Add rows [B, H] to those of their tokens [B] in [T, H].
 
     Args:
-      places: [T * P], the row of each pair, counted from the first; others have no row.
+        places: [T * P], the row of each pair, counted from the first; others have no row.
     """
 
     def scatter() -> jax.Array:

@@ -26,9 +26,9 @@ class Ops(ABC):
     """Operations on rows that hold several samples; shapes are those of `qwen.layers`.
 
     Attributes:
-      name: of the set of operations.
-      tiles_kernels: whether kernels of products must be laid out by `tile_kernel` when loaded.
-      delta_chunk: slots of a chunk of a delta network in bfloat16, which divide 128.
+        name: of the set of operations.
+        tiles_kernels: whether kernels of products must be laid out by `tile_kernel` when loaded.
+        delta_chunk: slots of a chunk of a delta network in bfloat16, which divide 128.
     """
 
     name: ClassVar[OpsName]
@@ -49,13 +49,13 @@ class Ops(ABC):
         float32. The result at a padding slot is finite and otherwise arbitrary.
 
         Args:
-          qkv: queries, keys and values.
-          segment_ids: [R, L] int32, 1, 2, ... for samples, 0 for padding.
-          positions: [R, L] int32, of each token in its sample.
-          window: the tokens that a query sees at most, itself included; None for no limit.
+            qkv: queries, keys and values.
+            segment_ids: [R, L] int32, 1, 2, ... for samples, 0 for padding.
+            positions: [R, L] int32, of each token in its sample.
+            window: the tokens that a query sees at most, itself included; None for no limit.
 
         Returns:
-          [R, L, K, G, D], in the dtype of the queries.
+            [R, L, K, G, D], in the dtype of the queries.
         """
 
     def queries_keys_values(
@@ -82,12 +82,12 @@ class Ops(ABC):
         """Apply the MLP of each group of rows.
 
         Args:
-          x: [T, H], the rows of the first group, then of the second, and so on.
-          sizes: [E] int32, the rows of each group. Their sum may be less than T.
-          kernels: of gates and updates [E, H, I], and of the output [E, I, H].
+            x: [T, H], the rows of the first group, then of the second, and so on.
+            sizes: [E] int32, the rows of each group. Their sum may be less than T.
+            kernels: of gates and updates [E, H, I], and of the output [E, I, H].
 
         Returns:
-          [T, H] float32; arbitrary for rows that belong to no group.
+            [T, H] float32; arbitrary for rows that belong to no group.
         """
         gate, up, down = kernels
 

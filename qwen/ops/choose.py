@@ -19,8 +19,8 @@ def choose_ops(
     """Choose the fastest operations that a device has for a model.
 
     Args:
-      dtype: of the parameters.
-      model_parts: devices that a layer is split over.
+        dtype: of the parameters.
+        model_parts: devices that a layer is split over.
     """
     if device.platform == "cpu" and amx.fits(config, dtype, model_parts):
         return amx.AmxOps()

@@ -44,7 +44,8 @@ def varied_weights(config: ModelConfig, seed: int = 0) -> dict[str, np.ndarray]:
     """Every tensor of the config's checkpoint, float32, with biases and norms that matter.
 
     The values depend on the name alone. They are the same on every machine and in every version of
-    numpy, whose legacy generator is frozen (https://numpy.org/doc/stable/reference/random/legacy.html).
+    numpy, whose legacy generator is frozen
+    (https://numpy.org/doc/stable/reference/random/legacy.html).
     """
     tensors = {}
     for name, shape in family_of(config).tensor_shapes(config).items():

@@ -154,7 +154,7 @@ def assert_close_statistics(found: LayerStatistics, vectors: np.ndarray) -> None
     """Compare counts exactly, the others to about float32's precision.
 
     Args:
-      vectors: [n, hidden] float32 or bfloat16.
+        vectors: [n, hidden] float32 or bfloat16.
     """
     bits = vectors if vectors.dtype == np.float32 else vectors.view(np.uint16)
     expected = LayerStatistics.of_vectors(bits)

@@ -17,11 +17,12 @@ class Case:
     """A model, in terms of transformers.
 
     Attributes:
-      name: of its classes, without `Config` and `ForCausalLM`.
-      heads: query heads and key-value heads.
-      delta: key heads, value heads, and their dimensions.
-      multimodal: whether it is the text part of a checkpoint with a vision tower and `mtp` tensors.
-      published: replaces fields of `config.json`, as published files have them; None removes one.
+        name: of its classes, without `Config` and `ForCausalLM`.
+        heads: query heads and key-value heads.
+        delta: key heads, value heads, and their dimensions.
+        multimodal: whether it is the text part of a checkpoint with a vision tower and `mtp`
+            tensors.
+        published: replaces fields of `config.json`, as published files have them; None removes one.
     """
 
     name: str

@@ -23,9 +23,9 @@ def transformers_model(
     """Load a checkpoint in ``float32`` or ``bfloat16``; options are of ``from_pretrained``.
 
     Returns:
-      A function from token ids [samples, tokens] int32, and an attention mask of the same shape
-      where they are padded, to [sites, samples, tokens, hidden] float32. Sites are all layers at
-      the first hook point, then at the next.
+        A function from token ids [samples, tokens] int32, and an attention mask of the same shape
+        where they are padded, to [sites, samples, tokens, hidden] float32. Sites are all layers at
+        the first hook point, then at the next.
     """
     run = transformers_sites(folder, dtype, **options)
 
@@ -45,9 +45,9 @@ def transformers_sites(
     Hooks, because ``hidden_states`` gives the last layer's output only after the final norm.
 
     Returns:
-      A function from token ids [samples, tokens] int32, and an attention mask of the same shape
-      where they are padded, to [samples, tokens, width] of every site that a layer has: float64 if
-      ``dtype`` is, else float32.
+        A function from token ids [samples, tokens] int32, and an attention mask of the same shape
+        where they are padded, to [samples, tokens, width] of every site that a layer has: float64
+        if ``dtype`` is, else float32.
     """
     import torch
     import transformers

@@ -20,7 +20,7 @@ def captured_by(module: str, folder: Path, timeout: float) -> Mapping[str, np.nd
     """Run a module with the folder as argument, and return what it wrote to `captures.npz`.
 
     Args:
-      timeout: seconds.
+        timeout: seconds.
     """
     subprocess.run(
         [sys.executable, "-m", module, folder],

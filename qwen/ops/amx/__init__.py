@@ -1,9 +1,9 @@
 """Operations on the matrix registers (AMX) of Intel CPUs, in bfloat16.
 
-XLA's own products reach a third of what the registers can do, with passes over memory between
-them, and XLA has no fused attention on CPUs. Here a layer is four calls of kernels in C++, through
-JAX's foreign function interface (https://docs.jax.dev/en/latest/ffi.html). Kernels of products are
-tiled once, when a model is loaded: [columns / 32, depth / 32, 1024], as `tiles.h` describes.
+XLA's own products reach a third of what the registers can do, with passes over memory between them,
+and XLA has no fused attention on CPUs. Here a layer is four calls of kernels in C++, through JAX's
+foreign function interface (https://docs.jax.dev/en/latest/ffi.html). Kernels of products are tiled
+once, when a model is loaded: [columns / 32, depth / 32, 1024], as `tiles.h` describes.
 """
 
 from __future__ import annotations
