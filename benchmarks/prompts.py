@@ -1,4 +1,4 @@
-"""The prompts that the benchmarks run: ARC-AGI-1 training tasks with their real lengths."""
+"""Prompts of the benchmarks: ARC-AGI-1 training tasks with their real lengths."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ TRAINING = Path(__file__).parents[2] / "shared" / "data" / "arc_agi_1" / "traini
 
 
 def arc_prompts(tasks: int | None = None, file: Path = TRAINING) -> list[np.ndarray]:
-    """Token ids, [tokens] int32 each, of evenly spaced tasks of a combined file.
+    """Return token ids, [tokens] int32 each, of evenly spaced tasks of a combined file.
 
     Args:
-        tasks: how many tasks to take; all by default.
+        tasks: number of tasks; all by default.
+        file: the combined file.
 
     Raises:
-        FileNotFoundError: if the file is not there.
+        FileNotFoundError: if the file does not exist.
     """
     with file.open("rb") as stream:
         found = [item for item in parse_tasks(stream, file.name) if isinstance(item, Task)]

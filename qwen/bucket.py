@@ -1,4 +1,4 @@
-"""The process's one client of Cloud Storage."""
+"""The Cloud Storage client of a process."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from qwen.load_once import load_once
 
 
 def bucket_client() -> Any:
-    """Return the `google.cloud.storage.Client` that everything in this process shares.
+    """Return the `google.cloud.storage.Client` that this process shares.
 
-    It is made when it is first asked for, and is safe to use from several threads.
+    The first call creates the client. Several threads can use it at once.
     """
     return _client_of(os.environ.get("STORAGE_EMULATOR_HOST"))
 
 
 @load_once
 def _client_of(emulator: str | None) -> Any:
-    """Make a client; it keeps the address of the emulator that is set when it is made."""
+    """Create a client, which keeps the emulator address of the environment at this moment."""
     from google.cloud import storage
 
     return storage.Client()

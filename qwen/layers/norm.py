@@ -11,13 +11,15 @@ from qwen.layers.precision import round_to
 
 
 class RMSNorm(nnx.Module):
+    """RMSNorm with a scale."""
+
     def __init__(self, size: int, epsilon: float, dtype: jnp.dtype) -> None:
         self.scale = nnx.Param(jnp.ones(size, dtype))
         self.epsilon = epsilon
 
     @classmethod
     def of(cls, config: ModelConfig, size: int, dtype: jnp.dtype) -> RMSNorm:
-        """Make a norm of a model; a scale that was stored as 1 less keeps float32."""
+        """Make a norm for a model; the scale is float32 if checkpoints store it minus 1."""
         return cls(
             size,
             config.rms_norm_eps,
