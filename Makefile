@@ -29,6 +29,8 @@ AUDIT := $(AUDIT_VENV)/.installed
 PIP_AUDIT := $(if $(CERTIFICATES),REQUESTS_CA_BUNDLE=$(CERTIFICATES)) $(AUDIT_VENV)/bin/pip-audit --disable-pip
 COMPOSER_VENV := .venv-composer
 COMPOSER := $(COMPOSER_VENV)/.installed
+DOCS_VENV := .venv-docs
+DOCS := $(DOCS_VENV)/.installed
 ORDERS_VENV := .venv-orders
 ORDERS := $(ORDERS_VENV)/.installed
 TORCH_VENV := .venv-torch
@@ -43,7 +45,7 @@ PARALLEL := --numprocesses auto --dist worksteal
 TORCH_TESTS = $(shell grep -rlE 'pytest\.mark\.torch\b' --include='test_*.py' tests)
 
 .DEFAULT_GOAL := help
-.PHONY: audit bench clean composer-test demo demo-tokens engine-test format gpu-check help image-check \
+.PHONY: audit bench clean composer-test demo demo-tokens docs engine-test format gpu-check help image-check \
     import-orders lint lock reliability setup test torch-test tpu-check train
 
 help: ## show this list
@@ -68,6 +70,11 @@ image-check: $(DEVELOP) ## run the container image's build steps here, and the j
 
 engine-test: $(DEVELOP) $(ENGINES) ## run the job on Prism and on a Flink cluster; needs Go, Java and Maven
 	$(BIN)/python -m pytest -m engines tests/engines $(PYTEST_ARGS)
+
+docs: $(DOCS) $(DEVELOP) ## build docs/ as a site, build/site/index.html; refuses broken links and pages too wide
+	JAX_PLATFORMS=cpu $(DOCS_VENV)/bin/python -m sphinx --fail-on-warning --keep-going --fresh-env --quiet \
+	    --doctree-dir build/doctrees docs build/site
+	$(BIN)/python -m pytest -m site tests/test_site.py
 
 import-orders: $(ORDERS) ## import this project, TensorFlow and torch in every order; takes 8 GB
 	$(ORDERS_VENV)/bin/python -m pytest -m import_orders tests/test_imports.py
@@ -138,7 +145,7 @@ lock: $(UV) ## resolve pyproject.toml into requirements/; LOCK_ARGS=--upgrade re
 	requirements/lock.sh $(UV) $(LOCK_ARGS)
 
 clean: ## remove what make and the tools made, .venv included
-	rm -rf $(VENV) $(AUDIT_VENV) $(COMPOSER_VENV) $(ENGINES_DIR) $(ORDERS_VENV) $(TORCH_VENV) $(TPU_VENV) build \
+	rm -rf $(VENV) $(AUDIT_VENV) $(COMPOSER_VENV) $(DOCS_VENV) $(ENGINES_DIR) $(ORDERS_VENV) $(TORCH_VENV) $(TPU_VENV) build \
 	    demo-output demo-tokens sae text-activations text-sae texts.parquet *.egg-info .mypy_cache \
 	    .pytest_cache .ruff_cache .hypothesis
 
@@ -187,6 +194,13 @@ $(ORDERS): requirements/dev.txt requirements/torch.txt $(RUNTIME)
 	$(call environment,$(ORDERS_VENV),$(BIN)/python,$(SUPPORTED))
 	$(call install,$(ORDERS_VENV)) $(hashed) requirements/dev.txt
 	$(call install,$(ORDERS_VENV)) --requirement requirements/torch.txt
+	@touch $@
+
+# The reference is made from docstrings, so the packages must be importable.
+$(DOCS): requirements/docs.txt $(RUNTIME)
+	@echo "setup: what builds the documentation (requirements/docs.txt)"
+	$(call environment,$(DOCS_VENV),$(BIN)/python,$(SUPPORTED))
+	$(call install,$(DOCS_VENV)) $(hashed) requirements/base.txt --requirement requirements/docs.txt
 	@touch $@
 
 # Composer runs Airflow on Python 3.11, and the lock is for that.

@@ -1,6 +1,6 @@
 """Per-layer activation datasets on disk: write, read and verify them.
 
-Needs numpy and google-crc32c only. docs/format.md describes the files.
+The package needs only numpy and google-crc32c. docs/reference/format.md describes the files.
 """
 
 from activation_dataset.metadata import Metadata

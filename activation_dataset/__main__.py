@@ -1,4 +1,4 @@
-"""python -m activation_dataset: commands on a dataset."""
+"""Commands on a dataset: python -m activation_dataset COMMAND."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from activation_dataset.reporting.survey import survey
 from activation_dataset.tfrecord import ADVICE, CorruptRecordError
 from activation_dataset.verify import verify
 
-# Errors whose message says all that a user needs.
+# Errors whose message is enough for a user, without a traceback.
 _EXPLAINED = (
     *(OSError, ImportError, DatasetError, CorruptRecordError),
     *(CertifyError, CardError, ExportError),
@@ -31,7 +31,7 @@ _EXPLAINED = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code: 0 good, 1 problems found, 2 could not look."""
+    """Run a command and return its exit code: 0 for success, 1 for problems, 2 for an error."""
     return until_closed(lambda: _main(arguments))
 
 
@@ -51,7 +51,7 @@ def _main(arguments: Sequence[str] | None) -> int:
 
 
 def _explained(error: Exception, folder: str) -> str:
-    """What is wrong, and what to do if a file of the dataset is damaged or missing."""
+    """Return the message of an error, with advice if a file of the dataset is bad or missing."""
     said = "; ".join([str(error), *getattr(error, "__notes__", [])])
     missing = error.filename if isinstance(error, FileNotFoundError) else None
     if missing and Path(folder).is_dir() and Path(missing).is_relative_to(folder):
@@ -62,8 +62,8 @@ def _explained(error: Exception, folder: str) -> str:
 def _verify(options: argparse.Namespace) -> int:
     """Check a dataset against its metadata.
 
-    Compares size and CRC32C of every file and the digest of metadata.json, and prints each problem
-    on a line: file, what is wrong, what to do. Exits with 1 if there are problems.
+    Compares the size and CRC32C of every file and the digest of metadata.json. Prints one line for
+    each problem: the file, what is wrong, and what to do. Exits with 1 if there are problems.
     """
     started = time.monotonic()
     found = verify(options.folder, records=options.records)
@@ -79,20 +79,20 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    """Print facts about a dataset and a table of its layers."""
+    """Print a summary of a dataset and a table of its layers."""
     print(inspect(options.folder, ActivationDataset(options.folder).metadata), end="")
     return 0
 
 
 def _report(options: argparse.Namespace) -> int:
-    """Draw a dataset on a page of HTML.
+    """Write an HTML report on a dataset.
 
-    The page needs no network. Reads a bounded choice of whole samples unless told otherwise.
+    The page needs no network. Unless --full is set, the report reads a bounded number of samples.
     """
     dataset = ActivationDataset(options.folder)
     output = Path(options.output)
-    if not output.parent.is_dir():  # before much is read
-        raise FileNotFoundError(f"--output {output}: there is no folder {output.parent}")
+    if not output.parent.is_dir():  # checked early: reading can take minutes
+        raise FileNotFoundError(f"--output {output}: folder {output.parent} does not exist")
     found = survey(dataset, whole=options.full, seed=options.seed)
     output.write_text(report(dataset, found), "utf-8")
     print(f"{output}: read {len(found.numbers):,} of {dataset.num_vectors:,} vectors of each layer")
@@ -100,9 +100,9 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _card(options: argparse.Namespace) -> int:
-    """Write a dataset's card, README.md, again.
+    """Regenerate the dataset card, README.md.
 
-    Includes the certificate if there is one. Leaves a card alone that somebody else wrote.
+    Includes the certificate if there is one. Does not overwrite a card that somebody else wrote.
     """
     dataset = ActivationDataset(options.folder)
     present, certificate = (
@@ -110,7 +110,7 @@ def _card(options: argparse.Namespace) -> int:
     )
     text = renewed_card(dataset.metadata, present, certificate, options.license)
     if text is None:
-        raise CardError(f"its {CARD_FILE} was written by somebody else: remove or rename it first")
+        raise CardError(f"somebody else wrote its {CARD_FILE}: remove or rename the file first")
     dataset.folder.save(CARD_FILE, text.encode())
     print(f"{options.folder}/{CARD_FILE}")
     return 0
@@ -127,8 +127,8 @@ def _content(folder: Folder, name: str) -> bytes | None:
 def _certify(options: argparse.Namespace) -> int:
     """Compare samples with Hugging Face transformers.
 
-    Computes some samples again in float32, writes the worst errors of each layer to
-    certificate.json, and exits with 1 if they are past the tolerance. Needs torch and transformers.
+    Recomputes some samples in float32 and writes the largest errors of each layer to
+    certificate.json. Exits with 1 if an error exceeds the tolerance. Needs torch and transformers.
     """
     found = certify(
         options.folder, options.model_path, options.samples, options.seed, options.tolerance
@@ -136,27 +136,28 @@ def _certify(options: argparse.Namespace) -> int:
     print("relative error  cosine    layer")
     for site, parity in found["layers"].items():
         print(f"{parity['relative_error']:14.2e}  {parity['cosine']:.6f}  {site}")
-    verdict = "within" if found["passed"] else "PAST"
+    verdict = "within" if found["passed"] else "EXCEEDS"
     compared = f"{len(found['samples'])} samples, {found['vectors']} vectors in each layer"
     print(f"{verdict} the tolerance of {found['tolerance']:g}: {compared}; {CERTIFICATE_FILE}")
     return 0 if found["passed"] else 1
 
 
 def _index(options: argparse.Namespace) -> int:
-    """Make the indexes of a dataset before it is read.
+    """Build the indexes of a dataset before it is read.
 
-    Reading a local folder does so by itself. Do it before an upload, or for a gs:// URL.
+    A reader of a local folder builds missing indexes itself. Run this command before an upload, or
+    for a gs:// URL.
     """
     dataset = ActivationDataset(options.folder)
     made = keep_indexes(dataset.folder, dataset.metadata)
-    print(f"{count_of(len(dataset.metadata.shards), 'shard')}, {made} of them indexed now")
+    print(f"{count_of(len(dataset.metadata.shards), 'shard')}, {made} newly indexed")
     return 0
 
 
 def _export(options: argparse.Namespace) -> int:
-    """Write a layer for a trainer of sparse autoencoders.
+    """Export layers for a trainer of sparse autoencoders.
 
-    Writes it as SAELens or dictionary_learning loads it, or as safetensors, and prints how.
+    Writes files for SAELens or dictionary_learning, or safetensors, and prints how to load them.
     """
     return export.run(options)
 
@@ -166,18 +167,18 @@ def _build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(run: Callable[[argparse.Namespace], int], done: str) -> argparse.ArgumentParser:
-        """Add a command, given what completes "DIR cannot be ..."."""
+        """Add a command. `done` completes the message "DIR cannot be ..."."""
         text = " ".join((run.__doc__ or "").split())
         command = commands.add_parser(
             run.__name__[1:], help=text.partition(". ")[0], description=text
         )
         command.set_defaults(run=run, done=done)
         if run is not _export:
-            command.add_argument("folder", metavar="DIR", help="the dataset, a folder or gs:// URL")
+            command.add_argument("folder", metavar="DIR", help="dataset: a folder or a gs:// URL")
         return command
 
     def add_seed(command: argparse.ArgumentParser) -> None:
-        text = "decides what is chosen (default: 0)"
+        text = "seed of the random choice of samples (default: 0)"
         command.add_argument("--seed", type=export.at_least(0), default=0, help=text)
 
     command = add(_verify, "verified")
@@ -185,21 +186,30 @@ def _build_parser() -> argparse.ArgumentParser:
         "--records", action="store_true", help="also decode and check every record"
     )
     command = add(_certify, "certified")
-    command.add_argument("--model_path", required=True, help="folder of the dataset's checkpoint")
-    command.add_argument("--samples", type=export.at_least(1), default=16, help="default: 16")
+    command.add_argument("--model_path", required=True, help="folder of the model's checkpoint")
+    command.add_argument(
+        "--samples",
+        type=export.at_least(1),
+        default=16,
+        help="number of samples to compare (default: 16)",
+    )
     add_seed(command)
     command.add_argument(
-        "--tolerance", type=float, help="largest relative error (default: by dtype)"
+        "--tolerance", type=float, help="largest relative error (default: depends on the dtypes)"
     )
     add(_index, "indexed")
     export.add_arguments(add(_export, "exported"))
     add(_inspect, "inspected")
     command = add(_report, "reported on")
-    command.add_argument("-o", "--output", default="report.html", help="default: report.html")
+    command.add_argument(
+        "-o", "--output", default="report.html", help="file to write (default: report.html)"
+    )
     command.add_argument("--full", action="store_true", help="read every vector")
     add_seed(command)
     command = add(_card, "described")
-    command.add_argument("--license", help="identifier of the Hugging Face hub, such as apache-2.0")
+    command.add_argument(
+        "--license", help="license identifier of the Hugging Face hub, such as apache-2.0"
+    )
     return parser
 
 

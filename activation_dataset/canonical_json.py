@@ -1,4 +1,4 @@
-"""JSON files whose text is a function of their values, with a schema version and a digest."""
+"""JSON files with a canonical text, a schema version and a digest."""
 
 from __future__ import annotations
 
@@ -11,15 +11,20 @@ from activation_dataset.format import SCHEMA_VERSION
 
 
 def digest_of(value: Mapping[str, Json]) -> str:
-    """SHA-256, in hex, of the value on one line. Raises ValueError if it cannot be JSON."""
+    """Return the SHA-256, in hex, of a value as one line of JSON.
+
+    Raises:
+        ValueError: JSON cannot represent the value.
+    """
     return hashlib.sha256(_line(value).encode("utf-8")).hexdigest()
 
 
 def sealed_text(value: Mapping[str, Json], digest_field: str) -> str:
-    """Text of an object, with the schema version and a digest in two more fields.
+    """Return the text of an object, with the schema version and a digest in two more fields.
 
-    The second line holds the digest: SHA-256, in hex, of the text without this line. After it, each
-    field has a line, sorted by name, and so has each element of `batches` and `statistics`.
+    The second line holds the digest: the SHA-256, in hex, of the text without this line. The fields
+    follow, sorted by name, one on each line. Each element of `batches` and `statistics` also has
+    its own line.
     """
     versioned = {**value, "schema_version": SCHEMA_VERSION}
     lines = [f"  {_line(key)}: {_lines(key, versioned[key])}" for key in sorted(versioned)]
@@ -28,7 +33,11 @@ def sealed_text(value: Mapping[str, Json], digest_field: str) -> str:
 
 
 def read_sealed(text: str | bytes, digest_field: str) -> dict[str, Json]:
-    """The other fields of an object that `sealed_text` wrote. Raises FieldError for other texts."""
+    """Return the fields of an object that `sealed_text` wrote, without version and digest.
+
+    Raises:
+        FieldError: `sealed_text` did not write this text.
+    """
     content = text.encode() if isinstance(text, str) else text
     try:
         value = json.loads(content)
@@ -41,7 +50,7 @@ def read_sealed(text: str | bytes, digest_field: str) -> dict[str, Json]:
     if version != SCHEMA_VERSION:
         raise FieldError(
             f"schema_version is {version}, but this package reads {SCHEMA_VERSION}: use a version "
-            "of the package that reads it, or extract again"
+            f"of the package that reads {version}, or extract again"
         )
     opening, _, rest = content.partition(b"\n")
     line, _, rest = rest.partition(b"\n")

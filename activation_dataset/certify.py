@@ -1,8 +1,8 @@
-"""Parity certificate: some samples of a dataset, computed again by Hugging Face transformers.
+"""Parity certificate: a comparison of some samples of a dataset with Hugging Face transformers.
 
-The reference is transformers' own model in PyTorch, in float32, one prompt at a time without
-padding, with a hook on each site. Its attention hands over queries, keys and values. It needs torch
-and transformers, which are imported on demand.
+The reference is the PyTorch model of transformers in float32. It runs one prompt at a time, without
+padding. Hooks capture every site except queries, keys and values, which a wrapper of the attention
+function captures. This module imports torch and transformers on demand.
 """
 
 from __future__ import annotations
@@ -31,42 +31,47 @@ from activation_dataset.storage_dtype import LARGEST_ELEMENT
 
 CERTIFICATE_FILE = "certificate.json"
 
-# Largest relative errors (L2) that rounding alone explains; docs/reliability.md says how they were
-# found. In bfloat16, 0.045 is a cosine of 0.999.
+# Largest relative errors (L2) that rounding alone explains; docs/reliability.md explains them. In
+# bfloat16, 0.045 corresponds to a cosine of 0.999.
 _EXACT, _STORED_NARROW, _COMPUTED_NARROW = 1e-4, 5e-3, 4.5e-2
 
 _OF_ATTENTION: tuple[HookPoint, ...] = ("q", "k", "v")
 
 _REFERENCE = "transformers in PyTorch, float32"
 
-# Maps token ids [tokens] to the vectors [tokens, hidden] of each site.
+# Function from token ids [tokens] to the vectors [tokens, hidden] of each site.
 _Reference = Callable[[NDArray[np.int32]], Mapping[Site, NDArray[np.float32]]]
 
 
 class CertifyError(ValueError):
-    """A dataset that cannot be compared; says why and what to do."""
+    """Error for a dataset that cannot be compared. The message gives the reason and the remedy."""
 
 
 class SiteParity(NamedTuple):
-    """Worst agreement of a site's vectors with the reference: L2 relative error, and cosine."""
+    """Worst agreement of a site's vectors with the reference.
+
+    Attributes:
+        relative_error: largest relative error, in the L2 norm.
+        cosine: smallest cosine.
+    """
 
     relative_error: float
     cosine: float
 
 
 def quote_certificate(content: bytes, metadata: Metadata) -> str | None:
-    """Sentences about the content of a certificate.json, or None if it is not of this dataset."""
+    """Return a summary of a certificate.json, or None if it does not belong to this dataset."""
     try:
         value = json.loads(content)
         if value["metadata_sha256"] != _digest_of(metadata):
             return None
         errors = {site: each["relative_error"] for site, each in value["layers"].items()}
         worst = max(errors, key=lambda site: errors[site])
-        verdict = "within" if value["passed"] else "**past**"
+        verdict = "is within" if value["passed"] else "**exceeds**"
         return (
             f"Compared with {_REFERENCE}: {len(value['samples']):,} samples, {value['vectors']:,} "
             f"vectors in each layer. The largest relative error, {errors[worst]:.2e} in layer "
-            f"{worst}, is {verdict} the tolerance of {value['tolerance']:g}."
+            f"{worst}, {verdict} the tolerance of {value['tolerance']:g}."
         )
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -79,30 +84,30 @@ def certify(
     seed: int = 0,
     tolerance: float | None = None,
 ) -> dict[str, Any]:
-    """Compute random samples of a dataset again and write certificate.json next to the metadata.
+    """Recompute random samples of a dataset and write certificate.json next to the metadata.
 
     Args:
-        path: the dataset, a local folder or a URL that fsspec can open.
-        model_path: the checkpoint, a local folder in the Hugging Face layout.
-        samples: number of samples, at most those of the dataset.
-        seed: decides which samples.
-        tolerance: largest relative error of a vector; by default what rounding explains.
+        path: dataset, a local folder or a URL that fsspec can open.
+        model_path: checkpoint, a local folder in the Hugging Face layout.
+        samples: number of samples; a smaller dataset is compared whole.
+        seed: seed of the choice of samples.
+        tolerance: largest relative error of a vector; None for what rounding explains.
 
     Returns:
         The content of certificate.json.
 
     Raises:
-        DatasetError: there is no complete dataset.
-        CertifyError: model and dataset do not belong together, or there is nothing to compare.
-        CorruptRecordError: a record that is compared is damaged.
-        ImportError: torch or transformers is missing.
-        OSError: a file cannot be read, or the certificate not written.
+        DatasetError: the path has no complete dataset.
+        CertifyError: the model is not the model of the dataset, or no sample can be compared.
+        CorruptRecordError: a chosen record is damaged.
+        ImportError: torch or transformers is not installed.
+        OSError: a file cannot be read, or the certificate cannot be written.
     """
     dataset = ActivationDataset(path)
     run = dataset.metadata.run
     if samples < 1 or not len(dataset):
         raise CertifyError(
-            f"there is no sample to compare among {len(dataset)}: --samples is {samples}"
+            f"no sample to compare: --samples is {samples}, the dataset has {len(dataset)} samples"
         )
     model = Path(model_path)
     reference = _load_reference(model, run)
@@ -145,12 +150,12 @@ def certify(
 
 
 def default_tolerance(run: RunDescription) -> float:
-    """Largest relative error that the rounding of a run explains."""
+    """Return the largest relative error that the rounding of a run explains."""
     largest = max(map(run.width, run.sites))
     stored = {
         "float32": 0.0,
         "bfloat16": _STORED_NARROW,
-        # Half the distance of two elements, of each element and of the largest one.
+        # Half the spacing of two values: relative to the element, and to the largest element.
         "float8_e4m3": 1 / 16,
         "int8": math.sqrt(largest) / 254,
     }[run.storage_dtype]
@@ -162,9 +167,15 @@ def default_tolerance(run: RunDescription) -> float:
 def pooled(
     vectors: NDArray[np.float32], pooling: Pooling, chosen: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
-    """[vectors, hidden] float64 in a record of that pooling, given those of all tokens.
+    """Pool vectors as a record does.
 
-    `chosen`, [tokens] bool, are the tokens that are stored or averaged.
+    Args:
+        vectors: [tokens, hidden] float32, vectors of all tokens.
+        pooling: pooling of the record.
+        chosen: [tokens] bool, True for tokens whose vectors are stored or averaged.
+
+    Returns:
+        [vectors, hidden] float64.
     """
     if pooling == "last":
         return vectors[-1:].astype(np.float64)
@@ -173,14 +184,17 @@ def pooled(
 
 
 def compare(stored: NDArray[np.float32], reference: NDArray[np.float64]) -> SiteParity:
-    """Worst agreement of stored vectors [vectors, hidden] with a reference of the same shape.
+    """Return the worst agreement of stored vectors [vectors, hidden] with a reference.
 
-    A vector that is not finite, on either side, has an infinite error.
+    A non-finite vector on either side has an infinite error.
+
+    Raises:
+        CertifyError: the two shapes differ.
     """
     if stored.shape != reference.shape:
         raise CertifyError(
             f"a record has vectors of shape {stored.shape}, the model gives {reference.shape}: "
-            "give the model that the dataset is of"
+            "give the model that the dataset was made with"
         )
     ours = stored.astype(np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -197,14 +211,14 @@ def compare(stored: NDArray[np.float32], reference: NDArray[np.float64]) -> Site
 
 
 def _load_reference(model_path: Path, run: RunDescription) -> _Reference:
-    """Load transformers' model in float32 from a checkpoint folder.
+    """Load the model of transformers in float32 from a checkpoint folder.
 
-    Hooks capture the vectors: its `hidden_states` have the last layer after the final norm only.
+    Hooks capture the vectors, because `hidden_states` has the last layer only after the final norm.
     """
     if not (model_path / "config.json").is_file():
         raise CertifyError(
-            f"{model_path}: there is no config.json. Give the checkpoint as a local folder in the "
-            "Hugging Face layout; python -m qwen.export_preset writes that of a random preset"
+            f"{model_path} has no config.json: give a local folder in the Hugging Face layout; "
+            "python -m qwen.export_preset writes one for a random preset"
         )
     try:
         torch, transformers = import_module("torch"), import_module("transformers")
@@ -220,8 +234,8 @@ def _load_reference(model_path: Path, run: RunDescription) -> _Reference:
     width, layers, last = config.hidden_size, config.num_hidden_layers, run.layers_extracted[-1]
     if width != run.hidden_dim or layers <= last:
         raise CertifyError(
-            f"{model_path} has {layers} layers, {width} wide; the dataset has layer {last} and is "
-            f"{run.hidden_dim} wide: give the model that the dataset is of"
+            f"{model_path} has {layers} layers of width {width}; the dataset has layer {last} and "
+            f"width {run.hidden_dim}: give the model that the dataset was made with"
         )
     captured: dict[Site, Any] = {}
     model = transformers.AutoModel.from_pretrained(
@@ -246,7 +260,7 @@ def _load_reference(model_path: Path, run: RunDescription) -> _Reference:
 
 
 def _captured_attention(transformers: Any, captured: dict[Site, Any]) -> str:
-    """Return the name of an attention that keeps its queries, keys and values in `captured`."""
+    """Register an attention that stores queries, keys and values in `captured`; return its name."""
     attention, masks = transformers.AttentionInterface, transformers.AttentionMaskInterface
     sdpa = attention()["sdpa"]
 
@@ -261,7 +275,7 @@ def _captured_attention(transformers: Any, captured: dict[Site, Any]) -> str:
 
 
 def _hook(layer: Any, hook_point: HookPoint, keep: Callable[[Any], None]) -> None:
-    """Have a decoder layer of transformers hand over its values at a hook point."""
+    """Register a hook that passes the values of a decoder layer at a hook point to `keep`."""
     mixer = layer.self_attn if hasattr(layer, "self_attn") else layer.linear_attn
     module = {
         "z": mixer.o_proj if hasattr(mixer, "o_proj") else mixer.out_proj,

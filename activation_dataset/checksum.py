@@ -1,4 +1,4 @@
-"""CRC32C of buffers and streams, always by the C library of google-crc32c."""
+"""CRC32C of buffers and streams, computed by the C extension of google-crc32c."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ Buffer = Any
 
 if google_crc32c.implementation != "c":
     raise ImportError(
-        "google-crc32c has no C extension here, only its pure Python fallback, which is about a "
+        "google-crc32c has no C extension in this environment. Its Python fallback is about a "
         "thousand times slower. Install a binary wheel: "
         "pip install --force-reinstall --only-binary :all: google-crc32c"
     )
 
-# Fits into a core's second-level cache, so that the checksum reads no memory twice.
+# Fits into the L2 cache of a core, so that the checksum reads the piece from the cache.
 _PIECE_BYTES = 1 << 19
 
 
 def extend(crc: int, buffer: Buffer) -> int:
-    """CRC32C of everything `crc` covers, followed by `buffer`. Copies nothing."""
-    # The C function refuses memoryviews and bytearrays, but takes any ndarray.
+    """Return the CRC32C of the bytes that `crc` covers followed by `buffer`, without a copy."""
+    # The C function rejects memoryviews and bytearrays, but accepts any ndarray.
     if not isinstance(buffer, bytes | np.ndarray):
         buffer = np.frombuffer(buffer, np.uint8)
     return int(google_crc32c.extend(crc, buffer))
 
 
 def crc32c(*buffers: Buffer) -> int:
-    """CRC32C of the buffers end to end."""
+    """Return the CRC32C of the concatenated buffers."""
     crc = 0
     for buffer in buffers:
         crc = extend(crc, buffer)
@@ -39,7 +39,11 @@ def crc32c(*buffers: Buffer) -> int:
 
 
 def crc32c_of_stream(stream: BinaryIO) -> tuple[int, int]:
-    """CRC32C and number of the bytes from the stream's position to its end. Raises OSError."""
+    """Return the CRC32C and the number of bytes from the stream's position to its end.
+
+    Raises:
+        OSError: the stream cannot be read.
+    """
     piece = np.empty(_PIECE_BYTES, np.uint8)
     crc = size = 0
     while count := stream.readinto(piece.data):  # type: ignore[attr-defined]
@@ -49,5 +53,5 @@ def crc32c_of_stream(stream: BinaryIO) -> tuple[int, int]:
 
 
 def to_text(crc: int) -> str:
-    """Base64 of the four bytes, big-endian: the crc32c that Cloud Storage shows for an object."""
+    """Return a CRC32C as base64 of its big-endian bytes, as Cloud Storage shows it."""
     return base64.b64encode(crc.to_bytes(4, "big")).decode("ascii")

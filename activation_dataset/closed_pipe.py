@@ -1,4 +1,4 @@
-"""Commands whose output goes into a pipe, such as one to `head`, that may be closed early."""
+"""Quiet exit of commands when the reader of their output, such as `head`, closes the pipe."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import sys
 from collections.abc import Callable
 
 CLOSED = 141
-"""Exit status of a command whose output nobody reads, as shells report SIGPIPE."""
+"""Exit status of a command whose output pipe was closed, as shells report SIGPIPE."""
 
 
 def until_closed(command: Callable[[], int | None]) -> int:
-    """Run a command, and end without a trace if the reader of its output has seen enough.
+    """Run a command; end without a traceback if the reader of standard output closes the pipe.
 
     Args:
-        command: prints, and returns its exit status, or None for 0.
+        command: function that prints and returns its exit status, or None for 0.
 
     Returns:
-        The exit status: that of the command, or CLOSED.
+        The exit status of the command, or CLOSED.
     """
     try:
         try:
@@ -30,7 +30,7 @@ def until_closed(command: Callable[[], int | None]) -> int:
     except BrokenPipeError:
         if not _is_closed(sys.stdout.fileno()):
             raise  # another pipe or connection
-        # What is left in the buffer must go somewhere when the interpreter ends.
+        # The interpreter flushes the remaining buffer at exit, which would raise the error again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return CLOSED
     return status

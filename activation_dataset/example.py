@@ -1,24 +1,24 @@
 """Encoding and strict decoding of a record's data, a tf.train.Example.
 
-Needs neither TensorFlow nor protobuf. The messages are those of
-tensorflow/core/example/{example,feature}.proto. The bytes equal those of TensorFlow's
+Neither TensorFlow nor protobuf is needed. tensorflow/core/example/{example,feature}.proto defines
+the messages. The bytes are equal to the result of TensorFlow's
 SerializeToString(deterministic=True), which sorts the features by name:
 
     activation  bytes, raw little-endian elements      shape      int64 list
     num_tokens  int64                                  task_id    bytes, UTF-8
     sample_id   bytes, UTF-8                           token_ids  int64 list
 
-and only where they say something:
+Some records have further features:
 
-    offset         int64, of a window that is not the first of its document
-    positions      int64 list, of the chosen tokens, unless all are chosen
+    offset         int64, for a window that is not the first of its document
+    positions      int64 list, positions of the chosen tokens, unless all tokens are chosen
     prepended_bos  int64, 1 if the first token is not in the document
-    roles          list of bytes, UTF-8: in a record of a chat's prompt, the role of each message
-    truncated_tokens  int64, of a truncated prompt
-    turns          int64 list, in such a record: for each token the number of its message from 1,
-                   or 0
+    roles          list of bytes, UTF-8: role of each message, for the prompt of a chat
+    truncated_tokens  int64, for a truncated prompt
+    turns          int64 list: for each token, the number of its message from 1, or 0 if it is
+                   between messages, for the prompt of a chat
 
-The decoder accepts these bytes only: it encodes what it found and compares.
+The decoder accepts only these bytes: it encodes the decoded values again and compares.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ ACTIVATION = b"activation"
 _FIELD_1, _FIELD_2, _FIELD_3 = b"\x0a", b"\x12", b"\x1a"
 _BYTES_LIST, _INT64_LIST = _FIELD_1, _FIELD_3  # fields of Feature
 
-_MAX_SHIFT = 56  # of the last group of a varint
-# Up to this length a loop in Python is faster than numpy.
+_MAX_SHIFT = 56  # shift of the last group of a varint
+# Up to this length, a Python loop is faster than numpy.
 _SHORT_LIST = 16
 
 
 class ExampleError(ValueError):
-    """Data that is not a record of this format. The message says which part is wrong."""
+    """Error for data that is not a record of this format. The message names the wrong part."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,8 +51,11 @@ class DecodedExample:
     """Content of one record.
 
     Attributes:
-        activation: a view of the payload's bytes in the data.
-        turns, roles: [num_tokens] int16 and the roles of the messages, as in `Prompt`.
+        sample: the sample.
+        shape: shape of the vectors.
+        activation: view of the payload's bytes in the data.
+        turns: [num_tokens] int16, as in `Prompt`, or None.
+        roles: roles of the messages, as in `Prompt`.
     """
 
     sample: Sample
@@ -63,13 +66,16 @@ class DecodedExample:
 
 
 def encode_prefix(payload_bytes: int, suffix_bytes: int, payload: bytes = ACTIVATION) -> bytes:
-    """Encode everything before the bytes of the payload, whose feature sorts first.
+    """Encode everything before the payload, whose feature sorts first.
 
-    `payload` is the name of its feature, `suffix_bytes` the size of `encode_suffix`'s result.
+    Args:
+        payload_bytes: size of the payload.
+        suffix_bytes: size of the result of `encode_suffix`.
+        payload: name of the payload's feature.
     """
     lengths = []
     length = payload_bytes
-    # From the inside: BytesList.value, Feature.bytes_list, the map entry's value.
+    # Inside out: BytesList.value, Feature.bytes_list, the value of the map entry.
     for _ in range(3):
         lengths.append(_varint(length))
         length += 1 + len(lengths[-1])
@@ -87,7 +93,17 @@ def encode_suffix(
     turns: NDArray[np.int16] | None = None,
     roles: Sequence[str] = (),
 ) -> bytes:
-    """Encode the features after the payload. Raises ValueError for a negative token id."""
+    """Encode the features after the payload.
+
+    Args:
+        sample: the sample.
+        shape: shape of the vectors.
+        turns: [num_tokens] int16, as in `Prompt`, or None.
+        roles: roles of the messages, as in `Prompt`.
+
+    Raises:
+        ValueError: a token id is negative.
+    """
     if len(sample.token_ids) and sample.token_ids.min() < 0:
         raise ValueError(f"sample {sample.sample_id!r} has a negative value in token_ids")
     entries = [_entry(b"num_tokens", _int64_feature(_varint(sample.num_tokens)))]
@@ -118,7 +134,7 @@ def decode_example(data: bytes | memoryview, payload: bytes = ACTIVATION) -> Dec
     """Decode a record's data. Copies everything except the payload.
 
     Raises:
-        ExampleError: the data is not exactly what the encoder writes.
+        ExampleError: the data differs from what the encoder writes.
     """
     view = memoryview(data)
     try:
@@ -143,7 +159,7 @@ def decode_example(data: bytes | memoryview, payload: bytes = ACTIVATION) -> Dec
 
 
 def _decoded(values: Mapping[bytes, memoryview], payload: bytes) -> DecodedExample:
-    """Return the content of a record, given the list of values of each feature."""
+    """Return the content of a record, given the encoded values of each feature."""
 
     def number(name: bytes) -> int:
         return _varint_at(_first(values[name]), 0)[0] if name in values else 0
@@ -170,7 +186,7 @@ def _decoded(values: Mapping[bytes, memoryview], payload: bytes) -> DecodedExamp
 
 
 def _entry(name: bytes, feature: bytes) -> bytes:
-    """One entry of the map Features.feature."""
+    """Encode one entry of the map Features.feature."""
     return _field(_FIELD_1, _field(_FIELD_1, name) + _field(_FIELD_2, feature))
 
 
@@ -184,12 +200,12 @@ def _int64_feature(packed: bytes) -> bytes:
 
 
 def _field(tag: bytes, content: bytes) -> bytes:
-    """A length-delimited field."""
+    """Encode a length-delimited field."""
     return tag + _varint(len(content)) + content
 
 
 def _varint(value: int) -> bytes:
-    """Base 128, least significant group first."""
+    """Encode an integer in base 128, least significant group first."""
     if value < 0x80:
         return bytes((value,))
     result = bytearray()
@@ -201,7 +217,7 @@ def _varint(value: int) -> bytes:
 
 
 def _varint_array(values: NDArray[np.int32]) -> bytes:
-    """Varints of [n] integers, each in 0..2^31 - 1."""
+    """Encode [n] integers, each in 0..2^31 - 1, as varints."""
     if len(values) <= _SHORT_LIST:
         return b"".join(map(_varint, values.tolist()))
     groups = values.astype(np.uint32)[:, None] >> np.arange(0, 35, 7, dtype=np.uint32)
@@ -212,11 +228,11 @@ def _varint_array(values: NDArray[np.int32]) -> bytes:
     return bytes(encoded[used])
 
 
-# Decoding. Names, tags and lengths are checked by encoding the result again.
+# Decoding. `decode_example` checks names, tags and lengths by encoding the result again.
 
 
 def _values(view: memoryview) -> dict[bytes, memoryview]:
-    """The list of values of each feature: fields of byte strings, or one of packed integers."""
+    """Return the encoded values of each feature: byte string fields, or packed integers."""
     values: dict[bytes, memoryview] = {}
     position, last = _content(view, 0)
     while position < last:
@@ -230,7 +246,7 @@ def _values(view: memoryview) -> dict[bytes, memoryview]:
 
 
 def _first(values: memoryview) -> memoryview:
-    """The first byte string of a list, or its packed integers; empty for an empty list."""
+    """Return the first byte string of a list, or its packed integers; empty if there is none."""
     if not len(values):
         return values
     start, end = _content(values, 0)
@@ -238,7 +254,7 @@ def _first(values: memoryview) -> memoryview:
 
 
 def _texts(values: memoryview) -> tuple[str, ...]:
-    """All byte strings of a list, decoded."""
+    """Decode all byte strings of a list."""
     texts, position = [], 0
     while position < len(values):
         start, position = _content(values, position)
@@ -247,13 +263,13 @@ def _texts(values: memoryview) -> tuple[str, ...]:
 
 
 def _content(view: memoryview, position: int) -> tuple[int, int]:
-    """Start and end of the content of the length-delimited field at a position."""
+    """Return the start and end of the content of the length-delimited field at a position."""
     length, start = _varint_at(view, position + 1)
     return start, start + length
 
 
 def _varint_at(view: memoryview, position: int) -> tuple[int, int]:
-    """A varint and the position after it. Raises IndexError at the end of the view."""
+    """Return a varint and the position after it. Raises IndexError at the end of the view."""
     byte = view[position]
     if byte < 0x80:
         return byte, position + 1
@@ -269,7 +285,7 @@ def _varint_at(view: memoryview, position: int) -> tuple[int, int]:
 
 
 def _integers(packed: memoryview) -> list[int]:
-    """The integers of a short list."""
+    """Decode the integers of a short list."""
     values = []
     position = 0
     while position < len(packed):
@@ -279,7 +295,7 @@ def _integers(packed: memoryview) -> list[int]:
 
 
 def _integer_array(packed: memoryview) -> NDArray[np.int32]:
-    """The integers of a list of any length, [n] int32."""
+    """Decode the integers of a list of any length to [n] int32."""
     if len(packed) <= _SHORT_LIST:
         return np.array(_integers(packed), np.int64).astype(np.int32)
     encoded = np.frombuffer(packed, np.uint8)

@@ -1,4 +1,4 @@
-"""Strict conversion between dataclasses and JSON: every field, of its type, and no other."""
+"""Strict conversion between dataclasses and JSON: all fields, of their types, and no others."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from activation_dataset.sites import Site, forward_order, parse_site
 _type_hints = cache(get_type_hints)
 
 Json = Any
-"""A value that json can hold."""
+"""Any value that JSON can represent."""
 
 _ALLOWED = {
     str: "a string",
     int: "an integer of at least 0",
     float: "a finite number of at least 0",
-    Site: "a layer's number or the name of another site",
+    Site: "a layer number or the name of another site",
     tuple: "a list",
     Mapping: "an object",
     Literal: "an allowed string",
@@ -31,11 +31,11 @@ _ALLOWED = {
 
 
 class FieldError(ValueError):
-    """A field of a JSON object that is missing, unknown, or not of its type."""
+    """Error for a field of a JSON object that is missing, unknown or of the wrong type."""
 
 
 def to_json(value: Any) -> Json:
-    """The value for json of a dataclass, mapping, sequence, array, or object with `to_json`."""
+    """Convert a dataclass, mapping, sequence, array or object with `to_json` to a JSON value."""
     if hasattr(value, "to_json"):
         return value.to_json()
     if is_dataclass(value):
@@ -51,11 +51,11 @@ def from_json(kind: Any, value: Json, where: str) -> Any:
     """Restore a value of a type from the result of `to_json`.
 
     Args:
-        kind: a dataclass, str, int (at least 0), float (finite, at least 0), a Literal, Site,
-            tuple[X, ...], Mapping[str | int | Site, X], NDArray (float64, finite), Any, or a class
-            with a class method `from_json(value, where)`.
-        value: the JSON.
-        where: path of the value in errors; empty for the whole file.
+        kind: type of the value: a dataclass, str, int (at least 0), float (finite, at least 0), a
+            Literal, Site, tuple[X, ...], Mapping[str | int | Site, X], NDArray (float64, finite),
+            Any, or a class with a class method `from_json(value, where)`.
+        value: JSON value.
+        where: path of the value in error messages; empty for the whole file.
 
     Raises:
         FieldError: a field is missing, unknown or wrong. The message gives its path, the value, and

@@ -36,16 +36,17 @@ class Sample:
     """Description of one prompt in the records of a layer file.
 
     Attributes:
-        sample_id, task_id: unique id, and id of the task as its file gives it.
+        sample_id: unique id.
+        task_id: id of the task in its file.
         token_ids: [n] int32. Pooling "none" and "mean": the chosen tokens of the prompt, whose
             vectors are stored or averaged. Pooling "last": the token whose vector is stored.
-        num_tokens: tokens of the whole prompt.
-        truncated_tokens: tokens that were cut off its end, as the prompt was too long.
+        num_tokens: number of tokens of the whole prompt.
+        truncated_tokens: number of tokens that were cut off the end of a prompt that was too long.
         positions: [n] int32, positions of the chosen tokens in the prompt, ascending; None if all
             tokens are chosen, and with pooling "last".
-        offset: tokens of the document before the prompt, which is a window of it; 0 for a prompt
-            that is not a window.
-        prepended_bos: whether the prompt begins with a token that is not in the document.
+        offset: number of tokens of the document before the prompt, if the prompt is a window of a
+            document; otherwise 0.
+        prepended_bos: True if the prompt begins with a token that is not in the document.
     """
 
     sample_id: str
@@ -68,41 +69,41 @@ class Sample:
 
 
 def layer_folder(site: Site) -> str:
-    """Name of the folder of a site's files, such as "layer_10" or "layer_10_mlp_out"."""
+    """Return the name of the folder of a site, such as "layer_10" or "layer_10_mlp_out"."""
     layer, hook_point = place_of(site)
     return f"layer_{layer}" + ("" if hook_point == DEFAULT_HOOK_POINT else f"_{hook_point}")
 
 
 def shard_file(site: Site, shard: int, num_shards: int) -> str:
-    """Path of a layer file relative to the dataset's folder, always with "/"."""
+    """Return the path of a layer file in the dataset's folder, always with "/"."""
     return f"{layer_folder(site)}/activations-{_number(shard, num_shards)}.tfrecord"
 
 
 def prompts_file(shard: int, num_shards: int) -> str:
-    """Path of the prompts of a shard relative to the dataset's folder, always with "/"."""
+    """Return the path of the prompts of a shard in the dataset's folder, always with "/"."""
     return f"{PROMPTS_FOLDER}/prompts-{_number(shard, num_shards)}.tfrecord"
 
 
 def data_file(site: Site | None, shard: int, num_shards: int) -> str:
-    """Path of the layer file of a site, or of the prompts if `site` is None."""
+    """Return the path of the layer file of a site, or of the prompts if `site` is None."""
     if site is None:
         return prompts_file(shard, num_shards)
     return shard_file(site, shard, num_shards)
 
 
 def manifest_file(site: Site | None, shard: int, num_shards: int) -> str:
-    """Path of the manifest of a layer file, or of a file of prompts if `site` is None."""
+    """Return the path of the manifest of a layer file, or of the prompts if `site` is None."""
     name = PROMPTS_FOLDER if site is None else layer_folder(site)
     return f"{MANIFESTS_FOLDER}/{name}-{_number(shard, num_shards)}.json"
 
 
 def index_file(shard: int, num_shards: int) -> str:
-    """Path of the index of a shard relative to the dataset's folder, always with "/"."""
+    """Return the path of the index of a shard in the dataset's folder, always with "/"."""
     return f"{INDEX_FOLDER}/shard-{_number(shard, num_shards)}.index"
 
 
 def parse_data_file(path: str) -> tuple[Site | None, int, int] | None:
-    """Site, shard and number of shards of a path that `data_file` made, or else None."""
+    """Return the site, shard and number of shards of a path from `data_file`; None for others."""
     match = _DATA_FILE.fullmatch(path)
     if match is None:
         return None
@@ -122,13 +123,15 @@ def _number(shard: int, num_shards: int) -> str:
 
 
 def partial_file(path: str, unique: str) -> str:
-    """Name under which `path` is written until it is complete.
+    """Return the name under which `path` is written until it is complete.
 
-    No other writer may use the `unique` part, 8 to 32 lower-case hexadecimal digits.
+    Args:
+        path: final path of the file.
+        unique: 8 to 32 lower-case hexadecimal digits that no other writer uses.
     """
     return f"{path}.partial-{unique}"
 
 
 def is_partial_file(path: str) -> bool:
-    """Return True for a path that `partial_file` made: never complete, always safe to delete."""
+    """Return True for a path from `partial_file`, whose file is always safe to delete."""
     return _PARTIAL.fullmatch(path) is not None

@@ -27,6 +27,8 @@ def torch_dataset(
 ) -> Any:
     """Return a torch IterableDataset of shuffled batches, to iterate or to give to a DataLoader.
 
+    For example:
+
         DataLoader(torch_dataset(dataset, 10, 4096), batch_size=None)
 
     An item is a dict: `values`, [batch_size, hidden] or [batch_size, sites, hidden], float32, or
@@ -203,6 +205,8 @@ def tf_dataset(batches: Batches) -> Any:
 
 class DeviceBatches:
     """Batches whose values are jax.Arrays. The next ones are transferred while one is in use.
+
+    Example::
 
         for batch in DeviceBatches(dataset.batches(10, 4096)):
             state = train_step(state, batch.values)

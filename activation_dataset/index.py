@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import sys
 from dataclasses import asdict, dataclass
 from functools import cached_property
 
@@ -19,6 +20,7 @@ from activation_dataset.canonical_json import digest_of
 from activation_dataset.checksum import crc32c
 from activation_dataset.folder import Folder
 from activation_dataset.format import Pooling, index_file
+from activation_dataset.layout import Layout
 from activation_dataset.metadata import Metadata, RunDescription
 from activation_dataset.prompts import CELL_FIELDS, NO_TURN, Prompt, read_prompts
 from activation_dataset.record import RecordKind, frame_record
@@ -105,6 +107,23 @@ class ShardIndex:
         """[samples] int64, vectors of each sample."""
         return np.diff(self.vector_ends, prepend=0)
 
+    @cached_property
+    def layout(self) -> Layout:
+        """Where the records are; it shares no memory with the index but `record_starts`."""
+        heads = self.activation_starts - self.record_starts[:, :-1]
+        ends = np.append(0, self.vector_ends)
+        return Layout(tuple(self.widths), self.record_starts, heads.astype(np.int32), ends)
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Bytes of memory, about, with all properties that are computed on first use."""
+        columns = sum(int(getattr(self, name).nbytes) for name in _COLUMNS)
+        chosen = 0 if self.pooling == "mean" else int(self.vector_ends[-1]) if len(self) else 0
+        computed = 8 * (3 * len(self) + 2 * chosen) + self.layout.nbytes
+        roles = (role for each in self.roles for role in each)
+        texts = sum(sys.getsizeof(text) + 8 for text in (*self.sample_ids, *self.task_ids, *roles))
+        return columns + computed + texts + 64 * len(self.roles)
+
 
 def open_index(folder: Folder, metadata: Metadata, shard: int) -> ShardIndex:
     """Load the index of a shard from its file, or build it from the prompts and try to save it.
@@ -141,8 +160,7 @@ def _load_or_build(folder: Folder, metadata: Metadata, shard: int) -> tuple[Shar
     # Names what the index is built from. A file with another key is stale.
     key = digest_of({"prompts": asdict(entry), "kinds": [asdict(kind) for kind in kinds]})
     try:
-        with folder.open(path) as stream:
-            return decode_index(stream.read(), key), b""
+        return decode_index(folder.read(path), key), b""
     except (OSError, ValueError) as error:
         LOGGER.info("building %s from %s: %s", path, entry.path, error)
     with folder.open(entry.path) as stream:

@@ -1,4 +1,4 @@
-"""Counts of what a run read, wrote and rejected: files, tasks and samples, each by itself."""
+"""Counts of the files, tasks and samples that a run read, wrote and rejected."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ if TYPE_CHECKING:
     from activation_dataset.prompts import Prompt
 
 RejectedKind = Literal["file", "task", "sample"]
-"""The extent of a rejection: the rest of a file, a whole task or document, or some samples."""
+"""Extent of a rejection: the rest of a file, a whole task or document, or some samples."""
 
 
 @dataclass(frozen=True)
 class Written:
-    """What is written of some tasks and documents.
+    """Counts of written tasks and documents.
 
     Attributes:
-        tasks: those with at least one sample.
-        samples: their samples.
-        truncated_samples, truncated_tokens: samples that lost their end, and the tokens they lost.
-        unknown_cell_samples: samples with grids whose cells could not be mapped to tokens.
-        unchosen_tasks, unchosen_samples: tasks without any such sample, and samples, of which no
-            token is chosen.
+        tasks: tasks with at least one written sample.
+        samples: written samples.
+        truncated_samples: written samples whose end was cut off.
+        truncated_tokens: tokens that were cut off.
+        unknown_cell_samples: written samples with grids whose cells could not be mapped to tokens.
+        unchosen_tasks: tasks of which no sample has a chosen token.
+        unchosen_samples: samples without a chosen token.
     """
 
     tasks: int = 0
@@ -49,10 +50,16 @@ class Written:
 
 @dataclass(frozen=True)
 class Count:
-    """Tasks or samples: read, written, left out as no token is chosen, and rejected by reason.
+    """Counts of tasks or samples.
+
+    Attributes:
+        read: number that was read.
+        written: number that was written.
+        unchosen: number that was left out because no token is chosen.
+        rejected: number that was rejected, by reason.
 
     Raises:
-        ValueError: they do not add up.
+        ValueError: the counts do not add up.
     """
 
     read: int
@@ -63,27 +70,27 @@ class Count:
     def __post_init__(self) -> None:
         if self.read != self.written + self.unchosen + sum(self.rejected.values()):
             raise ValueError(
-                f"read is {self.read}, but {self.written} are written, {self.unchosen} left out, "
+                f"read is {self.read}, but {self.written} were written, {self.unchosen} left out, "
                 f"and {sum(self.rejected.values())} rejected"
             )
 
     @classmethod
     def of(cls, written: int, unchosen: int, rejected: Mapping[str, int]) -> Count:
-        """Add up what was read."""
+        """Return the counts, with `read` as their sum."""
         return cls(written + unchosen + sum(rejected.values()), written, unchosen, rejected)
 
 
 @dataclass(frozen=True)
 class InputCounts:
-    """Everything that a run read.
+    """Counts of everything that a run read.
 
     Attributes:
-        tasks: tasks and documents. One is written if at least one of its samples is.
+        tasks: tasks and documents. A task counts as written if at least one sample was written.
         samples: samples of the tasks that could be read: variants times test inputs, or windows of
             a document.
-        rejected_files: reason to number of files that could not be read, or not to their end.
-        truncated_samples, truncated_tokens: written samples that lost their end, and the tokens
-            they lost.
+        rejected_files: number of files that could not be read completely, by reason.
+        truncated_samples: written samples whose end was cut off.
+        truncated_tokens: tokens that were cut off.
         unknown_cell_samples: written samples with grids whose cells could not be mapped to tokens
             one to one.
 
@@ -103,7 +110,7 @@ class InputCounts:
             self.samples.written and not self.tasks.written
         ):
             raise ValueError(
-                f"{self.samples.written} samples are written of {self.tasks.written} tasks"
+                f"{self.samples.written} samples of {self.tasks.written} tasks were written"
             )
         if self.unknown_cell_samples > self.samples.written:
             raise ValueError(
@@ -112,7 +119,7 @@ class InputCounts:
         most = min(self.samples.written, self.truncated_tokens)
         if self.truncated_samples > most or (self.truncated_tokens and not self.truncated_samples):
             raise ValueError(
-                f"{self.truncated_tokens} tokens are cut off {self.truncated_samples} of "
+                f"{self.truncated_tokens} tokens were cut off {self.truncated_samples} of "
                 f"{self.samples.written} samples"
             )
 
@@ -120,7 +127,7 @@ class InputCounts:
     def of(
         cls, written: Written, rejections: Iterable[tuple[RejectedKind, str, int]]
     ) -> InputCounts:
-        """Combine what is written with the kind, reason and samples of each rejection."""
+        """Combine the written counts with rejections, as in `count_rejections`."""
         files, tasks, samples = count_rejections(rejections)
         return cls(
             tasks=Count.of(written.tasks, written.unchosen_tasks, tasks),
@@ -133,17 +140,17 @@ class InputCounts:
 
     @property
     def rejected(self) -> tuple[Mapping[str, int], ...]:
-        """Rejected files, tasks and samples by reason, as `count_rejections` gives them."""
+        """Rejected files, tasks and samples by reason, in the form of `count_rejections`."""
         return self.rejected_files, self.tasks.rejected, self.samples.rejected
 
 
 def count_rejections(
     rejections: Iterable[tuple[RejectedKind, str, int]],
 ) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
-    """Return rejected files, tasks and samples by reason, sorted.
+    """Return the numbers of rejected files, tasks and samples by reason, sorted by reason.
 
     Args:
-        rejections: kind, reason and number of samples of each.
+        rejections: kind, reason and number of lost samples of each rejection.
     """
     files, tasks, samples = Counter[str](), Counter[str](), Counter[str]()
     for kind, reason, lost in rejections:

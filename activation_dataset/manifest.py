@@ -1,4 +1,4 @@
-"""Manifests of written files, and the shards that metadata.json lists."""
+"""Manifests of written files, and the shards in metadata.json."""
 
 from __future__ import annotations
 
@@ -18,8 +18,13 @@ _DIGEST = "manifest_sha256"
 
 @dataclass(frozen=True)
 class FileEntry:
-    """One file, as metadata.json lists it: path in the dataset's folder with "/", size, and CRC32C
-    of the whole file in base64, as Cloud Storage shows it."""
+    """Entry of one file in metadata.json.
+
+    Attributes:
+        path: path in the dataset's folder, with "/".
+        bytes: size.
+        crc32c: CRC32C of the whole file in base64, as Cloud Storage shows it.
+    """
 
     path: str
     bytes: int
@@ -27,15 +32,15 @@ class FileEntry:
 
 
 class _Sealed:
-    """Conversion of a manifest to the content of its file and back."""
+    """Conversion between a manifest and the content of its file."""
 
     def to_bytes(self) -> bytes:
-        """The content of the manifest's file. `from_bytes` restores the same bits."""
+        """Return the content of the manifest's file. `from_bytes` restores the same bits."""
         return sealed_text(to_json(self), _DIGEST).encode()
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Self:
-        """Restore a manifest from the result of `to_bytes`. Raises FieldError for anything else."""
+        """Restore a manifest from the result of `to_bytes`. Raises FieldError for other content."""
         result: Self = from_json(cls, read_sealed(content, _DIGEST), "")
         return result
 
@@ -46,10 +51,14 @@ class LayerManifest(_Sealed):
 
     Attributes:
         shard: number of the shard.
-        samples, tokens, vectors: records in the file, tokens of all its prompts, and vectors.
+        samples: number of records in the file.
+        tokens: number of tokens of all prompts.
+        vectors: number of vectors.
         order: digest of the sample ids in the order of the file, see `sample_order`.
         ops: implementation and device that computed the vectors, such as "xla on cpu".
-        site, file, statistics: the site, the file, and the statistics of the vectors.
+        site: the site.
+        file: the file.
+        statistics: statistics of the vectors.
     """
 
     shard: int
@@ -65,7 +74,7 @@ class LayerManifest(_Sealed):
 
 @dataclass(frozen=True)
 class PromptsManifest(_Sealed):
-    """Content of one file of prompts; attributes as in LayerManifest."""
+    """Content of one file of prompts. The attributes are described in `LayerManifest`."""
 
     shard: int
     samples: int
@@ -79,12 +88,15 @@ Manifest = LayerManifest | PromptsManifest
 
 @dataclass(frozen=True)
 class Shard:
-    """One shard in all its sites.
+    """All files of one shard.
 
     Attributes:
         shard: number of the shard.
-        samples, tokens, vectors: its samples, tokens of all their prompts, and vectors of one site.
-        prompts, files: the file of prompts, and the layer file of each site.
+        samples: number of samples.
+        tokens: number of tokens of all prompts.
+        vectors: number of vectors of one site.
+        prompts: the file of prompts.
+        files: layer file of each site.
     """
 
     shard: int
@@ -101,7 +113,10 @@ class Shard:
 
 
 def sample_order(sample_ids: Iterable[str]) -> str:
-    """SHA-256, in hex, of sample ids in order. Files with the same value have the same samples."""
+    """Return the SHA-256, in hex, of sample ids in order.
+
+    Files with equal digests have the same samples in the same order.
+    """
     digest = hashlib.sha256()
     for sample_id in sample_ids:
         encoded = sample_id.encode("utf-8")
@@ -113,13 +128,16 @@ def sample_order(sample_ids: Iterable[str]) -> str:
 def shards_of(
     manifests: Iterable[Manifest], sites: Sequence[Site], num_shards: int
 ) -> tuple[Shard, ...]:
-    """Put the manifests of a complete dataset, given in any order, in order.
+    """Return the shards of a complete dataset, in order.
 
-    Each shard has a manifest for each site, and one for its prompts.
+    Args:
+        manifests: one manifest for each site and one for the prompts of each shard, in any order.
+        sites: all sites.
+        num_shards: number of shards.
 
     Raises:
-        ValueError: a file is missing, written twice or unknown, or the files of a shard differ in
-            their samples or in the order of these.
+        ValueError: a file is missing, unknown or was written twice, or the files of a shard differ
+            in their samples or in the order of the samples.
     """
     found: dict[str, Manifest] = {}
     for manifest in manifests:
@@ -140,13 +158,14 @@ def shards_of(
         for other in others:
             if other.vectors != vectors:
                 raise ValueError(
-                    f"{other.file.path} has {other.vectors} vectors, {first.file.path} {vectors}"
+                    f"{other.file.path} has {other.vectors} vectors, but {first.file.path} has "
+                    f"{vectors}"
                 )
         files = {site: each.file for site, each in zip(sites, layers, strict=True)}
         shards.append(Shard(shard, prompts.samples, prompts.tokens, vectors, prompts.file, files))
     if found:
         raise ValueError(
-            f"{min(found)} does not belong to shards 0..{num_shards - 1} of sites {list(sites)}"
+            f"{min(found)} does not belong to shards 0..{num_shards - 1} of the sites {list(sites)}"
         )
     return tuple(shards)
 
@@ -155,10 +174,10 @@ def _check_same_samples(manifest: Manifest, prompts: Manifest) -> None:
     if (manifest.samples, manifest.tokens) != (prompts.samples, prompts.tokens):
         raise ValueError(
             f"{manifest.file.path} has {manifest.samples} samples and {manifest.tokens} tokens, "
-            f"{prompts.file.path} {prompts.samples} and {prompts.tokens}"
+            f"but {prompts.file.path} has {prompts.samples} and {prompts.tokens}"
         )
     if manifest.order != prompts.order:
         raise ValueError(
-            f"{manifest.file.path} has the samples of {prompts.file.path} in another order, or "
-            "other samples"
+            f"{manifest.file.path} has other samples than {prompts.file.path}, or the same samples "
+            "in another order"
         )

@@ -1,4 +1,4 @@
-"""metadata.json: content and origin of a dataset, and the commit of the whole."""
+"""Content of metadata.json, which describes a dataset and is written last to commit it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,13 @@ _OTHER_FIELDS = (
 
 @dataclass(frozen=True)
 class InputFile:
-    """One input file: its path as sample ids give it, size, and SHA-256 in hex."""
+    """One input file.
+
+    Attributes:
+        path: path as in sample ids.
+        bytes: size.
+        sha256: SHA-256 in hex.
+    """
 
     path: str
     bytes: int
@@ -37,20 +43,23 @@ class RunDescription:
     """Origin of a dataset, known before the first vector is computed.
 
     Attributes:
-        model_name: as the user gave it, a hub id or the name of a folder.
-        layers_extracted: ascending.
-        hidden_dim: elements of a vector of the residual stream.
-        widths: elements of a vector at the sites with another number.
-        hook_points: captured in each layer, in the order of `HOOK_POINTS`.
-        storage_dtype, compute_dtype: of the stored elements, and of the model.
+        model_name: name of the model as the user gave it, a hub id or the name of a folder.
+        layers_extracted: layer numbers, ascending.
+        hidden_dim: width of the residual stream.
+        widths: width of each site whose width is not `hidden_dim`.
+        pooling: pooling of the vectors.
+        hook_points: hook points captured in each layer, in the order of `HOOK_POINTS`.
+        storage_dtype: dtype of the stored elements.
+        compute_dtype: dtype of the model.
         prompt_template: the whole template.
-        model: shape of the model, as the job has read it from `config.json`.
-        tokenizer, weights: at least {"fingerprint": str}; tokenizer has the token ids of the
-            "digits" 0 to 9, a list for each; weights say so if they are random, and have the
-            "commit" of a model of the Hugging Face hub.
-        inputs: the input files, sorted by path.
-        settings: all other settings that decide about bytes, such as max_length.
-        versions: package to version.
+        model: shape of the model, as the job read it from `config.json`.
+        tokenizer: has at least {"fingerprint": str}, and "digits", the lists of token ids of the
+            digits 0 to 9.
+        weights: has at least {"fingerprint": str}, "random" for random weights, and the "commit"
+            of a model of the Hugging Face hub.
+        inputs: input files, sorted by path.
+        settings: all other settings that affect the bytes, such as max_length.
+        versions: version of each package.
     """
 
     model_name: str
@@ -72,7 +81,7 @@ class RunDescription:
     def __post_init__(self) -> None:
         layers = list(self.layers_extracted)
         if not layers or layers != sorted(set(layers)):
-            raise ValueError(f"layers_extracted is {layers}, expected ascending layers")
+            raise ValueError(f"layers_extracted is {layers}, expected ascending layer numbers")
         if not self.hidden_dim:
             raise ValueError("hidden_dim is 0, expected at least 1")
         points = list(self.hook_points)
@@ -81,8 +90,8 @@ class RunDescription:
         other = [site for site in self.sites if self.width(site) != self.hidden_dim]
         if list(self.widths) != other or not all(self.widths.values()):
             raise ValueError(
-                f"widths is {dict(self.widths)}, expected those other than 0 and hidden_dim = "
-                f"{self.hidden_dim}, of some of the sites {list(self.sites)} in order"
+                f"widths is {dict(self.widths)}, expected widths other than 0 and hidden_dim = "
+                f"{self.hidden_dim}, for some of the sites {list(self.sites)} in order"
             )
         for name in ("tokenizer", "weights"):
             if not isinstance(getattr(self, name).get("fingerprint"), str):
@@ -90,19 +99,23 @@ class RunDescription:
 
     @cached_property
     def sites(self) -> tuple[Site, ...]:
-        """All sites: every hook point of every layer."""
+        """All sites, every hook point of every layer."""
         return sites_of(self.layers_extracted, self.hook_points)
 
     def width(self, site: Site) -> int:
-        """Elements of a vector at a site."""
+        """Return the number of elements of a vector at a site."""
         return self.widths.get(site, self.hidden_dim)
 
     def record_kind(self, site: Site) -> RecordKind:
-        """Properties of the records of a site."""
+        """Return the properties of the records of a site."""
         return RecordKind(self.pooling, self.storage_dtype, self.width(site))
 
     def site(self, named: Site) -> Site:
-        """The site with a layer's number or a TransformerLens name. Raises KeyError."""
+        """Return the site with a layer number or TransformerLens name.
+
+        Raises:
+            KeyError: the dataset does not have this site.
+        """
         if named not in self._by_name:
             raise KeyError(f"site {named!r} is not in the dataset, which has {self.sites}")
         return self._by_name[named]
@@ -117,12 +130,13 @@ class Metadata:
     """Content of metadata.json.
 
     Attributes:
-        run, shards: origin of the dataset, and all shards in order.
-        counts: what the run read, wrote and rejected.
-        statistics: site to the statistics of all its vectors.
-        skipped_files: files and folders ("/" at the end) of the inputs that were not read, sorted.
-        duplicate_tasks: tasks and documents whose content an earlier one has too.
-        ops: implementations and devices that computed the vectors, sorted: ("xla on cpu",).
+        run: origin of the dataset.
+        shards: all shards in order.
+        counts: counts of what the run read, wrote and rejected.
+        statistics: statistics of all vectors of each site.
+        ops: implementations and devices that computed the vectors, sorted, such as ("xla on cpu",).
+        skipped_files: input files and folders (with "/" at the end) that were not read, sorted.
+        duplicate_tasks: number of tasks and documents that repeat the content of an earlier one.
     """
 
     run: RunDescription
@@ -135,24 +149,24 @@ class Metadata:
 
     @property
     def total_samples(self) -> int:
-        """Records of one site."""
+        """Number of records of one site."""
         return sum(shard.samples for shard in self.shards)
 
     @property
     def total_tokens(self) -> int:
-        """Tokens of all prompts."""
+        """Number of tokens of all prompts."""
         return sum(shard.tokens for shard in self.shards)
 
     @property
     def total_vectors(self) -> int:
-        """Vectors of one site."""
+        """Number of vectors of one site."""
         return sum(shard.vectors for shard in self.shards)
 
     def to_json(self) -> str:
-        """The text of metadata.json. Equal values give equal text, byte for byte.
+        """Return the text of metadata.json. Equal values give equal text, byte for byte.
 
-        Each field, shard and site has a line, floats are the shortest that read back to the same
-        bits, and `metadata_sha256` is the digest of the text without its line.
+        Each field, shard and site has its own line. Floats have the fewest digits that restore the
+        same bits. `metadata_sha256` is the digest of the text without its line.
         """
         stored = {**to_json(self.run), **self._derived()}
         stored["batches"] = to_json(self.shards)
@@ -165,8 +179,8 @@ class Metadata:
         """Read and check the result of `to_json`.
 
         Raises:
-            FieldError: the text is not JSON, was changed, has another schema version, or a field is
-                missing, unknown, wrong, or contradicts another.
+            FieldError: the text is not JSON, was changed or has another schema version, or a field
+                is missing, unknown, wrong or contradicts another field.
         """
         value = read_sealed(text, _DIGEST)
         run_names = [each.name for each in fields(RunDescription)]
@@ -212,7 +226,7 @@ class Metadata:
             if shard.vectors > shard.tokens or (pooled and shard.vectors != shard.samples):
                 raise FieldError(
                     f"{where}.vectors is {shard.vectors}, but the shard has {shard.samples} "
-                    f"samples of {shard.tokens} tokens, with pooling {self.run.pooling}"
+                    f"samples with {shard.tokens} tokens and pooling {self.run.pooling}"
                 )
             if list(shard.files) != sites:
                 raise FieldError(f"{where}.files has {list(shard.files)}, expected {sites}")

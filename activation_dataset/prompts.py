@@ -1,9 +1,8 @@
-"""Prompts of a shard: the tokens of every sample, and what each token shows.
+"""Prompts of a shard: the tokens of every sample, and the grid cell that each token shows.
 
 A file of prompts is a TFRecord file like a layer file. Its records have the feature `cells`, int16,
-in place of `activation`, without bytes if no token shows a cell, and all tokens of the prompt in
-`token_ids`. Record i belongs to the same sample as record i of each layer file of the
-shard.
+instead of `activation`. `cells` is empty if no token shows a cell. `token_ids` has all tokens of
+the prompt. Record i belongs to the same sample as record i of each layer file of the shard.
 """
 
 from __future__ import annotations
@@ -44,19 +43,21 @@ class Prompt:
     """The prompt of one sample.
 
     Attributes:
-        sample_id, task_id: unique id, and id of the task as its file gives it.
+        sample_id: unique id.
+        task_id: id of the task in its file.
         token_ids: [num_tokens] int32, the whole prompt with every pooling.
         cells: [num_tokens, 4] int16, the grid cell that each token shows: example (0, 1, ... or -1
-            for the test pair), role (0 input, 1 output), row and column; -1 in all four for a token
-            that shows no cell; -2 in all four for every token if the cells of its grids could not
-            be mapped to tokens one to one.
-        truncated_tokens: tokens that were cut off the end of the prompt, as it was too long.
-        positions: [n] int32, positions of the chosen tokens, ascending, without those whose vectors
-            are neither stored nor averaged; None if all tokens are chosen.
-        offset, prepended_bos: as in `Sample`.
-        turns: [num_tokens] int16, the number from 0 of the message of a chat that each token is
-            part of, -1 for a token between messages; None for a prompt that is not a chat.
-        roles: the role of each message of a chat.
+            for the test pair), role (0 input, 1 output), row and column. All four are -1 for a
+            token that shows no cell. All values are -2 if the cells could not be mapped to tokens
+            one to one.
+        truncated_tokens: number of tokens that were cut off the end of a prompt that was too long.
+        positions: [n] int32, positions of the chosen tokens, whose vectors are stored or averaged,
+            ascending; None if all tokens are chosen.
+        offset: as in `Sample`.
+        prepended_bos: as in `Sample`.
+        turns: [num_tokens] int16, for each token of a chat, the number of its message from 0, or -1
+            for a token between messages; None for a prompt that is not a chat.
+        roles: role of each message of a chat.
 
     Raises:
         TypeError: an array has another dtype or shape.
@@ -87,16 +88,17 @@ class Prompt:
 
     @property
     def num_tokens(self) -> int:
+        """Number of tokens."""
         return len(self.token_ids)
 
     @property
     def sample(self) -> Sample:
-        """The prompt without what its tokens show."""
+        """The prompt without cells and turns."""
         return Sample(**{each.name: getattr(self, each.name) for each in fields(Sample)})
 
     @property
     def chosen(self) -> NDArray[np.bool_]:
-        """[num_tokens] bool, which tokens are chosen."""
+        """[num_tokens] bool, True for chosen tokens."""
         chosen = np.full(self.num_tokens, self.positions is None)
         if self.positions is not None:
             chosen[self.positions] = True
@@ -104,29 +106,33 @@ class Prompt:
 
     @property
     def chosen_ids(self) -> NDArray[np.int32]:
-        """[chosen tokens] int32, the ids of the chosen tokens."""
+        """[chosen tokens] int32, ids of the chosen tokens."""
         return self.token_ids if self.positions is None else self.token_ids[self.positions]
 
     @property
     def has_chosen_tokens(self) -> bool:
-        """False if some tokens could be chosen and none is."""
+        """False if `positions` is empty."""
         return self.positions is None or len(self.positions) > 0
 
     @property
     def cells_known(self) -> bool:
-        """False if the cells of its grids could not be mapped to tokens one to one."""
+        """False if the cells could not be mapped to tokens one to one."""
         return not (self.cells == UNKNOWN_CELL).any()
 
 
 def write_prompts(
     stream: BinaryIO, prompts: Iterable[Prompt], shard: int, num_shards: int
 ) -> PromptsManifest:
-    """Write the prompts of a shard, in the order of its layer files.
+    """Write the prompts of a shard at the stream's position.
 
-    The stream receives the bytes from its position on; it is neither flushed nor closed.
+    Args:
+        stream: binary stream. The caller flushes and closes it.
+        prompts: prompts in the order of the layer files.
+        shard: number of the shard.
+        num_shards: number of shards.
 
     Raises:
-        OSError: the stream did not take all bytes.
+        OSError: the stream did not accept all bytes.
     """
     crc = size = tokens = 0
     sample_ids = []
@@ -145,7 +151,7 @@ def write_prompts(
 
 
 def encode_prompt(prompt: Prompt) -> bytes:
-    """The data of a prompt's record."""
+    """Encode the data of a prompt's record."""
     cells = prompt.cells if (prompt.cells != NO_CELL).any() else prompt.cells[:0]
     payload = cells.astype(_STORED, copy=False).tobytes()
     suffix = encode_suffix(prompt.sample, cells.shape, prompt.turns, prompt.roles)
@@ -153,7 +159,11 @@ def encode_prompt(prompt: Prompt) -> bytes:
 
 
 def read_prompts(stream: BinaryIO, name: str) -> Iterator[Prompt]:
-    """Yield the prompts of a file, in order. Checks every CRC. Errors call the file `name`.
+    """Yield the prompts of a file in order, and check every CRC.
+
+    Args:
+        stream: seekable binary stream.
+        name: name of the file in error messages.
 
     Raises:
         CorruptRecordError: a record is damaged or not a prompt.
@@ -162,7 +172,7 @@ def read_prompts(stream: BinaryIO, name: str) -> Iterator[Prompt]:
 
 
 def decode_prompt(data: bytes | memoryview) -> Prompt:
-    """Decode exactly what `encode_prompt` returns. Raises ExampleError for anything else."""
+    """Decode the result of `encode_prompt`. Raises ExampleError for any other data."""
     example = decode_example(data, PAYLOAD)
     sample = example.sample
     if len(sample.token_ids) != sample.num_tokens:
@@ -199,8 +209,11 @@ def _check_cells(cells: NDArray[np.int16]) -> None:
 def _check_turns(turns: NDArray[np.int16] | None, roles: tuple[str, ...], num_tokens: int) -> None:
     if turns is None:
         if roles:
-            raise ExampleError(f"roles has {len(roles)} values, but there are no turns")
+            raise ExampleError(f"roles has {len(roles)} values, but the record has no turns")
     elif len(turns) != num_tokens or not len(roles):
-        raise ExampleError(f"turns has {len(turns)} values, expected {num_tokens}, and roles")
+        raise ExampleError(
+            f"turns has {len(turns)} values and roles has {len(roles)}, expected {num_tokens} and "
+            "at least 1"
+        )
     elif len(turns) and turns.max() >= len(roles):
-        raise ExampleError(f"turns has the message {turns.max() + 1} of {len(roles)}")
+        raise ExampleError(f"turns has message {turns.max() + 1}, but roles has {len(roles)}")

@@ -1,7 +1,7 @@
-"""Records of a layer file: which token ids they keep, and all their bytes but the vectors.
+"""Records of a layer file: their token ids, and all their bytes except the vectors.
 
-Everything in a record except the vectors follows from the prompt, so it is encoded once for each
-sample and shared by all sites of the same width.
+Everything in a record except the vectors follows from the prompt. The job encodes it once for each
+sample and shares it between all sites of the same width.
 """
 
 from __future__ import annotations
@@ -21,7 +21,13 @@ from activation_dataset.tfrecord import FOOTER_BYTES, frame_header
 
 @dataclass(frozen=True)
 class RecordKind:
-    """Properties that all records of a site share; `hidden` is the elements of a vector."""
+    """Properties of all records of a site.
+
+    Attributes:
+        pooling: pooling of the vectors.
+        storage_dtype: dtype of the stored elements.
+        hidden: number of elements of a vector.
+    """
 
     pooling: Pooling
     storage_dtype: StorageDtype
@@ -29,26 +35,26 @@ class RecordKind:
 
     @property
     def row_elements(self) -> int:
-        """Elements of `numpy_dtype` in one stored vector, with its scale if it has one."""
+        """Number of elements of `numpy_dtype` in one stored vector, including the scale if any."""
         return row_elements(self.storage_dtype, self.hidden)
 
     @property
     def vector_bytes(self) -> int:
-        """Bytes of one stored vector."""
+        """Size of one stored vector in bytes."""
         return self.row_elements * numpy_dtype(self.storage_dtype).itemsize
 
     def sample(self, prompt: Prompt) -> Sample:
-        """The sample in the record of a prompt, with the token ids that the pooling keeps."""
+        """Return the sample in the record of a prompt, with the token ids that pooling keeps."""
         if self.pooling == "last":
             return replace(prompt.sample, token_ids=prompt.token_ids[-1:], positions=None)
         return replace(prompt.sample, token_ids=prompt.chosen_ids)
 
     def vectors(self, sample: Sample) -> int:
-        """Vectors in the record of a sample."""
+        """Return the number of vectors in the record of a sample."""
         return len(sample.token_ids) if self.pooling == "none" else 1
 
     def shape(self, sample: Sample) -> tuple[int, ...]:
-        """The feature `shape` of the record of a sample."""
+        """Return the feature `shape` of the record of a sample."""
         return (self.vectors(sample), self.hidden) if self.pooling == "none" else (self.hidden,)
 
     def check(self, sample: Sample) -> None:
@@ -71,10 +77,11 @@ class RecordKind:
             )
 
     def activation(self, example: DecodedExample) -> NDArray[Any]:
-        """The stored rows of a decoded record, [row elements] or [vectors, row elements].
+        """Return the stored rows of a decoded record.
 
         Returns:
-            A read-only view of `numpy_dtype`, that may be unaligned.
+            [row elements] or [vectors, row elements] of `numpy_dtype`, a read-only view that may be
+            unaligned.
 
         Raises:
             ExampleError: the shape, size or token ids do not fit this kind of record.
@@ -95,13 +102,15 @@ class RecordKind:
 
 @dataclass(frozen=True)
 class RecordFrame:
-    """All bytes of a record but the vectors and the CRC that covers them.
+    """All bytes of a record except the vectors and the CRC that covers them.
 
     Attributes:
-        head: the TFRecord header and the Example up to the vectors.
-        suffix: the Example after the vectors. The TFRecord footer follows it.
-        vectors, payload_bytes: number of the vectors in the record, and their size.
-        sample_id, num_tokens: of the prompt.
+        head: TFRecord header, and the Example before the vectors.
+        payload_bytes: size of the vectors.
+        suffix: the Example after the vectors. The TFRecord footer follows.
+        sample_id: id of the sample.
+        num_tokens: number of tokens of the prompt.
+        vectors: number of vectors in the record.
     """
 
     head: bytes
@@ -113,12 +122,16 @@ class RecordFrame:
 
     @property
     def size(self) -> int:
-        """Bytes of the whole record in the file."""
+        """Size of the whole record in bytes."""
         return len(self.head) + self.payload_bytes + len(self.suffix) + FOOTER_BYTES
 
 
 def frame_record(sample: Sample, kind: RecordKind) -> RecordFrame:
-    """Encode everything in a sample's record but its vectors. Raises ValueError, see `check`."""
+    """Encode everything in the record of a sample except the vectors.
+
+    Raises:
+        ValueError: the sample does not fit the kind, see `RecordKind.check`.
+    """
     kind.check(sample)
     vectors = kind.vectors(sample)
     payload_bytes = vectors * kind.vector_bytes

@@ -1,4 +1,4 @@
-"""Statistics of the vectors of a site, in float64, and their merging."""
+"""Statistics of the vectors of a site in float64, and merges of them."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from activation_dataset.storage_dtype import to_float32
 Float64Array = NDArray[np.float64]
 
 TOLERANCE = 1e-4
-"""Relative error that sums in float32 over one step may have; docs/format.md derives it."""
+"""Allowed relative error of float32 sums over one step; see docs/reference/format.md."""
 
-# Vectors that `of_vectors` widens to float64 at a time.
+# Size of the float64 chunks in `of_vectors`.
 _CHUNK_BYTES = 1 << 22
 
 
@@ -26,14 +26,17 @@ _CHUNK_BYTES = 1 << 22
 class LayerStatistics:
     """Statistics of the vectors of one site. Vectors with a NaN or an infinity are only counted.
 
-    Attributes:
-        count: vectors whose elements are all finite.
-        nonfinite_count: all other vectors.
-        mean: [hidden] float64.
-        variance: [hidden] float64, of the population: mean squared deviation from the mean.
-        mean_norm, mean_squared_norm, max_norm, norm_histogram: of the Euclidean norms.
+    All values are 0 if `count` is 0. All norms are Euclidean.
 
-    All are 0 where count is 0.
+    Attributes:
+        count: number of vectors whose elements are all finite.
+        nonfinite_count: number of all other vectors.
+        mean: [hidden] float64.
+        variance: [hidden] float64, mean squared deviation from the mean.
+        mean_norm: mean of the norms.
+        mean_squared_norm: mean of the squared norms.
+        max_norm: largest norm.
+        norm_histogram: histogram of the norms.
     """
 
     count: int
@@ -47,13 +50,15 @@ class LayerStatistics:
 
     def __post_init__(self) -> None:
         if len(self.mean) != len(self.variance):
-            raise ValueError(f"variance has {len(self.variance)} elements, mean {len(self.mean)}")
+            raise ValueError(
+                f"variance has {len(self.variance)} elements, but mean has {len(self.mean)}"
+            )
         if (total := self.norm_histogram.total) != self.count:
-            raise ValueError(f"norm_histogram counts {total} norms, count is {self.count}")
+            raise ValueError(f"norm_histogram counts {total} norms, but count is {self.count}")
 
     @classmethod
     def empty(cls, hidden: int, nonfinite_count: int = 0) -> LayerStatistics:
-        """Statistics of no finite vectors of `hidden` elements."""
+        """Return the statistics of no finite vectors of `hidden` elements."""
         zeros = np.zeros(hidden)
         return cls(0, nonfinite_count, zeros, zeros, 0.0, 0.0, 0.0, NormHistogram())
 
@@ -61,13 +66,13 @@ class LayerStatistics:
     def of_moments(
         cls, mean: NDArray[Any], m2: NDArray[Any], norms: NDArray[Any]
     ) -> LayerStatistics:
-        """Statistics from moments that a device computed, for one step.
+        """Return the statistics of one step from moments that a device computed.
 
         Args:
-            mean, m2: [hidden] float32 or float64, mean of the finite vectors, and sum of their
-                squared deviations from it.
-            norms: [n] float32 or float64, Euclidean norm of each vector; NaN for a vector that is
-                not finite.
+            mean: [hidden] float32 or float64, mean of the finite vectors.
+            m2: [hidden] float32 or float64, sum of the squared deviations from the mean.
+            norms: [n] float32 or float64, Euclidean norm of each vector; NaN for a non-finite
+                vector.
 
         Raises:
             OverflowError: a moment is not finite, because squares overflowed in float32. Use
@@ -93,7 +98,7 @@ class LayerStatistics:
 
     @classmethod
     def of_vectors(cls, vectors: NDArray[Any]) -> LayerStatistics:
-        """Statistics, in float64, of stored vectors [n, row elements], see `storage_dtype`."""
+        """Compute the statistics of stored vectors [n, row elements], see `storage_dtype`."""
         hidden = to_float32(vectors[:0]).shape[1]
         rows = max(1, _CHUNK_BYTES // (8 * hidden))
         total = cls.empty(hidden)
@@ -110,13 +115,13 @@ class LayerStatistics:
 
     @property
     def hidden(self) -> int:
-        """Elements of a vector."""
+        """Number of elements of a vector."""
         return len(self.mean)
 
     def merge(self, other: LayerStatistics) -> LayerStatistics:
-        """Statistics of these vectors and the other ones, pairwise (Chan, Golub, LeVeque 1979).
+        """Return the statistics of the vectors of both (Chan, Golub, LeVeque 1979).
 
-        The counts are exact. The last bits of the other values depend on the order of the two.
+        The counts are exact. The last bits of the other values depend on the order of the operands.
         """
         if self.hidden != other.hidden:
             raise ValueError(
@@ -144,10 +149,16 @@ class LayerStatistics:
         )
 
     def differences(self, exact: LayerStatistics) -> list[str]:
-        """Return the fields that differ from `of_vectors` of the same vectors by more than rounding
-        in float32 explains."""
+        """Return the differences from exact statistics that float32 rounding does not explain.
+
+        Args:
+            exact: result of `of_vectors` for the same vectors.
+
+        Returns:
+            One message for each field, beginning with its name.
+        """
         found = [
-            f"{name} is {getattr(self, name)}, the vectors have {getattr(exact, name)}"
+            f"{name} is {getattr(self, name)}, but the vectors give {getattr(exact, name)}"
             for name in ("count", "nonfinite_count")
             if getattr(self, name) != getattr(exact, name)
         ]
@@ -175,15 +186,16 @@ class LayerStatistics:
 class OrderedMerge:
     """Merge of the statistics of shards 0..n-1, with the same bits for every order of arrival.
 
-    The merges form a fixed binary tree over the shard numbers: two siblings are merged as soon as
-    both have arrived. Shards in order leave log2(n) nodes waiting, the worst order n/2.
+    The merges form a fixed binary tree over the shard numbers. Two siblings are merged as soon as
+    both have arrived. At most log2(n) nodes wait if the shards arrive in order, and n/2 in the
+    worst order.
     """
 
     _nodes: dict[tuple[int, int], LayerStatistics] = field(default_factory=dict)
-    """(level, index) to statistics of shards index * 2^level .. (index + 1) * 2^level - 1."""
+    """Statistics of shards index * 2^level .. (index + 1) * 2^level - 1, by (level, index)."""
 
     def add(self, shard: int, statistics: LayerStatistics) -> None:
-        """Add a shard that was not added before."""
+        """Add a shard. Each shard may be added only once."""
         self._insert(0, shard, statistics)
 
     def merge(self, other: OrderedMerge) -> None:
@@ -192,11 +204,15 @@ class OrderedMerge:
             self._insert(level, index, statistics)
 
     def result(self, num_shards: int) -> LayerStatistics:
-        """Statistics of shards 0..num_shards - 1. Raises ValueError if more or fewer were added."""
+        """Return the statistics of shards 0..num_shards - 1.
+
+        Raises:
+            ValueError: more or fewer shards were added.
+        """
         nodes = sorted(self._nodes, key=lambda node: node[1] << node[0])
         found = sum(1 << level for level, _ in nodes)
         if found != num_shards or not nodes:
-            raise ValueError(f"need the statistics of {num_shards} shards, have those of {found}")
+            raise ValueError(f"expected statistics of {num_shards} shards, got {found}")
         return reduce(LayerStatistics.merge, (self._nodes[node] for node in nodes))
 
     def _insert(self, level: int, index: int, statistics: LayerStatistics) -> None:

@@ -1,13 +1,13 @@
 """Dtypes of stored vectors, and their conversion to float32.
 
-float32 and bfloat16 vectors are stored as their elements. A vector of 8 bits an element is stored
-as a row of bytes: its scale, one little-endian float32, then its elements. An element times the
-scale is the value.
+float32 and bfloat16 vectors are stored as their elements. A vector with 8-bit elements is stored as
+a row of bytes: one scale, a little-endian float32, and then the elements. The value is the element
+times the scale.
 
     float8_e4m3   scale = largest magnitude / 448; elements are OCP E4M3 (ml_dtypes.float8_e4m3fn)
     int8          scale = largest magnitude / 127; elements are integers in -127..127
 
-The scale of a vector that is not finite is NaN.
+The scale of a non-finite vector is NaN.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ STORAGE_DTYPES: tuple[StorageDtype, ...] = get_args(StorageDtype)
 SCALE_BYTES = 4
 
 LARGEST_ELEMENT = {"float8_e4m3": 448.0, "int8": 127.0}
-"""The element that stands for the largest magnitude of a vector, for each dtype with scales."""
+"""Element that represents the largest magnitude of a vector, for each dtype with scales."""
 
 _NUMPY: dict[StorageDtype, np.dtype[Any]] = {
     "float32": np.dtype("<f4"),
@@ -37,10 +37,14 @@ _NUMPY: dict[StorageDtype, np.dtype[Any]] = {
 
 
 def numpy_dtype(storage_dtype: StorageDtype) -> np.dtype[Any]:
-    """Return the numpy dtype of stored rows, which is another one for each storage dtype.
+    """Return the numpy dtype of stored rows, which is unique for each storage dtype.
 
-    It is float32, uint16 with the bits of bfloat16, uint8 for rows of float8_e4m3, or int8 for rows
-    of int8. Raises ValueError for an unknown storage dtype.
+    Returns:
+        float32, uint16 for the bits of bfloat16, uint8 for rows of float8_e4m3, or int8 for rows of
+        int8.
+
+    Raises:
+        ValueError: the storage dtype is unknown.
     """
     if storage_dtype not in _NUMPY:
         raise ValueError(
@@ -50,12 +54,12 @@ def numpy_dtype(storage_dtype: StorageDtype) -> np.dtype[Any]:
 
 
 def row_elements(storage_dtype: StorageDtype, hidden: int) -> int:
-    """Return the elements of `numpy_dtype` in the stored row of a vector of `hidden` elements."""
+    """Return the number of elements of `numpy_dtype` in a stored row of `hidden` values."""
     return hidden + (SCALE_BYTES if storage_dtype in LARGEST_ELEMENT else 0)
 
 
 def to_float32(stored: NDArray[Any]) -> NDArray[np.float32]:
-    """Convert stored rows [..., row elements] to the vectors [..., hidden], without loss."""
+    """Convert stored rows [..., row elements] to vectors [..., hidden] float32, without loss."""
     if stored.dtype == np.float32:
         return stored.astype(np.float32, copy=False)
     if stored.dtype == np.uint16:

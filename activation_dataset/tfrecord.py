@@ -1,8 +1,8 @@
 """TFRecord framing of records in a file.
 
-A record is: length (uint64), masked CRC32C of those 8 bytes (uint32), data, masked CRC32C of the
-data (uint32); all little-endian. Source: tensorflow/core/lib/io/record_writer.h and
-tsl/lib/hash/crc32c.h (the mask).
+A record consists of the length (uint64), the masked CRC32C of the length (uint32), the data, and
+the masked CRC32C of the data (uint32), all little-endian. Source:
+tensorflow/core/lib/io/record_writer.h and tsl/lib/hash/crc32c.h (the mask).
 """
 
 from __future__ import annotations
@@ -21,25 +21,27 @@ HEADER_BYTES = 12
 FOOTER_BYTES = 4
 
 
-# Details of a CorruptRecordError.
+# Values of CorruptRecordError.detail.
 LENGTH_CRC = "the CRC of the length does not match"
 DATA_CRC = "the CRC of the data does not match"
 
 ADVICE = (
-    "python -m activation_dataset verify DATASET lists all damaged files; running the same command "
-    "of the job again writes them again"
+    "run python -m activation_dataset verify DATASET to list all damaged files, and run the job "
+    "again with the same flags to rewrite them"
 )
-"""Remedy for a dataset that cannot be read."""
+"""Advice for a dataset that cannot be read."""
 
 Crc = TypeVar("Crc", int, NDArray[np.int64])
 
 
 class CorruptRecordError(ValueError):
-    """A damaged TFRecord file. A note, which tracebacks show, gives the remedy.
+    """Error for a damaged TFRecord file. The remedy is a note, which tracebacks show.
 
     Attributes:
-        file, record, offset: name of the file, number of the record, and its first byte.
-        detail: what is wrong.
+        file: name of the file.
+        record: number of the record.
+        offset: offset of the record's first byte.
+        detail: description of the damage.
     """
 
     def __init__(self, file: str, record: int, offset: int, detail: str) -> None:
@@ -52,19 +54,19 @@ class CorruptRecordError(ValueError):
 
 
 def mask(crc: Crc) -> Crc:
-    """The masked form in which TFRecord stores a CRC32C, elementwise for an array."""
+    """Return a CRC32C in the masked form that TFRecord stores, elementwise for an array."""
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 @lru_cache(maxsize=1024)
 def frame_header(length: int) -> bytes:
-    """The 12 bytes before the data of a record, `length` bytes."""
+    """Return the 12 bytes before the data of a record, which has `length` bytes."""
     packed = length.to_bytes(8, "little")
     return packed + frame_footer(crc32c(packed))
 
 
 def frame_footer(crc: int) -> bytes:
-    """The 4 bytes after the data of a record, whose unmasked CRC32C is `crc`."""
+    """Return the 4 bytes after the data of a record, whose unmasked CRC32C is `crc`."""
     return mask(crc).to_bytes(4, "little")
 
 
@@ -74,14 +76,14 @@ def read_records(
     """Yield the decoded data of each record, from the stream's position to its end.
 
     Args:
-        stream: seekable binary stream, buffered, so that a read returns all that it asks for.
-        name: name of the file in errors.
-        decode: decodes the data of a record, or raises ValueError.
+        stream: seekable, buffered binary stream, whose `read` returns all requested bytes.
+        name: name of the file in error messages.
+        decode: function that decodes the data of a record, or raises ValueError.
 
     Raises:
         CorruptRecordError: a CRC does not match, the file ends inside a record, or the data cannot
-            be decoded. A length that reaches past the end of the file is refused before memory is
-            allocated for it.
+            be decoded. A length past the end of the file is rejected before any memory is
+            allocated.
     """
     offset = stream.tell()
     end = stream.seek(0, io.SEEK_END)
@@ -96,7 +98,7 @@ def read_records(
         elif frame_header(length) != header:
             detail = LENGTH_CRC
         elif length > available:
-            detail = f"the length says {length} bytes of data, the file has room for {available}"
+            detail = f"the length is {length} bytes of data, but only {available} bytes follow"
         else:
             block = memoryview(stream.read(length + FOOTER_BYTES))
             data = block[:length]
@@ -114,9 +116,16 @@ def read_records(
 
 
 def record_data(block: NDArray[np.uint8], name: str, record: int, offset: int) -> memoryview:
-    """Return the data of a record, given from its header to its footer. Raises CorruptRecordError.
+    """Check a record and return its data.
 
-    Errors name the file, the number of the record, and the offset of its first byte.
+    Args:
+        block: [n] uint8, the record from header to footer.
+        name: name of the file in error messages.
+        record: number of the record in error messages.
+        offset: offset of the record's first byte in error messages.
+
+    Raises:
+        CorruptRecordError: a CRC or the length does not match.
     """
     check_header(block[:HEADER_BYTES], len(block), name, record, offset)
     data = block.data[HEADER_BYTES:-FOOTER_BYTES]
@@ -126,7 +135,7 @@ def record_data(block: NDArray[np.uint8], name: str, record: int, offset: int) -
 
 
 def check_header(header: NDArray[np.uint8], size: int, name: str, record: int, offset: int) -> None:
-    """Raise CorruptRecordError unless a header is that of a record of `size` bytes with framing."""
+    """Raise CorruptRecordError unless the header fits a record of `size` bytes with framing."""
     found, expected = header.tobytes(), size - HEADER_BYTES - FOOTER_BYTES
     if found == frame_header(expected):
         return

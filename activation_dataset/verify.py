@@ -1,7 +1,7 @@
-"""Verifying a dataset against its metadata: every file by size and CRC32C, and on demand by record.
+"""Verification of a dataset against its metadata by checksum and, on request, by record.
 
-The checksums find every flipped bit, every cut, and every missing or extra file. Decoding the
-records finds mistakes of a writer, which the checksums cannot show.
+The checksums find every flipped bit, truncated file, and missing or extra file. Decoding the
+records also finds bugs in the writer.
 """
 
 from __future__ import annotations
@@ -27,14 +27,20 @@ from activation_dataset.manifest import FileEntry
 from activation_dataset.metadata import Metadata
 from activation_dataset.verify_records import check_records
 
-RERUN = "run the same command again, which writes it again"
+RERUN = "run the same command again to rewrite the file"
 _DELETE = "delete it"
-_REWRITE = "delete it and run the same command again, which verifies the other files and writes it"
+_REWRITE = "delete it and run the same command again, which verifies the other files"
 
 
 @dataclass(frozen=True, order=True)
 class Problem:
-    """One mistake in a dataset: the file, what is wrong with it, and what to do about it."""
+    """One problem of a dataset.
+
+    Attributes:
+        file: path in the dataset's folder.
+        what: what is wrong.
+        remedy: what to do.
+    """
 
     file: str
     what: str
@@ -46,7 +52,13 @@ class Problem:
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """Problems sorted by file, and number and size of the files that were read."""
+    """Result of a verification.
+
+    Attributes:
+        problems: problems, sorted by file.
+        files: number of files that were read.
+        bytes: size of these files.
+    """
 
     problems: tuple[Problem, ...]
     files: int
@@ -56,19 +68,19 @@ class VerifyReport:
 def verify(path: str | os.PathLike[str], records: bool = False) -> VerifyReport:
     """Check a dataset against its metadata and report all problems.
 
-    Checks the digest and fields of metadata.json, presence, size and CRC32C of every file that it
-    lists, that the folders of sites and prompts hold no other file, that no partial file is left,
-    and the numbers of rejected files, tasks and samples.
+    The check covers the digest and fields of metadata.json, the presence, size and CRC32C of every
+    listed file, unlisted files in the folders of sites and prompts, leftover partial files, and the
+    numbers of rejected files, tasks and samples.
 
     Args:
         path: local folder, or a URL that fsspec can open.
-        records: also decode every record of the files without a problem, and check samples, their
-            order, shapes and token ids against the prompts, and the statistics.
+        records: also decode every record of the files without a problem, check the samples, their
+            order, shapes and token ids against the prompts, and check the statistics.
     """
     folder = open_folder(path)
     present = set(folder.files())
     problems = [
-        Problem(file, "left behind by an interrupted writer", _DELETE)
+        Problem(file, "partial file of an interrupted writer", _DELETE)
         for file in present
         if is_partial_file(file)
     ]
@@ -85,7 +97,7 @@ def verify(path: str | os.PathLike[str], records: bool = False) -> VerifyReport:
         problems += [problem for problem, _ in results if problem]
         if records:
             problems += [
-                Problem(file, what, "report this, it is a mistake of the program that wrote it")
+                Problem(file, what, "report this as a bug in the program that wrote the dataset")
                 for file, what in check_records(folder, metadata, damaged, pool)
             ]
     size = sum(count for _, count in results)
@@ -120,9 +132,9 @@ def _check_file(folder: Folder, entry: FileEntry, present: set[str]) -> tuple[Pr
 def _read_metadata(folder: Folder, present: set[str]) -> tuple[Metadata | None, list[Problem]]:
     if METADATA_FILE not in present:
         if any(parse_data_file(file) for file in present):
-            what, remedy = "missing, the run has not finished", "run the same command again"
+            what, remedy = "missing, the run is incomplete", "run the same command again"
         else:
-            what, remedy = "missing, this is no dataset", "give the folder that the job wrote to"
+            what, remedy = "missing, not a dataset", "give the --output_dir of a job"
         return None, [Problem(METADATA_FILE, what, remedy)]
     try:
         with folder.open(METADATA_FILE) as stream:

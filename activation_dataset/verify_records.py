@@ -23,11 +23,11 @@ from activation_dataset.sites import Site
 from activation_dataset.statistics import LayerStatistics, OrderedMerge
 from activation_dataset.tfrecord import CorruptRecordError, read_records
 
-# Vectors whose statistics are computed at a time.
+# Size of the blocks of vectors whose statistics are computed at once.
 _BLOCK_BYTES = 1 << 22
 
 Finding = tuple[str, str]
-"""A file and what is wrong with it."""
+"""File, and what is wrong with it."""
 
 
 @dataclass
@@ -43,7 +43,7 @@ def check_records(
 ) -> Iterator[Finding]:
     """Decode all records and compare them with the prompts and the statistics.
 
-    Leaves out the damaged files, and the statistics of their sites.
+    Skips the damaged files and the statistics of their sites.
     """
     merges = {site: OrderedMerge() for site in metadata.statistics}
     shard_of: dict[str, int] = {}
@@ -57,7 +57,7 @@ def check_records(
         for sample_id in result.sample_ids:
             if sample_id in shard_of:
                 path = metadata.shards[number].prompts.path
-                yield path, f"sample {sample_id!r} of shard {shard_of[sample_id]} is repeated"
+                yield path, f"sample {sample_id!r} is also in shard {shard_of[sample_id]}"
             shard_of.setdefault(sample_id, number)
         for site, statistics in result.statistics.items():
             merges[site].add(number, statistics)
@@ -65,7 +65,7 @@ def check_records(
     for site, expected in metadata.statistics.items():
         try:
             exact = merges[site].result(len(metadata.shards))
-        except ValueError:  # files were left out
+        except ValueError:  # damaged files were skipped
             continue
         for difference in expected.differences(exact):
             yield METADATA_FILE, f"statistics.{site}: {difference}"
@@ -79,7 +79,7 @@ def _check_counts(metadata: Metadata, shards: Sequence[Written | None]) -> Itera
     for name in ("truncated_samples", "truncated_tokens", "unknown_cell_samples"):
         said, counted = getattr(metadata.counts, name), getattr(found, name)
         if said != counted:
-            yield METADATA_FILE, f"counts.{name} is {said}, the prompts say {counted}"
+            yield METADATA_FILE, f"counts.{name} is {said}, but the prompts give {counted}"
 
 
 def _check_shard(
@@ -115,7 +115,11 @@ def _check_shard(
 def _check_file(
     folder: Folder, path: str, kind: RecordKind, prompts: Sequence[Prompt]
 ) -> LayerStatistics:
-    """Statistics of the vectors of a layer file. Raises CorruptRecordError for a wrong record."""
+    """Check the records of a layer file and return the statistics of its vectors.
+
+    Raises:
+        CorruptRecordError: a record is damaged or does not fit its prompt.
+    """
     remaining = iter(prompts)
 
     def vectors_of(data: memoryview) -> NDArray[Any]:
@@ -147,10 +151,12 @@ def _check_file(
 
 def _check_sample(found: Sample, expected: Sample) -> None:
     if found.sample_id != expected.sample_id:
-        raise ExampleError(f"sample {found.sample_id!r}, the prompts have {expected.sample_id!r}")
+        raise ExampleError(
+            f"sample is {found.sample_id!r}, but the prompts have {expected.sample_id!r}"
+        )
     for name in (each.name for each in fields(Sample)):
         if not np.array_equal(getattr(found, name), getattr(expected, name)):
-            raise ExampleError(f"sample {found.sample_id!r} has another {name} than its prompt")
+            raise ExampleError(f"sample {found.sample_id!r}: {name} differs from the prompt")
 
 
 def _described(error: CorruptRecordError | OSError) -> str:

@@ -1,4 +1,4 @@
-"""Writing one layer file: one site of one shard."""
+"""Writer of one layer file: one site of one shard."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from activation_dataset.statistics import LayerStatistics
 from activation_dataset.storage_dtype import numpy_dtype
 from activation_dataset.tfrecord import HEADER_BYTES, frame_footer
 
-# Smaller vectors are joined to blocks of this size, larger ones are written without a copy.
+# Records with smaller payloads are joined to blocks; larger payloads are written without a copy.
 _JOINED_PAYLOAD = 1 << 16
 _JOINED_BLOCK = 1 << 20
 
 
 class LayerFileWriter:
-    """Writer of the records of one layer file. Keeps its checksum and merges its statistics.
+    """Writer of the records of one layer file, with its checksum and statistics.
 
-    The bytes depend on the samples and vectors alone, not on how they are split into calls of
-    `append`. The stream receives them from its position on; it is neither flushed nor closed.
+    The bytes depend only on the samples and vectors, not on the calls of `append`. The writer
+    starts at the stream's position. The caller flushes and closes the stream.
     """
 
     def __init__(self, stream: BinaryIO, site: Site, kind: RecordKind) -> None:
@@ -45,14 +45,15 @@ class LayerFileWriter:
         """Write one record for each frame.
 
         Args:
-            frames: of the samples, in the order of the file.
-            vectors: [sum of the frames' vectors, row elements] as in `storage_dtype`; bfloat16 also
-                as ml_dtypes has it. Free to be reused after the call.
-            statistics: of exactly these vectors.
+            frames: frames of the samples, in the order of the file.
+            vectors: [sum of the frames' vectors, row elements] of `numpy_dtype` or
+                ml_dtypes.bfloat16. The caller may reuse the buffer after the call.
+            statistics: statistics of exactly these vectors.
 
         Raises:
-            ValueError, TypeError: the arguments contradict each other; nothing has been written.
-            OSError: the stream did not take all bytes.
+            ValueError: the arguments contradict each other. Nothing was written.
+            TypeError: the vectors have the wrong dtype. Nothing was written.
+            OSError: the stream did not accept all bytes.
         """
         payload = self._bytes_of(frames, vectors, statistics)
         start = 0
@@ -67,7 +68,7 @@ class LayerFileWriter:
         self._statistics = self._statistics.merge(statistics)
 
     def finish(self, shard: int, num_shards: int, ops: str) -> LayerManifest:
-        """The manifest of the file. Closing the stream is up to the caller."""
+        """Return the manifest of the file."""
         path = shard_file(self._site, shard, num_shards)
         return LayerManifest(
             shard=shard,
@@ -92,12 +93,15 @@ class LayerFileWriter:
             )
         if statistics.count + statistics.nonfinite_count != expected:
             raise ValueError(
-                f"statistics are of {statistics.count + statistics.nonfinite_count} vectors, "
+                f"statistics count {statistics.count + statistics.nonfinite_count} vectors, "
                 f"expected {expected}"
             )
         for frame in frames:
             if frame.payload_bytes != frame.vectors * self._kind.vector_bytes:
-                raise ValueError(f"the frame of sample {frame.sample_id!r} is of another kind")
+                raise ValueError(
+                    f"the frame of sample {frame.sample_id!r} has {frame.payload_bytes} bytes of "
+                    f"vectors, expected {frame.vectors * self._kind.vector_bytes}"
+                )
         if vectors.dtype.name == "bfloat16":
             vectors = vectors.view(np.uint16)
         dtype = numpy_dtype(self._kind.storage_dtype)

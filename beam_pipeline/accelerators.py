@@ -34,14 +34,14 @@ class AcceleratorSettings:
     """One kind of worker: one machine, with its devices.
 
     Attributes:
-      name: the value of `--accelerator`: the family, the kind of device, and the devices.
-      machine_types: the Compute Engine types that Dataflow accepts with it, the default first.
-      worker_accelerator: value of Dataflow's service option of that name; None for a CPU.
-      memory_bytes: memory of one device.
-      peak_flops: dense bfloat16 FLOP/s of one device; None if it depends on the machine.
-      list_price: USD per hour of one device with its share of the machine: on demand, in
-        us-central1, of 2026-11-23, without Dataflow's own charges.
-      environment: variables that must be set in the worker's process before JAX starts.
+        name: the value of `--accelerator`: the family, the kind of device, and the devices.
+        machine_types: the Compute Engine types that Dataflow accepts with it, the default first.
+        worker_accelerator: value of Dataflow's service option of that name; None for a CPU.
+        memory_bytes: memory of one device.
+        peak_flops: dense bfloat16 FLOP/s of one device; None if it depends on the machine.
+        list_price: USD per hour of one device with its share of the machine: on demand, in
+            us-central1, of 2026-11-23, without Dataflow's own charges.
+        environment: variables that must be set in the worker's process before JAX starts.
     """
 
     name: str
@@ -133,11 +133,10 @@ def worker_flags(settings: AcceleratorSettings, options: PipelineOptions) -> lis
     The user's own choices are kept if the worker stays valid.
 
     Raises:
-      ConfigError: for a flag that Dataflow would reject, or that would leave the accelerator
-        unused.
+        ConfigError: for a flag that Dataflow would reject, or that would leave the accelerator
+            unused.
     """
-    runner = (options.view_as(StandardOptions).runner or "").lower()
-    if not runner.endswith(("dataflow", "dataflowrunner")):
+    if not runs_on_dataflow(options):
         return []
     _check_options(settings, options)
     worker = options.view_as(WorkerOptions)
@@ -160,6 +159,12 @@ def worker_flags(settings: AcceleratorSettings, options: PipelineOptions) -> lis
             if worker.num_workers is None:
                 flags.append("--num_workers=1")
     return flags
+
+
+def runs_on_dataflow(options: PipelineOptions) -> bool:
+    """Return True if the runner is Dataflow, by any of its names."""
+    runner = (options.view_as(StandardOptions).runner or "").lower()
+    return runner.endswith(("dataflow", "dataflowrunner"))
 
 
 def check_mesh(settings: AcceleratorSettings, mesh_shape: tuple[int, int] | None) -> None:
@@ -210,7 +215,8 @@ def _check_options(settings: AcceleratorSettings, options: PipelineOptions) -> N
     if not worker.sdk_container_image:
         raise ConfigError(
             f"--accelerator={settings.name} needs --sdk_container_image: the worker's image must "
-            f"contain JAX for its {settings.family.upper()} (docs/dataflow.md says how to build it)"
+            f"contain JAX for its {settings.family.upper()} (docs/how_to/dataflow.md says how to "
+            "build it)"
         )
 
 

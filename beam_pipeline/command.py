@@ -71,10 +71,9 @@ def extract(argv: Sequence[str]) -> None:
 
 def plan(argv: Sequence[str]) -> None:
     """Print what the job would do, and fail where the job would be refused."""
-    config, options = parse_flags(argv, build_plan_parser())
-    job = open_job(config)
+    job = open_job(parse_flags(argv, build_plan_parser())[0])
     made, config = make_plan(job), job.config
-    print(report(made, config, options.view_as(WorkerOptions).num_workers or 1))
+    print(report(made, config, config.workers))
     check_samples(made.shards.samples, made.rejected, config.max_rejected, tokens=config.tokens)
     check_output_size(made.size, len(config.extractor.sites), config.max_output_bytes)
 

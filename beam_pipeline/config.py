@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from corpus.augment import AugmentationPlan
 from qwen.settings import ExtractorSettings
@@ -21,9 +22,10 @@ class Config:
     """The flags of a run. Attributes are named after the flags; `--help` gives their units.
 
     Attributes:
-      extractor: the flags of the model and of the activations. Until the model is opened, its
-        `layers` are empty for all layers, and it has no `weights_fingerprint`.
-      efficiency, device_price: flags of `plan` only.
+        extractor: the flags of the model and of the activations. Until the model is opened, its
+            `layers` are empty for all layers, and it has no `weights_fingerprint`.
+        workers: the workers of the runner, by Beam's flags.
+        efficiency, device_price, storage_bandwidth: flags of `plan` only.
     """
 
     extractor: ExtractorSettings
@@ -42,14 +44,16 @@ class Config:
     max_rejected: int | None
     allow_nonfinite: bool
     output_dir: str
-    samples_per_shard: int
+    samples_per_shard: int | Literal["auto"]
     max_output_bytes: int | None
     upload_memory: int
     overwrite: bool
     no_progress: bool
     accelerator: str | None
+    workers: int
     efficiency: float | None = None
     device_price: float | None = None
+    storage_bandwidth: int | None = None
 
     @property
     def augmentation(self) -> AugmentationPlan | None:

@@ -6,6 +6,7 @@ import os
 import re
 from argparse import ArgumentTypeError
 from collections.abc import Sequence
+from typing import Literal
 
 from activation_dataset.sites import HOOK_POINTS, HookPoint, in_forward_order
 from beam_pipeline.config import ConfigError
@@ -24,6 +25,16 @@ def positive(text: str) -> int:
     if not re.fullmatch(r"\d{1,12}", text) or int(text) < 1:
         raise ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
     return int(text)
+
+
+def positive_or_auto(text: str) -> int | Literal["auto"]:
+    """Parse `auto` or a whole number of at least 1."""
+    if text == "auto":
+        return "auto"
+    try:
+        return positive(text)
+    except ArgumentTypeError as error:
+        raise ArgumentTypeError(str(error).replace("expected", "expected auto or")) from None
 
 
 def natural(text: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata as packages
 
@@ -14,28 +15,46 @@ from corpus.template import PromptTemplate, load_template
 from qwen.settings import check_hook_points
 from qwen.source import ModelSource, open_model
 from qwen.tokenizer import digit_tokens
+from transforms.auto_shards import AutoShards
 from transforms.choose_tokens import parse_choice
+from transforms.commit_run import auto_workers_of_run
 from transforms.find_inputs import Pattern, resolve_patterns
 from transforms.tokenize_tasks import SampleRules
+
+LOGGER = logging.getLogger(__name__)
 
 PACKAGES_THAT_DECIDE_BYTES = ("flax", "jax", "jaxlib", "numpy", "tokenizers", "transformers")
 
 
 @dataclass(frozen=True)
 class Job:
-    """A job whose flags fit its model. The weights of `source` have not been read."""
+    """A job whose flags fit its model. The weights of `source` have not been read.
+
+    Attributes:
+        auto_workers: the workers that `--samples_per_shard auto` counts: those of the run that
+            began the output folder, otherwise those of this run. A run that goes on with fewer
+            workers, or more, then completes the same files.
+    """
 
     config: Config
     patterns: tuple[Pattern, ...]
     template: PromptTemplate
     rules: SampleRules
     source: ModelSource
+    auto_workers: int
 
     @property
     def record_kinds(self) -> dict[Site, RecordKind]:
         """The kind of the records that the job writes for each site."""
         settings, width = self.config.extractor, self.source.config.width
         return {site: settings.record_kind(width(*place_of(site))) for site in settings.sites}
+
+    @property
+    def samples_per_shard(self) -> int | AutoShards:
+        """The number of the samples of a shard, or the rule that chooses it."""
+        if self.config.samples_per_shard != "auto":
+            return self.config.samples_per_shard
+        return AutoShards(self.auto_workers, tuple(dict.fromkeys(self.record_kinds.values())))
 
     def _bos(self) -> dict[str, Json] | None:
         if (token_id := self.rules.bos) is None:
@@ -48,7 +67,7 @@ class Job:
         """Check the weights, and return all that decides about the bytes, except the inputs.
 
         Raises:
-          CheckpointError: if the weights are missing, damaged or not those of the model.
+            CheckpointError: if the weights are missing, damaged or not those of the model.
         """
         config, settings, source = self.config, self.config.extractor, self.source
         source.check_weights()
@@ -89,7 +108,9 @@ class Job:
                 "mesh_shape": list(settings.mesh_shape) if settings.mesh_shape else None,
                 "overlength": config.overlength,
                 "prepend_bos": self._bos(),
-                "samples_per_shard": config.samples_per_shard,
+                "samples_per_shard": {"auto_for_workers": self.auto_workers}
+                if config.samples_per_shard == "auto"
+                else config.samples_per_shard,
                 "text_field": config.text_field,
                 "tokens": config.tokens,
             },
@@ -101,7 +122,7 @@ def open_job(config: Config) -> Job:
     """Find the inputs, open the model without its weights, and check that the flags fit.
 
     Raises:
-      ValueError: of several kinds, each naming the flag or file and what to do.
+        ValueError: of several kinds, each naming the flag or file and what to do.
     """
     patterns = resolve_patterns(config.tasks_file, config.output_dir)
     template = load_template(config.prompt_template)
@@ -122,7 +143,22 @@ def open_job(config: Config) -> Job:
         )
     check_hook_points(extractor, source.config)
     extractor = replace(extractor, model_path=source.pinned_path)
-    return Job(replace(config, extractor=extractor), patterns, template, rules, source)
+    workers = _auto_workers(config)
+    return Job(replace(config, extractor=extractor), patterns, template, rules, source, workers)
+
+
+def _auto_workers(config: Config) -> int:
+    """Return the `auto_workers` of a job."""
+    if config.samples_per_shard != "auto" or config.overwrite:
+        return config.workers
+    there = auto_workers_of_run(config.output_dir)
+    if there not in (None, config.workers):
+        LOGGER.warning(
+            "%s was begun for %s workers; --samples_per_shard=auto keeps the shards of that run",
+            config.output_dir,
+            there,
+        )
+    return there or config.workers
 
 
 def _rules(config: Config, source: ModelSource) -> SampleRules:

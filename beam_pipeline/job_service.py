@@ -17,7 +17,7 @@ def wait_for_job_service(options: PipelineOptions, seconds: float = START_SECOND
     Beam itself waits for it without a word, five minutes by default.
 
     Raises:
-      ConfigError: if nothing answers at the endpoint.
+        ConfigError: if nothing answers at the endpoint.
     """
     endpoint = options.view_as(PortableOptions).job_endpoint
     if not endpoint:

@@ -15,7 +15,13 @@ from activation_dataset.format import POOLINGS
 from activation_dataset.sites import DEFAULT_HOOK_POINT, HOOK_POINTS
 from activation_dataset.storage_dtype import COMPUTE_DTYPES, STORAGE_DTYPES
 from beam_pipeline import flag_values as values
-from beam_pipeline.accelerators import ACCELERATORS, AcceleratorSettings, check_mesh, worker_flags
+from beam_pipeline.accelerators import (
+    ACCELERATORS,
+    AcceleratorSettings,
+    check_mesh,
+    runs_on_dataflow,
+    worker_flags,
+)
 from beam_pipeline.config import DEFAULT_LAYERS, Config, ConfigError
 from corpus.template import shipped_templates
 from qwen.settings import ExtractorSettings
@@ -227,7 +233,7 @@ def _add_activation_flags(group: argparse._ArgumentGroup) -> None:
         default="all",
         metavar="CHOICE",
         help="tokens whose vectors are stored with --pooling none, or averaged with mean: one or "
-        f"more of {', '.join(TERMS)}, joined by &; docs/texts.md explains them",
+        f"more of {', '.join(TERMS)}, joined by &; docs/concepts/tokens.md explains them",
     )
     group.add_argument(
         "--allow_nonfinite",
@@ -247,10 +253,11 @@ def _add_output_flags(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--samples_per_shard",
-        type=values.positive,
+        type=values.positive_or_auto,
         default=512,
-        metavar="SAMPLES",
-        help="samples per file",
+        metavar="SAMPLES|auto",
+        help="samples per file. auto: equal files of at most 1 GiB, 8 to 20 for each worker of "
+        "--num_workers and --max_num_workers; --direct_num_workers does not count",
     )
     group.add_argument(
         "--max_output_bytes",
@@ -299,6 +306,13 @@ def build_plan_parser() -> argparse.ArgumentParser:
         metavar="PRICE",
         help="price of one device for an hour, in your currency (default: the list price in USD)",
     )
+    plan.add_argument(
+        "--storage_bandwidth",
+        type=values.byte_count,
+        metavar="BYTES",
+        help="bytes per second that the storage takes from all workers together, such as 5GB "
+        "(default: no limit but 50 MB/s for each file that a worker writes, an assumption)",
+    )
     return parser
 
 
@@ -308,15 +322,23 @@ def parse_flags(
     """Parse our flags, by default with the parser of the job, and Beam's.
 
     Raises:
-      ConfigError: for flags that are missing, malformed or unknown, or that contradict each other.
-      SystemExit: after argparse has printed help.
+        ConfigError: for flags that are missing, malformed or unknown, or that contradict each
+            other.
+        SystemExit: after argparse has printed help.
     """
     ours, rest = (parser or build_parser()).parse_known_args(argv)
     accelerator = ACCELERATORS.get(ours.accelerator)
     if accelerator:
         check_mesh(accelerator, ours.mesh_shape)
     options = _beam_options(rest, accelerator)
+    workers = _workers(options)
+    if ours.samples_per_shard == "auto" and workers is None:
+        raise ConfigError(
+            "--samples_per_shard=auto needs a number of workers: give --num_workers, or "
+            "--max_num_workers if Dataflow may add workers"
+        )
     settings = vars(ours) | {
+        "workers": workers or 1,
         "tasks_file": tuple(ours.tasks_file),
         "layers": values.parse_layers(ours.layers_to_extract or [DEFAULT_LAYERS]),
         "hook_points": values.parse_hook_points(ours.hook_points or [DEFAULT_HOOK_POINT]),
@@ -347,6 +369,21 @@ def _beam_options(flags: list[str], accelerator: AcceleratorSettings | None) -> 
         print(f"--accelerator={accelerator.name} sets", *added, file=sys.stderr)
         options = PipelineOptions([*flags, *added])
     return options
+
+
+def _workers(options: PipelineOptions) -> int | None:
+    """Return the most workers that a run may have; None if Dataflow alone decides.
+
+    Those of a local run are not counted: it gives the same bytes whatever its
+    `--direct_num_workers`, and the bytes of a run on Dataflow if it has that run's `--num_workers`.
+    """
+    worker = options.view_as(WorkerOptions)
+    counts = [worker.num_workers]
+    if worker.autoscaling_algorithm != "NONE":
+        counts.append(worker.max_num_workers)
+    if given := [count for count in counts if count and count > 0]:
+        return max(given)
+    return None if runs_on_dataflow(options) else 1
 
 
 def _refuse_unknown(flags: Sequence[str]) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.transforms.combiners import TupleCombineFn
 
 from activation_dataset.format import layer_folder
 from activation_dataset.metadata import RunDescription
@@ -23,11 +24,11 @@ from transforms.find_duplicates import FindDuplicates
 from transforms.measure_output import SumSizes
 from transforms.output_folder import OutputFolder, remove_output, remove_partial_files
 from transforms.read_tasks import INPUTS, NOTICES, REJECTED, SKIPPED, ReadTasks
+from transforms.report_inputs import GatherReport
 from transforms.resume import ops_of_files
 from transforms.tokenize_tasks import WRITTEN, TokenizeTasks
 from transforms.write_layer import WriteLayer
 from transforms.write_prompts import WritePrompts
-from transforms.write_rejected import count_inputs, sum_written
 
 
 def build(
@@ -40,11 +41,11 @@ def build(
     """Add the whole job, from files of tasks to a PCollection of the one `Metadata`.
 
     Args:
-      pipeline: an empty pipeline.
-      job: from `open_job`.
-      run: from `job.describe()`.
-      folder: the claimed output folder.
-      finished_ops: from `ops_of_files`, for files that are there already.
+        pipeline: an empty pipeline.
+        job: from `open_job`.
+        run: from `job.describe()`.
+        folder: the claimed output folder.
+        finished_ops: from `ops_of_files`, for files that are there already.
     """
     config, kinds = job.config, job.record_kinds
     extractor = replace(
@@ -65,29 +66,23 @@ def build(
         str(run.tokenizer["fingerprint"]),
     )
     prompts = tokenized.prompts
-    rejected = (
-        (tasks[REJECTED], tokenized[REJECTED])
-        | "Rejected" >> beam.Flatten()
-        | "GatherRejected" >> beam.CombineGlobally(beam.combiners.ToListCombineFn())
+    report = (
+        [
+            *(tasks[tag] for tag in (REJECTED, NOTICES, INPUTS, SKIPPED)),
+            *(tokenized[tag] for tag in (REJECTED, WRITTEN)),
+            tasks.items | "FindDuplicates" >> FindDuplicates(),
+        ]
+        | "Reported" >> beam.Flatten()
+        | "GatherReport" >> beam.CombineGlobally(GatherReport())
     )
-    notices = (
-        (tasks[NOTICES], tasks.items | "FindDuplicates" >> FindDuplicates())
-        | "Notices" >> beam.Flatten()
-        | "GatherNotices" >> beam.CombineGlobally(beam.combiners.ToListCombineFn())
-    )
-    size = prompts | "MeasureOutput" >> beam.CombineGlobally(SumSizes(Counter(kinds.values())))
+    planned = TupleCombineFn(
+        PlanShards(job.samples_per_shard), SumSizes(Counter(kinds.values()))
+    ).with_common_input()
     plan = (
         prompts
-        | "PlanShards" >> beam.CombineGlobally(PlanShards(config.samples_per_shard))
+        | "PlanShards" >> beam.CombineGlobally(planned)
         | "CommitRun"
-        >> CommitRun(
-            folder,
-            run,
-            Limits(config.max_rejected, config.max_output_bytes),
-            rejected,
-            size,
-            notices,
-        )
+        >> CommitRun(folder, run, Limits(config.max_rejected, config.max_output_bytes), report)
     )
 
     extracted = (
@@ -102,25 +97,10 @@ def build(
     ]
     written_prompts = extracted[PROMPTS] | "prompts" >> WritePrompts(folder)
 
-    counts = (
-        tokenized[WRITTEN]
-        | "SumWritten" >> beam.CombineGlobally(sum_written)
-        | "CountInputs" >> beam.Map(count_inputs, rejected=beam.pvalue.AsSingleton(rejected))
-    )
     return (
         [*layers, written_prompts, extracted[FINISHED]]
         | "Manifests" >> beam.Flatten()
-        | "CombineMetadata"
-        >> CombineMetadata(
-            folder,
-            run,
-            config.allow_nonfinite,
-            plan,
-            tasks[INPUTS],
-            counts,
-            tasks[SKIPPED],
-            notices,
-        )
+        | "CombineMetadata" >> CombineMetadata(folder, run, config.allow_nonfinite, plan, report)
     )
 
 
@@ -128,11 +108,11 @@ def run_pipeline(config: Config, options: PipelineOptions) -> bool:
     """Run the job to its end, or submit it if the runner does not wait.
 
     Returns:
-      Whether an earlier run had begun, whose finished files are not computed again.
+        Whether an earlier run had begun, whose finished files are not computed again.
 
     Raises:
-      ConfigError: if Beam's flags contradict each other, or name an engine that does not answer.
-      ValueError: of several kinds, each naming the flag or file and what to do.
+        ConfigError: if Beam's flags contradict each other, or name an engine that does not answer.
+        ValueError: of several kinds, each naming the flag or file and what to do.
     """
     try:
         pipeline = beam.Pipeline(options=options)

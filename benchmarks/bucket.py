@@ -2,118 +2,30 @@
 
     python -m benchmarks.bucket --speed 50 --latency 30 --layers 14 --megabytes 1500
 
-A stand-in of Cloud Storage in a process of its own gives each connection a speed and each request a
-latency. A fake extractor makes blocks of all layers at a given speed and hands them to the writers
-of the job. The figure is the time over max(time of the extractor, bytes / (connections x speed)),
-where each layer has one connection.
+A stand-in of Cloud Storage (`benchmarks/stand_in.py`) gives each connection a speed and each
+request a latency. A fake extractor makes blocks of all layers at a given speed and hands them to
+the writers of the job. The figure is the time over max(time of the extractor, bytes / (connections
+x speed)), where each layer has one connection.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import multiprocessing
-import os
-import re
 import resource
 import time
-import urllib.parse
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from multiprocessing.connection import Connection
 
-import google_crc32c
 import numpy as np
 
-from activation_dataset.checksum import to_text
 from activation_dataset.prompts import Prompt
 from activation_dataset.record import RecordKind, frame_record
 from activation_dataset.statistics import LayerStatistics
+from benchmarks.stand_in import Store, running
 from transforms.extract_activations import LayerBlock
 from transforms.output_folder import OutputFolder
 from transforms.write_layer import _WriteLayer
 
 HIDDEN = 896
 VECTORS = 4096
-PIECE = 1 << 18
-
-
-class StandIn(BaseHTTPRequestHandler):
-    """The requests of the JSON API that writing needs; keeps size and CRC32C of large objects."""
-
-    protocol_version = "HTTP/1.1"
-    speed, latency = 50e6, 0.03
-    objects: dict[str, tuple[int, int, bytes]] = {}  # noqa: RUF012
-
-    def log_message(self, format: str, *arguments: object) -> None:
-        """Say nothing."""
-
-    def do_GET(self) -> None:
-        """Return the metadata or, with `alt=media`, the content of an object."""
-        name = urllib.parse.unquote(self.path.partition("/o/")[2].partition("?")[0])
-        time.sleep(self.latency)
-        if not name:  # The bucket itself.
-            self._answer(200, b"{}")
-        elif name not in self.objects:
-            self._answer(404, b"{}")
-        elif "alt=media" in self.path:
-            self._answer(200, self.objects[name][2])
-        else:
-            self._answer(200, self._metadata(name))
-
-    def do_POST(self) -> None:
-        """Begin an upload in parts."""
-        described = json.loads(self._take() or b"{}")
-        query = urllib.parse.parse_qs(self.path.partition("?")[2])
-        name = described.get("name") or query["name"][0]
-        host = self.headers["Host"]
-        StandIn.objects.pop(f"upload {name}", None)
-        self._answer(200, b"{}", Location=f"http://{host}/part?name={urllib.parse.quote(name)}")
-
-    def do_PUT(self) -> None:
-        """Take a part of an upload."""
-        name = urllib.parse.parse_qs(self.path.partition("?")[2])["name"][0]
-        size, crc, kept = StandIn.objects.pop(f"upload {name}", (0, 0, b""))
-        part = self._take()
-        size, crc = size + len(part), google_crc32c.extend(crc, part)
-        kept = (kept + part) if size < PIECE else b""
-        if re.fullmatch(r"bytes .*/\d+", self.headers["Content-Range"]):
-            StandIn.objects[name] = size, crc, kept
-            self._answer(200, self._metadata(name))
-        else:
-            StandIn.objects[f"upload {name}"] = size, crc, kept
-            self._answer(308, b"", Range=f"bytes=0-{size - 1}")
-
-    def _take(self) -> bytes:
-        start, rest, pieces = time.monotonic(), int(self.headers.get("Content-Length", 0)), []
-        time.sleep(self.latency)
-        taken = 0
-        while rest:
-            pieces.append(piece := self.rfile.read(min(rest, PIECE)))
-            rest, taken = rest - len(piece), taken + len(piece)
-            due = start + self.latency + taken / self.speed
-            time.sleep(max(0, due - time.monotonic()))
-        return b"".join(pieces)
-
-    def _metadata(self, name: str) -> bytes:
-        size, crc, _ = self.objects[name]
-        found = {"name": name, "bucket": "bucket", "size": str(size), "crc32c": to_text(crc)}
-        return json.dumps(found | {"generation": "1", "metageneration": "1"}).encode()
-
-    def _answer(self, status: int, body: bytes, **headers: str) -> None:
-        self.send_response(status)
-        for key, value in (headers | {"Content-Length": str(len(body))}).items():
-            self.send_header(key.replace("_", "-"), value)
-        self.send_header("Content-Type", "application/json")
-        self.end_headers()
-        self.wfile.write(body)
-
-
-def serve(speed: float, latency: float, address: Connection) -> None:
-    """Serve until the process is ended; send the port first."""
-    StandIn.speed, StandIn.latency = speed, latency
-    server = ThreadingHTTPServer(("localhost", 0), StandIn)
-    address.send(server.server_port)
-    server.serve_forever()
 
 
 def write(layers: int, total: float, made: float) -> tuple[float, int]:
@@ -158,15 +70,8 @@ def main() -> None:
     parser.add_argument("--megabytes", type=float, default=1500)
     parser.add_argument("--extractor", type=float, default=2000, help="MB/s of the extractor")
     flags = parser.parse_args()
-    ours, theirs = multiprocessing.get_context("spawn").Pipe()
-    server = multiprocessing.get_context("spawn").Process(
-        target=serve, args=(flags.speed * 1e6, flags.latency / 1e3, theirs), daemon=True
-    )
-    server.start()
-    os.environ["STORAGE_EMULATOR_HOST"] = f"http://localhost:{ours.recv()}"
-    os.environ.setdefault("GOOGLE_CLOUD_PROJECT", "project")
-    seconds, size = write(flags.layers, flags.megabytes * 1e6, flags.extractor * 1e6)
-    server.terminate()
+    with running(Store(flags.speed * 1e6, flags.latency / 1e3)):
+        seconds, size = write(flags.layers, flags.megabytes * 1e6, flags.extractor * 1e6)
     bound = max(
         size / (flags.extractor * 1e6),
         size / (flags.layers * flags.speed * 1e6),

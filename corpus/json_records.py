@@ -29,17 +29,47 @@ DUPLICATE = None
 
 
 def split_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield the lines of a file, cut one byte after `MAX_RECORD_BYTES`."""
+    """Yield the lines of a file, each cut one byte after `MAX_RECORD_BYTES`."""
     rest = b""
     for chunk in chunks:
         *whole, rest = (rest + chunk).split(b"\n")
-        yield from whole
+        for line in whole:
+            yield line[: MAX_RECORD_BYTES + 1]
         rest = rest[: MAX_RECORD_BYTES + 1]
     yield rest
 
 
+def line_blocks(chunks: Iterator[bytes], size: int) -> Iterator[Iterator[bytes]]:
+    """Yield blocks of whole lines, each as its chunks; all but the last have `size` bytes or more.
+
+    The chunks of a block must be taken before the next block.
+    """
+    rest = next(chunks, b"")
+
+    def block() -> Iterator[bytes]:
+        nonlocal rest
+        left = size
+        while chunk := rest:
+            end = chunk.find(b"\n", max(left - 1, 0)) + 1
+            rest = chunk[end:] if end else b""
+            rest = rest or next(chunks, b"")
+            yield chunk[:end] if end else chunk
+            if end:
+                return
+            left -= len(chunk)
+
+    while rest:
+        yield block()
+
+
 def parse_line(line: bytes, number: int) -> object:
     """Return the value of a line of a JSON Lines file, or raise `Rejection`."""
+    if len(line) > MAX_RECORD_BYTES:
+        raise _too_large(number)
+    try:
+        return _DECODER.decode(line.decode("utf-8", "surrogateescape"))
+    except (ValueError, RecursionError):
+        pass  # The code below finds the error again and says where it is.
     text = _JsonText(iter([line]), number)
     value = text.value()
     text.take("")
@@ -69,7 +99,7 @@ class _JsonText:
     def __init__(self, chunks: Iterator[bytes], line: int = 1) -> None:
         # Bytes that are not UTF-8 become lone surrogates, which no text and no id may hold.
         self._chunks = codecs.iterdecode(chunks, "utf-8", "surrogateescape")
-        self._parse = json.JSONDecoder(object_pairs_hook=_to_object).raw_decode
+        self._parse = _DECODER.raw_decode
         self._text = ""
         self._position = 0
         self._first_line = line
@@ -122,8 +152,7 @@ class _JsonText:
         """Drop what was parsed and append at least as much as is held, so that retries are few."""
         held = len(self._text) - self._position
         if held > MAX_RECORD_BYTES:
-            detail = f"line {self._line()}: the record has more than {MAX_RECORD_BYTES} bytes"
-            raise Rejection("record_too_large", detail)
+            raise _too_large(self._line())
         more = next(self._chunks, "")
         while 0 < len(more) < min(held, MAX_RECORD_BYTES - held):
             chunk = next(self._chunks, "")
@@ -147,8 +176,16 @@ class _JsonText:
         return Rejection("truncated_json", detail)
 
 
+def _too_large(line: int) -> Rejection:
+    detail = f"line {line}: the record has more than {MAX_RECORD_BYTES} bytes"
+    return Rejection("record_too_large", detail)
+
+
 def _to_object(pairs: list[tuple[str, object]]) -> dict[str | None, object]:
     value: dict[str | None, object] = dict(pairs)
     if len(value) < len(pairs):
         ((value[DUPLICATE], _),) = Counter(key for key, _ in pairs).most_common(1)
     return value
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_to_object)

@@ -7,14 +7,17 @@ Each function takes the chunks of a file, without a byte order mark, and its sou
 import itertools
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import PurePosixPath
 
-from corpus.json_records import DUPLICATE, members, parse_line, split_lines
-from corpus.task import Document, Item, Notice, Pair, Rejection, Task
+from corpus.json_records import DUPLICATE, MAX_RECORD_BYTES, members, parse_line, split_lines
+from corpus.repeats import OwnIds, Seen
+from corpus.task import Item, Notice, Pair, Rejection, Task
 from corpus.validate import (
     CONTENT_KEYS,
     ID_KEYS,
     has_content,
+    id_key_of,
     keys_to_read,
     kind_of,
     not_a_task,
@@ -36,11 +39,12 @@ _REPEATED = ""
 _MEMBERS_TO_TELL_A_LAYOUT = 1000
 
 
-def parse_lines(chunks: Iterator[bytes], source: str, text_field: str | None) -> Iterator[Item]:
-    """JSON Lines: a record on each line."""
-    names = set[str]()
-    for number, line in enumerate(split_lines(chunks), start=1):
-        if not line.strip():
+def parse_lines(
+    chunks: Iterator[bytes], source: str, text_field: str | None, names: Seen, first: int = 1
+) -> Iterator[Item]:
+    """JSON Lines: a record on each line. The number of the first line is `first`."""
+    for number, line in enumerate(split_lines(chunks), start=first):
+        if not line.strip() and len(line) <= MAX_RECORD_BYTES:
             continue
         line_id = f"line-{number:06d}"
         try:
@@ -51,6 +55,15 @@ def parse_lines(chunks: Iterator[bytes], source: str, text_field: str | None) ->
             yield from record_items(record, source, line_id, names, text_field)
 
 
+def add_line_ids(chunks: Iterator[bytes], own: OwnIds) -> None:
+    """Add the ids of the records on lines of a JSON Lines file, whatever else is in them."""
+    for line in split_lines(chunks):
+        # Without one of these, and without an escaped letter, a record has none of `ID_KEYS`.
+        if b'id"' in line or b'name"' in line or b"\\u00" in line:
+            with suppress(Rejection):
+                own.add(parse_line(line, 0))
+
+
 def parse_list(chunks: Iterator[bytes], source: str, text_field: str | None) -> Iterator[Item]:
     """A list of records or of re-arc's pairs."""
     return _group(_list_items(chunks, source, text_field), source, _stem(source))
@@ -59,7 +72,7 @@ def parse_list(chunks: Iterator[bytes], source: str, text_field: str | None) -> 
 def _list_items(
     chunks: Iterator[bytes], source: str, text_field: str | None
 ) -> Iterator[Pair | Item]:
-    index, names = -1, set[str]()
+    index, names = -1, Seen()
     try:
         for index, (_, record) in enumerate(members(chunks)):
             item_id = f"item-{index:06d}"
@@ -105,7 +118,7 @@ def parse_object(chunks: Iterator[bytes], source: str, text_field: str | None) -
             )
         if len(held) < _MEMBERS_TO_TELL_A_LAYOUT:
             raise not_a_task(dict(held))
-    names = set[str]()
+    names = Seen()
     for index, (key, value) in enumerate(itertools.chain(held, records)):
         if has_splits and _is_collection(value):
             yield from _parse_collection(str(key), value, source, names)
@@ -124,7 +137,7 @@ def _is_task(value: object) -> bool:
     return isinstance(value, dict) and isinstance(value.get("train"), list)
 
 
-def _parse_collection(split: str, value: object, source: str, names: set[str]) -> Iterator[Item]:
+def _parse_collection(split: str, value: object, source: str, names: Seen) -> Iterator[Item]:
     """Tasks of one split. A task whose id an earlier split has is called `split/id`."""
     if isinstance(value, list):
         for index, record in enumerate(value):
@@ -157,30 +170,32 @@ def _parse_record(
             record[key] = value
     has_id = kind_of(record, text_field) != "task" and any(key in record for key in ID_KEYS)
     stem = _stem(source)
-    yield from record_items(record, source, stem, set(), text_field, None if has_id else stem)
+    yield from record_items(record, source, stem, Seen(), text_field, None if has_id else stem)
 
 
 def record_items(
     record: object,
     source: str,
     default_id: str,
-    names: set[str],
+    names: Seen,
     text_field: str | None,
     key: str | None = None,
 ) -> Iterator[Item]:
     """Yield a record's task or document, or the tasks made of its pairs. Nulls count as absent.
 
     Args:
-        default_id: the id of a record that has none, or a bad one.
-        text_field: the only content to read, as in `corpus.documents`; None for what is found.
-        names: values of `name` in earlier records of the file; that of this record is added.
-        key: the id that counts instead of the record's own.
+        record: JSON value of the record.
+        source: Name of the file.
+        default_id: Id of a record that has none, or a bad one.
+        names: Values of `name` in earlier records of the file. This record's is added.
+        text_field: Only content to read, as in `corpus.documents`; None to read any known content.
+        key: Id to use instead of the record's own.
     """
     record_id = default_id
     try:
         if isinstance(record, dict):
             record = {k: v for k, v in record.items() if v is not None}
-            id_key = next((k for k in ID_KEYS if k in record), None)
+            id_key = id_key_of(record)
             if id_key == "name" and key is None:
                 record_id = _name_or(default_id, record["name"], names)
                 if record_id == default_id and _REPEATED not in names:
@@ -200,7 +215,7 @@ def record_items(
         yield rejection.of(source, record_id)
 
 
-def _name_or(default_id: str, name: object, names: set[str]) -> str:
+def _name_or(default_id: str, name: object, names: Seen) -> str:
     """Return a record's name if it can be its id, the default id if it repeats or is no id."""
     try:
         record_id = to_id(name)
@@ -279,27 +294,3 @@ def decompressed_name(source: str) -> str:
 def _stem(source: str) -> str:
     """Return `007bbfb7` for `training/007bbfb7.json.gz`."""
     return PurePosixPath(decompressed_name(source)).stem
-
-
-def without_repeated_ids(items: Iterable[Item], source: str) -> Iterator[Item]:
-    """Reject each item that has the id of an earlier item's sample; memory grows by the ids."""
-    seen = set[str]()
-    for item in items:
-        if isinstance(item, Notice):
-            yield item
-            continue
-        if isinstance(item, Task):
-            item_id = item.task_id
-            ids = {f"{item_id}/{index}" for index in range(len(item.test))}
-        elif isinstance(item, Document):
-            item_id = item.document_id
-            ids = {item_id}
-        else:  # could have been of any kind
-            item_id = ""
-            ids = {item.task_id, f"{item.task_id}/0"} if item.task_id else set()
-        if item_id and not seen.isdisjoint(ids):
-            advice = "an earlier record of the file has this id; give each its own"
-            yield Rejection("duplicate_id", advice).of(source, item_id)
-        else:
-            yield item
-        seen |= ids

@@ -1,5 +1,7 @@
 """Read tasks and documents from a JSON file of any known layout, recognized by its content.
 
+The layouts::
+
     {"train": [pair, ...], "test": [pair, ...]}     one ARC task; its id is the file's stem
     {id: task, id: task, ...}                       Kaggle's combined file
     {split: {id: task, ...}, split: [task, ...]}    collections; a repeated id becomes "split/id"
@@ -28,13 +30,8 @@ from functools import partial
 from typing import BinaryIO
 
 from corpus.json_records import GIT_LFS, MAX_RECORD_BYTES
-from corpus.layouts import (
-    decompressed_name,
-    parse_lines,
-    parse_list,
-    parse_object,
-    without_repeated_ids,
-)
+from corpus.layouts import decompressed_name, parse_lines, parse_list, parse_object
+from corpus.repeats import Seen, without_repeated_ids
 from corpus.task import Item, Rejection
 
 _READ_BYTES = 2**20
@@ -60,22 +57,62 @@ def parse_tasks(stream: BinaryIO, source: str, text_field: str | None = None) ->
         source: the file's path relative to the common root of all inputs; part of every item.
         text_field: the only content to read, as in `corpus.documents`; None for what is found.
     """
-    yield from without_repeated_ids(_parse(stream, source, text_field), source)
+    yield from without_repeated_ids(_parse(stream, source, text_field), source, Seen())
 
 
-def _parse(stream: BinaryIO, source: str, text_field: str | None) -> Iterator[Item]:
+def parse_some_lines(
+    chunks: Iterator[bytes],
+    source: str,
+    text_field: str | None,
+    first: int,
+    names: Seen,
+    ids: Seen,
+) -> Iterator[Item]:
+    """Yield what `parse_tasks` does for consecutive lines of a file that `record_lines` accepts.
+
+    Args:
+        chunks: Bytes of the lines.
+        source: Name of the file, as in `parse_tasks`.
+        text_field: Only content to read, as in `parse_tasks`.
+        first: Number of the first line, from 1.
+        names: Names in earlier lines. Names in these lines are added.
+        ids: Ids in earlier lines. Ids in these lines are added.
+    """
+    items = parse_lines(chunks, source, text_field, names, first)
+    yield from without_repeated_ids(items, source, ids)
+
+
+def record_lines(stream: BinaryIO, source: str) -> tuple[int, Iterator[bytes]] | None:
+    """Return the offset of the first line of a JSON Lines file and its bytes from there on.
+
+    Returns None for other files, and for those that `parse_tasks` rejects as a whole.
+    """
+    offset, head, chunks = _opened(stream)
+    try:
+        _check_head(head)
+    except Rejection:
+        return None
+    return (offset, chunks) if _has_record_lines(head, source) else None
+
+
+def _opened(stream: BinaryIO) -> tuple[int, bytes, Iterator[bytes]]:
+    """Return the length of the byte order mark, then the first bytes after it, and all of them."""
     chunks = iter(partial(stream.read, _READ_BYTES), b"")
     head = b""
     for chunk in chunks:
         head += chunk
         if len(head) >= MAX_RECORD_BYTES or head.strip().count(b"\n") >= _HEAD_LINES:
             break
-    head = head.removeprefix(codecs.BOM_UTF8)
-    chunks = itertools.chain([head], chunks)
+    text = head.removeprefix(codecs.BOM_UTF8)
+    return len(head) - len(text), text, itertools.chain([text], chunks)
+
+
+def _parse(stream: BinaryIO, source: str, text_field: str | None) -> Iterator[Item]:
+    _, head, chunks = _opened(stream)
     try:
         _check_head(head)
         if _has_record_lines(head, source):
-            yield from parse_lines(chunks, source, text_field)
+            yield from parse_lines(chunks, source, text_field, Seen())
         elif head.lstrip().startswith(b"["):
             yield from parse_list(chunks, source, text_field)
         else:

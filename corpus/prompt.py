@@ -1,4 +1,4 @@
-"""From a task or a document to prompt text, with the offset of every grid cell in it."""
+"""Prompt text of a task or a document, with the offset of every grid cell in it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -41,7 +41,7 @@ class RenderedPrompt:
 
     @property
     def add_generation_prompt(self) -> bool:
-        """Whether the chat template opens the assistant's turn; False if that turn is given."""
+        """True if the chat template opens the assistant's turn, False if that turn is given."""
         return self.messages != () and self.messages[-1]["role"] != "assistant"
 
     def cells_within(self, chat_text: str) -> npt.NDArray[np.int32] | None:

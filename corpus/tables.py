@@ -7,6 +7,7 @@ Arrow gives each object of a column the keys of all. Columns that are no such ke
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator
 from typing import Any, BinaryIO
@@ -15,9 +16,10 @@ import pyarrow as pa
 from pyarrow import ipc, parquet
 
 from corpus.json_records import GIT_LFS, MAX_RECORD_BYTES
-from corpus.layouts import WRAPPERS, record_items, without_repeated_ids
+from corpus.layouts import WRAPPERS, record_items
+from corpus.repeats import OwnIds, Seen, without_repeated_ids
 from corpus.task import Item, Rejection
-from corpus.validate import CONTENT_KEYS, keys_to_read
+from corpus.validate import CONTENT_KEYS, ID_KEYS, keys_to_read
 
 TABLE_SUFFIXES = (".parquet", ".arrow")
 
@@ -41,33 +43,131 @@ def parse_table(stream: BinaryIO, source: str, text_field: str | None = None) ->
         source: the file's path relative to the common root of all inputs; part of every item.
         text_field: the only content to read, as in `corpus.documents`; None for what is found.
     """
-    yield from without_repeated_ids(_parse(stream, source, text_field), source)
+    items = _items(_rows(stream, text_field), source, text_field, Seen())
+    yield from without_repeated_ids(items, source, Seen())
 
 
-def _parse(stream: BinaryIO, source: str, text_field: str | None) -> Iterator[Item]:
-    number, names = 0, set[str]()
+def parse_row_groups(
+    stream: BinaryIO,
+    source: str,
+    text_field: str | None,
+    within: range,
+    names: Seen,
+    ids: Seen,
+) -> Iterator[Item]:
+    """Yield what `parse_table` does for some row groups of a Parquet file.
+
+    Args:
+        stream: The file, as in `parse_table`.
+        source: Name of the file, as in `parse_table`.
+        text_field: Only content to read, as in `parse_table`.
+        within: Offsets. Row groups that begin at one of them are read.
+        names: Names in earlier rows. Names in these rows are added.
+        ids: Ids in earlier rows. Ids in these rows are added.
+    """
+    items = _items(_rows(stream, text_field, within), source, text_field, names)
+    yield from without_repeated_ids(items, source, ids)
+
+
+def row_group_offsets(stream: BinaryIO, text_field: str | None) -> list[int]:
+    """Return where each row group of a Parquet file begins, in bytes and in order.
+
+    Returns an empty list for other tables, and for those that `parse_table` rejects as a whole.
+    """
     try:
-        for number, batch in _batches(stream, text_field):
-            if isinstance(batch, Rejection):
-                yield batch.of(source)
-                continue
+        if not _start(stream).startswith(_PARQUET):
+            return []
+        table = _parquet(stream)
+        _used(table.schema_arrow, text_field)
+        groups = [table.metadata.row_group(index) for index in range(table.num_row_groups)]
+        offsets = list(map(_offset, groups))
+    except Rejection:
+        return []
+    except _CORRUPT as error:
+        _corrupt(error, "at all")
+        return []
+    # Row groups may be in any order, though common writers put one after the other.
+    in_order = all(one < other for one, other in itertools.pairwise(offsets))
+    return offsets if in_order and table.metadata.num_rows else []
+
+
+def add_row_ids(stream: BinaryIO, own: OwnIds) -> None:
+    """Add the ids that the rows of a Parquet file have, without reading other columns."""
+    table = _parquet(stream)
+    columns = [name for name in table.schema_arrow.names if name in ID_KEYS]
+    try:
+        if columns:
+            for batch in table.iter_batches(_ROWS_AT_ONCE, columns=columns, use_threads=False):
+                for row in batch.to_pylist():
+                    own.add(row)
+    except _CORRUPT as error:
+        _corrupt(error, "at all")
+        own.may_repeat = True
+
+
+_Row = tuple[str, dict[str, object] | Rejection]
+"""A row or its rejection, after its default id, which is "" for a rejection of many rows."""
+
+
+def _items(
+    rows: Iterator[_Row], source: str, text_field: str | None, names: Seen
+) -> Iterator[Item]:
+    for row_id, row in rows:
+        if isinstance(row, Rejection):
+            yield row.of(source, row_id)
+        else:
+            yield from record_items(row, source, row_id, names, text_field)
+
+
+def _rows(stream: BinaryIO, text_field: str | None, within: range | None = None) -> Iterator[_Row]:
+    """Yield the rows of a table, or those of the row groups that begin `within` a range."""
+    is_empty = within is None
+    try:
+        start = _start(stream)
+        if start == GIT_LFS:
+            detail = "a pointer of Git LFS instead of the table; run git lfs pull"
+            raise Rejection("bad_table", detail)
+        if start.startswith(_PARQUET):
+            rows = _parquet_rows(stream, text_field, within)
+        else:
+            batches = _arrow_batches(stream, text_field, is_file=start.startswith(_ARROW_FILE))
+            rows = _numbered(batches, 0)
+        for row in rows:
+            is_empty = False
+            yield row
+        if is_empty:
+            raise Rejection("empty_file", "the table has no rows")
+    except Rejection as rejection:
+        yield "", rejection
+    except _CORRUPT as error:
+        yield "", _corrupt(error, "at all")
+
+
+def _numbered(
+    batches: Iterator[pa.RecordBatch], first: int, end: int | None = None
+) -> Iterator[_Row]:
+    """Yield the rows from number `first` on; damage ends them. `end` is None if unknown."""
+    number = first
+    try:
+        for batch in batches:
             # Not its `nbytes`, which may crash the process where the bytes are damaged.
             is_large = batch.get_total_buffer_size() > MAX_RECORD_BYTES
             for index in range(len(batch)):
-                row_id = f"row-{number:06d}"
-                number += 1
+                if number == end:
+                    raise pa.ArrowInvalid("there are more rows than the footer says")
+                row: dict[str, object] | Rejection
                 try:
                     row = _row(batch.slice(index, 1), is_large)
                 except Rejection as rejection:
-                    yield rejection.of(source, row_id)
-                else:
-                    yield from record_items(row, source, row_id, names, text_field)
-        if not number:
-            raise Rejection("empty_file", "the table has no rows")
-    except Rejection as rejection:
-        yield rejection.of(source)
+                    row = rejection
+                yield f"row-{number:06d}", row
+                number += 1
+        if end is not None and number < end:
+            raise pa.ArrowInvalid("there are fewer rows than the footer says")
     except _CORRUPT as error:
-        yield _corrupt(error, f"from row {number} on" if number else "at all").of(source)
+        where = f"from row {number} on" if number else "at all"
+        where = where if end is None else f"from row {number} to row {end - 1}"
+        yield "", _corrupt(error, where)
 
 
 def _corrupt(error: Exception, where: str) -> Rejection:
@@ -80,20 +180,17 @@ def _corrupt(error: Exception, where: str) -> Rejection:
     )
 
 
-def _batches(
-    stream: BinaryIO, text_field: str | None
-) -> Iterator[tuple[int, pa.RecordBatch | Rejection]]:
-    """Yield batches with the number of their first row, and a rejection for a damaged part."""
+def _start(stream: BinaryIO) -> bytes:
     stream.seek(0)
     start = stream.read(len(GIT_LFS))
     stream.seek(0)
-    if start == GIT_LFS:
-        raise Rejection("bad_table", "a pointer of Git LFS instead of the table; run git lfs pull")
-    if start.startswith(_PARQUET):
-        yield from _parquet_batches(stream, text_field)
-        return
-    number = 0
-    if start.startswith(_ARROW_FILE):
+    return start
+
+
+def _arrow_batches(
+    stream: BinaryIO, text_field: str | None, *, is_file: bool
+) -> Iterator[pa.RecordBatch]:
+    if is_file:
         reader = ipc.open_file(stream)
         batches = map(reader.get_batch, range(reader.num_record_batches))
     else:
@@ -101,34 +198,44 @@ def _batches(
     columns = _used(reader.schema, text_field)
     for batch in batches:
         batch.validate(full=True)  # Arrow files are read unchecked; offsets may lead outside
-        yield number, batch.select(columns)
-        number += len(batch)
+        yield batch.select(columns)
     stream.seek(-len(_ARROW_END), os.SEEK_END)
-    if not start.startswith(_ARROW_FILE) and stream.read() != _ARROW_END:
+    if not is_file and stream.read() != _ARROW_END:
         # Cut between two batches, or its writer was killed.
-        error = "the stream has no end mark"
-        yield number, _corrupt(ValueError(error), f"after row {number}")
+        raise pa.ArrowInvalid("the stream has no end mark")
 
 
-def _parquet_batches(
-    stream: BinaryIO, text_field: str | None
-) -> Iterator[tuple[int, pa.RecordBatch | Rejection]]:
-    """Yield the batches of each row group; a damaged group does not cost the others."""
-    table = parquet.ParquetFile(
+def _parquet(stream: BinaryIO) -> parquet.ParquetFile:
+    return parquet.ParquetFile(
         stream, pre_buffer=False, buffer_size=_READ_BYTES, page_checksum_verification=True
     )
+
+
+def _parquet_rows(stream: BinaryIO, text_field: str | None, within: range | None) -> Iterator[_Row]:
+    """Yield the rows of each row group; a damaged group does not cost the others."""
+    table = _parquet(stream)
     columns = _used(table.schema_arrow, text_field)
     first = 0
     for group in range(table.num_row_groups):
-        number, first = first, first + table.metadata.row_group(group).num_rows
-        try:
-            for batch in table.iter_batches(
-                _ROWS_AT_ONCE, row_groups=[group], columns=columns, use_threads=False
-            ):
-                yield number, batch
-                number += len(batch)
-        except _CORRUPT as error:
-            yield first, _corrupt(error, f"from row {number} to row {first - 1}")
+        metadata = table.metadata.row_group(group)
+        if within is None or _offset(metadata) in within:
+            batches = _group_batches(table, group, columns)
+            yield from _numbered(batches, first, first + metadata.num_rows)
+        first += metadata.num_rows
+
+
+def _group_batches(
+    table: parquet.ParquetFile, group: int, columns: list[str]
+) -> Iterator[pa.RecordBatch]:
+    yield from table.iter_batches(
+        _ROWS_AT_ONCE, row_groups=[group], columns=columns, use_threads=False
+    )
+
+
+def _offset(group: parquet.RowGroupMetaData) -> int:
+    columns = [group.column(index) for index in range(group.num_columns)]
+    first_pages = [(each.dictionary_page_offset, each.data_page_offset) for each in columns]
+    return min((page for pages in first_pages for page in pages if page is not None), default=0)
 
 
 def _used(schema: pa.Schema, text_field: str | None) -> list[str]:

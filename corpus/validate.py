@@ -1,4 +1,4 @@
-"""From a JSON value to a `Task` or a `Document`, or the reason why not.
+"""Conversion of a JSON value to a `Task` or a `Document`, or the reason for its rejection.
 
 A record with lists of `train` or `test` pairs is a task. Without any of `corpus.documents`'s keys,
 `examples` are pairs. Keys that are not named here or there are metadata, which is not read.
@@ -59,6 +59,11 @@ def not_a_task(value: object) -> Rejection:
         'document {"id": ..., "text": ...} or {"id": ..., "messages": [...]}, pairs '
         '{"examples": [[input, output], ...]}',
     )
+
+
+def id_key_of(record: Mapping[Any, object]) -> str | None:
+    """Return the key that holds the id of a record; None if it has no id."""
+    return next((key for key in ID_KEYS if record.get(key) is not None), None)
 
 
 def to_id(value: object) -> str:

@@ -1,4 +1,4 @@
-"""Tokens that the features of an autoencoder are active on."""
+"""Features of an autoencoder, and the grids where they are most active."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ COLORS = (
     "black", "blue", "red", "green", "yellow", "gray", "magenta", "orange", "light blue", "maroon",
 )  # fmt: skip
 
-# A feature that is active on a larger share of the tokens says little about any of them.
+# A feature that is active on a larger share of the tokens is not specific.
 _COMMON = 0.1
 
 
 @dataclass(frozen=True, eq=False)
 class Feature:
-    """A feature on the cells of grids.
+    """Activity of a feature on the cells of grids.
 
     Attributes:
         number: number of the feature.
-        frequency: share of the vectors on which it is active.
-        color: color of cells with the largest part of its activity, and that part.
-        in_outputs: part of its activity in output grids.
-        activity: [vectors] float32.
-        grids: the grids where it is strongest, each of another task: positions of a grid's tokens
-            among the vectors, [n] int64.
+        frequency: share of the vectors on which the feature is active.
+        color: cell color with the largest share of the activity, and that share.
+        in_outputs: share of the activity in output grids.
+        activity: [vectors] float32, activity on each vector.
+        grids: grids where the feature is most active, each from a different task: for each grid,
+            the positions of its tokens among the vectors, [n] int64.
     """
 
     number: int
@@ -44,13 +44,13 @@ class Feature:
 def grid_features(
     vectors: Vectors, codes: NDArray[np.float32], count: int, grids: int = 3
 ) -> list[Feature]:
-    """Return the rare features with the most activity on cells of grids, strongest first.
+    """Return the rare features with the most activity on grid cells, most active first.
 
     Args:
         vectors: vectors of whole prompts.
         codes: [vectors, features] float32.
-        count: largest number of features.
-        grids: largest number of grids of a feature.
+        count: maximum number of features.
+        grids: maximum number of grids for each feature.
     """
     cells, run = vectors.places.cells, vectors.dataset.metadata.run
     on_cell = cells[:, 1] >= 0
@@ -84,7 +84,7 @@ def grid_features(
 def _strongest(
     vectors: Vectors, activity: NDArray[np.float32], grid_of: NDArray[np.int64], count: int
 ) -> Iterator[NDArray[np.int64]]:
-    """Yield the grids with the most active cells, of different tasks."""
+    """Yield the grids with the most active cells, each from a different task."""
     seen: set[str] = set()
     for place in np.argsort(-activity, kind="stable").tolist():
         if activity[place] <= 0 or len(seen) == count:

@@ -1,4 +1,4 @@
-"""Training of an autoencoder on a site of a dataset, and its evaluation on held-out tasks."""
+"""Training of an autoencoder on one site of a dataset, and evaluation on held-out tasks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from examples.held_out import Split, read, split, training_batches
 from examples.sparse_autoencoder import Settings, TopKAutoencoder, train
 
 _EVERY = 50
-# Number of held-out vectors to evaluate on during training; `evaluate` uses all that were read.
+# Number of held-out vectors for evaluation during training. `Fit.evaluate` uses all of them.
 _FEW = 4096
 _ROWS = 4096
 
@@ -28,11 +28,11 @@ _encode = nnx.jit(TopKAutoencoder.encode)
 
 @dataclass(frozen=True)
 class Progress:
-    """Progress of a training.
+    """Progress of the training.
 
     Attributes:
-        step: number of steps.
-        unexplained: share of the variance of the last batches that was not explained.
+        step: number of completed steps.
+        unexplained: unexplained share of the variance of the last batches.
         explained: explained variance of some held-out vectors.
     """
 
@@ -47,9 +47,9 @@ class Evaluation:
 
     Attributes:
         explained: explained variance.
-        by_components: explained variance of as many principal components as active features.
-        dead: number of features that were dead at the end of the training.
-        codes: [vectors, features] float32, features of the held-out vectors.
+        by_components: variance explained by as many principal components as active features.
+        dead: number of dead features at the end of the training.
+        codes: [vectors, features] float32, codes of the held-out vectors.
     """
 
     explained: float
@@ -60,7 +60,7 @@ class Evaluation:
 
 @dataclass(eq=False)
 class Fit:
-    """An autoencoder of a site. Iterate over it to train it, then call `evaluate`.
+    """Training of an autoencoder on one site. Iterate to train, then call `evaluate`.
 
         fit = Fit(ActivationDataset("demo-tokens"), 12, Settings(features=256))
         for progress in fit:
@@ -68,8 +68,13 @@ class Fit:
         print(fit.evaluate())
 
     Attributes:
-        training: training vectors, or the first of them.
-        held_out: vectors of the held-out tasks, or the first of them.
+        dataset: dataset to train on.
+        site: site to train on.
+        settings: settings of the training.
+        split: training vectors and held-out vectors.
+        training: the first training vectors, see `read`.
+        held_out: the first held-out vectors, see `read`.
+        model: the autoencoder.
         history: progress of the training.
     """
 
@@ -89,7 +94,7 @@ class Fit:
         self.model = TopKAutoencoder(self.training.values.mean(axis=0), self.settings)
 
     def __iter__(self) -> Iterator[Progress]:
-        """Train, and yield the progress every 50 steps."""
+        """Train the autoencoder, and yield the progress every 50 steps."""
         settings = self.settings
         batches = training_batches(
             self.dataset, self.site, self.split.train, settings.batch_size, settings.seed
@@ -114,7 +119,10 @@ class Fit:
         return Evaluation(explained, components, dead, codes)
 
     def save(self, path: Path) -> None:
-        """Write encoder, bias, decoder and origin, for scaled vectors, as safetensors."""
+        """Write encoder, bias, decoder and origin to a safetensors file.
+
+        The weights apply to vectors that are normalized with "sae_lens".
+        """
         names = ("encoder", "bias", "decoder", "origin")
         tensors = {name: np.asarray(getattr(self.model, name)[...]) for name in names}
         metadata = {
@@ -126,7 +134,7 @@ class Fit:
         path.write_bytes(save(tensors, metadata))
 
     def _codes(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the features [n, features] of vectors [n, hidden]."""
+        """Return the codes [n, features] of vectors [n, hidden]."""
         parts = (vectors[start : start + _ROWS] for start in range(0, len(vectors), _ROWS))
         return np.concatenate([np.asarray(_encode(self.model, jnp.asarray(p))) for p in parts])
 
@@ -143,9 +151,9 @@ def explained_variance(vectors: NDArray[np.float32], decoded: NDArray[np.float32
 def explained_by_components(
     train: NDArray[np.float32], held_out: NDArray[np.float32], count: int
 ) -> float:
-    """Return the explained variance of `held_out` by the first principal components of `train`.
+    """Return the variance of `held_out` that the first principal components of `train` explain.
 
-    No other set of `count` directions shared by all vectors explains more of `train`.
+    The principal components are the best `count` directions shared by all vectors of `train`.
     """
     mean = train.mean(axis=0)
     _, directions = np.linalg.eigh(np.cov(train, rowvar=False))

@@ -1,4 +1,4 @@
-"""Split of a dataset into vectors to train on and vectors to evaluate on, and how to read them."""
+"""Split of a dataset into training vectors and held-out vectors."""
 
 from __future__ import annotations
 
@@ -17,19 +17,22 @@ from activation_dataset.sites import Site
 from examples.puzzles import puzzles
 
 SHARE = 0.2
-"""Share of the tasks that is held out."""
+"""Share of held-out tasks."""
 
 MOST = 1 << 16
-"""Largest number of vectors that `read` returns."""
+"""Maximum number of vectors that `read` returns."""
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Whole puzzles are held out with all their variants, also if they come from several files, so
-    that no held-out vector is like one of the training vectors.
+    """Split of the vectors of a dataset.
+
+    Whole puzzles are held out with all their variants, even if the variants come from several
+    files. So no held-out vector resembles a training vector.
 
     Attributes:
-        train, held_out: [n] int64, ascending numbers of vectors.
+        train: [n] int64, ascending numbers of the training vectors.
+        held_out: [n] int64, ascending numbers of the held-out vectors.
         tasks: names of the held-out puzzles and documents, see `puzzles`.
     """
 
@@ -48,13 +51,12 @@ def split(dataset: ActivationDataset, seed: int = 0) -> Split:
     tasks = sorted(set(puzzle_of))
     if len(tasks) < 2:
         raise ValueError(
-            f"{dataset.path} has {len(puzzle_of)} samples, but all are of {tasks} or have content "
-            "in common with it: there is nothing to hold out, expected at least two puzzles"
+            f"{dataset.path}: the {len(puzzle_of)} samples form {len(tasks)} puzzles {tasks}, "
+            "expected at least two puzzles: add tasks to the dataset"
         )
     count = max(1, round(SHARE * len(tasks)))
     chosen = sorted(np.random.default_rng(seed).permutation(tasks)[:count].tolist())
-    indexes = [dataset.index(shard) for shard in range(len(dataset.metadata.shards))]
-    vectors = np.concatenate([index.vector_counts for index in indexes])
+    vectors = np.concatenate([np.diff(layout.vector_starts) for layout in dataset.layouts()])
     held_out = np.repeat(np.isin(puzzle_of, chosen), vectors)
     return Split(np.flatnonzero(~held_out), np.flatnonzero(held_out), tuple(chosen))
 
@@ -62,15 +64,15 @@ def split(dataset: ActivationDataset, seed: int = 0) -> Split:
 def training_batches(
     dataset: ActivationDataset, site: Site, numbers: NDArray[np.int64], batch_size: int, seed: int
 ) -> Iterator[Any]:
-    """Yield shuffled batches without end, jax.Arrays [batch_size, hidden] float32.
+    """Yield an endless stream of shuffled batches, jax.Arrays [batch_size, hidden] float32.
 
     Raises:
         ValueError: there are fewer vectors than a batch.
     """
     if len(numbers) < batch_size:
         raise ValueError(
-            f"{len(numbers)} training vectors are fewer than a batch of {batch_size}: make the "
-            "dataset with --pooling none, or use a smaller --batch_size"
+            f"{dataset.path}: {len(numbers)} training vectors are fewer than a batch of "
+            f"{batch_size}: make the dataset with --pooling none, or use a smaller --batch_size"
         )
     options = _options(dataset, site)
     batches = DeviceBatches(dataset.batches(site, batch_size, seed=seed, only=numbers, **options))
@@ -79,7 +81,7 @@ def training_batches(
 
 
 def read(dataset: ActivationDataset, site: Site, numbers: NDArray[np.int64]) -> Vectors:
-    """Return the vectors with these numbers in order; the first MOST of them if there are more."""
+    """Return the vectors with the given numbers in order, at most the first MOST."""
     numbers = numbers[:MOST]
     options = _options(dataset, site)
     (batch,) = dataset.batches(site, len(numbers), only=numbers, drop_last=False, **options)
@@ -88,6 +90,9 @@ def read(dataset: ActivationDataset, site: Site, numbers: NDArray[np.int64]) -> 
 
 
 def _options(dataset: ActivationDataset, site: Site) -> dict[str, Any]:
-    """Scale to a mean norm of sqrt(hidden), without the sinks, which would dominate the loss."""
+    """Return options that scale to a mean norm of sqrt(hidden) and leave out attention sinks.
+
+    The large norms of the sinks would dominate the loss.
+    """
     bound = OUTLIER_FACTORS[0] * dataset.metadata.statistics[site].norm_histogram.median
     return {"normalize": "sae_lens", "norms": (0, bound)}

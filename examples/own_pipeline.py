@@ -1,9 +1,9 @@
-"""A Beam pipeline of your own around the transforms: the mean norm of the activations of layers.
+"""Custom Beam pipeline from the project's transforms: the mean norm of the activations of layers.
 
     python -m examples.own_pipeline examples/tasks
 
-Further arguments are Beam's. The norms are computed where the activations are, so that only
-numbers leave that stage.
+Further arguments are Beam options. The workers compute the norms in the stage that computes the
+activations, so only numbers leave that stage.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ def mean_norms(settings: ExtractorSettings, tasks: str, beam_flags: Sequence[str
     """Print the mean norm of every site.
 
     Args:
-      settings: the model, and what to capture.
-      tasks: a file, a folder or a glob.
-      beam_flags: options of the pipeline.
+        settings: model and sites to capture.
+        tasks: file, folder or glob of tasks.
+        beam_flags: Beam options.
     """
     digits, limit = load_template("digits"), SampleRules(4096, "reject")
     with beam.Pipeline(options=PipelineOptions([*beam_flags])) as pipeline:

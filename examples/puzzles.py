@@ -1,4 +1,4 @@
-"""Groups of samples that show the same puzzle or text, so that a split can keep them together."""
+"""Groups of samples that show the same puzzle or text, which a split must not separate."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from activation_dataset.prompts import ROLES, TEST_PAIR, UNKNOWN_CELL
 from activation_dataset.reading.provenance import SampleName
 from activation_dataset.reporting.grid_figure import NO_COLOR, colors_of
 
-# Ids of records without one, which say nothing outside their file.
+# Ids that the job assigns to records without an id. They are unique only within their file.
 _LINE = re.compile(r"(?:line|item|row)-[0-9]{6}")
-# The tasks that are made of the pairs of a re-arc file.
+# Ids of tasks that are made from the pairs of a re-arc file.
 _OF_PAIRS = re.compile(r"(.+)-[0-9]{6}", re.DOTALL)
-# A chunk of a document, such as "a/3", "a#3", "a_chunk_3" or "a (part 3)".
+# Ids of chunks of a document, such as "a/3", "a#3", "a_chunk_3" or "a (part 3)".
 _CHUNK = re.compile(
     r"(.*[^\W_]).*?(?:[/#:|]|(?:chunk|part|page|passage|paragraph|section|segment)\W*_?)[0-9]+\W*",
     re.DOTALL | re.IGNORECASE,
 )
 
-_RUN = 64  # tokens that only documents with common text share
+_RUN = 64  # only documents with common text share a run of this many tokens
 _SAMPLED = 16
 
-# A smaller pair, or one of a single color, can be like those of other puzzles by chance.
+# Smaller pairs, or pairs of a single color, can be equal in different puzzles by chance.
 _LEAST_CELLS = 16
 
 
 def puzzles(dataset: ActivationDataset) -> list[str]:
-    """Return the name of each sample's puzzle, the smallest of those that belong together.
+    """Return the name of each sample's puzzle, the smallest name in its group.
 
-    Samples belong together if their ids say so: variants and test inputs of a task, tasks made of
-    the pairs of one re-arc file, tasks with the same id in different files, chunks of a document.
-    They also belong together if they have content in common: a training pair, whatever its
-    symmetry, colors and place, or a run of 64 tokens of documents.
+    Samples belong to one group if their ids say so: variants and test inputs of a task, tasks from
+    the pairs of one re-arc file, tasks with the same id in different files, and chunks of a
+    document. Samples also belong to one group if they have common content: a training pair,
+    regardless of symmetry, colors and order, or a run of 64 tokens of documents.
 
     Raises:
         ValueError: the grid cells of a task are unknown.
@@ -67,18 +67,17 @@ def puzzles(dataset: ActivationDataset) -> list[str]:
             if name.test is None:
                 keys: Iterator[Hashable] = _runs(token_ids)
             elif (name.source, name.task_id) in first:
-                continue  # another test input or variant, with the same pairs
+                continue  # another test input or variant with the same pairs
             elif (cells == UNKNOWN_CELL).any():
                 raise ValueError(
-                    f"{dataset.path}: the grid cells of {ids[0]!r} are unknown, since the "
-                    "tokenizer does not give each cell a token of its own, so puzzles cannot be "
-                    "compared. "
-                    "Hold out tasks by a list of your own."
+                    f"{dataset.path}: the grid cells of sample {ids[0]!r} are unknown, because the "
+                    "tokenizer does not have one token for each cell. Puzzles cannot be compared: "
+                    "hold out tasks by a list of task ids"
                 )
             else:
                 join(sample, (name.source, name.task_id))
                 colors = colors_of(token_ids, dataset.metadata.run)
-                # A digit can have several tokens, such as one with a space in front.
+                # A digit can have several token ids, for example with a leading space.
                 keys = _pairs(np.where(colors == NO_COLOR, token_ids + NO_COLOR, colors), cells)
             for key in keys:
                 join(sample, key)
@@ -90,7 +89,7 @@ def puzzles(dataset: ActivationDataset) -> list[str]:
 
 
 def puzzle_of(name: SampleName) -> str:
-    """Return the name of a puzzle or document by the id of a sample alone."""
+    """Return the name of a puzzle or document based only on the id of a sample."""
     if _LINE.fullmatch(name.task_id):
         return f"{name.source}#{name.task_id}"
     match = (_CHUNK if name.test is None else _OF_PAIRS).fullmatch(name.task_id)
@@ -98,8 +97,10 @@ def puzzle_of(name: SampleName) -> str:
 
 
 def _pairs(colors: NDArray[np.int64], cells: NDArray[np.int16]) -> Iterator[Hashable]:
-    """Yield a key of each large training pair, and one of all pairs, the same for all symmetries
-    and colors."""
+    """Yield a key of each large training pair and a key of all pairs.
+
+    The keys do not depend on symmetry and colors.
+    """
     keys = []
     examples = cells[cells[:, 1] >= 0, 0]
     for example in np.unique(examples[examples != TEST_PAIR]).tolist():
@@ -127,7 +128,7 @@ def _pairs(colors: NDArray[np.int64], cells: NDArray[np.int16]) -> Iterator[Hash
 
 
 def _relabeled(grids: list[NDArray[np.int32]]) -> bytes:
-    """Return grids as bytes, with colors numbered in the order of their first cells."""
+    """Return grids as bytes, with colors numbered by first occurrence."""
     cells = np.concatenate([grid.ravel() for grid in grids])
     _, firsts, colors = np.unique(cells, return_index=True, return_inverse=True)
     ranks = np.argsort(np.argsort(firsts))
@@ -135,7 +136,10 @@ def _relabeled(grids: list[NDArray[np.int32]]) -> bytes:
 
 
 def _runs(token_ids: NDArray[np.int32]) -> Iterator[Hashable]:
-    """Yield keys of some runs of a document's tokens, chosen by content; all of a short one."""
+    """Yield keys of some runs of a document's tokens, selected by content.
+
+    A document shorter than a run has one key.
+    """
     if len(token_ids) < _RUN:
         yield token_ids.tobytes()
         return

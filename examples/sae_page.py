@@ -1,4 +1,4 @@
-"""Page about an autoencoder: HTML that needs no other file and no network."""
+"""Report on an autoencoder: one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -20,28 +20,29 @@ _FEATURES_SHOWN = 12
 
 
 def sae_page(fit: Fit, result: Evaluation) -> str:
-    """Return the page of a trained autoencoder."""
+    """Return the HTML of the report on a trained autoencoder."""
     run, settings = fit.dataset.metadata.run, fit.settings
     weights = " with random weights" if run.weights.get("random") else ""
     tasks = ", ".join(fit.split.tasks[:8]) + ", …" * (len(fit.split.tasks) > 8)
     details = json.dumps({"layer": fit.site} | asdict(settings), indent=2)
     return page(
         f"Sparse autoencoder of layer {site_label(fit.site)}",
-        f"Activations of {run.model_name}{weights}, {hook_name(fit.site)}, as sums of "
+        f"Activations of {run.model_name}{weights} at {hook_name(fit.site)} as sums of "
         f"{settings.active} of {settings.features:,} directions, evaluated on held-out "
         f"tasks: {tasks}.",
         _tiles(fit, result),
         [_loss(fit), _explained(fit, result), *_frequencies(result), _grids(fit, result)],
-        f"Of {fit.dataset.path}. Variance is explained as 1 - sum of |x - x'|² / sum of "
-        "|x - mean|², over vectors of tasks that were held out whole, with all their variants.",
-        f"<details><summary>How it was trained</summary><pre>{escape(details)}</pre></details>",
+        f"Dataset: {fit.dataset.path}. Explained variance is 1 - sum of |x - x'|² / sum of "
+        "|x - mean|², over vectors of tasks that were held out with all their variants.",
+        f"<details><summary>Settings</summary><pre>{escape(details)}</pre></details>",
     )
 
 
 def _tiles(fit: Fit, result: Evaluation) -> Iterator[tuple[str, str, str]]:
     settings = fit.settings
     yield "explained variance", f"{result.explained:.1%}", "of the held-out vectors"
-    yield "principal components", f"{result.by_components:.1%}", f"by {settings.active} of them"
+    note = f"explained by {settings.active} components"
+    yield "principal components", f"{result.by_components:.1%}", note
     yield "features", f"{settings.features:,}", f"{settings.active} active at a time"
     yield "dead features", f"{result.dead:,}", f"idle in the last {settings.idle_steps} steps"
     yield "trained on", f"{len(fit.split.train):,}", "vectors"
@@ -51,7 +52,7 @@ def _tiles(fit: Fit, result: Evaluation) -> Iterator[tuple[str, str, str]]:
 def _loss(fit: Fit) -> Section:
     losses = [each.unexplained for each in fit.history]
     chart = charts.curves(_steps(fit), [("training", losses)], "loss by step", "step", log=True)
-    text = "Share of the variance of the training batches that is not explained."
+    text = "Unexplained share of the variance of the training batches."
     return Section("Loss", text, chart)
 
 
@@ -62,7 +63,7 @@ def _explained(fit: Fit, result: Evaluation) -> Section:
         (components, [result.by_components] * len(fit.history)),
     ]
     chart = charts.curves(_steps(fit), series, "explained variance by step", "step")
-    text = "Share of the variance of held-out vectors that is explained."
+    text = "Explained share of the variance of held-out vectors."
     return Section("Explained variance", text, chart + charts.key([name for name, _ in series]))
 
 
@@ -72,10 +73,10 @@ def _frequencies(result: Evaluation) -> Iterator[Section]:
     if len(used):
         in_many = np.maximum(1, np.rint(used / len(result.codes) * 10_000)).astype(np.int64)
         marks = {"median": float(np.median(in_many))}
-        label = "features by how often they are active"
+        label = "features by frequency of activity"
         chart = charts.histogram(in_many, label, "of 10,000 tokens", marks)
-        text = f"{len(used):,} features are active on held-out vectors, counted here by frequency."
-        yield Section("How often features are active", text, chart)
+        text = f"{len(used):,} features are active on held-out vectors."
+        yield Section("Feature frequencies", text, chart)
 
 
 def _grids(fit: Fit, result: Evaluation) -> Section:
@@ -83,14 +84,15 @@ def _grids(fit: Fit, result: Evaluation) -> Section:
     title = "Features on grids"
     if not found:
         text = (
-            "Nothing to draw: the vectors show no cells of grids. Use a dataset of every token, "
-            "with a tokenizer that has a token for each cell."
+            "Nothing to draw: the vectors show no grid cells. Use a dataset with --pooling none "
+            "and a tokenizer that has one token for each cell."
         )
         return Section(title, text, "", wide=True)
     text = (
-        "The features that carry most on grids, of those that are active on a tenth of the tokens "
-        "or fewer; each where it is strongest in each of some held-out tasks. Cells have their own "
-        "colors; the brighter the square in a cell, the more active is the feature there."
+        "Features with the most activity on grids, among the features that are active on at most a "
+        "tenth of the tokens. Each feature is shown on the grids of held-out tasks where it is "
+        "most active. Cells have their own colors. A brighter square in a cell means a more active "
+        "feature."
     )
     html = "".join(_figure(fit, feature) for feature in found)
     return Section(title, text, f'<div class="cards">{html}</div>', wide=True)
@@ -118,8 +120,9 @@ def _figure(fit: Fit, feature: Feature) -> str:
     color, share = feature.color
     return (
         f'<figure class="grids"><figcaption>feature {feature.number}</figcaption>'
-        f"<p>on {feature.frequency:.1%} of tokens; of its activity {share:.0%} on {color} cells, "
-        f'{feature.in_outputs:.0%} in outputs</p><div class="pairs">{"".join(drawings)}</div>'
+        f"<p>active on {feature.frequency:.1%} of tokens; {share:.0%} of the activity on {color} "
+        f"cells, {feature.in_outputs:.0%} in outputs</p>"
+        f'<div class="pairs">{"".join(drawings)}</div>'
         "</figure>"
     )
 

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of a training.
+    """Settings of the training.
 
     Attributes:
         features: number of features of the dictionary.
         active: number of active features of a vector, the k of TopK.
         steps: number of training steps.
-        batch_size: vectors of a batch.
+        batch_size: number of vectors in a batch.
         learning_rate: peak learning rate of Adam, after a tenth of the steps; it decays to 0.
         idle_steps: number of steps without activity after which a feature is dead.
         revival: weight of the loss that trains dead features on the residual of the others.
@@ -46,14 +46,15 @@ class Settings:
 
 
 class TopKAutoencoder(nnx.Module):
-    """Decomposition of vectors into sums of a few of many directions.
+    """Autoencoder that represents each vector as a sum of a few of many directions.
 
     Attributes:
+        active: number of active features of a vector.
         encoder: [hidden, features] float32, initially the transposed decoder.
         bias: [features] float32.
         decoder: [features, hidden] float32, directions of length 1.
         origin: [hidden] float32, added to each sum, initially the mean of the data.
-        idle: [features] int32, steps since each feature was active.
+        idle: [features] int32, number of steps since each feature was last active.
     """
 
     def __init__(self, mean: NDArray[np.float32], settings: Settings) -> None:
@@ -75,15 +76,19 @@ class TopKAutoencoder(nnx.Module):
         return strongest(self.responses(vectors), self.active)
 
     def decode(self, codes: jax.Array) -> jax.Array:
-        """Return vectors [n, hidden] of codes [n, features]."""
+        """Return the vectors [n, hidden] of codes [n, features]."""
         return codes @ self.decoder[...] + self.origin[...]
 
 
 def strongest(values: jax.Array, count: int) -> jax.Array:
-    """Set all but the `count` largest elements of each row, [n, features] at least 0, to 0.
+    """Keep the `count` largest elements of each row and set the others to 0.
 
-    It finds one maximum after the other: `jax.lax.top_k` sorts whole rows on a CPU, which takes ten
-    times as long as the rest of a training step.
+    The function finds one maximum at a time. On a CPU, `jax.lax.top_k` sorts whole rows, which
+    takes ten times as long as the rest of a training step.
+
+    Args:
+        values: [n, features] float32, at least 0.
+        count: number of elements to keep.
     """
     fixed = jax.lax.stop_gradient(values)
 
@@ -95,14 +100,24 @@ def strongest(values: jax.Array, count: int) -> jax.Array:
 
 
 def unit_rows(rows: jax.Array) -> jax.Array:
+    """Scale rows to length 1."""
     return rows / jnp.linalg.norm(rows, axis=1, keepdims=True)
 
 
 def loss_of(
     model: TopKAutoencoder, vectors: jax.Array, settings: Settings
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """Return the loss of a batch, its unexplained share of variance, and which features [features]
-    were active."""
+    """Compute the loss of a batch.
+
+    Args:
+        model: the autoencoder.
+        vectors: [batch_size, hidden] float32.
+        settings: settings of the training.
+
+    Returns:
+        The loss, and a pair of the unexplained share of the variance and [features] bool, True for
+        active features.
+    """
     responses = model.responses(vectors)
     codes = strongest(responses, settings.active)
     rest = vectors - model.decode(codes)
@@ -118,10 +133,15 @@ def loss_of(
 def train(
     model: TopKAutoencoder, batches: Iterable[jax.Array], settings: Settings
 ) -> Iterator[float]:
-    """Train on `steps` of the batches, [batch_size, hidden] each.
+    """Train the autoencoder.
+
+    Args:
+        model: the autoencoder, which is updated in place.
+        batches: at least `settings.steps` batches, each [batch_size, hidden] float32.
+        settings: settings of the training.
 
     Yields:
-        The unexplained share of the variance of each step's batch, before the step.
+        For each step, the unexplained share of the variance of the batch before the update.
     """
     warmup = max(1, settings.steps // 10)
     schedule = optax.warmup_cosine_decay_schedule(

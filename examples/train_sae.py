@@ -1,4 +1,4 @@
-"""python -m examples.train_sae DATASET: train a sparse autoencoder, and write a page about it."""
+"""Train a sparse autoencoder on a dataset, and write its weights and an HTML report."""
 
 from __future__ import annotations
 
@@ -16,18 +16,34 @@ from examples.sparse_autoencoder import Settings
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line, and exit with status 2 after an error."""
     parser = argparse.ArgumentParser(prog="python -m examples.train_sae", description=__doc__)
-    parser.add_argument("dataset", help="a dataset, made with --pooling none for many vectors")
+    parser.add_argument("dataset", help="dataset; --pooling none gives the most vectors")
     parser.add_argument(
-        "--layer", help="a number, or a name such as blocks.10.hook_mlp_out (default: the middle)"
+        "--layer",
+        help="number, or a name such as blocks.10.hook_mlp_out (default: the middle layer)",
     )
-    parser.add_argument("--features", type=int, help="default: four times the width of the layer")
-    parser.add_argument("--active", type=int, default=8, help="features that are active at a time")
-    parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--batch_size", type=int, default=1024, help="vectors of a step")
-    parser.add_argument("--learning_rate", type=float, default=3e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("-o", "--output", type=Path, default=Path("sae"), help="folder to write")
+    parser.add_argument(
+        "--features",
+        type=int,
+        help="number of features (default: four times the width of the layer)",
+    )
+    parser.add_argument(
+        "--active", type=int, default=8, help="active features per vector (default: 8)"
+    )
+    parser.add_argument("--steps", type=int, default=1000, help="training steps (default: 1000)")
+    parser.add_argument(
+        "--batch_size", type=int, default=1024, help="vectors per step (default: 1024)"
+    )
+    parser.add_argument(
+        "--learning_rate", type=float, default=3e-3, help="peak learning rate (default: 0.003)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of weights, split and order (default: 0)"
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("sae"), help="folder to write (default: sae)"
+    )
     options = parser.parse_args(arguments)
     try:
         _train(options)
@@ -40,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _train(options: argparse.Namespace) -> None:
     dataset = ActivationDataset(options.dataset)
     count = len(dataset.layers)
-    named = options.layer or dataset.sites[count // 2 - count]  # at the last hook point
+    named = options.layer or dataset.sites[count // 2 - count]  # of the last hook point
     site = dataset.metadata.run.site(parse_site(str(named)))
     settings = Settings(
         features=options.features or 4 * dataset.metadata.run.width(site),

@@ -38,6 +38,7 @@ from activation_dataset.prompts import Prompt, decode_prompt, encode_prompt
 from activation_dataset.tfrecord import CorruptRecordError, frame_footer, frame_header, read_records
 from corpus.parse import parse_tasks
 from corpus.task import MAX_GRID_SIDE, NOTICE_REASONS, REASONS, Document, Grid, Notice, Task
+from reliability import blocks
 
 HANGS_AFTER = 20
 """Seconds that one input may take."""
@@ -278,6 +279,11 @@ def targets() -> dict[str, Callable[[], Target]]:
     encoded = [text.encode() for text in TASK_FILES]
     return {
         "tasks": lambda: Target(encoded, check_tasks, JSON_WORDS),
+        "blocks": lambda: Target(
+            [*blocks.SEEDS, b"\n".join(encoded), *encoded],
+            blocks.check,
+            [*JSON_WORDS, *blocks.WORDS],
+        ),
         "examples": lambda: Target([example(), example(TRUNCATED), prompt()], check_example),
         "records": lambda: Target([framed(b"one", b"", b"three"), framed()], check_records),
         "metadata": lambda: Target([metadata().to_json().encode()], check_metadata, JSON_WORDS),

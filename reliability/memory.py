@@ -1,6 +1,6 @@
 """Peak memory over large inputs: the settings must bound it, not the inputs.
 
-    python -m reliability.memory            # 300 MB of tasks, a million documents; minutes
+    python -m reliability.memory            # 300 MB of tasks, 1.5 GB of texts; minutes
     python -m reliability.memory --scale 0.01
 
 Each case runs at two sizes, each in a process of its own. Reading and tokenizing are measured
@@ -25,6 +25,7 @@ from corpus.template import load_template
 from qwen.source import open_model
 from reliability.job import ROOT, Job
 from transforms.read_tasks import read_file
+from transforms.split_file import BLOCK_BYTES, Block, split_file
 from transforms.tokenize_tasks import SampleRules, prompts_of
 
 LIMIT = SampleRules(32_768, "reject")
@@ -69,6 +70,20 @@ def write_documents(path: Path, count: int) -> None:
     with path.open("w") as stream:
         for number in range(count):
             stream.write(json.dumps({"id": f"{number}", "text": f"words {number}"}) + "\n")
+
+
+def write_texts(path: Path, megabytes: int) -> None:
+    """Write documents of 2 kB."""
+    text = "words of a text, " * 120
+    with path.open("w") as stream:
+        for number in range(megabytes * 1_000_000 // len(text)):
+            stream.write(json.dumps({"id": f"{number}", "text": f"{number} {text}"}) + "\n")
+
+
+def split(path: Path) -> int:
+    """Find the blocks of a file, and return their number."""
+    found = split_file(str(path), path.name, None, BLOCK_BYTES)
+    return sum(isinstance(each, Block) for each in found)
 
 
 def read(path: Path) -> int:
@@ -119,6 +134,7 @@ def main() -> None:
         (write_tasks, read, 3, int(300 * scale)),
         (write_documents, read, 10_000, many),
         (write_documents, read_and_tokenize, 10_000, many),
+        (write_texts, split, 150, max(150, int(1500 * scale))),
         (write_long_document, extract, 512, 32_768),
         (write_long_documents, extract, 64, max(1, int(2048 * scale))),
     )

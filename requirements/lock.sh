@@ -24,6 +24,7 @@ for extra in dev tpu cuda; do
 done
 resolve interop.txt --universal pyproject.toml requirements/build.in requirements/interop.in \
     --constraint requirements/base.txt --overrides requirements/interop-overrides.in
+resolve docs.txt --universal requirements/docs.in --constraint requirements/base.txt
 
 # For Composer's Python alone. Airflow bounds few of its dependencies, so the lock takes those of the
 # time of its release.

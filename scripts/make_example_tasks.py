@@ -1,10 +1,10 @@
-"""Make the example tasks: puzzles in ARC's format, of the project's own making.
+"""Make the example tasks: original puzzles in ARC's format.
 
     python scripts/make_example_tasks.py examples/tasks
 
-Each rule is a function from an input grid to its output grid; the inputs are drawn at random from
-the seed that the rule's name gives, so that the same files come out every time. Eight tasks get a
-file each, with their answers; six go into one combined file in Kaggle's layout, without.
+Each rule is a function from an input grid to its output grid. The inputs are random with the name
+of the rule as the seed, so the files are always the same. Eight tasks have their own files, with
+answers. Six tasks are in one combined file in Kaggle's layout, without answers.
 """
 
 import json
@@ -21,10 +21,12 @@ TRAINING_PAIRS = 3
 
 
 def blank(height: int, width: int) -> Grid:
+    """Return a grid of background cells."""
     return [[0] * width for _ in range(height)]
 
 
 def put(grid: Grid, top: int, left: int, height: int, width: int, color: int) -> None:
+    """Draw a filled rectangle."""
     for row in grid[top : top + height]:
         row[left : left + width] = [color] * width
 
@@ -33,7 +35,10 @@ def put(grid: Grid, top: int, left: int, height: int, width: int, color: int) ->
 
 
 def speckled(low: int, high: int, density: float = 0.5, square: bool = True) -> Draw:
-    """A grid of `low` to `high` cells a side, each colored with the probability `density`."""
+    """Return a function that draws grids with sides of `low` to `high` cells.
+
+    Each cell is colored with probability `density`.
+    """
 
     def draw(random: Random) -> Grid:
         height = random.randint(low, high)
@@ -48,7 +53,7 @@ def speckled(low: int, high: int, density: float = 0.5, square: bool = True) -> 
 
 
 def boxes(side: int, count: int, hollow: bool = False) -> Draw:
-    """A square grid with rectangles that do not touch each other, each in a band of its own."""
+    """Return a function that draws square grids with rectangles that do not touch each other."""
 
     def draw(random: Random) -> Grid:
         grid = blank(side, side)
@@ -66,7 +71,7 @@ def boxes(side: int, count: int, hollow: bool = False) -> Draw:
 
 
 def beginning_of_stripes(random: Random) -> Grid:
-    """A wide grid whose first columns show a pattern of stripes."""
+    """Draw a wide grid whose first columns show a pattern of stripes."""
     grid = blank(random.randint(3, 6), 18)
     for column, color in enumerate(random.sample(range(1, 10), random.randint(2, 4))):
         for row in grid:
@@ -75,7 +80,7 @@ def beginning_of_stripes(random: Random) -> Grid:
 
 
 def two_points(random: Random) -> Grid:
-    """A grid with two cells of one color in the same row, or in the same column."""
+    """Draw a grid with two cells of one color in the same row or column."""
     grid = blank(12, 12)
     line, color = random.randrange(12), random.randint(1, 9)
     for position in random.sample(range(12), 2):
@@ -87,36 +92,38 @@ def two_points(random: Random) -> Grid:
 
 
 def mirror(grid: Grid) -> Grid:
+    """Mirror the grid from left to right."""
     return [row[::-1] for row in grid]
 
 
 def transpose(grid: Grid) -> Grid:
+    """Exchange rows and columns."""
     return [list(column) for column in zip(*grid, strict=True)]
 
 
 def turn(grid: Grid) -> Grid:
-    """A quarter turn clockwise."""
+    """Rotate the grid by a quarter turn clockwise."""
     return transpose(grid[::-1])
 
 
 def fall(grid: Grid) -> Grid:
-    """Colored cells fall to the bottom of their column."""
+    """Drop colored cells to the bottom of their column."""
     columns = [sorted(column, key=bool) for column in zip(*grid, strict=True)]
     return transpose(columns)
 
 
 def tile(grid: Grid) -> Grid:
-    """The grid four times, two by two."""
+    """Repeat the grid four times, two by two."""
     return [row * 2 for row in grid * 2]
 
 
 def double(grid: Grid) -> Grid:
-    """Every cell becomes a square of four."""
+    """Replace every cell by a square of four cells."""
     return [wide for row in grid for wide in [[cell for cell in row for _ in range(2)]] * 2]
 
 
 def connect(grid: Grid) -> Grid:
-    """Draw the line between two points."""
+    """Draw a line between two points."""
     points = [(y, x) for y, row in enumerate(grid) for x, cell in enumerate(row) if cell]
     (top, left), (bottom, right) = points
     result = [row[:] for row in grid]
@@ -125,7 +132,7 @@ def connect(grid: Grid) -> Grid:
 
 
 def fill_frames(grid: Grid) -> Grid:
-    """Color 9 fills every background cell from which no way leads to the edge."""
+    """Fill every background cell that is not connected to the edge with color 9."""
     height, width = len(grid), len(grid[0])
     reached = {
         (y, x)
@@ -148,7 +155,7 @@ def fill_frames(grid: Grid) -> Grid:
 
 
 def outline(grid: Grid) -> Grid:
-    """Color 9 surrounds every object."""
+    """Surround every object with color 9."""
 
     def beside(y: int, x: int) -> bool:
         return any(any(row[max(x - 1, 0) : x + 2]) for row in grid[max(y - 1, 0) : y + 2])
@@ -160,21 +167,21 @@ def outline(grid: Grid) -> Grid:
 
 
 def keep_largest(grid: Grid) -> Grid:
-    """Only the color with the most cells stays; the first of two that have as many."""
+    """Remove all colors except the color with the most cells; the first color wins a tie."""
     cells = [cell for row in grid for cell in row if cell]
     largest = max(cells, key=cells.count)
     return [[cell if cell == largest else 0 for cell in row] for row in grid]
 
 
 def crop(grid: Grid) -> Grid:
-    """The smallest part of the grid that holds everything colored."""
+    """Return the smallest part of the grid that contains all colored cells."""
     rows = [y for y, row in enumerate(grid) if any(row)]
     columns = [x for x, column in enumerate(zip(*grid, strict=True)) if any(column)]
     return [row[columns[0] : columns[-1] + 1] for row in grid[rows[0] : rows[-1] + 1]]
 
 
 def count_colors(grid: Grid) -> Grid:
-    """A bar for each color, as long as it has cells, from the lowest color down."""
+    """Draw a bar for each color in ascending order, as long as the number of its cells."""
     cells = sorted(cell for row in grid for cell in row if cell)
     colors = sorted(set(cells))
     longest = max(cells.count(color) for color in colors)
@@ -183,13 +190,13 @@ def count_colors(grid: Grid) -> Grid:
 
 
 def continue_stripes(grid: Grid) -> Grid:
-    """The stripes go on to the right."""
+    """Continue the stripes to the right."""
     period = sum(1 for cell in grid[0] if cell)
     return [[row[x % period] for x in range(len(row))] for row in grid]
 
 
 def remove_noise(grid: Grid) -> Grid:
-    """Cells without a neighbor of their color, beside, above or below, disappear."""
+    """Remove cells that have no horizontal or vertical neighbor of the same color."""
 
     def has_neighbor(y: int, x: int) -> bool:
         steps = ((y + 1, x), (y - 1, x), (y, x + 1), (y, x - 1))
@@ -205,6 +212,7 @@ def remove_noise(grid: Grid) -> Grid:
 
 
 def noisy_boxes(random: Random) -> Grid:
+    """Draw a grid with rectangles and scattered single cells."""
     grid = boxes(20, 3)(random)
     for _ in range(25):
         y, x = random.randrange(20), random.randrange(20)
@@ -212,7 +220,7 @@ def noisy_boxes(random: Random) -> Grid:
     return grid
 
 
-# name: (inputs, rule, number of test inputs)
+# Input grids, rule and number of test inputs of each task.
 OWN_FILE: dict[str, tuple[Draw, Rule, int]] = {
     "mirror": (speckled(3, 3), mirror, 1),
     "turn": (speckled(3, 6, square=False), turn, 2),
@@ -234,7 +242,7 @@ COMBINED: dict[str, tuple[Draw, Rule, int]] = {
 
 
 def make_task(name: str, draw: Draw, rule: Rule, tests: int, answers: bool) -> dict[str, object]:
-    """A task `{"train": [pair, ...], "test": [pair, ...]}`; its tests may lack their outputs."""
+    """Return a task `{"train": [pair, ...], "test": [pair, ...]}`, with outputs of tests or not."""
     random = Random(name)
     inputs: list[Grid] = []
     while len(inputs) < TRAINING_PAIRS + tests:
@@ -250,10 +258,12 @@ def make_task(name: str, draw: Draw, rule: Rule, tests: int, answers: bool) -> d
 
 
 def write(path: Path, value: object) -> None:
+    """Write a value as one line of JSON."""
     path.write_text(json.dumps(value, separators=(",", ":")) + "\n", encoding="utf-8")
 
 
 def main(folder: Path) -> None:
+    """Write all files of example tasks to a folder."""
     for name, (draw, rule, tests) in OWN_FILE.items():
         write(folder / f"{name}.json", make_task(name, draw, rule, tests, answers=True))
     combined = {

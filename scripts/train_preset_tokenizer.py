@@ -2,9 +2,9 @@
 
     python scripts/train_preset_tokenizer.py qwen/presets/tokenizer
 
-It cuts text as Qwen2's tokenizer does (NFC, the same splitting pattern, bytes, every digit a token
-of its own) but knows only the words of `preset_tokenizer_corpus.txt`, which was written for this
-purpose. Training is deterministic: the same text gives the same files.
+The tokenizer splits text like Qwen2's tokenizer (NFC, the same pattern, byte level, one token for
+each digit), but its vocabulary covers only the words of `preset_tokenizer_corpus.txt`, which was
+written for this purpose. Training is deterministic: the same text gives the same files.
 """
 
 import json
@@ -20,13 +20,13 @@ VOCABULARY = 1024
 END_OF_TEXT = "<|endoftext|>"
 SPECIAL_TOKENS = (END_OF_TEXT, "<|im_start|>", "<|im_end|>")
 
-# Qwen2's: contractions, words, single digits, marks, line ends, white space.
+# Pattern of Qwen2: contractions, words, single digits, punctuation, line ends, white space.
 SPLIT_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-# ChatML, as Qwen's models read it, without a system message of its own.
+# ChatML, as in Qwen models, without a default system message.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
@@ -48,7 +48,7 @@ CONFIG = {
 
 
 def train(text: str) -> Tokenizer:
-    """A byte-level BPE tokenizer of `VOCABULARY` entries, the special tokens last as in Qwen's."""
+    """Train a byte-level BPE tokenizer of `VOCABULARY` entries, with the special tokens last."""
     tokenizer = Tokenizer(BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -67,8 +67,8 @@ def train(text: str) -> Tokenizer:
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL_TOKENS])
     if tokenizer.get_vocab_size() != VOCABULARY:
         raise ValueError(
-            f"{CORPUS.name} gives {tokenizer.get_vocab_size()} tokens and not {VOCABULARY}; "
-            "it has too few words"
+            f"{CORPUS.name} gives {tokenizer.get_vocab_size()} tokens, expected {VOCABULARY}: "
+            "add words to the file"
         )
     return tokenizer
 

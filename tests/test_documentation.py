@@ -6,20 +6,25 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from beam_pipeline.options import parse_flags
+from beam_pipeline.options import build_plan_parser, parse_flags
 from tests.activation_dataset.reporting.grid_prompts import grid_prompt, write_prompted
 
 ROOT = Path(__file__).resolve().parents[1]
 HIDDEN = 64
 PAGES = {
     str(path.relative_to(ROOT)): path.read_text("utf-8")
-    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md")))
+    for path in (
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        *sorted((ROOT / "docs").rglob("*.md")),
+    )
 }
 NEEDS_TORCH = re.compile(r"\btorch\b|pytorch")
 NEEDS_OTHERS = re.compile(r"\btensorflow\b|\btf\b|tf_data|grain")
@@ -87,16 +92,21 @@ def test_commands_exist(page: str, folder: Path) -> None:
     makefile = (ROOT / "Makefile").read_text("utf-8")
     for block in blocks(page, "bash"):
         for line in block[1].replace("\\\n", " ").splitlines():
-            if not line.startswith(("make ", ".venv/bin/python ")):
+            if not line.startswith(("make ", ".venv/bin/python ", "python ")):
                 continue
             words = shlex.split(line, comments=True)
-            match words:
-                case ["make", target, *_]:
+            match words[0].removeprefix(".venv/bin/"), *words[1:]:
+                case "make", target, *_:
                     assert f"\n{target}:" in makefile, line
-                case [".venv/bin/python", "-m", "beam_pipeline", *flags]:
+                case "python", "-m", "beam_pipeline", "plan", *flags:
+                    parse_flags(flags, build_plan_parser())
+                case "python", "-m", "beam_pipeline", *flags:
                     parse_flags(flags)
-                case [".venv/bin/python", "-m", "activation_dataset", "verify", *_]:
-                    subprocess.run([sys.executable, *words[1:]], cwd=folder, check=True)
+                case "python", "-m", "activation_dataset", "verify" | "inspect", name, *_:
+                    if (folder / name).exists():
+                        subprocess.run([sys.executable, *words[1:]], cwd=folder, check=True)
+                case "python", "-m", module, *_:
+                    assert find_spec(module), line
 
 
 def test_named_tests_exist() -> None:
@@ -105,3 +115,16 @@ def test_named_tests_exist() -> None:
         for path, name in re.findall(r"([\w/]+\.py)::(\w+)", text):
             file = ROOT / "tests" / path.removeprefix("tests/")
             assert f"def {name}(" in file.read_text("utf-8"), (page, path, name)
+
+
+def test_linked_files_and_named_pages_exist() -> None:
+    """Sphinx checks the links within `docs/`; these are those that lead there."""
+    named = re.compile(r"\bdocs/[\w/]+\.md\b")
+    for page in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"):
+        text = (ROOT / page).read_text("utf-8")
+        links = re.findall(r"\]\(([\w./-]+)(?:#[\w-]+)?\)", text)
+        assert [link for link in links if not (ROOT / link).exists()] == [], page
+    packages = ("activation_dataset", "beam_pipeline", "corpus", "qwen", "templates", "transforms")
+    for path in (path for name in packages for path in (ROOT / name).rglob("*.py")):
+        for name in named.findall(path.read_text("utf-8")):
+            assert (ROOT / name).is_file(), f"{path} names {name}"

@@ -11,6 +11,7 @@ from transforms.extract_activations import ExtractActivations, LayerBlock, Shard
 from transforms.find_inputs import resolve_patterns
 from transforms.output_folder import OutputFolder
 from transforms.read_tasks import ReadTasks
+from transforms.report_inputs import GatherReport, InputReport
 from transforms.tokenize_tasks import SampleRules, TokenizeTasks
 from transforms.write_layer import WriteLayer
 from transforms.write_prompts import WritePrompts
@@ -20,6 +21,8 @@ __all__ = [
     "CombineMetadata",
     "CommitRun",
     "ExtractActivations",
+    "GatherReport",
+    "InputReport",
     "LayerBlock",
     "Limits",
     "OutputFolder",

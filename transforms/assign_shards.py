@@ -1,4 +1,4 @@
-"""Prompts to shards, by the rank of a hash of their keys: the data alone decides."""
+"""Prompts to shards, by the rank of a hash of their keys: data and flags decide, not runners."""
 
 from __future__ import annotations
 
@@ -10,10 +10,16 @@ import apache_beam as beam
 import numpy as np
 
 from activation_dataset.prompts import Prompt
+from transforms.auto_shards import AutoShards
 from transforms.shuffle_encoding import decode_prompt, encode_prompt
 
-FINGERPRINT = np.dtype([("rank", "<u8"), ("content", "<u8"), ("tokens", "<u8")])
-"""The 24 bytes of a prompt that planning needs, so that ten million fit in a worker."""
+FINGERPRINT = np.dtype([("rank", "<u8"), ("content", "<u8"), ("tokens", "<u4"), ("bytes", "<u4")])
+"""The 24 bytes of a prompt that planning needs, so that ten million fit in a worker.
+
+`bytes` is the size of its largest record, at most 4 GiB, or 0 if the plan does not need it."""
+
+_DIGESTED = np.dtype([("rank", "<u8"), ("content", "<u8"), ("tokens", "<u8")])
+"""The fields that the digest of a plan covers."""
 
 
 @dataclass(frozen=True)
@@ -21,10 +27,10 @@ class ShardPlan:
     """The assignment of samples to shards.
 
     Attributes:
-      num_shards, samples, tokens: totals of the dataset.
-      digest: SHA-256 (hex) over every sample's key, token ids and choice of them, in rank order:
-        equal digests mean the same samples in the same shards.
-      first_ranks: [num_shards] uint64, the rank of each shard's first sample, ascending.
+        num_shards, samples, tokens: totals of the dataset.
+        digest: SHA-256 (hex) over every sample's key, token ids and choice of them, in rank order:
+            equal digests mean the same samples in the same shards.
+        first_ranks: [num_shards] uint64, the rank of each shard's first sample, ascending.
     """
 
     num_shards: int
@@ -47,27 +53,39 @@ def _hash(content: bytes) -> np.uint64:
     return np.uint64(int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big"))
 
 
-def fingerprint(prompt: Prompt) -> np.ndarray:
-    """Return the fingerprint of a prompt, [1] FINGERPRINT."""
+def fingerprint(prompt: Prompt, samples_per_shard: int | AutoShards = 1) -> np.ndarray:
+    """Return the fingerprint of a prompt, [1] FINGERPRINT, with what that choice needs."""
     name = f"{prompt.sample_id}\0{prompt.truncated_tokens or ''}"
     content = name.encode() + prompt.token_ids.astype("<i4").tobytes()
     if prompt.positions is not None:
         content += b"\0positions" + prompt.positions.astype("<i4").tobytes()
     if prompt.prepended_bos or prompt.offset:
         content += f"\0{prompt.prepended_bos:d}@{prompt.offset}".encode()
-    values = (rank(prompt.sample_id), _hash(content), len(prompt.token_ids))
+    largest = 0
+    if isinstance(samples_per_shard, AutoShards):
+        largest = min(samples_per_shard.largest_record(prompt), 2**32 - 1)
+    values = (rank(prompt.sample_id), _hash(content), len(prompt.token_ids), largest)
     return np.array([values], FINGERPRINT)
 
 
-def plan_shards(fingerprints: np.ndarray, samples_per_shard: int) -> ShardPlan:
-    """Cut samples, [samples] FINGERPRINT in any order, into shards that are full but the last."""
+def plan_shards(fingerprints: np.ndarray, samples_per_shard: int | AutoShards) -> ShardPlan:
+    """Cut samples, [samples] FINGERPRINT in any order, into shards.
+
+    With a number, all shards but the last have that many samples. With `AutoShards`, all have about
+    the same number.
+    """
     ordered = np.sort(fingerprints, order=["rank", "content"])
-    first_ranks = ordered["rank"][::samples_per_shard].copy()
+    tokens = int(ordered["tokens"].sum(dtype=np.int64))
+    if isinstance(samples_per_shard, AutoShards):
+        first_ranks = ordered["rank"][samples_per_shard.starts(tokens, ordered["bytes"])]
+    else:
+        first_ranks = ordered["rank"][::samples_per_shard].copy()
+    digested = ordered[["rank", "content", "tokens"]].astype(_DIGESTED)
     return ShardPlan(
         num_shards=len(first_ranks),
         samples=len(ordered),
-        tokens=int(ordered["tokens"].sum()),
-        digest=hashlib.sha256(ordered.tobytes()).hexdigest(),
+        tokens=tokens,
+        digest=hashlib.sha256(digested.data).hexdigest(),
         first_ranks=first_ranks,
     )
 
@@ -75,14 +93,14 @@ def plan_shards(fingerprints: np.ndarray, samples_per_shard: int) -> ShardPlan:
 class PlanShards(beam.CombineFn):
     """Combines all prompts to a `ShardPlan`."""
 
-    def __init__(self, samples_per_shard: int) -> None:
+    def __init__(self, samples_per_shard: int | AutoShards) -> None:
         self._samples_per_shard = samples_per_shard
 
     def create_accumulator(self) -> bytearray:
         return bytearray()
 
     def add_input(self, accumulator: bytearray, prompt: Prompt) -> bytearray:
-        accumulator += fingerprint(prompt).tobytes()
+        accumulator += fingerprint(prompt, self._samples_per_shard).tobytes()
         return accumulator
 
     def merge_accumulators(self, accumulators: Iterable[bytearray]) -> bytearray:

@@ -54,8 +54,8 @@ class ChatText:
     """A chat as the tokenizer's chat template writes it.
 
     Attributes:
-      text: the whole chat.
-      spans: the contents of the messages in it; None if they cannot be told apart.
+        text: the whole chat.
+        spans: the contents of the messages in it; None if they cannot be told apart.
     """
 
     text: str
@@ -66,8 +66,8 @@ def chat_text(prompt: RenderedPrompt, tokenizer: PreTrainedTokenizerBase) -> Cha
     """Return the messages of a prompt as the tokenizer's chat template writes them.
 
     Raises:
-      ChatTemplateError: if there is no chat template, or it refuses the messages or leaves out what
-        it does not know; the error names the field.
+        ChatTemplateError: if there is no chat template, or it refuses the messages or leaves out
+            what it does not know; the error names the field.
     """
     if not tokenizer.chat_template:
         raise ChatTemplateError(

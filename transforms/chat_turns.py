@@ -32,11 +32,13 @@ def spans_of_messages(
     """Find the contents of messages in the text of their chat.
 
     The chat is rendered once more with a mark in place of each content, which shows the text around
-    the contents. None if the chat's text is not these pieces with the contents between them, such
-    as for a template that rewrites earlier turns.
+    the contents. The result is None if the chat's text is not these pieces with the contents
+    between them, for example if the template rewrites earlier turns.
 
     Args:
-      render: the chat template.
+        messages: Messages of the chat.
+        text: Text of the chat.
+        render: The chat template.
     """
     marked, contents = copy.deepcopy([*messages]), list[tuple[int, str]]()
     for number, message in enumerate(marked):
@@ -70,8 +72,10 @@ def spans_of_messages(
 def spans_of_generation(
     messages: Sequence[Message], marks: Sequence[tuple[int, int]]
 ) -> list[Span] | None:
-    """Give each mark of generated text to a message of the assistant, in order; None if not one
-    to one."""
+    """Return the message of the assistant for each mark of generated text, in order.
+
+    The result is None if messages and marks do not correspond one to one.
+    """
     own = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
     if len(own) != len(marks):
         return None
@@ -93,7 +97,8 @@ def turns_of(spans: Sequence[Span], offsets: Sequence[tuple[int, int]]) -> np.nd
     """Return the number of the message of each token of a chat, [num_tokens] int16.
 
     Args:
-      offsets: first character and end of each token in the chat's text.
+        spans: Contents of the messages in the chat's text.
+        offsets: First character and end of each token in the chat's text.
     """
     places = np.array(offsets, np.int64).reshape(-1, 2)
     turns = np.full(len(places), NO_TURN, np.int16)

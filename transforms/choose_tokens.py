@@ -59,12 +59,12 @@ class TokenChoice:
 
     @property
     def needs_turns(self) -> bool:
-        """Whether a term asks for the role of a chat's message."""
+        """True if a term asks for the role of a chat message."""
         return any(term.name == "role" for term in self.terms)
 
     @property
     def needs_special_ids(self) -> bool:
-        """Whether a term asks which tokens are special."""
+        """True if a term asks which tokens are special."""
         return any(term.name == "no_special" for term in self.terms)
 
 
@@ -97,13 +97,15 @@ def _parse_term(word: str) -> Term:
 
 
 def choose(prompt: Prompt, choice: TokenChoice, special_ids: frozenset[int]) -> Prompt:
-    """Return a prompt with only those of its chosen tokens that fulfil every term.
+    """Return a prompt with only those of its chosen tokens that fulfill every term.
 
     Args:
-      special_ids: ids of the tokens that `no_special` leaves out, besides a prepended token.
+        prompt: Prompt with all its tokens, or some of them, chosen.
+        choice: Terms to fulfill.
+        special_ids: Ids of the tokens that `no_special` leaves out, besides a prepended token.
 
     Raises:
-      UnknownTokensError: if the cells or turns that a term asks for are unknown.
+        UnknownTokensError: if the cells or turns that a term asks for are unknown.
     """
     if not choice.terms:
         return prompt

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 import apache_beam as beam
 
 from activation_dataset.certify import CERTIFICATE_FILE
 from activation_dataset.format import METADATA_FILE
-from activation_dataset.input_counts import InputCounts
 from activation_dataset.manifest import LayerManifest, Manifest, shards_of
-from activation_dataset.metadata import InputFile, Metadata, RunDescription
+from activation_dataset.metadata import Metadata, RunDescription
 from activation_dataset.reporting.card import CARD_FILE, renewed_card
 from activation_dataset.sites import Site
 from activation_dataset.statistics import LayerStatistics, OrderedMerge
-from corpus.task import Notice
 from transforms.assign_shards import ShardPlan
 from transforms.output_folder import OutputFolder, remove_partial_files
+from transforms.report_inputs import InputReport
 from transforms.storage import join, read_if_exists, sizes_and_crc32c
 
 SHARDS_OF_A_GROUP = 128
@@ -85,16 +84,13 @@ def build_metadata(
     run: RunDescription,
     allow_nonfinite: bool,
     plan: ShardPlan,
-    inputs: Sequence[InputFile],
-    counts: InputCounts,
-    skipped: Sequence[str] = (),
-    notices: Sequence[Notice] = (),
+    report: InputReport,
 ) -> Metadata:
     """Assemble the metadata of a dataset, as in `CombineMetadata`, if nothing is missing.
 
     Raises:
-      IncompleteError: if a file or a sample is missing.
-      NonFiniteError: if an activation is not finite and that is not allowed.
+        IncompleteError: if a file or a sample is missing.
+        NonFiniteError: if an activation is not finite and that is not allowed.
     """
     try:
         shards = shards_of(gathered.manifests, run.sites, plan.num_shards)
@@ -102,15 +98,16 @@ def build_metadata(
     except ValueError as error:
         raise IncompleteError(f"the dataset is not complete: {error}") from error
     ops = {each.ops for each in gathered.manifests if isinstance(each, LayerManifest)}
-    files = tuple(sorted(inputs, key=lambda file: file.path))
+    counts = report.counts
+    files = tuple(sorted(report.files, key=lambda file: file.path))
     metadata = Metadata(
         run=replace(run, inputs=files),
         shards=shards,
         counts=counts,
         statistics=statistics,
         ops=tuple(sorted(ops)),
-        skipped_files=tuple(sorted(set(skipped) - {file.path for file in files})),
-        duplicate_tasks=sum(each.reason == "same_content" for each in notices),
+        skipped_files=tuple(sorted(set(report.skipped) - {file.path for file in files})),
+        duplicate_tasks=sum(each.reason == "same_content" for each in report.notices),
     )
     if counts.samples.written != plan.samples:
         raise IncompleteError(
@@ -136,7 +133,7 @@ def write_metadata(metadata: Metadata, folder: OutputFolder) -> Metadata:
     """Commit the dataset, if all its files still exist, and release the folder.
 
     Raises:
-      IncompleteError: naming a file that does not exist or has other bytes.
+        IncompleteError: naming a file that does not exist or has other bytes.
     """
     content = metadata.to_json().encode()
     # An attempt whose success the runner did not hear of has written the same.
@@ -156,14 +153,14 @@ def check_files(metadata: Metadata, path: str) -> None:
     Two attempts at a shard may have written different bits, in any order of their commits.
 
     Raises:
-      IncompleteError: naming a file that does not exist or has other bytes.
+        IncompleteError: naming a file that does not exist or has other bytes.
     """
     entries = [entry for shard in metadata.shards for entry in shard.all_files]
     found = sizes_and_crc32c(join(path, entry.path) for entry in entries)
     lost = [
         entry.path
-        for entry, each in zip(entries, found, strict=True)
-        if each != (entry.bytes, entry.crc32c)
+        for entry in entries
+        if found.get(join(path, entry.path)) != (entry.bytes, entry.crc32c)
     ]
     if lost:
         raise IncompleteError(
@@ -177,22 +174,16 @@ class CombineMetadata(beam.PTransform):
     """The manifests of all files to `metadata.json`, written last; gives the `Metadata`.
 
     Attributes:
-      folder, run: the claimed output folder, and the description of the run without its inputs.
-      allow_nonfinite: whether vectors may have NaN or infinite values.
-      plan, inputs: PCollections of the one `ShardPlan` and of `InputFile`.
-      counts: a singleton PCollection of the `InputCounts`.
-      skipped: a PCollection of the names of files that were not read.
-      notices: a singleton PCollection of the list of all `Notice`.
+        folder, run: the claimed output folder, and the description of the run without its inputs.
+        allow_nonfinite: whether vectors may have NaN or infinite values.
+        plan, report: singleton PCollections of the `ShardPlan` and of the `InputReport`.
     """
 
     folder: OutputFolder
     run: RunDescription
     allow_nonfinite: bool
     plan: beam.PCollection
-    inputs: beam.PCollection
-    counts: beam.PCollection
-    skipped: beam.PCollection
-    notices: beam.PCollection
+    report: beam.PCollection
 
     def expand(self, manifests: beam.PCollection) -> beam.PCollection:
         return (
@@ -207,10 +198,7 @@ class CombineMetadata(beam.PTransform):
                 self.run,
                 self.allow_nonfinite,
                 plan=beam.pvalue.AsSingleton(self.plan),
-                inputs=beam.pvalue.AsList(self.inputs),
-                counts=beam.pvalue.AsSingleton(self.counts),
-                skipped=beam.pvalue.AsList(self.skipped),
-                notices=beam.pvalue.AsSingleton(self.notices),
+                report=beam.pvalue.AsSingleton(self.report),
             )
             | "Write" >> beam.Map(write_metadata, self.folder)
         )

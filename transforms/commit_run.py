@@ -11,14 +11,21 @@ from typing import Any
 import apache_beam as beam
 
 from activation_dataset.fields import FieldError, to_json
-from activation_dataset.format import ERRORS_FOLDER, METADATA_FILE, RUN_FILE, is_partial_file
+from activation_dataset.format import (
+    ERRORS_FOLDER,
+    METADATA_FILE,
+    REJECTED_FILE,
+    RUN_FILE,
+    is_partial_file,
+)
 from activation_dataset.metadata import Metadata, RunDescription
-from corpus.task import Notice, RejectedTask
+from corpus.task import RejectedTask
 from transforms.assign_shards import ShardPlan
 from transforms.measure_output import OutputSize, check_output_size
 from transforms.output_folder import OutputFolder, list_output
+from transforms.report_inputs import InputReport
 from transforms.storage import delete, join, read_if_exists
-from transforms.write_rejected import errors_file, notices_file, write_lines
+from transforms.write_rejected import NOTICES_FILE, errors_file, write_lines
 
 
 class OtherRunError(ValueError):
@@ -58,6 +65,42 @@ def differences(there: Any, now: Any, name: str = "") -> Iterator[str]:
         yield f"{name} is {json.dumps(there)} there, {json.dumps(now)} now"
 
 
+def read_run(output_dir: str) -> tuple[Any, Any] | None:
+    """Return the configuration and the plan of the run that began a folder, None without one.
+
+    Raises:
+        OtherRunError: if `run.json` is damaged.
+    """
+    recorded = read_if_exists(join(output_dir, RUN_FILE))
+    if recorded is None:
+        return None
+    try:
+        content = json.loads(recorded)
+        return content["configuration"], content["plan"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise OtherRunError(
+            f"{join(output_dir, RUN_FILE)} cannot be read ({error}); if nothing there is needed, "
+            "replace it with --overwrite"
+        ) from error
+
+
+def auto_workers_of_run(output_dir: str) -> int | None:
+    """Return the workers for which `--samples_per_shard auto` made the shards of a begun folder.
+
+    Returns:
+        None if the folder is fresh, or its run had a number of samples.
+
+    Raises:
+        OtherRunError: if `run.json` is damaged.
+    """
+    if (begun := read_run(output_dir)) is None:
+        return None
+    try:
+        return int(begun[0]["settings"]["samples_per_shard"]["auto_for_workers"])
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
 def check_output_dir(output_dir: str, run: RunDescription) -> Mapping[str, Any] | None:
     """Check that a run may write here: the folder is fresh, or an equal run began it.
 
@@ -65,13 +108,13 @@ def check_output_dir(output_dir: str, run: RunDescription) -> Mapping[str, Any] 
     while it began, leaves nothing else.
 
     Returns:
-      The plan of the run that began the folder, None if it is fresh.
+        The plan of the run that began the folder, None if it is fresh.
 
     Raises:
-      OtherRunError: naming a file of unknown origin, or each setting that differs.
+        OtherRunError: naming a file of unknown origin, or each setting that differs.
     """
-    recorded = read_if_exists(join(output_dir, RUN_FILE))
-    if recorded is None:
+    begun = read_run(output_dir)
+    if begun is None:
         for name in list_output(output_dir):
             if not (name.startswith(f"{ERRORS_FOLDER}/") or is_partial_file(name)):
                 raise OtherRunError(
@@ -79,14 +122,7 @@ def check_output_dir(output_dir: str, run: RunDescription) -> Mapping[str, Any] 
                     "Choose another --output_dir, or replace it with --overwrite."
                 )
         return None
-    try:
-        content = json.loads(recorded)
-        there, plan = content["configuration"], content["plan"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise OtherRunError(
-            f"{join(output_dir, RUN_FILE)} cannot be read ({error}); if nothing there is needed, "
-            "replace it with --overwrite"
-        ) from error
+    there, plan = begun
     if changed := list(differences(there, configuration(run))):
         raise OtherRunError(
             f"{output_dir} holds the output of another run: " + "; ".join(changed) + ". Choose "
@@ -96,13 +132,11 @@ def check_output_dir(output_dir: str, run: RunDescription) -> Mapping[str, Any] 
 
 
 def commit_run(
-    plan: ShardPlan,
+    planned: tuple[ShardPlan, OutputSize],
     folder: OutputFolder,
     run: RunDescription,
-    rejected: Sequence[RejectedTask],
-    size: OutputSize,
     limits: Limits,
-    notices: Sequence[Notice] = (),
+    report: InputReport,
 ) -> ShardPlan:
     """Let the expensive part begin: write or compare `run.json`, and write the dead letters.
 
@@ -110,43 +144,49 @@ def commit_run(
     changes: until it is written again, the folder is that of an unfinished run.
 
     Raises:
-      OtherRunError: if the folder's run had other samples or settings; nothing is written then.
-      OutputTooLargeError: if the files would be larger than the limit; nothing is written then.
-      TooManyRejectedError: if more was rejected than the limit.
-      NoSamplesError: if no sample is left.
+        OtherRunError: if the folder's run had other samples or settings; nothing is written then.
+        OutputTooLargeError: if the files would be larger than the limit; nothing is written then.
+        TooManyRejectedError: if more was rejected than the limit.
+        NoSamplesError: if no sample is left.
     """
-    planned = {key: getattr(plan, key) for key in ("num_shards", "samples", "tokens", "digest")}
+    plan, size = planned
+    totals = {key: getattr(plan, key) for key in ("num_shards", "samples", "tokens", "digest")}
     folder.check()
     # Again, since another run may have written until it lost its claim.
     recorded = check_output_dir(folder.path, run)
-    if recorded is not None and (changed := list(differences(recorded, planned))):
+    if recorded is not None and (changed := list(differences(recorded, totals))):
         raise OtherRunError(
             f"{folder.path} was begun with other samples: " + "; ".join(changed) + ". The tasks "
             "or the tokenizer have changed since; choose another --output_dir, or --overwrite."
         )
     check_output_size(size, len(run.sites), limits.max_output_bytes)
-    if not _holds_all_files(folder.path):
+    sizes = list_output(folder.path)
+    if METADATA_FILE in sizes and not _holds_all_files(folder.path, sizes):
         delete(join(folder.path, METADATA_FILE))
-    write_lines(errors_file(folder.path), rejected)
-    write_lines(notices_file(folder.path), notices)
-    details = f"; {errors_file(folder.path)} says why each was" if rejected else ""
+    for name, items in ((REJECTED_FILE, report.rejected), (NOTICES_FILE, report.notices)):
+        if items or name in sizes:
+            write_lines(join(folder.path, name), items)
+    details = f"; {errors_file(folder.path)} says why each was" if report.rejected else ""
     check_samples(
-        plan.samples, rejected, limits.max_rejected, details, str(run.settings.get("tokens", "all"))
+        plan.samples,
+        report.rejected,
+        limits.max_rejected,
+        details,
+        str(run.settings.get("tokens", "all")),
     )
     if recorded is None:
-        content = {"configuration": configuration(run), "plan": planned}
+        content = {"configuration": configuration(run), "plan": totals}
         folder.write(RUN_FILE, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
     return plan
 
 
-def _holds_all_files(path: str) -> bool:
-    """Return True if all files exist that the metadata lists, with their sizes."""
+def _holds_all_files(path: str, sizes: Mapping[str, int]) -> bool:
+    """Return True if all files that the metadata lists are among those of the folder."""
     content = read_if_exists(join(path, METADATA_FILE))
     try:
         metadata = Metadata.from_json(content or b"")
     except FieldError:
         return False
-    sizes = list_output(path)
     files = (entry for shard in metadata.shards for entry in shard.all_files)
     return all(sizes.get(entry.path) == entry.bytes for entry in files)
 
@@ -161,11 +201,15 @@ def check_samples(
     """Check that there are samples, and not too many rejections.
 
     Args:
-      tokens: the choice of tokens, without which all other samples are left out.
+        samples: Samples to extract.
+        rejected: All rejections of the run.
+        max_rejected: Largest number of rejections that the user allows; None for any.
+        details: End of the message about too many rejections.
+        tokens: Choice of tokens. Samples without a chosen token are left out.
 
     Raises:
-      TooManyRejectedError: if there are more rejections; the message ends with `details`.
-      NoSamplesError: if there is no sample.
+        TooManyRejectedError: if there are more rejections; the message ends with `details`.
+        NoSamplesError: if there is no sample.
     """
     reasons = sorted(Counter((each.kind, each.reason) for each in rejected).items())
     why = ", ".join(f"{kind} {reason}: {count}" for (kind, reason), count in reasons)
@@ -183,27 +227,23 @@ def check_samples(
 class CommitRun(beam.PTransform):
     """The plan, passed on once `run.json` is written, so that its consumers wait for that.
 
+    The input is a singleton PCollection of the `ShardPlan` and the `OutputSize` of all samples.
+
     Attributes:
-      folder, run, limits: the claimed output folder, the description and the limits of the run.
-      rejected: a singleton PCollection of the list of all `RejectedTask`.
-      size: a singleton PCollection of the `OutputSize` of all samples.
-      notices: a singleton PCollection of the list of all `Notice`.
+        folder, run, limits: the claimed output folder, the description and the limits of the run.
+        report: a singleton PCollection of the `InputReport`.
     """
 
     folder: OutputFolder
     run: RunDescription
     limits: Limits
-    rejected: beam.PCollection
-    size: beam.PCollection
-    notices: beam.PCollection
+    report: beam.PCollection
 
-    def expand(self, plan: beam.PCollection) -> beam.PCollection:
-        return plan | "Commit" >> beam.Map(
+    def expand(self, planned: beam.PCollection) -> beam.PCollection:
+        return planned | "Commit" >> beam.Map(
             commit_run,
             self.folder,
             self.run,
-            rejected=beam.pvalue.AsSingleton(self.rejected),
-            size=beam.pvalue.AsSingleton(self.size),
-            limits=self.limits,
-            notices=beam.pvalue.AsSingleton(self.notices),
+            self.limits,
+            report=beam.pvalue.AsSingleton(self.report),
         )

@@ -23,7 +23,7 @@ class Decompressed:
     """Decompressed content that ends where the file is damaged.
 
     Attributes:
-      damage: the error of the decompressor, once the content has ended because of it.
+        damage: the error of the decompressor, once the content has ended because of it.
     """
 
     def __init__(self, pieces: Iterator[bytes]) -> None:

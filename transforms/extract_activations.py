@@ -22,7 +22,8 @@ from qwen.batching import SampleTokens
 from qwen.settings import ExtractorSettings
 from transforms.assign_shards import ShardPlan, rank
 from transforms.extraction_progress import ProgressCounters, WorkDone
-from transforms.resume import Finished, finished_files, in_order
+from transforms.resume import Finished, ListedFiles, finished_files, in_order
+from transforms.storage import in_bucket
 
 if TYPE_CHECKING:
     from qwen.extractor import ActivationExtractor, CapturedSamples
@@ -36,13 +37,13 @@ class LayerBlock:
     """Consecutive samples of one shard at one site.
 
     Attributes:
-      shard, num_shards: the number of the shard, and of all shards of the dataset.
-      site: the site of the vectors.
-      frames: of the samples' records, in the order of the file; shared by sites of one width.
-      vectors: [sum of the frames' vectors, row elements] as in `storage_dtype`.
-      statistics: of exactly these vectors.
-      ops: the implementation and device that computed them, such as "xla on cpu".
-      is_last: whether this block ends the shard.
+        shard, num_shards: the number of the shard, and of all shards of the dataset.
+        site: the site of the vectors.
+        frames: of the samples' records, in the order of the file; shared by sites of one width.
+        vectors: [sum of the frames' vectors, row elements] as in `storage_dtype`.
+        statistics: of exactly these vectors.
+        ops: the implementation and device that computed them, such as "xla on cpu".
+        is_last: whether this block ends the shard.
     """
 
     shard: int
@@ -148,7 +149,7 @@ class _Extract(beam.DoFn):
         self._settings, self._output_dir = settings, output_dir
         # One model per process, however many threads: a device has room for one. Unlike
         # `load_once`, this lets go of it when the process runs another job.
-        self._shared = Shared()
+        self._shared, self._shared_listing = Shared(), Shared()
         self._progress = ProgressCounters()
         self._resumed = Metrics.counter("extract", "layer_files_resumed")
 
@@ -162,7 +163,8 @@ class _Extract(beam.DoFn):
         self._progress.begin(plan)
         finished: Finished = {}
         if self._output_dir is not None:
-            finished = finished_files(self._output_dir, shard, plan.num_shards, sites)
+            listed = self._list_files(self._output_dir, plan.num_shards)
+            finished = finished_files(self._output_dir, shard, plan.num_shards, sites, listed)
         orders = {manifest.order for manifest in finished.values()}
         if set(finished) == {*sites, None} and len(orders) == 1:
             self._progress.resumed(plan, len(prompts), sum(lengths))
@@ -184,6 +186,14 @@ class _Extract(beam.DoFn):
         self._resumed.inc(sum(site is not None for site in finished))
         for manifest in finished.values():
             yield TaggedOutput(FINISHED, manifest)
+
+    def _list_files(self, output_dir: str, num_shards: int) -> ListedFiles | None:
+        if not in_bucket(output_dir):
+            return None  # Measuring a local file means reading it, so that each shard does its own.
+        self._listed: ListedFiles = self._shared_listing.acquire(
+            lambda: ListedFiles.of(output_dir, num_shards, self._settings.sites)
+        )
+        return self._listed
 
     def _open_extractor(self, samples: Sequence[SampleTokens]) -> ActivationExtractor:
         from qwen.extractor import open_extractor  # Only workers that compute start JAX.

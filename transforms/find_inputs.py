@@ -1,4 +1,4 @@
-"""From `--tasks_file` to the files that are read; every other file is named as skipped."""
+"""Files that `--tasks_file` selects; every other file is named as skipped."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ class Pattern:
     """One input, resolved.
 
     Attributes:
-      folder: absolute or `gs://`, ends with "/"; its name is literal.
-      rest: the name of a file in the folder, or a glob of paths below it. In a glob, `*` and `?`
-        stand for characters of one name, `**` for any characters, `[...]` for one of a set.
-      is_file: `rest` is a name, whatever its characters.
-      output_dir: a folder that holds no inputs, though it may be below `folder`.
-      commits: of the datasets on the Hugging Face hub that the folder is in, by name.
+        folder: absolute or `gs://`, ends with "/"; its name is literal.
+        rest: the name of a file in the folder, or a glob of paths below it. In a glob, `*` and `?`
+            stand for characters of one name, `**` for any characters, `[...]` for one of a set.
+        is_file: `rest` is a name, whatever its characters.
+        output_dir: a folder that holds no inputs, though it may be below `folder`.
+        commits: of the datasets on the Hugging Face hub that the folder is in, by name.
     """
 
     folder: str
@@ -73,8 +73,8 @@ def resolve_patterns(
     input, even where a folder of tasks holds it.
 
     Raises:
-      TasksNotFoundError: naming the input that matches nothing, or cannot be listed or read, or
-        the dataset of the hub that is given at two commits.
+        TasksNotFoundError: naming the input that matches nothing, or cannot be listed or read, or
+            the dataset of the hub that is given at two commits.
     """
     output_dir = output_dir and _absolute(output_dir)
     patterns = tuple(_resolve(os.fspath(path), output_dir) for path in tasks_files)
@@ -97,9 +97,9 @@ def common_root(patterns: Sequence[Pattern]) -> str:
 
 
 def source_of(path: str, root: str) -> str:
-    """Return a path below the common root, without the commit of a dataset on the hub.
+    r"""Return a path below the common root, without the commit of a dataset on the hub.
 
-    Bytes that are not UTF-8 are written as `\\xe9`.
+    Bytes that are not UTF-8 are written as `\xe9`.
     """
     name = without_commit(path).removeprefix(without_commit(root))
     return os.fsencode(name).decode("utf-8", "backslashreplace")
@@ -181,7 +181,7 @@ def match_files(pattern: Pattern) -> Matches:
     are left out unless the pattern names them.
 
     Raises:
-      SavedDatasetError: for a saved dataset of Hugging Face that cannot be read as it is.
+        SavedDatasetError: for a saved dataset of Hugging Face that cannot be read as it is.
     """
     if pattern.is_file:
         return Matches((pattern.folder + pattern.rest,))
@@ -190,7 +190,7 @@ def match_files(pattern: Pattern) -> Matches:
     shows_hidden = any(map(_is_hidden, pattern.rest.split("/")))
 
     def enters(folder: str) -> bool:
-        """Whether files below a folder, relative to that of the pattern, can match."""
+        """Return True if files below a folder, relative to that of the pattern, can match."""
         if pattern.folder + folder == pattern.output_dir:
             return False
         if _is_hidden(os.path.basename(folder)) and not shows_hidden:
@@ -198,11 +198,11 @@ def match_files(pattern: Pattern) -> Matches:
         return anywhere or folder.count("/") < depth or within(folder)
 
     def within(path: str) -> bool:
-        """Whether a path, or a folder that holds it, matches."""
+        """Return True if a path, or a folder that holds it, matches."""
         return any(matches(path[:end]) for end in [*_slashes(path), len(path)])
 
     def names(folder: str) -> bool:
-        """Whether the pattern matches a folder, or one that holds files which would match."""
+        """Return True if the pattern matches a folder, or one whose files would match."""
         parts = pattern.rest.split("/")[: folder.count("/") + 1]
         return anywhere or within(folder) or bool(_translated("/".join(parts)).match(folder))
 

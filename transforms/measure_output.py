@@ -32,18 +32,24 @@ class OutputSize:
         return self.layers + self.prompts
 
 
+def record_bytes(prompt: Prompt, kind: RecordKind | None) -> int:
+    """Return the bytes of a sample's record of a kind, or of its record in the file of prompts."""
+    if kind is None:
+        return HEADER_BYTES + len(encode_prompt(prompt)) + FOOTER_BYTES
+    return frame_record(kind.sample(prompt), kind).size
+
+
 def output_size(prompt: Prompt, kinds: Mapping[RecordKind, int]) -> OutputSize:
     """Return the bytes of a sample's records, given the number of sites with each kind of them."""
-    records = ((frame_record(kind.sample(prompt), kind), kinds[kind]) for kind in kinds)
-    layers = sum(record.size * sites for record, sites in records)
-    return OutputSize(layers, HEADER_BYTES + len(encode_prompt(prompt)) + FOOTER_BYTES)
+    layers = sum(record_bytes(prompt, kind) * sites for kind, sites in kinds.items())
+    return OutputSize(layers, record_bytes(prompt, None))
 
 
 def check_output_size(size: OutputSize, sites: int, max_bytes: int | None) -> None:
     """Refuse output that is too large.
 
     Raises:
-      OutputTooLargeError: if the files of that many sites would hold more than `max_bytes`.
+        OutputTooLargeError: if the files of that many sites would hold more than `max_bytes`.
     """
     if max_bytes is not None and size.total > max_bytes:
         raise OutputTooLargeError(

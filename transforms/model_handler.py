@@ -25,7 +25,7 @@ class ActivationModelHandler(ModelHandler[str | np.ndarray, PredictionResult, An
         """Keep the settings; workers load the model and extract up to `max_batch_size` together.
 
         Raises:
-          ValueError: if the settings ask for every token.
+            ValueError: if the settings ask for every token.
         """
         super().__init__(max_batch_size=max_batch_size)
         if settings.pooling == "none":
@@ -50,7 +50,7 @@ class ActivationModelHandler(ModelHandler[str | np.ndarray, PredictionResult, An
         """Yield the activations of each element of a batch.
 
         Raises:
-          ValueError: if an element has no token, or one that is not an id of the vocabulary.
+            ValueError: if an element has no token, or one that is not an id of the vocabulary.
         """
         tokenizer = model.source.tokenizer()
         token_ids = [

@@ -16,11 +16,9 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from activation_dataset.format import METADATA_FILE, RUN_FILE, is_partial_file, parse_data_file
-from transforms.storage import delete, delete_all, join, list_files, read_if_exists
+from transforms.claim import CLAIM_FILE, holds_claim, release_claim, take_claim
+from transforms.storage import delete_all, join, list_files
 from transforms.whole_file import WholeFile, write_whole
-
-CLAIM_FILE = "claim.json"
-"""Holds the token of the run that may write; it exists from a run's start to its success."""
 
 _SITE_FOLDER = r"layer_\d+(?:_[a-z_]+)?"
 _KNOWN = re.compile(
@@ -48,12 +46,12 @@ class OutputFolder:
     def claim(cls, path: str | os.PathLike[str]) -> OutputFolder:
         """Take the folder over from whichever run has it."""
         folder = cls(os.fspath(path), secrets.token_hex(8))
-        write_whole(join(folder.path, CLAIM_FILE), folder._claim)
+        take_claim(folder.path, folder._claim)
         return folder
 
     def check(self) -> None:
         """Check the claim; call this before anything in the folder changes."""
-        if read_if_exists(join(self.path, CLAIM_FILE)) != self._claim:
+        if not holds_claim(self.path, self._claim):
             raise ClaimLostError(
                 f"{self.path} is no longer this run's: another run was started into it, or it was "
                 f"removed ({CLAIM_FILE} has changed or is gone). This run stops; the files that it "
@@ -70,9 +68,7 @@ class OutputFolder:
 
     def release(self) -> None:
         """End the claim if it is still this run's."""
-        path = join(self.path, CLAIM_FILE)
-        if read_if_exists(path) == self._claim:
-            delete(path)
+        release_claim(self.path, self._claim)
 
     @property
     def _claim(self) -> bytes:

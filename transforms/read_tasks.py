@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import IO
 
 import apache_beam as beam
 from apache_beam.pvalue import TaggedOutput
 
 from activation_dataset.metadata import InputFile
 from corpus.parse import parse_tasks
-from corpus.tables import TABLE_SUFFIXES, parse_table
+from corpus.tables import parse_table
 from corpus.task import Document, Item, Notice, RejectedTask, Rejection, Task
 from transforms.decompress import decompressed
 from transforms.find_inputs import Pattern, common_root, match_files, source_of
 from transforms.remote_input import without_query
-from transforms.storage import TasksUnreadableError, open_file, storage_errors
+from transforms.split_file import BLOCK_BYTES, Block, is_table, read_part, split_file
+from transforms.task_file import TaskFile, open_tasks
 
 REJECTED = "rejected"
 INPUTS = "inputs"
@@ -37,12 +36,14 @@ class ReadTasks(beam.PTransform):
     wherever that folder is.
 
     Attributes:
-      patterns: from `resolve_patterns`.
-      text_field: the only content to read of each record; None for what is found.
+        patterns: from `resolve_patterns`.
+        text_field: the only content to read of each record; None for what is found.
+        block_bytes: the least size of the blocks of a larger file. It changes no output.
     """
 
     patterns: tuple[Pattern, ...]
     text_field: str | None = None
+    block_bytes: int = BLOCK_BYTES
 
     def expand(self, begin: beam.pvalue.PBegin) -> beam.pvalue.DoOutputsTuple:
         return (
@@ -50,10 +51,14 @@ class ReadTasks(beam.PTransform):
             | "Patterns" >> beam.Create(self.patterns)
             | "Match" >> beam.FlatMap(_found)
             | "EachOnce" >> beam.Distinct()
+            | "Split"
+            >> beam.FlatMap(_blocks, common_root(self.patterns), self.text_field, self.block_bytes)
+            # One worker splits a file, all of them read its blocks.
+            | "Spread" >> beam.Reshuffle()
             | "Parse"
-            >> beam.FlatMap(
-                _tagged_items, common_root(self.patterns), self.text_field
-            ).with_outputs(REJECTED, INPUTS, SKIPPED, NOTICES, main="items")
+            >> beam.FlatMap(_tagged_items, self.text_field).with_outputs(
+                REJECTED, INPUTS, SKIPPED, NOTICES, main="items"
+            )
         )
 
 
@@ -64,34 +69,52 @@ def _found(pattern: Pattern) -> Iterator[tuple[bytes, bool]]:
     yield from ((os.fsencode(path), False) for path in found.skipped)
 
 
-def _tagged_items(
-    found: tuple[bytes, bool], root: str, text_field: str | None
-) -> Iterator[Task | Document | TaggedOutput]:
+def _blocks(
+    found: tuple[bytes, bool], root: str, text_field: str | None, block_bytes: int
+) -> Iterator[Block | InputFile | str]:
+    """Yield the blocks of a file, with its size and digest if it has parts; or a skipped name."""
     encoded, is_read = found
     path = os.fsdecode(encoded)
     source = source_of(path, root)
-    if not is_read:
-        yield TaggedOutput(SKIPPED, source)
-        return
-    for item in read_file(path, source, text_field):
+    if is_read:
+        yield from split_file(path, source, text_field, block_bytes)
+    else:
+        yield source
+
+
+def _tagged_items(
+    found: Block | InputFile | str, text_field: str | None
+) -> Iterator[Task | Document | TaggedOutput]:
+    for item in read_block(found, text_field) if isinstance(found, Block) else (found,):
         tag = _TAGS.get(type(item))
         yield TaggedOutput(tag, item) if tag else item
 
 
-_TAGS: Mapping[type, str] = {RejectedTask: REJECTED, InputFile: INPUTS, Notice: NOTICES}
+def read_block(block: Block, text_field: str | None = None) -> Iterator[Item | InputFile]:
+    """Yield the items of a block; if it is a whole file, what `read_file` does."""
+    path = os.fsdecode(block.path)
+    if block.part is None:
+        yield from read_file(path, block.source, text_field)
+    else:
+        yield from read_part(path, block.source, text_field, block.part)
+
+
+_TAGS: Mapping[type, str] = {
+    RejectedTask: REJECTED,
+    InputFile: INPUTS,
+    str: SKIPPED,
+    Notice: NOTICES,
+}
 
 
 def read_file(path: str, source: str, text_field: str | None = None) -> Iterator[Item | InputFile]:
     """Yield the items of a file, called `source`, then its size and digest, as stored.
 
     Raises:
-      TasksUnreadableError: if it cannot be opened or read.
+        TasksUnreadableError: if it cannot be opened or read.
     """
-    with storage_errors(path, TasksUnreadableError):
-        opened = open_file(path)
-    with opened as stream:
-        file = _TaskFile(stream, path)
-        if without_query(path).lower().endswith(TABLE_SUFFIXES):
+    with open_tasks(path) as file:
+        if is_table(path):
             # The end of a table says where its columns are, so it is read again, in order.
             yield from parse_table(file, source, text_field)  # type: ignore[arg-type]
             file.seek(0)
@@ -100,7 +123,7 @@ def read_file(path: str, source: str, text_field: str | None = None) -> Iterator
         yield file.digest_rest(source)
 
 
-def _json_items(file: _TaskFile, path: str, source: str, text_field: str | None) -> Iterator[Item]:
+def _json_items(file: TaskFile, path: str, source: str, text_field: str | None) -> Iterator[Item]:
     content = decompressed(file, without_query(path))  # type: ignore[arg-type]
     if content is None:
         yield from parse_tasks(file, source, text_field)  # type: ignore[arg-type]
@@ -113,36 +136,3 @@ def _json_items(file: _TaskFile, path: str, source: str, text_field: str | None)
         detail = f"cannot be decompressed to its end ({content.damage}); records before the damage "
         advice = "are read, the last of them may be wrong; copy or compress the file again"
         yield Rejection("damaged_archive", detail + advice).of(source)
-
-
-class _TaskFile:
-    """A file of tasks that tells a read that fails from damaged content, and digests its bytes."""
-
-    def __init__(self, stream: IO[bytes], path: str) -> None:
-        self._stream, self._path = stream, path
-        self._bytes, self._sha256 = 0, hashlib.sha256()
-        self.closed = False
-
-    def read(self, size: int = -1) -> bytes:
-        with storage_errors(self._path, TasksUnreadableError):
-            chunk = self._stream.read(size)
-        self._bytes += len(chunk)
-        self._sha256.update(chunk)
-        return chunk
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Move within the file; the digest starts again, with the bytes that are read next."""
-        self._bytes, self._sha256 = 0, hashlib.sha256()
-        return self._stream.seek(offset, whence)
-
-    def close(self) -> None:
-        """Leave the stream to its owner."""
-
-    def tell(self) -> int:
-        return self._stream.tell()
-
-    def digest_rest(self, source: str) -> InputFile:
-        """Read the rest of the file and return its size and digest."""
-        while self.read(1 << 20):
-            pass
-        return InputFile(source, self._bytes, self._sha256.hexdigest())

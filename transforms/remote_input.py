@@ -37,8 +37,8 @@ def pin(path: str) -> tuple[str, dict[str, str]]:
     Other paths are returned unchanged, with no commit.
 
     Raises:
-      RemoteInputError: if the path of the hub is not that of a dataset.
-      OSError: if the hub does not have the dataset or the revision, or does not answer.
+        RemoteInputError: if the path of the hub is not that of a dataset.
+        OSError: if the hub does not have the dataset or the revision, or does not answer.
     """
     if not path.startswith(HUB):
         return path, {}
@@ -66,7 +66,7 @@ def open_remote(path: str) -> BinaryIO:
     """Open a file to read its bytes as stored, seekable, in ranges as they are asked for.
 
     Raises:
-      RemoteInputError: if a web server sends the file only as a whole, or encoded.
+        RemoteInputError: if a web server sends the file only as a whole, or encoded.
     """
     files, name = _opened(path)
     if path.startswith(WEB):

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 
 from activation_dataset.fields import FieldError
 from activation_dataset.format import data_file, manifest_file, parse_data_file
 from activation_dataset.manifest import LayerManifest, Manifest, PromptsManifest
 from activation_dataset.sites import Site
 from transforms.output_folder import OutputFolder
-from transforms.storage import REQUESTS_AT_ONCE, join, read_if_exists, sizes_and_crc32c
+from transforms.storage import Measured, join, read_each, sizes_and_crc32c
 from transforms.whole_file import WholeFile
 
 LOGGER = logging.getLogger(__name__)
@@ -26,14 +26,46 @@ Finished = Mapping[Site | None, Manifest]
 """The manifests of finished files by site; the key None is that of the prompts."""
 
 
-def finished_files(output_dir: str, shard: int, num_shards: int, sites: Iterable[Site]) -> Finished:
-    """Return the manifests of all files of a shard that exist and match; warn of the others."""
+@dataclass(frozen=True, eq=False)
+class ListedFiles:
+    """Data files that a bucket had when a worker began, so that a worker asks once.
+
+    A file that is committed later is computed again, and stays if it has the same content.
+
+    Attributes:
+        measured: bytes and CRC32C by path.
+    """
+
+    measured: Mapping[str, Measured]
+
+    @classmethod
+    def of(cls, output_dir: str, num_shards: int, sites: Iterable[Site]) -> ListedFiles:
+        """List the data files of all shards."""
+        names = (
+            data_file(site, n, num_shards) for site in (*sites, None) for n in range(num_shards)
+        )
+        return cls(sizes_and_crc32c(join(output_dir, name) for name in names))
+
+
+def finished_files(
+    output_dir: str,
+    shard: int,
+    num_shards: int,
+    sites: Iterable[Site],
+    listed: ListedFiles | None = None,
+) -> Finished:
+    """Return the manifests of all files of a shard that exist and match; warn of the others.
+
+    `listed` spares a bucket the question which files exist.
+    """
     finished: dict[Site | None, Manifest] = {}
     paths = {site: join(output_dir, data_file(site, shard, num_shards)) for site in (*sites, None)}
-    for (site, path), found in zip(paths.items(), sizes_and_crc32c(paths.values()), strict=True):
-        if found is None:
-            continue
-        content = read_if_exists(join(output_dir, manifest_file(site, shard, num_shards)))
+    measured = listed.measured if listed else sizes_and_crc32c(paths.values())
+    existing = {site: path for site, path in paths.items() if path in measured}
+    contents = read_each(
+        join(output_dir, manifest_file(site, shard, num_shards)) for site in existing
+    )
+    for (site, path), content in zip(existing.items(), contents, strict=True):
         try:
             if content is None:
                 raise FieldError("it has no manifest")
@@ -42,7 +74,7 @@ def finished_files(output_dir: str, shard: int, num_shards: int, sites: Iterable
         except FieldError as error:
             _warn(path, str(error))
             continue
-        if (manifest.file.bytes, manifest.file.crc32c) == found:
+        if (manifest.file.bytes, manifest.file.crc32c) == measured[path]:
             finished[site] = manifest
         else:
             _warn(path, "it is not the file that its manifest describes")
@@ -68,11 +100,10 @@ def ops_of_files(output_dir: str, names: Iterable[str]) -> tuple[str, ...]:
         if site is not None:
             manifests[shard] = join(output_dir, manifest_file(site, shard, num_shards))
     found = set()
-    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
-        for content in pool.map(read_if_exists, manifests.values()):
-            # A file with a damaged manifest is written again.
-            with suppress(FieldError):
-                found.add(LayerManifest.from_bytes(content or b"").ops)
+    for content in read_each(manifests.values()):
+        # A file with a damaged manifest is written again.
+        with suppress(FieldError):
+            found.add(LayerManifest.from_bytes(content or b"").ops)
     return tuple(sorted(found))
 
 

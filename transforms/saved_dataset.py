@@ -24,7 +24,7 @@ def without_stale_files(paths: Sequence[str]) -> list[str]:
     splits that it lists. Nothing changes for other folders.
 
     Raises:
-      SavedDatasetError: if a listed file is missing, or the files hold more than the dataset.
+        SavedDatasetError: if a listed file is missing, or the files hold more than the dataset.
     """
     for path in paths:
         if os.path.basename(path) == "dataset_dict.json":

@@ -45,15 +45,15 @@ class SampleRules:
     A prompt of a task that is too long is always rejected: at its end is the test input.
 
     Attributes:
-      max_length, overlength: the largest number of tokens of a sample, and whether longer documents
-        are rejected or lose their end.
-      context_size: tokens of each window of a document, in place of `max_length`; None to leave
-        documents whole.
-      context_overlap: tokens that a window repeats from the one before it. They are not chosen.
-      bos: id of a token to put before every sample, which counts; None for none.
-      choice: the tokens whose vectors are stored or averaged.
-      vocab_size: rows of the model's embedding; a prompt with another token id is rejected.
-      special_ids: ids that the tokenizer marks as special.
+        max_length, overlength: the largest number of tokens of a sample, and whether longer
+            documents are rejected or lose their end.
+        context_size: tokens of each window of a document, in place of `max_length`; None to leave
+            documents whole.
+        context_overlap: tokens that a window repeats from the one before it. They are not chosen.
+        bos: id of a token to put before every sample, which counts; None for none.
+        choice: the tokens whose vectors are stored or averaged.
+        vocab_size: rows of the model's embedding; a prompt with another token id is rejected.
+        special_ids: ids that the tokenizer marks as special.
     """
 
     max_length: int
@@ -243,7 +243,7 @@ def tokenize(
     turns, which are None for a chat whose turns cannot be told apart.
 
     Raises:
-      ChatTemplateError: if the prompt is a chat that the chat template refuses.
+        ChatTemplateError: if the prompt is a chat that the chat template refuses.
     """
     if prompt.token_ids or tokenizer is None:
         ids = np.array(prompt.token_ids, np.int32)
@@ -274,11 +274,11 @@ class TokenizeTasks(beam.PTransform):
     The output `written` has a `Written` for each task or document with at least one prompt.
 
     Attributes:
-      model_path, template, rules: the model of the tokenizer, and how a task becomes a prompt.
-      augmentation: the variants of a task to use too; None for none.
-      ignore_config: fields of the model's `config.json` to leave out.
-      tokenizer_fingerprint: that of the launcher's tokenizer. A worker with another one refuses to
-        work. Not checked if empty.
+        model_path, template, rules: the model of the tokenizer, and how a task becomes a prompt.
+        augmentation: the variants of a task to use too; None for none.
+        ignore_config: fields of the model's `config.json` to leave out.
+        tokenizer_fingerprint: that of the launcher's tokenizer. A worker with another one refuses
+            to work. Not checked if empty.
     """
 
     model_path: str | os.PathLike[str]

@@ -8,17 +8,12 @@ import secrets
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from typing import BinaryIO, Self
-
-from google.cloud.storage.exceptions import DataCorruption
-from google.cloud.storage.fileio import BlobWriter
+from typing import BinaryIO, Self, cast
 
 from activation_dataset.checksum import crc32c, to_text
 from activation_dataset.format import partial_file
-from transforms.storage import blob_of, delete, in_bucket, storage_errors
-
-UPLOAD_BYTES = 16 << 20
-"""Bytes that one request sends; every open file in a bucket keeps as many in memory."""
+from transforms.storage import in_bucket, storage_errors
+from transforms.upload import Upload
 
 # Linux starts to write to disk and does not wait for the end (man 2 sync_file_range).
 _sync_file_range = None
@@ -33,12 +28,13 @@ class WholeFile:
     """A file that is being written; `commit` gives it its name in one step.
 
     On a local disk the file has a partial name of its own until it is renamed. In a bucket it has
-    no other name: an object appears when its upload is complete. The content must be a function of
-    the name, since several attempts may write the same file. Leaving a `with` block gives up a file
-    that has no name yet. Methods raise `OutputError` if the store does not do its part.
+    no other name: an object appears when its upload is complete, and stays if it has the content
+    already. The content must be a function of the name, since several attempts may write the same
+    file. Leaving a `with` block gives up a file that has no name yet. Methods raise `OutputError`
+    if the store does not do its part.
 
     Attributes:
-      stream: takes the content.
+        stream: takes the content.
     """
 
     def __init__(self, path: str, may_commit: Callable[[], None] = lambda: None) -> None:
@@ -48,7 +44,7 @@ class WholeFile:
         self.stream: BinaryIO
         with storage_errors(path):
             if in_bucket(path):
-                self.stream = _Upload(blob_of(path), UPLOAD_BYTES)
+                self.stream = cast(BinaryIO, Upload(path))
             else:
                 os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
                 self.stream = open(self._partial, "wb")  # noqa: SIM115
@@ -61,14 +57,13 @@ class WholeFile:
     def commit(self, crc: str | None = None) -> None:
         """Close the file and give it its name, replacing the file that had it.
 
-        A bucket must have computed the same CRC32C, in base64, if one is given. If `may_commit`
+        A bucket refuses content with another CRC32C than the one given, in base64. If `may_commit`
         raises, the file that had the name is unchanged.
         """
         try:
             with storage_errors(self.path):
-                if isinstance(self.stream, _Upload):
-                    self._may_commit()
-                    self._complete(self.stream, crc)
+                if isinstance(self.stream, Upload):
+                    self.stream.complete(crc, self._may_commit)
                 else:
                     self.stream.flush()
                     os.fsync(self.stream.fileno())
@@ -94,32 +89,6 @@ class WholeFile:
         with suppress(OSError):
             if not in_bucket(self.path):
                 os.remove(self._partial)
-
-    def _complete(self, upload: _Upload, crc: str | None) -> None:
-        blob = blob_of(self.path)
-        try:
-            upload.complete()
-            blob.reload()
-            if crc is not None and blob.crc32c != crc:
-                raise DataCorruption(None, f"stored CRC32C {blob.crc32c}, sent {crc}")
-        except DataCorruption:
-            delete(self.path)
-            raise
-
-
-class _Upload(BlobWriter):
-    """An upload that only `complete` completes.
-
-    Google's writer completes an upload when it is closed, and Python closes a stream that nobody
-    uses any more: half a file would get its name.
-    """
-
-    def complete(self) -> None:
-        super().close()
-
-    def close(self) -> None:
-        if not self.closed:
-            self.terminate()
 
 
 def write_whole(path: str, content: bytes, may_commit: Callable[[], None] = lambda: None) -> None:

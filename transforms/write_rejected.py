@@ -6,24 +6,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from activation_dataset.format import ERRORS_FOLDER, REJECTED_FILE
-from activation_dataset.input_counts import InputCounts, Written
 from corpus.task import Notice, RejectedTask
 from transforms.storage import delete, join
 from transforms.whole_file import write_whole
+
+NOTICES_FILE = f"{ERRORS_FOLDER}/notices.jsonl"
 
 
 def errors_file(output_dir: str) -> str:
     """Return the path of the dead letters."""
     return join(output_dir, REJECTED_FILE)
-
-
-def notices_file(output_dir: str) -> str:
-    """Return the path of the notices."""
-    return join(output_dir, ERRORS_FOLDER, "notices.jsonl")
 
 
 def write_lines(path: str, items: Sequence[RejectedTask | Notice]) -> None:
@@ -34,13 +30,3 @@ def write_lines(path: str, items: Sequence[RejectedTask | Notice]) -> None:
         write_whole(path, "".join(lines).encode())
     else:
         delete(path)
-
-
-def sum_written(each: Iterable[Written]) -> Written:
-    """Add up."""
-    return sum(each, Written())
-
-
-def count_inputs(written: Written, rejected: Sequence[RejectedTask]) -> InputCounts:
-    """Return the counts of everything that was read."""
-    return InputCounts.of(written, ((each.kind, each.reason, each.samples) for each in rejected))

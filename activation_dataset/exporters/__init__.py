@@ -1,4 +1,4 @@
-"""Exports of sites to the files that trainers of sparse autoencoders load."""
+"""Exporters of sites to files that trainers of sparse autoencoders load."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FILE_BYTES = 1 << 28
 
 
 class ExportError(ValueError):
-    """A request that does not fit the dataset or the output folder."""
+    """Error for a request that does not fit the dataset or the output folder."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class Exported:
     """Result of an export.
 
     Attributes:
-        vectors, left_out: vectors of each site that are written, and that fill no row or batch.
+        vectors: number of exported vectors of each site.
+        left_out: number of vectors of each site that do not fill a row or batch.
         how_to_load: lines of Python that load the first site.
     """
 
@@ -42,9 +43,13 @@ class Exported:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Make a folder that gets its name only when all files are written. Raises ExportError."""
+    """Yield a temporary folder and rename it to `path` when all files are written.
+
+    Raises:
+        ExportError: `path` exists.
+    """
     if path.exists():
-        raise ExportError(f"{path} exists already: choose another folder, or remove it")
+        raise ExportError(f"{path} already exists: choose another folder, or remove it")
     partial = Path(partial_file(str(path), secrets.token_hex(8)))
     partial.mkdir(parents=True)
     try:
@@ -58,7 +63,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 def in_parts(dataset: ActivationDataset, site: Site, size: int, dtype: Dtype) -> Iterator[Vectors]:
     """Yield all vectors of a site in order, `size` at a time; the last part may be smaller.
 
-    Each part is overwritten by the next.
+    The parts share one buffer, so each part is valid only until the next one.
     """
     wanted = VectorFormat.of(dataset.metadata, site, dtype, None)
     values = np.empty(wanted.shape(min(size, dataset.num_vectors)), wanted.dtype)
@@ -78,7 +83,11 @@ def in_parts(dataset: ActivationDataset, site: Site, size: int, dtype: Dtype) ->
 
 
 def required(library: str, reason: str) -> Any:
-    """Import a library that an export needs. Raises ImportError, which says how to install it."""
+    """Import a library that an export needs.
+
+    Raises:
+        ImportError: the library is not installed. The message says how to install it.
+    """
     try:
         return import_module(library)
     except ImportError as error:

@@ -1,8 +1,7 @@
-"""Cached activations for SAELens: a Hugging Face dataset on disk with rows of fixed shape.
+"""Export of cached activations for SAELens: a Hugging Face dataset with rows of fixed shape.
 
-A column for each hook, as SAELens caches activations.
-
-https://github.com/decoderesearch/SAELens, `CacheActivationsRunner` and `ActivationsStore`.
+Each hook has a column. The layout follows `CacheActivationsRunner` and `ActivationsStore` of
+https://github.com/decoderesearch/SAELens.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from activation_dataset.reading.batches import DEFAULT_WINDOW
 from activation_dataset.reading.reader import ActivationDataset
 from activation_dataset.sites import Site, hook_name
 
-# SAELens copies its buffer for each read, so that larger reads than its default are faster.
+# SAELens copies its buffer for each read, so reads larger than its default are faster.
 _READ = 128
 
 _HOW_TO_LOAD = """\
@@ -31,8 +30,8 @@ store = ActivationsStore(
     n_batches_in_buffer={contexts}, total_training_tokens={vectors},
     store_batch_size_prompts={read}, train_batch_size_tokens=4096, prepend_bos=False,
     normalize_activations="none", device="cpu", dtype="float32",
-)                                # an iterator of [4096, {hidden}] tensors, for SAETrainer, from
-                                 # a buffer of {mixed:,} vectors
+)                                # an iterator of [4096, {hidden}] tensors for SAETrainer, with
+                                 # a shuffle buffer of {mixed:,} vectors
 # or in LanguageModelSAERunnerConfig: use_cached_activations=True,
 #     cached_activations_path={out!r}, context_size={context_size}"""
 
@@ -40,17 +39,26 @@ store = ActivationsStore(
 def export(
     dataset: ActivationDataset, sites: Sequence[Site], out: Path, context_size: int = 128
 ) -> Exported:
-    """Write rows of `context_size` vectors in order, with their tokens unless they are means.
+    """Write rows of `context_size` vectors in order, with the token ids unless pooling is "mean".
 
-    Each site is a column of the dataset, named as its hook. A row continues from one prompt into
-    the next. Vectors after the last full row are left out.
+    Each site is a column of the dataset, named after its hook. A row can contain vectors of several
+    prompts. Vectors after the last full row are left out.
+
+    Args:
+        dataset: dataset to export.
+        sites: sites to export.
+        out: folder to create.
+        context_size: number of vectors in a row.
+
+    Raises:
+        ExportError: the dataset has fewer vectors than a row, or the folder exists.
     """
     if not 1 <= context_size <= dataset.num_vectors:
         raise ExportError(
-            f"context_size is {context_size}, expected 1 to {dataset.num_vectors}, the number of "
-            "vectors of the site"
+            f"--context_size is {context_size}, expected 1 to {dataset.num_vectors}, the number of "
+            "vectors of a site"
         )
-    datasets = exporters.required("datasets", "an export for SAELens needs the library datasets")
+    datasets = exporters.required("datasets", "an export for SAELens needs the datasets library")
     run = dataset.metadata.run
     hidden = {hook_name(site): run.width(site) for site in sites}
     columns = {
@@ -98,7 +106,7 @@ def export(
 
 
 def _state(names: Sequence[str], dataset: ActivationDataset, hooks: list[str]) -> dict[str, Any]:
-    """Return what `datasets.load_from_disk` reads first. The fingerprint identifies the content."""
+    """Return the content of state.json, which `datasets.load_from_disk` reads first."""
     content = f"{dataset.metadata.to_json()}{hooks}{len(names)}"
     return {
         "_data_files": [{"filename": name} for name in names],

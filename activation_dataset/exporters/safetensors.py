@@ -1,7 +1,7 @@
-"""Safetensors files of sites: vectors in order, or shuffled batches for dictionary_learning.
+"""Export to safetensors files: vectors in order, or shuffled batches for dictionary_learning.
 
-dictionary_learning's trainSAE takes any iterable of [batch, hidden] tensors:
-https://github.com/saprmarks/dictionary_learning
+The function trainSAE of https://github.com/saprmarks/dictionary_learning takes any iterable of
+[batch, hidden] tensors.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ data = list(batches())                                   # for trainSAE(data=dat
 def export_vectors(dataset: ActivationDataset, sites: Sequence[Site], out: Path) -> Exported:
     """Write all vectors of each site in order, and `samples.jsonl` with the ids of the samples.
 
-    The tensors of a file are `activations` [n, hidden], bfloat16 if stored so, else float32,
-    `samples` [n] int64 (lines of samples.jsonl, from 0), `positions` [n] int64 and `token_ids` [n]
-    int32, as in `Places`. The metadata of each file names the model and site, and gives the norms
-    of the site.
+    Each file has the tensors `activations` [n, hidden] bfloat16 or float32, `samples` [n] int64,
+    `positions` [n] int64 and `token_ids` [n] int32, as in `Places`. `activations` is bfloat16 if
+    the dataset stores bfloat16. `samples` are line numbers of samples.jsonl, from 0. The metadata
+    of each file has the model, the site and the mean norms of the site.
     """
     run = dataset.metadata.run
     dtype: Dtype = "bfloat16" if run.storage_dtype == "bfloat16" else "float32"
@@ -89,15 +89,25 @@ def export_batches(
     batch_size: int = 4096,
     seed: int = 0,
 ) -> Exported:
-    """Write shuffled batches of each site, of the same tokens in the same order.
+    """Write shuffled batches of each site; all sites have the same tokens in the same order.
 
     Each file has one tensor, `activations` [batches, batch_size, hidden] float32. The vectors are
-    not normalized: trainSAE can do that.
+    not normalized, because trainSAE can normalize them.
+
+    Args:
+        dataset: dataset to export.
+        sites: sites to export.
+        out: folder to create.
+        batch_size: number of vectors in a batch.
+        seed: seed of the shuffle.
+
+    Raises:
+        ExportError: the dataset has fewer vectors than a batch, or the folder exists.
     """
     if dataset.num_vectors < batch_size:
         raise ExportError(
-            f"the site has {dataset.num_vectors} vectors, too few for a batch of {batch_size}: "
-            "use a smaller batch_size"
+            f"a site has {dataset.num_vectors} vectors, too few for --batch_size {batch_size}: "
+            "use a smaller --batch_size"
         )
     count = dataset.num_vectors // batch_size
     with new_folder(out) as folder:
@@ -130,6 +140,6 @@ def _metadata(dataset: ActivationDataset, site: Site) -> dict[str, str]:
 
 
 def _save(tensors: Mapping[str, NDArray[Any]], path: Path, metadata: Mapping[str, str]) -> None:
-    library = exporters.required("safetensors.numpy", "this export needs the library safetensors")
-    # Files of `save_file` would be readable by their owner only.
+    library = exporters.required("safetensors.numpy", "this export needs the safetensors library")
+    # `save_file` would create files that only their owner can read.
     path.write_bytes(library.save(dict(tensors), metadata=dict(metadata)))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from operator import index
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from activation_dataset.folder import REQUEST_BYTES
 from activation_dataset.reading.shards import Shards
 from activation_dataset.reading.shuffle import Norms, Window, WindowReader
 from activation_dataset.reading.vectors import Dtype, Normalize, VectorFormat, Vectors
@@ -19,6 +21,12 @@ from activation_dataset.sites import Site, parse_site
 
 DEFAULT_WINDOW = 1 << 16
 """Default number of vectors that are shuffled together."""
+
+DEFAULT_READ_MEMORY = 1 << 29
+"""Default bytes of memory for data on its way from a bucket."""
+
+# A client has a request's bytes in memory twice while it puts them together.
+_READ_BYTES = 2 * REQUEST_BYTES
 
 
 @dataclass(frozen=True)
@@ -42,7 +50,7 @@ class Batches:
     An iteration continues where the last one stopped, up to the end of the epoch. The next
     iteration is the next epoch, in another order. The order depends only on the dataset, the seed,
     the window, the filters and the number of readers. Every CRC is checked: no vector of a damaged
-    record is given out.
+    record is given out::
 
         batches = dataset.batches(10, 4096, seed=1)
         for batch in batches:                          # one epoch
@@ -58,9 +66,12 @@ class Batches:
             a sequence, values are [batch_size, sites, hidden], the same tokens at every site. For
             sites of several widths, make a `Batches` of each: all have the same order.
         seed: of the order, 0..2^64 - 1.
-        window: smallest number of vectors that are shuffled together. They come from chunks of
-            about 256 KiB from all over the dataset. Two windows are in memory at a time.
+        window: smallest number of vectors that are shuffled together. They come from parts of
+            256 KiB to 16 MiB, by the size of the window, from all over the dataset. Two windows are
+            in memory at a time.
         rank, world_size: number of this reader, and number of readers that share each epoch.
+        read_memory: bytes of memory for data on its way from a bucket. It bounds the number of
+            connections, and has no effect on the order.
         dtype, normalize: dtype and scaling of the values.
         only: [n] ascending numbers of the vectors to read; None for all.
         norms: smallest and largest Euclidean norm, as stored, of the vectors to give out: one pair
@@ -84,6 +95,7 @@ class Batches:
         window: int = DEFAULT_WINDOW,
         rank: int = 0,
         world_size: int = 1,
+        read_memory: int = DEFAULT_READ_MEMORY,
         dtype: Dtype = "float32",
         normalize: Normalize | None = None,
         only: NDArray[np.int64] | None = None,
@@ -92,15 +104,17 @@ class Batches:
     ) -> None:
         # A float would be cut off, and a numpy integer is not JSON.
         batch_size, window, seed = index(batch_size), index(window), index(seed)
-        rank, world_size = index(rank), index(world_size)
+        rank, world_size, read_memory = index(rank), index(world_size), index(read_memory)
         _check(batch_size > 0, f"batch_size is {batch_size}, expected at least 1")
         _check(window > 0, f"window is {window}, expected at least 1")
+        _check(read_memory > 0, f"read_memory is {read_memory}, expected at least 1")
         _check(0 <= seed < 1 << 64, f"seed is {seed}, expected 0..2^64 - 1")
         _check(0 <= rank < world_size, f"rank is {rank}, expected 0..world_size - 1")
         self.dataset, self.batch_size = dataset, batch_size
         self._wanted = VectorFormat.of(dataset.metadata, sites, dtype, normalize)
         self.shape, self.dtype = self._wanted.shape(batch_size), self._wanted.dtype
         self._rank, self._drop_last = rank, drop_last
+        self._threads = max(1, min(dataset.folder.parallel_reads, read_memory // _READ_BYTES))
         self._norms = _norms_by_site(norms, self._wanted.sites)
         numbers = None if only is None else _ascending(only, dataset.num_vectors)
         self._reader = WindowReader(
@@ -110,6 +124,7 @@ class Batches:
             "dataset": sha256(dataset.metadata.to_json().encode()).hexdigest(),
             "seed": seed,
             "window": window,
+            "part_bytes": self._reader.part_bytes,
             "rank": rank,
             "world_size": world_size,
             "only": None if numbers is None else sha256(numbers.tobytes()).hexdigest(),
@@ -202,7 +217,7 @@ class Batches:
         """
         start = self.position
         epoch, row, rows, filled = start.epoch, start.row, start.rows, 0
-        last = len(self._reader.windows(epoch, self._rank))
+        last = self._reader.windows(epoch, self._rank)
         if self._norms:
             end, last = None, last if start.stop is None else start.stop
         elif start.stop is None:
@@ -245,19 +260,27 @@ class Batches:
             yield Vectors(values[:filled], numbers[:filled], self.dataset)
 
     def _windows(self, epoch: int, first: int, last: int) -> Iterator[Window]:
-        """Yield the windows first..last - 1 of this reader, while a thread reads the next one."""
+        """Yield the windows first..last - 1 of this reader, while threads read the next one."""
         memory = [self._reader.memory() for _ in range(2)]
-
-        def load(window: int) -> Window:
-            return self._reader.load(memory[window % 2], epoch, self._rank, window)
-
-        with ThreadPoolExecutor(1, "window") as background:
-            coming = [background.submit(load, window) for window in range(first, last)[:1]]
-            for window in range(first, last):
-                loaded = coming.pop().result()
-                if window + 1 < last:
-                    coming.append(background.submit(load, window + 1))
-                yield loaded
+        coming: deque[Future[Window]] = deque()
+        begun = first
+        reads, background = (
+            ThreadPoolExecutor(self._threads, "read"),
+            ThreadPoolExecutor(1, "window"),
+        )
+        try:
+            for _ in range(first, last):
+                # The memory of the window before is free now. Reads of the next window follow those
+                # of this one without a pause.
+                while begun < last and len(coming) < len(memory):
+                    place = memory[begun % len(memory)]
+                    wait = self._reader.begin(reads, place, epoch, self._rank, begun)
+                    coming.append(background.submit(wait))
+                    begun += 1
+                yield coming.popleft().result()
+        finally:
+            reads.shutdown(cancel_futures=True)
+            background.shutdown(cancel_futures=True)
 
 
 def _norms_by_site(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from activation_dataset.checksum import extend
 from activation_dataset.folder import Folder
-from activation_dataset.index import ShardIndex
+from activation_dataset.layout import Layout
 from activation_dataset.record import RecordKind
 from activation_dataset.tfrecord import (
     DATA_CRC,
@@ -29,45 +29,57 @@ from activation_dataset.tfrecord import (
 
 Bytes = NDArray[np.uint8]
 
-# A piece fits into a core's cache, so that its CRC is computed without a second read of memory.
+# Pieces and blocks fit into a core's cache, so that their CRC is computed, and vectors are copied,
+# without a second read of memory.
 _PIECE_BYTES = 1 << 19
+_BLOCK_BYTES = 1 << 18
 
 
 @dataclass(frozen=True, eq=False)
 class LayerFile:
-    """One layer file, with the index of its shard and the format of its records."""
+    """One layer file, with the layout of its shard and the format of its records."""
 
     folder: Folder
     path: str
-    index: ShardIndex
+    layout: Layout
     kind: RecordKind
 
     @cached_property
     def record_starts(self) -> NDArray[np.int64]:
         """[samples + 1] int64, offset of each record, and the size of the file."""
-        return self._of_width(self.index.record_starts)
+        starts: NDArray[np.int64] = self.layout.record_starts[self._width]
+        return starts
 
     @cached_property
-    def _activation_starts(self) -> NDArray[np.int64]:
-        return self._of_width(self.index.activation_starts)
+    def _heads(self) -> NDArray[np.int32]:
+        heads: NDArray[np.int32] = self.layout.heads[self._width]
+        return heads
 
-    def _of_width(self, starts: NDArray[np.int64]) -> NDArray[np.int64]:
-        row: NDArray[np.int64] = starts[self.index.widths.index(self.kind.hidden)]
-        return row
+    @property
+    def _width(self) -> int:
+        return self.layout.widths.index(self.kind.hidden)
 
     def read(self, first: int, last: int, out: NDArray[Any]) -> None:
         """Read the vectors of the records first..last - 1 to `out`.
 
         It is [vectors, row elements] as in `storage_dtype`, C-contiguous, and undefined after an
-        error, a CorruptRecordError.
+        error, a CorruptRecordError. Records are checked and copied while they are in the cache,
+        some small ones or one large one at a time.
         """
         payload = out.reshape(-1).view(np.uint8)
         start, end = self.record_starts[[first, last]].tolist()
+        vectors = self.layout.vector_starts
         with self.folder.open_range(self.path, start, end) as stream:
-            if last - first == 1:
-                self._read_record(stream, first, payload)
-            else:
-                self._read_records(stream, first, last, payload)
+            while first < last:
+                limit = self.record_starts[first] + _BLOCK_BYTES
+                fitting = int(np.searchsorted(self.record_starts, limit, side="right")) - 1
+                until = min(last, max(fitting, first + 1))
+                size = int(vectors[until] - vectors[first]) * self.kind.vector_bytes
+                if until - first == 1:
+                    self._read_record(stream, first, payload[:size])
+                else:
+                    self._read_records(stream, first, until, payload[:size])
+                first, payload = until, payload[size:]
 
     def record(self, record: int) -> memoryview:
         """Return the data of one record. Raises as `read`."""
@@ -80,7 +92,7 @@ class LayerFile:
     def _read_record(self, stream: BinaryIO, record: int, payload: Bytes) -> None:
         """Read a record directly into its place, piece by piece."""
         start, end = self.record_starts[record : record + 2].tolist()
-        head = np.empty(int(self._activation_starts[record]) - start, np.uint8)
+        head = np.empty(int(self._heads[record]), np.uint8)
         tail = np.empty(end - start - len(head) - len(payload), np.uint8)
         self._fill(stream, record, head)
         check_header(head[:HEADER_BYTES], end - start, self.path, record, start)
@@ -98,12 +110,13 @@ class LayerFile:
         """Read many small records with one read, check them, and copy their activations."""
         offset = int(self.record_starts[first])
         starts = self.record_starts[first : last + 1] - offset
-        activations = self._activation_starts[first:last] - offset
+        activations = starts[:-1] + self._heads[first:last]
         block = np.empty(int(starts[-1]), np.uint8)
         self._fill(stream, first, block)
         self._check(block, starts, first)
         if self.kind.pooling == "none":
-            sizes = self.index.vector_counts[first:last] * self.kind.vector_bytes
+            counts = np.diff(self.layout.vector_starts[first : last + 1])
+            sizes = counts * self.kind.vector_bytes
             spans = zip(activations.tolist(), (activations + sizes).tolist(), strict=True)
             np.concatenate([block[start:end] for start, end in spans], out=payload)
         else:

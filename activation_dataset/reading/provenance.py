@@ -1,10 +1,10 @@
-"""From vectors to tokens of tasks, and from tokens to vectors."""
+"""Tokens of vectors, and vectors of tokens."""
 
 from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any, Literal, get_args
@@ -28,7 +28,7 @@ _TEST = re.compile(r"/([0-9]+)(?:\?(d4=[0-7]&colors=[0-9]{10}&order=[0-9-]+))?\Z
 
 @dataclass(frozen=True)
 class SampleName:
-    """Parts of a sample's id, which docs/format.md describes.
+    """Parts of a sample's id, which docs/reference/format.md describes.
 
     They are the file of the task or document, its id there, the number of the test input (None for
     a document), the augmentation key of a variant ("" for the task itself), and the offset of a
@@ -154,15 +154,23 @@ def where(
 ) -> NDArray[np.int64]:
     """Return the numbers of the vectors of some tokens, [n] int64, ascending.
 
+    Example::
+
         dataset.where(task="007bbfb7", role="output", example=0, row=2, col=1)
 
     Args:
-        task, source: id and file of the task or document. Ids can repeat in other files.
-        test, sample: number of the test input, and id of the sample.
-        role: content of the token: "input", "output" or "text" by the grid cell that it shows, or
+        shards: The dataset.
+        task: Id of the task or document. Ids can repeat in other files.
+        source: File of the task or document.
+        test: Number of the test input.
+        sample: Id of the sample.
+        role: Content of the token: "input", "output" or "text" by the grid cell that it shows, or
             the role of the message of a chat that it is part of, such as "assistant".
-        example, row, col: pair and position, from 0, of the cell.
-        token, position: one or several token ids, and positions in the sample from 0.
+        example: Pair of the cell, from 0.
+        row: Row of the cell, from 0.
+        col: Column of the cell, from 0.
+        token: One or several token ids.
+        position: One or several positions in the sample, from 0.
 
     Warns:
         UserWarning: tokens are selected, and some of the samples have unknown cells.
@@ -195,8 +203,7 @@ def where(
         return source in (None, name.source) and test in (None, name.test)
 
     found, without_cells = [np.empty(0, np.int64)], set[str]()
-    indexes = [shards.index(shard) for shard in range(len(shards.metadata.shards))]
-    for shard, index in enumerate(indexes):
+    for shard, index in enumerate(_indexes(shards)):
         chosen = np.repeat(
             np.array([matches(*ids) for ids in _ids(index)], bool), index.vector_counts
         )
@@ -223,8 +230,8 @@ def where(
         )
     numbers = np.concatenate(found)
     if not len(numbers):
-        _check_names(indexes, task, sample, source)
-        chat_roles = {each for index in indexes for roles in index.roles for each in roles}
+        _check_names(shards, task, sample, source)
+        chat_roles = {each for index in _indexes(shards) for roles in index.roles for each in roles}
         if is_chat_role and role not in chat_roles:
             known = ", ".join([*get_args(Role), *sorted(chat_roles)])
             raise ValueError(f"role is {role!r}, expected one of {known}")
@@ -294,15 +301,20 @@ def _tokens(
     return shows_cell
 
 
+def _indexes(shards: Shards) -> Iterator[ShardIndex]:
+    """Yield the indexes of all shards. They do not all fit into memory."""
+    return map(shards.index, range(len(shards.metadata.shards)))
+
+
 def _ids(index: ShardIndex) -> Iterator[tuple[str, str]]:
     return zip(index.sample_ids, index.task_ids, strict=True)
 
 
-def _check_names(
-    indexes: Sequence[ShardIndex], task: str | None, sample: str | None, source: str | None
-) -> None:
+def _check_names(shards: Shards, task: str | None, sample: str | None, source: str | None) -> None:
     """Raise ValueError if a name is not in the dataset, such as a misspelled one."""
-    ids = [each for index in indexes for each in _ids(index)]
+    if (task, sample, source) == (None, None, None):
+        return
+    ids = [each for index in _indexes(shards) for each in _ids(index)]
     for what, wanted, known in (
         ("task", task, {task_id for _, task_id in ids}),
         ("sample", sample, {sample_id for sample_id, _ in ids}),

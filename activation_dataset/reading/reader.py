@@ -48,7 +48,7 @@ class ActivationDataset(Shards):
 
     The path is a local folder, or a URL that fsspec can open; opening reads metadata.json only.
     Samples are numbered in the order of the shards, the same at every site. A process that receives
-    a pickled dataset opens it again.
+    a pickled dataset opens it again::
 
         dataset = ActivationDataset("activations")
         dataset.layers                         # (10, 11, ..., 23)
@@ -97,7 +97,8 @@ class ActivationDataset(Shards):
         Args:
             sites: a layer's number, the name of another site, or a sequence of sites of one width.
                 With a sequence, values are [n, sites, hidden], the same tokens at every site.
-            dtype, normalize: dtype and scaling of the values.
+            dtype: Dtype of the values.
+            normalize: Scaling of the values.
             shard: number of the shard to read; None for all.
 
         Raises:
@@ -109,8 +110,16 @@ class ActivationDataset(Shards):
         wanted = VectorFormat.of(self.metadata, sites, dtype, normalize)
         rows = max(1, _BLOCK_BYTES // (len(wanted.sites) * wanted.hidden * wanted.dtype.itemsize))
         unchanged = wanted.single and wanted.factors == (1.0,)
-        for each in self._chosen(shard):
-            for chunk, stored in self.read_chunks(self.chunks(each), wanted.sites):
+        shards = self._chosen(shard)
+        stamps = self.stamps(self.layer_paths(wanted.sites, shards))
+        size = self.folder.read_bytes
+        chunks = (chunk for each in shards for chunk in self.chunks(each, size))
+        last = None
+        try:
+            for chunk, stored in self.read_chunks(chunks, wanted.sites):
+                if last not in (None, chunk.shard):
+                    self.check_unchanged()
+                last = chunk.shard
                 numbers = np.arange(chunk.numbers.start, chunk.numbers.stop)
                 for start in range(0, len(numbers), rows):
                     part = stored[:, start : start + rows]
@@ -120,7 +129,10 @@ class ActivationDataset(Shards):
                         values = np.empty(wanted.shape(part.shape[1]), wanted.dtype)
                         wanted.fill(values, part)
                     yield Vectors(values, numbers[start : start + rows], self)
-            self.check_unchanged()
+        except (CorruptRecordError, FileNotFoundError):
+            self.check_unchanged(stamps)  # which says more, if it is the cause
+            raise
+        self.check_unchanged(stamps)
 
     def records(self, site: Site, shard: int | None = None) -> Iterator[ActivationRecord]:
         """Yield the records of a site, or of one of its shards, in order.
@@ -134,6 +146,7 @@ class ActivationDataset(Shards):
         for each in self._chosen(shard):
             entry = self.metadata.shards[each]
             path = entry.files[site].path
+            stamps = self.stamps([path])
             count = 0
             with self.folder.open(path) as stream:
                 for record in read_records(stream, path, decode):
@@ -141,7 +154,7 @@ class ActivationDataset(Shards):
                     if count <= entry.samples:
                         yield record
                 check_count(path, count, entry.samples, stream.tell())
-            self.check_unchanged()
+            self.check_unchanged(stamps)
 
     def sample(self, site: Site, sample: int) -> ActivationRecord:
         """Read one record by random access. Raises IndexError, or CorruptRecordError."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from activation_dataset.fields import FieldError
-from activation_dataset.folder import Folder, open_folder
+from activation_dataset.folder import Folder, Stamp, open_folder
 from activation_dataset.format import METADATA_FILE
 from activation_dataset.index import ShardIndex, open_index
+from activation_dataset.layout import Layout, runs
 from activation_dataset.metadata import Metadata
 from activation_dataset.prompts import CELL_FIELDS, NO_CELL, NO_TURN
 from activation_dataset.reading.layer_file import LayerFile
@@ -26,7 +29,10 @@ NO_TOKEN = -1
 """Position and token id of a vector that is the mean over a prompt."""
 
 CHUNK_BYTES = 1 << 18
-"""Readers read this many bytes at a time, or one larger record."""
+"""Size of the smallest parts of files that readers read, unless a record is larger."""
+
+INDEX_BYTES = 1 << 29
+"""Most memory of the indexes that a dataset keeps, or one larger index."""
 
 
 class DatasetError(ValueError):
@@ -72,7 +78,9 @@ class Shards:
         vectors = [shard.vectors for shard in self.metadata.shards]
         self._sample_starts = np.cumsum([0, *samples])
         self._vector_starts = np.cumsum([0, *vectors])
-        self._indexes: dict[int, ShardIndex] = {}
+        self._lock = threading.Lock()
+        self._layouts: dict[int, Layout] = {}
+        self._indexes: OrderedDict[int, ShardIndex] = OrderedDict()  # used last, last
 
     def __len__(self) -> int:
         """Number of samples; each has one record at every site."""
@@ -83,28 +91,70 @@ class Shards:
         """Number of vectors of a site: one for each sample, or each chosen token if not pooled."""
         return int(self._vector_starts[-1])
 
-    def check_unchanged(self) -> None:
-        """Raise DatasetError if another dataset was written to the folder since it was opened."""
-        try:
-            if self._stamp is not None and self._stamp == self.folder.stamp(METADATA_FILE):
-                return
-            found, self._stamp = _read_metadata(self.folder, self.path)
-        except (DatasetError, OSError):
-            found = None
-        if found is None or found.to_json() != self.metadata.to_json():
+    def check_unchanged(self, files: Mapping[str, Stamp] | None = None) -> None:
+        """Raise DatasetError if another dataset was written to the folder since it was opened.
+
+        Args:
+            files: paths and stamps of layer files that must not have changed either.
+        """
+        found = self.stamps(files or {})
+        changed = next((path for path, stamp in found.items() if stamp != (files or {})[path]), "")
+        if self._replaced():
+            changed = self.path
+        if changed:
             raise DatasetError(
-                f"{self.path} was changed while it was open: vectors read since then can be of "
+                f"{changed} was changed while it was open: vectors read since then can be of "
                 "another run. Wait for that run to finish, and open the dataset again"
             )
 
+    def _replaced(self) -> bool:
+        """Return True if metadata.json is another one now."""
+        (stamp,) = self.folder.stamps([METADATA_FILE])
+        if stamp == self._stamp:
+            return False
+        try:
+            found, self._stamp = _read_metadata(self.folder, self.path)
+        except DatasetError:
+            return True
+        return found.to_json() != self.metadata.to_json()
+
+    def stamps(self, files: Iterable[str]) -> dict[str, Stamp]:
+        """Return what changes if files are written again, by path. Raises OSError."""
+        paths = list(files)
+        return dict(zip(paths, self.folder.stamps(paths), strict=True))
+
+    def layout(self, shard: int) -> Layout:
+        """Return the layout of a shard, which stays in memory."""
+        return self._layouts[shard] if shard in self._layouts else self.index(shard).layout
+
+    def layouts(self) -> list[Layout]:
+        """Return the layouts of all shards, read concurrently from a bucket."""
+        count, threads = len(self.metadata.shards), self.folder.parallel_reads
+        if threads == 1:
+            return [self.layout(shard) for shard in range(count)]
+        with ThreadPoolExecutor(threads, "index") as pool:
+            return list(pool.map(self.layout, range(count)))
+
     def index(self, shard: int) -> ShardIndex:
-        """Return the index of a shard, the same for every site."""
-        if shard not in self._indexes:
-            entry = self.metadata.shards[shard]
-            index = open_index(self.folder, self.metadata, shard)
-            check_count(entry.prompts.path, len(index), entry.samples, 0)
+        """Return the index of a shard, the same for every site.
+
+        Those used last stay in memory, INDEX_BYTES of them.
+        """
+        with self._lock:
+            if shard in self._indexes:
+                self._indexes.move_to_end(shard)
+                return self._indexes[shard]
+        index = open_index(self.folder, self.metadata, shard)
+        entry = self.metadata.shards[shard]
+        check_count(entry.prompts.path, len(index), entry.samples, 0)
+        with self._lock:
+            self._layouts[shard] = index.layout
             self._indexes[shard] = index
-        return self._indexes[shard]
+            size = sum(each.nbytes for each in self._indexes.values())
+            while size > INDEX_BYTES and len(self._indexes) > 1:
+                _, oldest = self._indexes.popitem(last=False)
+                size -= oldest.nbytes
+        return index
 
     def shard_of(self, sample: int) -> tuple[int, int]:
         """Return the shard of a sample, and the sample's number in the shard. Raises IndexError."""
@@ -127,30 +177,30 @@ class Shards:
         """Return the numbers of the vectors of a shard."""
         return range(int(self._vector_starts[shard]), int(self._vector_starts[shard + 1]))
 
-    def chunks(self, shard: int) -> list[Chunk]:
-        """Return all records of a shard, in order, in chunks of CHUNK_BYTES or of one record.
+    def chunks(self, shard: int, read_bytes: int = 1) -> list[Chunk]:
+        """Return all records of a shard, in order, in chunks of CHUNK_BYTES or `read_bytes`.
 
-        The size is that of the residual stream, so that chunks are the same for every site.
+        The larger size counts. It is that of the residual stream, so that chunks are the same for
+        every site.
         """
-        index = self.index(shard)
-        starts = index.record_starts[0]
-        ends = [0, *index.vector_ends.tolist()]
+        cut = runs(self.layout(shard), CHUNK_BYTES, max(CHUNK_BYTES, read_bytes), None)
         start = self.shard_numbers(shard).start
-        chunks = []
-        first = 0
-        while first < len(index):
-            limit = starts[first] + CHUNK_BYTES
-            fitting = int(np.searchsorted(starts, limit, side="right")) - 1
-            last = max(fitting, first + 1)
-            chunks.append(Chunk(shard, first, last, range(start + ends[first], start + ends[last])))
-            first = last
-        return chunks
+        places = (cut.firsts, cut.lasts, start + cut.starts, start + cut.stops)
+        return [
+            Chunk(shard, first, last, range(begin, end))
+            for first, last, begin, end in zip(*(each.tolist() for each in places), strict=True)
+        ]
 
     def layer_file(self, site: Site, shard: int) -> LayerFile:
         """Return the layer file of a site and shard."""
         path = self.metadata.shards[shard].files[site].path
         kind = self.metadata.run.record_kind(site)
-        return LayerFile(self.folder, path, self.index(shard), kind)
+        return LayerFile(self.folder, path, self.layout(shard), kind)
+
+    def layer_paths(self, sites: Sequence[Site], shards: Iterable[int]) -> list[str]:
+        """Return the paths of the layer files of sites and shards."""
+        entries = [self.metadata.shards[shard].files for shard in shards]
+        return [files[site].path for site in sites for files in entries]
 
     def stored_vectors(self, sites: Sequence[Site], count: int) -> NDArray[Any]:
         """Return uninitialized memory for vectors of sites of one width.
@@ -161,26 +211,36 @@ class Shards:
         return np.empty((len(sites), count, kind.row_elements), numpy_dtype(kind.storage_dtype))
 
     def read_chunks(
-        self, chunks: Sequence[Chunk], sites: Sequence[Site]
+        self, chunks: Iterable[Chunk], sites: Sequence[Site]
     ) -> Iterator[tuple[Chunk, NDArray[Any]]]:
         """Yield chunks in order, with their stored vectors [sites, n, row elements].
 
-        The sites are of one width.
+        The sites are of one width. As many chunks as the folder reads concurrently are in memory.
         """
 
-        def read(chunk: Chunk) -> tuple[Chunk, NDArray[Any]]:
+        def read(chunk: Chunk) -> NDArray[Any]:
             stored = self.stored_vectors(sites, len(chunk.numbers))
             for site, rows in zip(sites, stored, strict=True):
                 self.layer_file(site, chunk.shard).read(chunk.first, chunk.last, rows)
-            return chunk, stored
+            return stored
 
         threads = self.folder.parallel_reads
         if threads == 1:
-            yield from map(read, chunks)
+            yield from ((chunk, read(chunk)) for chunk in chunks)
             return
-        with ThreadPoolExecutor(threads, "read") as pool:
-            for first in range(0, len(chunks), 2 * threads):
-                yield from pool.map(read, chunks[first : first + 2 * threads])
+        coming: deque[tuple[Chunk, Future[NDArray[Any]]]] = deque()
+        pool = ThreadPoolExecutor(threads, "read")
+        try:
+            for chunk in chunks:
+                coming.append((chunk, pool.submit(read, chunk)))
+                if len(coming) == threads:
+                    first, stored = coming.popleft()
+                    yield first, stored.result()
+            while coming:
+                first, stored = coming.popleft()
+                yield first, stored.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def locate(self, numbers: NDArray[np.int64] | Sequence[int]) -> Places:
         """Return the samples and tokens of vectors, given their numbers [n]. Raises IndexError."""
@@ -224,11 +284,10 @@ def check_count(path: str, found: int, expected: int, offset: int) -> None:
         )
 
 
-def _read_metadata(folder: Folder, path: str) -> tuple[Metadata, tuple[int, ...] | None]:
+def _read_metadata(folder: Folder, path: str) -> tuple[Metadata, Stamp]:
     try:
-        stamp = folder.stamp(METADATA_FILE)  # before the content, which could change meanwhile
-        with folder.open(METADATA_FILE) as stream:
-            text = stream.read()
+        (stamp,) = folder.stamps([METADATA_FILE])  # first: the content could change meanwhile
+        text = folder.read(METADATA_FILE)
     except FileNotFoundError:
         if folder.local and not os.path.isdir(path):
             raise DatasetError(f"there is no folder {path}") from None

@@ -1,14 +1,14 @@
 """The order of a shuffled epoch, and its windows in memory.
 
-An epoch visits all chunks of records in a random order, dealt out to the readers. Each reader
-gathers its chunks into windows, and shuffles the vectors of each window.
+An epoch visits all parts of the dataset in a random order, dealt out to the readers. Each reader
+gathers its parts into windows, and shuffles the vectors of each window.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -16,9 +16,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from activation_dataset.reading.shards import Chunk, Shards
+from activation_dataset.folder import REQUEST_BYTES
+from activation_dataset.layout import Numbers, runs
+from activation_dataset.reading import shards as shards_module
+from activation_dataset.reading.shards import Shards
+from activation_dataset.record import RecordKind
 from activation_dataset.sites import Site
 from activation_dataset.storage_dtype import to_float32
+from activation_dataset.tfrecord import CorruptRecordError
+
+PLACES = 128
+"""Parts of a window, at least, if the dataset and its records allow it."""
 
 Norms = tuple[float, float]
 """Smallest and largest norm of the vectors to keep."""
@@ -59,15 +67,14 @@ def deal(sizes: Sequence[int], readers: int) -> list[list[int]]:
     return dealt
 
 
-def windows(sizes: Sequence[int], window: int) -> list[slice]:
+def windows(sizes: Numbers, window: int) -> list[slice]:
     """Cut items in order into windows, each the fewest items with a sum of at least `window`."""
-    cuts = []
-    first = total = 0
-    for item, size in enumerate(sizes, start=1):
-        total += size
-        if total >= window or item == len(sizes):
-            cuts.append(slice(first, item))
-            first, total = item, 0
+    ends = np.cumsum(sizes)
+    cuts, first, total = [], 0, 0
+    while first < len(ends):
+        last = min(int(np.searchsorted(ends, total + window)) + 1, len(ends))
+        cuts.append(slice(first, last))
+        first, total = last, int(ends[last - 1])
     return cuts
 
 
@@ -81,20 +88,53 @@ class Window:
     """
 
     stored: NDArray[Any]
-    numbers: NDArray[np.int64]
-    order: NDArray[np.int64]
+    numbers: Numbers
+    order: Numbers
 
 
 @dataclass(frozen=True, eq=False)
-class _Part:
-    """Wanted vectors of a chunk: the rows [k] int64, ascending, or None for all."""
+class Parts:
+    """Parts of a dataset with wanted vectors, each read with one request.
 
-    chunk: Chunk
-    rows: NDArray[np.int64] | None
+    Attributes:
+        shards, firsts, lasts: [parts] int64, the records first..last - 1 of a shard.
+        starts, stops: [parts] int64, numbers of the vectors start..stop - 1.
+        sizes: [parts] int64, number of wanted vectors.
+    """
 
-    @property
-    def size(self) -> int:
-        return len(self.chunk.numbers) if self.rows is None else len(self.rows)
+    shards: Numbers
+    firsts: Numbers
+    lasts: Numbers
+    starts: Numbers
+    stops: Numbers
+    sizes: Numbers
+
+    @classmethod
+    def of(cls, shards: Shards, only: Numbers | None, part_bytes: int) -> Parts:
+        """Cut a dataset into parts of `part_bytes` of the residual stream, or less."""
+        columns: list[list[Numbers]] = []
+        for shard, layout in enumerate(shards.layouts()):
+            start = shards.shard_numbers(shard).start
+            here = only
+            if only is not None:
+                stop = start + int(layout.vector_starts[-1])
+                here = only[slice(*np.searchsorted(only, [start, stop]))] - start
+            cut = runs(layout, shards_module.CHUNK_BYTES, part_bytes, here)
+            kept = cut.wanted > 0
+            numbers = np.full(len(cut.firsts), shard)
+            places = (numbers, cut.firsts, cut.lasts, start + cut.starts, start + cut.stops)
+            columns.append([column[kept] for column in (*places, cut.wanted)])
+        if not columns:
+            return cls(*[np.empty(0, np.int64)] * 6)
+        return cls(*map(np.concatenate, zip(*columns, strict=True)))
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """An epoch: the parts that each reader reads, in order, and where its windows end."""
+
+    parts: list[Numbers]
+    windows: list[list[slice]]
 
 
 class WindowReader:
@@ -104,80 +144,121 @@ class WindowReader:
         self,
         shards: Shards,
         sites: Sequence[Site],
-        only: NDArray[np.int64] | None,
+        only: Numbers | None,
         norms: Mapping[Site, Norms],
         window: int,
         seed: int,
         world_size: int,
     ) -> None:
-        self._shards, self._sites, self._norms = shards, tuple(sites), dict(norms)
+        self._shards, self._sites, self._norms, self._only = shards, tuple(sites), dict(norms), only
         self._window, self._seed, self._readers = window, seed, world_size
-        chunks = [
-            chunk for shard in range(len(shards.metadata.shards)) for chunk in shards.chunks(shard)
-        ]
-        self._parts = [part for chunk in chunks if (part := _part_of(chunk, only)).size]
-        sizes = [part.size for part in self._parts]
-        self._capacity = min(sum(sizes), window + max(sizes, default=0))
+        wanted = shards.num_vectors if only is None else len(only)
+        self.part_bytes = part_bytes(shards, min(window, wanted // world_size))
+        self._parts = Parts.of(shards, only, self.part_bytes)
+        self._capacity = min(self._parts.sizes.sum(), window + self._parts.sizes.max(initial=0))
         self._plan = lru_cache(maxsize=2)(self._make_plan)
+        read = np.unique(self._parts.shards).tolist()
+        self._stamps = shards.stamps(shards.layer_paths(self._sites, read))
 
     def sizes(self, epoch: int) -> list[int]:
         """Return the number of vectors that each reader reads, before norms leave some out."""
-        return [sum(self._parts[part].size for part in dealt) for dealt in self._plan(epoch)]
+        return [int(self._parts.sizes[parts].sum()) for parts in self._plan(epoch).parts]
 
-    def windows(self, epoch: int, reader: int) -> list[list[int]]:
-        """Return the windows of one reader, each as positions of the parts to read."""
-        dealt = self._plan(epoch)[reader]
-        sizes = [self._parts[part].size for part in dealt]
-        return [dealt[cut] for cut in windows(sizes, self._window)]
+    def windows(self, epoch: int, reader: int) -> int:
+        """Return the number of windows of one reader."""
+        return len(self._plan(epoch).windows[reader])
 
     def window_sizes(self, epoch: int, reader: int) -> list[int]:
         """Return the number of vectors of each window, before norms leave some out."""
-        return [sum(self._parts[p].size for p in parts) for parts in self.windows(epoch, reader)]
+        plan = self._plan(epoch)
+        sizes = self._parts.sizes[plan.parts[reader]]
+        return [int(sizes[cut].sum()) for cut in plan.windows[reader]]
 
     def memory(self) -> NDArray[Any]:
         """Return uninitialized memory for any window: [sites, capacity, hidden]."""
-        return self._shards.stored_vectors(self._sites, self._capacity)
+        return self._shards.stored_vectors(self._sites, int(self._capacity))
 
-    def load(self, memory: NDArray[Any], epoch: int, reader: int, window: int) -> Window:
-        """Read a window, given by its position in `windows`, into memory."""
-        parts = [self._parts[part] for part in self.windows(epoch, reader)[window]]
-        ends = np.cumsum([part.size for part in parts]).tolist()
+    def begin(
+        self, pool: Executor, memory: NDArray[Any], epoch: int, reader: int, window: int
+    ) -> Callable[[], Window]:
+        """Begin to read a window into memory, and return the function that waits for it.
+
+        The order of vectors does not depend on that of the reads.
+        """
+        plan = self._plan(epoch)
+        parts = plan.parts[reader][plan.windows[reader][window]]
+        ends = np.cumsum(self._parts.sizes[parts])
         stored = memory[:, : ends[-1]]
         numbers = np.empty(ends[-1], np.int64)
+        reads = []
+        for part, end in zip(parts.tolist(), ends.tolist(), strict=True):
+            wanted = self._wanted(part)
+            place = slice(end - len(wanted), end)
+            numbers[place] = wanted
+            reads += [
+                pool.submit(self._read, site, part, rows[place])
+                for site, rows in zip(self._sites, stored, strict=True)
+            ]
 
-        def read(item: int) -> None:
-            part = parts[item]
-            place = slice(ends[item] - part.size, ends[item])
-            first = part.chunk.numbers.start
-            numbers[place] = first + (np.arange(part.size) if part.rows is None else part.rows)
+        def finish() -> Window:
+            order = random_order(len(numbers), self._seed, ROWS, epoch, window)
+            files = self._shards.layer_paths(
+                self._sites, np.unique(self._parts.shards[parts]).tolist()
+            )
+            stamps = {path: self._stamps[path] for path in files}
+            try:
+                for read in reads:
+                    read.result()
+            except (CorruptRecordError, FileNotFoundError):
+                self._shards.check_unchanged(stamps)  # which says more, if it is the cause
+                raise
+            self._shards.check_unchanged(stamps)
             for site, rows in zip(self._sites, stored, strict=True):
-                self._read(site, part, rows[place])
+                if site in self._norms:
+                    least, largest = self._norms[site]
+                    norms = norms_of(rows)[order]
+                    order = order[(norms >= least) & (norms <= largest)]
+            return Window(stored, numbers, order)
 
-        with ThreadPoolExecutor(self._shards.folder.parallel_reads, "read") as pool:
-            list(pool.map(read, range(len(parts))))
-        self._shards.check_unchanged()
-        order = random_order(ends[-1], self._seed, ROWS, epoch, window)
-        for site, rows in zip(self._sites, stored, strict=True):
-            if site in self._norms:
-                least, largest = self._norms[site]
-                norms = norms_of(rows)[order]
-                order = order[(norms >= least) & (norms <= largest)]
-        return Window(stored, numbers, order)
+        return finish
 
-    def _make_plan(self, epoch: int) -> list[list[int]]:
-        order = random_order(len(self._parts), self._seed, CHUNKS, epoch).tolist()
-        dealt = deal([self._parts[part].size for part in order], self._readers)
-        return [[order[place] for place in places] for places in dealt]
+    def _make_plan(self, epoch: int) -> Plan:
+        order = random_order(len(self._parts.sizes), self._seed, CHUNKS, epoch)
+        sizes = self._parts.sizes[order].tolist()
+        dealt = [np.array(places, np.int64) for places in deal(sizes, self._readers)]
+        parts = [order[places] for places in dealt]
+        return Plan(parts, [windows(self._parts.sizes[each], self._window) for each in parts])
 
-    def _read(self, site: Site, part: _Part, out: NDArray[Any]) -> None:
-        chunk = part.chunk
-        file = self._shards.layer_file(site, chunk.shard)
-        if part.rows is None:
-            file.read(chunk.first, chunk.last, out)
+    def _wanted(self, part: int) -> Numbers:
+        """Return the numbers of the wanted vectors of a part."""
+        start, stop = int(self._parts.starts[part]), int(self._parts.stops[part])
+        if self._only is None:
+            return np.arange(start, stop)
+        return self._only[slice(*np.searchsorted(self._only, [start, stop]))]
+
+    def _read(self, site: Site, part: int, out: NDArray[Any]) -> None:
+        parts = self._parts
+        file = self._shards.layer_file(site, int(parts.shards[part]))
+        first, last = int(parts.firsts[part]), int(parts.lasts[part])
+        start, stop = int(parts.starts[part]), int(parts.stops[part])
+        if len(out) == stop - start:
+            file.read(first, last, out)
         else:
-            rows = np.empty((len(chunk.numbers), out.shape[1]), out.dtype)
-            file.read(chunk.first, chunk.last, rows)
-            out[...] = rows[part.rows]
+            rows = np.empty((stop - start, out.shape[1]), out.dtype)
+            file.read(first, last, rows)
+            out[...] = rows[self._wanted(part) - start]
+
+
+def part_bytes(shards: Shards, window: int) -> int:
+    """Return the size of the parts that a window is made of, a multiple of CHUNK_BYTES.
+
+    It grows with the window up to the size of a request to a bucket, so that a window always has
+    vectors of many places. It depends neither on the folder nor on the sites.
+    """
+    run = shards.metadata.run
+    stream = RecordKind(run.pooling, run.storage_dtype, run.hidden_dim)
+    chunk = shards_module.CHUNK_BYTES
+    return max(1, min(REQUEST_BYTES, window * stream.vector_bytes // PLACES) // chunk) * chunk
 
 
 def norms_of(stored: NDArray[Any]) -> NDArray[np.float32]:
@@ -187,11 +268,3 @@ def norms_of(stored: NDArray[Any]) -> NDArray[np.float32]:
         rows = to_float32(stored[start : start + _NORM_ROWS])
         np.einsum("ij,ij->i", rows, rows, out=norms[start : start + len(rows)])
     return np.sqrt(norms)
-
-
-def _part_of(chunk: Chunk, only: NDArray[np.int64] | None) -> _Part:
-    if only is None:
-        return _Part(chunk, None)
-    start, stop = chunk.numbers.start, chunk.numbers.stop
-    first, last = np.searchsorted(only, [start, stop]).tolist()
-    return _Part(chunk, None if last - first == stop - start else only[first:last] - start)

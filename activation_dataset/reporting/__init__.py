@@ -1,1 +1,1 @@
-"""What a dataset holds, to look at: in a terminal, as a page, as a dataset card."""
+"""Views of a dataset: summary for a terminal, HTML report, dataset card."""

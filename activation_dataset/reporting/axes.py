@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-# Size and margins of a chart, and width of a letter, in units of about a pixel on a phone.
+# Size and margins of a chart, and width of a character. One unit is about a pixel on a phone.
 WIDTH, HEIGHT = 400, 250
 LEFT, RIGHT, TOP, BOTTOM = 46, 8, 10, 40
 LETTER = 6.5
@@ -14,9 +14,14 @@ LETTER = 6.5
 
 @dataclass(frozen=True)
 class Axis:
-    """Scale from the values `low` to `high` to the units `start` to `end` of a chart.
+    """Scale that maps values to units of a chart.
 
-    A logarithmic scale takes positive values only.
+    Attributes:
+        low: value at `start`.
+        high: value at `end`.
+        start: first unit.
+        end: last unit.
+        log: True for a logarithmic scale, which takes positive values only.
     """
 
     low: float
@@ -26,6 +31,7 @@ class Axis:
     log: bool = False
 
     def __call__(self, value: float) -> float:
+        """Return the unit of a value."""
         if self.log:
             share = math.log(max(value, 1e-300) / self.low) / math.log(self.high / self.low)
         else:
@@ -33,7 +39,7 @@ class Axis:
         return round(self.start + share * (self.end - self.start), 1)
 
     def ticks(self) -> list[float]:
-        """About six round values along the axis."""
+        """Return about six round values along the axis."""
         span, decades = self.high - self.low, math.log10(self.high / self.low) if self.log else 0
         if decades > 0.9:
             steps = (1, 2, 5) if decades < 2.5 else (1,)
@@ -51,7 +57,7 @@ class Axis:
 
 
 def vertical(values: Iterable[float], log: bool = False, zero: bool = False) -> Axis:
-    """Vertical axis for some values; ignores those that are not finite or have no logarithm."""
+    """Return a vertical axis for values. Non-finite values and invalid logarithms are ignored."""
     finite = [value for value in values if math.isfinite(value) and (value > 0 or not log)]
     low, high = (min(finite), max(finite)) if finite else (1.0, 2.0)
     if log:
@@ -62,5 +68,5 @@ def vertical(values: Iterable[float], log: bool = False, zero: bool = False) -> 
 
 
 def horizontal(low: float, high: float, log: bool = False) -> Axis:
-    """Horizontal axis between two values."""
+    """Return a horizontal axis between two values."""
     return Axis(low, high if high > low else low + 1, LEFT, WIDTH - RIGHT, log)

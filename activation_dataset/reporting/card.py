@@ -1,4 +1,4 @@
-"""Card of a dataset: a README.md next to metadata.json, as the Hugging Face hub shows it."""
+"""Dataset card for the Hugging Face hub: a README.md next to metadata.json."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ CARD_FILE = "README.md"
 
 UNKNOWN_LICENSE = "unknown"
 
-_MARK = "# Written with the dataset, and again whenever it is, unless this line is gone."
+_MARK = "# Generated with the dataset. Remove this line to keep your changes."
 _LICENSE = re.compile(r"^license: ([a-z0-9][a-z0-9.-]*)$", re.MULTILINE)
 _FILES_NAMED = 20
 
 
 class CardError(ValueError):
-    """A card that cannot be written; says why and what to do."""
+    """Error for a card that cannot be written. The message gives the reason and the remedy."""
 
 
 def renewed_card(
@@ -36,15 +36,16 @@ def renewed_card(
     certificate: bytes | None = None,
     license: str | None = None,
 ) -> str | None:
-    """Text of the card, or None if somebody else wrote the existing one.
+    """Return the text of the card, or None if somebody else wrote the existing card.
 
     Args:
-        present: the existing README.md, whose license is kept.
-        certificate: the existing certificate.json; left out if it is of another dataset.
-        license: license of the tasks, as an identifier of the hub such as "apache-2.0".
+        metadata: metadata of the dataset.
+        present: content of the existing README.md, whose license is kept.
+        certificate: content of certificate.json; ignored if it belongs to another dataset.
+        license: license of the tasks, an identifier of the hub such as "apache-2.0".
 
     Raises:
-        CardError: the license is not such an identifier.
+        CardError: the license is not an identifier of the hub.
     """
     text = "" if present is None else present.decode("utf-8", "replace")
     if present is not None and _MARK not in text.splitlines()[:3]:
@@ -54,8 +55,8 @@ def renewed_card(
         license = kept[1] if kept else UNKNOWN_LICENSE
     elif not _LICENSE.fullmatch(f"license: {license}"):
         raise CardError(
-            f"--license {license!r} is not an identifier of the Hugging Face hub: give one such as "
-            "apache-2.0, cc-by-4.0 or other"
+            f"--license {license!r} is not an identifier of the Hugging Face hub: give an "
+            "identifier such as apache-2.0, cc-by-4.0 or other"
         )
     run = metadata.run
     model = " ".join(run.model_name.split())
@@ -82,7 +83,7 @@ def renewed_card(
 def _loading(metadata: Metadata) -> Iterator[str]:
     batch_size = max(1, min(4096, metadata.total_vectors))
     first = metadata.run.sites[0]
-    yield "## Load it"
+    yield "## Usage"
     yield (
         "```python\n"
         "from activation_dataset import ActivationDataset  # needs numpy and google-crc32c only\n"
@@ -95,9 +96,10 @@ def _loading(metadata: Metadata) -> Iterator[str]:
         "The files are TFRecords of `tf.train.Example`, one record for each sample, with the same "
         "samples in the same order in every layer. `prompts/` has the token ids of each prompt and "
         "the grid cell that each token shows. `python -m activation_dataset verify` checks every "
-        "file, `report` draws a page. `metadata.json` has the prompt template, the fingerprints of "
-        "weights and tokenizer, and all settings; `errors/` lists what was rejected. A record with "
-        "the feature `truncated_tokens` belongs to a document that lost its end."
+        "file, and `report` writes an HTML report. `metadata.json` has the prompt template, the "
+        "fingerprints of the weights and the tokenizer, and all settings. `errors/` lists the "
+        "rejected inputs. A record with the feature `truncated_tokens` belongs to a document whose "
+        "end was cut off."
     )
 
 
@@ -105,8 +107,8 @@ def _statistics(metadata: Metadata) -> Iterator[str]:
     yield "## Statistics"
     yield (
         "Euclidean norms of the vectors of each layer. The columns after max/median count vectors "
-        "of at least 10 and 100 times the median norm. The dataset contains them; readers can "
-        "filter by norm."
+        "with at least 10 and 100 times the median norm. The dataset contains these vectors; "
+        "readers can filter by norm."
     )
     table = layer_table(metadata)
     for hook_point, rows in table.groups.items():
@@ -125,16 +127,16 @@ def _certificate(metadata: Metadata, certificate: bytes | None) -> Iterator[str]
 
 def _origin(metadata: Metadata, license: str) -> Iterator[str]:
     inputs = metadata.run.inputs
-    yield "## Tasks and their license"
+    yield "## Tasks and license"
     if license == UNKNOWN_LICENSE:
         yield (
-            "The job does not know the license of the tasks. Find out before you share the "
-            "dataset, and run `python -m activation_dataset card this/folder --license ID`."
+            "The job does not know the license of the tasks. Before you share the dataset, find "
+            "the license and run `python -m activation_dataset card this/folder --license ID`."
         )
     else:
-        yield f"The license of the tasks was given as `{license}`."
+        yield f"License of the tasks: `{license}`."
     if inputs:
-        yield f"Read from {count_of(len(inputs), 'file')}, which `metadata.json` lists:"
+        yield f"The tasks come from {count_of(len(inputs), 'file')}; `metadata.json` lists all:"
         rows = [(each.path, size(each.bytes), each.sha256) for each in inputs[:_FILES_NAMED]]
         yield _table(("file", "size", "SHA-256"), rows)
 
@@ -145,5 +147,5 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Text on one line, with a backslash before characters that Markdown interprets."""
+    """Return text on one line, with a backslash before characters that Markdown interprets."""
     return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(text.split()))

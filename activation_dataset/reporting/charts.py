@@ -1,6 +1,6 @@
-"""Charts as SVG text, colored by CSS classes of the page (`report.html`).
+"""Charts as SVG text. The CSS classes of the page (`report.html`) set the colors.
 
-Labels, which screen readers say, and all other text from data are escaped here.
+Each chart has a label for screen readers. This module escapes labels and all text from data.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from activation_dataset.reporting.axes import (
 from activation_dataset.sites import HOOK_POINTS
 
 LEVELS = "0123456789abcdef"
-"""Levels of a heat map, from low to high."""
+"""Color levels of a heat map, from low to high."""
 
 Series = tuple[str, Sequence[float]]
 """Name and finite values of a line."""
@@ -39,9 +39,14 @@ _TALLEST = 300
 
 
 def boxes(names: Sequence[str], values: Sequence[Sequence[float]], label: str, axis: str) -> str:
-    """Box plot with a logarithmic scale, and the name of the horizontal axis.
+    """Draw a box plot with a logarithmic scale.
 
-    The values of a box are the quantiles 0.01, 0.25, 0.5, 0.75 and 0.99, the mean and the maximum.
+    Args:
+        names: name of each box.
+        values: for each box, the quantiles 0.01, 0.25, 0.5, 0.75 and 0.99, the mean and the
+            maximum.
+        label: label for screen readers.
+        axis: name of the horizontal axis.
     """
     scale = vertical([value for each in values for value in each], log=True)
     width = (WIDTH - LEFT - RIGHT) / len(names)
@@ -64,9 +69,14 @@ def boxes(names: Sequence[str], values: Sequence[Sequence[float]], label: str, a
 def curves(
     steps: Sequence[float], series: Sequence[Series], label: str, unit: str, log: bool = False
 ) -> str:
-    """Line for each series over ascending `steps`, counted in a unit.
+    """Draw a line for each series.
 
-    A logarithmic vertical axis takes positive values only.
+    Args:
+        steps: ascending horizontal positions.
+        series: name and values of each line.
+        label: label for screen readers.
+        unit: unit of the steps.
+        log: True for a logarithmic vertical axis, which takes positive values only.
     """
     axis = vertical([value for _, values in series for value in values], log)
     across = horizontal(steps[0], steps[-1])
@@ -79,7 +89,14 @@ def curves(
 
 
 def histogram(values: NDArray[np.int64], label: str, unit: str, marks: dict[str, float]) -> str:
-    """Histogram of [n] values, n at least 1; logarithmic if they span about a decade or more."""
+    """Draw a histogram. The bins are logarithmic if the values span about a decade or more.
+
+    Args:
+        values: [n] int64, n at least 1.
+        label: label for screen readers.
+        unit: unit of the values.
+        marks: named values to mark with vertical lines.
+    """
     low, high = float(values.min()), float(values.max())
     log = low > 0 and high / low > 8
     bins = int(min(40, max(8, math.sqrt(len(values)) * 1.5)))
@@ -108,14 +125,15 @@ def heat_map(
     ends: tuple[float, float],
     say: Callable[[float], str],
 ) -> str:
-    """Grid of cells colored by heat, and the key to its colors; the first row is at the bottom.
+    """Draw a heat map with its color key. The first row is at the bottom.
 
     Args:
-        values: [rows, columns] float64, NaN for no cell.
-        names: names of the rows and of the columns; as many are written as there is room for.
+        values: [rows, columns] float64, NaN for an empty cell.
+        names: names of the rows and of the columns. Names without enough space are left out.
         axes: names of the vertical and the horizontal axis.
+        label: label for screen readers.
         ends: values of the lowest and the highest level.
-        say: text for a value, in tooltips and in the key.
+        say: function that formats a value for tooltips and the key.
     """
     rows, columns = names
     left, top = max(34, max(map(len, rows)) * LETTER + 22), 6
@@ -139,14 +157,14 @@ def heat_map(
 
 
 def heat(values: NDArray[Any], low: float, high: float) -> NDArray[np.int64]:
-    """Levels 0..15 of values between two ends; values beyond an end get its level, NaN gets 0."""
+    """Return levels 0..15 of values between two ends. Other values are clipped, NaN gives 0."""
     shares = np.nan_to_num((values - low) / (high - low if high > low else 1.0))
     levels = (np.clip(shares, 0, 1) * len(LEVELS)).astype(np.int64)
     return np.minimum(levels, len(LEVELS) - 1)
 
 
 def ramp(low: str, high: str, more: str = "") -> str:
-    """Key to the colors of a heat map, with the values at its ends and more HTML after them."""
+    """Draw the color key of a heat map, with the values at its ends followed by more HTML."""
     cells = "".join(f'<i class="h{level}"></i>' for level in LEVELS)
     return (
         f'<p class="ramp"><span class="low">{escape(low)}</span><b>{cells}</b>'
@@ -155,18 +173,18 @@ def ramp(low: str, high: str, more: str = "") -> str:
 
 
 SERIES = tuple(f"s{number}" for number in range(len(HOOK_POINTS)))
-"""Classes of lines, one for each hook point; the page gives them colors."""
+"""CSS classes of lines, one for each hook point."""
 
 
 def key(names: Sequence[str], classes: Sequence[str] = SERIES) -> str:
-    """Key to the colors of series, or of other shapes."""
+    """Draw the color key of series or other shapes."""
     pairs = zip(names, classes, strict=False)
     items = "".join(f'<span><i class="{css}"></i>{escape(name)}</span>' for name, css in pairs)
     return f'<p class="key">{items}</p>'
 
 
 def _names_below(names: Sequence[str], axis: str, left: float, width: float, base: float) -> str:
-    """Names below columns, as many as there is room for, and below them that of the axis."""
+    """Draw as many names below columns as fit, and the name of the axis below the names."""
     needed = max(map(len, names)) * LETTER + 8
     texts = _text(left + len(names) * width / 2, base + 30, axis)
     for place in range(0, len(names), math.ceil(needed / width)):
@@ -175,14 +193,14 @@ def _names_below(names: Sequence[str], axis: str, left: float, width: float, bas
 
 
 def _below(axis: Axis, unit: str) -> str:
-    """Ticks and name of a horizontal axis."""
+    """Draw the ticks and name of a horizontal axis."""
     ticks = [(axis(value), _short(value)) for value in axis.ticks()]
     texts = [_text(_inside(x, name), _BASE + 15, name) for x, name in ticks]
     return "".join(texts) + _text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, unit)
 
 
 def _left(axis: Axis) -> str:
-    """Ticks of a vertical axis, with rules across the chart."""
+    """Draw the ticks of a vertical axis, with grid lines across the chart."""
     return "".join(
         _path("rule", f"M{LEFT} {axis(value)}H{WIDTH - RIGHT}")
         + _text(LEFT - 6, axis(value) + 4, _short(value), "end")
@@ -191,12 +209,12 @@ def _left(axis: Axis) -> str:
 
 
 def _inside(x: float, name: str) -> float:
-    """Middle of a text, moved left where it would leave the chart."""
+    """Return the middle of a text, moved left if the text would extend past the chart."""
     return min(x, WIDTH - len(name) * LETTER / 2)
 
 
 def _short(value: float) -> str:
-    """Value of a tick in few characters."""
+    """Format the value of a tick in few characters."""
     for limit, factor, unit in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
         if abs(value) >= limit:
             return f"{value / factor:g}{unit}"

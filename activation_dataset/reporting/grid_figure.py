@@ -1,4 +1,4 @@
-"""Grids of a prompt in ARC's colors, with the norm of each token's vector in its cell."""
+"""Drawings of the grids of a prompt in ARC's colors, with the norm of each token in its cell."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from activation_dataset.reporting.charts import LEVELS, heat, ramp
 from activation_dataset.reporting.summary import OUTLIER_FACTORS, number
 
 OUTSIDE = "x"  # level of an outlier
-NOTHING = "-"  # level of a cell in which nothing is drawn
+NOTHING = "-"  # level of a cell without a square
 
 NO_COLOR = 10
 
@@ -27,7 +27,7 @@ _LEAST_CELLS, _MOST_CELLS = 40, 900
 
 
 def colors_of(token_ids: NDArray[np.int32], run: RunDescription) -> NDArray[np.int64]:
-    """[n] int64 colors 0..9 of the cells that tokens show, NO_COLOR if a token is not a digit."""
+    """Return the colors 0..9 that tokens show, [n] int64, NO_COLOR for a token that is no digit."""
     digits = run.tokenizer.get("digits", [])
     colors = np.full(len(token_ids), NO_COLOR, np.int64)
     for color, ids in enumerate(from_json(tuple[tuple[int, ...], ...], digits, "tokenizer.digits")):
@@ -36,7 +36,7 @@ def colors_of(token_ids: NDArray[np.int32], run: RunDescription) -> NDArray[np.i
 
 
 def samples_with_grids(places: Places) -> list[slice]:
-    """Vectors of the first of some whole samples that show neither too few cells nor too many."""
+    """Return the vectors of the first samples whose number of cells is suitable for a drawing."""
     _, starts, counts = np.unique(places.samples, return_index=True, return_counts=True)
     shows_cell = (places.cells[:, 1] >= 0).astype(np.int64)
     cells = np.add.reduceat(shows_cell, starts) if len(starts) else starts
@@ -51,16 +51,17 @@ def grid_figure(
     names: Sequence[str],
     run: RunDescription,
 ) -> str:
-    """Pairs of grids of a prompt, with a slider for the layer.
+    """Draw the pairs of grids of a prompt, with a slider for the layer.
 
-    When the slider moves, the page's script writes other levels into the cells. Without the script,
-    the figure shows the last layer.
+    When the slider moves, the script of the page updates the levels of the cells. Without the
+    script, the figure shows the last layer.
 
     Args:
+        sample_id: caption of the figure.
         places: places of the prompt's tokens.
-        norms: [sites, tokens], norms in medians of the site, NaN if a vector is not finite.
+        norms: [sites, tokens], norms in medians of the site, NaN for a non-finite vector.
         names: names of the sites.
-        run: the run, whose tokenizer has the ids of digits.
+        run: the run, whose tokenizer has the token ids of the digits.
     """
     examples = np.where(places.cells[:, 0] == TEST_PAIR, _LAST, places.cells[:, 0])
     order = np.lexsort((places.cells[:, 1], examples))
@@ -89,7 +90,7 @@ def grid_figure(
 
 
 def _pairs(where: NDArray[np.int64], colors: NDArray[np.int64], levels: str) -> Iterator[str]:
-    """Drawings of the examples, given their cells [n, 4] and colors [n] in order of drawing."""
+    """Yield drawings of the examples, given their cells [n, 4] and colors [n] in order."""
     for example in dict.fromkeys(where[:, 0].tolist()):
         parts = []
         for role in range(len(ROLES)):
@@ -102,12 +103,12 @@ def _pairs(where: NDArray[np.int64], colors: NDArray[np.int64], levels: str) -> 
 
 
 def grid_drawing(places: NDArray[np.int64], colors: NDArray[np.int64], levels: str) -> str:
-    """Drawing of one grid of n cells.
+    """Draw one grid of n cells.
 
     Args:
         places: [n, 2] int64, row and column of each cell.
         colors: [n] int64, see `colors_of`.
-        levels: level of heat in the middle of each cell, or NOTHING.
+        levels: for each cell, the level of the square in its middle, or NOTHING.
     """
     height, width = (places.max(axis=0) + 1).tolist()
     fields = []
@@ -121,5 +122,5 @@ def grid_drawing(places: NDArray[np.int64], colors: NDArray[np.int64], levels: s
     )
     return (
         f'<svg viewBox="0 0 {width} {height}" style="--w:{width}" role="img" '
-        f'aria-label="a grid of {height} rows and {width} columns">{"".join(fields)}{norms}</svg>'
+        f'aria-label="grid of {height} rows and {width} columns">{"".join(fields)}{norms}</svg>'
     )

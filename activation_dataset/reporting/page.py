@@ -1,4 +1,4 @@
-"""Page of HTML that needs no other file and no network: tiles, then sections in two columns."""
+"""Self-contained HTML page: tiles, then sections in two columns."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ from string import Template
 
 @dataclass(frozen=True)
 class Section:
-    """Part of a page: heading and introduction in plain text, then HTML. Wide ones come last."""
+    """Section of a page.
+
+    Attributes:
+        title: heading, plain text.
+        text: introduction, plain text.
+        html: content.
+        wide: True for a section of full width, after all others.
+    """
 
     title: str
     text: str
@@ -27,9 +34,15 @@ def page(
     footer: str,
     details: str = "",
 ) -> str:
-    """HTML of a page, given plain text except for `details`, HTML below the sections.
+    """Return the HTML of a page.
 
-    A tile is a name, a value, and a note that may be empty.
+    Args:
+        title: heading, plain text.
+        subtitle: text below the heading, plain text.
+        tiles: name, value and note of each tile, plain text. The note may be empty.
+        sections: sections of the page.
+        footer: text at the end, plain text.
+        details: HTML below the sections.
     """
     template = Template((files("activation_dataset.reporting") / "report.html").read_text("utf-8"))
     return template.substitute(

@@ -1,4 +1,4 @@
-"""Report on a dataset: one page of HTML that needs no other file and no network."""
+"""Report on a dataset: one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from activation_dataset.reporting.summary import (
 from activation_dataset.reporting.survey import Survey
 from activation_dataset.sites import Site, basis_of, by_hook_point, place_of, site_labels
 
-# First position of each bin of positions. There are four from a power of two to the next.
+# First position of each bin of positions, with four bins between two powers of two.
 _BIN_STARTS: NDArray[np.int64] = np.unique((2 ** (np.arange(84) / 4)).astype(np.int64) - 1)
 _OUTLIERS_SHOWN = 12
 _DIMENSIONS_SHOWN = 8
@@ -42,7 +42,7 @@ _INPUTS_SHOWN = 20
 
 
 def report(dataset: ActivationDataset, found: Survey) -> str:
-    """HTML of the page, which is a function of the dataset and of the findings."""
+    """Return the HTML of the page, a pure function of the dataset and the survey."""
     metadata = dataset.metadata
     run = metadata.run
     weights = " with random weights" if run.weights.get("random") else ""
@@ -58,8 +58,8 @@ def report(dataset: ActivationDataset, found: Survey) -> str:
         _grids(dataset, found),
         Section(
             "Layers",
-            "Norms of all vectors, Euclidean. Quantiles, and the bounds by which outliers are "
-            "counted, are known to within 1/64.",
+            "Euclidean norms of all vectors. Quantiles and the bounds for outliers have a relative "
+            "error of at most 1/64.",
             layer_table(metadata).html(),
             wide=True,
         ),
@@ -69,14 +69,14 @@ def report(dataset: ActivationDataset, found: Survey) -> str:
         f"Activations of {run.model_name}{weights}",
         [each for each in facts(metadata) if each[0] != "model"],
         sections,
-        f"The report read {read}, of {count_of(found.shards, 'shard')}; the norms by layer, the "
-        "massive dimensions and the table are of all vectors.",
+        f"The report read {read}, from {count_of(found.shards, 'shard')}. The norms by layer, the "
+        "massive dimensions and the table of layers cover all vectors.",
         _details(metadata),
     )
 
 
 def _by_hook_point(sites: Sequence[Site], draw: Callable[[list[int], list[str]], str]) -> str:
-    """Chart of each hook point, drawn from the numbers of its sites and the names of the layers."""
+    """Return a chart for each hook point, drawn from site numbers and layer names."""
     html = ""
     for hook_point, numbers in by_hook_point(sites, range(len(sites))).items():
         html += f"<h3>{hook_point}</h3>" if hook_point else ""
@@ -95,20 +95,20 @@ def _norms(metadata: Metadata) -> Section:
             layers, [values[each] for each in sites], "norms by layer", "layer"
         ),
     )
-    shown = ("quarters, median, 1 to 99 %", "mean", "largest")
+    shown = ("median, quartiles, 1 to 99 %", "mean", "maximum")
     html += charts.key(shown, ("kbox", "kmean", "ktop"))
-    return Section("Norms by layer", "Of all vectors, on a logarithmic scale.", html)
+    return Section("Norms by layer", "Norms of all vectors, on a logarithmic scale.", html)
 
 
 def _lengths(found: Survey) -> Section:
     lengths = found.lengths
     if not len(lengths):
-        return Section("Prompt lengths", "There is no prompt.", "")
+        return Section("Prompt lengths", "The dataset has no prompts.", "")
     p5, median, p95 = np.quantile(lengths, [0.05, 0.5, 0.95], method="nearest").tolist()
     text = (
         f"{count_of(len(lengths), 'prompt')} of {lengths.min():,} to {lengths.max():,} tokens, "
-        f"nine in ten within {p5:,} and {p95:,}; {found.repeated:,} with exactly the tokens of "
-        "an earlier one."
+        f"90 % between {p5:,} and {p95:,}. {found.repeated:,} repeat the tokens of an earlier "
+        "prompt."
     )
     marks = {"median": median, "95 %": p95} if len(lengths) >= 20 else {"median": median}
     chart = charts.histogram(lengths, "prompts by length", "tokens", marks)
@@ -136,7 +136,7 @@ def _positions(sites: Sequence[Site], found: Survey) -> Iterator[Section]:
             lambda log: f"{number(2**log)} medians",
         ),
     )
-    text = "Mean norm at each position of the prompt, in medians of the layer."
+    text = "Mean norm at each position of the prompt, in multiples of the layer's median norm."
     yield Section("Norms by position", text, html)
 
 
@@ -156,12 +156,12 @@ def _outliers(dataset: ActivationDataset, found: Survey) -> Section:
         if worst[each] >= few
     ]
     if not rows:
-        text = f"No vector that was read has {few} times the median norm of its layer or more."
+        text = f"No vector that was read has at least {few} times the median norm of its layer."
         return Section("Outliers", text, "")
     text = (
-        "Vectors with the largest norms, in medians of the layer where they are largest. The table "
-        f"of layers counts all vectors of {few} medians or more. The dataset contains them all; "
-        "readers can filter by norm."
+        "Vectors with the largest norms, in multiples of the median norm of the layer where they "
+        f"are largest. The table of layers counts all vectors with at least {few} times the "
+        "median. The dataset contains all of these vectors; readers can filter by norm."
     )
     table = Table(("norm", "layer", "where"), {"": rows})
     return Section("Outliers", text, table.html("left"))
@@ -169,7 +169,7 @@ def _outliers(dataset: ActivationDataset, found: Survey) -> Section:
 
 def _massive(metadata: Metadata) -> Section:
     massive = massive_dimensions(metadata)[:_DIMENSIONS_SHOWN]
-    bound = f"{MASSIVE_FACTOR} times the median root mean square"
+    bound = f"at least {MASSIVE_FACTOR} times the median root mean square"
     if not massive:
         return Section("Massive dimensions", f"No dimension has {bound} of its layer.", "")
     found = list(metadata.statistics.items())
@@ -189,14 +189,14 @@ def _massive(metadata: Metadata) -> Section:
         )
 
     html = _by_hook_point(metadata.run.sites, draw)
-    text = f"Dimensions of {bound} or more: share of the mean squared norm in each layer."
+    text = f"Dimensions with {bound}: share of the mean squared norm in each layer."
     return Section("Massive dimensions", text, html)
 
 
 def _likeness(metadata: Metadata, found: Survey) -> Iterator[Section]:
     likeness, run = found.likeness, metadata.run
     if likeness is None:
-        yield Section("Likeness of layers", "One layer, or too few vectors to compare.", "")
+        yield Section("Similarity of layers", "Only one layer, or too few vectors to compare.", "")
         return
     alike = likeness.alignment
     html = _by_hook_point(
@@ -211,13 +211,13 @@ def _likeness(metadata: Metadata, found: Survey) -> Iterator[Section]:
         ),
     )
     compared = count_of(likeness.vectors, "vector")
-    text = f"Linear centered kernel alignment (CKA, unbiased) on {compared} that are no outliers."
-    yield Section("Likeness of layers", text, html)
+    text = f"Linear centered kernel alignment (CKA, unbiased) on {compared}, without outliers."
+    yield Section("Similarity of layers", text, html)
     series = list(by_hook_point(run.sites, likeness.dimensions.tolist()).items())
     html = charts.curves(run.layers_extracted, series, "effective dimensions by layer", "layer")
     text = (
-        "How many equal and independent directions would spread as much (participation ratio), out "
-        f"of {widths_named(run).removesuffix(' wide')}."
+        "Participation ratio of the variance: the number of equal, independent directions with the "
+        f"same spread, out of {widths_named(run).removesuffix(' wide')}."
     )
     names = [name for name, _ in series if name]
     yield Section("Effective dimensions", text, html + charts.key(names))
@@ -227,23 +227,23 @@ def _grids(dataset: ActivationDataset, found: Survey) -> Section:
     spans = samples_with_grids(found.places) if dataset.metadata.run.pooling == "none" else []
     unknown = found.places.samples[found.places.cells[:, 1] == UNKNOWN_CELL]
     if spans:
-        text = "Each cell in its color, and in its middle the norm of its token's vector."
+        text = "Each cell has its color. The square in its middle shows the norm of its token."
     elif dataset.metadata.run.pooling == "none" and len(unknown):
         text = (
-            "Nothing to draw: the tokenizer does not give each cell a token of its own, so the "
-            "cells of prompts are unknown."
+            "Nothing to draw: the tokenizer does not have one token for each cell, so the cells of "
+            "prompts are unknown."
         )
     elif dataset.metadata.run.pooling == "none":
-        text = "Nothing to draw: no prompt that was read shows grids of a size that can be drawn."
+        text = "Nothing to draw: no prompt that was read has grids of a suitable size."
     else:
         text = "Nothing to draw: the dataset has one vector for each prompt."
     if spans and len(unknown):
         text += (
-            " Left out, because their cells could not be mapped to tokens one to one: "
-            f"{count_of(len(np.unique(unknown)), 'prompt')}."
+            f" Left out: {count_of(len(np.unique(unknown)), 'prompt')} whose cells could not be "
+            "mapped to tokens one to one."
         )
     if (tokens := dataset.metadata.run.settings.get("tokens", "all")) != "all":
-        text += f" Only the chosen tokens are drawn: {tokens}."
+        text += f" The drawings show only the chosen tokens: {tokens}."
     html = ""
     for span in spans:
         places = dataset.locate(found.numbers[span])
@@ -254,9 +254,9 @@ def _grids(dataset: ActivationDataset, found: Survey) -> Section:
 
 
 def _details(metadata: Metadata) -> str:
-    """The run's description, with the first of its input files."""
+    """Return HTML with the description of the run and its first input files."""
     inputs = [f"{each.path} ({size(each.bytes)})" for each in metadata.run.inputs]
     if len(inputs) > _INPUTS_SHOWN:
         inputs[_INPUTS_SHOWN:] = [f"and {len(inputs) - _INPUTS_SHOWN:,} more"]
     text = json.dumps(asdict(metadata.run) | {"inputs": inputs}, indent=2, ensure_ascii=False)
-    return f"<details><summary>How it was made</summary><pre>{escape(text)}</pre></details>"
+    return f"<details><summary>Run description</summary><pre>{escape(text)}</pre></details>"

@@ -1,4 +1,4 @@
-"""Likeness of sites, from the Gram matrices of the same vectors at each of them."""
+"""Similarity of sites, computed from the Gram matrices of the same vectors at each site."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Likeness:
         vectors: number of vectors that were compared.
         alignment: [sites, sites] float64, linear centered kernel alignment: 1 if one site is a
             rotated, scaled and shifted copy of the other, about 0 if they are independent. The
-            estimate is unbiased (Song et al. 2012; Nguyen, Raghu, Kornblith 2021); the biased one
-            finds that few vectors in many dimensions are always alike.
-        dimensions: [sites] float64, participation ratio of the variance: how many equal,
-            independent directions would spread as much.
+            estimate is unbiased (Song et al. 2012; Nguyen, Raghu, Kornblith 2021). The biased
+            estimate is always high for few vectors in many dimensions.
+        dimensions: [sites] float64, participation ratio of the variance: the number of equal,
+            independent directions with the same spread.
     """
 
     vectors: int
@@ -32,8 +32,8 @@ def compare_sites(grams: Sequence[NDArray[np.floating]], kept: NDArray[np.bool_]
     """Compare sites.
 
     Args:
-        grams: for each site [n, n], products of the same n vectors with each other.
-        kept: [n] bool, which vectors to compare; at least 4.
+        grams: [n, n] for each site, dot products of the same n vectors.
+        kept: [n] bool, True for vectors to compare; at least 4.
     """
     centered = np.stack([_centered(gram[np.ix_(kept, kept)]) for gram in grams])
     sites, n, _ = centered.shape
@@ -54,7 +54,7 @@ def compare_sites(grams: Sequence[NDArray[np.floating]], kept: NDArray[np.bool_]
 
 
 def _centered(gram: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Gram matrix of the same vectors around their mean."""
+    """Return the Gram matrix of the vectors minus their mean."""
     wide = gram.astype(np.float64)
     means = wide.mean(axis=0)
     centered: NDArray[np.float64] = wide - means - means[:, None] + means.mean()

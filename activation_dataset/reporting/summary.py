@@ -1,4 +1,4 @@
-"""What metadata.json says about a dataset, in facts, tables and words for people."""
+"""Summary of metadata.json in facts, tables and sentences."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from activation_dataset.sites import (
 from activation_dataset.statistics import LayerStatistics
 
 OUTLIER_FACTORS = (10, 100)
-"""Multiples of a site's median norm from which a vector counts as an outlier."""
+"""Multiples of a site's median norm at which a vector counts as an outlier."""
 
 MASSIVE_FACTOR = 10
-"""Multiple of the median root mean square from which a dimension counts as massive."""
+"""Multiple of the median root mean square at which a dimension counts as massive."""
 
 POOLINGS_EXPLAINED: dict[Pooling, str] = {
     "last": "the last token of each prompt",
@@ -52,13 +52,18 @@ HOOK_POINTS_EXPLAINED: dict[HookPoint, str] = {
 
 @dataclass(frozen=True)
 class Table:
-    """Table of text: names of the columns, and groups of rows. The only group has an empty name."""
+    """Table of text.
+
+    Attributes:
+        head: names of the columns.
+        groups: rows of each group, by name. If there is only one group, its name is empty.
+    """
 
     head: Sequence[str]
     groups: Mapping[str, Sequence[Sequence[str]]]
 
     def text(self) -> str:
-        """Lines for a terminal."""
+        """Return the lines for a terminal."""
         every = [self.head, *(row for rows in self.groups.values() for row in rows)]
         widths = [max(map(len, column)) for column in zip(*every, strict=True)]
 
@@ -73,7 +78,7 @@ class Table:
         return text
 
     def html(self, css: str = "") -> str:
-        """HTML with a CSS class."""
+        """Return the HTML, with a CSS class."""
         body = "".join(f"<th>{escape(each)}</th>" for each in self.head)
         for group, rows in self.groups.items():
             if group:
@@ -85,7 +90,7 @@ class Table:
 
 
 def facts(metadata: Metadata) -> list[tuple[str, str, str]]:
-    """What the dataset is and how it was made: name, value, and more about it."""
+    """Return facts about the dataset and its origin: name, value and note of each fact."""
     run = metadata.run
     statistics = metadata.statistics.values()
     outliers = max(outlier_counts(each)[0] for each in statistics)
@@ -117,13 +122,13 @@ def facts(metadata: Metadata) -> list[tuple[str, str, str]]:
             f"{run.storage_dtype}, {count_of(len(files), 'file')} in "
             f"{count_of(len(metadata.shards), 'shard')}",
         ),
-        ("outliers", f"{outliers:,}", f"in the worst layer; {nonfinite} in all"),
+        ("outliers", f"{outliers:,}", f"in the worst layer; {nonfinite} in total"),
         *inputs(metadata),
     ]
 
 
 def widths_named(run: RunDescription) -> str:
-    """Elements of a vector, such as "896 wide" or "q 896, k 128 wide"."""
+    """Return the widths of the sites as text, such as "896 wide" or "q 896, k 128 wide"."""
     widths = by_hook_point(run.sites, [run.width(site) for site in run.sites])
     named = {each: " or ".join(map("{:,}".format, sorted({*widths[each]}))) for each in widths}
     if len(set(named.values())) == 1:
@@ -132,50 +137,50 @@ def widths_named(run: RunDescription) -> str:
 
 
 def _choice(run: RunDescription) -> str:
-    """Which tokens are chosen, and how long a window of a document is, where not as by default."""
+    """Return text on the choice of tokens and the context window, if they are not the defaults."""
     text = ""
     if (tokens := run.settings.get("tokens", "all")) != "all":
-        text = f"; of the tokens {tokens}"
+        text = f"; chosen tokens: {tokens}"
     if size := run.settings.get("context_size"):
         text += f"; documents in windows of {size} tokens"
         if overlap := run.settings.get("context_overlap"):
-            text += f", of which {overlap} are repeated"
+            text += f" with an overlap of {overlap}"
     if bos := run.settings.get("prepend_bos"):
-        text += f"; after a token that is put before each sample: {bos}"
+        text += f"; token prepended to each sample: {bos}"
     return text
 
 
 def inputs(metadata: Metadata) -> list[tuple[str, str, str]]:
-    """What became of the inputs: name, value, and more about it."""
+    """Return facts about the inputs: name, value and note of each fact."""
     rows = counted(metadata.counts)
     if skipped := metadata.skipped_files:
         named = ", ".join(skipped[:3]) + (", ..." if len(skipped) > 3 else "")
         rows.append(("skipped", count_of(len(skipped), "file"), named))
     if repeated := metadata.duplicate_tasks:
-        note = "with the content of another; see errors/notices.jsonl"
+        note = "same content as an earlier task; see errors/notices.jsonl"
         rows.append(("repeated", count_of(repeated, "task"), note))
     return rows
 
 
 def counted(counts: InputCounts) -> list[tuple[str, str, str]]:
-    """What was read, written, rejected and truncated: name, value, and more about it."""
+    """Return the counts of a run as facts: name, value and note of each fact."""
     rows = []
     for noun, each in (("task", counts.tasks), ("sample", counts.samples)):
         rejected = f"{sum(each.rejected.values()):,} rejected{_reasons(each.rejected)}"
         rows.append(("read", count_of(each.read, noun), f"{each.written:,} written, {rejected}"))
     if counts.rejected_files:
         files = count_of(sum(counts.rejected_files.values()), "file")
-        rows.append(("rejected", files, f"in whole or in part{_reasons(counts.rejected_files)}"))
+        rows.append(("rejected", files, f"whole or in part{_reasons(counts.rejected_files)}"))
     if counts.samples.unchosen:
         samples = count_of(counts.samples.unchosen, "sample")
-        rows.append(("left out", samples, "in which no token is chosen"))
+        rows.append(("left out", samples, "without a chosen token"))
     if counts.truncated_samples:
         samples = count_of(counts.truncated_samples, "sample")
         tokens = count_of(counts.truncated_tokens, "token")
-        rows.append(("cut off", tokens, f"the ends of {samples}"))
+        rows.append(("cut off", tokens, f"at the end of {samples}"))
     if counts.unknown_cell_samples:
         samples = count_of(counts.unknown_cell_samples, "sample")
-        rows.append(("unknown", "cells", f"of {samples}: tokens do not show one cell each"))
+        rows.append(("unknown", "cells", f"of {samples}: cells and tokens do not match one to one"))
     return rows
 
 
@@ -185,7 +190,7 @@ def _reasons(rejected: Mapping[str, int]) -> str:
 
 
 def inspect(path: str, metadata: Metadata) -> str:
-    """Text for a terminal: facts, and a table of the layers."""
+    """Return text for a terminal: facts and a table of the layers."""
     text = f"{path}\n"
     for name, value, note in facts(metadata):
         text += f"  {name:<9} {value}" + (f"; {note}" if note else "") + "\n"
@@ -194,7 +199,10 @@ def inspect(path: str, metadata: Metadata) -> str:
 
 
 def layer_table(metadata: Metadata) -> Table:
-    """Norms of each site, 80 letters wide; non-finite vectors have a column if there are any."""
+    """Return a table of the norms of each site, at most 80 characters wide.
+
+    If the dataset has non-finite vectors, the last column counts them.
+    """
     nonfinite = any(each.nonfinite_count for each in metadata.statistics.values())
     head = ["layer", "mean", "rms", "p1", "median", "p99", "max", "max/median"]
     head += [f">={factor}x" for factor in OUTLIER_FACTORS] + ["non-finite"] * nonfinite
@@ -211,29 +219,36 @@ def layer_table(metadata: Metadata) -> Table:
 
 
 def quantiles(statistics: LayerStatistics, *qs: float) -> list[float]:
-    """Quantiles of the norms of a site, to within 1/128; 0 if there are none."""
+    """Return quantiles of the norms of a site, with a relative error of at most 1/128.
+
+    The quantiles are 0 if the site has no finite vectors.
+    """
     return [min(statistics.norm_histogram.quantile(q), statistics.max_norm) for q in qs]
 
 
 def outlier_counts(statistics: LayerStatistics) -> list[int]:
-    """Number of vectors of at least 10 and of at least 100 times the median norm of a site."""
+    """Return the numbers of vectors with at least 10 and 100 times the median norm of a site."""
     norms = statistics.norm_histogram
     (median,) = quantiles(statistics, 0.5)
     return [norms.count_from(each * median) if median else 0 for each in OUTLIER_FACTORS]
 
 
 def shares(statistics: LayerStatistics) -> NDArray[np.float64]:
-    """[hidden] float64: share of each dimension of the mean squared norm of a site."""
+    """Return the share of each dimension in the mean squared norm of a site, [hidden] float64."""
     squares = statistics.mean**2 + statistics.variance
     result: NDArray[np.float64] = squares / max(float(squares.sum()), 1e-300)
     return result
 
 
 def massive_dimensions(metadata: Metadata) -> list[tuple[int, list[Site], float]]:
-    """Dimensions whose root mean square is MASSIVE_FACTOR times the median one at some sites.
+    """Return the dimensions whose root mean square is MASSIVE_FACTOR times the median at some site.
 
-    Each comes with these sites and its largest share of the squared norm, largest share first. All
-    sites of the stream share their dimensions, queries or heads have others.
+    All sites of the residual stream share their dimensions. Other hook points, such as queries,
+    have their own.
+
+    Returns:
+        For each dimension, its number, the sites where it is massive, and its largest share of the
+        squared norm. The largest share comes first.
     """
     found: dict[tuple[str, int], tuple[list[Site], float]] = {}
     for site, statistics in metadata.statistics.items():
@@ -248,7 +263,7 @@ def massive_dimensions(metadata: Metadata) -> list[tuple[int, list[Site], float]
 
 
 def massive_line(metadata: Metadata, most: int = 8) -> str:
-    """Sentence about the massive dimensions, of which the first are named."""
+    """Return a sentence that names at most `most` massive dimensions."""
     found = massive_dimensions(metadata)
     named = [
         f"{each} (layers {layers_named(sites)}, up to {share:.0%} of the squared norm)"
@@ -259,7 +274,7 @@ def massive_line(metadata: Metadata, most: int = 8) -> str:
 
 
 def number(value: float) -> str:
-    """Three significant digits or more, without an exponent where that is readable."""
+    """Format a number with at least three significant digits, if possible without an exponent."""
     if value == 0:
         return "0"
     if not 1e-3 <= abs(value) < 1e9:
@@ -269,7 +284,7 @@ def number(value: float) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes in decimal units."""
+    """Format a number of bytes in decimal units."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if count < 999.5:
             return f"{count:.0f} B" if unit == "B" else f"{number(count)} {unit}"
@@ -278,5 +293,5 @@ def size(count: float) -> str:
 
 
 def count_of(count: int, singular: str) -> str:
-    """A count and its noun, such as "1 sample" and "2 samples"."""
+    """Format a count and its noun, such as "1 sample" and "2 samples"."""
     return f"{count:,} {singular}" + ("" if count == 1 else "s")

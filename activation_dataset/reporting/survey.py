@@ -1,4 +1,4 @@
-"""Survey of a dataset: norms of its vectors, where each comes from, and how alike the sites are."""
+"""Survey of a dataset: norms and origins of its vectors, and similarity of its sites."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from activation_dataset.reporting.summary import OUTLIER_FACTORS, quantiles
 from activation_dataset.sites import Site
 from activation_dataset.storage_dtype import to_float32
 
-# Bounds of a survey that does not read everything: shards, vectors of each site, and bytes of the
-# vectors of all sites. The last two are rounded up to whole samples.
+# Bounds of a survey that does not read everything: number of shards, vectors of each site, and
+# bytes of the vectors of all sites. The last two are rounded up to whole samples.
 MAX_SHARDS = 64
 MAX_VECTORS = 1 << 15
 MAX_BYTES = 1 << 30
@@ -32,13 +32,15 @@ class Survey:
     """Findings of a survey, which reads whole samples of some shards.
 
     Attributes:
-        lengths: [prompts] int64, tokens of each prompt of these shards.
-        repeated: number of prompts with exactly the tokens of an earlier one.
+        shards: number of these shards.
+        lengths: [prompts] int64, number of tokens of each prompt of these shards.
+        repeated: number of prompts with exactly the tokens of an earlier prompt.
         numbers: [n] int64, numbers of the vectors that were read at each site.
-        factors: [sites, n] float32, norms in medians of the site; NaN if a vector is not finite, 0
-            if the median is 0.
-        likeness: comparison of the sites on vectors that are outliers nowhere; None if there is one
-            site, or too few vectors.
+        places: places of these vectors.
+        factors: [sites, n] float32, norms in medians of the site; NaN for a non-finite vector, 0 if
+            the median is 0.
+        likeness: comparison of the sites on vectors that are not outliers at any site; None if
+            there is only one site, or too few vectors.
     """
 
     shards: int
@@ -50,10 +52,14 @@ class Survey:
     likeness: Likeness | None
 
     def mean_factors(self, groups: NDArray[np.int64], count: int) -> NDArray[np.float64]:
-        """[sites, count] float64: mean of the finite factors of each group, NaN if it has none.
+        """Return the mean of the finite factors of each group.
 
         Args:
-            groups: [n] int64, the group of each vector; negative for none.
+            groups: [n] int64, group of each vector; negative for vectors without a group.
+            count: number of groups.
+
+        Returns:
+            [sites, count] float64, NaN for a group without finite factors.
         """
         means = np.full((len(self.factors), count), np.nan)
         for factors, row in zip(self.factors, means, strict=True):
@@ -65,11 +71,12 @@ class Survey:
 
 
 def survey(dataset: ActivationDataset, whole: bool = False, seed: int = 0) -> Survey:
-    """Read a dataset site by site, or as much of it as the bounds above allow.
+    """Read a dataset site by site, within the bounds above.
 
     Args:
-        whole: read every vector.
-        seed: decides which vectors a bounded survey reads.
+        dataset: dataset to read.
+        whole: True to ignore the bounds and read every vector.
+        seed: seed of the choice of vectors in a bounded survey.
 
     Raises:
         CorruptRecordError: a record is damaged.
@@ -109,7 +116,7 @@ def survey(dataset: ActivationDataset, whole: bool = False, seed: int = 0) -> Su
 
 
 def _bounded(chunks: Sequence[Chunk], bound: int, rng: np.random.Generator) -> list[Chunk]:
-    """Random chunks, in their order, with just enough vectors to reach the bound."""
+    """Return randomly chosen chunks, in order, with just enough vectors to reach the bound."""
     order = rng.permutation(len(chunks))
     ends = np.cumsum([len(chunks[place].numbers) for place in order.tolist()])
     chosen = order[: np.searchsorted(ends, bound) + 1]
@@ -119,10 +126,17 @@ def _bounded(chunks: Sequence[Chunk], bound: int, rng: np.random.Generator) -> l
 def _read(
     dataset: ActivationDataset, site: Site, chunks: Sequence[Chunk], compared: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-    """Read norms [n] float64 of a site, NaN if a vector is not finite, and `compared` vectors.
+    """Read the norms of a site, and the vectors to compare with other sites.
 
-    The vectors, [m, hidden] float32, are those at ascending places [m] int64 among the ones that
-    are read, minus the site's mean, 0 if not finite.
+    Args:
+        dataset: dataset to read.
+        site: site to read.
+        chunks: chunks to read.
+        compared: [m] int64, ascending indices of the vectors to compare, among all vectors read.
+
+    Returns:
+        Norms [n] float64, NaN for a non-finite vector, and vectors [m, hidden] float32 minus the
+        mean of the site, 0 for a non-finite vector.
     """
     mean = dataset.metadata.statistics[site].mean.astype(np.float32)
     norms = np.empty(sum(len(chunk.numbers) for chunk in chunks))
@@ -141,7 +155,7 @@ def _read(
 
 
 def _digests(index: ShardIndex) -> list[bytes]:
-    """Digest of the tokens of each prompt of a shard."""
+    """Return a digest of the tokens of each prompt of a shard."""
     ends = index.token_ends.tolist()
     return [
         hashlib.blake2b(index.token_ids[start:end].tobytes(), digest_size=16).digest()

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# What a project needs before its first job: APIs, a bucket, an image repository, and two accounts,
-# for the workers and for the image's build, neither of which may do more than its work. Run again,
-# it changes nothing that is there.
+# Prepares a project for its first job: enables APIs, creates a bucket and an image repository, and
+# creates two accounts with minimal roles, one for the workers and one for builds of the image. If
+# the script runs again, it does not change existing resources.
 #
 #   scripts/cloud/setup.sh PROJECT REGION BUCKET
 set -euo pipefail
@@ -22,8 +22,7 @@ gcloud services enable --project "$project" \
     compute.googleapis.com dataflow.googleapis.com iam.googleapis.com logging.googleapis.com \
     storage.googleapis.com
 
-# The bucket in the workers' region: model and tasks are read, and activations written, at no charge
-# for traffic.
+# The bucket is in the region of the workers, so traffic between the two is free of charge.
 if ! gcloud storage buckets describe "$bucket" --project "$project" >/dev/null 2>&1; then
     gcloud storage buckets create "$bucket" --project "$project" --location "$region" \
         --uniform-bucket-level-access --public-access-prevention
@@ -57,13 +56,13 @@ on_repository() { # ACCOUNT ROLE
         --location "$region" --member "serviceAccount:$1" --role "$2" >/dev/null
 }
 
-# dataflow.worker lets a machine take work from the service; the data are in this bucket, and the
-# image in this repository.
+# dataflow.worker allows a machine to receive work from the service. The other roles give access to
+# the data in the bucket and the image in the repository.
 on_project "$worker" roles/dataflow.worker
 on_bucket "$worker" roles/storage.objectUser
 on_repository "$worker" roles/artifactregistry.reader
 
-# A new project's default build account may have no role at all, or that of an editor.
+# The default build account of a new project has either no role at all or the editor role.
 on_project "$builder" roles/logging.logWriter
 on_bucket "$builder" roles/storage.objectUser
 on_repository "$builder" roles/artifactregistry.writer
@@ -73,7 +72,8 @@ bucket           $bucket
 image            $region-docker.pkg.dev/$project/$repository/job:TAG
 worker account   $worker
 build account    $builder
-Whoever launches jobs needs roles/dataflow.developer on the project and
-roles/iam.serviceAccountUser on the worker account; whoever builds images,
-roles/cloudbuild.builds.editor and the same on the build account.
+To launch jobs, a user needs roles/dataflow.developer on the project and
+roles/iam.serviceAccountUser on the worker account. To build images, a user needs
+roles/cloudbuild.builds.editor on the project and roles/iam.serviceAccountUser
+on the build account.
 EOF

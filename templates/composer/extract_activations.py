@@ -1,7 +1,7 @@
-"""A DAG for Cloud Composer: launch the Flex Template, then check that the dataset is complete.
+"""DAG for Cloud Composer: launch the Flex Template, then check that the dataset is complete.
 
-All values come from the run's configuration (`airflow dags trigger --conf`), with the defaults
-below; the form in the Airflow UI shows them. A retry uses the same output folder, so the job
+All values come from the run configuration (`airflow dags trigger --conf`) or from the defaults
+below, which the form in the Airflow UI shows. A retry uses the same output folder, so the job
 resumes from the finished files.
 """
 
@@ -17,21 +17,21 @@ from airflow.providers.google.cloud.operators.dataflow import DataflowStartFlexT
 GCS_PATH = r"^gs://[^/]+/.+"
 
 PARAMS = {
-    "project": Param(type="string", description="Project that the job runs in and is billed to."),
+    "project": Param(type="string", description="Project that runs the job and pays for it."),
     "region": Param(
         "us-west4", type="string", description="Region with quota for the accelerator."
     ),
-    "template": Param(type="string", pattern=GCS_PATH, description="The Flex Template's file."),
-    "image": Param(type="string", description="The image that the template was built with."),
+    "template": Param(type="string", pattern=GCS_PATH, description="File of the Flex Template."),
+    "image": Param(type="string", description="Image that the template was built with."),
     "service_account": Param(type="string", description="Account that the workers run as."),
     "temp_location": Param(type="string", pattern=GCS_PATH, description="Folder for staging."),
     "model_path": Param(type="string", description="gs:// folder, hub id or random:PRESET."),
     "tasks_file": Param(type="string", description="Files, globs or folders of tasks."),
     "output_dir": Param(type="string", pattern=GCS_PATH, description="Folder of the dataset."),
-    "accelerator": Param("tpu-v5e-1", type="string", description="What each worker has."),
-    "num_workers": Param(1, type="integer", minimum=1, description="Workers, from start to end."),
+    "accelerator": Param("tpu-v5e-1", type="string", description="Accelerator of each worker."),
+    "num_workers": Param(1, type="integer", minimum=1, description="Fixed number of workers."),
     "parameters": Param(
-        {}, type="object", description="Further template parameters: names and texts."
+        {}, type="object", description="Further template parameters, values by name."
     ),
 }
 
@@ -55,7 +55,7 @@ def launch_body(params: dict[str, Any]) -> dict[str, Any]:
                 "serviceAccountEmail": params["service_account"],
                 "tempLocation": params["temp_location"],
                 "stagingLocation": params["temp_location"],
-                # The launcher imports the whole job, which takes minutes on the smallest machine.
+                # The launcher imports the whole job. The smallest machine needs minutes for this.
                 "launcherMachineType": "e2-standard-4",
             },
         }
@@ -63,18 +63,19 @@ def launch_body(params: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_metadata(metadata: dict[str, Any]) -> str:
-    """Return one line about a complete dataset.
+    """Return a one-line summary of a complete dataset.
 
     Raises:
-      ValueError: if the dataset is empty, or its shards do not add up.
+        ValueError: the dataset is empty, or the counts of its shards do not add up.
     """
     samples = sum(shard["samples"] for shard in metadata["batches"])
     if samples != metadata["total_samples"]:
         raise ValueError(
-            f"metadata.json counts {metadata['total_samples']} samples, its shards {samples}"
+            f"metadata.json: total_samples is {metadata['total_samples']}, but the shards have "
+            f"{samples} samples"
         )
     if not samples:
-        raise ValueError("the dataset is empty: errors/ in the output folder says why")
+        raise ValueError("the dataset is empty: see errors/ in the output folder for the reasons")
     return (
         f"{samples} samples, {len(metadata['batches'])} shards, "
         f"layers {metadata['layers_extracted']} of {metadata['model_name']}"
@@ -86,13 +87,15 @@ def check_metadata(metadata: dict[str, Any]) -> str:
     schedule=None,
     start_date=datetime.datetime(2026, 1, 1),
     catchup=False,
-    # Two jobs that write to one folder would stop each other.
+    # A second job in the same output folder would stop the first.
     max_active_runs=1,
     params=PARAMS,
     tags=["dataflow"],
     doc_md=__doc__,
 )
 def extract_activations() -> None:
+    """Launch the job, wait for its end, and check the dataset."""
+
     @task
     def request(params: dict[str, Any]) -> dict[str, Any]:
         return launch_body(params)
@@ -112,7 +115,7 @@ def extract_activations() -> None:
         poll_sleep=60,
         retries=2,
         retry_delay=datetime.timedelta(minutes=5),
-        # The trigger waits forever for a job that someone cancels; this ends the wait.
+        # Without a timeout, the trigger would wait forever for a canceled job.
         execution_timeout=datetime.timedelta(days=2),
     )
     extract >> check()

@@ -1,4 +1,4 @@
-"""The template's metadata.json, generated from the flags of the job so that the two agree.
+"""Generator of the template's metadata.json from the flags of the job.
 
 python templates/flex/metadata.py > templates/flex/metadata.json
 """
@@ -14,7 +14,7 @@ from beam_pipeline.options import build_parser
 REQUIRED = {"model_path", "tasks_file", "output_dir", "accelerator", "sdk_container_image"}
 
 INTERNAL = {"help", "gcs_bucket", "no_progress", "upload_to_cloud"}
-"""Flags without a parameter: there is no terminal, and the others are another --output_dir."""
+"""Flags without a parameter: help and progress need a terminal, the others replace --output_dir."""
 
 HOOK_POINT = f"({'|'.join(HOOK_POINTS)})"
 
@@ -29,11 +29,11 @@ PATTERNS = {
     "max_rejected": r"^[0-9]+$",
     "mesh_shape": r"^[1-9][0-9]*,[1-9][0-9]*$",
     "output_dir": r"^gs://[^/]+/.+$",
-    "samples_per_shard": r"^[1-9][0-9]*$",
+    "samples_per_shard": r"^(auto|[1-9][0-9]*)$",
     "tasks_file": r"^gs://[^/]+/.+$",
     "upload_memory": r"^[1-9][0-9]*([kMGTP]B)?$",
 }
-TYPES = {"output_dir": "GCS_WRITE_FOLDER"}
+TYPES = {"output_dir": "GCS_WRITE_FOLDER", "samples_per_shard": "TEXT"}
 
 IMAGE = {
     "name": "sdk_container_image",
@@ -76,7 +76,7 @@ def _parameter(action: argparse.Action, group: str) -> dict[str, Any]:
         parameter["enumOptions"] = [{"value": choice, "label": choice} for choice in action.choices]
     elif isinstance(action.default, bool):
         parameter["paramType"] = "BOOLEAN"
-    elif isinstance(action.default, int):
+    elif isinstance(action.default, int) and name not in TYPES:
         parameter["paramType"] = "NUMBER"
     if name in PATTERNS:
         parameter["regexes"] = [PATTERNS[name]]

@@ -1,4 +1,4 @@
-"""Small datasets, written as the job writes them."""
+"""Small datasets with the same files as the job writes."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ DIGITS: Json = [[15 + digit] for digit in range(10)]
 
 
 def text_prompt(sample_id: str, task_id: str, token_ids: NDArray[np.int32]) -> Prompt:
-    """A prompt without a grid."""
+    """Return a prompt without a grid."""
     return Prompt(sample_id, task_id, token_ids, np.full((len(token_ids), 4), -1, np.int16))
 
 
 def make_prompts(lengths: Sequence[int], seed: int = 0) -> list[Prompt]:
-    """One prompt for each length: a word, the cells of a column, a word; with random token ids."""
+    """Return prompts of the given lengths: a word, the cells of a column, and a word."""
     rng = np.random.default_rng(seed)
     prompts = []
     for index, length in enumerate(lengths):
@@ -47,7 +47,7 @@ def make_prompts(lengths: Sequence[int], seed: int = 0) -> list[Prompt]:
 
 
 def fields_of(sample: Sample | Prompt) -> dict[str, Any]:
-    """A sample or a prompt to be compared with others."""
+    """Return the fields of a sample or prompt, with arrays as lists for comparisons."""
     return {
         name: value.tolist() if isinstance(value, np.ndarray) else value
         for name, value in vars(sample).items()
@@ -55,12 +55,12 @@ def fields_of(sample: Sample | Prompt) -> dict[str, Any]:
 
 
 def frames_of(prompts: Sequence[Prompt], kind: RecordKind) -> list[RecordFrame]:
-    """The frames of prompts."""
+    """Return the frames of prompts."""
     return [frame_record(kind.sample(prompt), kind) for prompt in prompts]
 
 
 def counts_of(prompts: Iterable[Prompt], rejected: Mapping[str, int] | None) -> InputCounts:
-    """The counts of prompts of a task each, and of rejected tasks by reason."""
+    """Return the counts of prompts with one task each, and of rejected tasks by reason."""
     written = sum(map(Written.of, prompts), Written())
     written = replace(written, tasks=written.samples)
     reasons = (rejected or {}).items()
@@ -70,7 +70,7 @@ def counts_of(prompts: Iterable[Prompt], rejected: Mapping[str, int] | None) -> 
 
 
 def stored(rows: NDArray[np.float32], storage_dtype: StorageDtype) -> NDArray[Any]:
-    """Vectors as they are stored."""
+    """Convert vectors [n, hidden] to stored rows."""
     if storage_dtype == "float32":
         return rows
     if storage_dtype == "bfloat16":
@@ -87,7 +87,7 @@ def stored(rows: NDArray[np.float32], storage_dtype: StorageDtype) -> NDArray[An
 def make_rows(
     prompts: Sequence[Prompt], pooling: Pooling, hidden: int, seed: int
 ) -> NDArray[np.float32]:
-    """[vectors, hidden] float32 with one dimension of massive activations, as Qwen has."""
+    """Return [vectors, hidden] float32 with one dimension of massive activations, as in Qwen."""
     chosen = sum(len(prompt.chosen_ids) for prompt in prompts)
     count = chosen if pooling == "none" else len(prompts)
     rows = np.random.default_rng(seed).standard_normal((count, hidden), dtype=np.float32)
@@ -96,7 +96,7 @@ def make_rows(
 
 
 def row_seed(site: Site, shard: int) -> int:
-    """The seed of `make_rows` for a site of a shard."""
+    """Return the seed of `make_rows` for a site of a shard."""
     layer, hook_point = place_of(site)
     return 100 * layer + shard + 10_000 * (len(HOOK_POINTS) - 1 - HOOK_POINTS.index(hook_point))
 
@@ -109,6 +109,7 @@ def describe(
     hook_points: tuple[HookPoint, ...] = ("resid_post",),
     widths: Mapping[Site, int] | None = None,
 ) -> RunDescription:
+    """Return the description of a run."""
     return RunDescription(
         model_name="random:tiny",
         layers_extracted=layers,
@@ -141,9 +142,20 @@ def write_dataset(
     hook_points: tuple[HookPoint, ...] = ("resid_post",),
     widths: Mapping[Site, int] | None = None,
 ) -> Metadata:
-    """Write a dataset with the given prompt lengths in each shard, and return its metadata.
+    """Write a dataset and return its metadata.
 
-    The samples of a shard are those of `prompts_of` with its seed, by default its number.
+    Args:
+        folder: folder to write.
+        shards: prompt lengths of each shard.
+        pooling: pooling of the vectors.
+        storage_dtype: dtype of the stored elements.
+        hidden: number of elements of a vector.
+        layers: layer numbers.
+        rejected: number of rejected tasks by reason.
+        seeds: seed of each shard's prompts, by default the number of the shard.
+        prompts_of: function that returns prompts of the given lengths for a seed.
+        hook_points: hook points of each layer.
+        widths: width of each site whose width is not `hidden`.
     """
     run = describe(pooling, storage_dtype, hidden, layers, hook_points, widths)
     merges = {site: OrderedMerge() for site in run.sites}

@@ -52,7 +52,7 @@ def test_pooling_is_that_of_the_records():
 
 
 def test_the_tolerance_is_what_rounding_explains():
-    """tests/end_to_end/test_certify.py has the others."""
+    """tests/end_to_end/test_certify.py covers the other dtypes."""
     run = replace(describe("last", "bfloat16", 8), compute_dtype="float32")
     assert default_tolerance(run) == 5e-3
     assert default_tolerance(replace(run, compute_dtype="bfloat16")) == 0.045

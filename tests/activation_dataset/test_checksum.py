@@ -10,7 +10,7 @@ from activation_dataset.checksum import crc32c, crc32c_of_stream
 
 
 def test_published_values():
-    # RFC 3720, appendix B.4, and the check value of the CRC catalogue.
+    # RFC 3720, appendix B.4, and the check value of the CRC catalog.
     assert crc32c(bytes(32)) == 0x8A9136AA
     assert crc32c(b"\xff" * 32) == 0x62A8AB43
     assert crc32c(bytes(range(32))) == 0x46DD794E

@@ -6,7 +6,7 @@ import pytest
 from activation_dataset.example import ExampleError, decode_example, encode_prefix, encode_suffix
 from activation_dataset.format import Sample
 
-# Protobuf by hand, independent of the encoder; all lengths are below 128.
+# A protobuf encoder independent of the package, for lengths below 128.
 
 
 def delimited(number, content):
@@ -44,7 +44,7 @@ def message(entries):
 
 @pytest.mark.parametrize("truncated", [0, 5])
 def test_the_bytes_are_those_of_the_specification(truncated: int):
-    """A prompt that was not truncated has no feature for it."""
+    """A prompt that was not truncated has no feature truncated_tokens."""
     suffix = encode_suffix(replace(SAMPLE, truncated_tokens=truncated), (1,))
     data = encode_prefix(4, len(suffix)) + b"\1\2\3\4" + suffix
     more = {"truncated_tokens": entry(b"truncated_tokens", packed(5))} if truncated else {}
@@ -69,7 +69,7 @@ def test_the_bytes_are_those_of_the_specification(truncated: int):
     ],
 )
 def test_other_encodings_are_refused(entries):
-    """Also those that protobuf allows, such as another order or lists that are not packed."""
+    """The decoder also rejects valid protobuf, such as another order or unpacked lists."""
     with pytest.raises(ExampleError, match=r"not a record of this|not encoded as this|shape has"):
         decode_example(message(ENTRIES | entries))
 

@@ -70,7 +70,7 @@ def test_a_wrong_value_is_said(dataset, capsys, flag, value):
 
 
 def test_as_a_program_without_the_libraries_of_the_job(dataset):
-    """With Beam, JAX, TensorFlow and protobuf out of reach."""
+    """The command must not import Beam, JAX, TensorFlow, protobuf or torch."""
     (dataset / "sitecustomize.py").write_text(
         "import sys\n"
         "for name in ('apache_beam', 'jax', 'tensorflow', 'google.protobuf', 'torch'):\n"

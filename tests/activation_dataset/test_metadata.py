@@ -76,7 +76,7 @@ def sealed(value):
 
 
 def changed(path, value):
-    """The metadata with one field set (or removed, if the value is ...) and a digest that fits."""
+    """Return the metadata with one field set, or removed for `...`, and a valid digest."""
     whole = json.loads(METADATA.to_json())
     *parents, last = path
     inner = whole
@@ -148,7 +148,7 @@ def test_floats_keep_every_bit(values):
         (
             ["counts", "tasks", "read"],
             7,
-            r"^counts\.tasks: read is 7, but 3 are written, 0 left",
+            r"^counts\.tasks: read is 7, but 3 were written, 0 left",
         ),
         (
             ["counts", "samples"],
@@ -158,12 +158,12 @@ def test_floats_keep_every_bit(values):
         (
             ["counts", "tasks"],
             {"read": 5, "written": 5, "unchosen": 0, "rejected": {}},
-            "4 samples .* 5 tasks",
+            "4 samples of 5 tasks",
         ),
-        (["counts", "truncated_samples"], 5, "^counts: 40 tokens are cut off 5 of 4 samples"),
+        (["counts", "truncated_samples"], 5, "^counts: 40 tokens were cut off 5 of 4 samples"),
         (["counts", "unknown_cell_samples"], 5, "^counts: 5 of 4 samples have unknown cells"),
-        (["counts", "truncated_tokens"], 1, "^counts: 1 tokens are cut off 2 of 4 samples"),
-        (["counts", "truncated_samples"], 0, "^counts: 40 tokens are cut off 0 of 4 samples"),
+        (["counts", "truncated_tokens"], 1, "^counts: 1 tokens were cut off 2 of 4 samples"),
+        (["counts", "truncated_samples"], 0, "^counts: 40 tokens were cut off 0 of 4 samples"),
         (["weights", "fingerprint"], ..., r"^weights\.fingerprint is missing"),
         (["comment"], "mine", "^comment is not a known field"),
     ],

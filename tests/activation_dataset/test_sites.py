@@ -1,4 +1,4 @@
-"""Vectors of several hook points in one dataset."""
+"""Tests of sites, and of a dataset with several hook points."""
 
 import numpy as np
 import pytest
@@ -45,7 +45,7 @@ def test_a_site_has_a_name_a_folder_and_a_label():
 
 @pytest.mark.parametrize("text", ["", "-1", "blocks.01.hook_mlp_out", "blocks.1.hook_mlp", "1\n"])
 def test_other_texts_are_not_sites(text):
-    with pytest.raises(ValueError, match="neither a layer's number nor a name such as 'blocks"):
+    with pytest.raises(ValueError, match="neither a layer number nor a name such as 'blocks"):
         parse_site(text)
 
 

@@ -16,7 +16,7 @@ from tests.activation_dataset.synthetic import stored
 
 
 def activations(count=1500, hidden=40, seed=0):
-    """Dimension 1 has a mean of 100 deviations, dimension 2 massive outliers in few rows."""
+    """Return vectors with large means in dimensions 1 and 3, and few outliers in dimension 2."""
     rng = np.random.default_rng(seed)
     rows = rng.standard_normal((count, hidden), dtype=np.float32)
     rows[:, 1] = 100 + rows[:, 1]
@@ -26,7 +26,7 @@ def activations(count=1500, hidden=40, seed=0):
 
 
 def assert_close(statistics, rows, rtol=1e-12):
-    """Compare with numpy in float64."""
+    """Compare statistics with numpy in float64."""
     rows = rows.astype(np.float64)
     norms = np.linalg.norm(rows, axis=1)
     assert statistics.count == len(rows) == statistics.norm_histogram.total
@@ -38,13 +38,13 @@ def assert_close(statistics, rows, rtol=1e-12):
 
 
 def device_statistics(rows):
-    """Moments of the finite rows in float32, as a device computes them in one step."""
+    """Return statistics from float32 moments, as a device computes them in one step."""
     finite = np.isfinite(rows).all(axis=1)
     kept = np.where(finite[:, None], rows, np.float32(0))
     with np.errstate(over="ignore", invalid="ignore"):
         mean = kept.sum(axis=0) / np.float32(max(1, finite.sum()))
         deviations = np.where(finite[:, None], kept - mean, np.float32(0))
-        m2 = np.add.accumulate(np.square(deviations), axis=0)[-1]  # the worst order of all
+        m2 = np.add.accumulate(np.square(deviations), axis=0)[-1]  # the least accurate order
         norms = np.sqrt(np.square(rows).sum(axis=1))
     return LayerStatistics.of_moments(mean, m2, np.where(finite, norms, np.float32(np.nan)))
 
@@ -136,7 +136,7 @@ SHARDS = [
 @settings(max_examples=50)
 @given(st.permutations(range(13)), st.lists(st.integers(0, 3), min_size=13, max_size=13))
 def test_the_same_bits_whatever_the_order_of_shards(order, owners):
-    """As Beam may do it: shards in any order into accumulators, which then merge in any order."""
+    """Beam may add shards to accumulators in any order, and merge the accumulators in any order."""
     accumulators = [OrderedMerge() for _ in range(4)]
     for shard, owner in zip(order, owners, strict=True):
         accumulators[owner].add(shard, SHARDS[shard])
@@ -155,5 +155,5 @@ def test_missing_and_surplus_shards_are_refused():
     for shard in (0, 1, 3):
         merge.add(shard, SHARDS[shard])
     for expected in (2, 4):
-        with pytest.raises(ValueError, match=f"need .* {expected} shards, have .* 3"):
+        with pytest.raises(ValueError, match=f"expected .* {expected} shards, got 3"):
             merge.result(expected)

@@ -1,4 +1,4 @@
-"""TensorFlow reads what is written here, and writes the same bytes."""
+"""Compatibility with TensorFlow, which must read these records and write the same bytes."""
 
 from dataclasses import replace
 
@@ -115,7 +115,7 @@ def truncated(lengths, seed):
 
 
 def vectors_of(example, storage_dtype):
-    """The vectors of a parsed record, with TensorFlow alone; docs/format.md shows these lines."""
+    """Decode the vectors of a parsed record with TensorFlow only, as the format page shows."""
     if storage_dtype in ("float32", "bfloat16"):
         values = tf.io.decode_raw(example["activation"], getattr(tf, storage_dtype))
         return tf.reshape(values, example["shape"])

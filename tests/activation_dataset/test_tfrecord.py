@@ -44,7 +44,7 @@ def test_a_record_of_another_length_is_named():
 
 @pytest.mark.parametrize("length", [100, 2**40, 2**64 - 1])
 def test_a_length_past_the_end_is_refused_before_it_is_believed(length):
-    """Its own CRC is right: only the file's size gives it away, and no such memory exists."""
+    """The CRC of the length is valid, so only the size of the file shows the damage."""
     content = framed([b"sound"]) + frame_header(length) + bytes(50)
     with pytest.raises(CorruptRecordError, match=f"record 1 .* {length} bytes of data"):
         read(content)

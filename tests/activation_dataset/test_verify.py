@@ -18,7 +18,7 @@ from tests.activation_dataset.synthetic import make_prompts, write_dataset
 
 SHARDS = [[3, 40, 1], [7], [12, 2]]
 FIRST, MIDDLE, LAST = (shard_file(layer, 1, 3) for layer in (10, 11, 12))
-AGAIN = "run the same command again, which writes it again"
+AGAIN = "run the same command again to rewrite the file"
 
 
 LETTER = '{"kind": "task", "reason": "ragged_grid", "samples": 0, "task_id": "a"}\n'
@@ -103,7 +103,7 @@ def test_all_problems_are_reported(dataset):
         rf"{letters}: holds {{'ragged_grid': 7}} rejected samples, .* says {{}}: {AGAIN}",
         f"{FIRST}: missing: {AGAIN}",
         "layer_10/activations-00003-of-00004.tfrecord: not listed in metadata.json: delete it",
-        f"{MIDDLE}.partial-0123456789abcdef: left behind by an interrupted writer: delete it",
+        f"{MIDDLE}.partial-0123456789abcdef: partial file of an interrupted writer: delete it",
         rf"{shard_file(11, 2, 3)}: has 5 bytes, metadata.json says \d+: {AGAIN}",
         rf"{shard_file(12, 0, 3)}: has CRC32C \S+, metadata.json says \S+: {AGAIN}",
         f"{LAST}: missing: {AGAIN}",
@@ -152,23 +152,23 @@ def test_prompts_that_are_not_those_counted(tmp_path, name):
     path.write_text(replace(metadata, counts=counts).to_json())
     assert problems(tmp_path) == []
     (problem,) = problems(tmp_path, records=True)
-    assert problem.startswith(f"metadata.json: counts.{name} is {stored - 1}, the prompts say")
+    assert problem.startswith(f"metadata.json: counts.{name} is {stored - 1}, but the prompts")
 
 
 def test_without_metadata(dataset, tmp_path_factory):
     (dataset / "metadata.json").unlink()
     assert problems(dataset) == [
-        "metadata.json: missing, the run has not finished: run the same command again"
+        "metadata.json: missing, the run is incomplete: run the same command again"
     ]
     (problem,) = problems(tmp_path_factory.mktemp("empty"))
-    assert problem.startswith("metadata.json: missing, this is no dataset: give the folder")
+    assert problem.startswith("metadata.json: missing, not a dataset: give the --output_dir")
 
 
-# Mistakes of a writer, with checksums that fit.
+# Bugs of a writer: wrong records with valid checksums.
 
 
 def accept(dataset, name):
-    """Put the size and CRC32C of a changed file into the metadata."""
+    """Update the size and CRC32C of a changed file in the metadata."""
     metadata = json.loads((dataset / "metadata.json").read_text())
     content = (dataset / name).read_bytes()
     for shard in metadata["batches"]:
@@ -180,7 +180,7 @@ def accept(dataset, name):
 
 
 def rewrite(dataset, name, change):
-    """Change the list of the data of all records."""
+    """Apply a function to the list of the data of all records, and rewrite the file."""
     with open(dataset / name, "rb") as stream:
         records = change([bytes(data) for data in read_records(stream, name)])
     (dataset / name).write_bytes(
@@ -192,7 +192,10 @@ def rewrite(dataset, name, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda data: [data[1], data[0], data[2]], "record 0 .* sample '.*1/0', the prompts have"),
+        (
+            lambda data: [data[1], data[0], data[2]],
+            "record 0 .* sample is '.*1/0', but the prompts",
+        ),
         (lambda data: data[:2], "record 2 .* the file ends, but the prompts have 3 records"),
         (lambda data: [*data, data[2]], "record 3 .* the prompts have only 3 records"),
         (
@@ -201,7 +204,7 @@ def rewrite(dataset, name, change):
         ),
         (
             lambda data: [data[0][:-1] + bytes([data[0][-1] ^ 1]), *data[1:]],
-            "record 0 .* has another token_ids than its prompt",
+            "record 0 .*: token_ids differs from the prompt",
         ),
     ],
     ids=["order", "fewer", "more", "no record", "token"],
@@ -246,4 +249,4 @@ def test_a_repeated_sample(tmp_path):
     assert problems(tmp_path) == []
     sample = make_prompts([4])[0].sample_id
     (problem,) = problems(tmp_path, records=True)
-    assert f"sample {sample!r} of shard 0 is repeated" in problem
+    assert f"sample {sample!r} is also in shard 0" in problem

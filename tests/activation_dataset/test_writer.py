@@ -26,8 +26,8 @@ HIDDEN = 6
 LENGTHS = [3, 1, 17, 200, 2, 9]
 POOLINGS = ["last", "mean", "none"]
 
-# CRC32C of the layer files of write_dataset with [[3, 700, 1], [40]] and 64 elements, sites
-# mlp_out and resid_post of layer 10. They guard the bytes: a change makes old and new runs differ.
+# CRC32C of the layer files of write_dataset with [[3, 700, 1], [40]] and 64 elements, for mlp_out
+# and resid_post of layer 10. If the values change, resumed runs mix two kinds of bytes.
 KNOWN_FILES = {
     ("last", "float32"): ["6+6QBg==", "XAqiMg==", "7hPk7w==", "HNNMFA=="],
     ("last", "bfloat16"): ["sRttWw==", "Y3h3kg==", "WNHRuw==", "lf+o+Q=="],
@@ -40,7 +40,7 @@ KNOWN_PROMPTS = ["cimjDw==", "H5NoVA=="]
 
 
 def write(lengths, rows, kind, splits=()):
-    """The bytes and the manifest of a file, written in as many calls as there are pieces."""
+    """Return the bytes and the manifest of a file, written in one call for each piece."""
     frames = frames_of(make_prompts(lengths), kind)
     stream = io.BytesIO()
     writer = LayerFileWriter(stream, 10, kind)
@@ -96,7 +96,7 @@ def test_vectors_as_ml_dtypes_has_them_and_reused_after_the_call():
     [
         (np.zeros((2, 7), np.float32), [4, 5], r"shape \(2, 7\), expected \[2, 6\]"),
         (np.zeros((2, 6)), [4, 5], "dtype float64, expected float32"),
-        (np.zeros((1, 6), np.float32), [4], "statistics are of 2 vectors, expected 1"),
+        (np.zeros((1, 6), np.float32), [4], "statistics count 2 vectors, expected 1"),
     ],
 )
 def test_arguments_that_contradict_each_other_are_refused(vectors, frames, message):

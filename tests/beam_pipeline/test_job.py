@@ -13,6 +13,8 @@ from beam_pipeline.job import Job, open_job
 from beam_pipeline.options import parse_flags
 from corpus.template import load_template
 from qwen.source import open_model
+from transforms.auto_shards import AutoShards
+from transforms.commit_run import OtherRunError, configuration
 from transforms.find_inputs import resolve_patterns
 
 
@@ -59,19 +61,42 @@ DECIDING = [
     "--max_length=100",
     "--overlength=truncate",
     "--samples_per_shard=100",
+    "--samples_per_shard=auto",
     "--prompt_template=numbered",
     "--augment=2",
     "--ignore_config=auto_map",
     "--text_field=body",
     "--model_path=random:Qwen2.5-0.5B",
 ]
-OTHERS = ["--overwrite", "--allow_nonfinite", "--max_rejected=3", "--output_dir=x", "--no_progress"]
+OTHERS = [
+    *("--overwrite", "--allow_nonfinite", "--max_rejected=3", "--output_dir=x", "--no_progress"),
+    "--num_workers=3",
+]
 
 
 @pytest.mark.parametrize("flag", [*DECIDING, *OTHERS])
 def test_the_settings_that_decide_about_bytes_make_another_run(example_tasks: Path, flag: str):
     same = opened(example_tasks, flag).describe() == opened(example_tasks).describe()
     assert same == (flag in OTHERS)
+
+
+def test_shards_for_workers_are_those_of_the_run_that_began_the_folder(
+    example_tasks: Path, tmp_path: Path
+):
+    flags = ["--samples_per_shard=auto", f"--output_dir={tmp_path}"]
+    assert opened(example_tasks, *flags, "--num_workers=5").auto_workers == 5
+    begun = opened(example_tasks, *flags, "--num_workers=64").describe()
+    content = {"configuration": configuration(begun), "plan": {}}
+    (tmp_path / "run.json").write_text(json.dumps(content))
+    again = opened(example_tasks, *flags, "--num_workers=5")
+    kinds = tuple(set(again.record_kinds.values()))
+    assert again.samples_per_shard == AutoShards(64, kinds)
+    assert again.describe() == begun
+    assert opened(example_tasks, *flags, "--overwrite", "--num_workers=5").auto_workers == 5
+    assert opened(example_tasks, f"--output_dir={tmp_path}").samples_per_shard == 512
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(OtherRunError, match=r"run\.json"):
+        opened(example_tasks, *flags)
 
 
 @pytest.mark.parametrize(

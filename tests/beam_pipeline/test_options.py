@@ -31,6 +31,7 @@ def test_the_defaults():
 @pytest.mark.parametrize(
     ("flags", "field", "value"),
     [
+        (["--samples_per_shard", "auto"], "samples_per_shard", "auto"),
         (["--max_output_bytes", "2TB"], "max_output_bytes", 2 * 10**12),
         (["--allow_nonfinite", "--overwrite=TRUE"], "overwrite", True),
         (["--overwrite"], "overwrite", True),
@@ -45,6 +46,22 @@ def test_the_defaults():
 def test_flags_become_settings(flags: list[str], field: str, value: Any):
     config = config_of(*flags)
     assert getattr(config if hasattr(config, field) else config.extractor, field) == value
+
+
+@pytest.mark.parametrize(
+    ("flags", "workers"),
+    [
+        ([], 1),
+        (["--direct_num_workers=3"], 1),
+        (["--num_workers=8"], 8),
+        (["--num_workers=2", "--max_num_workers=8"], 8),
+        (["--num_workers=2", "--max_num_workers=8", "--autoscaling_algorithm=NONE"], 2),
+        (["--runner=DataflowRunner", "--max_num_workers=5"], 5),
+        (["--runner=DataflowRunner"], 1),
+    ],
+)
+def test_workers_are_those_that_the_run_may_have(flags: list[str], workers: int):
+    assert config_of(*flags).workers == workers
 
 
 @pytest.mark.parametrize(
@@ -106,6 +123,11 @@ def test_an_impossible_output_folder_is_named(folder: str):
         (["--overwrite=maybe"], "--overwrite: expected True or False, got 'maybe'"),
         (["--direct_num_workers", "two"], "--direct_num_workers: invalid int value: 'two'"),
         (["--num_workers=0"], "--num_workers=0: must be at least 1"),
+        (["--samples_per_shard=automatic"], "--samples_per_shard: expected auto or a whole number"),
+        (
+            ["--samples_per_shard=auto", "--runner=DataflowRunner"],
+            "--samples_per_shard=auto needs a number of workers: give --num_workers",
+        ),
         (["--gcs_bucket=gs://b"], "--gcs_bucket and --upload_to_cloud True go together"),
         (["--upload_to_cloud=True"], "--gcs_bucket and --upload_to_cloud True go together"),
     ],

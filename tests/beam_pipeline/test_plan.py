@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 
 from activation_dataset.input_counts import InputCounts, Written
-from beam_pipeline.accelerators import ACCELERATORS
 from beam_pipeline.command import main
 from beam_pipeline.job import open_job
 from beam_pipeline.options import build_plan_parser, parse_flags
-from beam_pipeline.plan import Plan, make_plan, packing_of, report, seconds_of, slots_of
+from beam_pipeline.plan import Plan, make_plan, packing_of, report, slots_of
 from qwen.batching import Packing
 from qwen.flops import flops_of
 from qwen.presets import PRESETS
@@ -94,27 +93,31 @@ def test_flops_are_those_of_the_trunk_up_to_the_highest_layer():
 
 def test_padding_is_that_of_each_shard():
     packing = Packing(rows=1, slots=1024, row_length=1024)
-    assert slots_of([np.array([512, 512])], packing) == 1024
-    assert slots_of([np.array([513]), np.array([513])], packing) > 1026
+    assert slots_of(np.array([512, 512]), packing) == 1024
+    assert slots_of(np.array([513]), packing) > 513
 
 
-def plan_of(shards: int, padded_flops: int) -> Plan:
-    fingerprints = np.zeros(shards, FINGERPRINT)
+def plan_of(shards: int, padded_flops: int, layer_bytes: int = 0) -> Plan:
+    """A plan of shards of one sample and one slot each."""
+    fingerprints, ones = np.zeros(shards, FINGERPRINT), np.ones(shards, np.int64)
     return Plan(
-        *(plan_shards(fingerprints, 1), 1, OutputSize(), InputCounts.of(Written(), []), [], []),
-        *(1, padded_flops, padded_flops),
+        *(plan_shards(fingerprints, 1), 1, ones, ones, 1, OutputSize(layer_bytes)),
+        *(InputCounts.of(Written(), []), [], [], padded_flops, padded_flops),
     )
 
 
 @pytest.mark.parametrize(
-    ("shards", "workers", "mesh", "hours"),
-    [(64, 1, None, 2), (64, 8, None, 2 / 8), (3, 2, None, 2 * 2 / 3), (64, 1, "4,1", 4)],
+    ("shards", "workers", "flags", "time"),
+    [
+        (64, 1, [], "2:00:00"),
+        (64, 8, [], "0:15:00"),
+        (3, 2, [], "1:20:00"),
+        (64, 1, ["--mesh_shape=4,1"], "4:00:00"),
+    ],
 )
-def test_workers_take_whole_shards(shards: int, workers: int, mesh: str | None, hours: float):
-    config = config_of(*([f"--mesh_shape={mesh}"] if mesh else []))
-    plan = plan_of(shards, 8 * HOUR_OF_V5E)
-    seconds = seconds_of(plan, config, ACCELERATORS["tpu-v5e-8"], workers, 0.5)
-    assert seconds == pytest.approx(hours * 3600)
+def test_workers_take_whole_shards(shards: int, workers: int, flags: list[str], time: str):
+    config = config_of("--accelerator=tpu-v5e-8", *flags)
+    assert f"  time     {time} on " in report(plan_of(shards, 8 * HOUR_OF_V5E), config, workers)
 
 
 def test_time_and_cost_follow_efficiency_and_price():
@@ -128,6 +131,26 @@ def test_time_and_cost_follow_efficiency_and_price():
     assert "0:30:00" in text
     assert "32.00: 32 device hours at 1.00" in text
     assert "list price" not in text
+
+
+def test_writing_may_take_longer_than_the_model():
+    """An hour of one worker for the model; 36 TB are 14.4 minutes at 14 files x 50 MB/s x 60."""
+    plan = plan_of(600, 4 * HOUR_OF_V5E, 36 * 10**12)
+    flags = ["--accelerator=tpu-v5e-8", "--device_price=1"]
+    text = report(plan, config_of(*flags), 60)
+    assert "0:14:18 on 60 x tpu-v5e-8" in text
+    assert "  limit    writing; the model takes 7% of its time, 14 files" in text
+    assert "slower on any number of workers" in text
+    text = report(plan, config_of(*flags, "--storage_bandwidth=10GB"), 60)
+    assert "1:00:00 on 60 x tpu-v5e-8" in text
+    assert "more than 14 only wait" in text
+
+
+def test_the_tail_of_shards_that_do_not_fill_the_last_round():
+    text = report(plan_of(21, 1), config_of(), 4)
+    assert "3 of 4 workers wait at the end, up to 16.7% of the run; 12.5% of all" in text
+    assert "pass --samples_per_shard auto" in text.splitlines()[-1]
+    assert "no worker waits" in report(plan_of(20, 1), config_of(), 4)
 
 
 @pytest.mark.parametrize(
@@ -181,6 +204,15 @@ def test_plan_and_run_refuse_alike_before_the_model_is_loaded(
         assert named in capsys.readouterr().err
     assert not (out / "run.json").exists()
     assert not list(out.glob("layer_*"))
+
+
+def test_a_plan_of_shards_for_workers(capsys: pytest.CaptureFixture[str], tasks: Path):
+    flags = ["--samples_per_shard=auto", "--direct_num_workers=7"]
+    assert main(plan_command(tasks, *flags, "--augment=4", "--num_workers=2")) == 0
+    text = capsys.readouterr().out
+    assert "  shards   16 of 1 to 2 samples, as auto chooses for 2 workers" in text
+    assert main(plan_command(tasks, *flags)) == 0
+    assert "  shards   6 of 1 sample, as auto chooses for 1 worker\n" in capsys.readouterr().out
 
 
 def test_no_device_is_touched(example_tasks: Path):

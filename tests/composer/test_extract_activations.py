@@ -1,6 +1,6 @@
-"""The DAG in a real Airflow, with stand-ins for Dataflow and Cloud Storage on this machine.
+"""Tests of the DAG in Airflow, with local fakes of Dataflow and Cloud Storage.
 
-Needs Airflow, which has an environment of its own: `make composer-test`.
+The tests need Airflow, which has a separate environment: `make composer-test`.
 """
 
 import datetime
@@ -52,7 +52,7 @@ METADATA = {
 
 
 def refused(given: dict[str, str]) -> set[str]:
-    """Return the parameters that the template does not have, requires or does not allow."""
+    """Return the names of unknown, missing and invalid parameters."""
     known = {each["name"]: each for each in PARAMETERS}
     required = {name for name, each in known.items() if not each["isOptional"]}
     wrong = {
@@ -65,14 +65,20 @@ def refused(given: dict[str, str]) -> set[str]:
 
 @dataclass
 class Cloud:
-    """Dataflow's launch (REST) and job state (gRPC), and the objects of one bucket, by name."""
+    """Fake of Dataflow's launch (REST) and job state (gRPC), and of one bucket.
+
+    Attributes:
+        states: final state of each job.
+        launches: requests in order.
+        objects: JSON content of the bucket's objects by name.
+    """
 
     states: list[str]
     launches: list[dict[str, Any]] = field(default_factory=list)
     objects: dict[str, Any] = field(default_factory=dict)
 
     def launch(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Return the service's answer; raise ValueError for a request that it would refuse."""
+        """Return the answer of the service. Raises ValueError for an invalid request."""
         json_format.ParseDict(body, dataflow.LaunchFlexTemplateRequest.pb()())
         if names := refused(body["launchParameter"]["parameters"]):
             raise ValueError(f"The template parameters are invalid: {names}")
@@ -82,6 +88,7 @@ class Cloud:
         return {"job": self.job(f"job-{len(self.launches)}")}
 
     def job(self, job_id: str) -> dict[str, Any]:
+        """Return the description of a job."""
         state = self.states[int(job_id.removeprefix("job-")) - 1]
         return {"id": job_id, "projectId": "research", "currentState": state}
 

@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from tests.end_to_end.bucket_rules import Answer, BucketRules, Request
+
 FAULTS = ("429", "503", "slow", "cut before", "cut within", "cut after")
 """Too many requests; out of service; an answer in pieces; no answer, and nothing done; half an
 answer; no answer, though all is done."""
@@ -24,23 +26,17 @@ answer; no answer, though all is done."""
 HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length"}
 
 
-@dataclass(frozen=True)
-class Answer:
-    status: int
-    reason: str
-    headers: list[tuple[str, str]]
-    body: bytes
-
-
 @dataclass
 class FaultyProxy:
     """What a test sees of the proxy, and decides about it.
 
     Attributes:
-      target: where the emulator listens.
-      share: of the requests that something happens to.
-      address: where it listens, as `STORAGE_EMULATOR_HOST` takes it.
-      faults: of each kind so far.
+        target: where the emulator listens.
+        share: of the requests that something happens to.
+        address: where it listens, as `STORAGE_EMULATOR_HOST` takes it.
+        faults: of each kind so far.
+        once: what happens to the next request of a kind, not counted in `faults`.
+        rules: what the store refuses, and the requests that reached it.
     """
 
     target: str
@@ -48,12 +44,16 @@ class FaultyProxy:
     random: random.Random
     address: str = ""
     faults: Counter[str] = field(default_factory=Counter)
+    once: dict[str, str] = field(default_factory=dict)
+    rules: BucketRules = field(default_factory=BucketRules)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _uploaded: dict[tuple[str, str], Answer] = field(default_factory=dict)
 
-    def draw(self) -> str | None:
-        """What happens to the next request."""
+    def draw(self, kind: str) -> str | None:
+        """What happens to the next request, which is of a kind of `Request.kind`."""
         with self._lock:
+            if kind in self.once:
+                return self.once.pop(kind)
             if self.random.random() >= self.share:
                 return None
             # In turn, so that a few faults are of several kinds whatever the order of requests.
@@ -61,41 +61,45 @@ class FaultyProxy:
             self.faults[fault] += 1
             return fault
 
-    def forward(self, method: str, path: str, headers: dict[str, str], body: bytes) -> Answer:
+    def forward(self, request: Request) -> Answer:
         """Passes a request on, unless it is of an upload that had it before."""
-        part = (path, headers.get("content-range", ""))
-        resumable = "upload_id=" in path and not part[1].startswith("bytes */")
+        part = (request.path, request.headers.get("content-range", ""))
+        resumable = request.kind == "part" and not part[1].startswith("bytes */")
         if resumable and part in self._uploaded:
             return self._uploaded[part]
+        answer = self.rules.forward(request, self._send)
+        if resumable and answer.status in (200, 308):
+            self._uploaded[part] = answer
+        return answer
+
+    def _send(self, request: Request) -> Answer:
         connection = http.client.HTTPConnection(self.target.removeprefix("http://"))
         try:
-            connection.request(method, path, body or None, headers)
+            connection.request(request.method, request.path, request.body or None, request.headers)
             found = connection.getresponse()
             content = found.read()
             if found.getheader("Content-Type") == "application/json":
                 # Links to an object's content must lead here too.
                 content = content.replace(self.target.encode(), self.address.encode())
-            answer = Answer(found.status, found.reason, found.getheaders(), content)
+            return Answer(found.status, found.reason, found.getheaders(), content)
         finally:
             connection.close()
-        if resumable and answer.status in (200, 308):
-            self._uploaded[part] = answer
-        return answer
 
 
 def _handler(proxy: FaultyProxy) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def handle_request(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            fault = proxy.draw()
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            request = Request(self.command, self.path, headers, body)
+            fault = proxy.draw(request.kind)
             if fault == "cut before":
                 self.cut()
                 return
             if fault in ("429", "503"):
                 self.answer(Answer(int(fault), "not now", [], b"{}"))
                 return
-            headers = {name.lower(): value for name, value in self.headers.items()}
-            answer = proxy.forward(self.command, self.path, headers, body)
+            answer = proxy.forward(request)
             if fault == "cut after":
                 self.cut()
             elif fault == "cut within":

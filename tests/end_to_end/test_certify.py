@@ -69,11 +69,11 @@ def test_a_dataset_of_other_weights_fails(
     fields = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(fields | {"rope_theta": 77.0}))
     assert main(["certify", str(out), "--model_path", str(other)]) == 1
-    assert "PAST the tolerance" in capsys.readouterr().out
+    assert "EXCEEDS the tolerance" in capsys.readouterr().out
     assert not json.loads((out / CERTIFICATE_FILE).read_text())["passed"]
     (other / "config.json").write_text(json.dumps(fields | {"num_hidden_layers": 2}))
     assert main(["certify", str(out), "--model_path", str(other)]) == 2
-    assert "has 2 layers, 32 wide; the dataset has layer 2" in capsys.readouterr().err
+    assert "has 2 layers of width 32; the dataset has layer 2" in capsys.readouterr().err
 
 
 def test_a_preset_is_exported_as_a_checkpoint(tmp_path: Path):

@@ -42,7 +42,7 @@ def test_the_commands_take_its_url(
     assert main(["inspect", URL]) == 0
     assert "40; 1,811 tokens" in capsys.readouterr().out
     assert main(["index", URL]) == 0
-    assert "2 shards, 2 of them" in capsys.readouterr().out
+    assert "2 shards, 2 newly indexed" in capsys.readouterr().out
     assert main(["verify", URL]) == 0
     assert main(["report", URL, "-o", str(tmp_path / "report.html")]) == 0
     assert main(["card", URL]) == 0

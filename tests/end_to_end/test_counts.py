@@ -130,7 +130,7 @@ def test_all_that_is_said_of_it_agrees(found: tuple[Path, str], capsys):
         for part in (
             "read 11 tasks 7 written, 4 rejected (1 bad_cell, 1 duplicate_id, 1 not_json, ",
             "read 22 samples 11 written, 11 rejected (2 too_few_variants, 9 too_long)",
-            "rejected 2 files in whole or in part (1 empty_file, 1 truncated_json)",
-            f"cut off {cut} tokens the ends of 2 samples",
+            "rejected 2 files whole or in part (1 empty_file, 1 truncated_json)",
+            f"cut off {cut} tokens at the end of 2 samples",
         ):
             assert part in words

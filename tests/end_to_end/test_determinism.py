@@ -7,7 +7,7 @@ from unittest.mock import Mock
 import pytest
 
 from qwen import extractor
-from tests.end_to_end.job import digests, problems_of, run, run_process
+from tests.end_to_end.job import digests, metadata_of, problems_of, run, run_process
 
 FLAGS = (
     *("--layers_to_extract", "all"),
@@ -68,3 +68,28 @@ def test_an_interrupted_run_is_completed_to_the_same_bytes(
     assert digests(out) == digests(dataset)
     assert kept.stat().st_mtime_ns == written, "a good file is not made again"
     assert f"{second} is written again" in caplog.text
+
+
+def test_shards_for_workers_do_not_depend_on_the_runner_and_outlive_a_lost_quota(
+    checkpoint: Path, short_tasks: Path, tmp_path: Path, caplog
+):
+    first, second = tmp_path / "first", tmp_path / "second"
+    flags = ("--layers_to_extract", "1", "--batch_size", "1", "--augment", "4")
+    auto = (*flags, "--samples_per_shard", "auto")
+    run(checkpoint, short_tasks, first, *auto, "--num_workers", "2")
+    threads = ("--direct_num_workers", "3", "--direct_running_mode", "multi_threading")
+    run(checkpoint, short_tasks, second, *auto, "--num_workers", "2", *threads)
+    expected = digests(first)
+    assert digests(second) == expected
+    shards = metadata_of(first).shards
+    assert len(shards) == 16
+    assert {each.samples for each in shards} == {1, 2}
+    assert metadata_of(first).run.settings["samples_per_shard"] == {"auto_for_workers": 2}
+
+    (second / "metadata.json").unlink()
+    next((second / "layer_1").iterdir()).unlink()
+    run(checkpoint, short_tasks, second, *auto, "--num_workers", "1")
+    assert digests(second) == expected
+    assert f"{second} was begun for 2 workers" in caplog.text
+    run(checkpoint, short_tasks, second, *auto, "--num_workers", "1", "--overwrite")
+    assert len(metadata_of(second).shards) == 8

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -21,11 +22,16 @@ from google.cloud.storage import Bucket
 from activation_dataset.checksum import crc32c, to_text
 from beam_pipeline.command import main
 from tests.conftest import COMPILED
+from tests.end_to_end.bucket_rules import UNTIL
 from tests.end_to_end.emulator import BUCKET, address, bucket, download, names, upload
 from tests.end_to_end.faulty_proxy import FAULTS, FaultyProxy, faulty_proxy
 from tests.end_to_end.job import digests, error_of, problems_of, run
-from transforms.storage import read_if_exists
-from transforms.whole_file import WholeFile
+from tests.transforms.shards import blocks_of, write_blocks
+from transforms.output_folder import ClaimLostError, OutputFolder
+from transforms.resume import ListedFiles, finished_files
+from transforms.storage import DELETES_OF_A_BATCH, OutputError, delete_all, read_if_exists
+from transforms.upload import ONE_REQUEST_BYTES, UPLOAD_BYTES
+from transforms.whole_file import WholeFile, write_whole
 
 __all__ = ["address", "bucket"]
 
@@ -119,9 +125,193 @@ def test_a_large_upload_is_whole_whatever_happens_to_its_parts(
     assert bucket.blob("large").download_as_bytes() == content == read_if_exists(path)
 
 
-def only(proxy: FaultyProxy, fault: str) -> str | None:
-    drawn = FaultyProxy.draw(proxy)
+def only(proxy: FaultyProxy, fault: str, kind: str) -> str | None:
+    drawn = FaultyProxy.draw(proxy, kind)
     if drawn is None:
         return None
     proxy.faults[fault] += 1
     return fault
+
+
+CREATED = {"multipart": 1}
+REFUSED_AND_FOUND_EQUAL = {"multipart": 1, "describe": 1}
+REPLACED = {"multipart": 2, "describe": 1}
+
+
+@pytest.mark.parametrize("size", [0, 5, ONE_REQUEST_BYTES])
+def test_a_small_file_is_one_request_and_is_replaced_only_by_other_content(
+    network: Network, bucket: Bucket, size: int
+):
+    proxy, path = network(), f"gs://{BUCKET}/small.gz"
+    content = random.Random(0).randbytes(size)
+    for written, expected in (
+        (content, CREATED),
+        (content, REFUSED_AND_FOUND_EQUAL),
+        (b"other", REPLACED),
+    ):
+        proxy.rules.requests.clear()
+        write_whole(path, written)
+        assert proxy.rules.requests == expected
+        assert bucket.blob("small.gz").download_as_bytes() == written
+
+
+def test_a_request_that_succeeded_without_an_answer_is_a_success(network: Network, bucket: Bucket):
+    proxy = network()
+    proxy.once["multipart"] = "cut after"
+    write_whole(f"gs://{BUCKET}/small", b"content")
+    assert proxy.rules.requests == {"multipart": 2, "describe": 1}
+    assert bucket.blob("small").download_as_bytes() == b"content"
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_of_two_large_uploads_at_once_the_first_counts(
+    network: Network, bucket: Bucket, equal: bool
+):
+    network()
+    path, content = f"gs://{BUCKET}/large", random.Random(0).randbytes(UPLOAD_BYTES + 1)
+    first, second = WholeFile(path), WholeFile(path)
+    first.stream.write(content)
+    second.stream.write(content if equal else content[::-1])
+    first.commit()
+    if equal:
+        second.commit()
+    else:
+        with pytest.raises(OutputError, match=f"^{path}: other content"):
+            second.commit()
+    assert bucket.blob("large").download_as_bytes() == content
+    # An upload that begins later knows the object, and replaces it.
+    third = WholeFile(path)
+    third.stream.write(content[::-1])
+    third.commit()
+    assert bucket.blob("large").download_as_bytes() == content[::-1]
+
+
+def test_the_checksum_of_a_large_file_is_compared_before_the_object_appears(
+    network: Network, bucket: Bucket
+):
+    network()
+    file = WholeFile(f"gs://{BUCKET}/large")
+    file.stream.write(bytes(ONE_REQUEST_BYTES + 1))
+    with pytest.raises(OutputError, match="CRC32C"):
+        file.commit("AAAAAA==")
+    assert names(bucket) == []
+
+
+def test_many_objects_are_deleted_in_a_few_requests(network: Network, bucket: Bucket):
+    proxy = network()
+    paths = [f"gs://{BUCKET}/many/{n}" for n in range(2 * DELETES_OF_A_BATCH + 1)]
+    for path in paths[::2]:  # The others are absent, which is no error.
+        write_whole(path, b"")
+    delete_all(paths)
+    assert names(bucket) == []
+    assert (proxy.rules.requests["batch"], proxy.rules.requests["delete"]) == (2, 1)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_batch_of_deletions_is_repeated(network: Network, bucket: Bucket, fault: str):
+    proxy = network()
+    paths = [f"gs://{BUCKET}/{n}" for n in range(3)]
+    for path in paths:
+        write_whole(path, b"")
+    proxy.once["batch"] = fault
+    delete_all(paths)
+    assert (names(bucket), proxy.once) == ([], {})
+
+
+def test_deletions_that_fail_within_a_batch_are_tried_alone(network: Network, bucket: Bucket):
+    proxy = network()
+    paths = [f"gs://{BUCKET}/{n}" for n in range(3)]
+    for path in paths:
+        write_whole(path, b"")
+    proxy.rules.unavailable_in_batches = "/o/1"
+    delete_all(paths)
+    assert names(bucket) == []
+    assert (proxy.rules.requests["batch"], proxy.rules.requests["delete"]) == (1, 1)
+
+
+class TestRetentionPolicy:
+    """A bucket in which nothing can be replaced or deleted."""
+
+    def test_a_run_resumes_and_is_not_overwritten(
+        self,
+        capsys,
+        network: Network,
+        checkpoint: Path,
+        short_tasks: Path,
+        tmp_path: Path,
+        bucket: Bucket,
+    ):
+        network().rules.retained = True
+        run(checkpoint, short_tasks, OUT, *FLAGS)
+        for name in ("metadata.json", "layer_1/activations-00000-of-00002.tfrecord"):
+            bucket.blob(f"out/{name}").delete()
+        before = {blob.name: blob.generation for blob in bucket.list_blobs()}
+        run(checkpoint, short_tasks, OUT, *FLAGS)
+        after = {blob.name: blob.generation for blob in bucket.list_blobs()}
+        assert before.items() < after.items(), "nothing was replaced"
+        assert {"out/claim.json", "out/claim-2.json"} < after.keys()
+        assert problems_of(download(bucket, "out", tmp_path / "fetched")) == []
+        error = error_of(capsys, checkpoint, short_tasks, OUT, *FLAGS, "--overwrite")
+        assert f"retention policy of bucket {BUCKET}" in error
+        assert UNTIL in error
+        assert "--output_dir" in error
+        assert after.items() < {blob.name: blob.generation for blob in bucket.list_blobs()}.items()
+
+    def test_the_last_claim_counts(self, network: Network, bucket: Bucket):
+        proxy = network()
+        proxy.rules.retained = True
+        first, second, third = (OutputFolder.claim(OUT) for _ in range(3))
+        for lost in (first, second):
+            with pytest.raises(ClaimLostError):
+                lost.write("run.json", b"{}")
+        third.write("run.json", b"{}")
+        proxy.rules.retained = False
+        second.release()
+        third.check()
+        third.release()
+        assert names(bucket) == ["out/run.json"]
+
+    @pytest.mark.parametrize("size", [5, ONE_REQUEST_BYTES + 1, UPLOAD_BYTES + 1])
+    def test_equal_content_stays_and_other_content_is_refused(
+        self, network: Network, bucket: Bucket, size: int
+    ):
+        network().rules.retained = True
+        path, content = f"gs://{BUCKET}/file", random.Random(0).randbytes(size)
+        for _ in range(2):
+            with WholeFile(path) as file:
+                file.stream.write(content)
+                file.commit()
+        with WholeFile(path) as file:
+            file.stream.write(content[::-1])
+            with pytest.raises(OutputError, match=f"retention policy of bucket {BUCKET}"):
+                file.commit()
+        assert bucket.blob("file").download_as_bytes() == content
+
+
+def test_a_bucket_is_listed_for_resuming_instead_of_asked_for_each_file(
+    network: Network, bucket: Bucket, checkpoint: Path, short_tasks: Path
+):
+    proxy = network()
+    run(checkpoint, short_tasks, OUT, *FLAGS)
+    first = Counter(proxy.rules.requests)
+    files = [name for name in names(bucket) if name.endswith(".tfrecord")]
+    # One for each file, each manifest, the claim, `run.json`, `README.md` and the metadata.
+    assert first["multipart"] == 2 * len(files) + 4
+    assert not {"resumable", "part", "describe", "batch"} & first.keys()
+    assert first["delete"] == 1, "the claim"
+    proxy.rules.requests.clear()
+    run(checkpoint, short_tasks, OUT, *FLAGS)
+    assert proxy.rules.requests["describe"] == 0
+    assert proxy.rules.requests["multipart"] == 1, "the claim"
+
+
+def test_a_file_that_is_committed_after_the_listing_stays(network: Network, bucket: Bucket):
+    network()
+    folder = OutputFolder.claim(OUT)
+    listed = ListedFiles.of(OUT, 2, [10])
+    first = write_blocks(folder, 10, blocks_of(10, 1))
+    assert finished_files(OUT, 1, 2, [10], listed) == {}
+    before = {blob.name: blob.generation for blob in bucket.list_blobs()}
+    assert write_blocks(folder, 10, blocks_of(10, 1)) == first
+    assert {blob.name: blob.generation for blob in bucket.list_blobs()} == before
+    assert finished_files(OUT, 1, 2, [10], ListedFiles.of(OUT, 2, [10])) == {10: first[0]}

@@ -81,7 +81,7 @@ def portable(job_endpoint: str, environment: str, config: str = "") -> tuple[str
 
 
 def test_prism_that_the_job_starts(engines: Path, local_digests: dict[str, str], tmp_path: Path):
-    flags = ("--runner=PrismRunner", f"--prism_location={engines / 'bin' / 'prism'}")
+    flags = ("--runner=PrismRunner", f"--prism_location={engines / 'prism'}")
     complete_job(tmp_path / "out", *flags)
     assert digests(tmp_path / "out") == local_digests
 

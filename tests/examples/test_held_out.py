@@ -1,4 +1,4 @@
-"""A split never has one puzzle on both sides, whatever the tasks were read from."""
+"""Tests that a split never separates the samples of one puzzle, for all kinds of input files."""
 
 import io
 import json
@@ -19,7 +19,7 @@ from tests.activation_dataset.synthetic import write_dataset
 
 
 def prompts_of_item(item):
-    """Prompts as the job makes them, but with a token for each cell alone."""
+    """Yield the prompts of a task or document, with tokens for the cells of grids only."""
     if isinstance(item, Document):
         tokens = np.frombuffer((item.text or "").encode(), np.uint8).astype(np.int32)
         nothing = np.full((len(tokens), 4), -1, np.int16)
@@ -41,7 +41,7 @@ def prompts_of_item(item):
 
 
 def dataset_of(folder, files, variants=1):
-    """A dataset of files, given as JSON values by name, or as text."""
+    """Write a dataset from files, given by name as JSON values or as text."""
     plan = AugmentationPlan(variants, seed=0, keep_background=False)
     prompts = []
     for name, content in files.items():
@@ -60,7 +60,7 @@ def dataset_of(folder, files, variants=1):
 
 
 def puzzle_by_task(dataset):
-    """The name of the puzzle of each file and task."""
+    """Return the name of the puzzle of each file and task."""
     found: dict[str, str] = {}
     for sample, puzzle in enumerate(puzzles(dataset)):
         name = dataset.sample_id(sample).partition("/")[0].partition("?")[0]
@@ -69,7 +69,7 @@ def puzzle_by_task(dataset):
 
 
 def check_sides(dataset, puzzle_of_task):
-    """No puzzle is on both sides, for ten seeds."""
+    """Check for ten seeds that no puzzle is on both sides of the split."""
     for seed in range(10):
         parts = split(dataset, seed)
         sides = [
@@ -97,7 +97,7 @@ def test_the_numbered_tasks_of_a_re_arc_file_stay_together(tmp_path):
     for seed in range(5):
         task = random_task(seed, 30)
         files[f"re_arc/{seed:08x}.json"] = task["train"] + task["test"]
-    files["arc/00000003.json"] = random_task(99)  # the task that a re-arc file has more pairs of
+    files["arc/00000003.json"] = random_task(99)  # a re-arc file has more pairs of this task
     dataset = dataset_of(tmp_path / "out", files)
     assert len(dataset) == 5 * 5 + 1
     assert set(puzzles(dataset)) == {f"{seed:08x}" for seed in range(5)}
@@ -139,7 +139,7 @@ def test_chunks_of_a_document_and_common_text_stay_together(tmp_path):
         for name, separator, text in zip("ABC", ("/", "#", "_chunk_"), texts, strict=False)
         for chunk in range(3)
     ]
-    # What no id tells: windows that overlap, and the same text again.
+    # Groups that ids do not show: overlapping windows and repeated texts.
     records += [{"text": texts[3][start : start + 400]} for start in (0, 200, 400)]
     records += [{"text": "short"}, {"text": texts[4]}, {"text": "short"}]
     lines = "\n".join(map(json.dumps, records))
@@ -162,7 +162,7 @@ def test_one_puzzle_cannot_be_split(tmp_path):
 
 def test_the_tasks_of_arc_are_puzzles_of_their_own(tmp_path, arc_tasks):
     training = json.loads((arc_tasks / "training.json").read_text())
-    tasks = dict(list(training.items())[:70])  # with 27a28665, of small pairs
+    tasks = dict(list(training.items())[:70])  # includes 27a28665, which has small pairs
     again = [{"train": task["train"][::-1], "test": task["test"]} for task in tasks.values()]
     lines = "\n".join(map(json.dumps, again))
     dataset = dataset_of(tmp_path / "out", {"training.json": tasks, "more.jsonl": lines})
@@ -184,7 +184,7 @@ def test_cells_that_are_unknown_cannot_be_compared(tmp_path, cell):
 
 
 def test_tokens_of_the_same_digit_are_the_same_color(tmp_path, monkeypatch):
-    """A tokenizer has a token of its own for a digit behind a space, at the start of a row."""
+    """A tokenizer can have another token for a digit after a space, at the start of a row."""
     digits = [[15 + digit, 115 + digit] for digit in range(10)]
     monkeypatch.setattr(synthetic, "DIGITS", digits)
     roles, rows, columns = np.indices((2, 3, 3)).reshape(3, -1)

@@ -1,4 +1,4 @@
-"""The notebook, run as Jupyter would: in its folder, cell after cell."""
+"""Test that runs the notebook in its folder, as Jupyter does."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""The example: from a dataset to a trained autoencoder and a page about it."""
+"""Tests of the example that trains an autoencoder and writes a report."""
 
 import re
 
@@ -21,7 +21,7 @@ LAYER = 12
 
 @pytest.fixture(scope="module")
 def dataset(example_tasks, tmp_path_factory):
-    """Every token of some 30,000, of two variants of each task."""
+    """Dataset of every token, about 30,000, of two variants of each task."""
     out = tmp_path_factory.mktemp("sae") / "tokens"
     flags = ("--layers_to_extract", str(LAYER), "--pooling", "none", "--augment", "2")
     run("random:tiny", example_tasks / "*.json", out, *flags)

@@ -1,7 +1,7 @@
-"""Unmodified trainers of sparse autoencoders on this package's data.
+"""Fixtures for tests of unmodified trainers of sparse autoencoders on exported data.
 
-sae-lens and dictionary-learning have an environment of their own. Where they are not installed,
-these tests are skipped.
+sae-lens and dictionary-learning have a separate environment. If they are not installed, the tests
+are skipped.
 """
 
 from typing import Any
@@ -15,12 +15,12 @@ from tests.activation_dataset.synthetic import write_dataset
 
 LAYER, HIDDEN = 11, 32
 OTHER = "blocks.11.hook_mlp_out"
-"""Another site, of twice the width."""
+"""Another site, with twice the width."""
 
 
 @pytest.fixture(scope="session", params=["bfloat16", "float8_e4m3"])
 def dataset(request, tmp_path_factory):
-    """Some 6000 vectors of every token, in two shards."""
+    """Dataset of every token, about 6000 vectors in two shards."""
     path = tmp_path_factory.mktemp("interop") / "dataset"
     lengths = np.random.default_rng(0).integers(20, 180, 60).tolist()
     write_dataset(
@@ -34,7 +34,7 @@ def dataset(request, tmp_path_factory):
 
 @pytest.fixture
 def export_and_load(dataset, tmp_path, capsys):
-    """Export, run the lines that the command prints, and return their variables."""
+    """Function that exports, runs the lines that the command prints, and returns the variables."""
 
     def run(*arguments):
         out = str(tmp_path / "out")
@@ -48,5 +48,5 @@ def export_and_load(dataset, tmp_path, capsys):
 
 @pytest.fixture(scope="session")
 def values(dataset):
-    """[vectors, hidden] float32, in order."""
+    """[vectors, hidden] float32, all vectors in order."""
     return np.concatenate([block.values for block in list(dataset.blocks(LAYER))])

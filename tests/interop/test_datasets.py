@@ -1,4 +1,4 @@
-"""Datasets saved by Hugging Face's library: the job reads the rows that the library loads."""
+"""Test that the job reads the same rows from saved Hugging Face datasets as the library."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ datasets = pytest.importorskip("datasets")
 
 
 def test_the_rows_are_those_that_datasets_loads(tmp_path: Path):
-    """After a second save with fewer shards, and with the cache of a map next to the data."""
+    """The folder also has files of an earlier save with more shards, and the cache of a map."""
     folder = tmp_path / "saved"
     whole = datasets.Dataset.from_dict({"text": [f"text {i}" for i in range(20)]})
     whole.save_to_disk(folder / "train", num_shards=3)

@@ -27,7 +27,8 @@ DECIDE: dict[str, tuple[Any, ...]] = {
     "storage_dtype": ("float32", "bfloat16", "float8_e4m3", "int8"),
     "batch_size": (1, 8),
     "mesh_shape": (None, (1, 1), (2, 1)),
-    "samples_per_shard": (1, 512),
+    "samples_per_shard": (1, 512, "auto"),
+    "workers": (1, 8),
     "augment": (1, 2, 8),
     "augment_seed": (0, 1),
     "augment_keep_background": (False, True),
@@ -38,7 +39,7 @@ DECIDE: dict[str, tuple[Any, ...]] = {
     "prepend_bos": (None, "<|endoftext|>"),
     "tokens": ("all", "every:2"),
 }
-"""Settings that decide about the bytes of files, with some values."""
+"""Settings that decide about the bytes of files, with some values; `workers` only with "auto"."""
 
 DO_NOT_DECIDE = {
     *("tasks_file", "output_dir", "compile_cache", "overwrite", "accelerator", "environment"),
@@ -49,12 +50,17 @@ DO_NOT_DECIDE = {
         "expected_ops",
         "efficiency",
         "device_price",
+        "storage_bandwidth",
         "upload_memory",
     ),
 }
 """Other settings. The plan has a digest of the samples that `tasks_file` holds."""
 
-FIELD = {"model_path": "model_name", "layers": "layers_extracted"}
+FIELD = {
+    "model_path": "model_name",
+    "layers": "layers_extracted",
+    "workers": "samples_per_shard",
+}
 """Names of a difference that differ from the name of the setting."""
 
 PLAIN = parse_flags(
@@ -79,6 +85,8 @@ def effective(chosen: dict[str, Any]) -> dict[str, Any]:
     same = dict(chosen)
     same["max_length"] = chosen["max_length"] or 32_768
     same["layers"] = chosen["layers"] or tuple(range(24))
+    if chosen["samples_per_shard"] != "auto":
+        same["workers"] = 1
     if chosen["augment"] == 1:
         same |= {"augment_seed": 0, "augment_keep_background": False}
     return same

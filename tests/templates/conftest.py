@@ -1,4 +1,4 @@
-"""Google Cloud on the loopback address: objects in an emulator, and Dataflow's job service."""
+"""Local fakes of Google Cloud: an emulator of Cloud Storage, and Dataflow's job service."""
 
 import json
 import socket
@@ -25,12 +25,12 @@ REGION = "us-west4"
 
 @dataclass
 class Cloud:
-    """What a test sees of the cloud.
+    """Local fake of the cloud.
 
     Attributes:
-        storage_address: where the emulator listens.
-        dataflow_address: where the job service listens, which answers every job as done.
-        credentials: key file of a service account that only this cloud knows.
+        storage_address: address of the storage emulator.
+        dataflow_address: address of the job service, which reports every job as done.
+        credentials: key file of a service account of this fake.
         requests: jobs of the CreateJob requests, in order.
     """
 
@@ -40,18 +40,21 @@ class Cloud:
     requests: list[Any] = field(default_factory=list)
 
     def bucket(self) -> Bucket:
+        """Return the bucket."""
         options = {"api_endpoint": self.storage_address}
         return Client(PROJECT, AnonymousCredentials(), client_options=options).bucket("bucket")
 
     def read(self, name: str) -> bytes:
+        """Read an object."""
         content: bytes = self.bucket().blob(name).download_as_bytes()
         return content
 
     def write(self, name: str, content: bytes) -> None:
+        """Write an object."""
         self.bucket().blob(name).upload_from_string(content)
 
     def flags(self) -> list[str]:
-        """Return the flags of every submission to this cloud."""
+        """Return the flags that every job for this cloud needs."""
         return [
             "--runner=DataflowRunner",
             f"--project={PROJECT}",
@@ -62,6 +65,7 @@ class Cloud:
 
 
 def service_account(token_uri: str) -> dict[str, str]:
+    """Return the content of a key file with a new private key."""
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048).private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.PKCS8,
@@ -74,6 +78,7 @@ def service_account(token_uri: str) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def cloud_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
+    """Start the servers of the cloud for the tests of one module."""
     requests: list[Any] = []
 
     class Dataflow(BaseHTTPRequestHandler):
@@ -109,11 +114,11 @@ def cloud_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
 
 @pytest.fixture
 def cloud(cloud_servers: Cloud, monkeypatch: pytest.MonkeyPatch) -> Cloud:
-    """Return the cloud, which the clients of this process use."""
+    """Direct the clients of this process to the cloud, and return it."""
     cloud_servers.requests.clear()
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", cloud_servers.storage_address)
     monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", PROJECT)
-    # Beam would look for credentials on the network for half a minute, and keep what it finds.
+    # Beam would search the network for credentials for half a minute, and cache the result.
     monkeypatch.setattr(auth._Credentials, "_credentials_init", True)
     monkeypatch.setattr(auth._Credentials, "_credentials", None)
     return cloud_servers

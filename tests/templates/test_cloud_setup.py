@@ -1,4 +1,4 @@
-"""The set-up script, run against a stand-in for gcloud that logs its calls."""
+"""Tests of the setup script with a fake gcloud that logs its calls."""
 
 import os
 import subprocess
@@ -14,7 +14,13 @@ case "$*" in *" describe "*) exit "$DESCRIBE" ;; esac
 
 
 def run(folder: Path, *arguments: str, exists: bool = False) -> tuple[int, list[str]]:
-    """Return the exit status and the calls of gcloud; `exists`: it finds every resource."""
+    """Run the script and return its exit status and the calls of gcloud.
+
+    Args:
+        folder: folder for the fake gcloud and its log.
+        *arguments: arguments of the script.
+        exists: True if gcloud reports that every resource exists.
+    """
     gcloud = folder / "gcloud"
     gcloud.write_text(GCLOUD, encoding="utf-8")
     gcloud.chmod(0o755)

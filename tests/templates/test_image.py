@@ -1,4 +1,4 @@
-"""The image's Dockerfile and its build, against the tools that will read them."""
+"""Tests of the Dockerfile and the build configuration with the tools that read them."""
 
 import os
 import platform
@@ -22,14 +22,14 @@ LOCKS = ("base", "tpu", "cuda")
 
 
 def pinned(lock: str) -> set[tuple[str, str]]:
-    """Return the packages of a lock, each with its version and markers."""
+    """Return name and version, with markers, of each package in a lock."""
     text = (ROOT / "requirements" / f"{lock}.txt").read_text(encoding="utf-8")
     return set(re.findall(r"^([a-z0-9_.-]+)(?:\[[^]]*\])?==([^\\]+?) *\\$", text, re.MULTILINE))
 
 
 def test_hadolint_reports_nothing():
     hadolint = shutil.which("hadolint", path=str(Path(sys.executable).parent))
-    assert hadolint, "hadolint is one of the development requirements: make setup"
+    assert hadolint, "hadolint is not installed, run: make setup"
     subprocess.run([hadolint, str(FLEX / "Dockerfile")], check=True)
 
 

@@ -1,7 +1,7 @@
-"""The Dockerfile's steps, run in order in an empty environment: `make image-check`.
+"""Test that runs the steps of the Dockerfile in an empty environment: `make image-check`.
 
-They show without a container engine that the image has everything that the job needs. They take
-minutes and a gigabyte of disk, so `make test` leaves them out.
+It shows without a container engine that the image has everything that the job needs. It takes
+minutes and a gigabyte of disk space, so `make test` skips it.
 """
 
 import os
@@ -27,7 +27,13 @@ INSTALLER_VARIABLES = ("PIP_", "SSL_", "UV_")
 
 
 def steps_of(stage: str, dockerfile: str, arguments: dict[str, str]) -> list[Step]:
-    """Return the instructions of the stage whose FROM line ends so, with arguments filled in."""
+    """Return the instructions of a stage of the Dockerfile, with arguments filled in.
+
+    Args:
+        stage: beginning of the last word of the stage's FROM line.
+        dockerfile: text of the Dockerfile.
+        arguments: values of ARG instructions by name.
+    """
     text = re.sub(r"\\\n", " ", re.sub(r"^#.*\n", "", dockerfile, flags=re.MULTILINE))
     steps = [(word, rest) for word, _, rest in (line.partition(" ") for line in text.splitlines())]
     starts = [index for index, (word, _) in enumerate(steps) if word == "FROM"]
@@ -45,9 +51,13 @@ def steps_of(stage: str, dockerfile: str, arguments: dict[str, str]) -> list[Ste
 
 
 def replay(steps: list[Step], root: Path, stages: dict[str, Path], **more: str) -> dict[str, str]:
-    """Run the steps of one stage with a new Python under `root`; return the last environment.
+    """Run the steps of one stage with a new Python under `root`, and return the environment.
 
-    `stages` has the roots of earlier stages by name; files of other stages are not copied.
+    Args:
+        steps: instructions of the stage.
+        root: folder that stands for the root of the image.
+        stages: roots of earlier stages by name. Files of other stages are not copied.
+        **more: further environment variables.
     """
     venv.create(root / "python", with_pip=True)
     workdir = root
@@ -82,7 +92,7 @@ def replay(steps: list[Step], root: Path, stages: dict[str, Path], **more: str) 
 @pytest.mark.timeout(1500)
 def test_the_image_has_everything_that_the_job_needs(tmp_path: Path):
     assert not re.search("FLEX_TEMPLATE_PYTHON_(REQUIREMENTS|SETUP)_FILE", DOCKERFILE)
-    assert shutil.which("g++"), "the stage that builds the wheel has a C++ compiler; install g++"
+    assert shutil.which("g++"), "the stage that builds the wheel needs a C++ compiler: install g++"
     wheel = {"wheel": tmp_path / "wheel"}
     replay(steps_of("wheel", DOCKERFILE, {}), wheel["wheel"], {})
     steps = steps_of("python:", DOCKERFILE, {"LOCK": "base"})

@@ -1,4 +1,4 @@
-"""The request that DataflowRunner sends to the service, for every accelerator."""
+"""Tests of the request that DataflowRunner sends to the service, for every accelerator."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ IMAGE = "us-west4-docker.pkg.dev/research-project/qwen-activations/job:1"
 
 
 def submit(cloud: Cloud, *flags: str) -> Any:
-    """Submit a job; return the `google.dataflow.v1beta3.Job` of the request."""
+    """Submit a job and return the `google.dataflow.v1beta3.Job` of the request."""
     status = main(
         [
             "--model_path=random:tiny",
@@ -37,14 +37,14 @@ def submit(cloud: Cloud, *flags: str) -> Any:
 
 
 def staged_pipeline(cloud: Cloud) -> Any:
-    """Return the newest graph in the bucket, which the request names."""
+    """Return the newest pipeline graph in the bucket."""
     names = [blob.name for blob in cloud.bucket().list_blobs(prefix="staging/")]
     content = cloud.read([name for name in names if name.endswith("/pipeline.pb")][-1])
     return beam_runner_api_pb2.Pipeline.FromString(content)
 
 
 def extraction(pipeline: Any) -> Any:
-    """Return the DoFn that a worker gets for the step Extract."""
+    """Return the DoFn of the step Extract, as a worker unpickles it."""
     (step,) = [
         step
         for step in pipeline.components.transforms.values()
@@ -75,7 +75,7 @@ def test_the_request_asks_for_one_process_on_the_right_machine(cloud: Cloud, nam
     pipeline = staged_pipeline(cloud)
     for each in pipeline.components.environments.values():
         assert not each.resource_hints
-    # JAX's environment on a worker travels with the step that starts JAX.
+    # The step that starts JAX carries the environment variables for JAX on a worker.
     assert extraction(pipeline)._settings.environment == settings.environment
 
 

@@ -1,4 +1,4 @@
-"""The launch as the Flex Template's launcher does it: parameters to flags, and a job file."""
+"""Tests of a launch with the environment and arguments of the Flex Template's launcher."""
 
 import json
 import os
@@ -23,7 +23,7 @@ PARAMETERS = {
 
 
 def launch(cloud: Cloud, **changes: str) -> subprocess.CompletedProcess[str]:
-    """Run the entry module in a process with the environment of a launcher."""
+    """Run the entry point in a process with the environment of a launcher."""
     cloud.write("tasks/turn.json", (ROOT / "examples" / "tasks" / "turn.json").read_bytes())
     return subprocess.run(
         [

@@ -1,4 +1,4 @@
-"""The template's parameters against the job's flags, Dataflow's messages and docs/dataflow.md."""
+"""Tests of the parameters against the flags, Dataflow and docs/how_to/dataflow.md."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from beam_pipeline.options import build_parser, parse_flags
 
 ROOT = Path(__file__).parents[2]
 FLEX = ROOT / "templates" / "flex"
-PAGE = (ROOT / "docs" / "dataflow.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "how_to" / "dataflow.md").read_text(encoding="utf-8")
 METADATA = (FLEX / "metadata.json").read_text(encoding="utf-8")
 PARAMETERS: dict[str, dict[str, Any]] = {
     parameter["name"]: parameter for parameter in json.loads(METADATA)["parameters"]
@@ -35,7 +35,7 @@ def test_the_file_agrees_with_the_flags_and_dataflow_reads_it():
 
 
 def test_an_untouched_form_changes_nothing():
-    """The console sends every value that it shows, and the launcher makes flags of all of them."""
+    """The console sends every value in the form, and the launcher converts all values to flags."""
     given = [
         "--model_path=random:tiny",
         "--tasks_file=gs://bucket/tasks",
@@ -62,7 +62,7 @@ def test_an_untouched_form_changes_nothing():
         ("output_dir", ["gs://bucket/folder"], ["bucket/folder", "gs://bucket", "/tmp/out"]),
         ("tasks_file", ["gs://bucket/tasks/*.json"], ["tasks/*.json"]),
         ("mesh_shape", ["8,1"], ["8", "0,8", "8x1"]),
-        ("samples_per_shard", ["512"], ["0", "-1", "many"]),
+        ("samples_per_shard", ["512", "auto"], ["0", "-1", "many"]),
         ("max_output_bytes", ["1000000", "500GB"], ["0", "1.5TB", "500 GB"]),
         ("upload_memory", ["1000000", "1GB"], ["0", "1.5GB"]),
         ("sdk_container_image", ["host/repository/image:tag"], ["image", "host/image"]),

@@ -10,17 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from activation_dataset.format import partial_file, prompts_file, shard_file
-from activation_dataset.input_counts import InputCounts, Written
+from activation_dataset.input_counts import Written
 from activation_dataset.manifest import LayerManifest, Manifest
 from activation_dataset.metadata import InputFile, Metadata
 from activation_dataset.prompts import Prompt, write_prompts
 from activation_dataset.reporting.card import renewed_card
 from activation_dataset.statistics import LayerStatistics
 from activation_dataset.writer import LayerFileWriter
+from corpus.task import RejectedTask
 from tests.activation_dataset.synthetic import describe, frames_of, make_prompts, make_rows
 from tests.transforms.merges import any_merge, combined
 from tests.transforms.shards import KIND
 from transforms.assign_shards import FINGERPRINT, ShardPlan, plan_shards
+from transforms.claim import CLAIM_FILE
 from transforms.combine_metadata import (
     CombineMetadata,
     GatherManifests,
@@ -29,7 +31,8 @@ from transforms.combine_metadata import (
     NonFiniteError,
     build_metadata,
 )
-from transforms.output_folder import CLAIM_FILE, ClaimLostError, OutputFolder
+from transforms.output_folder import ClaimLostError, OutputFolder
+from transforms.report_inputs import InputReport
 
 SITES = (10, 11, 12)
 RUN = describe(KIND.pooling, KIND.storage_dtype, KIND.hidden, SITES)
@@ -77,8 +80,9 @@ def plan_of(num_shards: int) -> ShardPlan:
     return plan_shards(fingerprints, 2)
 
 
-def counts_of(samples: int) -> InputCounts:
-    return InputCounts.of(Written(2, samples), [("task", "bad_cell", 0)])
+def report_of(samples: int) -> InputReport:
+    rejected = RejectedTask("b.json", "x", "bad_cell", "", "task", 0)
+    return InputReport(Written(2, samples), (rejected,), files=tuple(INPUTS))
 
 
 def build(gathered: Any, allow_nonfinite: bool = False, plan: ShardPlan | None = None) -> Metadata:
@@ -86,7 +90,7 @@ def build(gathered: Any, allow_nonfinite: bool = False, plan: ShardPlan | None =
     if isinstance(gathered, dict):
         gathered = combined(GatherManifests(), gathered.values())
     plan = plan or plan_of(2)
-    return build_metadata(gathered, RUN, allow_nonfinite, plan, INPUTS, counts_of(plan.samples))
+    return build_metadata(gathered, RUN, allow_nonfinite, plan, report_of(plan.samples))
 
 
 def test_a_whole_dataset_is_described():
@@ -95,7 +99,7 @@ def test_a_whole_dataset_is_described():
     metadata = build(given)
     assert (metadata.total_samples, metadata.total_tokens) == (4, 14)
     assert [file.path for file in metadata.run.inputs] == ["a.json", "b.json"]
-    assert (metadata.counts, metadata.ops) == (counts_of(4), ("amx", "xla"))
+    assert (metadata.counts, metadata.ops) == (report_of(4).counts, ("amx", "xla"))
     assert Metadata.from_json(metadata.to_json()) == metadata
 
 
@@ -164,10 +168,7 @@ def run(given: dict[str, Manifest], folder: OutputFolder) -> None:
                 RUN,
                 allow_nonfinite=False,
                 plan=pipeline | "Plan" >> beam.Create([plan_of(2)]),
-                inputs=pipeline | "Inputs" >> beam.Create(INPUTS),
-                counts=pipeline | "Counts" >> beam.Create([counts_of(4)]),
-                skipped=pipeline | "Skipped" >> beam.Create([]),
-                notices=pipeline | "Notices" >> beam.Create([[]]),
+                report=pipeline | "Report" >> beam.Create([report_of(4)]),
             )
         )
 

@@ -11,6 +11,7 @@ from activation_dataset.metadata import InputFile, RunDescription
 from corpus.task import RejectedTask
 from tests.activation_dataset.synthetic import describe, text_prompt
 from transforms.assign_shards import FINGERPRINT, ShardPlan, fingerprint, plan_shards
+from transforms.claim import CLAIM_FILE
 from transforms.commit_run import (
     Limits,
     NoSamplesError,
@@ -20,7 +21,8 @@ from transforms.commit_run import (
     commit_run,
 )
 from transforms.measure_output import OutputSize, OutputTooLargeError
-from transforms.output_folder import CLAIM_FILE, OutputFolder, remove_output
+from transforms.output_folder import OutputFolder, remove_output
+from transforms.report_inputs import InputReport
 
 RUN = describe("last", "float32", 8)
 SIZE = OutputSize(layers=100 * len(RUN.layers_extracted), prompts=10)
@@ -44,7 +46,8 @@ def commit(
     **limits: int,
 ) -> None:
     claimed = OutputFolder.claim(str(folder))
-    commit_run(plan_ or plan(1, 2, 3), claimed, run, rejected or [], SIZE, Limits(**limits))
+    report = InputReport(rejected=tuple(rejected or ()))
+    commit_run((plan_ or plan(1, 2, 3), SIZE), claimed, run, Limits(**limits), report)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from activation_dataset.format import manifest_file, partial_file, prompts_file, shard_file
+from transforms.claim import CLAIM_FILE
 from transforms.output_folder import (
-    CLAIM_FILE,
     ClaimLostError,
     OutputFolder,
     list_output,

@@ -106,7 +106,7 @@ def test_a_read_that_fails_is_no_dead_letter(
         def read(self, size: int | None = -1) -> bytes:
             raise ConnectionError("the connection broke")
 
-    monkeypatch.setattr("transforms.read_tasks.open_file", lambda path: Broken(b"content"))
+    monkeypatch.setattr("transforms.task_file.open_file", lambda path: Broken(b"content"))
     with pytest.raises(TasksUnreadableError, match=rf"{name}: cannot be read .*connection broke"):
         read(here / name)
 

@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import hashlib
 import io
+import itertools
 import json
 import re
 import subprocess
@@ -22,7 +23,8 @@ from activation_dataset.metadata import InputFile
 from tests.conftest import ROOT
 from tests.transforms.hub import DATASET, Hub, serve
 from transforms.find_inputs import TasksNotFoundError, match_files, resolve_patterns, source_of
-from transforms.read_tasks import read_file
+from transforms.read_tasks import read_block, read_file
+from transforms.split_file import Block, split_file
 from transforms.storage import TasksUnreadableError
 
 OLD, NEW = "a" * 40, "b" * 40
@@ -193,6 +195,18 @@ def test_files_of_a_web_server_are_read_as_stored(web: str, name: str, query: st
     assert getattr(item, "text", None) == "old"
     assert isinstance(file, InputFile)
     assert file.sha256 == hashlib.sha256(WebServer.files[f"/{name}"]).hexdigest()
+
+
+def test_a_file_of_a_web_server_is_read_in_blocks(
+    web: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = b"".join(b'{"id": %d, "text": "words"}\n' % number for number in range(50))
+    monkeypatch.setattr(WebServer, "files", {"/a.jsonl": lines})
+    path = f"{web}/a.jsonl?download=true"
+    found = list(split_file(path, "a.jsonl", None, block_bytes=500))
+    read = [read_block(each) if isinstance(each, Block) else [each] for each in found]
+    assert len(found) == 4
+    assert [*itertools.chain(*read)] == [*read_file(path, "a.jsonl")]
 
 
 @pytest.mark.parametrize(

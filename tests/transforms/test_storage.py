@@ -7,14 +7,17 @@ from google.cloud.storage import Bucket
 
 from activation_dataset.checksum import crc32c, to_text
 from tests.end_to_end.emulator import BUCKET, address, bucket
+from transforms import storage
 from transforms.storage import (
     OutputError,
     delete,
+    delete_all,
     join,
     list_files,
+    measure_beginning,
     open_file,
     read_if_exists,
-    size_and_crc32c,
+    sizes_and_crc32c,
 )
 from transforms.whole_file import write_whole
 
@@ -45,14 +48,14 @@ def test_a_folder_is_listed_with_the_sizes_of_its_files(root: str):
 def test_a_file_is_read_measured_and_deleted(root: str):
     path = join(root, "deep/a.json")
     assert read_if_exists(path) == b"deep/a.json"
-    assert size_and_crc32c(path) == (11, to_text(crc32c(b"deep/a.json")))
+    assert sizes_and_crc32c([path]) == {path: (11, to_text(crc32c(b"deep/a.json")))}
     with open_file(path) as stream:
         assert stream.read(4) == b"deep"
         assert stream.seek(-4, 2) == 7
         assert stream.read() == b"json"
     delete(path)
     delete(path)
-    assert (read_if_exists(path), size_and_crc32c(path)) == (None, None)
+    assert (read_if_exists(path), sizes_and_crc32c([path])) == (None, {})
 
 
 def test_errors_name_the_file_and_say_what_to_check(tmp_path: Path, bucket: Bucket):
@@ -65,3 +68,22 @@ def test_errors_name_the_file_and_say_what_to_check(tmp_path: Path, bucket: Buck
     ):
         with pytest.raises(OutputError, match=f"^{path}: .*check that --output_dir"):
             use(path)
+
+
+@pytest.mark.parametrize("together", [0, 500], ids=["each folder", "one listing"])
+def test_files_are_measured(root: str, monkeypatch: pytest.MonkeyPatch, together: int):
+    monkeypatch.setattr(storage, "LISTED_TOGETHER", together)
+    names = ("a.json", "deep/a.json", "deep/er/b.json")
+    expected = {join(root, name): (len(name), to_text(crc32c(name.encode()))) for name in names}
+    absent = (join(root, "absent"), join(root, "absent/too"))
+    assert sizes_and_crc32c([*expected, *absent]) == expected
+    assert sizes_and_crc32c([]) == {}
+    assert measure_beginning(join(root, "a")) == {
+        join(root, "a.json"): expected[join(root, "a.json")]
+    }
+    assert measure_beginning(join(root, "absent/a")) == {}
+
+
+def test_files_are_deleted_whether_they_exist_or_not(root: str):
+    delete_all(join(root, name) for name in ("a.json", "absent", "c[1].json", "deep/er/b.json"))
+    assert set(list_files(root)) == {"b.jsonl", ".hidden.json", "deep/a.json"}

@@ -18,6 +18,7 @@ from corpus.template import load_template, shipped_templates
 from qwen.source import OtherWorkerError, open_model
 from transforms.assign_shards import fingerprint
 from transforms.read_tasks import REJECTED
+from transforms.report_inputs import GatherReport, InputReport
 from transforms.shuffle_encoding import decode_prompt, encode_prompt
 from transforms.tokenize_tasks import (
     WRITTEN,
@@ -29,7 +30,6 @@ from transforms.tokenize_tasks import (
     samples_of,
     tokenize,
 )
-from transforms.write_rejected import count_inputs, sum_written
 
 DIGITS, CHAT = load_template("digits"), load_template("digits-chat")
 NO_LIMIT = SampleRules(10_000, "reject")
@@ -113,7 +113,7 @@ def test_tasks_and_samples_are_counted_apart(tokenizer, item, limit, plan, writt
     rejected = [each for each in found if isinstance(each, RejectedTask)]
     assert [(each.kind, each.reason, each.samples) for each in rejected] == rejections
     assert [each for each in found if isinstance(each, Written)] == [written] * bool(prompts)
-    counts = count_inputs(written or Written(), rejected)
+    counts = InputReport(written or Written(), tuple(rejected)).counts
     variants = plan.variants if plan and isinstance(item, Task) else 1
     tests = len(item.test) if isinstance(item, Task) else 1
     assert counts.tasks.read == 1
@@ -182,7 +182,8 @@ def test_variants_of_tasks_are_samples_and_what_is_rejected_is_apart():
         reasons = result[REJECTED] | "Why" >> beam.Map(lambda item: (item.task_id, item.reason))
         rejected = [("dot", "too_few_variants"), ("e", "no_tokens")]
         assert_that(reasons, equal_to(rejected), "rejected")
-        written = result[WRITTEN] | beam.CombineGlobally(sum_written)
+        report = result[WRITTEN] | beam.CombineGlobally(GatherReport())
+        written = report | "Written" >> beam.Map(lambda each: each.written)
         assert_that(written, equal_to([Written(4, 2 * 50 + 9 + 2)]), "written")
 
 

@@ -10,7 +10,8 @@ from google.cloud.storage import Bucket
 from activation_dataset.format import is_partial_file
 from tests.end_to_end.emulator import BUCKET, address, bucket, names
 from transforms.storage import OutputError, join, list_files, read_if_exists
-from transforms.whole_file import UPLOAD_BYTES, WholeFile, write_whole
+from transforms.upload import UPLOAD_BYTES
+from transforms.whole_file import WholeFile, write_whole
 
 __all__ = ["address", "bucket"]
 
@@ -66,7 +67,7 @@ def test_a_file_that_is_forgotten_does_not_get_its_name(path: str):
 def test_the_checksum_of_the_store_is_compared(bucket: Bucket):
     file = WholeFile(f"gs://{BUCKET}/file")
     file.stream.write(b"hello")
-    with pytest.raises(OutputError, match=r"file: .*stored CRC32C mnG7TA==, sent AAAAAA=="):
+    with pytest.raises(OutputError, match=r"/file: .*CRC32C"):
         file.commit("AAAAAA==")
     assert names(bucket) == []
 

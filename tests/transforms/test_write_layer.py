@@ -7,7 +7,8 @@ from activation_dataset.format import is_partial_file, manifest_file, shard_file
 from activation_dataset.manifest import LayerManifest
 from activation_dataset.tfrecord import read_records
 from tests.transforms.shards import KIND, PROMPTS, blocks_of, write_blocks
-from transforms.output_folder import CLAIM_FILE, OutputFolder
+from transforms.claim import CLAIM_FILE
+from transforms.output_folder import OutputFolder
 from transforms.storage import OutputError, list_files
 from transforms.whole_file import WholeFile
 from transforms.write_layer import _WriteLayer

@@ -31,7 +31,7 @@ def values_of(path, layer):
 
 
 def export(path, *arguments):
-    """Run the command, and return the folder that it writes."""
+    """Run the command and return the folder that it writes."""
     parser = ArgumentParser()
     add_arguments(parser)
     out = path.parent / "out"
@@ -116,8 +116,8 @@ def test_several_sites_have_the_files_of_each_alone(tmp_path, to):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--to", "safetensors", "--layer", "9"], "no layer 9, only (10, 11, 12)"),
-        (["--to", "safetensors", "--layer", "10", "--seed", "1"], "--seed is for --to dictionary"),
+        (["--to", "safetensors", "--layer", "9"], "--layer 9 is not in the dataset"),
+        (["--to", "safetensors", "--layer", "10", "--seed", "1"], "--seed needs --to dictionary"),
         (["--to", "dictionary_learning", "--layer", "10"], "142 vectors, too few"),
         (["--to", "sae_lens", "--layer", "10", "--context_size", "143"], "expected 1 to 142"),
     ],
@@ -130,7 +130,7 @@ def test_a_request_that_does_not_fit(path, arguments, message):
 
 def test_nothing_is_overwritten(path):
     (path.parent / "out").mkdir()
-    with pytest.raises(ExportError, match="out exists already"):
+    with pytest.raises(ExportError, match="out already exists"):
         export(path, "--to", "safetensors", "--layer", "10")
 
 

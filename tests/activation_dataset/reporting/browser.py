@@ -1,4 +1,4 @@
-"""Pages as a person's browser shows them: Chromium without a window."""
+"""HTML pages in headless Chromium."""
 
 from __future__ import annotations
 
@@ -29,24 +29,44 @@ _FRAME = """<iframe src="%s" style="border: 0; width: %dpx; height: 900px"></ifr
 
 
 def run_in_page(page: Path, script: str, folder: Path, width: int, dark: bool = False) -> Any:
-    """Return what the body of a JavaScript function returns in a page of a width.
+    """Run the body of a JavaScript function in a page and return its result.
 
-    Fails if the page loads anything, or has an error.
+    The test fails if the page loads a resource or has an error, and is skipped without Chromium.
+
+    Args:
+        page: the HTML file.
+        script: body of the function.
+        folder: folder for temporary files.
+        width: width of the page in pixels.
+        dark: True for the dark color scheme.
+    """
+    watched = page.read_text("utf-8").replace("<head>", f"<head>{_WATCH}", 1)
+    (folder / "watched.html").write_text(watched + _ANSWER % script, "utf-8")
+    (folder / "frame.html").write_text(_FRAME % ("watched.html", width), "utf-8")
+    scheme = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
+    answer, problems = json_of_page(folder / "frame.html", folder / "profile", scheme)
+    assert problems == []
+    return answer
+
+
+def json_of_page(page: Path, profile: Path, *flags: str) -> Any:
+    """Return the JSON that a page leaves as the text of its body.
+
+    Args:
+        page: file that Chromium opens without a window.
+        profile: folder for Chromium's own files.
+        flags: more flags of Chromium.
     """
     executable = next((found for name in _NAMES if (found := shutil.which(name))), None)
     if executable is None:
         pytest.skip("no Chromium is installed; apt-get install chromium")
-    watched = page.read_text("utf-8").replace("<head>", f"<head>{_WATCH}", 1)
-    (folder / "watched.html").write_text(watched + _ANSWER % script, "utf-8")
-    (folder / "frame.html").write_text(_FRAME % ("watched.html", width), "utf-8")
-    flags = (
+    always = (
         "--headless --no-sandbox --disable-gpu --disable-dev-shm-usage --hide-scrollbars --dump-dom"
     )
-    scheme = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
     shown = subprocess.run(
         [
-            *(executable, *flags.split(), scheme, f"--user-data-dir={folder / 'profile'}"),
-            *("--virtual-time-budget=10000", (folder / "frame.html").as_uri()),
+            *(executable, *always.split(), *flags, f"--user-data-dir={profile}"),
+            *("--virtual-time-budget=10000", page.as_uri()),
         ],
         capture_output=True,
         text=True,
@@ -54,6 +74,4 @@ def run_in_page(page: Path, script: str, folder: Path, width: int, dark: bool = 
     )
     body = re.search("<body>(.*)</body>", shown.stdout, re.DOTALL)
     assert body, shown.stderr
-    answer, problems = json.loads(html.unescape(body[1]))
-    assert problems == []
-    return answer
+    return json.loads(html.unescape(body[1]))

@@ -1,4 +1,4 @@
-"""Datasets of prompts that show grids, with vectors that a test chooses."""
+"""Datasets of prompts with grids, and with vectors that the test chooses."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ZERO, NEWLINE = 15, 198
 
 
 def grid_prompt(sample_id: str, sizes: Sequence[tuple[int, int]], seed: int = 0) -> Prompt:
-    """Examples of two grids of a size (height, width), the last size being that of the test."""
+    """Return a prompt with two grids for each size (height, width); the last size is the test."""
     rng = np.random.default_rng(seed)
     break_line = (NEWLINE, (NO_CELL,) * 4)
     tokens: list[tuple[int, tuple[int, ...]]] = []
@@ -57,7 +57,16 @@ def write_prompted(
     """Write a dataset and return its metadata.
 
     Args:
-        vectors_of: gives the vectors [n, hidden] of a layer and a prompt, at every hook point.
+        folder: folder to write.
+        shards: prompts of each shard.
+        vectors_of: function that returns the vectors [n, hidden] float32 of a layer and a prompt,
+            for every hook point.
+        pooling: pooling of the vectors.
+        storage_dtype: dtype of the stored elements.
+        hidden: number of elements of a vector.
+        layers: layer numbers.
+        rejected: number of rejected tasks by reason.
+        hook_points: hook points of each layer.
     """
     run = describe(pooling, storage_dtype, hidden, layers, hook_points)
     kind = RecordKind(pooling, storage_dtype, hidden)

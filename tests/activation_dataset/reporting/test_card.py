@@ -76,7 +76,7 @@ def test_a_license_that_was_given_stays(dataset):
     assert main(["card", str(dataset)]) == 0
     text = (dataset / "README.md").read_text("utf-8")
     assert DatasetCard(text).data.to_dict()["license"] == "apache-2.0"
-    assert "given as `apache-2.0`" in text
+    assert "License of the tasks: `apache-2.0`" in text
 
 
 @pytest.mark.parametrize("license", ["Apache 2", "mit\ntags:"])
@@ -98,7 +98,7 @@ def test_a_certificate_is_quoted(dataset):
     text = (dataset / "README.md").read_text("utf-8")
     assert "2 samples, 9 vectors in each layer" in text
     assert "2.00e-02 in layer 11, is within the tolerance of 0.045" in text
-    assert "is **past** the" in written(dataset, certificate(dataset, passed=False))
+    assert "**exceeds** the" in written(dataset, certificate(dataset, passed=False))
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b'{"metadata_sha256": "0"}'])

@@ -41,7 +41,7 @@ def dataset(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def many_sites(tmp_path_factory):
-    """The page of a dataset with five hook points of 24 layers."""
+    """Path of the report on a dataset with all hook points of 24 layers."""
     folder = tmp_path_factory.mktemp("sites") / "dataset"
     layers = tuple(range(24))
     write_prompted(
@@ -65,7 +65,7 @@ def text(page):
 
 
 def shown(text):
-    """The text of a page without its elements."""
+    """Return the text of a page without tags."""
     return html.unescape(re.sub(r"<[^>]*>", " ", text))
 
 
@@ -76,7 +76,7 @@ def test_it_holds_all_that_it_promises(text):
         "Norms by position",
         "Outliers",
         "Massive dimensions",
-        "Likeness of layers",
+        "Similarity of layers",
         "Effective dimensions",
         "Norms over the grids",
         "Layers",
@@ -94,7 +94,7 @@ def test_names_from_the_data_are_text_and_nothing_is_loaded(text):
 
 
 def test_grids_have_the_colors_of_their_tokens(text):
-    drawing = re.search(r'aria-label="a grid of 4 rows and 4 columns">(.*?)</svg>', text)
+    drawing = re.search(r'aria-label="grid of 4 rows and 4 columns">(.*?)</svg>', text)
     assert drawing
     first = (PROMPTS[0].cells[:, :2] == [0, 0]).all(axis=1)
     drawn = np.full((4, 4), -1)
@@ -111,7 +111,7 @@ def test_prompts_whose_cells_are_unknown_are_counted(tmp_path):
     page = tmp_path / "report.html"
     assert main(["report", str(tmp_path / "d"), "-o", str(page)]) == 0
     text = shown(page.read_text("utf-8"))
-    assert "could not be mapped to tokens one to one: 1 prompt." in text
+    assert "1 prompt whose cells could not be mapped" in text
     assert "grid cells unknown" in text
 
 
@@ -154,7 +154,7 @@ def test_what_a_dataset_lacks_is_said(tmp_path, write, said):
     assert said in path.read_text("utf-8")
 
 
-# Elements past the window; texts of charts that are small, cut off, or over one another.
+# Finds elements outside the window, and texts in charts that are small, cut off or overlapping.
 WHOLE = """
     const past = [...document.querySelectorAll("main *")]
         .filter(e => !e.closest(".scroll") && e.getBoundingClientRect().right > innerWidth)

@@ -18,7 +18,7 @@ HIDDEN = 40
 
 
 def vectors_of(layer, prompt):
-    """Layer 10: unit vectors but one of 30 and one of 300; layer 11: zeros and one NaN."""
+    """Return unit vectors except norms 30 and 300 in layer 10, zeros and one NaN in layer 11."""
     rows = np.zeros((prompt.num_tokens, HIDDEN), np.float32)
     if layer == 10:
         rows[np.arange(len(rows)), np.arange(len(rows)) % HIDDEN] = 1
@@ -64,7 +64,7 @@ def test_inspect_prints_facts_and_a_table_of_the_layers(metadata, tmp_path, caps
     text = capsys.readouterr().out
     for part in (str(tmp_path / "d"), "129 vectors in each layer", "by xla", "every token"):
         assert part in text
-    assert "1 non-finite vector in all" in text
+    assert "1 non-finite vector in total" in text
 
 
 def test_inspect_tells_hook_points_apart_in_80_columns(tmp_path, capsys):

@@ -13,7 +13,7 @@ HIDDEN = 24
 
 
 def vectors_of(layer, prompt):
-    """Normal ones, but for a sink at token 1, and one that is not finite at token 4."""
+    """Return normal vectors except a sink at token 1 and a non-finite vector at token 4."""
     seed = int.from_bytes(hashlib.sha256(f"{layer}{prompt.sample_id}".encode()).digest()[:4])
     rows = np.random.default_rng(seed).standard_normal((prompt.num_tokens, HIDDEN))
     rows[1, 3] = 1000 + layer
