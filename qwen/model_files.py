@@ -270,7 +270,7 @@ def _why_not_local(model_path: str, folder: str) -> str | None:
     if re.match(r"[A-Za-z]:|.*\\", model_path):
         return f"it looks like a Windows path, and there is no such folder here. {OPTIONS}"
     if url := re.match(r"(\w+):/", model_path):
-        return f"URLs with {url[1]}: are not supported. {OPTIONS}, as a string instead of a Path"
+        return f"URLs with {url[1]}: are not supported. {OPTIONS}, as a string, not as a Path"
     if folder != (stripped := folder.strip()) and os.path.isdir(stripped):
         return f"there is no such folder, but there is {stripped!r}, without spaces around it"
     repository, at, revision = model_path.partition("@")
