@@ -1,10 +1,11 @@
-"""Tokens per second on a GPU, beside Hugging Face with SDPA on the same GPU in the same run.
+"""Tokens per second on a GPU, next to Hugging Face with SDPA on the same GPU in the same run.
 
-The work: last-token residual stream of layers 10 to 23, Qwen2.5-0.5B's shape with random weights in
-bfloat16, prompts that all have the same length, so that neither side pads. Runs alternate; ratios
-of paired runs are the result. Before that, the GPU's operations are compared with XLA's.
+Both capture the last-token residual stream of layers 10 to 23 of Qwen2.5-0.5B's shape with random
+weights in bfloat16. All prompts have the same length, so neither side pads. Runs alternate; the
+results are ratios of paired runs. Before the runs, the script compares the GPU's operations with
+XLA's.
 
-Where there is no GPU, a tiny model runs on the CPU, to show that the script works and no more.
+Without a GPU, a tiny model runs on the CPU, only to show that the script works.
 
     make gpu-check
     python -m benchmarks.gpu_check --json gpu.json
@@ -41,7 +42,7 @@ from qwen.presets import PRESETS
 LAYERS = tuple(range(10, 24))
 LEAST_RATIO, LEAST_SHARE_OF_PEAK = 1.5, 0.45
 MOST_ERROR = 0.05
-"""Largest relative L2 distance of a bfloat16 vector between the GPU's operations and XLA's."""
+"""Maximum relative L2 distance of a bfloat16 vector between the GPU's operations and XLA's."""
 
 PEAK_FLOPS = {
     "H200": 989e12,
@@ -53,7 +54,7 @@ PEAK_FLOPS = {
     "L4": 121e12,
     "A10": 125e12,
 }
-"""Dense bfloat16 FLOP/s by a part of the device's name, the first that fits, from data sheets."""
+"""Dense bfloat16 FLOP/s from data sheets, by part of the device's name; the first match counts."""
 
 Prompts = Sequence[np.ndarray]
 Runner = Callable[[Prompts], None]
@@ -61,7 +62,7 @@ Runner = Callable[[Prompts], None]
 
 @dataclass(frozen=True)
 class Size:
-    """Return PyTorch's device next to JAX; print why and return None if there is none."""
+    """Size of a measurement: prompt lengths, `slots` tokens per step and `tokens` in total."""
 
     preset: str
     lengths: tuple[int, ...]
@@ -75,7 +76,7 @@ ON_CPU = Size("tiny", (64, 256), 512, 2048)
 
 @dataclass(frozen=True)
 class Result:
-    """Medians at one length; shares and ratios are absent where there is nothing to compare."""
+    """Medians at one length; shares and ratios are None without a comparison."""
 
     length: int
     tokens_per_second: float
@@ -122,7 +123,7 @@ def ours(size: Size) -> Runner:
 
 
 def hugging_face(size: Size, device: str) -> Runner:
-    """Full batches with SDPA and a forward hook on each layer."""
+    """Return a runner of full batches with SDPA and a forward hook on each layer."""
     import torch
 
     model = torch_model(size.preset, None, "bfloat16").to(device)
@@ -159,7 +160,7 @@ def seconds_of(run: Runner, prompts: Prompts) -> float:
 def measure(
     size: Size, length: int, runners: dict[str, Runner], rounds: int, peak: float | None
 ) -> Result:
-    """Runs all in turn; the first round, uncounted, compiles and warms."""
+    """Run all runners alternately; the first round, which compiles and warms up, does not count."""
     config, count = PRESETS[size.preset], max(1, size.tokens // length)
     prompts = prompts_of(length, count, config.vocab_size)
     seconds: dict[str, list[float]] = {name: [] for name in runners}
@@ -169,7 +170,7 @@ def measure(
             if number:
                 seconds[name].append(took)
     took, tokens = statistics.median(seconds["ours"]), count * length
-    # With pooling last the highest layer computes little besides its keys and values.
+    # With pooling last, the highest layer computes little besides its keys and values.
     flops = count * flops_of(config, LAYERS[-1], length, [length])
     theirs = seconds.get("hugging face")
     return Result(
@@ -186,7 +187,7 @@ def measure(
 def captured_by(
     extractor: ActivationExtractor, prompts: Prompts
 ) -> dict[tuple[Site, int], np.ndarray]:
-    """Vectors, [hidden] each, by site and sample."""
+    """Return vectors [hidden] by site and sample."""
     return {
         (site, sample): vectors[row]
         for captured in extractor.extract(prompts)
@@ -196,7 +197,7 @@ def captured_by(
 
 
 def worst_error(size: Size) -> float:
-    """Largest relative L2 distance between the device's own operations and those of XLA."""
+    """Return the largest relative L2 distance between the device's operations and XLA's."""
     rng = np.random.default_rng(0)
     vocabulary = PRESETS[size.preset].vocab_size
     prompts = [rng.integers(0, vocabulary, n, dtype=np.int32) for n in rng.integers(1, 500, 12)]
@@ -210,19 +211,19 @@ def worst_error(size: Size) -> float:
 
 
 def peak_of(device_kind: str) -> float | None:
-    """Peak bfloat16 FLOP/s of a device by its name; None if it is not in the table."""
+    """Return the peak bfloat16 FLOP/s of a device by its name; None if it is not in the table."""
     return next((flops for name, flops in PEAK_FLOPS.items() if name in device_kind), None)
 
 
 def torch_device(platform: str) -> str | None:
-    """Return the device for PyTorch next to JAX; print why and return None if there is none."""
+    """Return PyTorch's device for a run next to JAX; print the reason if there is none."""
     if find_spec("torch") is None:
-        print("gpu-check: PyTorch is not installed, Hugging Face is left out")
+        print("gpu-check: PyTorch is not installed; skipping Hugging Face")
         return None
     import torch
 
     if platform == "gpu" and not torch.cuda.is_available():
-        print("gpu-check: this PyTorch does not see the GPU, Hugging Face is left out")
+        print("gpu-check: this PyTorch does not see the GPU; skipping Hugging Face")
         return None
     return "cuda" if platform == "gpu" else "cpu"
 
@@ -235,11 +236,11 @@ def main() -> None:
     device = jax.local_devices()[0]
     size = ON_GPU if device.platform == "gpu" else ON_CPU
     if size is ON_CPU:
-        print("gpu-check: JAX sees no GPU (requirements/cuda.txt has what it needs for one)")
-        print("gpu-check: a tiny model on the CPU instead; its figures say nothing of a GPU")
+        print("gpu-check: JAX sees no GPU (requirements/cuda.txt has the packages for one)")
+        print("gpu-check: running a tiny model on the CPU; its figures say nothing about a GPU")
     print(f"{device.device_kind}, {size.preset}, {size.tokens} tokens per run")
     error = worst_error(size)
-    print(f"  own operations against those of XLA: relative error {error:.4f}")
+    print(f"  own operations compared with XLA: relative error {error:.4f}")
     runners = {"ours": ours(size)}
     if (beside := torch_device(device.platform)) is not None:
         runners["hugging face"] = hugging_face(size, beside)
@@ -250,7 +251,7 @@ def main() -> None:
         )
         print(results[-1].line(), flush=True)
     if size is ON_GPU:
-        print(f"  aims: {LEAST_SHARE_OF_PEAK:.0%} of the peak, a ratio of {LEAST_RATIO}")
+        print(f"    targets: {LEAST_SHARE_OF_PEAK:.0%} of the peak, a ratio of {LEAST_RATIO}")
     if arguments.json:
         report = {
             "device": device.device_kind,
@@ -260,7 +261,7 @@ def main() -> None:
         }
         arguments.json.write_text(json.dumps(report, indent=1) + "\n")
     if error > MOST_ERROR:
-        raise SystemExit(f"gpu-check: the fused attention is wrong by {error:.3f}")
+        raise SystemExit(f"gpu-check: the fused attention has a relative error of {error:.3f}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Time per sample and memory from a thousand samples to fifty thousand: both must stay flat.
+"""Time per sample and memory from a thousand to fifty thousand samples: both must stay constant.
 
     python -m benchmarks.growth --samples 1000 5000 50000 --svg growth.svg
 
-Runs the whole job on short documents with `random:tiny`, the default shards and layers, in one
-process of the local runner, and samples its resident memory. Time is counted from the first shard's
-files to the metadata, without starting and compiling.
+Runs the whole job on short documents with `random:tiny` and the default shards and layers, in one
+process of the local runner, and samples its resident memory. Time is measured from the first
+shard's files to the metadata, without startup and compilation.
 """
 
 from __future__ import annotations
@@ -35,12 +35,13 @@ class Growth:
     """Time and memory of one run.
 
     Attributes:
-        seconds: from start to end.
-        microseconds_per_sample: after the first shard.
-        cpu_microseconds_per_sample: CPU time, which other processes disturb less.
-        start_mb: resident memory in MB when the first shard was written.
-        median_mb, peak_mb: from then on.
-        memory_mb: resident memory at about a hundred moments, evenly spaced from then on.
+        seconds: wall time from start to end.
+        microseconds_per_sample: wall time per sample after the first shard.
+        cpu_microseconds_per_sample: CPU time per sample, which depends less on other processes.
+        start_mb: resident memory in MB after the first shard was written.
+        median_mb: median of the resident memory after the first shard.
+        peak_mb: maximum of the resident memory after the first shard.
+        memory_mb: resident memory at about a hundred evenly spaced times after the first shard.
     """
 
     samples: int
@@ -56,7 +57,7 @@ class Growth:
 
 
 def write_documents(path: Path, count: int) -> None:
-    """Write that many different documents of 2 to 5 words."""
+    """Write `count` different documents of 2 to 5 words."""
     with path.open("w") as stream:
         for number in range(count):
             text = " ".join(str(number * step % 9973) for step in range(1, 3 + number % 4))
@@ -83,7 +84,7 @@ def cpu_seconds(process: int) -> float:
 
 @dataclass
 class Sampled:
-    """Time and memory of a command, in all and after its first output."""
+    """Time and memory of a command, in total and after its first output."""
 
     seconds: float
     begun_seconds: float
@@ -95,7 +96,7 @@ def sampled(command: Sequence[str], is_begun: Callable[[], bool]) -> Sampled:
     """Run a command and sample it twenty times a second.
 
     Raises:
-        RuntimeError: if it fails.
+        RuntimeError: if the command fails.
     """
     started = time.monotonic()
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
@@ -110,12 +111,12 @@ def sampled(command: Sequence[str], is_begun: Callable[[], bool]) -> Sampled:
         time.sleep(0.05)
     ended = time.monotonic()
     if process.returncode or not begun:
-        raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}")
+        raise RuntimeError(f"{' '.join(command)} ended with exit status {process.returncode}")
     return Sampled(ended - started, ended - begun, cpu - begun_cpu, memory)
 
 
 def measure(samples: int, folder: Path, cache: Path) -> Growth:
-    """Run the job on that many samples."""
+    """Run the job on `samples` samples."""
     documents, out = folder / "documents.jsonl", folder / "out"
     write_documents(documents, samples)
     command = [
@@ -143,7 +144,7 @@ def measure(samples: int, folder: Path, cache: Path) -> Growth:
 
 
 def drawn(results: Sequence[Growth]) -> str:
-    """Draw the resident memory over the progress of each run, as an SVG document."""
+    """Return an SVG document with the resident memory over the progress of each run."""
     up = vertical([mb for growth in results for mb in growth.memory_mb], zero=True)
     along = horizontal(0, 100)
     shapes = [
@@ -177,7 +178,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--samples", type=int, nargs="+", default=[1_000, 5_000, 50_000])
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--svg", type=Path, help="where to draw memory over the time of each run")
+    parser.add_argument("--svg", type=Path, help="file for a chart of the memory over each run")
     arguments = parser.parse_args()
     results = []
     with tempfile.TemporaryDirectory(prefix="growth-") as name:
@@ -186,13 +187,13 @@ def main() -> None:
             folder = Path(name) / str(number)
             folder.mkdir()
             growth = measure(samples, folder, cache)
-            if number:  # the first one fills the compile cache
+            if number:  # The first run fills the compile cache.
                 results.append(growth)
                 print(
                     f"{samples:7} samples, {growth.shards:3} shards, {growth.files:5} files: "
                     f"{growth.seconds:6.1f} s, {growth.microseconds_per_sample:6.0f} us/sample "
                     f"({growth.cpu_microseconds_per_sample:.0f} of CPU), "
-                    f"{growth.start_mb:5.0f} MB at first, {growth.peak_mb:5.0f} MB at most",
+                    f"{growth.start_mb:5.0f} MB at the start, {growth.peak_mb:5.0f} MB at the peak",
                     flush=True,
                 )
                 tenth = max(1, len(growth.memory_mb) // 10)

@@ -2,15 +2,15 @@
 
     python -m benchmarks.loaders
 
-It needs sae-lens and dictionary-learning, which `make torch-test` installs in an environment of
-their own. Each loader delivers shuffled batches [batch, hidden] float32 from its own files, which
-this package's exporters write from the same layer, and shuffles as many vectors at a time as this
-project does by default. All files are in the page cache. Epochs are timed alternately.
+It needs sae-lens and dictionary-learning, which `make torch-test` installs in a separate
+environment. Each loader returns shuffled batches [batch, hidden] float32 from its own files, which
+this project's exporters write from the same layer, and shuffles as many vectors at a time as this
+project does by default. All files are in the page cache. Epochs alternate.
 
-SAELens: an `ActivationsStore` on cached activations. It copies its whole buffer for each read, so
-that it is also timed with larger reads than its default. dictionary_learning has no loader, only a
-buffer that a model fills: its `ActivationBuffer` runs with a substitute for the model, which reads
-the activations of a safetensors file for 32 contexts of 128 tokens at a time.
+SAELens uses an `ActivationsStore` on cached activations. The store copies its whole buffer for each
+read, so the benchmark also measures reads larger than the default. dictionary_learning has no
+loader, only a buffer that a model fills. Its `ActivationBuffer` runs with a substitute for the
+model, which reads activations from a safetensors file, for 32 contexts of 128 tokens at a time.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ READ_BY_SAELENS = 32
 
 
 def ours(dataset: ActivationDataset, layer: int, batch: int) -> Iterator[Any]:
-    """Yield batches of this project without end."""
+    """Yield batches of this project indefinitely."""
     batches = dataset.batches(layer, batch)
     while True:
         for each in batches:
@@ -98,7 +98,7 @@ def dictionary_learning(
 
 
 class _ModelOnDisk:
-    """Substitute for a model: its activations are read from a folder of safetensors."""
+    """Substitute for a model, which reads activations from a folder of safetensors files."""
 
     def __init__(self, folder: Path) -> None:
         import torch
@@ -136,7 +136,7 @@ PEERS: dict[str, Callable[[ActivationDataset, int, int, Path], Iterator[Any]]] =
 
 
 def side_by_side(name: str, dataset: ActivationDataset, folder: Path, rounds: int) -> Result:
-    """Compare as many shuffled batches as an epoch has with those of a peer."""
+    """Compare an epoch of shuffled batches with as many batches of a peer."""
     batches = dataset.num_vectors // BATCH
     mine = ours(dataset, LAYER, BATCH)
     other = PEERS[name](dataset, LAYER, BATCH, folder)
@@ -157,7 +157,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="temporary folder (default: /tmp)")
     arguments = parser.parse_args()
-    print(f"speed of shuffled batches of {BATCH} over that of others, {arguments.gigabytes} GB")
+    print(f"speed of shuffled batches of {BATCH} relative to others, {arguments.gigabytes} GB")
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         folder = Path(name)
         tokens = int(arguments.gigabytes * 1e9 / 4 / VECTOR_BYTES)

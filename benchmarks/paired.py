@@ -1,4 +1,4 @@
-"""Two ways to do the same work, run in turn, so that what else a machine does hits both alike."""
+"""Alternating runs of two implementations, which other load on a machine affects equally."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Pairs:
-    """Seconds of one way and of another, which is the yardstick, in rounds in turn.
+    """Seconds of one implementation and of a baseline, in alternating rounds.
 
     Attributes:
-        ours, other: [rounds] seconds of wall time.
-        ours_cpu, other_cpu: [rounds] seconds of processor time, of all threads and of processes
-            that have ended.
+        ours: [rounds] seconds of wall time.
+        other: [rounds] seconds of wall time of the baseline.
+        ours_cpu: [rounds] seconds of CPU time, of all threads and of ended child processes.
+        other_cpu: [rounds] seconds of CPU time of the baseline.
     """
 
     ours: list[float]
@@ -26,17 +27,17 @@ class Pairs:
 
     @property
     def ratio(self) -> float:
-        """Speed over that of the yardstick: the median of the rounds."""
+        """Speed relative to the baseline, as the median of the rounds."""
         return statistics.median(b / a for a, b in zip(self.ours, self.other, strict=True))
 
     @property
     def cpu_ratio(self) -> float:
-        """The same in processor time, which a busy machine disturbs less."""
+        """Like `ratio` in CPU time, which depends less on other load of the machine."""
         return statistics.median(b / a for a, b in zip(self.ours_cpu, self.other_cpu, strict=True))
 
 
 def run_in_turn(ours: Callable[[], object], other: Callable[[], object], rounds: int) -> Pairs:
-    """Runs both once uncounted, to warm the caches, then in turn."""
+    """Run both once to warm the caches, which does not count, then alternately."""
     pairs = Pairs([], [], [], [])
     for number in range(rounds + 1):
         for run, wall, cpu in (

@@ -1,9 +1,10 @@
-"""Overhead of the job: Beam, tokenizing and writing against the model alone; and the writer alone.
+"""Overhead of the job relative to the model alone, and the speed of the writer alone.
 
     python -m benchmarks.pipeline --tasks 32
 
-The extractor is built and compiled beforehand and handed to the job, so loading and compiling are
-in none of the figures. Runs alternate, and their ratios are the result.
+The overhead has Beam, tokenization and writing. The job receives an extractor that is already
+compiled, so the figures exclude loading and compilation. Runs alternate, and the results are their
+ratios.
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ HIDDEN = 896
 
 SAMPLES_PER_STEP, TOKENS_PER_SAMPLE = 4, 1024
 WRITER_STEPS = 72
-"""Steps of 4,096 vectors that the writer alone writes: 0.5 GB in bfloat16."""
+"""Steps of 4,096 vectors in the measurement of the writer: 0.5 GB in bfloat16."""
 
 
 def seconds(run: Callable[[], object]) -> float:
-    """Return the time that a call takes."""
+    """Return the seconds that a call takes."""
     started = time.perf_counter()
     run()
     return time.perf_counter() - started
@@ -54,7 +55,7 @@ def write_tasks(tasks: int, path: Path) -> None:
 
 
 def job(extractor: ActivationExtractor, model: str, tasks: Path) -> float:
-    """Return the seconds of the job, run by its command with a model that is loaded already."""
+    """Return the seconds of the job's command with a model that is already loaded."""
     flags = ["--model_path", model, "--tasks_file", str(tasks), "--no_progress"]
     flags += ["--pooling", extractor.settings.pooling]
     flags += ["--storage_dtype", extractor.settings.storage_dtype]
@@ -65,13 +66,13 @@ def job(extractor: ActivationExtractor, model: str, tasks: Path) -> float:
 
 
 def bare_loop(extractor: ActivationExtractor, prompts: Sequence[np.ndarray]) -> None:
-    """Run the model over the prompts, and write nothing."""
+    """Run the model over the prompts without writing."""
     for _ in extractor.extract(prompts):
         pass
 
 
 class NullStream(io.RawIOBase):
-    """A stream that takes every byte and keeps none."""
+    """A stream that discards every byte."""
 
     def write(self, data: Any) -> int:
         return memoryview(data).nbytes
@@ -80,7 +81,7 @@ class NullStream(io.RawIOBase):
 def writer_speed() -> float:
     """Return the GB/s of one thread that writes every token in bfloat16, step by step.
 
-    The statistics of a step come with it, as from the device; the writer merges them.
+    As with a device, each step comes with its statistics; the writer merges them.
     """
     kind = RecordKind("none", "bfloat16", HIDDEN)
     rows = residual_stream(SAMPLES_PER_STEP * TOKENS_PER_SAMPLE, HIDDEN, seed=0)
@@ -107,7 +108,7 @@ def writer_speed() -> float:
 
 
 def measure(model: str, tasks: int, rounds: int) -> dict[str, Any]:
-    """Measure the job against the bare loop, every token against pooled, and the writer."""
+    """Measure the job relative to the bare loop, every token relative to pooled, and the writer."""
     pooled = ActivationExtractor.load(model, LAYERS, pooling="last")
     every = ActivationExtractor.load(model, LAYERS, pooling="none", storage_dtype="bfloat16")
     prompts = arc_prompts(tasks)

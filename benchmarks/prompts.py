@@ -1,4 +1,4 @@
-"""The prompts that the benchmarks run: ARC-AGI-1 training tasks with their real lengths."""
+"""Prompts of the benchmarks: ARC-AGI-1 training tasks with their real lengths."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def arc_prompts(tasks: int | None = None, file: Path = TRAINING) -> list[np.ndar
     """Return token ids, [tokens] int32 each, of evenly spaced tasks of a combined file.
 
     Args:
-        tasks: Number of tasks to take; all by default.
-        file: File of combined tasks.
+        tasks: number of tasks; all by default.
+        file: the combined file.
 
     Raises:
-        FileNotFoundError: if the file is not there.
+        FileNotFoundError: if the file does not exist.
     """
     with file.open("rb") as stream:
         found = [item for item in parse_tasks(stream, file.name) if isinstance(item, Task)]

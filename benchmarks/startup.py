@@ -18,7 +18,7 @@ from benchmarks.prompts import arc_prompts
 
 
 def first_activation(connection: Connection, model: str, cache: str) -> None:
-    """Run in a process of its own: send seconds to import; then to load, and to an activation."""
+    """Send the seconds to import, then to load and to activate; runs in a new process."""
     prompts = arc_prompts(8)
     started = time.perf_counter()
     from qwen.batching import SampleTokens

@@ -2,10 +2,10 @@
 
     python -m benchmarks.storage_dtypes
 
-The vectors are those of a Qwen2 architecture with random weights that are edited to have the
-outliers of trained Qwen models: a few dimensions that are large at every token, and sinks, tokens
+The vectors come from a Qwen2 architecture with random weights, edited to have the outliers of
+trained Qwen models: a few dimensions that are large at every token, and sinks, which are tokens
 whose norm is 100 times the median because of a few massive dimensions. The prompts are ARC-AGI-1
-training tasks. A TopK autoencoder is trained on the vectors of each dtype, and judged by the
+training tasks. A TopK autoencoder is trained on the vectors of each dtype and evaluated on the
 float32 vectors of held-out tasks.
 """
 
@@ -37,14 +37,14 @@ from qwen.source import open_model
 
 HIDDEN, LAYERS, LAYER = 256, 8, 6
 LARGE_DIMENSIONS, LARGE = (11, 90), 40.0
-"""Dimensions that are large at every token, in standard deviations of the others."""
+"""Dimensions that are large at every token, and their size in standard deviations of the others."""
 
 MASSIVE_DIMENSIONS, SINK_NORM = (5, 133, 200), 100.0
-"""Dimensions that make a sink, and its norm in norms of the other tokens."""
+"""Dimensions that are massive in a sink, and the norm of a sink relative to other tokens."""
 
 SINK_TEXT = "\n\n"
 SINK = 10.0
-"""Norms above this multiple of the median are those of sinks."""
+"""Multiple of the median norm above which a token is a sink."""
 
 
 def write_model(folder: Path) -> None:
@@ -68,7 +68,7 @@ def write_model(folder: Path) -> None:
 
 
 def _scaled(name: str, values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return weights that keep the variance of their input; embeddings have variance 1."""
+    """Return weights that preserve the variance of their input; embeddings have variance 1."""
     if name.endswith(("norm.weight", "bias")):
         return values
     deviation = 0.02 if "embed" in name else 0.02 * math.sqrt(values.shape[1])
@@ -76,7 +76,7 @@ def _scaled(name: str, values: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _add_large_dimensions(tensors: dict[str, NDArray[np.float32]]) -> None:
-    """Let attention of the first layer add a constant, the average of a constant value."""
+    """Make the first layer's attention add a constant, as the average of constant values."""
     layer = "model.layers.0.self_attn."
     tensors[layer + "v_proj.weight"][0] = 0
     tensors[layer + "v_proj.bias"][0] = 1
@@ -85,13 +85,13 @@ def _add_large_dimensions(tensors: dict[str, NDArray[np.float32]]) -> None:
 
 
 def _add_sinks(tensors: dict[str, NDArray[np.float32]], config: ModelConfig, sink: int) -> None:
-    """Let one neuron of the second layer answer to the sink's embedding alone, with a large sum."""
+    """Make a neuron of the second layer respond only to the sink, with a large update."""
     direction = tensors["model.embed_tokens.weight"][sink]
     direction = direction / np.linalg.norm(direction)
     mlp = "model.layers.1.mlp."
     tensors[mlp + "gate_proj.weight"][0] = direction
     tensors[mlp + "up_proj.weight"][0] = direction
-    # The normalized stream has the norm sqrt(H), most of it in the large dimensions by now.
+    # The normalized stream has the norm sqrt(H), most of it in the large dimensions.
     answer = HIDDEN / (1 + len(LARGE_DIMENSIONS) * LARGE**2 / HIDDEN)
     norm = SINK_NORM * np.sqrt(HIDDEN + len(LARGE_DIMENSIONS) * LARGE**2)
     down = tensors[mlp + "down_proj.weight"]

@@ -1,4 +1,4 @@
-"""The peers' model: a preset's shape with random weights, in PyTorch."""
+"""The model of the peers: a preset's shape with random weights, in PyTorch."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from qwen.presets import preset_file
 
 
 def torch_model(preset: str, num_layers: int | None, dtype: str, with_head: bool = False) -> Any:
-    """Hugging Face's model with its default attention (SDPA), on the CPU.
+    """Return Hugging Face's model with its default attention (SDPA), on the CPU.
 
     Args:
-        preset: name of a shape in ``qwen/presets``.
-        num_layers: its first layers; all of them if None.
-        dtype: of the weights, by its name in PyTorch.
-        with_head: whether the model ends in logits.
+        preset: name of a shape in `qwen/presets`.
+        num_layers: number of layers; None for all.
+        dtype: dtype of the weights, by its name in PyTorch.
+        with_head: whether the model returns logits.
     """
     import torch
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM

@@ -1,8 +1,8 @@
-"""Report of the TPU compiler on this project's programs; needs no TPU.
+"""Memory and predicted speed on TPUs, from the TPU compiler, on a machine without a TPU.
 
-Plans the steps of a case's prompts as a worker would, compiles every shape of the plan for real
-chips, adds up what a chip's memory has to hold, and predicts the speed. ``benchmarks.tpu_model``
-holds the model of time. The top layer counts as a whole one, whatever the pooling.
+Plans the steps of a case's prompts as a worker does, compiles every shape of the plan for real
+chips, adds up the memory of a chip, and predicts the speed with `benchmarks.tpu_model`. The top
+layer counts as a whole layer, regardless of the pooling.
 
     make tpu-check
     python -m benchmarks.tpu_check --models Qwen3.5-2B --chips "v5e 1x1" --json tpu.json
@@ -50,7 +50,7 @@ MODEL_PARTS = {
     "Qwen3-30B-A3B": (8, 4),
     "Qwen3.5-35B-A3B": (8, 4),
 }
-"""The models, smallest first, with the fewest chips of 16 and of 32 GB that hold each."""
+"""Models, smallest first, with the minimum number of chips of 16 and of 32 GB for each."""
 
 ONE_CHIP = (SMALLEST, "Qwen3-1.7B", "Qwen3.5-2B")
 """Models that fit one chip of 16 GB."""
@@ -58,7 +58,7 @@ ONE_CHIP = (SMALLEST, "Qwen3-1.7B", "Qwen3.5-2B")
 BATCH_SIZE = 8
 DOCUMENTS, TOKENS_OF_A_DOCUMENT = 512, 1024
 FREE = 0.95
-"""The share of a chip's memory that a program may have."""
+"""Share of a chip's memory that is available to a program."""
 
 WITHOUT_TPU = {
     "JAX_PLATFORMS": "cpu",
@@ -68,12 +68,12 @@ WITHOUT_TPU = {
     "TPU_WORKER_ID": "0",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
-"""What lets libtpu compile on a machine without a TPU."""
+"""Environment in which libtpu compiles on a machine without a TPU."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A model on chips, and what is captured of which prompts."""
+    """A model on a kind of chip, with its prompts and captured layers."""
 
     model: str
     chip: str
@@ -83,7 +83,7 @@ class Case:
 
     @property
     def mesh(self) -> tuple[int, int]:
-        """Rows are split over the first axis, the model over the second."""
+        """Mesh whose first axis splits rows and whose second axis splits the model."""
         if self.chip.endswith("1x1"):
             return 1, 1
         parts = MODEL_PARTS[self.model][self.chip.startswith("v6e")]
@@ -91,9 +91,10 @@ class Case:
 
 
 def case_of(model: str, chip: str) -> Case:
-    """ARC-AGI-1's training prompts for the smallest model, for all others a shard of documents.
+    """Return the case of a model on a kind of chip.
 
-    Every token of four layers is captured of a document.
+    The smallest model runs ARC-AGI-1's training prompts. All others run a shard of documents, and
+    every token of four layers is captured.
     """
     depth = PRESETS[model].num_hidden_layers
     if model == SMALLEST:
@@ -105,7 +106,7 @@ def case_of(model: str, chip: str) -> Case:
 
 @dataclass(frozen=True)
 class Program:
-    """Report of the compiler on one program on one device; sizes in bytes."""
+    """The compiler's figures for one program on one device; sizes in bytes."""
 
     cycles: int
     flops: float
@@ -132,7 +133,7 @@ def program_of(lowered: Any) -> Program:
 
 @dataclass(frozen=True)
 class CompiledShape:
-    """The programs of one step shape: one embed, a layer of each kind, and moments."""
+    """Programs of one step shape: embedding, a layer of each kind, and moments."""
 
     shape: StepShape
     seconds: float
@@ -141,15 +142,15 @@ class CompiledShape:
     moments: Program
 
     def cycles(self, kinds: Counter[LayerKind], captured: int) -> int:
-        """Cycles of a step."""
+        """Return the cycles of a step."""
         in_layers = sum(self.layers[kind].cycles * count for kind, count in kinds.items())
         return self.embed.cycles + in_layers + self.moments.cycles * captured
 
     def memory(self, resident: int, embedding: int, captured: int) -> int:
-        """Most bytes of a device's memory, with all that may be enqueued held at the same time.
+        """Return the peak bytes of a device's memory, with the maximum number of steps in flight.
 
-        That is: weights, the largest program's temporaries, and for each step in flight its inputs,
-        its residual stream and what is captured of every layer.
+        The sum has the weights, the temporaries of the largest program and, for each step in
+        flight, its inputs, its residual stream and the captured values of every layer.
         """
         layers = self.layers.values()
         in_flight = (
@@ -188,7 +189,7 @@ def compile_shapes(programs: Programs, shapes: Iterable[StepShape]) -> list[Comp
 
 @dataclass(frozen=True)
 class Report:
-    """One model on one kind of chip; sizes and speeds are those of one chip."""
+    """Results of one model on one kind of chip; sizes and speeds are per chip."""
 
     model: str
     chip: str
@@ -217,13 +218,13 @@ class Report:
 
 
 def devices_of(chip: Chip) -> Sequence[jax.Device]:
-    """The devices of one host, for the compiler alone."""
+    """Return the devices of one host, which only the compiler uses."""
     options = {} if chip.bounds is None else {"chips_per_host_bounds": chip.bounds}
     return topologies.get_topology_desc(chip.topology, "tpu", **options).devices
 
 
 def check(case: Case) -> Report:
-    """Compile the plan of a case, and predict from it."""
+    """Compile the plan of a case and predict its speed."""
     chip, config, dtype = CHIPS[case.chip], PRESETS[case.model], jnp.dtype(jnp.bfloat16)
     mesh = make_mesh(case.mesh, devices_of(chip))
     check_mesh_fits_model(mesh, config)
@@ -286,7 +287,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     if find_spec("libtpu") is None:
-        print("tpu-check: skipped, libtpu (the TPU compiler) is not installed: make tpu-check")
+        print("tpu-check: skipped: libtpu (the TPU compiler) is not installed; run make tpu-check")
         return
     os.environ.update(WITHOUT_TPU)
     reports = []

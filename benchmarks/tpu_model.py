@@ -1,9 +1,9 @@
-"""Prediction of the time that a TPU takes, from the report of its compiler.
+"""Prediction of a TPU's step times from compiler estimates, without a TPU.
 
-A step takes as long as the cycles that the compiler estimates for each operation of its programs,
-plus those of the attention kernel, of which it estimates nothing: they are counted from the
-instructions that it schedules for the kernel. Nothing overlaps but what the compiler overlaps
-itself, the host keeps up, and nothing is read or written.
+The time of a step is the sum of the cycles that the compiler estimates for the operations of its
+programs and the cycles of the attention kernel, which the compiler does not estimate. The latter
+are counted from the instructions that it schedules for the kernel. The model assumes no overlap
+beyond the compiler's, a host that keeps up, and no reading or writing.
 """
 
 from __future__ import annotations
@@ -23,17 +23,18 @@ from qwen.ops.splash import SPLASH_BLOCK
 
 @dataclass(frozen=True)
 class KernelCycles:
-    """Instructions of the attention kernel for blocks of ``SPLASH_BLOCK`` and 64 head dimensions.
+    """Instructions of the attention kernel for blocks of `SPLASH_BLOCK` and 64 head dimensions.
 
-    Counted in the compiler's final schedule of it, one cycle each. Heads of more dimensions than a
-    matrix unit is wide take as many passes of it more; that was not counted in a schedule.
+    They are counted in the compiler's final schedule, at one cycle each. Heads with more dimensions
+    than the width of a matrix unit take additional passes, whose count is an estimate.
 
     Attributes:
-        pair: of a query block with a key block that it sees, for one head.
-        query_block: to begin a query block and to write its result.
-        visit: of every pair of blocks of a row, seen or not, for the loop and the copies.
-        width: dimensions of a head that one pass of the matrix units takes.
-        passed: of a pair, for each further pass.
+        pair: instructions for a query block and a visible key block, for one head.
+        query_block: instructions to begin a query block and to write its result.
+        visit: instructions of the loop and the copies for every pair of blocks of a row, visible or
+            not.
+        width: head dimensions that one pass of the matrix units processes.
+        passed: instructions for a pair and each additional pass.
     """
 
     pair: int
@@ -45,16 +46,18 @@ class KernelCycles:
 
 @dataclass(frozen=True)
 class Chip:
-    """Capacity of one chip.
+    """Specifications of one chip.
 
     Attributes:
-        topology, bounds: its name and host bounds for the compiler.
-        peak: bfloat16 FLOP/s.
-        clock: Hz, of the matrix units and of what the compiler counts. For its large products the
-            compiler estimates 98 % of ``peak / clock`` FLOPs a cycle, so both mean the same cycle.
-        memory: bytes.
-        memory_speed, link_speed: bytes/s of the memory, and from a chip to its neighbors on a ring,
-            half of all its links.
+        topology: name of the topology for the compiler.
+        bounds: host bounds for the compiler.
+        peak: peak bfloat16 FLOP/s.
+        clock: frequency in Hz of the matrix units and of the compiler's cycles. For large products,
+            the compiler estimates 98 % of `peak / clock` FLOPs per cycle, so both use the same
+            cycle.
+        memory: bytes of memory.
+        memory_speed: bytes/s of the memory.
+        link_speed: bytes/s from a chip to its neighbors on a ring, half of all its links.
     """
 
     topology: str
@@ -68,10 +71,10 @@ class Chip:
 
 
 EXPERTS_BLOCK = 128
-"""Rows of a block of the kernel that multiplies groups of rows."""
+"""Rows per block of the kernel that multiplies groups of rows."""
 
 SUMMED_BYTES = 2
-"""Of a value of an update that devices sum in a bfloat16 model."""
+"""Bytes per value of an update that devices sum in a bfloat16 model."""
 
 V5E, V6E = KernelCycles(1180, 630, 170, 128, 1024), KernelCycles(950, 260, 90, 256, 1024)
 
@@ -85,17 +88,20 @@ CHIPS = {
 
 @dataclass(frozen=True)
 class Work:
-    """Work of a step for the busiest of its devices, all layers together.
+    """Work of a step for the busiest device, over all layers.
 
     Attributes:
-        tokens, slots: of all devices.
-        useful_flops: of real tokens' products and of attention within their samples, shared by all
-            devices alike.
-        executed_flops: of all slots' products and of the blocks that the kernel sees.
-        kernel_flops, kernel_cycles: the attention kernel's part.
-        experts_cycles: of the kernel that multiplies groups of tokens with their experts, if the
-            router treats all experts alike.
-        sum_cycles: of the sums over the devices that share a layer.
+        tokens: tokens of all devices.
+        slots: token slots of all devices.
+        useful_flops: FLOPs of real tokens' products and of attention within their samples, divided
+            equally among all devices.
+        executed_flops: FLOPs of all slots' products and of the blocks that the attention kernel
+            computes.
+        kernel_flops: FLOPs of the attention kernel.
+        kernel_cycles: cycles of the attention kernel.
+        experts_cycles: cycles of the kernel that multiplies groups of tokens with their experts, if
+            the router treats all experts equally.
+        sum_cycles: cycles of the sums over the devices that share a layer.
     """
 
     tokens: int
@@ -109,14 +115,15 @@ class Work:
 
     @property
     def cycles(self) -> float:
-        """Cycles of what the compiler does not estimate."""
+        """Cycles of the operations that the compiler does not estimate."""
         return self.kernel_cycles + self.experts_cycles + self.sum_cycles
 
 
 def seen_blocks(step: Step) -> np.ndarray:
-    """Pairs of blocks that the kernel computes for each row, [rows] int64.
+    """Return the pairs of blocks that the kernel computes for each row, [rows] int64.
 
-    A query block sees the key blocks from the one in which the sample of its first slot begins.
+    A query block sees key blocks beginning with the block in which the sample of its first slot
+    starts.
     """
     rows, length = step.shape.rows, step.shape.length
     block = math.gcd(length, SPLASH_BLOCK)
@@ -128,14 +135,14 @@ def seen_blocks(step: Step) -> np.ndarray:
 
 
 def work_of(step: Step, config: ModelConfig, mesh: tuple[int, int], depth: int, chip: Chip) -> Work:
-    """Return the work of `depth` whole layers without windows.
+    """Return the work of a step in `depth` whole layers without windows.
 
     Args:
-        step: A step.
-        config: The model.
-        mesh: Number of devices that rows are split over, and that heads are split over.
-        depth: Number of layers.
-        chip: The chip.
+        step: the step.
+        config: the model.
+        mesh: numbers of devices that rows and heads are split over.
+        depth: number of layers.
+        chip: the kind of chip.
     """
     (data, parts), kernel = mesh, chip.kernel
     block = math.gcd(step.shape.length, SPLASH_BLOCK)
@@ -173,34 +180,37 @@ def work_of(step: Step, config: ModelConfig, mesh: tuple[int, int], depth: int, 
 
 
 def _experts_seconds(config: ModelConfig, slots: float, parts: int, chip: Chip) -> float:
-    """Time of a layer's experts on one of `parts` devices: of its products or of its weights."""
+    """Return the seconds of a layer's experts on one of `parts` devices.
+
+    The time is that of the products or of reading the weights, whichever is longer.
+    """
     experts = config.experts
     if experts is None:
         return 0.0
     own = experts.num_experts / parts
-    # A block of rows that belong to two experts is multiplied with both.
+    # A block with rows of two experts is multiplied with both.
     rows = slots * experts.num_experts_per_tok / parts + own * EXPERTS_BLOCK / 2
     values = 3 * config.hidden_size * experts.intermediate_size
     return max(2 * rows * values / chip.peak, 2 * own * values / chip.memory_speed)
 
 
 def _sum_seconds(config: ModelConfig, slots: float, parts: int, chip: Chip) -> float:
-    """Time to sum an update of the residual stream in a ring."""
+    """Return the seconds to sum an update of the residual stream in a ring."""
     values = slots * config.hidden_size * 2 * (parts - 1) / parts
     return values * SUMMED_BYTES / chip.link_speed
 
 
 def estimated_cycles(program: str) -> int:
-    """The sum of the compiler's estimates for the operations of a compiled program's text.
+    """Return the sum of the compiler's estimates in the text of a compiled program.
 
-    What a loop computes counts as often as the loop runs. The compiler estimates nothing for sorts,
+    The operations of a loop count once per iteration. The compiler gives no estimates for sorts,
     gathers and scatters, which move the tokens of experts.
     """
     return sum(cycles for _, cycles in operations(program))
 
 
 def operations(program: str) -> Iterator[tuple[str, int]]:
-    """Yield each operation that the compiler estimates, its line and all its cycles together."""
+    """Yield the line and the total cycles of each operation that the compiler estimates."""
     computations: dict[str, list[str]] = {}
     entry, lines = "", list[str]()
     for line in program.splitlines():
@@ -221,14 +231,14 @@ def operations(program: str) -> Iterator[tuple[str, int]]:
 
 
 def _rounds(condition: list[str]) -> int:
-    """The number that the counter of a loop is compared with; loops over arrays begin at 0.
+    """Return the number of iterations of a loop: the bound of its counter, which begins at 0.
 
-    The one loop whose end is not known beforehand, over blocks of the experts' tokens, has one
-    round unless the router prefers the experts of a device.
+    The only loop without a constant bound, over blocks of the experts' tokens, runs once unless the
+    router prefers the experts of a device.
     """
     found = [
         int(n) for line in condition for n in re.findall(r"s32\[\]\S* constant\((\d+)\)", line)
     ]
     if len(found) > 1:
-        raise ValueError(f"cannot tell how often a loop runs: {condition}")
+        raise ValueError(f"cannot determine how often a loop runs: {condition}")
     return found[0] if found else 1

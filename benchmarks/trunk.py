@@ -1,10 +1,10 @@
-"""Tokens per second of the model alone, side by side with what people use today.
+"""Tokens per second of the model without the job, compared with common alternatives.
 
-Each contender keeps its model in a process of its own and runs when it is told to, in turn with the
-others, so that what else the machine does hits all of them alike; ratios of paired runs are the
-result, absolute figures are context. The work: last-token residual stream of layers 10 to 23,
-Qwen2.5-0.5B shape, random weights, the same prompts for all. Other presets of ``qwen/presets`` and
-other layers can be named; layers above the highest one are left out by all.
+Each contender has its model in a separate process. Contenders run alternately, so other load on the
+machine affects all of them equally. The results are ratios of paired runs; absolute figures are
+context. All capture the last-token residual stream of layers 10 to 23 of Qwen2.5-0.5B's shape with
+random weights, on the same prompts. Flags select other presets of `qwen/presets` and other layers.
+No contender computes layers above the highest captured one.
 
     python -m benchmarks.trunk --tasks 16 --rounds 5
     python -m benchmarks.trunk --model Qwen3.5-2B --layers 0-3 --tasks 8 --rounds 2
@@ -36,7 +36,7 @@ Runner = Callable[[Prompts], None]
 
 
 def ours(model: str, layers: Layers, dtype: str) -> Runner:
-    """The extractor of this project, as the job sets it up."""
+    """Return a runner of this project's extractor, with the settings of the job."""
     from qwen import ActivationExtractor
 
     extractor = ActivationExtractor.load(
@@ -51,7 +51,7 @@ def ours(model: str, layers: Layers, dtype: str) -> Runner:
 
 
 def hugging_face(preset: str, layers: Layers, dtype: str, batch: int, by_length: bool) -> Runner:
-    """A loop over padded batches with a forward hook on each layer, as people write it."""
+    """Return a runner of the usual loop over padded batches with a forward hook on each layer."""
     import torch
 
     model = torch_model(preset, layers[-1] + 1, dtype)
@@ -88,7 +88,7 @@ def hugging_face(preset: str, layers: Layers, dtype: str, batch: int, by_length:
 
 
 def nnsight(preset: str, layers: Layers, dtype: str) -> Runner:
-    """Trace with nnsight the same Hugging Face model, one prompt at a time."""
+    """Return a runner of nnsight's tracing of the same model, one prompt at a time."""
     import torch
     from nnsight import NNsight
 
@@ -105,14 +105,14 @@ def nnsight(preset: str, layers: Layers, dtype: str) -> Runner:
 
 
 def transformer_lens(preset: str, layers: Layers, dtype: str) -> Runner:
-    """TransformerLens' bridge over the same Hugging Face model, one prompt at a time."""
+    """Return a runner of TransformerLens' bridge over the same model, one prompt at a time."""
     import torch
     from transformer_lens.model_bridge import TransformerBridge
 
     from qwen.source import open_model
 
     model = torch_model(preset, layers[-1] + 1, dtype, with_head=True)
-    with tempfile.TemporaryDirectory() as folder:  # it reads the configuration again by name
+    with tempfile.TemporaryDirectory() as folder:  # It reads the configuration again by name.
         model.config.architectures = ["Qwen2ForCausalLM"]
         model.config.save_pretrained(folder)
         tokenizer = open_model(f"random:{preset}").tokenizer()
@@ -152,7 +152,7 @@ TARGETS = (
 
 
 def serve(connection: Connection, name: str, model: str, layers: Layers) -> None:
-    """One contender's process: runs the prompts that it is sent, answers with the seconds."""
+    """Run a contender's process: run the prompts that it receives, and answer with the seconds."""
     build, arguments = CONTENDERS[name]
     run = build(model, layers, *arguments)
     while (prompts := connection.recv()) is not None:
@@ -164,7 +164,7 @@ def serve(connection: Connection, name: str, model: str, layers: Layers) -> None
 def measure(
     names: Sequence[str], prompts: Prompts, rounds: int, model: str, layers: Layers
 ) -> dict[str, list[float]]:
-    """Seconds of each contender in each round; the first round, uncounted, compiles and warms."""
+    """Return the seconds of each contender by round, without the first round, which compiles."""
     context = multiprocessing.get_context("spawn")
     connections = {}
     for name in names:
@@ -184,7 +184,7 @@ def measure(
 
 
 def report(seconds: dict[str, list[float]], tokens: int) -> dict[str, Any]:
-    """Medians of tokens/s, and of the ratios of paired runs."""
+    """Return the medians of tokens/s and of the ratios of paired runs."""
     medians = {name: tokens / statistics.median(times) for name, times in seconds.items()}
     ratios = [
         {

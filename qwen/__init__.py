@@ -9,7 +9,7 @@ __all__ = ["ActivationExtractor", "CapturedSamples", "open_extractor"]
 
 
 def __getattr__(name: str) -> Any:
-    """Load JAX only when the extractor is asked for: launchers must not touch devices."""
+    """Import the extractor, and with it JAX, on first use: launchers must not touch devices."""
     if name in __all__:
         from qwen import extractor
 

@@ -1,9 +1,9 @@
 """Plan how the samples of a shard share fixed-shape steps. Pure functions, no JAX.
 
 XLA compiles one program per shape, and every slot of a shape costs the same whether it holds a real
-token or padding. The planner packs several samples into a row, so that nearly every slot is real,
-and takes row lengths from a short ladder, so that few programs are compiled. Attention is masked by
-segment; a row's unused tail is a segment of its own.
+token or padding. The planner packs several samples into a row, so that nearly every slot holds a
+real token, and takes row lengths from a short ladder, so that XLA compiles few programs. Attention
+is masked by segment; the unused end of a row is a separate segment.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from qwen.ops import OpsName
 
 ROW_ALIGNMENT = 128
-"""Row lengths are multiples of this, the smallest block of the TPU attention kernel."""
+"""Divisor of every row length: the smallest block of the TPU attention kernel, in slots."""
 
 SLOTS_PER_SEGMENT = 32
 """A row of L slots holds at most L / 32 samples, so pooled outputs have a fixed shape."""
@@ -29,15 +29,18 @@ TOKENS_PER_BATCH_ROW = 512
 """Token slots of one unit of batch size."""
 
 SHORT_ROW = 2048
-"""Preferred row length where attention visits every pair of blocks of a row, even to skip it.
-Longer rows would cost more than they save there."""
+"""Preferred row length, in slots, for kernels that visit every pair of blocks of a row, even those
+that they skip. Longer rows cost such kernels more than they save."""
 
 
 @dataclass(frozen=True)
 class StepShape:
     """Shape of one device step: `rows` x `length` token slots.
 
-    `chosen` slots of each row, some of them unused, give a vector; None if every slot does.
+    Attributes:
+        rows: number of rows.
+        length: slots of a row.
+        chosen: slots of a row that give a vector, some of them unused; None if every slot does.
     """
 
     rows: int
@@ -46,6 +49,7 @@ class StepShape:
 
     @property
     def slots(self) -> int:
+        """Token slots of all rows."""
         return self.rows * self.length
 
     @property
@@ -56,7 +60,7 @@ class StepShape:
 
 @dataclass(frozen=True)
 class Placement:
-    """Place of a sample in a step: `length` slots of `row` from `start` on."""
+    """Position of a sample in a step: `length` slots of `row`, beginning at `start`."""
 
     sample: int
     row: int
@@ -66,13 +70,14 @@ class Placement:
 
 @dataclass(frozen=True)
 class Step:
-    """One call of the model: a shape and the samples in it, in output order."""
+    """One call of the model: a shape and its samples, in output order."""
 
     shape: StepShape
     placements: tuple[Placement, ...]
 
     @property
     def tokens(self) -> int:
+        """Tokens of all samples."""
         return sum(p.length for p in self.placements)
 
     @cached_property
@@ -88,13 +93,13 @@ class Step:
 
 @dataclass(frozen=True)
 class Packing:
-    """Efficient shapes of steps for a platform.
+    """Step shapes that a platform computes efficiently.
 
     Attributes:
-        rows: Devices along the mesh's data axis; the number of rows is a multiple of it.
-        slots: Token slots per step and device that keep the device busy.
-        row_length: Preferred row length in tokens for samples that fit in it. Longer rows pack
-            tighter, but cost more if the attention kernel cannot skip other segments.
+        rows: divisor of the rows of a step: the number of devices along the mesh's data axis.
+        slots: token slots per step and device, enough to keep the device busy.
+        row_length: preferred row length in slots, for samples that fit. Long rows pack tighter but
+            cost more if the attention kernel cannot skip other segments.
     """
 
     rows: int = 1
@@ -102,9 +107,10 @@ class Packing:
     row_length: int = 4096
 
     def shape(self, length: int, tokens: int) -> StepShape:
-        """Return the step with rows of this length, halved until it has no more slots than tokens.
+        """Return a shape with rows of this length and at most `tokens` slots.
 
-        It keeps at least one row per device.
+        The number of rows is halved until the slots are few enough, but never below one row per
+        device.
         """
         rows = max(1, self.slots // length)
         while rows > 1 and self.rows * rows * length > tokens:
@@ -113,9 +119,9 @@ class Packing:
 
 
 def packing_for(ops: OpsName, batch_size: int, rows: int) -> Packing:
-    """Return the packing for a platform's operations, for `rows` devices along the data axis.
+    """Return the packing for a platform's operations and `rows` devices along the data axis.
 
-    Operations for CPUs do not touch other samples of a row, so their rows are as long as a step.
+    Operations for CPUs skip the other samples of a row, so a CPU step has a single row per device.
     """
     slots = batch_size * TOKENS_PER_BATCH_ROW
     return Packing(rows, slots, slots if ops in ("xla", "amx") else min(slots, SHORT_ROW))
@@ -124,8 +130,8 @@ def packing_for(ops: OpsName, batch_size: int, rows: int) -> Packing:
 def row_lengths(longest: int, row_length: int) -> tuple[int, ...]:
     """Return the ladder of row lengths up to the first that holds `longest` tokens, ascending.
 
-    Below `row_length`, lengths halve down to 512, for the end of a shard. Above, they grow by 1.5
-    and 1.33 alternately.
+    Below `row_length`, lengths halve down to 512, for the last samples of a shard. Above it, they
+    grow by factors of 1.5 and 1.33 alternately.
     """
 
     def aligned(length: float) -> int:
@@ -149,13 +155,13 @@ def row_lengths(longest: int, row_length: int) -> tuple[int, ...]:
 def plan_steps(lengths: Sequence[int], packing: Packing) -> list[Step]:
     """Pack samples of these lengths (tokens) into steps. Every sample appears exactly once.
 
-    The longest remaining sample determines the row length of the next step, whose rows are filled
-    best fit first. When the remaining samples do not fill a step, steps get fewer and then shorter
-    rows, the largest that can still be filled.
+    The longest remaining sample decides the row length of the next step. The remaining samples then
+    fill its rows, best fit first. When fewer tokens remain than a step holds, steps get fewer rows
+    and then shorter ones, as large as the remaining tokens can fill.
 
     Returns:
-        Steps in the order in which they should run: long rows first. The result depends only on the
-        arguments; samples of equal length keep the order of their indices.
+        Steps in execution order: long rows first. The result depends only on the arguments; samples
+        of equal length keep the order of their indices.
     """
     if not lengths:
         return []
@@ -192,11 +198,11 @@ def _fill(shape: StepShape, waiting: list[tuple[int, int]]) -> tuple[Step, list[
 
 
 def split_step(step: Step, rows: int) -> tuple[Step, ...] | None:
-    """Split a step into two of about half the slots, with the same samples in the same order.
+    """Split a step that exceeds the device's memory into two of about half the slots.
 
-    Used if a device lacks memory for the whole step. A single sample gets the smallest step that
-    holds it. The result is None if the step is that already. New steps have `rows` rows, one for
-    each device.
+    The new steps have `rows` rows, one for each device, and the same samples in the same order. A
+    single sample moves to the smallest step that holds it. The result is None if that step is no
+    smaller.
     """
     if len(step.placements) == 1:
         alone = _balanced(step.placements, rows)
@@ -209,7 +215,7 @@ def split_step(step: Step, rows: int) -> tuple[Step, ...] | None:
 
 
 def separate_samples(step: Step, rows: int) -> tuple[Step, ...]:
-    """Make a step for each sample, in the same order; none if no two of them share a row."""
+    """Make a step for each sample, in the same order; no steps if no two samples share a row."""
     if not any(step.segment_of):
         return ()
     return tuple(_balanced((placement,), rows) for placement in step.placements)
@@ -219,9 +225,9 @@ class SampleTokens(NamedTuple):
     """Tokens of one sample.
 
     Attributes:
-        ids: [tokens] integers.
+        ids: [tokens] integer token ids.
         positions: [n] ascending positions of the chosen tokens, whose vectors are stored or
-            averaged; None if all are.
+            averaged; None to choose all tokens.
     """
 
     ids: np.ndarray
@@ -234,14 +240,14 @@ class SampleTokens(NamedTuple):
 
 
 def with_chosen(steps: Sequence[Step], counts: Sequence[int]) -> list[Step]:
-    """Set the number of slots for chosen tokens in each step.
+    """Set `chosen` in the shapes of steps so that the slots hold the chosen tokens of the samples.
 
-    Steps of one shape get the same number, a multiple of the segments of a row, so that few
-    programs are compiled.
+    Steps of one shape get the same number, a multiple of the segments of a row, so that XLA
+    compiles few programs.
 
     Args:
-        steps: Steps of a shard.
-        counts: Number of chosen tokens of each sample.
+        steps: steps from `plan_steps`.
+        counts: number of chosen tokens of each sample.
     """
     most = dict.fromkeys([step.shape for step in steps], 0)
     for step in steps:
@@ -260,7 +266,7 @@ def _multiple(chosen: int, shape: StepShape) -> int:
 
 
 def _balanced(placements: Sequence[Placement], rows: int) -> Step:
-    """Place samples in their order, each in the row that is shortest so far."""
+    """Place samples in order, each in the row that is shortest so far."""
     ends = [0] * rows
     moved = []
     for placement in placements:
@@ -280,11 +286,11 @@ class StepInputs:
         token_ids: [rows, length] int32, 0 where there is no token.
         positions: [rows, length] int32, a token's position in its own sample; 0 for padding.
         segment_ids: [rows, length] int32, 1, 2, ... for the samples of a row, 0 for padding.
-        averaged_ids: [rows, length] int32, the same for the chosen tokens, 0 for all others.
+        averaged_ids: [rows, length] int32, `segment_ids` of the chosen tokens, 0 for all others.
         chosen_slots: [rows, chosen] int32, the slots of the chosen tokens of a row, sample by
             sample; 0 where unused. [rows, 0] if every slot gives a vector.
-        vectors: [rows] int32, vectors of each row: samples if they are averaged, else chosen
-            tokens.
+        vectors: [rows] int32, number of vectors of each row: its samples if tokens are averaged,
+            else its chosen tokens.
     """
 
     token_ids: np.ndarray
@@ -306,9 +312,9 @@ def step_inputs(step: Step, samples: Sequence[SampleTokens], averages: bool = Fa
     """Lay out samples as the arrays of a step.
 
     Args:
-        step: The step.
-        samples: All samples of the shard.
-        averages: True if each sample has one vector, the mean of its chosen tokens.
+        step: the shape and the placements.
+        samples: all samples, indexed by `Placement.sample`.
+        averages: whether a sample has one vector, the mean of its chosen tokens.
     """
     inputs = StepInputs.empty(step.shape)
     for placement, segment in zip(step.placements, step.segment_of, strict=True):

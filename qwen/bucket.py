@@ -1,4 +1,4 @@
-"""Cloud Storage client of the process."""
+"""The Cloud Storage client of a process."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from qwen.load_once import load_once
 
 
 def bucket_client() -> Any:
-    """Return the shared `google.cloud.storage.Client` of this process.
+    """Return the `google.cloud.storage.Client` that this process shares.
 
-    The first call creates it. It is safe to use from several threads.
+    The first call creates the client. Several threads can use it at once.
     """
     return _client_of(os.environ.get("STORAGE_EMULATOR_HOST"))
 
 
 @load_once
 def _client_of(emulator: str | None) -> Any:
-    """Create a client for the emulator address of the environment, if any."""
+    """Create a client, which keeps the emulator address of the environment at this moment."""
     from google.cloud import storage
 
     return storage.Client()

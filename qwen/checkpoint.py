@@ -1,4 +1,4 @@
-"""Weights of a checkpoint in the Hugging Face layout: safetensors files, or a seed."""
+"""Weights of a model: safetensors files in the Hugging Face layout, or seeded random values."""
 
 from __future__ import annotations
 
@@ -31,10 +31,11 @@ SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
 FLOAT_DTYPES = ("BF16", "F16", "F32", "F64")
-"""Dtypes that weights may have on disk."""
+"""Supported dtypes of weights on disk."""
 
 LARGE, BLOCK = 1 << 24, 1 << 20
-"""Size above which a random tensor is drawn quickly, and values per draw."""
+"""Number of values above which a random tensor is drawn from a table, and values drawn at a
+time."""
 
 
 class CheckpointError(ValueError):
@@ -58,10 +59,10 @@ class _Tensor:
 
 @dataclass(frozen=True)
 class _JoinedExperts:
-    """One tensor for all experts, joined from a checkpoint's tensors of each expert.
+    """One tensor for all experts, joined from a checkpoint's tensors of single experts.
 
     Attributes:
-        parts: For each expert, the tensors to join along their first axis.
+        parts: for each expert, the tensors to join along their first axis.
     """
 
     parts: tuple[tuple[_Tensor, ...], ...]
@@ -73,7 +74,7 @@ class _JoinedExperts:
 
     @property
     def worst(self) -> _Tensor:
-        """The part with a dtype other than a float, if any."""
+        """A part with an unsupported dtype if there is one, else any part."""
         return min(
             (part for parts in self.parts for part in parts), key=lambda p: p.dtype in FLOAT_DTYPES
         )
@@ -94,9 +95,9 @@ _EXPERT = re.compile(r"(.*\.experts\.)(\d+)\.(gate|up|down)_proj\.weight")
 
 
 def _with_experts_joined(tensors: Mapping[str, _Tensor]) -> dict[str, _Tensor | _JoinedExperts]:
-    """Join the tensors of single experts to the layout that transformers uses in memory.
+    """Join the tensors of single experts into the tensors that transformers has in memory.
 
-    Layers with a missing or differently shaped tensor of an expert are unchanged.
+    Layers with a missing expert, a missing tensor or tensors of different shapes stay unchanged.
     """
     found: dict[str, dict[tuple[int, str], _Tensor]] = defaultdict(dict)
     for name, tensor in tensors.items():
@@ -121,10 +122,10 @@ def _with_experts_joined(tensors: Mapping[str, _Tensor]) -> dict[str, _Tensor | 
 class CheckpointFolder:
     """Safetensors files of a local folder: one file, or several with an index.
 
-    The files are memory-mapped, so only tensors that are read take memory.
+    The files are memory-mapped; only tensors that are read take memory.
 
     Attributes:
-        unread_files: Names of other safetensors files in the folder.
+        unread_files: names of the other safetensors files in the folder.
     """
 
     def __init__(
@@ -133,11 +134,13 @@ class CheckpointFolder:
         """Read and check the headers.
 
         Args:
-            folder: Folder of the checkpoint.
-            names: Function that lists the original of the folder, for an error message.
+            folder: the folder.
+            names: returns the names of all files in the original location of the folder, for an
+                error message.
 
         Raises:
-            CheckpointError: if a file is missing or damaged; names the file and what to do.
+            CheckpointError: if a file is missing, damaged or ambiguous. The message names the file
+                and says what to do.
         """
         stored: dict[str, _Tensor] = {}
         files = checkpoint_files(Path(folder), names)
@@ -154,24 +157,26 @@ class CheckpointFolder:
         self.unread_files = sorted(present - {file.name for file in files})
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Return the shape of each tensor by name."""
         return {name: tensor.shape for name, tensor in self._tensors.items()}
 
     def read(self, name: str) -> np.ndarray:
+        """Read a tensor from disk."""
         return self._tensors[name].read()
 
     def renamed(self, names: Mapping[str, str]) -> CheckpointFolder:
-        """Return only the tensors in `names`, which maps new names to present ones.
+        """Return a folder with only the tensors in `names`, a mapping of new to current names.
 
         Raises:
-            CheckpointError: if a tensor does not hold plain floating-point numbers.
+            CheckpointError: if one of the tensors has a dtype not in `FLOAT_DTYPES`.
         """
         for name in names.values():
             tensor = self._tensors[name]
             if tensor.dtype not in FLOAT_DTYPES:
-                method = "FP8" if tensor.dtype.startswith("F8") else "a method that is not known"
+                method = "FP8" if tensor.dtype.startswith("F8") else "an unknown method"
                 raise CheckpointError(
                     f"{tensor.path}: tensor {name!r} has dtype {tensor.dtype}, so it was quantized "
-                    f"with {method}; supported are {', '.join(FLOAT_DTYPES)}. {DEQUANTIZE}."
+                    f"with {method}; supported dtypes are {', '.join(FLOAT_DTYPES)}. {DEQUANTIZE}."
                 )
         chosen = copy.copy(self)
         chosen._tensors = {new: self._tensors[name] for new, name in names.items()}
@@ -181,7 +186,8 @@ class CheckpointFolder:
 def _open_safetensors(path: Path) -> dict[str, _Tensor]:
     """Return every tensor of a file by name.
 
-    The header must be valid, and the tensors must fill the file exactly.
+    The safetensors library checks that the header is valid and that the tensors fill the file
+    exactly.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -192,7 +198,7 @@ def _open_safetensors(path: Path) -> dict[str, _Tensor]:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
     except OSError as error:
         raise CheckpointError(
-            f"{path}: cannot be read ({error.strerror}); this user must be able to read it"
+            f"{path}: cannot be read ({error.strerror}); give this user permission to read it"
         ) from error
     except SafetensorError as error:
         kind = (
@@ -206,12 +212,12 @@ def _open_safetensors(path: Path) -> dict[str, _Tensor]:
 
 
 def checkpoint_files(folder: Path, names: Callable[[], Sequence[str]] | None = None) -> list[Path]:
-    """Return the safetensors files of a checkpoint: the only one, or the ones that its index names.
+    """Return the safetensors files of a checkpoint: a single file, or the files of an index.
 
-    Arguments are as in `CheckpointFolder`.
+    The arguments are the same as in `CheckpointFolder`.
 
     Raises:
-        CheckpointError: if there are none, or the index names one that is absent.
+        CheckpointError: if there are no files, or the index names a missing one.
     """
     index = folder / INDEX_FILE
     if os.path.lexists(folder / SINGLE_FILE):
@@ -241,11 +247,11 @@ def checkpoint_files(folder: Path, names: Callable[[], Sequence[str]] | None = N
 
 
 class RandomWeights:
-    """Seeded random weights of a config's shape, drawn tensor by tensor.
+    """Seeded random weights in the shapes of a config, drawn tensor by tensor.
 
-    Kernels and embeddings are normal with standard deviation 0.02, as transformers initializes
-    models. Biases are too, so that a mistake with one is visible. Scales of norms are 1. Decay
-    rates of a delta network are those of transformers, and the taps of its convolution keep the
+    Kernels and embeddings are normal with standard deviation 0.02, as in transformers. Biases have
+    the same distribution, so that errors in handling them are visible. Scales of norms are 1. A
+    delta network has the decay rates of transformers, and the taps of its convolution preserve the
     variance.
     """
 
@@ -255,9 +261,11 @@ class RandomWeights:
         self.seed = seed
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Return the shape of each tensor by name."""
         return self._shapes
 
     def read(self, name: str) -> np.ndarray:
+        """Draw a tensor, which depends only on the seed, its name and its shape."""
         shape = self._shapes[name]
         if name.endswith("norm.weight"):
             from_one = self._zero_centered and not name.endswith(".linear_attn.norm.weight")
@@ -278,7 +286,7 @@ class RandomWeights:
 def _drawn_from_table(
     generator: np.random.Generator, shape: tuple[int, ...], deviation: float
 ) -> np.ndarray:
-    """Draw each value from 65,536 quantiles of the normal distribution, in little memory."""
+    """Draw values from 65,536 quantiles of the normal distribution, in blocks to save memory."""
     quantiles = (_normal_quantiles() * deviation).astype(ml_dtypes.bfloat16)
     values = np.empty(math.prod(shape), ml_dtypes.bfloat16)
     for part in np.array_split(values, -(-values.size // BLOCK)):
@@ -294,19 +302,20 @@ def _normal_quantiles() -> np.ndarray:
 
 
 Weights = CheckpointFolder | RandomWeights
-"""Floating-point tensors by name, as PyTorch lays them out."""
+"""Source of floating-point tensors by name, in PyTorch's layout."""
 
 
 def tensors_of_model(
     weights: CheckpointFolder, config: ModelConfig, source: str
 ) -> CheckpointFolder:
-    """Return the tensors that activations depend on, by the names of the model's family.
+    """Return the tensors that activations depend on, by the names that the model's family uses.
 
-    A checkpoint may have another prefix, more layers than its config, and unused tensors. The log
-    names the tensors that are left out, except the head.
+    A checkpoint may have another prefix, more layers than its config, and tensors that no
+    activation depends on. The log names the tensors that are left out, except the head.
 
     Raises:
-        CheckpointError: if a tensor is missing, unknown or has a wrong shape; names each.
+        CheckpointError: if a tensor is missing, unknown or has the wrong shape. The message names
+            every such tensor.
     """
     family, found = family_of(config), weights.shapes()
     if refused := first_refused(found):
@@ -316,7 +325,9 @@ def tensors_of_model(
     prefixes = [prefix for prefix in family.prefixes if prefix + embedding in found]
     if len(prefixes) > 1:
         both = " and ".join(repr(prefix + embedding) for prefix in prefixes)
-        raise CheckpointError(f"{source}: there are two models in it: {both}. Remove one of them.")
+        raise CheckpointError(
+            f"{source}: the checkpoint contains two models: {both}. Remove one of them."
+        )
     prefix = prefixes[0] if prefixes else TRUNK
     expected = {
         prefix + name.removeprefix(TRUNK): (name, shape)
@@ -334,7 +345,7 @@ def tensors_of_model(
         elif name in expected:
             if found[name] != (needed := expected[name][1]):
                 problems["wrong shape"].append(
-                    f"{name} has shape {list(found[name])}, the config needs {list(needed)}"
+                    f"{name} has shape {list(found[name])}, but the config needs {list(needed)}"
                 )
         elif (layer := layer_of.match(name)) and int(layer[1]) >= config.num_hidden_layers:
             left_out[f"layers from num_hidden_layers={config.num_hidden_layers} on"].append(name)
@@ -345,7 +356,7 @@ def tensors_of_model(
             problems["not part of the model"].append(name)
     if problems:
         listed = "; ".join(f"{what}: {_listed(names)}" for what, names in problems.items())
-        raise CheckpointError(f"{source}: the tensors are not those of its config.json; {listed}")
+        raise CheckpointError(f"{source}: the tensors do not match config.json; {listed}")
     if weights.unread_files:
         left_out["files that are not part of the checkpoint"] = weights.unread_files
     for what, names in left_out.items():

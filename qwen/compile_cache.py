@@ -1,4 +1,4 @@
-"""Compile cache on disk or in a bucket."""
+"""Cache of compiled programs on disk or in a bucket, so that later processes need not compile."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import jax
 
 
 def use_compile_cache(folder: str) -> None:
-    """Let this process read and store compiled programs in a local or `gs://` folder.
+    """Make this process cache compiled programs in a local or `gs://` folder.
 
     JAX keys an entry by the program, its options, the compiler's version and the hardware, so runs
     that differ in any of these can share a folder. Call this before the first compilation.
@@ -16,6 +16,6 @@ def use_compile_cache(folder: str) -> None:
     # If TensorFlow is installed, JAX would import it to reach a bucket.
     os.environ.setdefault("EPATH_USE_TF", "false")
     jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))
-    # A program here compiles in about a second, but a run has dozens.
+    # By default, JAX skips programs that compile in under a second; a run has dozens of these.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

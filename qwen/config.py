@@ -1,4 +1,4 @@
-"""Architecture of a model of any family."""
+"""The architecture of a model, for all families."""
 
 from __future__ import annotations
 
@@ -14,24 +14,28 @@ SLIDING_ATTENTION = "sliding_attention"
 LINEAR_ATTENTION = "linear_attention"
 
 DELTA_CHUNK = 64
-"""Slots of a chunk of a gated delta network in float32."""
+"""Slots per chunk of a gated delta network in float32; a chunk updates the state at once."""
 
 
 class ModelConfigError(ValueError):
-    """A `config.json` that this code cannot run exactly."""
+    """A `config.json` of a model that this code cannot reproduce exactly."""
 
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """Change of the rotary frequencies for longer contexts.
+    """Scaling of the rotary frequencies for longer contexts.
 
     Attributes:
         rope_type: `linear`, `yarn` (https://arxiv.org/abs/2309.00071) or `llama3`.
-        factor: Factor by which the context becomes longer.
-        original_max_position_embeddings: Context of pretraining, for `yarn` and `llama3`.
-        attention_factor: Factor of cosines and sines, for `yarn`.
-        beta_fast, beta_slow, truncate: bounds of the ramp of `yarn`.
-        low_freq_factor, high_freq_factor: bounds of the ramp of `llama3`.
+        factor: ratio of the extended to the original context length.
+        original_max_position_embeddings: context length of pretraining, for `yarn` and `llama3`.
+        attention_factor: factor of cosines and sines, for `yarn`.
+        beta_fast: upper bound of the ramp of `yarn`, in rotations over the original context.
+        beta_slow: lower bound of the ramp of `yarn`, in the same unit.
+        truncate: whether `yarn` rounds the bounds to whole dimensions.
+        low_freq_factor: lower bound of the ramp of `llama3`, in rotations over the original
+            context.
+        high_freq_factor: upper bound of the ramp of `llama3`, in the same unit.
     """
 
     rope_type: Literal["linear", "yarn", "llama3"]
@@ -63,10 +67,10 @@ class DeltaConfig:
 
 @dataclass(frozen=True)
 class ExpertsConfig:
-    """Mixture of experts, which replaces the MLP.
+    """Mixture of experts, which replaces the MLP in a layer.
 
     Attributes:
-        shared_intermediate_size: Size of the expert for all tokens; 0 for none.
+        shared_intermediate_size: intermediate size of the expert that every token uses; 0 for none.
     """
 
     num_experts: int
@@ -78,12 +82,12 @@ class ExpertsConfig:
 
 @dataclass(frozen=True)
 class LayerKind:
-    """Parts of a layer. Layers of a kind differ in their parameters alone.
+    """Structure of a layer. Layers of the same kind differ only in their parameters.
 
     Attributes:
-        mixer: Causal attention or a gated delta network.
-        window: Tokens that a query sees, including its own; None for all earlier ones.
-        experts: True if a mixture of experts replaces the MLP.
+        mixer: causal attention or a gated delta network.
+        window: number of tokens that a query sees, including its own; None for no limit.
+        experts: whether a mixture of experts replaces the MLP.
     """
 
     mixer: Literal["attention", "delta"] = "attention"
@@ -93,20 +97,20 @@ class LayerKind:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Architecture of a model; the fields have the names of `config.json`.
+    """Architecture of a model, with the field names of `config.json`.
 
     Attributes:
-        model_type: the family, which names tensors and parameters.
+        model_type: the family, which determines the names of tensors.
         rotary_dim: dimensions of a head that RoPE rotates; 0 for all.
         attention_bias: whether queries, keys and values have biases.
-        qk_norm: whether queries and keys are normalized, per head.
-        output_gate: whether a gate is applied to attention's heads before the output projection.
-        zero_centered_norms: whether the stored scale of a norm is its distance from 1.
-        layer_types: of each layer, `full_attention`, `sliding_attention` or `linear_attention`;
-            empty if all are `full_attention`.
-        sliding_window: tokens, the own one included, that a layer of `sliding_attention` attends
-            to.
-        dense_layers: layers with an MLP in a model with experts.
+        qk_norm: whether queries and keys are normalized per head.
+        output_gate: whether the heads of attention are gated before the output projection.
+        zero_centered_norms: whether checkpoints store the scale of a norm minus 1.
+        layer_types: `full_attention`, `sliding_attention` or `linear_attention` for each layer;
+            empty if all layers have `full_attention`.
+        sliding_window: number of tokens that a query sees in a layer of `sliding_attention`,
+            including its own.
+        dense_layers: layers that have an MLP in a model with experts.
     """
 
     vocab_size: int
@@ -145,7 +149,7 @@ class ModelConfig:
             raise ModelConfigError(f"head_dim must be even for RoPE, got {self.head_dim}")
 
     def kind(self, layer: int) -> LayerKind:
-        """Return the kind of a layer."""
+        """Return the structure of a layer."""
         layer_type = self.layer_types[layer] if self.layer_types else FULL_ATTENTION
         return LayerKind(
             mixer="delta" if layer_type == LINEAR_ATTENTION else "attention",
@@ -154,7 +158,7 @@ class ModelConfig:
         )
 
     def width(self, layer: int, hook_point: HookPoint) -> int:
-        """Return the elements of a vector at a hook point; 0 if the layer does not have it."""
+        """Return the number of elements of a vector at a hook point; 0 if the layer lacks it."""
         kind, heads, size = self.kind(layer), self.num_attention_heads, self.head_dim
         values = heads * size
         if kind.mixer == "delta" and self.delta is not None:
@@ -170,7 +174,7 @@ class ModelConfig:
         return self.num_attention_heads // self.num_key_value_heads
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields as JSON, without empty ones."""
+        """Return the fields as JSON, without None and empty lists."""
         fields = dataclasses.asdict(self) | {"layer_types": list(self.layer_types)}
         return {name: value for name, value in fields.items() if value not in (None, [])}
 
@@ -179,7 +183,8 @@ def check_value(name: str, value: Any) -> None:
     """Check one field.
 
     Raises:
-        ModelConfigError: if the value is not allowed; names the field and the allowed values.
+        ModelConfigError: if the value is not allowed. The message names the field, its value and
+            the allowed values.
     """
     if name in ("rms_norm_eps", "rope_theta"):
         expected, fits = "a positive number", type(value) in (int, float) and 0 < value < math.inf

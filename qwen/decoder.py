@@ -1,7 +1,7 @@
-"""Decoder in Flax nnx up to the residual stream after a layer, without final norm and LM head.
+"""The decoder in Flax nnx, up to the residual stream after a layer, without final norm and LM head.
 
-Semantics follow the `modeling_*.py` files of transformers. `qwen.ops` computes operations for each
-platform. Shapes are those of `qwen.layers`.
+Semantics follow the `modeling_*.py` files of transformers. `qwen.ops` decides how a platform
+computes an operation. `qwen.layers` defines the shape letters.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from qwen.mesh import MODEL_AXIS, gather_over
 from qwen.ops.base import Ops
 
 HookValues = dict[HookPoint, jax.Array]
-"""Values of one layer by hook point, [R, L, width]. The residual stream and inputs of attention
-have the model's dtype, updates and scores float32. XLA computes only values that a program
-returns."""
+"""Values of one layer by hook point, [R, L, width]. The residual stream and the inputs of attention
+have the model's dtype; updates and router logits are float32. XLA does not compute values that no
+program returns."""
 
 
 class DecoderLayer(nnx.Module):
-    """A layer: attention or a delta network, then an MLP or experts."""
+    """One layer: a mixer and an MLP or experts, each after a norm and added to the stream."""
 
     def __init__(self, config: ModelConfig, kind: LayerKind, dtype: jnp.dtype) -> None:
         hidden = config.hidden_size
@@ -61,16 +61,19 @@ class DecoderLayer(nnx.Module):
         """Run the layer on the residual stream x [R, L, H].
 
         Args:
-            x: [R, L, H], the residual stream.
-            rotary: Sines and cosines of the positions.
+            x: [R, L, H], in the model's dtype.
+            rotary: cosines and sines of the positions.
             segment_ids: [R, L] int32, as in `Ops.attend`.
             positions: [R, L] int32, as in `Ops.attend`.
-            ops: Operations of the platform.
-            hook_points: Hook points that the result must have besides `resid_post`, if the layer
-                has them. It may have more.
-            slots: [R, S] int32. If given, values are those of these slots alone, [R, S, width].
-                Keys and values of attention, and the state of a delta network, are computed for the
-                whole row, everything after them at the slots.
+            ops: operations of the platform.
+            hook_points: hook points to return in addition to `resid_post`, if the layer has them.
+                The result may contain others.
+            slots: [R, S] int32. If given, the result contains only these slots, [R, S, width]. Keys
+                and values of attention, and the state of a delta network, are computed for the
+                whole row; all later values only at the slots.
+
+        Returns:
+            Values by hook point.
         """
         values: HookValues = {}
         if self.kind.mixer == "delta":
@@ -123,7 +126,7 @@ class DecoderLayer(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """Embedding and layers, up to the last one that is needed."""
+    """The embedding and the layers, up to the highest one that is captured."""
 
     def __init__(self, config: ModelConfig, num_layers: int, dtype: jnp.dtype) -> None:
         self.embedding = nnx.Param(jnp.zeros((config.vocab_size, config.hidden_size), dtype))
@@ -133,6 +136,6 @@ class Decoder(nnx.Module):
 
 
 def _flat(heads: jax.Array) -> jax.Array:
-    """[R, L, heads of this device..., D] to [R, L, all heads * D]."""
+    """Flatten [R, L, heads of this device..., D] to [R, L, all heads * D]."""
     flat = heads.reshape(*heads.shape[:2], -1)
     return gather_over(flat, MODEL_AXIS)

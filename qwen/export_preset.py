@@ -1,4 +1,4 @@
-"""Write a preset as a checkpoint folder, for tools that need a checkpoint.
+"""Write a preset as a checkpoint folder, for tools that read only checkpoints.
 
 python -m qwen.export_preset random:tiny FOLDER
 """
@@ -21,19 +21,21 @@ from qwen.presets import preset_file
 from qwen.source import PRESET_PREFIX, open_model
 
 FILE_VALUES = 2_000_000_000
-"""Largest number of values in a file, unless one tensor has more."""
+"""Maximum number of values in a file, unless a single tensor has more."""
 
 
 def export_preset(name: str, folder: Path) -> None:
     """Write `config.json`, the weights and the tokenizer of a `random:` preset.
 
     Raises:
-        ModelNotFoundError: if there is no such preset.
+        ModelNotFoundError: if the preset does not exist.
         OSError: if the folder cannot be written.
     """
     source = open_model(name)
     if not source.is_random:
-        raise ModelNotFoundError(f"{name} is a checkpoint already; only presets are exported")
+        raise ModelNotFoundError(
+            f"{name} is already a checkpoint; only random: presets can be exported"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     for file in source.files.text_folder().iterdir():
         shutil.copy(file, folder)
@@ -64,7 +66,7 @@ def export_preset(name: str, folder: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command."""
+    """Run the command; return its exit status."""
     parser = argparse.ArgumentParser(prog="python -m qwen.export_preset", description=__doc__)
     parser.add_argument("preset", help="such as random:tiny")
     parser.add_argument("folder", type=Path)

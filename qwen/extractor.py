@@ -1,4 +1,4 @@
-"""Activations inside a Qwen model, layer by layer, for token ids or text.
+"""Capture of a model's activations, layer by layer, for token ids or text.
 
 In a notebook::
 
@@ -49,20 +49,20 @@ LOGGER = logging.getLogger(__name__)
 Value = TypeVar("Value")
 
 STEPS_IN_FLIGHT = 2
-"""Largest number of steps in flight."""
+"""Maximum number of steps on the device or in transfer to the host at the same time."""
 
 
 @dataclass(frozen=True)
 class CapturedSamples:
-    """Captured vectors of a few samples at every site.
+    """Captured vectors of the samples of one step, at every site.
 
     Attributes:
-        samples: Indices of the samples in the argument of `extract`.
-        vector_counts: Number of vectors of each sample: 1 if pooled, else its chosen tokens.
-        vectors: For each site, [sum(vector_counts), row elements] as in `storage_dtype`, in sample
-            order; bfloat16 is that of ml_dtypes. Possibly read-only.
-        statistics: For each site, the statistics of exactly these vectors.
-        slots: Token slots of the step that computed the vectors, including padding.
+        samples: indices of the samples in the argument of `extract`.
+        vector_counts: number of vectors of each sample: 1 if pooled, else its chosen tokens.
+        vectors: [sum(vector_counts), row elements] for each site, in sample order, in
+            `storage_dtype`, where bfloat16 is the dtype of ml_dtypes. Arrays may be read-only.
+        statistics: statistics of these vectors, for each site.
+        slots: token slots of the step, including padding.
     """
 
     samples: tuple[int, ...]
@@ -77,13 +77,13 @@ def open_extractor(
 ) -> ActivationExtractor:
     """Open the model of the settings on this worker's devices.
 
-    Sets the environment and the compile cache, so call it before anything uses JAX's devices. The
-    arguments are those of `ActivationExtractor`.
+    This sets the environment and the compile cache, so call it before anything uses JAX's devices.
+    The arguments are the same as in `ActivationExtractor`.
 
     Raises:
-        OtherWorkerError: if this worker has another model or other operations than the settings
-            say.
-        ValueError: if anything else does not fit.
+        OtherWorkerError: if this worker's model, package versions or operations differ from the
+            settings.
+        ValueError: if the settings do not fit the model or the devices.
     """
     for name, value in settings.environment:
         os.environ.setdefault(name, value)
@@ -95,12 +95,16 @@ def open_extractor(
 
 
 def _check_model(source: ModelSource, settings: ExtractorSettings) -> None:
-    """Compare the model with that of the settings. Raises OtherWorkerError."""
+    """Check that the model and the package versions are those in the settings.
+
+    Raises:
+        OtherWorkerError: if any of them differs. The message names the difference.
+    """
     config, expected = source.config, settings.expected_config
     if expected is not None and config != expected:
         theirs, ours = expected.to_json(), config.to_json()
         changed = [
-            f"{name} {ours.get(name)} where the run was started with {theirs.get(name)}"
+            f"{name} {ours.get(name)} (the run was started with {theirs.get(name)})"
             for name in sorted(theirs.keys() | ours.keys())
             if theirs.get(name) != ours.get(name)
         ]
@@ -109,7 +113,7 @@ def _check_model(source: ModelSource, settings: ExtractorSettings) -> None:
             "every worker the same model."
         )
     changed = [
-        f"{name} {found} where the run was started with {version}"
+        f"{name} {found} (the run was started with {version})"
         for name, version in settings.expected_versions
         if (found := installed_version(name)) != version
     ]
@@ -121,26 +125,26 @@ def _check_model(source: ModelSource, settings: ExtractorSettings) -> None:
     fingerprint = settings.weights_fingerprint
     if fingerprint and (found := source.weights_fingerprint()) != fingerprint:
         raise OtherWorkerError(
-            f"{settings.model_path}: this worker sees weights {found}, the run was started with "
-            f"{fingerprint}. Give every worker the same model."
+            f"{settings.model_path}: this worker sees weights {found}, but the run was started "
+            f"with {fingerprint}. Give every worker the same model."
         )
 
 
 class DeviceMemoryError(RuntimeError):
-    """A sample that does not fit in the memory of the device."""
+    """A sample that is too long for the device's memory."""
 
 
 class ActivationExtractor:
-    """A model with its weights resident on the devices, capturing chosen layers.
+    """A model whose weights are resident on the devices, and the capture of its activations.
 
-    By default, the captured value is the residual stream after a layer; for the last layer, it is
-    the stream before the final norm. Layers above the highest captured one are not loaded.
+    By default, the captured value is the residual stream after a layer; for the last layer, before
+    the final norm. Layers above the highest captured one are not loaded.
 
     Attributes:
-        source: The model.
-        settings: Settings of the capture.
-        sites: Every hook point of every captured layer.
-        ops: Operations and kind of device, such as `xla on cpu` or `splash on TPU v5 lite`.
+        source: the model.
+        settings: the settings, with numbers for all layers.
+        sites: every hook point of every captured layer.
+        ops: operations and kind of device, such as `xla on cpu` or `splash on TPU v5 lite`.
     """
 
     def __init__(
@@ -152,15 +156,14 @@ class ActivationExtractor:
         """Load the model onto this process's devices.
 
         Args:
-            source: The model. The `model_path` of the settings is not opened again.
-            settings: Settings of the capture.
-            samples_to_come: First samples for `extract`, whose programs are compiled while the
-                weights load.
+            source: the model; the `model_path` of the settings is not opened again.
+            settings: what to capture and how.
+            samples_to_come: samples of the first call of `extract`. Their programs are compiled
+                while the weights load.
 
         Raises:
-            OtherWorkerError: if the operations are not those that the settings expect.
-            ValueError: for layers, hook points, a mesh or weights that do not fit the model or the
-                devices.
+            OtherWorkerError: if the operations differ from those that the settings expect.
+            ValueError: if layers, hook points, mesh or weights do not fit the model or the devices.
         """
         config = source.config
         settings = settings.with_layers_of(config.num_hidden_layers)
@@ -180,8 +183,9 @@ class ActivationExtractor:
         self.ops = f"{ops.name} on {mesh.devices.flat[0].device_kind}"
         if settings.expected_ops and self.ops not in settings.expected_ops:
             raise OtherWorkerError(
-                f"this worker computes with {self.ops} operations, the finished files of this run "
-                f"were computed with {', '.join(settings.expected_ops)}, which round differently. "
+                f"this worker computes with {self.ops} operations, but the finished files of this "
+                f"run were computed with {', '.join(settings.expected_ops)}, which round "
+                "differently. "
                 "Resume on the same kind of machine, or replace all files with --overwrite."
             )
         LOGGER.info("%s: operations %s, %d devices", source.name, self.ops, mesh.size)
@@ -210,32 +214,37 @@ class ActivationExtractor:
         layers: Sequence[int] | Literal["all"],
         **settings: object,
     ) -> ActivationExtractor:
-        """Open a model by the fields of `ExtractorSettings`.
+        """Open a model.
+
+        Args:
+            model_path: as in `ExtractorSettings`.
+            layers: layers to capture, or "all".
+            **settings: other fields of `ExtractorSettings`.
 
         Raises:
-            ValueError: if there is no layer, or anything does not fit.
+            ValueError: if `layers` is empty, or the settings do not fit the model or the devices.
         """
         opened = ExtractorSettings(model_path, layers, **settings)  # type: ignore[arg-type]
         if not opened.layers and layers != "all":
-            raise ValueError("no layer to capture; give numbers or 'all'")
+            raise ValueError("no layer to capture; pass layer numbers or 'all'")
         return open_extractor(opened)
 
     def __call__(
         self, texts: Sequence[str]
     ) -> dict[Site, np.ndarray] | list[dict[Site, np.ndarray]]:
-        """Tokenize texts and capture them.
+        """Tokenize texts and capture their activations.
 
         Returns:
-            Pooled: for each site [texts, width]. Every token: for each text, by site,
-            [tokens, width]. The site of the residual stream after a layer is the layer's number;
-            other sites have TransformerLens' names, such as `blocks.10.hook_mlp_out`.
+            With pooling, [texts, width] by site. Without pooling, a list with [tokens, width] by
+            site for each text. The site of the residual stream after a layer is the layer's number;
+            other sites have the names of TransformerLens, such as `blocks.10.hook_mlp_out`.
 
         Raises:
             TypeError: if `texts` is a string.
-            ValueError: if a text has no token.
+            ValueError: if a text has no tokens.
         """
         if isinstance(texts, str):
-            raise TypeError("texts is one string; give a list of them")
+            raise TypeError("texts is a single string; pass a list of strings")
         tokenizer = self.source.tokenizer()
         token_ids = [
             np.asarray(tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
@@ -258,29 +267,34 @@ class ActivationExtractor:
         return {site: np.concatenate([each[site] for each in found]) for site in self.sites}
 
     def extract(self, samples: Sequence[np.ndarray | SampleTokens]) -> Iterator[CapturedSamples]:
-        """Capture samples, [tokens] integer ids each, all of them exactly once.
+        """Capture the activations of samples, each exactly once.
 
-        A `SampleTokens` has positions of the only tokens that are stored or averaged.
+        While a step computes, the previous one is copied to the host. At most two steps are in
+        flight, so host memory does not grow with the number of samples. The order of the samples
+        depends only on their lengths and the batch size.
 
-        While a step computes, the previous one is copied to the host. At most two are in flight, so
-        host memory does not grow with the number of samples. The order of the samples depends only
-        on their lengths and the batch size.
+        Args:
+            samples: [tokens] integer ids each. A `SampleTokens` may restrict the tokens that are
+                stored or averaged.
+
+        Yields:
+            The captured samples of one step.
 
         Raises:
-            ValueError: if a sample is empty or not a list of integers, or holds an id outside the
-                vocabulary, or tokens are chosen with pooling "last".
+            ValueError: if a sample is empty, is not an array of integers or has an id outside the
+                vocabulary, or if tokens are chosen with pooling "last".
         """
         given = [self._tokens_of(sample) for sample in samples]
         vocabulary = self.source.config.vocab_size
         for index, (ids, _) in enumerate(given):
             if ids.ndim != 1 or not ids.size or not np.issubdtype(ids.dtype, np.integer):
                 raise ValueError(
-                    f"sample {index}: expected at least one token id, all in 0..{vocabulary - 1}; "
+                    f"sample {index}: expected one or more integer ids in 0..{vocabulary - 1}, "
                     f"got {ids.dtype} of shape {list(ids.shape)}"
                 )
             if len(outside := ids[(ids < 0) | (ids >= vocabulary)]):
                 raise ValueError(
-                    f"sample {index}: has the token id {outside[0]}, but the model's ids are all "
+                    f"sample {index}: token id {outside[0]} is out of range; the model's ids are "
                     f"in 0..{vocabulary - 1} (vocab_size)"
                 )
         steps = self._plan(given)
@@ -293,7 +307,7 @@ class ActivationExtractor:
             yield from self._collect(*in_flight.popleft(), given)
 
     def _dispatch(self, step: Step, samples: Sequence[SampleTokens]) -> dict[Site, Captured] | None:
-        """Start a step; return None if the device lacks memory for it."""
+        """Start a step; return None if it exceeds the device's memory."""
 
         def start() -> dict[Site, Captured]:
             inputs = step_inputs(step, samples, self.pooling == "mean")
@@ -308,10 +322,10 @@ class ActivationExtractor:
     def _collect(
         self, step: Step, captured: dict[Site, Captured] | None, samples: Sequence[SampleTokens]
     ) -> Iterator[CapturedSamples]:
-        """Wait for a step; run it in smaller steps if the device lacked memory.
+        """Wait for a step; if it exceeded the device's memory, run smaller steps instead.
 
-        If activations are not finite, each sample of the step runs again alone, because attention
-        multiplies masked values by 0, and 0 x NaN is NaN.
+        If activations are not finite, each sample of the step runs again in a step of its own:
+        attention multiplies masked values by 0, and 0 x NaN is NaN.
         """
         found = None
         if captured is not None:
@@ -320,27 +334,27 @@ class ActivationExtractor:
             yield from self._run(self._smaller(step), samples)
             return
         alone = separate_samples(step, self._packing.rows)
-        # A non-finite residual stream stays non-finite in all higher layers.
+        # A nonfinite residual stream stays nonfinite in all higher layers.
         if alone and any(found.statistics[site].nonfinite_count for site in self._top_sites):
             yield from self._run(alone, samples)
         else:
             yield found
 
     def _smaller(self, step: Step) -> Sequence[Step]:
-        """Split a step for which the device lacks memory.
+        """Split a step that exceeds the device's memory.
 
         Raises:
-            DeviceMemoryError: if it is a single sample in the smallest step that holds it.
+            DeviceMemoryError: if the step is the smallest one that holds its single sample.
         """
         halves = split_step(step, self._packing.rows)
         if halves is None:
             raise DeviceMemoryError(
-                f"the device has no memory for one sample of {step.tokens} tokens; lower "
+                f"the device ran out of memory on one sample of {step.tokens} tokens; lower "
                 "--max_length, or split the model over more devices with --mesh_shape"
             )
         LOGGER.warning(
-            "the device has no memory for %d x %d token slots: running them in smaller steps; a "
-            "lower --batch_size avoids this",
+            "the device ran out of memory on a step of %d x %d token slots, which now runs as "
+            "smaller steps; lower --batch_size to avoid this",
             step.shape.rows,
             step.shape.length,
         )
@@ -349,12 +363,12 @@ class ActivationExtractor:
     def _run(
         self, steps: Sequence[Step], samples: Sequence[SampleTokens]
     ) -> Iterator[CapturedSamples]:
-        """Run the replacements of a step one at a time."""
+        """Run the steps that replace another step, one at a time."""
         for step in self._ready(steps, samples):
             yield from self._collect(step, self._dispatch(step, samples), samples)
 
     def order(self, lengths: Sequence[int]) -> list[int]:
-        """Return the indices of samples of these lengths in the order of `extract`."""
+        """Return the order in which `extract` yields samples of these lengths, as indices."""
         return [
             placed.sample
             for step in plan_steps(lengths, self._packing)
@@ -366,7 +380,7 @@ class ActivationExtractor:
         return self._ready(steps, samples)
 
     def _ready(self, steps: Sequence[Step], samples: Sequence[SampleTokens]) -> list[Step]:
-        """Complete the shapes of steps and start to compile their programs."""
+        """Complete the shapes of steps and start compiling their programs."""
         if self.pooling != "mean" and any(each.positions is not None for each in samples):
             steps = with_chosen(steps, [each.chosen for each in samples])
         self._programs.compile_ahead(step.shape for step in steps)
@@ -377,7 +391,7 @@ class ActivationExtractor:
         ids = np.asarray(ids)
         if self.pooling == "last":
             if positions is not None:
-                raise ValueError("pooling 'last' stores the last token; no other can be chosen")
+                raise ValueError("pooling 'last' stores the last token, so no tokens can be chosen")
             positions = np.array([ids.size - 1])
         return SampleTokens(ids, positions)
 
@@ -408,7 +422,7 @@ class ActivationExtractor:
 
 
 def _spans(vectors: np.ndarray, starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Take `counts` vectors from each of `starts` on: [sum(counts), hidden], a view if possible."""
+    """Take `counts` vectors from each start: [sum(counts), hidden], a view if possible."""
     ends = starts + counts
     if np.array_equal(starts[1:], ends[:-1]):
         return vectors[starts[0] : ends[-1]]
@@ -417,7 +431,7 @@ def _spans(vectors: np.ndarray, starts: np.ndarray, counts: np.ndarray) -> np.nd
 
 
 def _unless_out_of_memory(call: Callable[[], Value]) -> Value | None:
-    """Return the result of a call; None if a device lacks memory for it."""
+    """Return the result of a call; None if a device ran out of memory."""
     try:
         return call()
     except jax.errors.JaxRuntimeError as error:
@@ -430,7 +444,7 @@ def check_layers(layers: Sequence[int], num_layers: int) -> None:
     """Check the layers to capture.
 
     Raises:
-        ValueError: if there is no layer, one twice, or one that the model does not have.
+        ValueError: if there are no layers, a layer is repeated, or the model lacks a layer.
     """
     if not layers:
         raise ValueError("no layer to capture")

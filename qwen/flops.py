@@ -1,6 +1,7 @@
-"""FLOPs of the matrix products of layers. A multiplication and an addition count as two.
+"""FLOPs of layers: their matrix products, with a multiplication and an addition counted as two.
 
-Elementwise operations are ignored, and only active experts count. Imports no JAX.
+Elementwise operations are not counted; of a mixture of experts, only the active experts are.
+Imports no JAX.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ def flops_of(
     """Return the FLOPs of the lowest `depth` layers.
 
     Args:
-        config: The model.
-        depth: Number of layers.
-        slots: Token slots that go through the layers.
-        lengths: Tokens of each sample in the slots. Attention works within a sample.
+        config: the model.
+        depth: number of layers.
+        slots: token slots that the layers process.
+        lengths: tokens of each sample in the slots; attention stays within a sample.
     """
     found = np.asarray(lengths, np.int64)
     return sum(
@@ -46,12 +47,12 @@ def token_flops(config: ModelConfig, kind: LayerKind) -> int:
 
 
 def pair_flops(config: ModelConfig, kind: LayerKind) -> int:
-    """Return the FLOPs of a layer's score and weighted sum for one pair of query and key."""
+    """Return the FLOPs of a layer's attention for one pair of query and key."""
     return 4 * config.num_attention_heads * config.head_dim if kind.mixer == "attention" else 0
 
 
 def pairs(lengths: np.ndarray, kind: LayerKind) -> int:
-    """Return the pairs of query and key in samples of [samples] `lengths` that a layer visits."""
+    """Return the query-key pairs that a layer visits in samples of `lengths` [samples]."""
     if kind.mixer == "delta":
         return 0
     reach = lengths if kind.window is None else np.minimum(lengths, kind.window)
@@ -64,7 +65,7 @@ def mlp_flops(hidden: int, intermediate: int) -> int:
 
 
 def experts_flops(config: ExpertsConfig, hidden: int) -> int:
-    """Return the FLOPs of a token's experts, the router, and the shared expert with its gate."""
+    """Return the FLOPs of experts for one token, with router, shared expert and its gate."""
     shared = config.shared_intermediate_size
     return (
         2 * hidden * config.num_experts
@@ -74,14 +75,14 @@ def experts_flops(config: ExpertsConfig, hidden: int) -> int:
 
 
 def delta_flops(config: DeltaConfig, hidden: int) -> int:
-    """Return the FLOPs of a gated delta network for one token, the rule in its chunked form."""
+    """Return the FLOPs of a gated delta network for one token, with the rule in chunked form."""
     key_heads, heads = config.num_key_heads, config.num_value_heads
     keys, values = config.key_head_dim, config.value_head_dim
-    projected = 2 * key_heads * keys + heads * (2 * values + 2)  # With gates, rates and shares.
+    projected = 2 * key_heads * keys + heads * (2 * values + 2)  # With gates, decays and betas.
     within_chunk = (
-        2 * key_heads * keys  # Overlaps of keys, and of queries with keys.
+        2 * key_heads * keys  # Products of keys with keys, and of queries with keys.
         + heads * (keys + values) / 2  # The triangular system.
-        + heads * values  # Reads of values within the chunk.
+        + heads * values  # Reads of the chunk's own values.
     )
-    state = 3 * heads * keys * values  # Reads and writes of the state.
+    state = 3 * heads * keys * values  # Known values, reads and writes.
     return 2 * (hidden * (projected + heads * values) + int(DELTA_CHUNK * within_chunk) + state)

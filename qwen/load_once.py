@@ -1,4 +1,4 @@
-"""Values that a process loads once, with any number of threads."""
+"""Loading a value once per process, regardless of the number of threads."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ Value = TypeVar("Value")
 def load_once(load: Callable[[*Arguments], Value]) -> Callable[[*Arguments], Value]:
     """Make a function of hashable arguments load each value once per process.
 
-    Threads that need the same value wait for the first one; threads that need different values do
-    not wait for each other. A failure is not cached: the next caller tries again. Use this instead
-    of `functools.cache`, which may load a value in several threads.
+    If several threads request the same value, one loads it and the others wait. Threads that
+    request different values do not wait for each other. A failure is not cached: the next caller
+    tries again. `functools.cache` would let several threads load the same value.
     """
     values: dict[Hashable, Value] = {}
     locks: defaultdict[Hashable, Lock] = defaultdict(Lock)

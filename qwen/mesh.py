@@ -1,7 +1,7 @@
 """Mesh (data, model) of the devices that run a step.
 
-Rows are split over the data axis; heads and the MLP's intermediate dimension over the model axis
-(Megatron-LM, https://arxiv.org/abs/1909.08053).
+Rows are split over the data axis. Heads and the intermediate dimension of the MLP are split over
+the model axis (Megatron-LM, https://arxiv.org/abs/1909.08053).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class MeshError(ValueError):
 
 
 def make_mesh(shape: tuple[int, int] | None, devices: Sequence[jax.Device]) -> Mesh:
-    """Make a (data, model) mesh of the first devices; all of them along data by default.
+    """Make a (data, model) mesh of the first devices; by default, of all devices along data.
 
     Raises:
         MeshError: if there are too few devices.
@@ -32,7 +32,7 @@ def make_mesh(shape: tuple[int, int] | None, devices: Sequence[jax.Device]) -> M
     data, model = shape or (len(devices), 1)
     if data < 1 or model < 1 or data * model > len(devices):
         raise MeshError(
-            f"mesh_shape {data},{model} needs {data * model} devices, this worker has "
+            f"mesh_shape {data},{model} needs {data * model} devices, but this worker has "
             f"{len(devices)} ({devices[0].platform}). Choose data x model at most {len(devices)}."
         )
     grid = np.asarray(devices[: data * model]).reshape(data, model)
@@ -40,10 +40,10 @@ def make_mesh(shape: tuple[int, int] | None, devices: Sequence[jax.Device]) -> M
 
 
 def check_mesh_fits_model(mesh: Mesh, config: ModelConfig) -> None:
-    """Check that the model axis divides all dimensions of the model that are split over it.
+    """Check that the size of the model axis divides every dimension that is split over it.
 
     Raises:
-        MeshError: naming the dimension and the sizes that divide it.
+        MeshError: if it does not. The message names the dimension and the possible sizes.
     """
     parts = mesh.shape[MODEL_AXIS]
     sizes = {"num_attention_heads": config.num_attention_heads}
@@ -66,13 +66,13 @@ def check_mesh_fits_model(mesh: Mesh, config: ModelConfig) -> None:
         if heads % parts and parts % heads:
             wrong.append(f"divide num_key_value_heads={heads} or be a multiple of it")
         raise MeshError(
-            f"the mesh's model axis of {parts} must {' and '.join(wrong)}; possible for this "
-            f"model: {', '.join(map(str, fitting))}"
+            f"the mesh's model axis of {parts} must {' and '.join(wrong)}; possible sizes for "
+            f"this model: {', '.join(map(str, fitting))}"
         )
 
 
 def split_over(config: ModelConfig, parts: int) -> ModelConfig:
-    """Return the config of the model with key-value heads repeated, so that each device has one."""
+    """Return the config with key-value heads repeated, so that each device has one."""
     if parts <= config.num_key_value_heads:
         return config
     return replace(config, num_key_value_heads=parts)
@@ -81,9 +81,9 @@ def split_over(config: ModelConfig, parts: int) -> ModelConfig:
 def sum_over(x: jax.Array, axis: str, dtype: jnp.dtype) -> jax.Array:
     """Sum the float32 parts that the devices of a mesh axis hold, inside `jax.shard_map`.
 
-    Each part is rounded to `dtype`, that of the model, before it goes to the other devices.
+    Each part is rounded to `dtype`, the model's dtype, before it goes to the other devices.
     """
-    # XLA would copy the array even if there is one device.
+    # XLA would copy the array even on a single device.
     if jax.lax.axis_size(axis) == 1:
         return x
     return jax.lax.psum(x.astype(dtype), axis).astype(jnp.float32)

@@ -1,8 +1,8 @@
-"""The files of a checkpoint: in a local folder, a `gs://` folder, or on the Hugging Face hub.
+"""Files of a checkpoint in a local folder, a `gs://` folder or on the Hugging Face hub.
 
-Remote files are copied to local disk, so that weights can be memory-mapped. Small text files and
-weights are fetched separately, since most processes need only the former. Files that could hold
-code or pickles are never fetched.
+Remote files are copied to local disk, so that weights can be memory-mapped. Text files and weights
+are downloaded separately, because most processes need only the text files. Files that could contain
+code or pickles are never downloaded.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from qwen.other_formats import absence, content_kind
 from qwen.tokenizer import NAMED_CHAT_TEMPLATES
 
 HEADER_LENGTH_BYTES = 8
-"""A safetensors file begins with the length of its header, little-endian."""
+"""Size of the little-endian header length with which a safetensors file begins."""
 
 MAX_HEADER_BYTES = 100_000_000
-"""The limit that the safetensors library sets on a header."""
+"""Maximum size of a header in the safetensors library."""
 
 OPTIONS = "Give a local folder, a gs:// folder, a hub id such as Qwen/Qwen2.5-0.5B, or random:tiny"
 
@@ -40,29 +40,29 @@ WEIGHT_FILES = ("*.safetensors",)
 
 
 class ModelNotFoundError(ValueError):
-    """A model path at which there is no model."""
+    """A model path without a model."""
 
 
 class ModelFiles(ABC):
-    """The files of a checkpoint, by local folder."""
+    """Files of a checkpoint, as local folders."""
 
     @abstractmethod
     def text_folder(self) -> Path:
-        """Return a folder with the configuration and the tokenizer."""
+        """Return a folder with the files of the configuration and the tokenizer."""
 
     @abstractmethod
     def weights_folder(self) -> Path:
-        """Return a folder with the safetensors files too."""
+        """Return a folder with the text files and the safetensors files."""
 
     def commit(self) -> str | None:
         """Return the commit of a repository on the hub; None for files elsewhere."""
         return None
 
     def names(self) -> list[str]:
-        """Return the names of all files, of those too that are never fetched.
+        """Return the names of all files, including those that are never downloaded.
 
         Raises:
-            ModelNotFoundError: if they cannot be listed.
+            ModelNotFoundError: if the files cannot be listed.
         """
         folder = self.text_folder()
         try:
@@ -71,11 +71,11 @@ class ModelFiles(ABC):
             raise ModelNotFoundError(f"{folder} cannot be listed ({error.strerror})") from error
 
     def headers_folder(self) -> Path:
-        """Return a folder whose safetensors files may have zeros after their headers."""
+        """Return a folder with safetensors files, which may have zeros after their headers."""
         return self.weights_folder()
 
     def weights_crc32c(self) -> dict[str, str]:
-        """Return the checksums of the weights by file name, in base64 as Cloud Storage does."""
+        """Return the checksum of each weights file by name, in base64 as in Cloud Storage."""
         files = {file: file.stat() for file in checkpoint_files(self.weights_folder())}
         return {
             file.name: _crc32c_of_version(file, status.st_size, status.st_mtime_ns)
@@ -98,10 +98,10 @@ class LocalFiles(ModelFiles):
 
 @dataclass(frozen=True)
 class HubFiles(ModelFiles):
-    """A repository of the Hugging Face hub, kept in the hub's own cache.
+    """A repository on the Hugging Face hub, in the hub's local cache.
 
     Attributes:
-        repository: its id, such as `Qwen/Qwen2.5-0.5B`.
+        repository: the id of the repository, such as `Qwen/Qwen2.5-0.5B`.
         revision: a branch, a tag or a commit; None for the main branch.
     """
 
@@ -110,7 +110,7 @@ class HubFiles(ModelFiles):
 
     @load_once
     def commit(self) -> str:
-        # The cache has a folder for each commit.
+        # The cache has one folder per commit, named after it.
         return self._download(TEXT_FILES, self.revision).name
 
     def text_folder(self) -> Path:
@@ -124,7 +124,9 @@ class HubFiles(ModelFiles):
 
         try:
             return sorted(list_repo_files(self.repository, revision=self.commit()))
-        except Exception:  # without a network, of several kinds; the names are for a message only
+        except (
+            Exception
+        ):  # Offline errors have several types, and the names are only for a message.
             return super().names()
 
     def _download(self, patterns: tuple[str, ...], revision: str | None) -> Path:
@@ -147,7 +149,7 @@ class HubFiles(ModelFiles):
 class GcsFiles(ModelFiles):
     """A folder of a Cloud Storage bucket; each file is downloaded once per process.
 
-    Google's library repeats requests that fail for a moment, for two minutes.
+    Google's library retries requests with transient errors for two minutes.
     """
 
     url: str
@@ -195,7 +197,7 @@ class GcsFiles(ModelFiles):
 
     @load_once
     def _blobs(self) -> dict[str, Any]:
-        """List the folder, and of its subfolders the named chat templates: name to blob."""
+        """List the blobs of the folder and of its named chat templates, by name."""
         bucket, _, prefix = self.url.removeprefix("gs://").rstrip("/").partition("/")
         prefix = prefix and prefix + "/"
         with self._bucket_errors():
@@ -206,20 +208,21 @@ class GcsFiles(ModelFiles):
                 if blob.name.endswith(".jinja"):
                     blobs[blob.name.removeprefix(prefix)] = blob
         if not blobs:
-            raise ModelNotFoundError(f"--model_path {self.url!r}: there are no files at that path")
+            raise ModelNotFoundError(f"--model_path {self.url!r}: there are no files at this path")
         return blobs
 
     @load_once
     def _download(self, name: str, blob: Any) -> None:
-        # A partial name, so that a download that breaks off is not taken for the whole file.
+        # The temporary name keeps an interrupted download from looking like the complete file.
         partial = self._folder() / f"{name}.partial"
         partial.parent.mkdir(exist_ok=True)
         blob.download_to_filename(partial)
-        # The library does not check a download that it resumed in the middle.
+        # The library does not check a download that it resumed.
         if (found := _crc32c(partial)) != blob.crc32c:
             raise ModelNotFoundError(
-                f"--model_path {self.url!r}: {name} arrived with CRC32C {found}, the bucket has "
-                f"{blob.crc32c}; it was damaged on its way or replaced meanwhile. Try again."
+                f"--model_path {self.url!r}: {name} arrived with CRC32C {found}, but the bucket "
+                f"has {blob.crc32c}; it was damaged in transit or replaced during the download. "
+                "Try again."
             )
         partial.replace(self._folder() / name)
 
@@ -239,14 +242,14 @@ class GcsFiles(ModelFiles):
 
 @load_once
 def find_files(model_path: str) -> ModelFiles:
-    """Find out what kind of place a model path names.
+    """Return the files that a model path names.
 
     Raises:
-        ModelNotFoundError: if there can be no model at such a path, with the reason.
+        ModelNotFoundError: if the path cannot name a model. The message gives the reason.
     """
     if model_path.startswith("gs://"):
         return GcsFiles(model_path)
-    # Unlike methods of Path, these functions have no errors of their own.
+    # Unlike the methods of Path, these functions raise no errors.
     folder = os.path.expanduser(model_path)
     if os.path.isdir(folder):
         return LocalFiles(_snapshot_of(Path(folder)))
@@ -257,7 +260,7 @@ def find_files(model_path: str) -> ModelFiles:
 
 
 def _why_not_local(model_path: str, folder: str) -> str | None:
-    """Explain what a path is if it is not a folder; None if it may be a hub id."""
+    """Explain why a path is not a folder; None if it may be a hub id."""
     if os.path.isfile(folder):
         with open(folder, "rb") as stream:
             kind = content_kind(stream.read(64))
@@ -265,9 +268,9 @@ def _why_not_local(model_path: str, folder: str) -> str | None:
     if os.path.islink(folder):
         return f"it {absence(Path(folder))}"
     if re.match(r"[A-Za-z]:|.*\\", model_path):
-        return f"it looks like a path of Windows, and there is no such folder here. {OPTIONS}"
+        return f"it looks like a Windows path, and there is no such folder here. {OPTIONS}"
     if url := re.match(r"(\w+):/", model_path):
-        return f"URLs with {url[1]}: are not supported. {OPTIONS}, as a string and not as a Path"
+        return f"URLs with {url[1]}: are not supported. {OPTIONS}, as a string, not as a Path"
     if folder != (stripped := folder.strip()) and os.path.isdir(stripped):
         return f"there is no such folder, but there is {stripped!r}, without spaces around it"
     repository, at, revision = model_path.partition("@")
@@ -291,10 +294,10 @@ def _is_hub_id(repository: str) -> bool:
 
 
 def _snapshot_of(folder: Path) -> Path:
-    """Return the snapshot in a folder of the hub's cache; other folders unchanged.
+    """Return the snapshot in a folder of the hub's cache, and any other folder unchanged.
 
     Raises:
-        ModelNotFoundError: if it has several and `refs/main` names none of them, or none at all.
+        ModelNotFoundError: if there is no snapshot, or several and `refs/main` names none of them.
     """
     if not folder.name.startswith("models--") or (folder / "config.json").exists():
         return folder
@@ -305,7 +308,7 @@ def _snapshot_of(folder: Path) -> Path:
         return chosen[0]
     raise ModelNotFoundError(
         f"--model_path '{folder}' is a folder of the hub's cache with {len(snapshots)} snapshots"
-        + ("; give one of them: " + ", ".join(map(str, snapshots[:8])) if snapshots else "")
+        + ("; pass one of them: " + ", ".join(map(str, snapshots[:8])) if snapshots else "")
     )
 
 
@@ -322,5 +325,5 @@ def _crc32c(path: Path) -> str:
 
 @load_once
 def _crc32c_of_version(path: Path, size: int, modified_ns: int) -> str:
-    """Compute the checksum of a file once for each of its versions."""
+    """Compute the checksum of a file once for each version of the file."""
     return _crc32c(path)

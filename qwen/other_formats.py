@@ -1,4 +1,4 @@
-"""Recognition of files that are not a checkpoint in the Hugging Face layout."""
+"""Descriptions of files and folders that are not checkpoints in the Hugging Face layout."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ FORMATS = (
     (".gguf", "GGUF, the format of llama.cpp", DEQUANTIZE),
     (
         ".bin .pt .pth .ckpt",
-        "PyTorch's pickles, which can hold code and are not read",
+        "a PyTorch pickle, which can contain code and is not read",
         "If you trust them, convert them with transformers: "
         "AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)",
     ),
-    (".h5 .msgpack .onnx .npz", "of another framework", "Give the checkpoint for PyTorch"),
+    (".h5 .msgpack .onnx .npz", "a file of another framework", "Give the checkpoint for PyTorch"),
     (
         ".safetensors",
-        "safetensors under another name",
+        "a safetensors file with another name",
         "Name a single file model.safetensors; for several, download model.safetensors.index.json",
     ),
 )
-"""Endings of files with weights, what they are, and what to do."""
+"""Suffixes of files with weights, what the files are, and what to do."""
 
 CONTENTS = (
     (b"version https://git-lfs", "a pointer of Git LFS, not the file itself (`git lfs pull`)"),
@@ -35,39 +35,39 @@ CONTENTS = (
     (b"\x80", "a pickle"),
     (b"<", "a web page"),
 )
-"""How files begin that are sometimes found in place of weights."""
+"""First bytes and names of files that are sometimes found instead of weights."""
 
 
 def content_kind(start: bytes) -> str | None:
-    """Name a file that is not in the safetensors format by its first bytes."""
+    """Name the format of a file by its first bytes; None if unknown."""
     return next((what for magic, what in CONTENTS if start.startswith(magic)), None)
 
 
 def absence(path: Path) -> str:
-    """Say how a path does not exist."""
+    """Describe a missing path: a broken link or nothing."""
     if path.is_symlink():
         return f"is a link to {path.readlink()}, which does not exist"
     return "does not exist"
 
 
 def adapter_in(folder: Path) -> str | None:
-    """Describe the adapter in a folder, and say what to do with it; None if there is none."""
+    """Describe the adapter in a folder and what to do with it; None if there is none."""
     file = folder / ADAPTER_FILE
     if not file.is_file():
         return None
     try:
         base = json.loads(file.read_bytes())["base_model_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        base = "a model that it does not name"
+        base = "an unnamed model"
     return f"{ADAPTER_FILE} makes the folder a LoRA adapter of {base}. {MERGE}"
 
 
 def explain(folder: Path, names: Sequence[str]) -> str:
-    """Say what a folder without a checkpoint holds, and what to do.
+    """Describe the contents of a folder without a checkpoint, and what to do.
 
     Args:
         folder: the folder, or a local copy of its text files.
-        names: all names in it.
+        names: names of all files in the folder.
     """
     if adapter := adapter_in(folder):
         return adapter

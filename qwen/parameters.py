@@ -1,4 +1,4 @@
-"""Parameters of the model: read, laid out for the operations, and placed on the mesh's devices."""
+"""Loading of parameters: read, lay out for the operations, and place on the mesh's devices."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def load_model(
 ) -> Decoder:
     """Load the first `num_layers` layers onto the mesh's devices.
 
-    Tensors are read, laid out and cast one parameter at a time, and each device copies only its
-    part of a split parameter, so that host memory stays near one parameter.
+    Parameters are read, laid out and cast one at a time, and each device copies only its part of a
+    split parameter, so host memory stays near the size of one parameter.
     """
     split = split_over(config, mesh.shape[MODEL_AXIS])
 
@@ -56,9 +56,9 @@ def load_model(
 def abstract_model(
     config: ModelConfig, num_layers: int, dtype: jnp.dtype, mesh: Mesh, ops: Ops
 ) -> Decoder:
-    """Make the same model with shapes, dtypes and shardings only.
+    """Return the model of `load_model` with only shapes, dtypes and shardings.
 
-    Programs can be compiled with it before the weights or the devices are at hand.
+    Programs can be compiled with it before the weights are loaded and without the devices.
     """
 
     def abstract(
@@ -79,14 +79,14 @@ def _spec(source: ParameterSource) -> P:
 
 
 def _tiled_spec(source: ParameterSource) -> P:
-    """The spec of a tiled kernel, which has columns before depth."""
+    """Return the spec of a tiled kernel, which has columns before depth."""
     return P() if source.split_axis is None else P(*[None] * (1 - source.split_axis), MODEL_AXIS)
 
 
 def _tile(source: ParameterSource, mesh: Mesh, ops: Ops) -> Tile | None:
-    """Return a program that tiles the kernel of a product, each part on the device that holds it.
+    """Return a program that tiles a kernel, each part on the device that holds it.
 
-    None for any other parameter, and for operations that do not need it.
+    The result is None for other parameters, and for operations that do not tile kernels.
     """
     if not (ops.tiles_kernels and source.contracted):
         return None
@@ -112,14 +112,14 @@ def _with_parameters(
     num_layers: int,
     dtype: jnp.dtype,
 ) -> Decoder:
-    """Make a model of what `make` gives for the source, the prefix and the shape of a parameter.
+    """Build a model from the results of `make`.
 
     Args:
-        make: Returns the variable of a source, a prefix and a shape.
-        config: The model as stored.
-        split: The model as its parameters are laid out on the mesh.
-        num_layers: Number of layers to make.
-        dtype: Dtype of the parameters.
+        make: returns a parameter, given its source, the prefix of its tensors and its variable.
+        config: the model as stored.
+        split: the model as laid out on the mesh, from `split_over`.
+        num_layers: number of layers.
+        dtype: dtype of the parameters.
     """
     family = family_of(config)
     embedding = family.embedding(config)

@@ -1,7 +1,7 @@
-"""The compiled programs that take a step through the model.
+"""The compiled programs that run a step through the model.
 
-One program serves all layers but the top one, so a new shape costs a few small compilations
-whatever the depth of the model.
+All layers of a kind except the top layer share one program, so a new shape costs a few small
+compilations regardless of the model's depth.
 """
 
 from __future__ import annotations
@@ -35,19 +35,20 @@ from qwen.ops.base import Ops
 from qwen.statistics import moments_of
 
 FEW_CHOSEN = 0.25
-"""Up to this part of the slots, the top layer is computed for the chosen ones alone."""
+"""Share of chosen slots up to which the top layer is computed only at the chosen slots."""
 
 Inputs = Mapping[str, jax.Array]
 """The arrays of `StepInputs` by name, on the devices."""
 
 
 class Captured(NamedTuple):
-    """Result of a step for one site.
+    """Results of a step for one site.
 
     Attributes:
-        vectors: stored rows [R, N, row elements] of the vectors of each row of slots, those of its
-            samples or chosen tokens, in order; the rest is padding.
-        moments: [devices along the data axis, 2 * H + places of a device], from `moments_of`.
+        vectors: [R, N, row elements], the vectors of the samples or chosen tokens of each row in
+            order, as they are stored; the rest is padding.
+        moments: [devices along the data axis, 2 * H + places of a device] float32, from
+            `moments_of`.
     """
 
     vectors: jax.Array
@@ -59,13 +60,13 @@ class StepPrograms:
     """Programs compiled for one step shape; x is the residual stream, [R, L, H].
 
     Attributes:
-        embed: (embedding, inputs) to (x, rotary).
-        layers: for each kind of layer, (layer state, x, rotary, inputs) to (x after the layer,
+        embed: maps (embedding, inputs) to (x, rotary).
+        layers: for each kind of layer, maps (layer state, x, rotary, inputs) to (x after the layer,
             captured values).
-        top: the same for the highest layer, captured values alone.
-        moments: for each width, (captured vectors, inputs) to their moments. Programs of their own,
-            because XLA may recompute values inside a program, and then differs from the stored ones
-            in the last bit.
+        top: like `layers` for the highest layer, but returns only the captured values.
+        moments: for each width, maps (captured vectors, inputs) to moments. These are separate
+            programs, because XLA may recompute values inside a program, which can differ from the
+            stored values in the last bit.
     """
 
     embed: Callable[..., tuple[jax.Array, Rotary]]
@@ -75,7 +76,7 @@ class StepPrograms:
 
 
 class Programs:
-    """Compiles and runs the steps of one model. Safe to use from several threads."""
+    """Compiler and runner of the steps of one model, safe to use from several threads."""
 
     def __init__(
         self,
@@ -103,14 +104,15 @@ class Programs:
         self._lowering = Lock()
 
     def use_parameters(self, model: Decoder) -> None:
-        """Use the parameters of a model like the one before, which may have had no values."""
+        """Use the parameters of a model with the same structure as the current one."""
         self._embedding = model.embedding.get_value()
         self._layer_states = [nnx.state(layer) for layer in model.layers]
 
     def compile_ahead(self, shapes: Iterable[StepShape]) -> None:
-        """Start to compile new shapes in the background.
+        """Start compiling new shapes in the background.
 
-        A step that needs one waits for it. If it fails, the step compiles it again and raises.
+        A step waits for the programs of its shape. If a compilation fails, the step compiles the
+        shape again and raises the error.
         """
         for shape in shapes:
             if shape not in self._asked_for:
@@ -118,7 +120,7 @@ class Programs:
                 self._compilers.submit(self._of_shape, shape)
 
     def run(self, inputs: StepInputs, shape: StepShape) -> dict[Site, Captured]:
-        """Dispatch a step; the arrays are futures until something reads them."""
+        """Dispatch a step; return its arrays, which are futures."""
         programs = self._of_shape(shape)
         placed = jax.device_put(vars(inputs), self._rows)
         x, rotary = programs.embed(self._embedding, placed)
@@ -148,17 +150,17 @@ class Programs:
         )
 
     def lower(self, shape: StepShape) -> Any:
-        """Lower the programs for steps of this shape: `StepPrograms` of `jax.stages.Lowered`.
+        """Lower the programs for steps of this shape to `StepPrograms` of `jax.stages.Lowered`.
 
-        The model's parameters need no values (`abstract_model`), and the mesh's devices need not be
-        at hand (`jax.experimental.topologies`).
+        This works without the values of parameters (`abstract_model`) and without the devices of
+        the mesh (`jax.experimental.topologies`).
         """
 
         def on_rows(leaf: Any) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self._rows)
 
         inputs = jax.tree.map(on_rows, vars(StepInputs.empty(shape)))
-        # Python traces one shape at a time, so that the first one is not finished last.
+        # Tracing holds Python's lock, so concurrent tracing would delay the first shape.
         with self._lowering:
             embed = self._functions.embed.lower(_abstract(self._embedding), inputs)
             x, rotary = jax.tree.map(on_rows, embed.out_info)
@@ -193,7 +195,7 @@ class Programs:
             kind = self._kinds[layer]
             return sharded(partial(function, kind), in_specs=(specs, rows, rows, rows))
 
-        moments: Any = jax.jit(sharded(self._moments, in_specs=(rows, rows)))  # Of all widths.
+        moments: Any = jax.jit(sharded(self._moments, in_specs=(rows, rows)))  # For all widths.
         return StepPrograms(
             embed=jax.jit(sharded(self._embed, in_specs=(P(), rows))),
             layers={
@@ -234,7 +236,7 @@ class Programs:
         return vectors.astype(self._capture_dtype)
 
     def _once(self, point: HookPoint, value: jax.Array) -> jax.Array:
-        """Keep one copy of each key-value head, of which every device of a large mesh has one."""
+        """Keep one copy of each key-value head, which a large mesh repeats on several devices."""
         copies = value.shape[-1] // (self._config.num_key_value_heads * self._config.head_dim)
         if point not in ("k", "v") or copies == 1:
             return value
@@ -249,7 +251,7 @@ class Programs:
         return self._layer(kind, state, x, rotary, inputs, chosen if is_few else None)[1]
 
     def _pooled(self, x: jax.Array, inputs: Inputs) -> jax.Array:
-        """[R, L, H] to the vectors of each row, [R, N, H]."""
+        """Reduce x [R, L, H] to the vectors of each row, [R, N, H]."""
         if self._pooling == "mean":
             segments = x.shape[1] // SLOTS_PER_SEGMENT
             return mean_of_segments(x, inputs["averaged_ids"], segments)

@@ -1,4 +1,4 @@
-"""The settings of an extractor, from the flags to the worker. Imports no JAX."""
+"""Settings of an extractor, passed from the flags to the workers. Imports no JAX."""
 
 from __future__ import annotations
 
@@ -28,26 +28,27 @@ from qwen.config import ModelConfig
 
 @dataclass(frozen=True)
 class ExtractorSettings:
-    """Everything that a worker needs to build its `ActivationExtractor`.
+    """Settings from which a worker builds its `ActivationExtractor`.
 
     Attributes:
-        model_path: a local folder, a `gs://` folder, a hub id, with or without `@REVISION`, or a
-            `random:` preset; a `Path` becomes a string on construction.
-        layers: the layers to capture, counted from 0; sorted on construction. Empty for "all".
-        hook_points: where in each layer to capture; in forward order on construction.
-        pooling: the `last` token or the `mean` of a sample, or `none` for every token.
-        compute_dtype: the dtype of the parameters and the residual stream.
-        storage_dtype: the dtype of the captured vectors.
+        model_path: local folder, `gs://` folder, hub id with or without `@REVISION`, or `random:`
+            preset. A `Path` becomes a string on construction.
+        layers: layers to capture, counted from 0 and sorted on construction; empty for "all".
+        hook_points: hook points to capture in each layer, sorted in forward order on construction.
+        pooling: `last` token or `mean` of a sample, or `none` for every token.
+        compute_dtype: dtype of the parameters and the residual stream.
+        storage_dtype: dtype of the captured vectors.
         batch_size: token slots per device and step, in units of 512.
         mesh_shape: devices along (data, model); all local devices along data if None.
-        compile_cache: a local or `gs://` folder for compiled programs; none if empty.
-        ignore_config: fields of `config.json` to leave out although they are not understood.
-        environment: variables that a device's runtime reads when it starts, such as
-            `TPU_WORKER_ID`; variables that are set already keep their values.
-        expected_config, weights_fingerprint, expected_versions, expected_ops: the model and the
-            versions of packages that the run was started with, and the operations that computed its
-            finished files. A worker that has others refuses to start. What is None or empty is not
-            checked.
+        compile_cache: local or `gs://` folder for compiled programs; empty for no cache.
+        ignore_config: unsupported fields of `config.json` to ignore.
+        environment: environment variables for the runtime of a device, such as `TPU_WORKER_ID`.
+            Variables that are already set keep their values.
+        expected_config: model that the run was started with. A worker with another value of this or
+            one of the following attributes refuses to start; None or empty is not checked.
+        weights_fingerprint: fingerprint of the weights that the run was started with.
+        expected_versions: names and versions of the packages that the run was started with.
+        expected_ops: operations that computed the finished files of the run.
     """
 
     model_path: str
@@ -67,10 +68,11 @@ class ExtractorSettings:
     expected_ops: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check what can be checked without a model.
+        """Normalize the settings and check them as far as possible without a model.
 
         Raises:
-            ValueError: naming the setting, its value and the values allowed.
+            ValueError: if a value is not allowed. The message names the setting, its value and the
+                allowed values.
         """
         for name in ("model_path", "compile_cache"):
             object.__setattr__(self, name, os.fspath(getattr(self, name)))
@@ -93,18 +95,18 @@ class ExtractorSettings:
         """Every hook point of every layer, in forward order.
 
         Raises:
-            ValueError: if the layers have no numbers yet.
+            ValueError: if `layers` is still "all".
         """
         if not self.layers:
-            raise ValueError("the layers are 'all': call with_layers_of with the model's number")
+            raise ValueError("the layers are 'all'; call with_layers_of with the number of layers")
         return sites_of(self.layers, self.hook_points)
 
     def with_layers_of(self, num_layers: int) -> ExtractorSettings:
-        """Return the settings for a model of `num_layers` layers, with numbers for all of them."""
+        """Return the settings with "all" layers replaced by 0 ... num_layers - 1."""
         return self if self.layers else replace(self, layers=tuple(range(num_layers)))
 
     def record_kind(self, hidden: int) -> RecordKind:
-        """Return the kind of the records that vectors of `hidden` elements are stored in."""
+        """Return the kind of the records that store vectors of `hidden` elements."""
         return RecordKind(self.pooling, self.storage_dtype, hidden)
 
 
@@ -116,13 +118,13 @@ def check_hook_points(settings: ExtractorSettings, config: ModelConfig) -> None:
     """Check that every layer of the settings has every hook point.
 
     Raises:
-        NoSuchSiteError: naming a hook point, and the layers that have it.
+        NoSuchSiteError: if a layer lacks a hook point. The message names the layers that have it.
     """
     for point in settings.hook_points:
         having = [each for each in range(config.num_hidden_layers) if config.width(each, point)]
         if lacking := [layer for layer in settings.layers if layer not in having]:
             where = (
-                f"layers {layers_named(having)} have it: extract them" if having else "none has it"
+                f"layers {layers_named(having)} have it: extract those" if having else "none has it"
             )
             raise NoSuchSiteError(
                 f"hook_points: {point} does not exist in layers {layers_named(lacking)} of this "

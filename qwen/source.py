@@ -1,4 +1,4 @@
-"""A model before its weights are loaded: its shape, its tokenizer and its fingerprints."""
+"""A model before its weights are loaded: architecture, tokenizer and fingerprints."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PRESET_SEED = 0
 
 
 class OtherWorkerError(ValueError):
-    """A worker that would compute other activations than the rest of the run."""
+    """A worker whose activations would differ from the rest of the run."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class ModelSource:
     """A model that can be loaded.
 
     Attributes:
-        name: what the user called it.
-        config: the shape of the model.
-        files: the checkpoint; for a preset, whose weights are random, the tokenizer alone.
+        name: model path that the user passed.
+        config: architecture of the model.
+        files: files of the checkpoint; for a preset, only of the tokenizer.
     """
 
     name: str
@@ -45,32 +45,33 @@ class ModelSource:
 
     @property
     def pinned_path(self) -> str:
-        """The model path for other processes: they get this commit, whatever is pushed later."""
+        """Model path for other processes, which pins a hub repository to its current commit."""
         commit = self.files.commit()
         return self.name if commit is None else f"{self.name.partition('@')[0]}@{commit}"
 
     @property
     def is_random(self) -> bool:
-        """True if the weights are drawn from a seed and not read."""
+        """True if the weights are random values from a seed."""
         return self.name.startswith(PRESET_PREFIX)
 
     def weights(self) -> Weights:
         """Open the tensors that activations depend on.
 
         Raises:
-            CheckpointError: if some are missing or damaged, or the checkpoint has others.
+            CheckpointError: if tensors are missing or damaged, or the checkpoint has unknown ones.
         """
         if self.is_random:
             return RandomWeights(self.config, PRESET_SEED)
         return self._tensors_in(self.files.weights_folder())
 
     def check_weights(self) -> None:
-        """Check that the files of the weights are complete and hold the tensors of the config.
+        """Check that the weights files are complete and contain the tensors of the config.
 
-        It reads their sizes and headers only, so that a job can be refused before it starts.
+        This reads only file sizes and headers, so that the launcher can refuse a job before it
+        starts.
 
         Raises:
-            CheckpointError: if not.
+            CheckpointError: if a file or a tensor is missing, damaged or unknown.
         """
         if not self.is_random:
             self._tensors_in(self.files.headers_folder())
@@ -80,7 +81,7 @@ class ModelSource:
         return tensors_of_model(stored, self.config, self.name)
 
     def weights_fingerprint(self) -> str:
-        """Return what identifies the weights: each file's CRC32C, or the preset and its seed."""
+        """Return an identifier of the weights: the CRC32C of each file, or preset and seed."""
         if self.is_random:
             return f"{self.name}, seed {PRESET_SEED}"
         checksums = self.files.weights_crc32c()
@@ -91,12 +92,12 @@ class ModelSource:
         return tokenizer_fingerprint(self.files.text_folder())
 
     def tokenizer_if_any(self) -> PreTrainedTokenizerBase | None:
-        """Return the model's tokenizer, or None if the checkpoint has no file of one.
+        """Return the model's tokenizer, or None if the checkpoint has none.
 
-        Records of token ids do without.
+        Inputs of token ids need no tokenizer.
 
         Raises:
-            TokenizerError: if its files are damaged or contradict each other.
+            TokenizerError: if the files of the tokenizer are damaged or contradict each other.
         """
         return self.tokenizer() if is_tokenizer(self.files.text_folder()) else None
 
@@ -104,7 +105,8 @@ class ModelSource:
         """Return the model's tokenizer, which is loaded once per process.
 
         Raises:
-            TokenizerError: if there is none, or its files are damaged or contradict each other.
+            TokenizerError: if there is no tokenizer, or its files are damaged or contradict each
+                other.
         """
         return load_tokenizer(self.files.text_folder())
 
@@ -114,12 +116,12 @@ def open_model(
 ) -> ModelSource:
     """Open a local folder, a `gs://` folder, `ORG/NAME[@REVISION]`, or a `random:NAME` preset.
 
-    Fields of `config.json` that `ignore_config` names are left out. So is an adapter next to the
-    model, if it names `adapter_config.json`.
+    Fields of `config.json` that `ignore_config` names are ignored. If it names
+    `adapter_config.json`, an adapter next to the model is ignored too.
 
     Raises:
-        ModelNotFoundError: if there is no model at that path.
-        ModelConfigError: if its `config.json` is damaged or not of a model supported here.
+        ModelNotFoundError: if there is no model at the path.
+        ModelConfigError: if `config.json` is damaged or the model is not supported.
     """
     model_path = os.fspath(model_path)
     if model_path.startswith(PRESET_PREFIX):
@@ -155,7 +157,7 @@ def _read_config(path: Path, ignored: Sequence[str]) -> ModelConfig:
         raise
     except OSError as error:
         raise ModelConfigError(
-            f"{path}: cannot be read ({error.strerror}); this user must be able to read it"
+            f"{path}: cannot be read ({error.strerror}); give this user permission to read it"
         ) from error
     except (ValueError, RecursionError) as error:
         raise ModelConfigError(f"{path}: not valid JSON ({error})") from error

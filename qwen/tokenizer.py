@@ -1,7 +1,7 @@
-"""The tokenizer of a checkpoint, whose token ids are exactly those of its `tokenizer.json`.
+"""The tokenizer of a checkpoint, with exactly the token ids of `tokenizer.json`.
 
-`AutoTokenizer` is not used: for some model types it builds another tokenizer from the vocabulary of
-`tokenizer.json`, without its normalizer and pre-tokenizer.
+This does not use `AutoTokenizer`, which for some model types builds another tokenizer from the
+vocabulary of `tokenizer.json`, without its normalizer and pre-tokenizer.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ ADDED_TOKENS = "added_tokens.json"
 SPECIAL_TOKENS = "special_tokens_map.json"
 VOCABULARY = ("vocab.json", "merges.txt")
 CHAT_TEMPLATE = "chat_template.json"
-"""Where processors keep the chat template; transformers' tokenizers have precedence over it."""
+"""Chat template of a processor; the tokenizer's own template has precedence."""
 
 NAMED_CHAT_TEMPLATES = "additional_chat_templates"
-"""A folder of chat templates other than the default one, as `NAME.jinja`."""
+"""Folder of chat templates in addition to the default one, as `NAME.jinja`."""
 
 FILES = (
     *(TOKENIZER, CONFIG, *VOCABULARY, ADDED_TOKENS, SPECIAL_TOKENS),
     *("chat_template.jinja", CHAT_TEMPLATE),
 )
-"""All files that decide about token ids or the text of a chat, except the named chat templates."""
+"""Files that determine token ids or the text of a chat, except the named chat templates."""
 
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
 _QWEN2_CLASSES = ("Qwen2Tokenizer", "Qwen2TokenizerFast")
@@ -48,11 +48,11 @@ _WRITE_ONE = (
 
 
 class TokenizerError(ValueError):
-    """A tokenizer that is missing, damaged or ambiguous, or differs from that of the run."""
+    """A tokenizer that is missing, damaged or ambiguous, or differs from the run's tokenizer."""
 
 
 def tokenizer_fingerprint(folder: Path) -> str:
-    """Return the SHA-256 (hex) of the names and contents of a tokenizer's files."""
+    """Return the SHA-256 (hex) of the names and contents of the tokenizer's files."""
     digest = hashlib.sha256()
     named = sorted(path.name for path in folder.glob(f"{NAMED_CHAT_TEMPLATES}/*.jinja"))
     for name in (*FILES, *(f"{NAMED_CHAT_TEMPLATES}/{each}" for each in named)):
@@ -62,7 +62,7 @@ def tokenizer_fingerprint(folder: Path) -> str:
 
 
 def is_tokenizer(folder: Path) -> bool:
-    """Return True if a folder has the vocabulary of a tokenizer."""
+    """Return True if a folder has any vocabulary file of a tokenizer."""
     return any((folder / name).exists() for name in (TOKENIZER, *VOCABULARY))
 
 
@@ -70,15 +70,15 @@ def is_tokenizer(folder: Path) -> bool:
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a folder once per process.
 
-    Without a `tokenizer.json`, `vocab.json` and `merges.txt` are those of a `Qwen2Tokenizer` if
-    `tokenizer_config.json` says so.
+    Without `tokenizer.json`, `vocab.json` and `merges.txt` suffice if `tokenizer_config.json` names
+    `Qwen2Tokenizer`.
 
     Raises:
         TokenizerError: if there is no tokenizer, or its files are damaged or contradict each other.
     """
     whole = (folder / TOKENIZER).is_file()
     if not whole and not all((folder / name).is_file() for name in VOCABULARY):
-        # transformers would make up a tokenizer without a vocabulary.
+        # transformers would build a tokenizer without a vocabulary.
         raise TokenizerError(
             f"{folder}: there is no tokenizer. Put the {TOKENIZER} of the model next to its "
             f"weights. {_WRITE_ONE} if the model has its tokenizer in another format."
@@ -87,7 +87,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         tokenizer = _load(folder, whole)
     except TokenizerError:
         raise
-    except Exception as error:  # transformers raises errors of any kind for a damaged file
+    except Exception as error:  # transformers raises any exception type for a damaged file.
         raise TokenizerError(
             f"{folder}: no tokenizer could be loaded ({type(error).__name__}: {error}). Copy the "
             "tokenizer of the model again."
@@ -96,7 +96,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def digit_tokens(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Return the ids of the tokens of each digit, 0 to 9, with or without spaces around it."""
+    """Return the token ids of each digit, 0 to 9, with or without surrounding spaces."""
     found: list[list[int]] = [[] for _ in range(10)]
     for token, token_id in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]):
         if _ONE_DIGIT.fullmatch(token):
@@ -113,19 +113,19 @@ def _load(folder: Path, whole: bool) -> PreTrainedTokenizerBase:
     config = _read_json(folder / CONFIG)
     if config.get("fast_tokenizer_files"):
         raise TokenizerError(
-            f"{folder / CONFIG}: fast_tokenizer_files names other files than {TOKENIZER}; remove "
-            "the field if they are the same, or copy the right one there"
+            f"{folder / CONFIG}: fast_tokenizer_files names files other than {TOKENIZER}; remove "
+            f"the field if their contents are the same, or copy the right file to {TOKENIZER}"
         )
     if whole:
         stored = Tokenizer.from_file(str(folder / TOKENIZER))
-        # These must not apply, nor may transformers add their tokens to the vocabulary.
+        # Truncation and padding must not apply, nor add their tokens to the vocabulary.
         stored.no_truncation()
         stored.no_padding()
         tokenizer = classes[0].from_pretrained(
             folder, local_files_only=True, tokenizer_object=stored
         )
     elif (name := config.get("tokenizer_class")) in _QWEN2_CLASSES:
-        # Named, since transformers would prefer a tokenizer.model.
+        # Named explicitly, because transformers would prefer a tokenizer.model.
         vocab, merges = (str(folder / name) for name in VOCABULARY)
         tokenizer = classes[1].from_pretrained(
             folder, local_files_only=True, vocab_file=vocab, merges_file=merges
@@ -133,8 +133,8 @@ def _load(folder: Path, whole: bool) -> PreTrainedTokenizerBase:
         stored = tokenizer.backend_tokenizer
     else:
         raise TokenizerError(
-            f"{folder}: there is no {TOKENIZER}, and {CONFIG} says tokenizer_class {name!r}. From "
-            f"{' and '.join(VOCABULARY)} alone, only a {_QWEN2_CLASSES[0]} is built. {_WRITE_ONE}."
+            f"{folder}: there is no {TOKENIZER}, and {CONFIG} has tokenizer_class {name!r}. "
+            f"{' and '.join(VOCABULARY)} suffice only for {_QWEN2_CLASSES[0]}. {_WRITE_ONE}."
         )
     for file, token, token_id in _declared_tokens(folder, config):
         if (found := stored.token_to_id(token)) != token_id:
@@ -143,10 +143,10 @@ def _load(folder: Path, whole: bool) -> PreTrainedTokenizerBase:
     if tokenizer.split_special_tokens:
         raise TokenizerError(
             f"{folder / CONFIG}: split_special_tokens is true, which changes the token ids of "
-            f"{TOKENIZER}; remove it if the model was trained without"
+            f"{TOKENIZER}; remove the field if the model was trained without it"
         )
-    # A chat template may write these tokens. transformers gives every tokenizer of a Qwen2 model
-    # the defaults of a Qwen2Tokenizer, whatever its tokenizer_class.
+    # A chat template may contain these tokens. transformers gives every tokenizer of a Qwen2 model
+    # the defaults of Qwen2Tokenizer, regardless of its tokenizer_class.
     for name in ("unk_token", "eos_token", "pad_token"):
         if name not in config and getattr(tokenizer, name) is None:
             setattr(tokenizer, name, _QWEN2_END if stored.token_to_id(_QWEN2_END) else None)
@@ -156,8 +156,8 @@ def _load(folder: Path, whole: bool) -> PreTrainedTokenizerBase:
 
 @load_once
 def _transformers() -> tuple[Any, Any]:
-    """Import transformers, whose lazy modules break if two threads enter them at once."""
-    # It would say on every start that PyTorch, which nothing here needs, is not installed.
+    """Import transformers once: its lazy modules break if two threads import them concurrently."""
+    # transformers would warn on every start that PyTorch is not installed.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 
@@ -165,11 +165,11 @@ def _transformers() -> tuple[Any, Any]:
 
 
 def _check_pipeline(folder: Path, stored: Tokenizer, loaded: Tokenizer) -> None:
-    """Compare what transformers has loaded with `tokenizer.json`, to which it may add tokens."""
+    """Check that transformers loaded the tokenizer of `tokenizer.json` without changes."""
     if getattr(stored.model, "dropout", None):
         raise TokenizerError(
-            f"{folder / TOKENIZER}: the model has dropout {stored.model.dropout}, so that token "
-            "ids are random; set it to null"
+            f"{folder / TOKENIZER}: the model has dropout {stored.model.dropout}, so token ids are "
+            "random; set it to null"
         )
     ours, theirs = _added_tokens(stored), _added_tokens(loaded)
     for token in sorted(theirs):
@@ -186,7 +186,7 @@ def _check_pipeline(folder: Path, stored: Tokenizer, loaded: Tokenizer) -> None:
 
 
 def _added_tokens(tokenizer: Tokenizer) -> dict[str, dict[str, object]]:
-    """Return everything about the added tokens that decides about token ids."""
+    """Return the properties of the added tokens that determine token ids, by content."""
     return {
         each.content: {"id": token_id} | {name: getattr(each, name) for name in _FLAGS}
         for token_id, each in tokenizer.get_added_tokens_decoder().items()
@@ -194,7 +194,7 @@ def _added_tokens(tokenizer: Tokenizer) -> dict[str, dict[str, object]]:
 
 
 def _flags(token: dict[str, object] | None, other: dict[str, object] | None) -> str:
-    """Name the properties of an added token that another one does not have."""
+    """Describe the properties of an added token that differ from another one."""
     if token is None or other is None:
         return "no added token" if token is None else "an added token"
     return ", ".join(f"{name} {token[name]}" for name in token if token[name] != other[name])
@@ -205,7 +205,7 @@ def _state(part: Any) -> bytes | None:
 
 
 def _declared_tokens(folder: Path, config: dict[str, Any]) -> Iterator[tuple[str, str, int]]:
-    """Yield the file, the content and the id of each token listed outside of `tokenizer.json`."""
+    """Yield file, content and id of each token that is listed outside of `tokenizer.json`."""
     for token_id, token in config.get("added_tokens_decoder", {}).items():
         yield CONFIG, token["content"], int(token_id)
     for token, token_id in _read_json(folder / ADDED_TOKENS).items():
@@ -222,14 +222,14 @@ def _mentions(value: object, token: str) -> bool:
 
 def _disagreement(file: Path, token: str, there: str, here: str) -> TokenizerError:
     return TokenizerError(
-        f"{file}: the token {token!r} has {there}, but {here} in {TOKENIZER}, whose token ids "
-        f"count. Remove it from {file.name}, or save the tokenizer again with the tokens that the "
-        "model was trained with."
+        f"{file}: the token {token!r} has {there}, but {here} in {TOKENIZER}, which determines the "
+        f"token ids. Remove it from {file.name}, or save the tokenizer again with the tokens that "
+        "the model was trained with."
     )
 
 
 def _add_chat_template(folder: Path, tokenizer: Any) -> None:
-    """Use the chat template of a processor if the tokenizer has none."""
+    """Set the chat template of the processor if the tokenizer has none."""
     template = _read_json(folder / CHAT_TEMPLATE).get("chat_template")
     if tokenizer.chat_template is None and template is not None:
         if not isinstance(template, str):

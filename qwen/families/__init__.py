@@ -1,4 +1,4 @@
-"""Model families: from `config.json` and tensor names to one `ModelConfig` and its parameters.
+"""Model families: map `config.json` and tensor names to a `ModelConfig` and its parameters.
 
 To add a family, write its module and list it in `FAMILIES`. Imports no JAX.
 """
@@ -16,18 +16,18 @@ from qwen.families.parameters import Parameters, ParameterSource, layer_paramete
 from qwen.families.tensor_names import LEFT_OUT, PREFIXES, TensorKind
 
 LAYER_PREFIX = "model.layers.{}."
-"""What precedes the names of a layer's tensors."""
+"""Prefix of the names of a layer's tensors."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """Properties of the checkpoints of a family.
+    """Properties of the checkpoints of one family.
 
     Attributes:
         read_config: reads the fields of a `config.json` that it understands.
-        layer_parameters: gives the source of every parameter of a layer, by the parameter's path.
-        prefixes: what a checkpoint may have in place of `model.`.
-        left_out: tensors of a checkpoint that are not read, since no activation depends on them.
+        layer_parameters: returns the source of every parameter of a layer, by the parameter's path.
+        prefixes: prefixes that a checkpoint may have instead of `model.`.
+        left_out: tensors that are not read, because no activation depends on them.
     """
 
     read_config: Callable[[ConfigFields], ModelConfig]
@@ -41,7 +41,7 @@ class Family:
         return ParameterSource((("model.embed_tokens.weight", shape),), unchanged)
 
     def tensor_shapes(self, config: ModelConfig) -> dict[str, tuple[int, ...]]:
-        """Return every tensor that transformers saves, with its shape as PyTorch lays it out."""
+        """Return the name and the PyTorch shape of every tensor that transformers saves."""
         shapes = dict(self.embedding(config).tensors)
         shapes["model.norm.weight"] = (config.hidden_size,)
         for layer in range(config.num_hidden_layers):
@@ -66,7 +66,7 @@ FAMILIES = {
     "qwen3_5_moe": _QWEN3_5,
     "qwen3_5_moe_text": _QWEN3_5,
 }
-"""By the `model_type` of `config.json`."""
+"""Families by the `model_type` of `config.json`."""
 
 
 def family_of(config: ModelConfig) -> Family:
@@ -81,11 +81,12 @@ def read_config(
 
     Args:
         fields: all fields of the file.
-        source: the file, for messages.
-        ignored: fields to leave out.
+        source: name of the file for error messages.
+        ignored: fields to ignore.
 
     Raises:
-        ModelConfigError: naming `source` and every field that is missing, wrong or not understood.
+        ModelConfigError: if a field is missing, wrong or unsupported. The message names `source`
+            and the fields.
     """
     known = ConfigFields(fields, ignored)
     try:

@@ -1,4 +1,4 @@
-"""Settings that several families read from `config.json` in the same way."""
+"""Readers of `config.json` settings that several families share."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _CLASSES = (
 )
 
 UNUSED = 1
-"""Intermediate size of a model whose layers all have experts."""
+"""Placeholder for the intermediate size of a model whose layers all have experts."""
 
 
 def read_decoder(
@@ -31,17 +31,16 @@ def read_decoder(
     default_rotary_factor: float = 1,
     head_dim: int | None = None,
 ) -> dict[str, Any]:
-    """Return the arguments of `ModelConfig` that all decoders have.
+    """Return the arguments of `ModelConfig` that all families share.
 
     Args:
-        fields: of the `config.json`.
-        class_prefix: a pattern of what the names of the family's classes in transformers begin
-            with.
-        default_rotary_factor: the share of a head that RoPE rotates.
-        head_dim: the default; if None, the hidden size divided by the heads.
+        fields: fields of `config.json`.
+        class_prefix: pattern of the prefix of the family's class names in transformers.
+        default_rotary_factor: default share of a head that RoPE rotates.
+        head_dim: default of `head_dim`; if None, the hidden size divided by the number of heads.
 
     Raises:
-        ModelConfigError: naming the field that is missing, wrong or unsupported.
+        ModelConfigError: if a field is missing, wrong or unsupported. The message names the field.
     """
     fields.check_classes(class_prefix + f"({_CLASSES})")
     model_type = fields.required("model_type")
@@ -59,7 +58,7 @@ def read_decoder(
         else fields.required("intermediate_size"),
         "num_hidden_layers": fields.positive("num_hidden_layers"),
         "num_attention_heads": heads,
-        # Families other than Llama have defaults of their own if the field is absent.
+        # Families other than Llama have other defaults if the field is absent.
         "num_key_value_heads": fields.get("num_key_value_heads") or heads
         if model_type == "llama"
         else fields.required("num_key_value_heads") or heads,
@@ -75,14 +74,13 @@ def read_decoder(
 def read_rope(
     fields: ConfigFields, head_dim: int, max_length: int, default_factor: float
 ) -> dict[str, Any]:
-    """Return the arguments of `ModelConfig` for RoPE, from any of their three places.
+    """Return the arguments of `ModelConfig` for RoPE, from any of three places.
 
     Published checkpoints have a top-level `rope_theta`, transformers 5 writes `rope_parameters`,
     and both may have `rope_scaling`.
 
     Raises:
-        ModelConfigError: if a setting is wrong or not supported, or two places contradict each
-            other.
+        ModelConfigError: if a setting is wrong or unsupported, or two places contradict each other.
     """
     scaling, parameters = (_object(fields, name) for name in ("rope_scaling", "rope_parameters"))
     if scaling and parameters and scaling != parameters:
@@ -90,12 +88,12 @@ def read_rope(
     name, values = ("rope_scaling", scaling) if scaling else ("rope_parameters", parameters)
     settings = ConfigFields(values)
     factor = _agreed(fields, settings, name, "partial_rotary_factor", default_factor)
-    if default_factor == 1:  # Families that rotate whole heads do so whatever the factor.
+    if default_factor == 1:  # These families ignore the factor and rotate whole heads.
         check_supported("partial_rotary_factor", factor, 1)
     rotary_dim = int(head_dim * factor) if type(factor) in (int, float) else 0
     if rotary_dim != head_dim and (not 0 < rotary_dim < head_dim or rotary_dim % 2):
         raise ModelConfigError(
-            f"partial_rotary_factor={factor!r} must choose an even number of the {head_dim} "
+            f"partial_rotary_factor={factor!r} must select an even number of the {head_dim} "
             "dimensions of a head"
         )
     theta = _agreed(fields, settings, name, "rope_theta", 10_000.0)
@@ -103,7 +101,7 @@ def read_rope(
     check_supported(f"{name}.rope_type", kind, "default", "linear", "yarn", "llama3")
     found: dict[str, Any] = {"rope_theta": theta}
     found |= {"rotary_dim": 0 if rotary_dim == head_dim else rotary_dim}
-    # Text has the same position in all sections.
+    # All sections have the same position for text.
     for each in ("mrope_section", "mrope_interleaved"):
         settings.get(each)
     if kind != "default":
@@ -145,7 +143,7 @@ def _read_scaling(fields: ConfigFields, name: str, kind: Any, max_length: int) -
 
 
 def _agreed(fields: ConfigFields, settings: ConfigFields, name: str, key: str, default: Any) -> Any:
-    """Return a setting from the object called `name`, or from the top level."""
+    """Return a setting from the object `name` or the top level, which must agree."""
     inner = settings.get(key)
     outer = fields.get(key)
     if inner is not None and outer not in (None, inner):
@@ -155,7 +153,7 @@ def _agreed(fields: ConfigFields, settings: ConfigFields, name: str, key: str, d
 
 
 def read_experts(fields: ConfigFields, norm_topk_prob: bool, shared: int = 0) -> ExpertsConfig:
-    """Read a mixture of experts, whose number transformers 5 writes as `num_local_experts`."""
+    """Read a mixture of experts; transformers 5 writes `num_experts` as `num_local_experts`."""
     name = "num_local_experts" if fields.get("num_local_experts") else "num_experts"
     experts = ExpertsConfig(
         num_experts=fields.positive(name),
@@ -175,14 +173,18 @@ def read_experts(fields: ConfigFields, norm_topk_prob: bool, shared: int = 0) ->
 
 
 def read_layer_types(fields: ConfigFields, num_layers: int, *allowed: str) -> tuple[str, ...]:
-    """Return `layer_types`, empty if absent. Raises ModelConfigError, naming the wrong entry."""
+    """Return `layer_types`, or an empty tuple if absent.
+
+    Raises:
+        ModelConfigError: if an entry is missing or unsupported. The message names the entry.
+    """
     types = fields.get("layer_types")
     if types is None:
         return ()
     if not isinstance(types, list) or len(types) < num_layers:
         raise ModelConfigError(
-            f"layer_types must have one entry for each of the {num_layers} layers of "
-            f"num_hidden_layers, got {types!r}"
+            f"layer_types must have an entry for each of the {num_layers} layers "
+            f"(num_hidden_layers), got {types!r}"
         )
     for layer_type in types[:num_layers]:
         check_supported("layer_types", layer_type, *allowed)
@@ -190,7 +192,11 @@ def read_layer_types(fields: ConfigFields, num_layers: int, *allowed: str) -> tu
 
 
 def check_list(name: str, value: Any, of: type) -> None:
-    """Check a list. Raises ModelConfigError, naming the field."""
+    """Check that a field is a list of values of one type.
+
+    Raises:
+        ModelConfigError: if it is not. The message names the field.
+    """
     if not isinstance(value, list) or not all(type(each) is of for each in value):
         raise ModelConfigError(f"{name} must be a list of {of.__name__}, got {value!r}")
 
@@ -198,11 +204,12 @@ def check_list(name: str, value: Any, of: type) -> None:
 def read_sliding_window(fields: ConfigFields, num_layers: int) -> dict[str, Any]:
     """Return the arguments of `ModelConfig` for the sliding window of Qwen2 and Qwen3.
 
-    As in transformers, `layer_types` decides if given, else the layers from `max_window_layers` on
-    have the window, if `use_sliding_window` is true.
+    As in transformers, `layer_types` takes precedence. If it is absent and `use_sliding_window` is
+    true, layers `max_window_layers` and above have the window.
 
     Raises:
-        ModelConfigError: naming the field that is wrong or contradicts another.
+        ModelConfigError: if a field is wrong or contradicts another one. The message names the
+            field.
     """
     switch = fields.one_of("use_sliding_window", False, False, True, None)
     window, first = fields.get("sliding_window", 4096), fields.get("max_window_layers", 28)
@@ -211,7 +218,9 @@ def read_sliding_window(fields: ConfigFields, num_layers: int) -> dict[str, Any]
         window = None
     if not types:
         if type(first) is not int or first < 0:
-            raise ModelConfigError(f"max_window_layers must be a natural number, got {first!r}")
+            raise ModelConfigError(
+                f"max_window_layers must be 0 or a positive integer, got {first!r}"
+            )
         full = num_layers if window is None else first
         types = tuple(SLIDING_ATTENTION if i >= full else FULL_ATTENTION for i in range(num_layers))
     if SLIDING_ATTENTION not in types:

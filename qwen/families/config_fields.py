@@ -1,6 +1,6 @@
-"""Fields of a `config.json`. One that is neither read nor known to be harmless is refused by name.
+"""Fields of `config.json`. Fields that are neither read nor known to be harmless are refused.
 
-Lists follow `PreTrainedConfig` and `GenerationConfig` of transformers, versions 4 and 5.
+The lists follow `PreTrainedConfig` and `GenerationConfig` of transformers 4 and 5.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ HARMLESS: Mapping[str, str] = {
         task_specific_params
     """,
 }
-"""Fields that no activation of a layer depends on, by what they are for."""
+"""Fields that no activation depends on, by purpose."""
 
 _HARMLESS = {name for names in HARMLESS.values() for name in names.split()}
 
 SWITCHED_OFF: Mapping[str, tuple[Any, ...]] = {
     "add_cross_attention": (False, None),
     "auto_map": ({}, None),
-    "is_causal": (True,),  # transformers takes null for false.
+    "is_causal": (True,),  # transformers treats null as false.
     "is_encoder_decoder": (False, None),
     "mlp_bias": (False, None),
     "partial_rotary_factor": (1, None),
@@ -64,27 +64,28 @@ SWITCHED_OFF: Mapping[str, tuple[Any, ...]] = {
     "use_mrope": (False, None),
     "use_qk_norm": (False, None),
 }
-"""Fields that change activations, with the values at which they do not. For others it is null."""
+"""Fields that can change activations, with the values that do not. For other fields, that is
+null."""
 
-_QUANTIZED = "the weights are quantized; use the checkpoint that they were made from"
+_QUANTIZED = "the weights are quantized; use the original checkpoint"
 _EXPLAINED = {
-    "auto_map": "the model has code of its own, which is never run",
+    "auto_map": "the model has custom code, which is never run",
     "compression_config": _QUANTIZED,
-    "is_causal": "tokens would attend to later ones",
-    "per_layer_config": "layers would differ in their settings",
+    "is_causal": "tokens would attend to later tokens",
+    "per_layer_config": "layers would have different settings",
     "quantization": _QUANTIZED,
     "quantization_config": _QUANTIZED,
-    "use_bidirectional_attention": "tokens would attend to later ones",
+    "use_bidirectional_attention": "tokens would attend to later tokens",
 }
 
 _LONGEST_VALUE = 80
 
 
 class ConfigFields:
-    """Fields of one JSON object. A field is understood if it was read."""
+    """Fields of one JSON object, with a record of the fields that were read."""
 
     def __init__(self, fields: Mapping[str, Any], ignored: Sequence[str] = ()) -> None:
-        """Keep the fields except the ignored ones, as if these were absent."""
+        """Keep all fields except the ignored ones."""
         self._fields = {name: value for name, value in fields.items() if name not in ignored}
         self._ignored = tuple(ignored)
         self._read: set[str] = set()
@@ -95,20 +96,28 @@ class ConfigFields:
         return self._fields.get(name, default)
 
     def required(self, name: str) -> Any:
-        """Return the value of a field. Raises ModelConfigError if it is absent."""
+        """Return the value of a field.
+
+        Raises:
+            ModelConfigError: if the field is absent.
+        """
         if name not in self._fields:
             raise ModelConfigError(f"the field {name!r} is missing")
         return self.get(name)
 
     def positive(self, name: str, default: int | None = None) -> int:
-        """Return a positive integer. Raises ModelConfigError for another value, or none."""
+        """Return a positive integer.
+
+        Raises:
+            ModelConfigError: if the field is absent without a default, or has another value.
+        """
         value = self.required(name) if default is None else self.get(name, default)
         if type(value) is not int or value <= 0:
             raise ModelConfigError(f"{name} must be a positive integer, got {value!r}")
         return value
 
     def nested(self, name: str) -> ConfigFields | None:
-        """Return the fields of an object in a field; None if there is none."""
+        """Return the fields of the object in a field; None if the field is absent or null."""
         value = self.get(name)
         if value is None:
             return None
@@ -126,7 +135,11 @@ class ConfigFields:
                 )
 
     def one_of(self, name: str, default: Any, *allowed: Any) -> Any:
-        """Return the value of a field. Raises ModelConfigError if it is not an allowed one."""
+        """Return the value of a field.
+
+        Raises:
+            ModelConfigError: if the value is not allowed.
+        """
         value = self.get(name, default)
         check_supported(name, value, *allowed)
         return value
@@ -139,7 +152,8 @@ class ConfigFields:
         """Check that every field that was not read is harmless.
 
         Raises:
-            ModelConfigError: naming all fields that are not, their values and the flag.
+            ModelConfigError: if some fields are not harmless. The message names the fields, their
+                values and the flag.
         """
         harmless = _HARMLESS | self._read
         refused = {
@@ -157,7 +171,11 @@ class ConfigFields:
 
 
 def check_supported(name: str, value: Any, *allowed: Any) -> None:
-    """Check the value of a field that is understood. Raises ModelConfigError."""
+    """Check the value of a supported field.
+
+    Raises:
+        ModelConfigError: if the value is not allowed.
+    """
     if value not in allowed:
         raise ModelConfigError(
             f"{name}={value!r} is not supported; supported: " + ", ".join(map(repr, allowed))

@@ -1,7 +1,7 @@
-"""Sources of parameters: checkpoint tensors, how they are laid out and how they are split.
+"""Sources of parameters: their checkpoint tensors, layout and split over devices.
 
-The functions give the parameters that families share, as transformers names their tensors, without
-the prefix of the layer. Shapes of tensors are those of PyTorch: [out, in].
+The functions return the parameters that families share, with the tensor names of transformers
+without the prefix of the layer. Tensors have PyTorch's shapes: [out, in].
 """
 
 from __future__ import annotations
@@ -14,20 +14,22 @@ import numpy as np
 from qwen.config import DeltaConfig, ExpertsConfig, ModelConfig
 
 Layout = Callable[[list[np.ndarray], ModelConfig], np.ndarray]
+"""Function from the tensors of a parameter and the config to the parameter."""
 
 Path = tuple[str, ...]
-"""Names of attributes, from a layer to its parameter."""
+"""Attribute names from a layer to its parameter."""
 
 
 @dataclass(frozen=True)
 class ParameterSource:
-    """One parameter of the model.
+    """Source of one parameter.
 
     Attributes:
-        tensors: names and shapes of the checkpoint tensors that it is made of.
-        layout: makes the parameter from them.
-        split_axis: the axis that is split over the mesh's model axis; None if every device has all.
-        contracted: for the kernel of a product, how many of its first axes the product contracts.
+        tensors: names and shapes of the checkpoint tensors.
+        layout: builds the parameter from the tensors.
+        split_axis: axis that is split over the mesh's model axis; None if the parameter is
+            replicated.
+        contracted: for the kernel of a product, number of leading axes that the product contracts.
     """
 
     tensors: tuple[tuple[str, tuple[int, ...]], ...]
@@ -37,6 +39,7 @@ class ParameterSource:
 
     @property
     def names(self) -> tuple[str, ...]:
+        """Names of the tensors."""
         return tuple(name for name, _ in self.tensors)
 
 
@@ -63,13 +66,13 @@ def layer_parameters(config: ModelConfig, layer: int) -> Parameters:
 
 
 def norm(path: str, tensor: str, size: int, config: ModelConfig) -> Parameters:
-    """The scale of an RMSNorm."""
+    """Return the scale of an RMSNorm."""
     layout = plus_one if config.zero_centered_norms else unchanged
     return {(*path.split("."), "scale"): ParameterSource(((f"{tensor}.weight", (size,)),), layout)}
 
 
 def attention(config: ModelConfig) -> Parameters:
-    """Attention with its norms of queries and keys, biases and output gate, if it has them."""
+    """Return the parameters of attention: kernels, and biases, norms and output gate if present."""
     hidden, size = config.hidden_size, config.head_dim
     queries, keys = config.num_attention_heads * size, config.num_key_value_heads * size
     widths = {
@@ -103,7 +106,7 @@ def attention(config: ModelConfig) -> Parameters:
 
 
 def mlp(path: str, tensor: str, hidden: int, intermediate: int) -> Parameters:
-    """A gated MLP."""
+    """Return the kernels of a gated MLP."""
 
     def kernel(name: str, shape: tuple[int, int], split_axis: int) -> ParameterSource:
         tensors = ((f"{tensor}.{name}.weight", shape),)
@@ -118,13 +121,13 @@ def mlp(path: str, tensor: str, hidden: int, intermediate: int) -> Parameters:
 
 
 def experts(config: ExpertsConfig, hidden: int) -> Parameters:
-    """A mixture of experts: gates and updates in one tensor [E, 2 * I, H], outputs [E, H, I]."""
+    """Return the parameters of a mixture of experts, from tensors [E, 2 * I, H] and [E, H, I]."""
     number, size = config.num_experts, config.intermediate_size
     first = (("mlp.experts.gate_up_proj", (number, 2 * size, hidden)),)
     last = (("mlp.experts.down_proj", (number, hidden, size)),)
 
     def part(rows: slice) -> Layout:
-        """[E, out, in] to [E, in, some of out]."""
+        """Return a layout from [E, out, in] to [E, in, rows of out]."""
         return lambda tensors, _: tensors[0][:, rows].swapaxes(1, 2)
 
     parameters: dict[Path, ParameterSource] = {
@@ -144,25 +147,25 @@ def experts(config: ExpertsConfig, hidden: int) -> Parameters:
 
 
 def delta(config: DeltaConfig, hidden: int) -> Parameters:
-    """A gated delta network."""
+    """Return the parameters of a gated delta network."""
     heads = config.num_key_heads
     keys, values = heads * config.key_head_dim, config.num_value_heads * config.value_head_dim
     sections = (keys, keys, values)
 
     def by_head(tensors: list[np.ndarray], _: ModelConfig) -> np.ndarray:
-        """[heads * ..., ...] to [..., heads, ...]."""
+        """Transpose [heads * ..., ...] to [..., heads, ...]."""
         split = tensors[0].reshape(heads, -1, *tensors[0].shape[1:])
         return np.moveaxis(split, -1, 0) if split.ndim == 3 else split
 
     def joined(tensors: list[np.ndarray], _: ModelConfig) -> np.ndarray:
-        """q, k, v in turn, [2 * heads * D + values * E, ...], to [..., heads, W]."""
+        """Group q, k and v, [2 * heads * D + values * E, ...], by head: [..., heads, W]."""
         whole = tensors[0].reshape(sum(sections), -1)
         parts = np.split(whole, np.cumsum(sections)[:-1])
         by_heads = [part.reshape(heads, -1, part.shape[-1]) for part in parts]
         return np.moveaxis(np.concatenate(by_heads, axis=1), -1, 0)
 
     def output(tensors: list[np.ndarray], _: ModelConfig) -> np.ndarray:
-        """[H, values * E] to [heads, V * E, H]."""
+        """Transpose [H, values * E] to [heads, V * E, H]."""
         return tensors[0].T.reshape(heads, -1, hidden)
 
     def source(
@@ -193,12 +196,12 @@ def delta(config: DeltaConfig, hidden: int) -> Parameters:
 
 
 def unchanged(tensors: list[np.ndarray], config: ModelConfig) -> np.ndarray:
-    """Return the only tensor."""
+    """Return the only tensor unchanged."""
     return tensors[0]
 
 
 def plus_one(tensors: list[np.ndarray], config: ModelConfig) -> np.ndarray:
-    """Return the float32 scale whose distance from 1 is stored."""
+    """Return a scale that is stored minus 1, in float32."""
     return tensors[0].astype(np.float32) + 1
 
 
@@ -208,9 +211,9 @@ def transposed(tensors: list[np.ndarray], config: ModelConfig) -> np.ndarray:
 
 
 def joined_qkv(tensors: list[np.ndarray], config: ModelConfig) -> np.ndarray:
-    """q, k, v of [heads * D, ...] to [..., K, G + 2, D]: each key-value head with its queries.
+    """Join q, k and v, [heads * D, ...], by key-value head: [..., K, G + 2, D].
 
-    A key-value head is repeated if the config, which may be that of a split model, has more.
+    Key-value heads are repeated if the config, from `split_over`, has more than the tensors.
     """
     heads, head_dim = config.num_key_value_heads, config.head_dim
     query, *others = tensors
@@ -225,14 +228,14 @@ def joined_qkv(tensors: list[np.ndarray], config: ModelConfig) -> np.ndarray:
 
 
 def output_gate(tensors: list[np.ndarray], config: ModelConfig) -> np.ndarray:
-    """The second half of each head of q, [heads * 2 * D, H], to [H, K, G, D]."""
+    """Take the gate, the second half of each head of q [heads * 2 * D, H], as [H, K, G, D]."""
     gate = tensors[0].reshape(-1, 2, config.head_dim, config.hidden_size)[:, 1]
     heads, groups = config.num_key_value_heads, config.query_groups
     return np.moveaxis(gate.reshape(heads, groups, config.head_dim, -1), -1, 0)
 
 
 def split_heads(tensors: list[np.ndarray], config: ModelConfig) -> np.ndarray:
-    """[H, heads * D] to [K, G, D, H]."""
+    """Transpose [H, heads * D] to [K, G, D, H]."""
     return tensors[0].T.reshape(
         config.num_key_value_heads, config.query_groups, config.head_dim, config.hidden_size
     )

@@ -8,7 +8,11 @@ from qwen.families.config_fields import ConfigFields
 
 
 def read_config(fields: ConfigFields) -> ModelConfig:
-    """Read a `config.json`. Raises ModelConfigError, naming the field."""
+    """Read the fields of a `config.json`.
+
+    Raises:
+        ModelConfigError: if a field is missing, wrong or unsupported. The message names it.
+    """
     settings = read_decoder(fields, "Qwen2")
     fields.one_of("qkv_bias", True, True, None)
     window = read_sliding_window(fields, settings["num_hidden_layers"])

@@ -10,7 +10,11 @@ from qwen.families.config_fields import ConfigFields
 
 
 def read_config(fields: ConfigFields) -> ModelConfig:
-    """Read a `config.json`. Raises ModelConfigError, naming the field."""
+    """Read the fields of a `config.json`.
+
+    Raises:
+        ModelConfigError: if a field is missing, wrong or unsupported. The message names it.
+    """
     dense = fields.get("model_type") == "qwen3"
     settings = read_decoder(fields, "Qwen3(Moe)?", head_dim=128 if dense else None)
     fields.one_of("attention_bias", False, False, None)
@@ -20,7 +24,7 @@ def read_config(fields: ConfigFields) -> ModelConfig:
     else:
         fields.one_of("use_sliding_window", False, False, None)
         for name in ("sliding_window", "max_window_layers"):
-            fields.get(name)  # Of no effect without `use_sliding_window`.
+            fields.get(name)  # No effect without `use_sliding_window`.
         settings |= _read_sparse_layers(fields, num_layers)
     return ModelConfig(**settings, attention_bias=False, qk_norm=True)
 

@@ -9,9 +9,9 @@ from qwen.families.tensor_names import TensorKind
 
 LEFT_OUT = (
     TensorKind(r"(model\.)?visual\..+", "the vision tower"),
-    TensorKind(r"mtp\..+", "the layers that predict several tokens"),
+    TensorKind(r"mtp\..+", "the multi-token prediction layers"),
 )
-"""Tensors next to the text model."""
+"""Tensors that are not part of the text model."""
 
 _OF_IMAGES = (
     *("vision_config", "image_token_id", "video_token_id"),
@@ -21,10 +21,10 @@ _CLASS_PREFIX = "Qwen3_5(Moe)?(Text)?"
 
 
 def read_config(fields: ConfigFields) -> ModelConfig:
-    """Read a `config.json`, whose settings of the text model may be in `text_config`.
+    """Read the fields of a `config.json`, which may have the text model in `text_config`.
 
     Raises:
-        ModelConfigError: naming the field.
+        ModelConfigError: if a field is missing, wrong or unsupported. The message names it.
     """
     text = fields.nested("text_config")
     if text is None:
@@ -43,7 +43,7 @@ def _read_text(fields: ConfigFields, model_type: str, tied: bool | None = None) 
     fields.one_of("attention_bias", False, False, None)
     fields.one_of("attn_output_gate", True, True, None)
     for name in ("mtp_num_hidden_layers", "mtp_use_dedicated_embeddings", "mamba_ssm_dtype"):
-        fields.get(name)  # The state is float32 here.
+        fields.get(name)  # The state is always float32.
     if tied is not None:
         settings["tie_word_embeddings"] = tied
     if "moe" in model_type:

@@ -1,6 +1,6 @@
-"""Names of tensors in checkpoints: those of the model, those to leave out, those to refuse.
+"""Tensor names in checkpoints: prefixes, tensors to leave out and tensors to refuse.
 
-The tables are for all families; a family may add rows of its own. What no row knows is refused.
+The tables apply to all families; a family may add rows. Tensors that match no row are refused.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 TRUNK = "model."
-"""What precedes the name of every tensor that activations depend on, as families spell it."""
+"""Prefix of every tensor that activations depend on, as families spell it."""
 
 PREFIXES = (
     TRUNK,
@@ -20,17 +20,17 @@ PREFIXES = (
     "language_model.",
     "language_model.model.",
 )
-"""What a checkpoint may have in its place."""
+"""Prefixes that a checkpoint may have instead of `TRUNK`."""
 
 
 @dataclass(frozen=True)
 class TensorKind:
-    """Tensors of one kind.
+    """One kind of tensors.
 
     Attributes:
-        pattern: a regular expression that matches their whole names in the checkpoint.
-        what: a name for them.
-        reported: whether the user is told that they are not read.
+        pattern: regular expression that matches the whole tensor name in the checkpoint.
+        what: description for messages.
+        reported: whether the log names the tensors if they are left out.
     """
 
     pattern: str
@@ -43,7 +43,7 @@ LEFT_OUT = (
     TensorKind(
         r"(.*\.)?rotary_emb\.(inv_freq|original_inv_freq|cos_cached|sin_cached)|"
         r".*\.self_attn\.masked_bias|(.*\.)?position_ids",
-        "buffers that are computed again",
+        "buffers that are recomputed",
         reported=False,
     ),
     TensorKind(
@@ -62,8 +62,8 @@ MERGE = (
 )
 
 DEQUANTIZE = (
-    "Give the checkpoint that it was made from, or load it with transformers and save what "
-    "model.dequantize() returns"
+    "Give the original checkpoint, or load this one with transformers and save the result of "
+    "model.dequantize()"
 )
 
 REFUSED = (
@@ -85,14 +85,14 @@ REFUSED = (
         )
     ),
 )
-"""Tensors that change activations in ways that are not understood, and what to do about them.
+"""Tensors that change activations in unsupported ways, and what to do.
 
 If several rows match, the first one names the kind.
 """
 
 
 def first_refused(names: Iterable[str]) -> tuple[str, str, str] | None:
-    """Return name, kind and remedy of a tensor that `REFUSED` lists; None if there is none."""
+    """Return name, kind and remedy of a tensor in `REFUSED`; None if there is none."""
     ordered = sorted(names)
     for kind, remedy in REFUSED:
         for name in ordered:
@@ -102,5 +102,5 @@ def first_refused(names: Iterable[str]) -> tuple[str, str, str] | None:
 
 
 def kind_of(name: str, kinds: Iterable[TensorKind]) -> TensorKind | None:
-    """Return the first of `kinds` that a tensor is of."""
+    """Return the first of `kinds` that matches a tensor; None if none does."""
     return next((kind for kind in kinds if re.fullmatch(kind.pattern, name)), None)

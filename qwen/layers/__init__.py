@@ -1,7 +1,8 @@
 """The layers of the model as pure math, independent of the platform.
 
-Shapes use: R rows, L slots of a row, S samples that a row may hold, H hidden, K key-value heads, G
-query heads of each, D head dimensions, I intermediate. Inside `jax.shard_map`, arrays are one
-device's part, so shapes come from the arrays and not from the configuration. In bfloat16, the
-operands of matrix products and the residual stream are rounded; everything between is float32.
+Shape letters: R rows, L slots per row, S samples per row, H hidden size, K key-value heads, G query
+heads per key-value head, D head dimensions, I intermediate size. Inside `jax.shard_map`, each
+device has a part of the arrays, so code takes shapes from the arrays instead of the configuration.
+In bfloat16, the operands of matrix products and the residual stream are rounded; everything else is
+float32.
 """

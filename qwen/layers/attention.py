@@ -1,4 +1,4 @@
-"""Grouped-query attention: its parameters, its projections and its definition."""
+"""Grouped-query attention: parameters, projections and definition."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from qwen.layers.rope import Rotary, rotate
 from qwen.mesh import MODEL_AXIS, sum_over
 
 MASKED = -1e30
-"""Score of a pair that may not attend; finite, so that no row of scores is all infinities."""
+"""Score of a masked pair; finite, so that no row of scores contains only infinities."""
 
 QueriesKeysValues = tuple[jax.Array, jax.Array, jax.Array]
-"""[R, L, K, G, D], [R, L, K, D] and [R, L, K, D] in the model's dtype."""
+"""Queries [R, L, K, G, D], keys and values [R, L, K, D], in the model's dtype."""
 
 
 class Attention(nnx.Module):
-    """Parameters and projections; one kernel holds, per key-value head, [G queries, key, value]."""
+    """Parameters and projections; a kernel has [G queries, key, value] per key-value head."""
 
     def __init__(self, config: ModelConfig, dtype: jnp.dtype) -> None:
         heads, groups, size = config.num_key_value_heads, config.query_groups, config.head_dim
@@ -72,13 +72,13 @@ class Attention(nnx.Module):
 def attention_of_slots(
     slots: jax.Array, qkv: QueriesKeysValues, segment_ids: jax.Array, window: int | None
 ) -> jax.Array:
-    """Compute the definition of causal attention, for the queries of some slots of each row.
+    """Compute causal attention by its definition, for the queries of some slots of each row.
 
     Args:
-        slots: [R, S] int32, the slot that each query belongs to.
-        qkv: the queries of those slots, [R, S, K, G, D], and the keys and values of the whole rows.
-        segment_ids: [R, L] int32; a query sees the slots of its own segment up to its own slot.
-        window: the slots that a query sees at most; None for no limit.
+        slots: [R, S] int32, the slot of each query.
+        qkv: queries of the slots, [R, S, K, G, D], and keys and values of the whole rows.
+        segment_ids: [R, L] int32; a query sees the slots of its segment up to its own slot.
+        window: maximum number of slots that a query sees, including its own; None for no limit.
 
     Returns:
         [R, S, K, G, D], in the dtype of the queries.

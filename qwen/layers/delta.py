@@ -1,8 +1,9 @@
 """Gated delta network (https://arxiv.org/abs/2412.06464), the mixer of Qwen3.5's linear layers.
 
-Each head keeps a state that maps keys to values; a token decays it and replaces what it holds for
-the token's key. Further shape letters: K key heads, V value heads of each, D dimensions of a key, E
-of a value, W the widths of a key head's query, key and values, N chunks of C slots.
+Each head has a state that maps keys to values; a token decays the state and replaces the value of
+the token's key. Further shape letters: K key heads, V value heads per key head, D dimensions of a
+key, E dimensions of a value, W total width of a key head's query, key and values, N chunks of C
+slots.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from qwen.layers.precision import precision_of, project, round_to
 from qwen.mesh import MODEL_AXIS, sum_over
 
 NORM_EPSILON = 1e-6
-"""Of the L2 norm of queries and keys."""
+"""Epsilon of the L2 norm of queries and keys."""
 
 
 class GatedDeltaNet(nnx.Module):
-    """Parameters and projections; kernels hold, per key head, [query, key, V values]."""
+    """Parameters and projections; a kernel has [query, key, V values] for each key head."""
 
     def __init__(self, config: DeltaConfig, hidden: int, epsilon: float, dtype: jnp.dtype) -> None:
         heads, groups = config.num_key_heads, config.value_groups
@@ -46,8 +47,8 @@ class GatedDeltaNet(nnx.Module):
     ) -> jax.Array:
         """Read the state at every slot of normalized x [R, L, H]: [R, L, K, V, E].
 
-        The convolution and the state begin anew with each sample of a row. The rule is computed by
-        chunks of that many slots; of `DELTA_CHUNK` in float32, as transformers does.
+        The convolution and the state restart with each sample of a row. The rule is computed in
+        chunks of `chunk` slots; in float32, of `DELTA_CHUNK` slots as in transformers.
         """
         if precision_of(x) is not None:
             chunk = DELTA_CHUNK
@@ -78,15 +79,16 @@ class GatedDeltaNet(nnx.Module):
 
 
 class _Chunk(NamedTuple):
-    """One chunk's share of the rule, for all rows and heads: what the scan over chunks takes.
+    """Inputs of one step of the scan over chunks, for all rows and heads.
 
     Attributes:
-        query: [R, K, V, C, D], decayed since the chunk's start; 0 for samples that begin in it.
-        scores: [R, K, V, C, C], of queries and the chunk's own keys, decayed.
-        value, known: [R, K, V, C, E] and [R, K, V, C, D]: the values to write, and the keys by
-            which the part of them that the state holds already is found.
-        key: [R, K, V, C, D], decayed until the chunk's end; 0 for samples that end in it.
-        decay: [R, K, V], of the state over the chunk; 0 if its sample ends in it.
+        query: [R, K, V, C, D], decayed since the start of the chunk; 0 for samples that begin in
+            it.
+        scores: [R, K, V, C, C], decayed scores of queries and the chunk's own keys.
+        value: [R, K, V, C, E], values to write, including the part that the state already has.
+        known: [R, K, V, C, D], keys that read the part of the values that the state already has.
+        key: [R, K, V, C, D], decayed until the end of the chunk; 0 for samples that end in it.
+        decay: [R, K, V], decay of the state over the chunk; 0 if its sample ends in the chunk.
     """
 
     query: jax.Array
@@ -107,17 +109,17 @@ def gated_delta_rule(
     slots: int,
     precision: jax.lax.Precision | None,
 ) -> jax.Array:
-    """Compute the rule by chunks of `slots`, as `chunk_gated_delta_rule` of transformers does.
+    """Compute the rule in chunks, as `chunk_gated_delta_rule` of transformers does.
 
     Args:
-        query: [R, L, K, D] float32. L is a multiple of `slots`.
-        key: [R, L, K, D] float32, with norm 1.
+        query: [R, L, K, D] float32; L is a multiple of `slots`.
+        key: [R, L, K, D] float32 of norm 1.
         value: [R, L, K, V, E] float32.
-        decay: [R, L, K, V] float32, the logarithm of the factor of the state; at most 0.
-        beta: [R, L, K, V] float32, the share of a key's value that is replaced.
-        segment_ids: [R, L] int32. The state is empty at the start of each segment.
-        slots: Slots of a chunk.
-        precision: Precision of the products.
+        decay: [R, L, K, V] float32, logarithm of the factor of the state; at most 0.
+        beta: [R, L, K, V] float32, share of a key's value that is replaced.
+        segment_ids: [R, L] int32; the state is empty at the start of each segment.
+        slots: slots of a chunk.
+        precision: precision of the matrix products.
 
     Returns:
         [R, L, K, V, E] float32.
@@ -129,7 +131,7 @@ def gated_delta_rule(
         return jnp.einsum(subscripts, a, b, precision=precision)
 
     def by_chunk(x: jax.Array) -> jax.Array:
-        """[R, L, K, ...] to [N, R, K, ..., C, last], with the slots next to last."""
+        """Split [R, L, K, ..., last] into chunks [N, R, K, ..., C, last]."""
         x = x.reshape(rows, chunks, slots, *x.shape[2:])
         return jnp.moveaxis(jnp.moveaxis(x, 1, 0), 2, -2)
 
@@ -177,7 +179,7 @@ def gated_delta_rule(
 
 
 def _convolve(x: jax.Array, kernel: jax.Array, positions: jax.Array) -> jax.Array:
-    """Convolve x [R, L, K, W] with kernel [taps, K, W], each channel by itself, within samples."""
+    """Convolve x [R, L, K, W] with kernel [taps, K, W], per channel and within samples."""
     taps = len(kernel)
     total = x * kernel[-1]
     for back in range(1, taps):

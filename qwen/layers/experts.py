@@ -1,7 +1,7 @@
-"""Mixture of experts: a router gives each token to a few of many MLPs.
+"""Mixture of experts: a router sends each token to a few of many MLPs.
 
 Experts are split over the mesh's model axis. No token is dropped. Further shape letters: E experts,
-P experts of each token, I intermediate, T tokens.
+P experts per token, T tokens.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ MlpsOfGroups = Callable[[jax.Array, jax.Array, tuple[jax.Array, jax.Array, jax.A
 """The operation `Ops.mlps_of_groups`."""
 
 ROWS, SPARE = 128, 1.25
-"""A device takes `SPARE` times its share of all pairs of token and expert at a time, a multiple of
-`ROWS`. One round is enough unless the router prefers its experts."""
+"""A device processes `SPARE` times its share of all token-expert pairs per round, rounded up to a
+multiple of `ROWS`. One round is enough unless the router prefers the device's experts."""
 
 
 class Experts(nnx.Module):
-    """A mixture of experts: a router, the MLPs that it chooses, and a shared MLP if any."""
+    """Router, experts, and the shared expert with its gate if present."""
 
     def __init__(self, config: ExpertsConfig, hidden: int, dtype: jnp.dtype) -> None:
         experts, intermediate = config.num_experts, config.intermediate_size
@@ -45,14 +45,15 @@ class Experts(nnx.Module):
         return project(x, self.router_kernel[...])
 
     def __call__(self, x: jax.Array, logits: jax.Array, mlps_of_groups: MlpsOfGroups) -> jax.Array:
-        """Compute the update of normalized x [R, L, H] with `router_logits`, in float32."""
+        """Compute the update of normalized x [R, L, H] from its `router_logits`, in float32."""
         tokens, experts = x.reshape(-1, x.shape[-1]), logits.shape[-1]
         shares, chosen = jax.lax.top_k(
             jax.nn.softmax(logits.reshape(-1, experts)), self.per_token
         )  # [T, P]
         if self.normalized:
             shares /= shares.sum(-1, keepdims=True)
-        # This device's experts are 0, 1, ...; all others count as one more, without a kernel.
+        # Experts of this device are numbered from 0; all others share the next number, without a
+        # kernel.
         present = self.gate_kernel.shape[0]
         chosen = chosen - jax.lax.axis_index(MODEL_AXIS) * present
         chosen = jnp.where((chosen >= 0) & (chosen < present), chosen, present).reshape(-1)
@@ -83,20 +84,20 @@ class Experts(nnx.Module):
 
 
 def _block(pairs: int, devices: int) -> int:
-    """Return how many pairs of token and expert go through the experts of a device at a time."""
+    """Return the number of token-expert pairs that a device processes per round."""
     return min(pairs, math.ceil(SPARE * pairs / devices / ROWS) * ROWS)
 
 
 def _add_rows(
     update: jax.Array, rows: jax.Array, tokens: jax.Array, places: jax.Array
 ) -> jax.Array:
-    """Add rows [B, H] to those of their tokens [B] in [T, H].
+    """Add the rows of pairs to the update of their tokens.
 
     Args:
-        update: [T, H], the update of each token.
-        rows: [B, H].
+        update: [T, H] float32.
+        rows: [B, H] float32.
         tokens: [B], the token of each row.
-        places: [T * P], the row of each pair, counted from the first. Other pairs have no row.
+        places: [T * P], the row of each pair; a pair outside of 0..B - 1 has no row.
     """
 
     def scatter() -> jax.Array:
@@ -107,5 +108,5 @@ def _add_rows(
         found = jnp.where(mine[:, None], rows[jnp.clip(places, 0, len(rows) - 1)], 0)
         return update + found.reshape(len(update), -1, rows.shape[-1]).sum(1)
 
-    # A GPU scatters in any order, and float32 sums depend on it.
+    # A GPU scatters in arbitrary order, and float32 sums depend on the order.
     return jax.lax.platform_dependent(tpu=scatter, default=gather)

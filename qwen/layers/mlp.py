@@ -11,7 +11,7 @@ from qwen.mesh import MODEL_AXIS, sum_over
 
 
 class MLP(nnx.Module):
-    """A gated MLP."""
+    """Kernels of the gate, up and down projections."""
 
     def __init__(self, hidden: int, intermediate: int, dtype: jnp.dtype) -> None:
         self.gate_kernel = nnx.Param(jnp.zeros((hidden, intermediate), dtype))
@@ -26,5 +26,5 @@ class MLP(nnx.Module):
 
 
 def gated(gate: jax.Array, up: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """Compute the intermediate of gates and updates, [..., I] float32 each."""
+    """Compute silu(gate) * up, [..., I], from float32 projections."""
     return round_to(jax.nn.silu(gate) * up, dtype)

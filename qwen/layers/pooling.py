@@ -1,4 +1,4 @@
-"""Pooling of the slots of the rows to one vector for each sample."""
+"""Selection and pooling of slots."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from qwen.layers.precision import product
 
 
 def gather_slots(x: jax.Array, slots: jax.Array) -> jax.Array:
-    """Take x [R, L, ...] at slots [R, S]: [R, S, ...]."""
+    """Take the slots [R, S] of x [R, L, ...]: [R, S, ...]."""
     return jax.vmap(lambda row, at: row[at])(x, slots)
 
 
 def mean_of_segments(x: jax.Array, segment_ids: jax.Array, segments: int) -> jax.Array:
-    """Average the tokens of each segment id from 1 on: [R, L, H] to [R, segments, H] float32.
+    """Average x [R, L, H] over each segment id from 1 to `segments`: [R, segments, H] float32.
 
     A segment without tokens has the mean 0.
     """

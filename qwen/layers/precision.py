@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 
 def precision_of(x: jax.Array) -> jax.lax.Precision | None:
-    """Return what makes products of float32 exact to float32 on every platform."""
+    """Return the precision at which every platform computes products of float32 in float32."""
     return jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
 
 
@@ -21,8 +21,8 @@ def product(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
 def project(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Multiply the last axis of x with the first axis of a kernel; the result is float32.
 
-    XLA runs bfloat16 products with a float32 result fast on CPUs, and what follows is computed in
-    float32 before it is rounded once.
+    On CPUs, bfloat16 products with a float32 result are fast, and the operations that follow need
+    round only once.
     """
     return jnp.tensordot(
         x, kernel, 1, precision=precision_of(x), preferred_element_type=jnp.float32
@@ -30,7 +30,7 @@ def project(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def add_update(x: jax.Array, update: jax.Array) -> jax.Array:
-    """Add a float32 update to the residual stream, which keeps its dtype."""
+    """Add a float32 update to the residual stream x; the result has the dtype of x."""
     return round_to(x.astype(jnp.float32) + update, x.dtype)
 
 
@@ -44,7 +44,7 @@ def round_to(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
 
 
 def _to_bfloat16_by_bits(x: jax.Array) -> jax.Array:
-    """Round on the bits: XLA's own conversion does not vectorize well on CPUs."""
+    """Round with integer operations, because XLA's conversion does not vectorize well on CPUs."""
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
     upper = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
     return jax.lax.bitcast_convert_type(upper.astype(jnp.uint16), jnp.bfloat16)

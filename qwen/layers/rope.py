@@ -11,7 +11,7 @@ import numpy as np
 from qwen.config import ModelConfig, RopeScaling
 
 Rotary = tuple[jax.Array, jax.Array]
-"""Cosines and sines, [R, L, rotated dimensions / 2] float32, the same for all layers of a step."""
+"""Cosines and sines, [R, L, rotated dimensions / 2] float32; all layers of a step share them."""
 
 
 def rotary_embedding(positions: jax.Array, config: ModelConfig) -> Rotary:
@@ -22,9 +22,9 @@ def rotary_embedding(positions: jax.Array, config: ModelConfig) -> Rotary:
 
 
 def rotary_frequencies(config: ModelConfig) -> tuple[np.ndarray, float]:
-    """Return the angle per position, [rotated dimensions / 2] float32, and the factor of cosines.
+    """Return the angles per position, [rotated dimensions / 2] float32, and the factor of cosines.
 
-    The definitions are those of `modeling_rope_utils.py` of transformers.
+    Definitions follow `modeling_rope_utils.py` of transformers.
     """
     dims = config.rotary_dim or config.head_dim
     periods = np.float32(config.rope_theta) ** (np.arange(0, dims, 2, dtype=np.float32) / dims)
@@ -41,7 +41,7 @@ def rotary_frequencies(config: ModelConfig) -> tuple[np.ndarray, float]:
 
 
 def _yarn(frequencies: np.ndarray, theta: float, scaling: RopeScaling) -> np.ndarray:
-    """Return the share of each frequency that stays, by its rotations in the original context."""
+    """Return the share of each frequency that is kept, by its rotations in the original context."""
     dims = 2 * len(frequencies)
 
     def dimension(rotations: float) -> float:
@@ -57,7 +57,7 @@ def _yarn(frequencies: np.ndarray, theta: float, scaling: RopeScaling) -> np.nda
 
 
 def _llama3(frequencies: np.ndarray, theta: float, scaling: RopeScaling) -> np.ndarray:
-    """Return the share of each frequency that stays, by its rotations in the original context."""
+    """Return the share of each frequency that is kept, by its rotations in the original context."""
     rotations = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     return np.clip((rotations - low) / (high - low), 0, 1)

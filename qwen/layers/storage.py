@@ -1,4 +1,4 @@
-"""Vectors to stored rows and back, inside a jitted program; `storage_dtype` has the format."""
+"""Quantization of vectors inside a jitted program; `storage_dtype` describes the format."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from activation_dataset.storage_dtype import LARGEST_ELEMENT, SCALE_BYTES, Stora
 
 
 def quantize(x: jax.Array, storage_dtype: StorageDtype) -> jax.Array:
-    """Round vectors [..., H] to rows of 8 bits an element, [..., 4 + H] uint8 or int8.
+    """Round vectors [..., H] to rows with 8 bits per element, [..., 4 + H] uint8 or int8.
 
     A vector that is not finite gets the scale NaN.
     """
@@ -27,7 +27,7 @@ def quantize(x: jax.Array, storage_dtype: StorageDtype) -> jax.Array:
 
 
 def dequantize(rows: jax.Array) -> jax.Array:
-    """Return the vectors of stored rows as float32, [..., H]; other arrays unchanged."""
+    """Return the vectors of stored rows, [..., H] float32, and other arrays unchanged."""
     if rows.dtype not in (jnp.uint8, jnp.int8):
         return rows
     scale = jax.lax.bitcast_convert_type(rows[..., :SCALE_BYTES], jnp.float32)

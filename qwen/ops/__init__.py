@@ -1,8 +1,9 @@
-"""Implementations of a layer for each platform; `qwen.ops.choose` picks one."""
+"""Operations with which platforms compute a layer; `qwen.ops.choose` selects them."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 OpsName = Literal["xla", "splash", "cudnn", "amx"]
-"""`xla`: any platform. `splash`: TPUs. `cudnn`: NVIDIA GPUs. `amx`: Intel CPUs with AMX."""
+"""Sets of operations: `xla` for any platform, `splash` for TPUs, `cudnn` for NVIDIA GPUs and `amx`
+for Intel CPUs with AMX."""

@@ -1,4 +1,4 @@
-"""The operations that a decoder layer is made of; a platform replaces those it computes faster."""
+"""The operations of a decoder layer; a platform overrides those that it computes faster."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from qwen.layers.rope import Rotary
 from qwen.ops import OpsName
 
 Updated = tuple[jax.Array | None, jax.Array]
-"""An update of the residual stream in float32, and the stream after it; [..., H] each. The update
-is None if it was not asked for and never existed by itself."""
+"""An update of the residual stream in float32 and the stream after it, [..., H] each. The update
+may be None if `keep_update` is false."""
 
 
 class Ops(ABC):
-    """Operations on rows that hold several samples; shapes are those of `qwen.layers`.
+    """Operations on rows with several samples; `qwen.layers` defines the shape letters.
 
     Attributes:
-        name: of the set of operations.
-        tiles_kernels: whether kernels of products must be laid out by `tile_kernel` when loaded.
-        delta_chunk: slots of a chunk of a delta network in bfloat16, which divide 128.
+        name: name of the set of operations.
+        tiles_kernels: whether loading must lay out kernels of products with `tile_kernel`.
+        delta_chunk: slots per chunk of a delta network in bfloat16; a divisor of 128.
     """
 
     name: ClassVar[OpsName]
@@ -45,14 +45,15 @@ class Ops(ABC):
     ) -> jax.Array:
         """Compute causal grouped-query attention within the samples of each row.
 
-        A token attends to itself and to earlier tokens of its sample. Scores and their softmax are
-        float32. The result at a padding slot is finite and otherwise arbitrary.
+        A token attends to itself and to earlier tokens of its sample. Scores and softmax are
+        float32. The result at a padding slot is arbitrary but finite.
 
         Args:
             qkv: queries, keys and values.
             segment_ids: [R, L] int32, 1, 2, ... for samples, 0 for padding.
-            positions: [R, L] int32, of each token in its sample.
-            window: the tokens that a query sees at most, itself included; None for no limit.
+            positions: [R, L] int32, the position of each token in its sample.
+            window: maximum number of tokens that a query sees, including its own; None for no
+                limit.
 
         Returns:
             [R, L, K, G, D], in the dtype of the queries.
@@ -67,12 +68,12 @@ class Ops(ABC):
     def add_heads(
         self, x: jax.Array, heads: jax.Array, mixer: Attention | GatedDeltaNet, keep_update: bool
     ) -> Updated:
-        """Project the heads of a mixer and add them to the residual stream x."""
+        """Project the heads of a mixer and add the update to the residual stream x."""
         update = mixer.output(heads)
         return update, add_update(x, update)
 
     def add_mlp(self, x: jax.Array, norm: RMSNorm, mlp: MLP, keep_update: bool) -> Updated:
-        """Add the MLP of the normalized residual stream x [R, L, H] to it."""
+        """Normalize the residual stream x [R, L, H], apply the MLP and add the update to x."""
         update = mlp(norm(x))
         return update, add_update(x, update)
 
@@ -82,12 +83,12 @@ class Ops(ABC):
         """Apply the MLP of each group of rows.
 
         Args:
-            x: [T, H], the rows of the first group, then of the second, and so on.
-            sizes: [E] int32, the rows of each group. Their sum may be less than T.
-            kernels: of gates and updates [E, H, I], and of the output [E, I, H].
+            x: [T, H], rows sorted by group.
+            sizes: [E] int32, number of rows of each group; the sum may be less than T.
+            kernels: gate and up kernels [E, H, I] and down kernels [E, I, H].
 
         Returns:
-            [T, H] float32; arbitrary for rows that belong to no group.
+            [T, H] float32; rows that belong to no group are arbitrary.
         """
         gate, up, down = kernels
 
@@ -104,4 +105,4 @@ class Ops(ABC):
 
     def tile_kernel(self, kernel: jax.Array) -> jax.Array:
         """Lay out a kernel [depth, columns] as [columns / 32, depth / 32, 1024]."""
-        raise NotImplementedError(f"{self.name} ops use kernels as they are")
+        raise NotImplementedError(f"{self.name} ops use untiled kernels")

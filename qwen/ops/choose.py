@@ -1,4 +1,4 @@
-"""The choice of a platform's operations, made once when a model is loaded."""
+"""Choice of the operations for a device, made once when a model is loaded."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from qwen.ops.xla import XlaOps
 def choose_ops(
     device: jax.Device, dtype: jnp.dtype, config: ModelConfig, model_parts: int = 1
 ) -> Ops:
-    """Choose the fastest operations that a device has for a model.
+    """Return the fastest operations for a model on a device.
 
     Args:
-        device: Device that computes.
-        dtype: Dtype of the parameters.
-        config: The model.
-        model_parts: Number of devices that a layer is split over.
+        device: a device of the mesh.
+        dtype: dtype of the parameters.
+        config: the model.
+        model_parts: number of devices that a layer is split over.
     """
     if device.platform == "cpu" and amx.fits(config, dtype, model_parts):
         return amx.AmxOps()
     if device.platform == "tpu":
         return SplashOps()
     if device.platform == "gpu" and dtype.itemsize == 2:
-        # cuDNN's kernel takes half precision, from compute capability 8.0 (A100, L4) on.
+        # cuDNN's kernel needs half precision and compute capability 8.0 (A100, L4) or higher.
         major = str(getattr(device, "compute_capability", "")).partition(".")[0]
         if major.isdigit() and int(major) >= 8:
             return CudnnOps()

@@ -1,4 +1,4 @@
-"""Operations for NVIDIA GPUs: attention by cuDNN, for half precision."""
+"""Operations for NVIDIA GPUs: attention by cuDNN in half precision."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from qwen.ops.base import Ops
 
 
 class CudnnOps(Ops):
-    """Operations with cuDNN's attention."""
+    """Operations with attention by cuDNN."""
 
     name = "cudnn"
 
@@ -22,8 +22,8 @@ class CudnnOps(Ops):
     ) -> jax.Array:
         """Compute attention with cuDNN's fused kernel.
 
-        The mask of segments reaches the kernel as a bias of [R, 1, L, L] in the dtype of the
-        queries, so the memory of a step grows with the row length.
+        The segment mask becomes a bias [R, 1, L, L] in the dtype of the queries, so the memory of a
+        step grows with the square of the row length.
         """
         query, key, value = qkv
         rows, length, heads, groups, head_dim = query.shape

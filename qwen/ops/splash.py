@@ -1,4 +1,4 @@
-"""Operations for TPUs: attention by the Pallas kernel that ships with JAX."""
+"""Operations for TPUs: attention by the Pallas kernel in JAX."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from qwen.layers.precision import round_to
 from qwen.ops.base import Ops
 
 SPLASH_BLOCK = 512
-"""Slots of a block of the kernel: large enough to keep the TPU's matrix unit busy."""
+"""Slots per block of the kernel, enough to keep the TPU's matrix unit busy."""
 
 
 class SplashOps(Ops):
-    """Operations with the splash attention kernel for TPUs.
+    """Operations with splash attention.
 
     Attributes:
-        interpret: True to interpret the kernel, which other platforms need.
+        interpret: whether to interpret the kernel, which platforms other than TPUs need.
     """
 
     name = "splash"
-    delta_chunk = 128  # Fills matrix units and vectors.
+    delta_chunk = 128  # Fills the matrix and vector units.
 
     def __init__(self, interpret: bool = False) -> None:
         self.interpret = interpret
@@ -41,8 +41,8 @@ class SplashOps(Ops):
     ) -> jax.Array:
         """Compute attention with splash attention; the length must be a multiple of 128.
 
-        Each call tells the kernel which key blocks a query block may see, so that it skips the
-        blocks of other samples as it skips later ones. All rows are one sequence to the kernel.
+        Each call tells the kernel which key blocks a query block may see, so that it skips blocks
+        of other samples and later blocks. The kernel processes all rows as one sequence.
         """
         from jax.experimental.pallas.ops.tpu.splash_attention import (
             splash_attention_kernel as splash,
@@ -62,11 +62,12 @@ class SplashOps(Ops):
         first = own - (reach + block - 1) // block
         wanted = (own // per_row * per_row)[:, None] + jnp.arange(per_row)
         visible = (wanted >= first[:, None]) & (wanted <= own[:, None])
-        # The order that the compiler makes the projections in: any other costs it copies.
+        # The layout in which the compiler computes the projections; any other layout needs copies.
         layout = splash.QKVLayout.SEQ_MINOR if rows == 1 else splash.QKVLayout.HEAD_DIM_MINOR
         attend = splash.SplashAttentionKernel(
             MaskInfo(
-                # A block that is not visible is not fetched either: the next or last one stays.
+                # A block that is not visible is not fetched: the index stays at the next or last
+                # visible one.
                 data_next=jnp.clip(wanted, first[:, None], own[:, None])[None],
                 block_mask=visible.astype(jnp.int32)[None],
                 mask_next=None,

@@ -14,20 +14,20 @@ from qwen.layers.precision import product, project, round_to
 from qwen.ops.base import Ops, Updated
 
 ATTENTION_BLOCK = 128
-"""Slots of a block of queries or keys."""
+"""Slots per block of queries or keys."""
 
 MLP_CHUNK = 512
-"""Token slots that go through the MLP at a time, so that its intermediate stays in cache."""
+"""Token slots that the MLP processes at a time, so that its intermediate stays in cache."""
 
 GROUP_BLOCK = 128
-"""Rows of a group that go through its MLP at a time."""
+"""Rows of a group that its MLP processes at a time."""
 
 TOTAL_COLUMNS = 16
-"""Columns of ones next to the values: the product that sums values also sums the weights."""
+"""Columns of ones next to the values, with which one product sums values and weights."""
 
 
 class XlaOps(Ops):
-    """Operations that XLA compiles on any platform."""
+    """Operations for every platform."""
 
     name = "xla"
     delta_chunk = 32
@@ -39,11 +39,11 @@ class XlaOps(Ops):
         positions: jax.Array,
         window: int | None,
     ) -> jax.Array:
-        """Compute attention by blocks with a running softmax.
+        """Compute attention in blocks with a running softmax.
 
-        Never holds more scores than [K, G * block, block], and skips the key blocks that no query
-        of a block may see: those after it, and those before the first segment that reaches into it
-        (Dao, FlashAttention-2, https://arxiv.org/abs/2307.08691, section 3.1).
+        At most [K, G * block, block] scores exist at a time. Key blocks that no query of a block
+        may see are skipped: later blocks, and blocks before the first segment that reaches into the
+        query block (Dao, FlashAttention-2, https://arxiv.org/abs/2307.08691, section 3.1).
         """
         return jax.lax.map(lambda row: _attend_row(window, *row), (*qkv, segment_ids, positions))
 
@@ -61,11 +61,11 @@ class XlaOps(Ops):
     def mlps_of_groups(
         self, x: jax.Array, sizes: jax.Array, kernels: tuple[jax.Array, jax.Array, jax.Array]
     ) -> jax.Array:
-        """Multiply blocks of rows, each with its group's kernels.
+        """Apply the MLP of each group to blocks of its rows.
 
-        XLA's `ragged_dot` multiplies all rows with the kernels of all groups on CPUs. Blocks are
-        written in ascending order, so the rows of a block that belong to the next groups are
-        overwritten by theirs.
+        On CPUs, XLA's `ragged_dot` would multiply all rows with the kernels of all groups. Blocks
+        are written in ascending order, so later groups overwrite their rows in the last block of a
+        group.
         """
         total, hidden = x.shape
         ends = jnp.cumsum(sizes)
@@ -94,7 +94,7 @@ def _attend_row(
     segments: jax.Array,
     positions: jax.Array,
 ) -> jax.Array:
-    """Attend within one row; shapes are those of `Ops.attend` without the first axis."""
+    """Attend within one row; shapes are as in `Ops.attend`, without the first axis."""
     length, heads, groups, head_dim = query.shape
     block = math.gcd(length, ATTENTION_BLOCK)
     blocks, dtype = length // block, query.dtype

@@ -1,6 +1,7 @@
-"""Shapes that `random:NAME` fills with seeded random weights, each as a `config.json`.
+"""Presets: model shapes for `random:NAME`, which have seeded random weights.
 
-Those of published models have the values of their text part. To add a preset, add its file.
+Each preset is a `config.json`; for a published model, it has the values of the text part. To add a
+preset, add its file.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ FOLDER = Path(__file__).parent
 
 
 def preset_file(name: str) -> Path:
-    """Return the `config.json` of a preset."""
+    """Return the path of a preset's `config.json`."""
     return FOLDER / f"{name}.json"
 
 

@@ -111,7 +111,7 @@ def test_a_bad_model_is_an_error_that_names_what_is_wrong(
     ("flags", "named"),
     [
         (["--layers_to_extract", "3"], "--layers_to_extract: layer 3 does not exist"),
-        (["--mesh_shape", "64,1"], "mesh_shape 64,1 needs 64 devices, this worker has "),
+        (["--mesh_shape", "64,1"], "mesh_shape 64,1 needs 64 devices, but this worker has "),
         (["--tasks_file", "absent.json"], "--tasks_file 'absent.json'"),
         (["--poling", "last"], "unknown flag --poling. Did you mean --pooling?"),
     ],

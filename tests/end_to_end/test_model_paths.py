@@ -104,7 +104,7 @@ def test_a_folder_whose_name_is_given_with_a_space_too_many(
     [
         ("README.md", "", ["README.md", "model.safetensors"]),
         ("qwen-Q4_K_M.GGUF", "GGUF", ["qwen-Q4_K_M.GGUF", "llama.cpp", "dequantize"]),
-        ("pytorch_model.bin", "", ["pytorch_model.bin", "pickles", "save_pretrained"]),
+        ("pytorch_model.bin", "", ["pytorch_model.bin", "pickle", "save_pretrained"]),
         ("flax_model.msgpack", "", ["flax_model.msgpack", "another framework"]),
         ("model-1.safetensors", "", ["model-1.safetensors", "index.json"]),
         ("adapter_config.json", json.dumps(ADAPTER), ["Qwen/Qwen2.5-0.5B", "merge_and_unload"]),

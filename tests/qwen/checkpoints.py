@@ -1,4 +1,4 @@
-"""Small checkpoints on disk, made of numpy alone and written by the safetensors library."""
+"""Small checkpoints on disk, made with numpy and written by the safetensors library."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ INTERNAL = {
     *("rotary_dim", "attention_bias", "qk_norm", "output_gate", "zero_centered_norms"),
     *("dense_layers", "delta", "experts", "rope_scaling"),
 }
-"""Fields of a `ModelConfig` that no `config.json` has in this form."""
+"""Fields of `ModelConfig` that a `config.json` does not have in this form."""
 
 GROUPED_BY_FOUR = replace(SMALL, num_attention_heads=8, num_key_value_heads=4)
-"""Whose heads divide among 4 devices but not among 8."""
+"""A model whose heads divide among 4 devices but not among 8."""
 
 
 def varied_weights(config: ModelConfig, seed: int = 0) -> dict[str, np.ndarray]:
-    """Every tensor of the config's checkpoint, float32, with biases and norms that matter.
+    """Return every tensor of the config's checkpoint, float32, with varied biases and norms.
 
-    The values depend on the name alone. They are the same on every machine and in every version of
+    Values depend only on the name. They are the same on every machine and in every version of
     numpy, whose legacy generator is frozen
     (https://numpy.org/doc/stable/reference/random/legacy.html).
     """
@@ -64,7 +64,7 @@ def varied_weights(config: ModelConfig, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def config_fields(config: ModelConfig, **changes: Any) -> dict[str, Any]:
-    """The ``config.json`` of a published checkpoint; ``changes`` add or replace fields."""
+    """Return the `config.json` of a published checkpoint; `changes` add or replace fields."""
     return {
         "architectures": ["Qwen2ForCausalLM"],
         "hidden_act": "silu",
@@ -80,13 +80,13 @@ def write_checkpoint(
     tensors: Mapping[str, np.ndarray] | None = None,
     **changes: Any,
 ) -> Path:
-    """Writes ``config.json`` and one safetensors file; ``changes`` as in ``config_fields``."""
+    """Write `config.json` and one safetensors file; `changes` are as in `config_fields`."""
     tensors = varied_weights(config) if tensors is None else tensors
     return write_files(folder, config_fields(config, **changes), tensors)
 
 
 def write_files(folder: Path, fields: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Path:
-    """Writes ``config.json`` and one safetensors file."""
+    """Write `config.json` and one safetensors file."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(fields))
     save_file(dict(tensors), folder / SINGLE_FILE, metadata={"format": "pt"})
@@ -94,7 +94,7 @@ def write_files(folder: Path, fields: Mapping[str, Any], tensors: Mapping[str, n
 
 
 def add_tokenizer(folder: Path) -> Path:
-    """Copies the shipped tokenizer into a checkpoint."""
+    """Copy the shipped tokenizer into a checkpoint."""
     for file in PRESET_FILES.folder.iterdir():
         shutil.copy(file, folder)
     return folder

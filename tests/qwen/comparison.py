@@ -1,4 +1,4 @@
-"""Our activations next to those of Hugging Face transformers, or of another set of devices."""
+"""Comparison of our activations with Hugging Face transformers or another set of devices."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from qwen.source import open_model
 RecordProperty = Callable[[str, object], None]
 
 RELATIVE_ERROR_FLOAT32 = 1e-4
-"""Largest |ours - theirs| / |theirs| of a vector, L2."""
+"""Maximum relative L2 error of a vector, |ours - theirs| / |theirs|."""
 
 STREAM: tuple[HookPoint, ...] = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
-"""The residual stream and what is added to it: hook points of every layer, of one width."""
+"""The residual stream and its updates: hook points that every layer has, all of one width."""
 
 COSINE_BFLOAT16 = dict.fromkeys(HOOK_POINTS, 0.999) | {"attn_out": 0.998, "mlp_out": 0.998}
-"""Of what is added to the residual stream, more is rounding than of the stream itself."""
+"""Minimum cosine by hook point. Rounding affects updates more than the residual stream."""
 
 
 def extracted(
@@ -36,7 +36,7 @@ def extracted(
     hook_points: Sequence[HookPoint] = STREAM,
     mesh_shape: tuple[int, int] | None = None,
 ) -> list[np.ndarray]:
-    """For each prompt [sites, vectors, hidden] float32: every layer at each hook point."""
+    """Return [sites, vectors, hidden] float32 for each prompt: every layer at each hook point."""
     layers = range(open_model(str(model_path)).config.num_hidden_layers)
     extractor = ActivationExtractor.load(
         str(model_path),
@@ -44,7 +44,7 @@ def extracted(
         hook_points=hook_points,
         pooling=pooling,
         compute_dtype=compute_dtype,
-        batch_size=1,  # One row of 512 slots, so that the prompts need several steps.
+        batch_size=1,  # One row of 512 slots, so the prompts need several steps.
         mesh_shape=mesh_shape,
     )
     samples = by_sample(extractor, token_ids)
@@ -54,9 +54,9 @@ def extracted(
 def by_sample(
     extractor: ActivationExtractor, token_ids: Sequence[np.ndarray | SampleTokens]
 ) -> list[dict[Site, np.ndarray]]:
-    """For each sample, by site, [vectors, hidden]; every sample must come exactly once.
+    """Return [vectors, hidden] by site for each sample, and check that each occurs exactly once.
 
-    Checks the statistics of every step too.
+    This also checks the statistics of every step.
     """
     found: dict[int, dict[Site, np.ndarray]] = {}
     for captured in extractor.extract(token_ids):
@@ -74,7 +74,7 @@ def by_sample(
 def captured_sites(
     model_path: Path, token_ids: Sequence[np.ndarray], pooling: Pooling, compute_dtype: ComputeDtype
 ) -> list[dict[Site, np.ndarray]]:
-    """For each prompt, by site, [vectors, width]: every site that a layer of the model has."""
+    """Return [vectors, width] for each prompt by site, for all sites of the model."""
     source = open_model(str(model_path))
     config, layers = source.config, range(source.config.num_hidden_layers)
     layers_with: dict[tuple[int, ...], list[HookPoint]] = {}
@@ -133,7 +133,7 @@ def compare(
     relative_error: float = RELATIVE_ERROR_FLOAT32,
     cosine: Mapping[HookPoint, float] = COSINE_BFLOAT16,
 ) -> None:
-    """Checks every vector, and leaves the worst figures in the report (``--junitxml``)."""
+    """Check every vector, and record the worst figures in the report (`--junitxml`)."""
     assert [o.shape for o in ours] == [t.shape for t in theirs]
     a, b = (np.concatenate(x, axis=1) for x in (ours, theirs))
     errors, cosines = differences(a, b)
@@ -151,10 +151,10 @@ def compare(
 
 
 def assert_close_statistics(found: LayerStatistics, vectors: np.ndarray) -> None:
-    """Compare counts exactly, the others to about float32's precision.
+    """Check counts exactly, and all other statistics to about float32's precision.
 
     Args:
-        found: Statistics to check.
+        found: statistics to check.
         vectors: [n, hidden] float32 or bfloat16.
     """
     bits = vectors if vectors.dtype == np.float32 else vectors.view(np.uint16)

@@ -1,4 +1,4 @@
-"""Small models of every family in odd shapes, written by transformers' own `save_pretrained`."""
+"""Small models of every family in unusual shapes, written by transformers' `save_pretrained`."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ ATTENTION, DELTA = "full_attention", "linear_attention"
 
 @dataclass(frozen=True)
 class Case:
-    """A model, in terms of transformers.
+    """A model in the terms of transformers.
 
     Attributes:
-        name: of its classes, without `Config` and `ForCausalLM`.
-        heads: query heads and key-value heads.
-        delta: key heads, value heads, and their dimensions.
-        multimodal: whether it is the text part of a checkpoint with a vision tower and `mtp`
+        name: name of the classes, without `Config` and `ForCausalLM`.
+        heads: numbers of query heads and key-value heads.
+        delta: numbers of key heads and value heads, and their dimensions.
+        multimodal: whether the model is the text part of a checkpoint with a vision tower and `mtp`
             tensors.
-        published: replaces fields of `config.json`, as published files have them; None removes one.
+        published: fields of `config.json` to replace with their published form; None removes a
+            field.
     """
 
     name: str
@@ -39,7 +40,7 @@ class Case:
 
     @property
     def exact(self) -> bool:
-        """Whether attention and MLPs are all there is."""
+        """True if the model has only attention and MLPs."""
         return self.delta is None and "num_experts" not in self.others
 
 
@@ -201,7 +202,7 @@ CASES = {
 
 
 def save(case: Case, folder: Path) -> None:
-    """Have transformers write the case with random weights, large enough to show mistakes."""
+    """Let transformers save the case with random weights, large enough to expose errors."""
     import torch
     import transformers
 
@@ -270,7 +271,7 @@ def config_of(case: Case) -> Any:
 
 
 def _add_mtp(file: Path) -> None:
-    """Add tensors of the kind that published checkpoints have and transformers ignores."""
+    """Add tensors that published checkpoints have and transformers ignores."""
     import torch
     from safetensors.torch import load_file, save_file
 

@@ -29,13 +29,13 @@ PACKINGS = st.builds(
 
 
 def check_step(step: Step) -> None:
-    """Check that the samples of a step lie in their rows and do not overlap."""
+    """Check that the samples of a step stay within their rows and do not overlap."""
     shape = step.shape
     taken = np.zeros((shape.rows, shape.length), int)
     for p in step.placements:
         taken[p.row, p.start : p.start + p.length] += 1
     assert taken.max() == 1, "samples overlap"
-    assert taken.sum() == step.tokens, "a sample leaves its row"
+    assert taken.sum() == step.tokens, "a sample exceeds its row"
     places = {(p.row, rank) for p, rank in zip(step.placements, step.segment_of, strict=True)}
     assert len(places) == len(step.placements)
     assert all(0 <= rank < shape.segments for rank in step.segment_of)
@@ -67,12 +67,13 @@ def test_every_sample_is_placed_once_in_steps_that_suit_the_devices(
         assert shape.rows % packing.rows == 0
         assert shape.length % ROW_ALIGNMENT == 0
         assert shape.slots // packing.rows <= max(packing.slots, shape.length)
-        # Steps shrink with what is left, down to one row per device that holds the longest sample.
+        # Steps shrink with the remaining tokens, down to one row per device for the longest sample.
         longest = max(p.length for p in step.placements)
         smallest = packing.rows * row_lengths(longest, min(512, packing.row_length))[-1]
         assert shape.slots <= max(left, 2 * smallest)
         left -= step.tokens
-        # For a device without memory, a step becomes two with the same samples in the same order.
+        # If a device runs out of memory, a step becomes two with the same samples in the same
+        # order.
         smaller = split_step(step, packing.rows) or (step,)
         for part in smaller:
             check_step(part)
@@ -116,7 +117,7 @@ def test_step_inputs_hold_each_token_where_it_was_placed(
 def test_arc_like_lengths_leave_little_padding_in_few_shapes(
     samples: int, slots: int, rows: int
 ) -> None:
-    """Lengths spread as those of ARC-AGI-1's training set: median 842, p95 3420."""
+    """Lengths are distributed as in ARC-AGI-1's training set: median 842, p95 3420."""
     for seed in range(3):
         spread = np.random.default_rng(seed).normal(0, np.log(3420 / 842) / 1.645, samples)
         lengths = np.clip(842 * np.exp(spread), 72, 9300).astype(int).tolist()

@@ -1,4 +1,4 @@
-"""Choice of tokens and 8-bit vectors, on the device."""
+"""Choice of tokens and 8-bit vectors on the device."""
 
 from __future__ import annotations
 
@@ -91,7 +91,8 @@ def test_rows_of_8_bits_are_those_of_the_definition(
             )
             assert rows.dtype == expected.dtype
             step = np.abs(to_float32(expected)).max(axis=1, keepdims=True) / 100
-            # A value between two elements may be rounded either way, since scales differ in a bit.
+            # A value between two elements may round either way, because scales can differ in one
+            # bit.
             different = np.abs(to_float32(rows) - to_float32(expected)) > step / 1e4
             assert different.mean() < 1e-3
             assert (np.abs(to_float32(rows) - to_float32(expected)) <= 8 * step).all()

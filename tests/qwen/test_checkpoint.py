@@ -60,7 +60,7 @@ def test_every_truncation_is_noticed(tmp_path: Path) -> None:
 def test_a_changed_byte_of_the_header_is_noticed_or_changes_no_place(
     tmp_path: Path, data: st.DataObject
 ) -> None:
-    """Whatever the bytes, the error is ours, and every tensor can be read."""
+    """For any bytes, either loading raises our error or every tensor can be read."""
     path = good_file(tmp_path)
     content = bytearray(path.read_bytes())
     header_end = 8 + int.from_bytes(content[:8], "little")
@@ -150,7 +150,7 @@ def test_a_missing_an_extra_and_a_wrongly_shaped_tensor_are_named_at_once(tmp_pa
         "missing: model.embed_tokens.weight, model.layers.1.self_attn.k_proj.bias",
         "not part of the model: model.layers.1.mlp.router.weight",
         "wrong shape: model.layers.2.mlp.down_proj.weight has shape [32, 47], "
-        "the config needs [32, 48]",
+        "but the config needs [32, 48]",
     ):
         assert part in str(raised.value)
 
@@ -239,7 +239,7 @@ def test_another_file_in_place_of_weights_is_named(
 
 
 def test_random_weights_are_those_of_any_other_machine_and_day() -> None:
-    """A stored sample, and each tensor depends on its name alone, not on what was read before."""
+    """Values match a stored sample and depend only on the tensor's name, not on earlier reads."""
     config = PRESETS["tiny"]
     name = "model.layers.7.self_attn.k_proj.bias"
     first = RandomWeights(config, 0).read(name)

@@ -36,7 +36,7 @@ PUBLISHED_QWEN2_5_0_5B: dict[str, Any] = {
     "use_sliding_window": False,
     "vocab_size": 151936,
 }
-"""The shape in https://huggingface.co/Qwen/Qwen2.5-0.5B/blob/main/config.json"""
+"""Fields of https://huggingface.co/Qwen/Qwen2.5-0.5B/blob/main/config.json."""
 
 
 def without(fields: dict[str, Any], *names: str) -> dict[str, Any]:
@@ -144,7 +144,7 @@ def test_what_cannot_be_run_faithfully_is_refused_with_the_field_and_its_value(
 @pytest.mark.parametrize(
     ("field", "described"),
     [
-        ({"is_causal": False}, "is_causal=false (tokens would attend to later ones)"),
+        ({"is_causal": False}, "is_causal=false (tokens would attend to later tokens)"),
         ({"is_causal": None}, "is_causal=null"),
         ({"use_bidirectional_attention": True}, "use_bidirectional_attention=true"),
         ({"auto_map": {"AutoModel": "modeling.M"}}, 'auto_map={"AutoModel": "modeling.M"} (the'),
@@ -171,7 +171,7 @@ def test_a_field_that_is_not_understood_is_refused_unless_it_is_named(
 
 
 def test_what_transformers_writes_and_does_not_use_is_harmless() -> None:
-    """All fields of its configurations, set as far as they may be, and of generation."""
+    """Covers all fields of its model and generation configurations, with harmless values."""
     unused = {
         **dict.fromkeys(transformers.GenerationConfig()._get_default_generation_params(), 7),
         **transformers.PreTrainedConfig.from_dict({"num_labels": 3}).to_dict(),
@@ -225,12 +225,12 @@ def test_a_missing_field_is_named(name: str) -> None:
 
 
 PRESET_OF = {config.model_type: name for name, config in PRESETS.items()}
-"""A preset of each family that has one, preferably a tiny one."""
+"""One preset by family, preferably a tiny one."""
 
 
 @pytest.mark.parametrize("model_type", PRESET_OF)
 def test_an_absent_field_means_what_it_means_to_transformers_or_is_missed(model_type: str) -> None:
-    """Except the length that RoPE was trained for, which is a limit of the user here."""
+    """The exception is the trained length of RoPE, which the user limits here."""
     fields = json.loads(preset_file(PRESET_OF[model_type]).read_text())
     for name in fields:
         shorter = without(fields, name)
@@ -246,7 +246,7 @@ def test_an_absent_field_means_what_it_means_to_transformers_or_is_missed(model_
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_tensors_of_a_layer_make_its_parameters(name: str) -> None:
-    """Of every kind of layer; output gates come out of the tensor of the queries."""
+    """Covers every kind of layer; output gates are part of the query tensor."""
     config = PRESETS[name]
     family = family_of(config)
     model = nnx.eval_shape(lambda: Decoder(config, config.num_hidden_layers, jnp.dtype("float32")))

@@ -1,7 +1,7 @@
-"""What happens where the device has no memory for a step.
+"""Steps that exceed the device's memory.
 
-No device here can be made to run out of its own memory at will, so the runtime's error is raised in
-its place for every step of more than a few slots.
+Tests cannot exhaust a device's memory reliably, so they raise the runtime's error for every step
+with more than a few slots.
 """
 
 import jax
@@ -25,7 +25,7 @@ def extractor() -> ActivationExtractor:
 
 
 def limit_slots(monkeypatch: pytest.MonkeyPatch, slots: int) -> list[StepShape]:
-    """Makes larger steps fail as a full device does; gives the shapes that ran."""
+    """Make larger steps fail as on a full device; return the shapes that ran."""
     ran: list[StepShape] = []
     run = Programs.run
 

@@ -1,6 +1,6 @@
-"""A mixture of experts gives the same on any number of devices, whatever the router prefers.
+"""A mixture of experts is the same on any number of devices, for any preference of the router.
 
-The number of devices is fixed when JAX starts, so this file computes as a program.
+The number of devices is fixed when JAX starts, so this file also runs as a program.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ CONFIG = ExpertsConfig(num_experts=8, num_experts_per_tok=3, intermediate_size=1
 HIDDEN, TOKENS = 32, 700
 
 PREFERENCES = ((), (0, 1, 2), (5, 6, 7))
-"""Experts that the router prefers. If they are those of one device, that device has several times
-the pairs of token and expert that it takes in a round."""
+"""Experts that the router prefers. If all are on one device, that device has several times the
+token-expert pairs of a round."""
 
 
 def differences() -> list[float]:
-    """Return the relative L2 distance of 8 and 2 devices from one, for each preference."""
+    """Return the relative L2 distance of 8 and 2 devices from one device, for each preference."""
     jax.config.update("jax_num_cpu_devices", 8)
     generator = np.random.default_rng(0)
     graph, state = nnx.split(Experts(CONFIG, HIDDEN, jnp.dtype(jnp.float32)))

@@ -78,7 +78,7 @@ def test_texts_in_layers_of_rows_out_in_the_order_of_the_texts() -> None:
     assert isinstance(every_token, list)
     for of_text, last in zip(every_token, together[3], strict=True):
         assert_close(of_text[3][-1:], last[None])
-    with pytest.raises(TypeError, match="one string"):
+    with pytest.raises(TypeError, match="single string"):
         extractor(TEXTS[0])
 
 

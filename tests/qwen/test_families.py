@@ -1,4 +1,4 @@
-"""Every family in odd shapes: each site of each layer is that of transformers."""
+"""Every family in unusual shapes: each site of each layer matches transformers."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ from tests.qwen.transformers_model import transformers_sites
 pytestmark = pytest.mark.torch
 
 LENGTHS = (1, 300, 2, 63, 64, 65, 128, 17)
-"""Two rows: samples that share a row and a chunk of the delta network, and cross chunks."""
+"""Lengths that fill two rows, with samples that share a chunk of the delta network or cross
+chunks."""
 
 ATTENTION_ONLY, OTHERS = 1e-5, 1e-4
-"""Largest |ours - theirs| / |theirs| of a vector, L2, in float32."""
+"""Maximum relative L2 error of a vector in float32, |ours - theirs| / |theirs|."""
 
 
 def prompts() -> list[np.ndarray]:
@@ -43,7 +44,7 @@ EVERY_POOLING = {
     *("qwen2, YaRN", "qwen3", "qwen3_moe, first layer dense"),
     *("qwen3_5, delta on top, half of a head rotated", "qwen3_5_moe", "llama, llama3 scaling"),
 }
-"""One case of each architecture; pooling follows the layers and does not depend on their shape."""
+"""One case of each architecture, because pooling does not depend on the shapes of layers."""
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -69,9 +70,10 @@ def test_every_site_is_that_of_transformers(
 def test_bfloat16_is_as_near_to_float32_as_that_of_transformers(
     name: str, tmp_path: Path, record_property: RecordProperty
 ) -> None:
-    """Where rounding decides between experts, or a delta network amplifies it, both are far off.
+    """Both can be far from float32, if rounding changes experts or a delta network amplifies it.
 
-    So tokens with other experts than in float32 are counted, and the errors of both are compared.
+    The test therefore counts tokens whose experts differ from float32, and compares the errors of
+    both.
     """
     case = CASES[name]
     save(case, tmp_path)
@@ -112,7 +114,7 @@ def test_bfloat16_is_as_near_to_float32_as_that_of_transformers(
 def _other_experts(
     found: Mapping[Site, np.ndarray], exact: Mapping[Site, np.ndarray], count: int
 ) -> int:
-    """Count the tokens that get other experts in some layer."""
+    """Count the tokens whose experts differ in any layer."""
     routers = [site for site in exact if place_of(site)[1] == "router_logits"]
     chosen = (
         [np.sort(np.argsort(-each[site], axis=1)[:, :count]) for site in routers]
@@ -202,7 +204,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "Qwen3.5": QWEN3_5,
     "Llama 3.1": LLAMA_3_1,
 }
-"""Settings of published `config.json` files that RoPE depends on, spelled as there."""
+"""RoPE settings of published `config.json` files, in their original spelling."""
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -1,6 +1,6 @@
-"""Models of every family give the same on several devices, and for a sample alone or packed.
+"""Models of every family give the same result on several devices and for packed samples.
 
-The number of devices is fixed when JAX starts, so they are captured by this file as a program.
+The number of devices is fixed when JAX starts, so this file also runs as a program that captures.
 """
 
 from __future__ import annotations
@@ -64,16 +64,16 @@ MODELS: dict[str, dict[str, Any]] = {
 MESHES = ((8, 1), (1, 8), (4, 2), (2, 4))
 
 LENGTHS = (1, 200, 2, 63, 64, 65, 129, 17)
-"""Samples that share a row and a chunk of the delta network, and cross chunks."""
+"""Lengths of samples that share a row and a chunk of the delta network, or cross chunks."""
 
 HOOK_POINTS: tuple[HookPoint, ...] = ("mlp_out", "resid_post")
 
 EXACT, OTHERS = 1e-5, 1e-4
-"""Largest relative error of a vector, for attention alone, and with delta layers or experts."""
+"""Maximum relative error of a vector, with only attention and with delta layers or experts."""
 
 
 def capture_all(folder: Path) -> None:
-    """Write the vectors of each model in each way to `captures.npz`."""
+    """Write the vectors of each model in each configuration to `captures.npz`."""
     jax.config.update("jax_num_cpu_devices", 8)
     rng = np.random.default_rng(3)
     prompts = [rng.integers(0, 320, length, dtype=np.int32) for length in LENGTHS]
@@ -98,7 +98,7 @@ def capture_all(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def captures(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, np.ndarray]:
-    """What `capture_all` found, in a process with 8 virtual devices."""
+    """Results of `capture_all` in a process with 8 virtual devices."""
     return captured_by(
         "tests.qwen.test_family_meshes", tmp_path_factory.mktemp("families"), timeout=900
     )

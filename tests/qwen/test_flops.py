@@ -1,4 +1,4 @@
-"""FLOPs are those of the products that the layers' programs have."""
+"""FLOPs equal those of the products in the layers' programs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ROWS, LENGTH = 1, 256
 
 
 class WithoutScores(Ops):
-    """Operations as they are defined, but for attention."""
+    """Default operations without attention scores."""
 
     name = "xla"
 
@@ -35,7 +35,7 @@ class WithoutScores(Ops):
 
 
 def flops_in(jaxpr: Any) -> int:
-    """FLOPs of all products of a program, loops counted as often as they run."""
+    """Return the FLOPs of all products of a program, with loops counted as often as they run."""
     total = 0
     for equation in jaxpr.eqns:
         params = equation.params
@@ -56,7 +56,7 @@ def flops_in(jaxpr: Any) -> int:
 
 
 def program_flops(config: ModelConfig, kind: LayerKind) -> int:
-    """FLOPs of a layer's program without scores of attention."""
+    """Return the FLOPs of a layer's program without attention scores."""
     layer = nnx.eval_shape(lambda: DecoderLayer(config, kind, jnp.dtype(jnp.float32)))
     graph, state = nnx.split(layer)
     slots = jax.ShapeDtypeStruct((ROWS, LENGTH), jnp.int32)
@@ -81,7 +81,7 @@ def test_flops_are_those_of_the_programs(name: str) -> None:
 
 
 def test_flops_of_qwen2_5_0_5b() -> None:
-    """Its trunk has 0.358 G parameters, each used in one multiplication and addition per token."""
+    """The trunk has 0.358 G parameters, each with one multiplication and addition per token."""
     config = PRESETS["Qwen2.5-0.5B"]
     assert flops_of(config, 24, 1, []) == pytest.approx(0.716e9, rel=2e-3)
     assert pair_flops(config, config.kind(0)) == 4 * 14 * 64
@@ -89,7 +89,7 @@ def test_flops_of_qwen2_5_0_5b() -> None:
 
 @pytest.mark.parametrize(("name", "billions"), [("Qwen3-30B-A3B", 2.7), ("Qwen3.5-35B-A3B", 2.4)])
 def test_only_the_active_experts_count(name: str, billions: float) -> None:
-    """Of about 3 G active parameters, those of the embedding and the head are not computed."""
+    """The embedding and the head, part of about 3 G active parameters, do not count."""
     config = PRESETS[name]
     flops = flops_of(config, config.num_hidden_layers, 1, [])
     assert flops / 2 / 1e9 == pytest.approx(billions, abs=0.3)

@@ -46,7 +46,7 @@ print(peak - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
 def test_loading_needs_the_memory_of_the_weights_and_of_one_parameter(tmp_path: Path) -> None:
-    """On a CPU the device's arrays are host memory too, so the weights count once, in any case."""
+    """On a CPU, device arrays are host memory too, so the weights count once."""
     config = replace(SMALL, vocab_size=1024, hidden_size=1024, intermediate_size=4096)
     config = replace(config, num_hidden_layers=6, head_dim=256)
     shapes = family_of(config).tensor_shapes(config)

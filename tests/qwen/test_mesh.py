@@ -1,6 +1,6 @@
-"""Several devices give the activations that one device gives.
+"""Several devices give the same activations as one device.
 
-The number of devices is fixed when JAX starts, so they are captured by this file as a program.
+The number of devices is fixed when JAX starts, so this file also runs as a program that captures.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from tests.qwen.comparison import RecordProperty, compare, extracted, pooled
 from tests.qwen.virtual_devices import captured_by
 
 LENGTHS = (*range(3, 480, 17), 512, 1, 1)
-"""Enough for two steps on the (8, 1) mesh, the second with rows that stay empty."""
+"""Lengths for two steps on the (8, 1) mesh, the second with empty rows."""
 
 HOOK_POINTS: tuple[HookPoint, ...] = ("k", "v", "attn_out", "mlp_out", "resid_post")
-"""What a model axis splits, each device having some heads or a part of a sum, and the stream."""
+"""Hook points that a model axis splits, by heads or as parts of a sum, and the residual stream."""
 
 Capture = tuple[tuple[int, int] | None, Pooling, ComputeDtype]
-"""Mesh (None for the default), pooling, compute dtype."""
+"""Mesh (None for the default), pooling and compute dtype."""
 
 REFERENCE: Capture = ((1, 1), "none", "float32")
 
@@ -61,7 +61,7 @@ def capture_all(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def captures(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, np.ndarray]:
-    """What `capture_all` found, in a process with 8 virtual devices."""
+    """Results of `capture_all` in a process with 8 virtual devices."""
     return captured_by("tests.qwen.test_mesh", tmp_path_factory.mktemp("meshes"), timeout=400)
 
 

@@ -1,4 +1,4 @@
-"""Every set of operations computes the definition, written here in numpy and float64."""
+"""Every set of operations matches the definition, written here in numpy and float64."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ from qwen.ops.xla import XlaOps
 from qwen.presets import PRESETS
 
 RELATIVE_ERROR = {"float32": 1e-5, "bfloat16": 2e-2}
-"""Largest relative L2 error of a query head's output; bfloat16 has 8 bits of precision."""
+"""Maximum relative L2 error of a query head's output; bfloat16 has 8 bits of precision."""
 
 KEY_HEADS, GROUPS, HEAD_DIM = 2, 3, 64
 
 Row = Sequence[int]
-"""The lengths of the samples in a row; the rest of it is padding."""
+"""Lengths of the samples in a row; the rest of the row is padding."""
 
 WINDOWS = (1, 50, 129)
-"""Tokens that a query sees: itself, less than a block, and more."""
+"""Numbers of tokens that a query sees: one, less than a block, and more."""
 
 LAYOUTS: dict[str, tuple[int, list[Row]]] = {
     "rows of one block": (128, [[128], [40, 60]]),
@@ -55,7 +55,7 @@ LAYOUTS: dict[str, tuple[int, list[Row]]] = {
 
 
 class Definition(XlaOps):
-    """Attention with all scores in memory at once, as the highest layer computes it."""
+    """Attention with all scores in memory at once, as in the highest layer."""
 
     def attend(self, qkv, segment_ids, positions, window):
         slots = jnp.broadcast_to(jnp.arange(segment_ids.shape[1]), segment_ids.shape)
@@ -75,14 +75,14 @@ def named(value: object) -> str | None:
 
 
 def run(function: Callable[..., Any], *arguments: object) -> Any:
-    """Run a jitted function as a step does: inside `jax.shard_map`, here of one device."""
+    """Run a jitted function as in a step: inside `jax.shard_map`, here on one device."""
     mesh = make_mesh((1, 1), jax.local_devices())
     mapped = jax.shard_map(function, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False)
     return jax.jit(mapped)(*arguments)
 
 
 def segments_and_positions(length: int, rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
-    """[rows, length] int32 each."""
+    """Return segment ids and positions, [rows, length] int32 each."""
     segments, positions = np.zeros((2, len(rows), length), np.int32)
     for row, lengths in enumerate(rows):
         start = 0
@@ -97,7 +97,7 @@ def segments_and_positions(length: int, rows: Sequence[Row]) -> tuple[np.ndarray
 def queries_keys_values(
     rows: int, length: int, dtype: str, head_dim: int = HEAD_DIM
 ) -> QueriesKeysValues:
-    """Values of a trained model's size: scores of some units, so that softmax is far from flat."""
+    """Return values as large as in a trained model, for which softmax is far from uniform."""
     rng = np.random.default_rng(0)
     query, key, value = (
         jnp.asarray(scale * rng.standard_normal((rows, length, *heads, head_dim)), dtype)
@@ -109,7 +109,7 @@ def queries_keys_values(
 def definition(
     qkv: QueriesKeysValues, rows: Sequence[Row], window: int | None = None
 ) -> np.ndarray:
-    """[rows, length, K, G, D] float64; padding is 0."""
+    """Compute attention by its definition, [rows, length, K, G, D] float64; padding is 0."""
     query, key, value = (np.asarray(x, np.float64) for x in qkv)
     out = np.zeros(query.shape)
     for row, lengths in enumerate(rows):
@@ -127,7 +127,7 @@ def definition(
 
 
 def worst_error(found: object, expected: np.ndarray) -> float:
-    """Largest |found - expected| / |expected| along the last axis."""
+    """Return the largest |found - expected| / |expected| along the last axis."""
     errors = np.linalg.norm(np.asarray(found, np.float64) - expected, axis=-1)
     return float((errors / np.linalg.norm(expected, axis=-1)).max())
 
@@ -167,7 +167,7 @@ def test_attention_with_heads_of_128_dimensions() -> None:
 
 @st.composite
 def packed_rows(draw: st.DrawFn, length: int) -> list[int]:
-    """The lengths of a row's samples, with or without padding after them."""
+    """Draw the lengths of a row's samples, with or without padding after them."""
     lengths = draw(st.lists(st.integers(1, length), min_size=1, max_size=12))
     while sum(lengths) > length:
         lengths.pop()
@@ -214,7 +214,7 @@ def test_tokens_that_are_later_or_before_the_window_or_of_others_never_influence
 def test_blocks_that_no_query_sees_are_skipped(
     ops: Ops, samples: Row, window: int | None, skipped: int, after: int
 ) -> None:
-    """A masked pair with NaN gives NaN; a pair that is never computed does not."""
+    """A masked pair with NaN gives NaN; a skipped pair does not."""
     q, k, v = queries_keys_values(1, 1536, "float32")
     segments, positions = segments_and_positions(1536, [samples])
     k, v = k.at[:, :skipped].set(jnp.nan), v.at[:, :skipped].set(jnp.nan)
@@ -229,7 +229,7 @@ OPS = pytest.mark.parametrize(
     ("ops", "dtype"), [(XLA, "float32"), (XLA, "bfloat16"), ON_AMX], ids=named
 )
 ROWS = pytest.mark.parametrize("rows", [70, 1024], ids=lambda rows: f"{rows} rows")
-"""A few blocks and a part of one, and several units of work."""
+"""Row counts: a few blocks with a partial one, and several units of work."""
 
 EPSILON = 1e-6
 
@@ -245,13 +245,13 @@ def config_of(hidden: int, head_dim: int = HEAD_DIM) -> ModelConfig:
 
 
 def stream(rows: int, hidden: int, dtype: str) -> jax.Array:
-    """A residual stream, [2, rows / 2, hidden]."""
+    """Return a residual stream, [2, rows / 2, hidden]."""
     x = 3 * np.random.default_rng(7).standard_normal((2, rows // 2, hidden))
     return jnp.asarray(x, dtype)
 
 
 def random_parameters(module: nnx.Module, ops: Ops) -> tuple[Any, dict[str, np.ndarray]]:
-    """Set a module's parameters, tiled if the operations need it; also return them in float64."""
+    """Set a module's parameters, tiled if needed; return its state and the values in float64."""
     rng, plain = np.random.default_rng(1), {}
     for name, parameter in list(vars(module).items()):
         if isinstance(parameter, nnx.Param):
@@ -277,7 +277,7 @@ def normalized(x: jax.Array, scale: np.ndarray) -> np.ndarray:
 
 
 def check_update(call: Callable[[bool], Callable[..., Any]], x: jax.Array, expected: np.ndarray):
-    """An update that is kept is float32, and the stream after it is the same if it is not kept."""
+    """Check that a kept update is float32, and that keeping it does not change the stream."""
     update, after = run(call(True), x)
     assert (update.dtype, update.shape) == (jnp.float32, x.shape)
     assert worst_error(update, expected) < (3e-3 if x.dtype == jnp.bfloat16 else 1e-5)
@@ -358,7 +358,7 @@ def test_each_device_has_operations_that_it_can_run(
 
 
 def test_bfloat16_is_the_nearest_with_ties_to_even() -> None:
-    """Random mantissas, ties between two values and their neighbors, and infinities."""
+    """Covers random mantissas, ties and their neighbors, and infinities."""
     random = np.random.default_rng(0).integers(0, 2**32, 100_000, dtype=np.uint32)
     ties = (random | 0x8000) & 0xFFFF_8000
     values = np.concatenate([random, ties, ties - 1, ties + 1, random & 0xFF80_0000])
@@ -371,7 +371,7 @@ def test_bfloat16_is_the_nearest_with_ties_to_even() -> None:
 
 
 def test_what_is_not_a_number_stays_so() -> None:
-    """NaNs that a model can meet: those of bfloat16 weights, and those that arithmetic makes."""
+    """Covers NaNs from bfloat16 weights and from arithmetic."""
     every_bfloat16 = (np.arange(2**16, dtype=np.uint32) << 16).view(np.float32)
     weights = jnp.asarray(every_bfloat16[np.isnan(every_bfloat16)])
 

@@ -1,8 +1,8 @@
-"""The activations are those of Hugging Face transformers, at every hook point of every layer.
+"""Activations match Hugging Face transformers at every hook point of every layer.
 
-Every checkpoint here is written by transformers' `save_pretrained` and run by transformers' own
-model, one unpadded prompt at a time. The figures are in `docs/parity.md`. `test_reference.py`
-compares with stored values and needs no PyTorch.
+Transformers writes every checkpoint with `save_pretrained` and runs it on one unpadded prompt at a
+time. The figures are in `docs/parity.md`. `test_reference.py` compares with stored values and needs
+no PyTorch.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ pytestmark = pytest.mark.torch
 VOCABULARY = 320
 
 LENGTHS = (1, 300, 2, 17, 64, 1, 127, 128, 129, 5, 511, 512, 33)
-"""Up to a row of the default length: several samples in a row, full rows, several steps."""
+"""Lengths up to a row: several samples in a row, full rows and several steps."""
 
 LONGER = 1100
-"""Longer than a row of the default length, so a second shape."""
+"""A length above the default row length, which needs a second shape."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A checkpoint that transformers writes: an architecture, and a form on disk.
+    """A checkpoint that transformers writes: an architecture and a form on disk.
 
-    A published ``config.json`` has the field names of Qwen2.5, which transformers 5 renamed.
+    A published `config.json` has the field names of Qwen2.5, which transformers 5 renamed.
     """
 
     rope_theta: float = 1e6
@@ -84,7 +84,7 @@ CASES = {
 
 
 def save(case: Case, folder: Path) -> None:
-    """Has transformers write the case with random weights, every bias and norm among them."""
+    """Let transformers save the case with random weights, including every bias and norm."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 

@@ -1,4 +1,4 @@
-"""Presets are checkpoints' `config.json` files, and random weights fit them."""
+"""Presets are valid `config.json` files, and random weights fit them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PUBLISHED = {
     "Qwen3.5-27B": 26.896,
     "Qwen3.5-35B-A3B": 34.661,
 }
-"""Billions of parameters of the text models."""
+"""Parameters of the text models, in billions."""
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -42,7 +42,7 @@ def test_random_weights_suit_each_tensor() -> None:
     for name, values in read.items():
         if name.endswith((".linear_attn.norm.weight", ".dt_bias")):
             assert (values == 1).all(), name
-        elif name.endswith("norm.weight"):  # Stored as its distance from 1.
+        elif name.endswith("norm.weight"):  # Stored minus 1.
             assert (values == 0).all(), name
         elif name.endswith(".A_log"):
             assert (values <= math.log(16)).all(), name

@@ -1,4 +1,4 @@
-"""Stored activations of Hugging Face transformers, for environments without PyTorch."""
+"""Comparison with stored activations of transformers, for environments without PyTorch."""
 
 from __future__ import annotations
 

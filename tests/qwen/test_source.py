@@ -32,7 +32,7 @@ TEXT_FILES = {"config.json", "tokenizer.json", "tokenizer_config.json"}
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """A whole checkpoint with the tokenizer that the project ships, a pickle and some code."""
+    """A complete checkpoint with the shipped tokenizer, a pickle and some code."""
     folder = write_checkpoint(tmp_path / "checkpoint", replace(SMALL, vocab_size=1024))
     add_tokenizer(folder)
     (folder / "pytorch_model.bin").write_bytes(b"\x80\x02.")
@@ -41,7 +41,7 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 def last_token(model_path: str) -> np.ndarray:
-    """Return [1, hidden] float32."""
+    """Return the last token's vector, [1, hidden] float32."""
     extractor = ActivationExtractor.load(model_path, [1], compute_dtype="float32")
     return np.asarray(extractor(["3 0 3\n0 3 0\n"])[1])
 
@@ -94,7 +94,7 @@ def test_a_config_that_is_not_there_or_not_json(tmp_path: Path, content: bytes) 
 
 
 def test_a_folder_without_a_tokenizer(checkpoint: Path) -> None:
-    """The library transformers would make one up, whose only token is <|endoftext|>."""
+    """Without this check, transformers builds one whose only token is <|endoftext|>."""
     (checkpoint / "tokenizer.json").unlink()
     with pytest.raises(TokenizerError, match=f"{checkpoint}: there is no tokenizer"):
         open_model(str(checkpoint)).tokenizer()
@@ -114,11 +114,11 @@ def test_a_damaged_tokenizer(checkpoint: Path, name: str, content: bytes) -> Non
         open_model(str(checkpoint)).tokenizer()
 
 
-# Cloud Storage; a model is listed once per process, so each test has a prefix of its own
+# Cloud Storage. A model is listed once per process, so each test has its own prefix.
 
 
 def test_a_bucket_s_folder_is_the_local_folder(checkpoint: Path, bucket: Bucket) -> None:
-    """The text files are fetched without the weights, and code or pickles never."""
+    """Text files are downloaded without the weights, and code or pickles never."""
     upload(checkpoint, bucket, "whole/model")
     upload(checkpoint, bucket, "whole/model/subfolder")
     named = checkpoint / NAMED_CHAT_TEMPLATES
@@ -171,7 +171,7 @@ def test_a_download_that_fails_leaves_nothing_behind(
     fault: Callable[[Path], None],
     problem: str,
 ) -> None:
-    """Half a file or a damaged one must not be taken for the whole one when the job tries again."""
+    """A retry must not use an incomplete or damaged file."""
     prefix = fault.__name__
     upload(checkpoint, bucket, prefix)
     source = open_model(f"gs://{BUCKET}/{prefix}")
@@ -191,7 +191,7 @@ def test_a_download_that_fails_leaves_nothing_behind(
 
 
 def test_what_a_bucket_holds_in_place_of_a_checkpoint(checkpoint: Path, bucket: Bucket) -> None:
-    """Files that are never fetched are named too."""
+    """The message also names files that are never downloaded."""
     (checkpoint / SINGLE_FILE).unlink()
     upload(checkpoint, bucket, "pickles")
     with pytest.raises(CheckpointError, match=r"pytorch_model\.bin"):
@@ -209,8 +209,8 @@ COMMITS = ("a" * 40, "b" * 40)
 
 @pytest.fixture
 def hub_cache(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The hub's own cache, offline: a repository whose main branch is the first of two commits."""
-    # A name for each test, since a process asks for a commit once.
+    """The hub's cache, offline: a repository whose main branch is the first of two commits."""
+    # Each test has its own name, because a process resolves a commit once.
     cache = tmp_path / f"models--org--{tmp_path.name}"
     for commit in COMMITS:
         shutil.copytree(checkpoint, cache / "snapshots" / commit)

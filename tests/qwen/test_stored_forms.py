@@ -1,4 +1,4 @@
-"""Checkpoints in the forms that fine-tuning leaves them in: the activations are transformers'."""
+"""Checkpoints in the forms that fine-tuning produces: activations match transformers."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ def with_buffers(tensors: Tensors) -> Tensors:
 
 @dataclass(frozen=True)
 class Form:
-    """What a checkpoint has that the one of `save_pretrained` does not.
+    """Differences of a checkpoint from the one that `save_pretrained` writes.
 
-    `key_mapping` is what transformers must be told to load it.
+    `key_mapping` is the argument with which transformers loads it.
     """
 
     change: Callable[[Tensors], Tensors] = dict

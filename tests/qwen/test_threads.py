@@ -1,4 +1,4 @@
-"""Threads that start together, as the bundles of a worker do, load and compile each thing once."""
+"""Threads that start together, like the bundles of a worker, load and compile each value once."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_threads_that_start_together_load_each_value_once() -> None:
 
     with ThreadPoolExecutor(THREADS) as threads:
         found = list(threads.map(ask, range(THREADS)))
-    for _ in range(2):  # A failure is not kept.
+    for _ in range(2):  # A failure is not cached.
         with pytest.raises(ValueError, match="fails"):
             load("fails")
     assert loads == {"a": 1, "b": 1, "fails": 2}
@@ -61,7 +61,7 @@ def test_threads_that_start_together_load_each_value_once() -> None:
 
 
 def test_threads_that_start_together_share_one_tokenizer() -> None:
-    """A process of its own, because the first import of transformers is what two threads break."""
+    """Runs in a new process, because threads can break the first import of transformers."""
     command = [sys.executable, "-c", TOKENIZERS_AT_ONCE]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stderr) == (0, "")
@@ -71,7 +71,7 @@ def test_threads_that_start_together_share_one_tokenizer() -> None:
 
 
 def vectors(extractor: ActivationExtractor, thread: int) -> dict[int, bytes]:
-    """Extract samples whose shapes are partly those of every thread, partly of this one alone."""
+    """Extract samples, some with shapes that all threads use and some only this thread."""
     rng = np.random.default_rng(thread)
     lengths = (40, 300, 7, 700 if thread % 2 else 900)
     return {
@@ -94,7 +94,7 @@ def test_each_shape_is_compiled_once_or_again_if_that_failed_and_nothing_is_mixe
 
     def counted(self: Programs, shape: StepShape) -> StepPrograms:
         if not failed and current_thread().name.startswith("compile"):
-            failed.append(shape)  # In the background, where no one waits for the result.
+            failed.append(shape)  # In the background, where nothing waits for the result.
             raise jax.errors.JaxRuntimeError("INTERNAL: the first compilation fails")
         compiled.append(shape)
         return compile_shape(self, shape)

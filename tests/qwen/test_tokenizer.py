@@ -1,4 +1,4 @@
-"""Tokenizers of every kind in a checkpoint, compared with `tokenizers` and transformers."""
+"""Comparison of all kinds of tokenizers in checkpoints with `tokenizers` and transformers."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def byte_level(
 
 
 def sentencepiece_like(characters: str = "\n▁0123456789inputgrdso") -> Tokenizer:
-    """Like Llama's: spaces become "▁", other characters than these a token for each byte."""
+    """Train a tokenizer like Llama's: spaces become "▁", unknown characters one token per byte."""
     tokens = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *dict.fromkeys(characters)]
     merges = [("i", "n"), ("p", "u"), ("pu", "t"), ("▁", "in"), ("▁in", "put")]
     vocab = {token: i for i, token in enumerate([*tokens, *map("".join, merges)])}
@@ -179,7 +179,7 @@ def test_any_tokenizer_class_has_the_same_ids(folder: Path, name: str | None) ->
 
 
 def stated(tokenizer: Tokenizer) -> dict[str, dict[str, Any]]:
-    """The `added_tokens_decoder` that transformers writes for a tokenizer."""
+    """Return the `added_tokens_decoder` that transformers writes for a tokenizer."""
     fields = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
     return {
         str(token_id): {name: getattr(token, name) for name in fields}
@@ -229,7 +229,7 @@ def test_files_that_contradict_tokenizer_json_are_named(
 
 @pytest.mark.parametrize("flag", ["lstrip", "rstrip", "single_word", "normalized"])
 def test_an_added_token_with_other_flags_is_named(folder: Path, flag: str) -> None:
-    """They decide whether it takes the spaces around it, and what it matches."""
+    """Flags decide what a token matches and whether it includes the spaces around it."""
     tokenizer = byte_level()
     tokenizer.save(str(folder / "tokenizer.json"))
     tokens = stated(tokenizer)
@@ -249,7 +249,7 @@ def test_random_token_ids_are_refused(folder: Path) -> None:
 
 
 def write_vocabulary(folder: Path, tokenizer: Tokenizer) -> None:
-    """The files of the former tokenizers in Python: no `tokenizer.json`."""
+    """Write the files of the former Python tokenizers, without `tokenizer.json`."""
     fields = json.loads(tokenizer.to_str())
     added = {token["content"]: token["id"] for token in fields["added_tokens"]}
     vocab = {name: i for name, i in fields["model"]["vocab"].items() if name not in SPECIAL}
@@ -384,7 +384,7 @@ def test_the_tokens_of_a_digit_are_known(folder: Path, kind: str) -> None:
 def test_each_cell_is_traced_to_the_token_that_shows_its_digit(
     folder: Path, kind: str, template: str, task: Task
 ) -> None:
-    """Or all cells are unknown, where digits are grouped; not where each is a token."""
+    """If the tokenizer groups digits, all cells may be unknown instead."""
     tokenizer = TOKENIZERS[kind]()
     tokenizer.save(str(folder / "tokenizer.json"))
     prompt = render(load_template(template), task)

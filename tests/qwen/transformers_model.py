@@ -1,4 +1,4 @@
-"""Hugging Face transformers' models in PyTorch, captured by forward hooks in each decoder layer."""
+"""Models of Hugging Face transformers, captured by forward hooks in each decoder layer."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ import numpy as np
 from activation_dataset.sites import HookPoint, Site, site_of, sites_of
 
 ATTENTION = "eager, captured"
-"""Name of the attention that also captures its queries, keys and values."""
+"""Name of the attention implementation that also captures queries, keys and values."""
 
 
 def transformers_model(
     folder: Path, dtype: str, hook_points: Sequence[HookPoint] = ("resid_post",), **options: Any
 ) -> Callable[..., np.ndarray]:
-    """Load a checkpoint in ``float32`` or ``bfloat16``; options are of ``from_pretrained``.
+    """Load a checkpoint in `float32` or `bfloat16`, with options of `from_pretrained`.
 
     Returns:
-        A function from token ids [samples, tokens] int32, and an attention mask of the same shape
-        where they are padded, to [sites, samples, tokens, hidden] float32. Sites are all layers at
-        the first hook point, then at the next.
+        A function from token ids [samples, tokens] int32 and, if padded, an attention mask of the
+        same shape, to [sites, samples, tokens, hidden] float32. Sites are all layers at the first
+        hook point, then all layers at the next.
     """
     run = transformers_sites(folder, dtype, **options)
 
@@ -40,14 +40,14 @@ def transformers_model(
 def transformers_sites(
     folder: Path, dtype: str, **options: Any
 ) -> Callable[..., dict[Site, np.ndarray]]:
-    """Load a checkpoint of any family with the class that its ``config.json`` names.
+    """Load a checkpoint of any family with the class that its `config.json` names.
 
-    Hooks, because ``hidden_states`` gives the last layer's output only after the final norm.
+    Hooks are needed because `hidden_states` has the last layer's output only after the final norm.
 
     Returns:
-        A function from token ids [samples, tokens] int32, and an attention mask of the same shape
-        where they are padded, to [samples, tokens, width] of every site that a layer has: float64
-        if ``dtype`` is, else float32.
+        A function from token ids [samples, tokens] int32 and, if padded, an attention mask of the
+        same shape, to [samples, tokens, width] for every site of every layer, in float64 if `dtype`
+        is float64, else in float32.
     """
     import torch
     import transformers
@@ -85,7 +85,7 @@ def transformers_sites(
 
 
 def _hook(layer: Any, keep: Callable[[HookPoint, Any], None]) -> None:
-    """Capture each hook point, in terms of transformers' modules."""
+    """Capture each hook point with hooks on the modules of transformers."""
 
     def keep_input(module: Any, hook_point: HookPoint) -> None:
         module.register_forward_pre_hook(lambda _, inputs: keep(hook_point, inputs[0]))
@@ -113,7 +113,7 @@ def _hook(layer: Any, keep: Callable[[HookPoint, Any], None]) -> None:
 
 
 def _attention(module: Any, query: Any, key: Any, value: Any, *args: Any, **options: Any) -> Any:
-    """Run the family's eager attention; keep its arguments, [samples, heads, tokens, size]."""
+    """Run the family's eager attention, and keep its arguments [samples, heads, tokens, size]."""
     arguments: dict[HookPoint, Any] = {"q": query, "k": key, "v": value}
     for hook_point, heads in arguments.items():
         module.keep(hook_point, heads.transpose(1, 2))

@@ -1,6 +1,6 @@
 """Captures on several virtual devices.
 
-The number of devices is fixed when JAX starts, so a module captures as a program of its own.
+The number of devices is fixed when JAX starts, so a module captures in a new process.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def captured_by(module: str, folder: Path, timeout: float) -> Mapping[str, np.ndarray]:
-    """Run a module with the folder as argument, and return what it wrote to `captures.npz`.
+    """Run a module with a folder as its argument; return the contents of `captures.npz`.
 
     Args:
-        module: Name of the module.
-        folder: Folder of the files.
-        timeout: Seconds to wait.
+        module: name of the module.
+        folder: folder in which the module writes `captures.npz`.
+        timeout: limit in seconds.
     """
     subprocess.run(
         [sys.executable, "-m", module, folder],

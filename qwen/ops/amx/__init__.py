@@ -1,9 +1,10 @@
 """Operations on the matrix registers (AMX) of Intel CPUs, in bfloat16.
 
-XLA's own products reach a third of what the registers can do, with passes over memory between them,
-and XLA has no fused attention on CPUs. Here a layer is four calls of kernels in C++, through JAX's
-foreign function interface (https://docs.jax.dev/en/latest/ffi.html). Kernels of products are tiled
-once, when a model is loaded: [columns / 32, depth / 32, 1024], as `tiles.h` describes.
+XLA's products reach a third of the registers' throughput, with passes over memory between the
+products, and XLA has no fused attention on CPUs. With these operations, a layer is four calls of
+C++ kernels through JAX's foreign function interface (https://docs.jax.dev/en/latest/ffi.html).
+Loading a model tiles the kernels of products: [columns / 32, depth / 32, 1024], as `tiles.h`
+describes.
 """
 
 from __future__ import annotations
@@ -34,16 +35,16 @@ SYMBOLS = {
     "qwen_amx_output": "QwenAmxOutput",
     "qwen_amx_qkv": "QwenAmxQkv",
 }
-"""Symbols of the library, by the names under which JAX calls them."""
+"""Symbols of the library, by their names in JAX."""
 
 HEAD_DIMS = (64, 128)
 PANEL = 32
-"""Rows and columns that a kernel takes at a time."""
+"""Rows and columns that a kernel processes at a time."""
 
 
 @load_once
 def register() -> ctypes.CDLL | None:
-    """Make the kernels known to JAX; return their library, or None if it was not built."""
+    """Register the kernels with JAX; return their library, or None if it was not built."""
     spec = find_spec("qwen.ops.amx.library")
     if spec is None or spec.origin is None:
         return None
@@ -61,7 +62,7 @@ def available() -> bool:
 
 
 def fits(config: ModelConfig, dtype: jnp.dtype, parts: int) -> bool:
-    """Return True if the kernels take a model of this shape, split over `parts` devices."""
+    """Return True if the kernels support a model that is split over `parts` devices."""
     sizes = (config.hidden_size, config.intermediate_size // parts)
     plain = replace(config, layer_types=(), experts=None, delta=None, rotary_dim=0)
     return (
@@ -76,21 +77,21 @@ def fits(config: ModelConfig, dtype: jnp.dtype, parts: int) -> bool:
 
 
 class AmxOps(Ops):
-    """Operations of this project's kernels for Intel processors with AMX."""
+    """Operations with the AMX kernels."""
 
     name = "amx"
     tiles_kernels = True
 
     def tile_kernel(self, kernel: jax.Array) -> jax.Array:
         depth, columns = (size // PANEL for size in kernel.shape)
-        # A step of 32 rows and a panel of 32 columns is 2 tiles of 16 row pairs x 16 columns x 2.
+        # 32 rows of a panel of 32 columns are 2 tiles of 16 row pairs x 16 columns x 2.
         tiles = kernel.reshape(depth, 16, 2, columns, 2, 16).transpose(3, 0, 4, 1, 5, 2)
         return tiles.reshape(columns, depth, PANEL * PANEL)
 
     def queries_keys_values(
         self, x: jax.Array, norm: RMSNorm, attention: Attention, rotary: Rotary
     ) -> QueriesKeysValues:
-        assert attention.qkv_bias is not None  # `fits` requires it
+        assert attention.qkv_bias is not None  # `fits` requires this.
         bias = attention.qkv_bias[...]
         heads, roles, size = bias.shape
         shapes = ((heads, roles - 2, size), (heads, size), (heads, size))
@@ -116,7 +117,7 @@ class AmxOps(Ops):
         window: int | None,
     ) -> jax.Array:
         """Compute attention with a fused kernel; the length must be a multiple of 64."""
-        assert window is None  # `fits` requires it
+        assert window is None  # `fits` requires this.
         out = jax.ShapeDtypeStruct(qkv[0].shape, qkv[0].dtype)
         return jax.ffi.ffi_call("qwen_amx_attention", out)(*qkv, positions)
 
@@ -139,7 +140,7 @@ class AmxOps(Ops):
 
 
 def _updated(x: jax.Array, call: Callable[[jnp.dtype], jax.Array], keep_update: bool) -> Updated:
-    """Call a kernel, which gives the update in float32, or x with the update in x's dtype."""
+    """Call a kernel, which returns the update as float32, or x plus the update in x's dtype."""
     if not keep_update and jax.lax.axis_size(MODEL_AXIS) == 1:
         return None, call(x.dtype)
     update = sum_over(call(jnp.dtype(jnp.float32)), MODEL_AXIS, x.dtype)

@@ -1,4 +1,4 @@
-// Arrays that kernels are given, checked before anything is read or written.
+// Arguments of kernels, which are checked before any memory access.
 
 #pragma once
 
@@ -32,25 +32,25 @@ bool HasShape(const Buffer& array, std::initializer_list<int64_t> shape) {
   return std::equal(found.begin(), found.end(), shape.begin(), shape.end());
 }
 
-// True for a tiled kernel [depth, columns], as tiles.h describes.
+// Returns true for a tiled kernel [depth, columns], as tiles.h describes.
 inline bool IsTiled(const Array<3>& kernel, int64_t depth, int64_t columns) {
   return depth % 32 == 0 && columns % 32 == 0 &&
          HasShape(kernel, {columns / 32, depth / 32, 1024});
 }
 
-// Returns an error from a kernel that is given arrays which do not fit each other.
+// Returns an error from a kernel whose arguments have inconsistent shapes.
 #define QWEN_CHECK(condition)                                                               \
   if (!(condition))                                                                         \
     return ::xla::ffi::Error::InvalidArgument("AMX kernel called with wrong shapes, needs " \
                                               #condition)
 
-// The attribute of a norm.
+// The epsilon attribute of a norm.
 inline constexpr char kEpsilon[] = "epsilon";
 using Epsilon = ffi::Attr<float, kEpsilon>;
 
 }  // namespace qwen
 
-// Lets `BindTo` see a thread pool in a kernel's signature.
+// Lets `BindTo` accept a thread pool in a kernel's signature.
 template <>
 struct xla::ffi::CtxBinding<xla::ffi::ThreadPool> {
   using Ctx = ThreadPool;

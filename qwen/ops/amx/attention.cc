@@ -1,4 +1,4 @@
-// Causal grouped-query attention over rows that hold several samples, with a running softmax
+// Causal grouped-query attention over rows with several samples, with a running softmax
 // (Dao, FlashAttention-2, https://arxiv.org/abs/2307.08691): scores never leave the cache.
 
 #include <cmath>
@@ -10,11 +10,11 @@
 namespace qwen {
 namespace {
 
-constexpr int64_t kKeys = 256;     // whose scores are held at a time
-constexpr int64_t kQueries = 64;   // of each head, in one unit of work
-constexpr float kMasked = -1e30f;  // finite, so that no maximum is an infinity
+constexpr int64_t kKeys = 256;     // keys whose scores are in memory at a time
+constexpr int64_t kQueries = 64;   // queries of a head in one unit of work
+constexpr float kMasked = -1e30f;  // finite, so that no maximum is infinite
 
-// 16 keys x 32 dimensions, `stride` from key to key, as a right tile of their transpose.
+// Packs 16 keys x 32 dimensions, `stride` from key to key, as a right tile of their transpose.
 void PackTransposed(const bf16* keys, int64_t stride, bf16* tile) {
   auto* to = reinterpret_cast<uint32_t*>(tile);
   for (int64_t key = 0; key < kTileRows; ++key) {
@@ -24,11 +24,11 @@ void PackTransposed(const bf16* keys, int64_t stride, bf16* tile) {
   }
 }
 
-// 16 queries of one head, and what each of them may see: keys first[i] ... last + i.
+// 16 queries of one head. Query i sees the keys first_[i] ... slot_ + i.
 template <int64_t kHead>
 class QueryTile {
  public:
-  // positions: of the 16 queries in their samples; slot: of the first of them in its row.
+  // positions: of the 16 queries in their samples; slot: of the first query in its row.
   QueryTile(const bf16* queries, int64_t stride, const int32_t* positions, int64_t slot)
       : queries_(queries), stride_(stride), slot_(slot) {
     for (int64_t i = 0; i < kTileRows; ++i) {
@@ -38,7 +38,7 @@ class QueryTile {
     std::memset(sums_, 0, sizeof(sums_));
   }
 
-  // Attends to all visible keys. keys, values: a row's, as right tiles, [L / 32][kHead * 32] each.
+  // Attends to all visible keys. keys, values: right tiles of a row, [L / 32][kHead * 32] each.
   void Attend(const bf16* keys, const bf16* values) {
     const int64_t first = *std::min_element(first_, first_ + kTileRows) / kPanel * kPanel;
     const int64_t end = (slot_ + kTileRows + kPanel - 1) / kPanel * kPanel;
@@ -85,7 +85,7 @@ class QueryTile {
     }
   }
 
-  // Turns a query's scores into weights and rescales what it has summed. Visible: first ... last.
+  // Turns a query's scores into weights and rescales its sums. Keys first ... last are visible.
   void Weigh(int64_t query, int64_t first, int64_t last, int64_t count) {
     float* scores = scores_[query];
     __m512 most = _mm512_set1_ps(kMasked);
@@ -172,7 +172,7 @@ ffi::Error Attend(ffi::ThreadPool& pool, ffi::Span<const int64_t> sizes, const b
   const int64_t parts = length / kQueries;
   return Parallel(pool, rows * heads * parts, [&](int64_t unit) {
     const int64_t row = unit / parts / heads, head = unit / parts % heads;
-    const int64_t part = parts - 1 - unit % parts;  // what sees most comes first
+    const int64_t part = parts - 1 - unit % parts;  // the longest work comes first
     const int64_t row_tiles = (row * heads + head) * row_head;
     for (int64_t slot = part * kQueries; slot < (part + 1) * kQueries; slot += kTileRows)
       for (int64_t group = 0; group < groups; ++group) {
@@ -187,8 +187,8 @@ ffi::Error Attend(ffi::ThreadPool& pool, ffi::Span<const int64_t> sizes, const b
 
 }  // namespace
 
-// query, out: [R, L, K, G, D]; key, value: [R, L, K, D]; positions: [R, L], of each token in its
-// sample.
+// query, out: [R, L, K, G, D]; key, value: [R, L, K, D]; positions: [R, L], the position of each
+// token in its sample.
 ffi::Error Attention(ffi::ThreadPool pool, Array<5> query, Array<4> key, Array<4> value,
                      ffi::Buffer<ffi::S32, 2> positions, Result<5> out) {
   const auto sizes = query.dimensions();

@@ -1,12 +1,12 @@
-// Whether this machine can run the kernels.
+// Check for the CPU and kernel features that the AMX kernels need.
 
 #include <cpuid.h>
 #include <immintrin.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
-// 1 if the processor has what the kernels use and Linux lets this process use its tile registers
-// (https://www.kernel.org/doc/html/latest/arch/x86/xstate.html), else 0.
+// Returns 1 if the processor has the required features and Linux permits this process to use the
+// tile registers (https://www.kernel.org/doc/html/latest/arch/x86/xstate.html), else 0.
 extern "C" int QwenAmxAvailable() {
   constexpr unsigned kTile = 1u << 24, kTileBf16 = 1u << 22;  // leaf 7, EDX
   constexpr int kRequestPermission = 0x1023, kTileData = 18;

@@ -1,14 +1,14 @@
-// The MLP of a layer with the norm before it: down(silu(gate(x)) * up(x)) with x normalized. The
-// wide intermediate never leaves the cache: each piece of it is computed for a unit of rows and
-// multiplied down at once.
+// The MLP of a layer with the preceding norm: down(silu(gate(x)) * up(x)) with x normalized. The
+// intermediate never leaves the cache: the kernel computes a piece of it for a unit of rows and
+// multiplies the piece with `down` at once.
 
 #include "rows.h"
 
 namespace qwen {
-// Packs silu(gate) * up of a panel's 32 columns, a row at each call, and fetches memory ahead.
+// Packs silu(gate) * up of a panel's 32 columns, one row per call, and prefetches memory.
 class Gating {
  public:
-  // gates: [blocks] sums, and as many of up after them.
+  // gates: [blocks] sums of the gate, followed by [blocks] sums of up.
   Gating(const float* gates, int64_t rows, int64_t steps, bf16* to)
       : gates_(gates), rows_(rows), steps_(steps), to_(to) {}
 

@@ -4,7 +4,7 @@
 
 namespace qwen {
 
-// Where the heads of one kind go: row r's to data + r * stride.
+// Destination of the heads of one kind: row r is stored at data + r * stride.
 struct Heads {
   bf16* data;
   int64_t stride;

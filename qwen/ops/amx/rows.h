@@ -1,4 +1,4 @@
-// Row-major activations to packed rows, and sums back to row-major activations.
+// Conversion of row-major activations to packed rows, and of sums to row-major activations.
 
 #pragma once
 
@@ -12,15 +12,15 @@
 
 namespace qwen {
 
-// Bytes of rows in a unit of work; other data takes a fourth of the second-level cache.
+// Bytes of rows per unit of work; other data takes a quarter of the second-level cache.
 constexpr int64_t kUnitBytes = 3 << 19;
 
-// The most blocks of a unit whose rows take so many bytes each.
+// Returns the maximum number of blocks per unit for rows of `row_bytes` bytes.
 inline int64_t BlocksOfUnit(int64_t row_bytes) {
   return std::clamp<int64_t>(kUnitBytes / row_bytes / kPanel, 1, 8);
 }
 
-// Fills up the last block of packed rows with zeros.
+// Pads the last block of packed rows with zeros.
 inline void PadRows(int64_t rows, int64_t steps, bf16* to) {
   for (int64_t row = rows; row < BlocksOf(rows) * kPanel; ++row)
     for (int64_t step = 0; step < steps; ++step)
@@ -36,7 +36,7 @@ inline void PackRows(const bf16* from, int64_t rows, int64_t depth, bf16* to) {
   PadRows(rows, steps, to);
 }
 
-// Packs rows after RMSNorm: row / sqrt(mean(row * row) + epsilon) * scale.
+// Packs rows and applies RMSNorm: row / sqrt(mean(row * row) + epsilon) * scale.
 inline void PackNormalized(const bf16* from, int64_t rows, int64_t depth, const bf16* scale,
                            float epsilon, bf16* to) {
   const int64_t steps = depth / kTileDepth;
@@ -52,22 +52,22 @@ inline void PackNormalized(const bf16* from, int64_t rows, int64_t depth, const 
   PadRows(rows, steps, to);
 }
 
-// The result of a kernel, [rows, columns]: the residual stream with the update added if the result
-// is bfloat16, the update alone if it is float32.
+// The result of a kernel, [rows, columns]: a bfloat16 result is the residual stream with the update
+// added, a float32 result is only the update.
 class Stream {
  public:
   Stream(const bf16* before, ffi::AnyBuffer& out)
       : before_(before), out_(out.untyped_data()),
         added_(out.element_type() == ffi::DataType::BF16) {}
 
-  // True if a result has the shape of the stream and one of the two types.
+  // Returns true if a result has the shape of the stream and one of the two types.
   static bool Fits(const Array<3>& before, const ffi::AnyBuffer& out) {
     const auto type = out.element_type();
     return (type == ffi::DataType::BF16 || type == ffi::DataType::F32) &&
            HasShape(out, {before.dimensions()[0], before.dimensions()[1], before.dimensions()[2]});
   }
 
-  // Stores rows `first` and following, of the update [columns / 32][blocks] sums.
+  // Stores `rows` rows from row `first` on. sums: [columns / 32][blocks] of the update.
   void Store(const float* sums, int64_t first, int64_t rows, int64_t columns) const {
     const int64_t blocks = BlocksOf(rows);
     for (int64_t row = 0; row < rows; ++row)

@@ -1,4 +1,4 @@
-// Work on XLA's threads, each with its tile registers and memory that it keeps.
+// Parallel work on XLA's threads; each thread has its own tile registers and scratch memory.
 
 #pragma once
 
@@ -33,8 +33,8 @@ class TileRegisters {
   ~TileRegisters() { _tile_release(); }
 };
 
-// Memory of a thread that is kept from call to call, because fresh pages cost more than the work.
-// Null if there is none.
+// Scratch memory of a thread, kept between calls because fresh pages cost more than the work.
+// Returns null if out of memory.
 template <typename T, int kSlot>
 T* Scratch(int64_t size) {
   static thread_local std::unique_ptr<void, decltype(&std::free)> held(nullptr, std::free);
@@ -51,9 +51,9 @@ inline ffi::Error NoMemory() {
   return ffi::Error(ffi::ErrorCode::kResourceExhausted, "Out of memory for an AMX kernel.");
 }
 
-// Runs work(0) ... work(count - 1) on XLA's threads and on this one, which never waits for a thread
-// that has not begun. Work returns false if it has no memory. Results do not depend on the number
-// of threads.
+// Runs work(0) ... work(count - 1) on XLA's threads and on this thread, which never waits for a
+// thread that has not started. `work` returns false if it is out of memory. Results do not depend
+// on the number of threads.
 inline ffi::Error Parallel(ffi::ThreadPool& pool, int64_t count,
                            const std::function<bool(int64_t)>& work) {
   struct State {
@@ -63,7 +63,7 @@ inline ffi::Error Parallel(ffi::ThreadPool& pool, int64_t count,
     bool failed = false;
   };
   auto state = std::make_shared<State>();
-  // A helper that starts late finds nothing left and does not touch `work`, which may be gone.
+  // A helper that starts late finds no work left and does not touch `work`, which may be destroyed.
   const std::function<void()> run = [state, count, work = &work] {
     std::optional<TileRegisters> registers;
     std::unique_lock<std::mutex> lock(state->mutex);

@@ -5,7 +5,7 @@
 //   left   [rows / 32][depth / 32][2] tiles of 16 rows x 32 columns
 //   right  [columns / 32][depth / 32][2] tiles of 16 row pairs x 16 columns x 2
 //   sums   [rows / 32][2][2] tiles of 16 rows x 16 columns
-// 32 columns of a right matrix are a panel, 32 rows of a left one or of sums a block.
+// A panel is 32 columns of a right matrix; a block is 32 rows of a left matrix or of sums.
 // (Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18.)
 
 #pragma once
@@ -26,11 +26,11 @@ constexpr int64_t kTileDepth = 32;
 constexpr int64_t kTile = kTileRows * kTileDepth;
 constexpr int64_t kPanel = 32;               // columns of a panel, rows of a block
 constexpr int64_t kBlock = kPanel * kPanel;  // sums of a block
-constexpr int64_t kStep = 2 * kTile;         // of a panel or of packed rows, for 32 of the depth
+constexpr int64_t kStep = 2 * kTile;         // of a panel or of packed rows, per 32 of depth
 
 inline int64_t BlocksOf(int64_t rows) { return (rows + kPanel - 1) / kPanel; }
 
-// Shares rows out in units of at most `most` blocks: work(first row, rows of the unit).
+// Distributes rows in units of at most `most` blocks: work(first row, rows of the unit).
 inline ffi::Error ParallelRows(ffi::ThreadPool& pool, int64_t rows, int64_t most,
                                const std::function<bool(int64_t, int64_t)>& work) {
   const int64_t threads = std::max<int64_t>(1, pool.num_threads()), blocks = BlocksOf(rows);
@@ -57,7 +57,7 @@ inline void PackRight(const bf16* from, int64_t stride, bf16* to) {
   }
 }
 
-// Fetches memory that will be needed soon into the second-level cache, a part at each call.
+// Prefetches memory into the second-level cache, one part per call.
 class Ahead {
  public:
   Ahead(const bf16* from, int64_t size, int64_t calls)
@@ -71,10 +71,10 @@ class Ahead {
   int64_t lines_;
 };
 
-// Multiplies blocks of packed rows, `stride` apart, with the part of a panel that is `steps` times
-// 32 deep. The sums are added to those there, if kAdd. A block's sums leave their registers while
-// the next block's begin, and meanwhile() is called at each step: the registers need a part of a
-// core only.
+// Multiplies blocks of packed rows, `stride` apart, with a part of a panel of depth `steps` * 32. If
+// kAdd, the products are added to the existing sums. A block's sums are stored while the next block
+// begins, and meanwhile() is called at each step, because the tile registers occupy only a part of a
+// core.
 template <bool kAdd, typename Meanwhile>
 inline void Multiply(const bf16* left, int64_t stride, int64_t blocks, const bf16* right,
                      int64_t steps, float* sums, Meanwhile& meanwhile) {
@@ -121,8 +121,8 @@ inline void Multiply(const bf16* left, int64_t stride, int64_t blocks, const bf1
   _tile_stored(3, sums + 768, 64);
 }
 
-// A depth cut into pieces, such that a piece of a panel stays in the first-level cache while the
-// same piece of the rows passes through it. Counted in steps of 32.
+// A depth split into pieces, so that a piece of a panel stays in the first-level cache while the
+// same piece of the rows streams through it. Sizes are in steps of 32.
 struct Pieces {
   explicit Pieces(int64_t depth) : steps(depth / kTileDepth), count((steps + kMost - 1) / kMost) {}
   int64_t begin(int64_t piece) const { return steps * piece / count; }
@@ -132,7 +132,7 @@ struct Pieces {
   const int64_t steps, count;
 };
 
-// Multiplies blocks of packed rows with a panel: [blocks] sums.
+// Multiplies blocks of packed rows with a panel. sums: [blocks].
 template <typename Meanwhile>
 inline void MultiplyPanel(const bf16* left, int64_t blocks, const Pieces& pieces,
                           const bf16* panel, float* sums, Meanwhile& meanwhile) {
@@ -143,9 +143,9 @@ inline void MultiplyPanel(const bf16* left, int64_t blocks, const Pieces& pieces
   }
 }
 
-// Multiplies blocks of packed rows, `stride` apart, which hold a piece of the depth, with that piece
-// of all panels of a matrix: [panels][blocks] sums, added to those there if the piece is not the
-// first.
+// Multiplies blocks of packed rows, `stride` apart, which contain a piece of the depth, with the
+// same piece of all panels of a matrix. sums: [panels][blocks]; all pieces but the first add to
+// them.
 inline void MultiplyPiece(const bf16* left, int64_t stride, int64_t blocks, const Pieces& pieces,
                           int64_t piece, const bf16* panels, int64_t count, float* sums) {
   const int64_t size = pieces.size(piece);
@@ -157,13 +157,13 @@ inline void MultiplyPiece(const bf16* left, int64_t stride, int64_t blocks, cons
   }
 }
 
-// Where 16 columns of a row are among sums.
+// Returns the offset of 16 columns of a row in sums.
 inline int64_t SumsAt(int64_t row, int64_t columns) {
   return row / kPanel * kBlock + row / kTileRows % 2 * kBlock / 2 + columns * kBlock / 4 +
          row % kTileRows * 16;
 }
 
-// Where 32 columns of a row are among packed rows of so many steps.
+// Returns the offset of 32 columns of a row in packed rows of `steps` steps.
 inline int64_t PackedAt(int64_t row, int64_t step, int64_t steps) {
   return (row / kPanel * steps + step) * kStep + row % kPanel * kTileDepth;
 }

@@ -1,4 +1,4 @@
-// Arithmetic on 16 numbers at a time, between the products.
+// Arithmetic on 16 numbers at a time, for the operations between products.
 
 #pragma once
 
@@ -9,7 +9,8 @@
 
 namespace qwen {
 
-// exp(x) to a relative 2^-22; 0 far below. Cephes' polynomial (https://www.netlib.org/cephes/).
+// Returns exp(x) with a relative error of 2^-22, and 0 for very negative x. Uses the polynomial of
+// Cephes (https://www.netlib.org/cephes/).
 inline __m512 Exp(__m512 x) {
   x = _mm512_max_ps(_mm512_min_ps(x, _mm512_set1_ps(88.0f)), _mm512_set1_ps(-104.0f));
   const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
@@ -30,18 +31,18 @@ inline __m512 Silu(__m512 x) {
   return _mm512_div_ps(x, _mm512_add_ps(_mm512_set1_ps(1.0f), decay));
 }
 
-// Rounds 32 numbers to the nearest bfloat16, ties to even.
+// Stores 32 numbers rounded to the nearest bfloat16, ties to even.
 inline void StoreRounded(uint16_t* to, __m512 first, __m512 second) {
   _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(second, first));
 }
 
-// 16 bfloat16 numbers.
+// Loads 16 bfloat16 numbers as float32.
 inline __m512 Widen(const uint16_t* from) {
   const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)from));
   return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
 }
 
-// 1 / sqrt(mean(row * row) + epsilon), of a multiple of 16 numbers.
+// Returns 1 / sqrt(mean(row * row) + epsilon); `size` is a multiple of 16.
 inline float InverseNorm(const uint16_t* row, int64_t size, float epsilon) {
   __m512 squares = _mm512_setzero_ps();
   for (int64_t i = 0; i < size; i += 16) {

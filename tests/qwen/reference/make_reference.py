@@ -1,6 +1,6 @@
-"""Makes ``reference.npz``: what transformers captures of ``SMALL`` with ``varied_weights``.
+"""Make `reference.npz`: activations of `SMALL` with `varied_weights` in transformers.
 
-Run it where PyTorch is installed, from the root of the repository::
+Run it in an environment with PyTorch, from the root of the repository::
 
     python -m tests.qwen.reference.make_reference
 """
@@ -20,7 +20,7 @@ LENGTHS = (1, 5, 40, 19, 130)
 
 
 def prompts() -> list[np.ndarray]:
-    """Token ids, [tokens] int32 each."""
+    """Return token ids, [tokens] int32 each."""
     generator = np.random.RandomState(1)
     return [generator.randint(0, SMALL.vocab_size, length).astype(np.int32) for length in LENGTHS]
 
