@@ -26,11 +26,11 @@ SLOTS_PER_SEGMENT = 32
 """A row of L slots holds at most L / 32 samples, so pooled outputs have a fixed shape."""
 
 TOKENS_PER_BATCH_ROW = 512
-"""Token slots of one unit of batch size."""
+"""Token slots per unit of batch size."""
 
 SHORT_ROW = 2048
-"""Preferred row length, in slots, for kernels that visit every pair of blocks of a row, even those
-that they skip. Longer rows cost such kernels more than they save."""
+"""Preferred row length, in slots, for kernels that iterate over every pair of blocks of a row,
+including the pairs that they skip. Longer rows cost such kernels more than they save."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class StepShape:
 
     Attributes:
         rows: number of rows.
-        length: slots of a row.
-        chosen: slots of a row that give a vector, some of them unused; None if every slot does.
+        length: slots per row.
+        chosen: slots per row that give a vector, including unused ones; None if every slot does.
     """
 
     rows: int

@@ -18,7 +18,7 @@ def bucket_client() -> Any:
 
 @load_once
 def _client_of(emulator: str | None) -> Any:
-    """Create a client, which keeps the emulator address of the environment at this moment."""
+    """Create a client for this emulator address, which the client reads from the environment."""
     from google.cloud import storage
 
     return storage.Client()

@@ -34,8 +34,8 @@ FLOAT_DTYPES = ("BF16", "F16", "F32", "F64")
 """Supported dtypes of weights on disk."""
 
 LARGE, BLOCK = 1 << 24, 1 << 20
-"""Number of values above which a random tensor is drawn from a table, and values drawn at a
-time."""
+"""Number of values above which a random tensor is drawn from a table, and number of values drawn
+at a time."""
 
 
 class CheckpointError(ValueError):
@@ -44,7 +44,7 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class _Tensor:
-    """One tensor of a memory-mapped `safetensors.safe_open`."""
+    """One tensor of a memory-mapped safetensors file."""
 
     file: Any
     path: Path
@@ -135,8 +135,8 @@ class CheckpointFolder:
 
         Args:
             folder: the folder.
-            names: returns the names of all files in the original location of the folder, for an
-                error message.
+            names: function that returns the names of all files in the original location of the
+                folder, for an error message.
 
         Raises:
             CheckpointError: if a file is missing, damaged or ambiguous. The message names the file
@@ -217,7 +217,7 @@ def checkpoint_files(folder: Path, names: Callable[[], Sequence[str]] | None = N
     The arguments are the same as in `CheckpointFolder`.
 
     Raises:
-        CheckpointError: if there are no files, or the index names a missing one.
+        CheckpointError: if there are no files, or the index names a missing file.
     """
     index = folder / INDEX_FILE
     if os.path.lexists(folder / SINGLE_FILE):
@@ -237,7 +237,7 @@ def checkpoint_files(folder: Path, names: Callable[[], Sequence[str]] | None = N
         files, named = [], ""
     if not files:
         raise CheckpointError(
-            f"{folder}: no weights: expected {SINGLE_FILE} or {INDEX_FILE}; "
+            f"{folder}: no weights found. Expected {SINGLE_FILE} or {INDEX_FILE}; "
             + explain(folder, names() if names else sorted(os.listdir(folder)))
         )
     for file in files:

@@ -14,7 +14,7 @@ SLIDING_ATTENTION = "sliding_attention"
 LINEAR_ATTENTION = "linear_attention"
 
 DELTA_CHUNK = 64
-"""Slots per chunk of a gated delta network in float32; a chunk updates the state at once."""
+"""Slots per chunk of a gated delta network in float32, which updates its state once per chunk."""
 
 
 class ModelConfigError(ValueError):

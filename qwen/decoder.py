@@ -32,7 +32,7 @@ program returns."""
 
 
 class DecoderLayer(nnx.Module):
-    """One layer: a mixer and an MLP or experts, each after a norm and added to the stream."""
+    """One layer: a mixer, then an MLP or experts, each with a norm before it and a residual sum."""
 
     def __init__(self, config: ModelConfig, kind: LayerKind, dtype: jnp.dtype) -> None:
         hidden = config.hidden_size
@@ -126,7 +126,7 @@ class DecoderLayer(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """The embedding and the layers, up to the highest one that is captured."""
+    """The embedding and the layers up to the highest captured one."""
 
     def __init__(self, config: ModelConfig, num_layers: int, dtype: jnp.dtype) -> None:
         self.embedding = nnx.Param(jnp.zeros((config.vocab_size, config.hidden_size), dtype))

@@ -95,7 +95,7 @@ def open_extractor(
 
 
 def _check_model(source: ModelSource, settings: ExtractorSettings) -> None:
-    """Check that the model and the package versions are those in the settings.
+    """Check that the model and the package versions match the settings.
 
     Raises:
         OtherWorkerError: if any of them differs. The message names the difference.
@@ -120,7 +120,7 @@ def _check_model(source: ModelSource, settings: ExtractorSettings) -> None:
     if changed:
         raise OtherWorkerError(
             f"this worker has {', '.join(changed)}, and other versions may round differently. "
-            "Start all workers from one image, or from the environment of the launcher."
+            "Start all workers from one image, or from the launcher's environment."
         )
     fingerprint = settings.weights_fingerprint
     if fingerprint and (found := source.weights_fingerprint()) != fingerprint:
@@ -185,8 +185,8 @@ class ActivationExtractor:
             raise OtherWorkerError(
                 f"this worker computes with {self.ops} operations, but the finished files of this "
                 f"run were computed with {', '.join(settings.expected_ops)}, which round "
-                "differently. "
-                "Resume on the same kind of machine, or replace all files with --overwrite."
+                "differently. Resume on the same kind of machine, or replace all files with "
+                "--overwrite."
             )
         LOGGER.info("%s: operations %s, %d devices", source.name, self.ops, mesh.size)
         captured: StorageDtype = settings.storage_dtype
@@ -447,7 +447,7 @@ def check_layers(layers: Sequence[int], num_layers: int) -> None:
         ValueError: if there are no layers, a layer is repeated, or the model lacks a layer.
     """
     if not layers:
-        raise ValueError("no layer to capture")
+        raise ValueError("no layer to capture; pass at least one layer number")
     if len(set(layers)) != len(layers):
         raise ValueError(f"a layer is named twice: {', '.join(map(str, layers))}")
     if outside := [layer for layer in layers if not 0 <= layer < num_layers]:

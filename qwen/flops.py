@@ -1,7 +1,6 @@
-"""FLOPs of layers: their matrix products, with a multiplication and an addition counted as two.
+"""FLOPs of the matrix products in layers. A multiply-add counts as two.
 
-Elementwise operations are not counted; of a mixture of experts, only the active experts are.
-Imports no JAX.
+Elementwise operations and inactive experts do not count. This module does not import JAX.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ def flops_of(
         config: the model.
         depth: number of layers.
         slots: token slots that the layers process.
-        lengths: tokens of each sample in the slots; attention stays within a sample.
+        lengths: number of tokens of each sample in the slots; attention stays within a sample.
     """
     found = np.asarray(lengths, np.int64)
     return sum(
@@ -47,12 +46,12 @@ def token_flops(config: ModelConfig, kind: LayerKind) -> int:
 
 
 def pair_flops(config: ModelConfig, kind: LayerKind) -> int:
-    """Return the FLOPs of a layer's attention for one pair of query and key."""
+    """Return the FLOPs of a layer's attention for one query-key pair."""
     return 4 * config.num_attention_heads * config.head_dim if kind.mixer == "attention" else 0
 
 
 def pairs(lengths: np.ndarray, kind: LayerKind) -> int:
-    """Return the query-key pairs that a layer visits in samples of `lengths` [samples]."""
+    """Return the number of query-key pairs in a layer for samples of `lengths` [samples]."""
     if kind.mixer == "delta":
         return 0
     reach = lengths if kind.window is None else np.minimum(lengths, kind.window)
@@ -65,7 +64,7 @@ def mlp_flops(hidden: int, intermediate: int) -> int:
 
 
 def experts_flops(config: ExpertsConfig, hidden: int) -> int:
-    """Return the FLOPs of experts for one token, with router, shared expert and its gate."""
+    """Return the FLOPs of experts for one token, with the router and the gated shared expert."""
     shared = config.shared_intermediate_size
     return (
         2 * hidden * config.num_experts
@@ -75,7 +74,7 @@ def experts_flops(config: ExpertsConfig, hidden: int) -> int:
 
 
 def delta_flops(config: DeltaConfig, hidden: int) -> int:
-    """Return the FLOPs of a gated delta network for one token, with the rule in chunked form."""
+    """Return the FLOPs of a gated delta network for one token, with the chunked delta rule."""
     key_heads, heads = config.num_key_heads, config.num_value_heads
     keys, values = config.key_head_dim, config.value_head_dim
     projected = 2 * key_heads * keys + heads * (2 * values + 2)  # With gates, decays and betas.

@@ -1,4 +1,4 @@
-"""Loading a value once per process, regardless of the number of threads."""
+"""Values that a process loads once, regardless of the number of threads."""
 
 from __future__ import annotations
 

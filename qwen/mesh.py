@@ -1,4 +1,4 @@
-"""Mesh (data, model) of the devices that run a step.
+"""The (data, model) mesh of the devices that run a step.
 
 Rows are split over the data axis. Heads and the intermediate dimension of the MLP are split over
 the model axis (Megatron-LM, https://arxiv.org/abs/1909.08053).

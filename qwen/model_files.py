@@ -1,4 +1,4 @@
-"""Files of a checkpoint in a local folder, a `gs://` folder or on the Hugging Face hub.
+"""Files of a checkpoint, in a local folder, in a `gs://` folder or on the Hugging Face hub.
 
 Remote files are copied to local disk, so that weights can be memory-mapped. Text files and weights
 are downloaded separately, because most processes need only the text files. Files that could contain
@@ -40,7 +40,7 @@ WEIGHT_FILES = ("*.safetensors",)
 
 
 class ModelNotFoundError(ValueError):
-    """A model path without a model."""
+    """A model path that does not lead to a model."""
 
 
 class ModelFiles(ABC):
@@ -124,9 +124,8 @@ class HubFiles(ModelFiles):
 
         try:
             return sorted(list_repo_files(self.repository, revision=self.commit()))
-        except (
-            Exception
-        ):  # Offline errors have several types, and the names are only for a message.
+        # Errors without a network have several types, and the names are only for a message.
+        except Exception:
             return super().names()
 
     def _download(self, patterns: tuple[str, ...], revision: str | None) -> Path:
@@ -139,8 +138,8 @@ class HubFiles(ModelFiles):
             )
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
             raise ModelNotFoundError(
-                f"--model_path {self.repository!r} is neither a local folder nor could it be "
-                f"fetched from the Hugging Face hub at revision {revision or 'main'!r} "
+                f"--model_path {self.repository!r} is not a local folder, and fetching it from the "
+                f"Hugging Face hub at revision {revision or 'main'!r} failed "
                 f"({type(error).__name__}: {error})"
             ) from error
 
@@ -161,6 +160,7 @@ class GcsFiles(ModelFiles):
         return self._fetch((*TEXT_FILES, *WEIGHT_FILES))
 
     def headers_folder(self) -> Path:
+        """Download only the headers, and extend each file with zeros to its full size."""
         folder = _folder_of_this_process("headers-")
         if (index := self.text_folder() / INDEX_FILE).exists():
             shutil.copy(index, folder)
@@ -242,7 +242,7 @@ class GcsFiles(ModelFiles):
 
 @load_once
 def find_files(model_path: str) -> ModelFiles:
-    """Return the files that a model path names.
+    """Return the files at a model path.
 
     Raises:
         ModelNotFoundError: if the path cannot name a model. The message gives the reason.

@@ -26,16 +26,16 @@ FORMATS = (
         "Name a single file model.safetensors; for several, download model.safetensors.index.json",
     ),
 )
-"""Suffixes of files with weights, what the files are, and what to do."""
+"""Suffixes of weights files in other formats, their descriptions, and what to do."""
 
 CONTENTS = (
-    (b"version https://git-lfs", "a pointer of Git LFS, not the file itself (`git lfs pull`)"),
+    (b"version https://git-lfs", "a Git LFS pointer, not the file itself (run `git lfs pull`)"),
     (b"GGUF", "a GGUF file"),
-    (b"PK\x03\x04", "a zip file, perhaps of PyTorch"),
+    (b"PK\x03\x04", "a zip file, perhaps from PyTorch"),
     (b"\x80", "a pickle"),
     (b"<", "a web page"),
 )
-"""First bytes and names of files that are sometimes found instead of weights."""
+"""First bytes and descriptions of files that users sometimes have instead of weights."""
 
 
 def content_kind(start: bytes) -> str | None:
@@ -44,7 +44,7 @@ def content_kind(start: bytes) -> str | None:
 
 
 def absence(path: Path) -> str:
-    """Describe a missing path: a broken link or nothing."""
+    """Explain why a path does not exist; a broken link is named as such."""
     if path.is_symlink():
         return f"is a link to {path.readlink()}, which does not exist"
     return "does not exist"

@@ -1,4 +1,4 @@
-"""Loading of parameters: read, lay out for the operations, and place on the mesh's devices."""
+"""Load parameters: read them, lay them out for the operations, place them on the mesh's devices."""
 
 from __future__ import annotations
 

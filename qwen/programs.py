@@ -42,7 +42,7 @@ Inputs = Mapping[str, jax.Array]
 
 
 class Captured(NamedTuple):
-    """Results of a step for one site.
+    """Results of one step at one site.
 
     Attributes:
         vectors: [R, N, row elements], the vectors of the samples or chosen tokens of each row in
@@ -160,7 +160,7 @@ class Programs:
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self._rows)
 
         inputs = jax.tree.map(on_rows, vars(StepInputs.empty(shape)))
-        # Tracing holds Python's lock, so concurrent tracing would delay the first shape.
+        # Tracing holds Python's GIL, so concurrent tracing would delay the first shape.
         with self._lowering:
             embed = self._functions.embed.lower(_abstract(self._embedding), inputs)
             x, rotary = jax.tree.map(on_rows, embed.out_info)

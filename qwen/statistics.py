@@ -1,4 +1,4 @@
-"""Statistics of captured vectors: computed on the device for each step, merged on the host.
+"""Statistics of captured vectors, computed per step on the device and merged on the host.
 
 A device returns one small array for each site: mean and M2 (the sum of squared deviations from the
 mean) of its finite vectors, and the norm of each vector. This saves the host a pass over the
@@ -28,7 +28,7 @@ def moments_of(vectors: jax.Array, real: jax.Array) -> jax.Array:
 
     Returns:
         [1, 2 * H + R * N] float32: mean, M2 and norms. A vector that is not finite has the norm NaN
-        and does not count in mean and M2. A place without a vector has the norm `PADDING`.
+        and does not count toward mean and M2. A place without a vector has the norm `PADDING`.
     """
     x = dequantize(vectors.reshape(-1, vectors.shape[-1])).astype(jnp.float32)
     real = real.reshape(-1)

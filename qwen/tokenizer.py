@@ -1,7 +1,7 @@
 """The tokenizer of a checkpoint, with exactly the token ids of `tokenizer.json`.
 
 This does not use `AutoTokenizer`, which for some model types builds another tokenizer from the
-vocabulary of `tokenizer.json`, without its normalizer and pre-tokenizer.
+vocabulary of `tokenizer.json` and drops its normalizer and pre-tokenizer.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise
     except Exception as error:  # transformers raises any exception type for a damaged file.
         raise TokenizerError(
-            f"{folder}: no tokenizer could be loaded ({type(error).__name__}: {error}). Copy the "
-            "tokenizer of the model again."
+            f"{folder}: the tokenizer cannot be loaded ({type(error).__name__}: {error}). Copy the "
+            "model's tokenizer again."
         ) from error
     return tokenizer
 
@@ -138,7 +138,7 @@ def _load(folder: Path, whole: bool) -> PreTrainedTokenizerBase:
         )
     for file, token, token_id in _declared_tokens(folder, config):
         if (found := stored.token_to_id(token)) != token_id:
-            raise _disagreement(folder / file, token, f"id {token_id}", f"id {found}")
+            raise _disagreement(folder / file, token, f"has id {token_id}", f"has id {found}")
     _check_pipeline(folder, stored, tokenizer.backend_tokenizer)
     if tokenizer.split_special_tokens:
         raise TokenizerError(
@@ -196,8 +196,9 @@ def _added_tokens(tokenizer: Tokenizer) -> dict[str, dict[str, object]]:
 def _flags(token: dict[str, object] | None, other: dict[str, object] | None) -> str:
     """Describe the properties of an added token that differ from another one."""
     if token is None or other is None:
-        return "no added token" if token is None else "an added token"
-    return ", ".join(f"{name} {token[name]}" for name in token if token[name] != other[name])
+        return "is not an added token" if token is None else "is an added token"
+    different = [f"{name} {token[name]}" for name in token if token[name] != other[name]]
+    return f"has {', '.join(different)}"
 
 
 def _state(part: Any) -> bytes | None:
@@ -222,7 +223,7 @@ def _mentions(value: object, token: str) -> bool:
 
 def _disagreement(file: Path, token: str, there: str, here: str) -> TokenizerError:
     return TokenizerError(
-        f"{file}: the token {token!r} has {there}, but {here} in {TOKENIZER}, which determines the "
+        f"{file}: the token {token!r} {there}, but {here} in {TOKENIZER}, which determines the "
         f"token ids. Remove it from {file.name}, or save the tokenizer again with the tokens that "
         "the model was trained with."
     )

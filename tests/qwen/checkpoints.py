@@ -34,10 +34,10 @@ INTERNAL = {
     *("rotary_dim", "attention_bias", "qk_norm", "output_gate", "zero_centered_norms"),
     *("dense_layers", "delta", "experts", "rope_scaling"),
 }
-"""Fields of `ModelConfig` that a `config.json` does not have in this form."""
+"""Fields of `ModelConfig` that `config.json` lacks or stores in another form."""
 
 GROUPED_BY_FOUR = replace(SMALL, num_attention_heads=8, num_key_value_heads=4)
-"""A model whose heads divide among 4 devices but not among 8."""
+"""A model whose key-value heads can be split over 4 devices but not over 8."""
 
 
 def varied_weights(config: ModelConfig, seed: int = 0) -> dict[str, np.ndarray]:

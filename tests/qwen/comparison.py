@@ -22,7 +22,7 @@ RELATIVE_ERROR_FLOAT32 = 1e-4
 """Maximum relative L2 error of a vector, |ours - theirs| / |theirs|."""
 
 STREAM: tuple[HookPoint, ...] = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
-"""The residual stream and its updates: hook points that every layer has, all of one width."""
+"""The residual stream and its updates: hook points of the same width in every layer."""
 
 COSINE_BFLOAT16 = dict.fromkeys(HOOK_POINTS, 0.999) | {"attn_out": 0.998, "mlp_out": 0.998}
 """Minimum cosine by hook point. Rounding affects updates more than the residual stream."""

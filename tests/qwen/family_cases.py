@@ -14,7 +14,7 @@ ATTENTION, DELTA = "full_attention", "linear_attention"
 
 @dataclass(frozen=True)
 class Case:
-    """A model in the terms of transformers.
+    """Shape and options of a model, as transformers names them.
 
     Attributes:
         name: name of the classes, without `Config` and `ForCausalLM`.

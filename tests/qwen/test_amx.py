@@ -1,4 +1,4 @@
-"""Argument checks of the AMX kernels, and properties besides their definition."""
+"""Argument checks of the AMX kernels, and properties beyond their numerical definition."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ WRONG_CALLS: dict[str, tuple[list[jax.Array], list[jax.Array]]] = {
 @needs_library
 @pytest.mark.parametrize("call", WRONG_CALLS)
 def test_arrays_that_do_not_fit_are_refused(call: str) -> None:
-    """This works without AMX too: the kernels check before they use the registers."""
+    """Run without AMX too, because the kernels check arguments before they use its registers."""
     kernel, (arguments, results) = call.partition(" ")[0], WRONG_CALLS[call]
     attributes = {"epsilon": np.float32(EPSILON)} if kernel in ("mlp", "qkv") else {}
     shapes = tuple(jax.ShapeDtypeStruct(each.shape, each.dtype) for each in results)
@@ -77,7 +77,7 @@ def test_a_tiled_kernel_has_panels_of_32_columns_in_pairs_of_rows() -> None:
 
 @needs_amx
 def test_silu_is_right_far_from_zero() -> None:
-    """Rows with a gate of -100 and of 100 give 0 and the gate itself."""
+    """Use rows whose gates of -100 and 100 give 0 and 100."""
     bfloat16 = jnp.dtype("bfloat16")
     x = array(1, 32, 32).at[0, 0, 0].set(-1).at[0, 1, 0].set(1)
     mlp, norm = MLP(32, 32, bfloat16), RMSNorm(32, 0.0, bfloat16)

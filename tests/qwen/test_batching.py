@@ -72,8 +72,7 @@ def test_every_sample_is_placed_once_in_steps_that_suit_the_devices(
         smallest = packing.rows * row_lengths(longest, min(512, packing.row_length))[-1]
         assert shape.slots <= max(left, 2 * smallest)
         left -= step.tokens
-        # If a device runs out of memory, a step becomes two with the same samples in the same
-        # order.
+        # If a device runs out of memory, smaller steps take the samples in the same order.
         smaller = split_step(step, packing.rows) or (step,)
         for part in smaller:
             check_step(part)

@@ -171,7 +171,7 @@ def test_a_field_that_is_not_understood_is_refused_unless_it_is_named(
 
 
 def test_what_transformers_writes_and_does_not_use_is_harmless() -> None:
-    """Covers all fields of its model and generation configurations, with harmless values."""
+    """Cover all fields of its model and generation configurations, with harmless values."""
     unused = {
         **dict.fromkeys(transformers.GenerationConfig()._get_default_generation_params(), 7),
         **transformers.PreTrainedConfig.from_dict({"num_labels": 3}).to_dict(),
@@ -230,7 +230,7 @@ PRESET_OF = {config.model_type: name for name, config in PRESETS.items()}
 
 @pytest.mark.parametrize("model_type", PRESET_OF)
 def test_an_absent_field_means_what_it_means_to_transformers_or_is_missed(model_type: str) -> None:
-    """The exception is the trained length of RoPE, which the user limits here."""
+    """Exclude `max_position_embeddings`, whose default here is the same for all families."""
     fields = json.loads(preset_file(PRESET_OF[model_type]).read_text())
     for name in fields:
         shorter = without(fields, name)
@@ -246,7 +246,7 @@ def test_an_absent_field_means_what_it_means_to_transformers_or_is_missed(model_
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_tensors_of_a_layer_make_its_parameters(name: str) -> None:
-    """Covers every kind of layer; output gates are part of the query tensor."""
+    """Cover every kind of layer; output gates are part of the query tensor."""
     config = PRESETS[name]
     family = family_of(config)
     model = nnx.eval_shape(lambda: Decoder(config, config.num_hidden_layers, jnp.dtype("float32")))

@@ -1,4 +1,4 @@
-"""A mixture of experts is the same on any number of devices, for any preference of the router.
+"""Mixture of experts on several devices, for different preferences of the router.
 
 The number of devices is fixed when JAX starts, so this file also runs as a program.
 """

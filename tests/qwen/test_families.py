@@ -1,4 +1,4 @@
-"""Every family in unusual shapes: each site of each layer matches transformers."""
+"""Comparison of every family with transformers at each site, in unusual shapes."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_every_site_is_that_of_transformers(
 def test_bfloat16_is_as_near_to_float32_as_that_of_transformers(
     name: str, tmp_path: Path, record_property: RecordProperty
 ) -> None:
-    """Both can be far from float32, if rounding changes experts or a delta network amplifies it.
+    """Both can be far from float32 if rounding changes experts or a delta network amplifies it.
 
     The test therefore counts tokens whose experts differ from float32, and compares the errors of
     both.

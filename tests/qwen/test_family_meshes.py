@@ -1,4 +1,4 @@
-"""Models of every family give the same result on several devices and for packed samples.
+"""Comparison of every family on several devices with one device, and of packed samples with one.
 
 The number of devices is fixed when JAX starts, so this file also runs as a program that captures.
 """

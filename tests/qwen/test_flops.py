@@ -1,4 +1,4 @@
-"""FLOPs equal those of the products in the layers' programs."""
+"""Comparison of the FLOPs with the matrix products in the layers' programs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class WithoutScores(Ops):
 
 
 def flops_in(jaxpr: Any) -> int:
-    """Return the FLOPs of all products of a program, with loops counted as often as they run."""
+    """Return the FLOPs of all products in a program; each iteration of a loop counts."""
     total = 0
     for equation in jaxpr.eqns:
         params = equation.params

@@ -1,4 +1,4 @@
-"""Several devices give the same activations as one device.
+"""Comparison of activations on several devices with one device.
 
 The number of devices is fixed when JAX starts, so this file also runs as a program that captures.
 """

@@ -1,4 +1,4 @@
-"""Every set of operations matches the definition, written here in numpy and float64."""
+"""Comparison of every set of operations with its definition in numpy and float64."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ Row = Sequence[int]
 """Lengths of the samples in a row; the rest of the row is padding."""
 
 WINDOWS = (1, 50, 129)
-"""Numbers of tokens that a query sees: one, less than a block, and more."""
+"""Numbers of tokens that a query sees: one, less than a block, and more than a block."""
 
 LAYOUTS: dict[str, tuple[int, list[Row]]] = {
     "rows of one block": (128, [[128], [40, 60]]),
@@ -358,7 +358,7 @@ def test_each_device_has_operations_that_it_can_run(
 
 
 def test_bfloat16_is_the_nearest_with_ties_to_even() -> None:
-    """Covers random mantissas, ties and their neighbors, and infinities."""
+    """Cover random mantissas, ties and their neighbors, and infinities."""
     random = np.random.default_rng(0).integers(0, 2**32, 100_000, dtype=np.uint32)
     ties = (random | 0x8000) & 0xFFFF_8000
     values = np.concatenate([random, ties, ties - 1, ties + 1, random & 0xFF80_0000])
@@ -371,7 +371,7 @@ def test_bfloat16_is_the_nearest_with_ties_to_even() -> None:
 
 
 def test_what_is_not_a_number_stays_so() -> None:
-    """Covers NaNs from bfloat16 weights and from arithmetic."""
+    """Cover NaNs from bfloat16 weights and from arithmetic."""
     every_bfloat16 = (np.arange(2**16, dtype=np.uint32) << 16).view(np.float32)
     weights = jnp.asarray(every_bfloat16[np.isnan(every_bfloat16)])
 

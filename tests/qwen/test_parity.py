@@ -1,4 +1,4 @@
-"""Activations match Hugging Face transformers at every hook point of every layer.
+"""Comparison with Hugging Face transformers at every hook point of every layer.
 
 Transformers writes every checkpoint with `save_pretrained` and runs it on one unpadded prompt at a
 time. The figures are in `docs/parity.md`. `test_reference.py` compares with stored values and needs

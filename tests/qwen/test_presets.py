@@ -1,4 +1,4 @@
-"""Presets are valid `config.json` files, and random weights fit them."""
+"""Shapes, random weights and export of the presets."""
 
 from __future__ import annotations
 

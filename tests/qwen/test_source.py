@@ -94,7 +94,7 @@ def test_a_config_that_is_not_there_or_not_json(tmp_path: Path, content: bytes) 
 
 
 def test_a_folder_without_a_tokenizer(checkpoint: Path) -> None:
-    """Without this check, transformers builds one whose only token is <|endoftext|>."""
+    """Without the check, transformers would build a tokenizer whose only token is <|endoftext|>."""
     (checkpoint / "tokenizer.json").unlink()
     with pytest.raises(TokenizerError, match=f"{checkpoint}: there is no tokenizer"):
         open_model(str(checkpoint)).tokenizer()
@@ -110,7 +110,7 @@ def test_a_folder_without_a_tokenizer(checkpoint: Path) -> None:
 )
 def test_a_damaged_tokenizer(checkpoint: Path, name: str, content: bytes) -> None:
     (checkpoint / name).write_bytes(content)
-    with pytest.raises(TokenizerError, match=rf"{checkpoint}: no tokenizer could be loaded"):
+    with pytest.raises(TokenizerError, match=rf"{checkpoint}: the tokenizer cannot be loaded"):
         open_model(str(checkpoint)).tokenizer()
 
 
@@ -210,7 +210,7 @@ COMMITS = ("a" * 40, "b" * 40)
 @pytest.fixture
 def hub_cache(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The hub's cache, offline: a repository whose main branch is the first of two commits."""
-    # Each test has its own name, because a process resolves a commit once.
+    # Each test needs its own repository name, because a process resolves a commit once.
     cache = tmp_path / f"models--org--{tmp_path.name}"
     for commit in COMMITS:
         shutil.copytree(checkpoint, cache / "snapshots" / commit)
@@ -279,5 +279,5 @@ def test_a_hub_repository_is_fetched_without_code_or_pickles(
     source.check_weights()
     assert names_in(cache) == TEXT_FILES | {SINGLE_FILE}
     assert source.weights().shapes().keys() == varied_weights(SMALL).keys() - {"lm_head.weight"}
-    with pytest.raises(ModelNotFoundError, match="'org/absent' is neither a local folder nor"):
+    with pytest.raises(ModelNotFoundError, match="'org/absent' is not a local folder"):
         open_model("org/absent")

@@ -1,4 +1,4 @@
-"""Checkpoints in the forms that fine-tuning produces: activations match transformers."""
+"""Comparison with transformers for checkpoints in the forms that fine-tuning produces."""
 
 from __future__ import annotations
 

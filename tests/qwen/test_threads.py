@@ -1,4 +1,4 @@
-"""Threads that start together, like the bundles of a worker, load and compile each value once."""
+"""Loading and compiling in threads that start together, like the bundles of a worker."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_threads_that_start_together_load_each_value_once() -> None:
 
 
 def test_threads_that_start_together_share_one_tokenizer() -> None:
-    """Runs in a new process, because threads can break the first import of transformers."""
+    """Run in a new process, because threads can break the first import of transformers."""
     command = [sys.executable, "-c", TOKENIZERS_AT_ONCE]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stderr) == (0, "")

@@ -1,4 +1,4 @@
-"""Comparison of all kinds of tokenizers in checkpoints with `tokenizers` and transformers."""
+"""Comparison of all kinds of tokenizers with the tokenizers library and transformers."""
 
 from __future__ import annotations
 
@@ -211,7 +211,7 @@ def test_added_tokens_that_all_files_state_alike(folder: Path) -> None:
         ("special_tokens_map.json", {"eos_token": {"content": "[EOS]"}}, ["'[EOS]'"]),
         ("added_tokens.json", {"[NEW]": 900}, ["'[NEW]'", "id 900"]),
         ("added_tokens.json", {"<|im_end|>": 900}, ["'<|im_end|>'", "id 900"]),
-        ("added_tokens.json", {"!": 1}, ["'!'", "no added token"]),
+        ("added_tokens.json", {"!": 1}, ["'!'", "not an added token"]),
         ("tokenizer_config.json", {"added_tokens_decoder": {"7": {"content": "[B]"}}}, ["id 7"]),
         ("tokenizer_config.json", {"split_special_tokens": True}, ["split_special_tokens"]),
     ],

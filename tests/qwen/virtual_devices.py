@@ -1,4 +1,4 @@
-"""Captures on several virtual devices.
+"""Capture on several virtual devices.
 
 The number of devices is fixed when JAX starts, so a module captures in a new process.
 """
