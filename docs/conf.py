@@ -28,6 +28,7 @@ nitpick_ignore = [
     for name in (
         "activation_dataset.example.DecodedExample",
         "activation_dataset.input_counts.Written",
+        "activation_dataset.layout.Layout",
         "activation_dataset.reading.shards.Shards",
         "activation_dataset.sites.Row",
         "corpus.repeats.Seen",
