@@ -40,7 +40,7 @@ def main() -> None:
         elements = pipeline | beam.Create([*TEXTS, *ids])
         assert_that(elements | RunInference(ActivationModelHandler(SETTINGS)), check)
     for wrong in (2**32 + 5, 5.9):  # a cast to 32 bits makes 5 of both
-        with pytest.raises(ValueError, match="integer ids|token id"):
+        with pytest.raises(ValueError, match=r"integer ids|token id"):
             list(ActivationModelHandler(SETTINGS).run_inference([np.array([wrong])], extractor))
     with pytest.raises(ValueError, match=r"pooling is 'none'.*'last' or 'mean'"):
         ActivationModelHandler(ExtractorSettings("random:tiny", (1,), pooling="none"))
