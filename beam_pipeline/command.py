@@ -61,9 +61,8 @@ def extract(argv: Sequence[str]) -> None:
     gc.freeze()
     config, options = parse_flags(argv)
     if options.view_as(WorkerOptions).default_sdk_harness_log_level == "DEBUG":
-        LOGGER.setLevel(
-            logging.DEBUG
-        )  # Shows the traceback of errors that are explained in one line.
+        # Shows the traceback of errors that are explained in one line.
+        LOGGER.setLevel(logging.DEBUG)
     resumed = run_pipeline(config, options)
     content = read_if_exists(join(config.output_dir, METADATA_FILE))
     if content is not None:

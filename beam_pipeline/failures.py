@@ -77,12 +77,18 @@ def _engine_failure(error: BaseException) -> str | None:
     return None
 
 
+def modules_of(error: BaseException) -> list[str]:
+    """Return the names of the modules that an error passed through, the innermost last."""
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    return [str(frame.f_globals.get("__name__", "")) for frame in frames]
+
+
 def _comes_from_engine(error: BaseException) -> bool:
     """Return True if Beam raised the error while it started an engine or talked to it."""
-    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
-    modules = [str(frame.f_globals.get("__name__")) for frame in frames]
     ours_or_beams = [
-        module for module in modules if module.partition(".")[0] in (*PACKAGES, "apache_beam")
+        module
+        for module in modules_of(error)
+        if module.partition(".")[0] in (*PACKAGES, "apache_beam")
     ]
     return bool(ours_or_beams and _TALKS_TO_ENGINE.match(ours_or_beams[-1]))
 

@@ -10,13 +10,12 @@ import os
 import re
 import sys
 import threading
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import grpc
 
-from beam_pipeline.failures import WORKER_DIED
+from beam_pipeline.failures import WORKER_DIED, modules_of
 
 STATUS = 2
 GRACE_SECONDS = 5.0
@@ -54,9 +53,6 @@ def ends_with_its_workers() -> Iterator[None]:
 
 def _comes_from_channel(error: BaseException | None) -> bool:
     """Return True if a channel to a worker or an engine broke, a consequence of its end."""
-    if error is None or isinstance(error, grpc.RpcError):
-        return error is not None
-    modules = [
-        frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)
-    ]
-    return bool(modules) and modules[-1].startswith("grpc.")
+    if error is None:
+        return False
+    return isinstance(error, grpc.RpcError) or "".join(modules_of(error)[-1:]).startswith("grpc.")

@@ -30,7 +30,7 @@ from transforms.auto_shards import AutoShards
 from transforms.find_inputs import common_root, match_all, source_of
 from transforms.measure_output import OutputSize, output_size
 from transforms.read_tasks import read_file
-from transforms.report_inputs import InputReport
+from transforms.report_inputs import GatherReport
 from transforms.tokenize_tasks import samples_of
 
 LONG_TAIL = 0.05
@@ -73,22 +73,19 @@ class Plan:
 
 def make_plan(job: Job) -> Plan:
     """Read and tokenize all inputs, and predict; keeps 24 bytes of each sample."""
-    written, rejected = Written(), list[RejectedTask]()
+    gather = GatherReport()
+    reported = gather.create_accumulator()
     fingerprints = [np.empty(0, FINGERPRINT)]
     size, kinds = OutputSize(), Counter(job.record_kinds.values())
     samples_per_shard = job.samples_per_shard
-    inputs: list[InputFile] = []
     root, matches = common_root(job.patterns), match_all(job.patterns)
     for item in _read_and_tokenize(job, matches.files, root):
-        if isinstance(item, RejectedTask):
-            rejected.append(item)
-        elif isinstance(item, Written):
-            written += item
-        elif isinstance(item, InputFile):
-            inputs.append(item)
-        else:
+        if isinstance(item, Prompt):
             fingerprints.append(fingerprint(item, samples_per_shard))
             size += output_size(item, kinds)
+        else:
+            reported = gather.add_input(reported, item)
+    inputs = gather.extract_output(reported)
     found = np.concatenate(fingerprints)
     shards = plan_shards(found, samples_per_shard)
     ordered = np.sort(found, order=["rank", "content"])
@@ -110,9 +107,9 @@ def make_plan(job: Job) -> Plan:
         slots,
         int(lengths.max(initial=0)),
         size,
-        InputReport(written, tuple(rejected)).counts,
-        rejected,
-        inputs,
+        inputs.counts,
+        inputs.rejected,
+        inputs.files,
         flops,
         padded_flops,
         [source_of(path, root) for path in matches.skipped],

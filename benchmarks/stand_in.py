@@ -76,7 +76,9 @@ class Store:
         return None
 
 
-class _Server(ThreadingHTTPServer):
+class Server(ThreadingHTTPServer):
+    """Server of a store at a free port of localhost, to be started."""
+
     daemon_threads = True
     request_queue_size = 128
 
@@ -92,7 +94,7 @@ class _Handler(BaseHTTPRequestHandler):
     """The requests of the JSON API that the job's writer and the reader send."""
 
     protocol_version = "HTTP/1.1"
-    server: _Server
+    server: Server
 
     def log_message(self, format: str, *arguments: object) -> None:
         """Say nothing."""
@@ -221,13 +223,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
 
-def server(store: Store) -> ThreadingHTTPServer:
-    """Return a server of a store at a free port of localhost, to be started."""
-    return _Server(store)
-
-
 def _serve(store: Store, address: Connection) -> None:
-    started = server(store)
+    started = Server(store)
     address.send(started.server_port)
     started.serve_forever()
 

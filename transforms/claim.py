@@ -32,15 +32,15 @@ def take_claim(folder: str, content: bytes) -> None:
 
 def holds_claim(folder: str, content: bytes) -> bool:
     """Return True if the last claim has this content."""
-    claims = _claims(folder)
-    return bool(claims) and claims[max(claims)] == (len(content), to_text(crc32c(content)))
+    return _ends_with(_claims(folder), content)
 
 
 def release_claim(folder: str, content: bytes) -> None:
     """Delete all claims if the last one has this content; a retention policy may keep them."""
-    if holds_claim(folder, content):
+    claims = _claims(folder)
+    if _ends_with(claims, content):
         with suppress(RetentionError):
-            delete_all(join(folder, _name(number)) for number in _claims(folder))
+            delete_all(join(folder, _name(number)) for number in claims)
 
 
 def _claims(folder: str) -> dict[int, Measured]:
@@ -51,6 +51,10 @@ def _claims(folder: str) -> dict[int, Measured]:
         if match := _CLAIM.fullmatch(path.removeprefix(beginning)):
             found[int(match[1] or 1)] = measured
     return found
+
+
+def _ends_with(claims: dict[int, Measured], content: bytes) -> bool:
+    return bool(claims) and claims[max(claims)] == (len(content), to_text(crc32c(content)))
 
 
 def _name(number: int) -> str:

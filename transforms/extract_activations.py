@@ -188,10 +188,9 @@ class _Extract(beam.DoFn):
             yield TaggedOutput(FINISHED, manifest)
 
     def _list_files(self, output_dir: str, num_shards: int) -> ListedFiles | None:
+        # A local file is read to be measured, so each shard measures its own files.
         if not in_bucket(output_dir):
-            return (
-                None  # A local file is read to be measured, so each shard measures its own files.
-            )
+            return None
         self._listed: ListedFiles = self._shared_listing.acquire(
             lambda: ListedFiles.of(output_dir, num_shards, self._settings.sites)
         )

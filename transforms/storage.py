@@ -189,7 +189,7 @@ def sizes_and_crc32c(paths: Iterable[str]) -> dict[str, Measured]:
 
 
 def measure_beginning(prefix: str) -> dict[str, Measured]:
-    """Return size and CRC32C of all files whose paths begin with `beginning`."""
+    """Return size and CRC32C of all files whose paths begin with `prefix`."""
     if in_bucket(prefix):
         return dict(_list_measured(prefix))
     folder, _, start = prefix.rpartition("/")

@@ -14,7 +14,7 @@ from activation_dataset import ActivationDataset, CorruptRecordError
 from activation_dataset.format import shard_file
 from activation_dataset.index import keep_indexes
 from activation_dataset.reading.shards import DatasetError
-from benchmarks.stand_in import BUCKET, Store, server
+from benchmarks.stand_in import BUCKET, Server, Store
 from tests.activation_dataset.synthetic import write_dataset
 
 LENGTHS = [[40, 17, 60], [70, 12]]
@@ -28,7 +28,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     keep_indexes(dataset.folder, dataset.metadata)
     monkeypatch.setattr("activation_dataset.reading.shards.CHUNK_BYTES", 1 << 10)
     store = Store(speed=1e9, latency=0.0, folder=tmp_path)
-    running = server(store)
+    running = Server(store)
     thread = threading.Thread(target=running.serve_forever)
     thread.start()
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://localhost:{running.server_port}")
