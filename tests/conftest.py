@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import socket
 import tempfile
 from collections.abc import Generator
 from dataclasses import replace
@@ -32,6 +33,13 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 MAY_BE_MISSING = re.compile("AMX|ARC-AGI|AVX|Chromium|GPU|processor|root")
 """Reasons for a skipped test in CI: hardware, data that nobody may ship, a browser."""
+
+
+def free_port() -> int:
+    """Return a port of localhost that nothing listens at."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return int(probe.getsockname()[1])
 
 
 def _refuse_skip(report: pytest.TestReport | pytest.CollectReport) -> None:

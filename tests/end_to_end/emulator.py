@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,15 +10,15 @@ from gcp_storage_emulator.server import create_server
 from google.auth.credentials import AnonymousCredentials
 from google.cloud.storage import Bucket, Client
 
+from tests.conftest import free_port
+
 BUCKET = "research"
 
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     """An emulator with one bucket, as `STORAGE_EMULATOR_HOST` takes it."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     server = create_server("localhost", port, in_memory=True, default_bucket=BUCKET)
     server.start()
     yield f"http://localhost:{port}"

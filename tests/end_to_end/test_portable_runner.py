@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import os
-import signal
-import socket
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import grpc
 import pytest
 from apache_beam.runners.portability import local_job_service
 from apache_beam.runners.portability.fn_api_runner import fn_runner
 
-from tests.conftest import ROOT
 from tests.end_to_end.job import digests, problems_of, run
+from tests.engines.processes import worker_pool as started_pool
 
 FLAGS = ("--layers_to_extract", "0-1", "--batch_size", "1", "--samples_per_shard", "1")
 
@@ -51,21 +47,8 @@ def worker_pool(tmp_path: Path) -> Iterator[str]:
     python.parent.mkdir()
     python.write_text(PYTHON.format(homes=homes, python=sys.executable), encoding="utf-8")
     python.chmod(0o755)
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "apache_beam.runners.worker.worker_pool_main"]
-    pool = subprocess.Popen(
-        [*command, f"--service_port={port}"],
-        cwd=ROOT,
-        env={**os.environ, "PATH": f"{python.parent}:{os.environ['PATH']}"},
-        start_new_session=True,
-    )
-    with grpc.insecure_channel(f"localhost:{port}") as channel:
-        grpc.channel_ready_future(channel).result(timeout=60)
-    yield f"localhost:{port}"
-    os.killpg(pool.pid, signal.SIGTERM)
-    pool.wait()
+    with started_pool(PATH=f"{python.parent}:{os.environ['PATH']}") as (address, _):
+        yield address
 
 
 def test_two_workers_behind_a_job_service_give_the_bytes_of_a_local_run(

@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.engines.processes import free_port, kill_session, wait_until, worker_environment
+from tests.conftest import free_port
+from tests.engines.processes import kill_session, wait_until, worker_environment
 
 JAVA_PACKAGES = (
     *("java.lang", "java.lang.reflect", "java.util", "java.util.concurrent"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,15 +11,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from tests.conftest import COMPILED, ROOT
+import grpc
+
+from tests.conftest import COMPILED, ROOT, free_port
 from tests.end_to_end.job import flags_of
 from tests.engines.conftest import FLAGS, TASKS
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return int(probe.getsockname()[1])
 
 
 def worker_environment(**more: str) -> dict[str, str]:
@@ -40,6 +35,30 @@ def kill_session(leader: int) -> None:
         with suppress(ValueError, ProcessLookupError):
             if os.getsid(int(entry.name)) == leader:
                 os.kill(int(entry.name), signal.SIGKILL)
+
+
+@contextmanager
+def started(*command: str, port: int, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A server that listens at a port while the block runs."""
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=worker_environment(**environment), start_new_session=True
+    )
+    try:
+        with grpc.insecure_channel(f"localhost:{port}") as channel:
+            grpc.channel_ready_future(channel).result(timeout=60)
+        yield process
+    finally:
+        kill_session(process.pid)
+        process.wait()
+
+
+@contextmanager
+def worker_pool(**environment: str) -> Iterator[tuple[str, int]]:
+    """A pool that starts one process for each job; yields its address and its process's id."""
+    port = free_port()
+    command = (sys.executable, "-m", "apache_beam.runners.worker.worker_pool_main")
+    with started(*command, f"--service_port={port}", port=port, **environment) as pool:
+        yield f"localhost:{port}", pool.pid
 
 
 @contextmanager

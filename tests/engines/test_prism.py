@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import grpc
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, free_port
 from tests.end_to_end.job import digests
 from tests.engines.processes import (
     complete_job,
     error_line,
     errors_of,
-    free_port,
     kill_session,
     start_job,
+    started,
     wait_until,
-    worker_environment,
+    worker_pool,
 )
 
 pytestmark = pytest.mark.engines
@@ -42,35 +38,12 @@ _Extract.process = process_together
 """
 
 
-@contextmanager
-def started(*command: str, port: int, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=worker_environment(**environment), start_new_session=True
-    )
-    try:
-        with grpc.insecure_channel(f"localhost:{port}") as channel:
-            grpc.channel_ready_future(channel).result(timeout=60)
-        yield process
-    finally:
-        kill_session(process.pid)
-        process.wait()
-
-
 @pytest.fixture
 def job_endpoint(engines: Path) -> Iterator[str]:
     port = free_port()
     command = (str(engines / "prism"), "-serve_http=false", f"-job_port={port}")
     with started(*command, port=port):
         yield f"localhost:{port}"
-
-
-@contextmanager
-def worker_pool(**environment: str) -> Iterator[tuple[str, int]]:
-    """A pool that starts one process for each job; yields its address and its process's id."""
-    port = free_port()
-    command = (sys.executable, "-m", "apache_beam.runners.worker.worker_pool_main")
-    with started(*command, f"--service_port={port}", port=port, **environment) as pool:
-        yield f"localhost:{port}", pool.pid
 
 
 def portable(job_endpoint: str, environment: str, config: str = "") -> tuple[str, ...]:

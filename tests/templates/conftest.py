@@ -1,7 +1,6 @@
 """Local fakes of Google Cloud: an emulator of Cloud Storage, and Dataflow's job service."""
 
 import json
-import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,6 +17,8 @@ from google.auth.credentials import AnonymousCredentials
 from google.cloud import dataflow_v1beta3
 from google.cloud.storage import Bucket, Client
 from google.protobuf import json_format
+
+from tests.conftest import free_port
 
 PROJECT = "research-project"
 REGION = "us-west4"
@@ -97,9 +98,7 @@ def cloud_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
         def log_message(self, *arguments: Any) -> None:
             pass
 
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     emulator = create_server("localhost", port, in_memory=True, default_bucket="bucket")
     emulator.start()
     dataflow = ThreadingHTTPServer(("localhost", 0), Dataflow)
