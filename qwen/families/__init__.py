@@ -1,6 +1,6 @@
-"""Model families: map `config.json` and tensor names to a `ModelConfig` and its parameters.
+"""Model families, which map `config.json` and tensor names to a `ModelConfig` and its parameters.
 
-To add a family, write its module and list it in `FAMILIES`. Imports no JAX.
+To add a family, write its module and list it in `FAMILIES`. The package does not import JAX.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class Family:
     """Properties of the checkpoints of one family.
 
     Attributes:
-        read_config: reads the fields of a `config.json` that it understands.
-        layer_parameters: returns the source of every parameter of a layer, by the parameter's path.
+        read_config: function that reads the supported fields of a `config.json`.
+        layer_parameters: function that returns the source of every parameter of a layer, by path.
         prefixes: prefixes that a checkpoint may have instead of `model.`.
-        left_out: tensors that are not read, because no activation depends on them.
+        left_out: tensors that loading skips because no activation depends on them.
     """
 
     read_config: Callable[[ConfigFields], ModelConfig]
@@ -82,7 +82,7 @@ def read_config(
     Args:
         fields: all fields of the file.
         source: name of the file for error messages.
-        ignored: fields to ignore.
+        ignored: names of fields to ignore.
 
     Raises:
         ModelConfigError: if a field is missing, wrong or unsupported. The message names `source`

@@ -36,7 +36,7 @@ def read_decoder(
     Args:
         fields: fields of `config.json`.
         class_prefix: pattern of the prefix of the family's class names in transformers.
-        default_rotary_factor: default share of a head that RoPE rotates.
+        default_rotary_factor: default fraction of a head's dimensions that RoPE rotates.
         head_dim: default of `head_dim`; if None, the hidden size divided by the number of heads.
 
     Raises:
@@ -58,7 +58,7 @@ def read_decoder(
         else fields.required("intermediate_size"),
         "num_hidden_layers": fields.positive("num_hidden_layers"),
         "num_attention_heads": heads,
-        # Families other than Llama have other defaults if the field is absent.
+        # Other families have other defaults than Llama for an absent field.
         "num_key_value_heads": fields.get("num_key_value_heads") or heads
         if model_type == "llama"
         else fields.required("num_key_value_heads") or heads,
@@ -101,7 +101,7 @@ def read_rope(
     check_supported(f"{name}.rope_type", kind, "default", "linear", "yarn", "llama3")
     found: dict[str, Any] = {"rope_theta": theta}
     found |= {"rotary_dim": 0 if rotary_dim == head_dim else rotary_dim}
-    # All sections have the same position for text.
+    # For text, all sections have the same positions.
     for each in ("mrope_section", "mrope_interleaved"):
         settings.get(each)
     if kind != "default":
@@ -143,7 +143,7 @@ def _read_scaling(fields: ConfigFields, name: str, kind: Any, max_length: int) -
 
 
 def _agreed(fields: ConfigFields, settings: ConfigFields, name: str, key: str, default: Any) -> Any:
-    """Return a setting from the object `name` or the top level, which must agree."""
+    """Return a setting from the object `name` or the top level; both must agree."""
     inner = settings.get(key)
     outer = fields.get(key)
     if inner is not None and outer not in (None, inner):
@@ -153,7 +153,12 @@ def _agreed(fields: ConfigFields, settings: ConfigFields, name: str, key: str, d
 
 
 def read_experts(fields: ConfigFields, norm_topk_prob: bool, shared: int = 0) -> ExpertsConfig:
-    """Read a mixture of experts; transformers 5 writes `num_experts` as `num_local_experts`."""
+    """Read a mixture of experts; transformers 5 writes `num_experts` as `num_local_experts`.
+
+    Raises:
+        ModelConfigError: if a field is missing, wrong or contradicts another field. The message
+            names the field.
+    """
     name = "num_local_experts" if fields.get("num_local_experts") else "num_experts"
     experts = ExpertsConfig(
         num_experts=fields.positive(name),
@@ -176,7 +181,7 @@ def read_layer_types(fields: ConfigFields, num_layers: int, *allowed: str) -> tu
     """Return `layer_types`, or an empty tuple if absent.
 
     Raises:
-        ModelConfigError: if an entry is missing or unsupported. The message names the entry.
+        ModelConfigError: if an entry is missing or unsupported. The message has the entry.
     """
     types = fields.get("layer_types")
     if types is None:
@@ -195,7 +200,7 @@ def check_list(name: str, value: Any, of: type) -> None:
     """Check that a field is a list of values of one type.
 
     Raises:
-        ModelConfigError: if it is not. The message names the field.
+        ModelConfigError: if the value is not such a list. The message names the field.
     """
     if not isinstance(value, list) or not all(type(each) is of for each in value):
         raise ModelConfigError(f"{name} must be a list of {of.__name__}, got {value!r}")
@@ -208,7 +213,7 @@ def read_sliding_window(fields: ConfigFields, num_layers: int) -> dict[str, Any]
     true, layers `max_window_layers` and above have the window.
 
     Raises:
-        ModelConfigError: if a field is wrong or contradicts another one. The message names the
+        ModelConfigError: if a field is wrong or contradicts another field. The message names the
             field.
     """
     switch = fields.one_of("use_sliding_window", False, False, True, None)
@@ -242,6 +247,6 @@ def _object(fields: ConfigFields, name: str) -> Mapping[str, Any]:
 
 def _contradiction(one: str, value: Any, other: str, other_value: Any) -> ModelConfigError:
     return ModelConfigError(
-        f"{one}={value!r} contradicts {other}={other_value!r}; remove the wrong one, or pass it to "
-        "--ignore_config"
+        f"{one}={value!r} contradicts {other}={other_value!r}; remove the wrong field, or pass it "
+        "to --ignore_config"
     )

@@ -1,6 +1,7 @@
-"""Fields of `config.json`. Fields that are neither read nor known to be harmless are refused.
+"""Access to the fields of `config.json`, and refusal of unsupported fields.
 
-The lists follow `PreTrainedConfig` and `GenerationConfig` of transformers 4 and 5.
+A field is refused if no reader reads it and it is not known to be harmless. The lists follow
+`PreTrainedConfig` and `GenerationConfig` of transformers 4 and 5.
 """
 
 from __future__ import annotations
@@ -64,8 +65,8 @@ SWITCHED_OFF: Mapping[str, tuple[Any, ...]] = {
     "use_mrope": (False, None),
     "use_qk_norm": (False, None),
 }
-"""Fields that can change activations, with the values that do not. For other fields, that is
-null."""
+"""Fields that can change activations, with the values that do not change them. For fields that are
+not listed, only null does not change activations."""
 
 _QUANTIZED = "the weights are quantized; use the original checkpoint"
 _EXPLAINED = {
@@ -109,7 +110,8 @@ class ConfigFields:
         """Return a positive integer.
 
         Raises:
-            ModelConfigError: if the field is absent without a default, or has another value.
+            ModelConfigError: if the field is absent and has no default, or is not a positive
+                integer.
         """
         value = self.required(name) if default is None else self.get(name, default)
         if type(value) is not int or value <= 0:
@@ -117,7 +119,11 @@ class ConfigFields:
         return value
 
     def nested(self, name: str) -> ConfigFields | None:
-        """Return the fields of the object in a field; None if the field is absent or null."""
+        """Return the fields of the object in a field; None if the field is absent or null.
+
+        Raises:
+            ModelConfigError: if the value is not an object.
+        """
         value = self.get(name)
         if value is None:
             return None
@@ -126,12 +132,16 @@ class ConfigFields:
         return ConfigFields(value, self._ignored)
 
     def check_classes(self, pattern: str) -> None:
-        """Check that `architectures` names classes of transformers that match `pattern`."""
+        """Check that `architectures` names classes of transformers that match `pattern`.
+
+        Raises:
+            ModelConfigError: if a class does not match. The message names the class.
+        """
         for name in self.get("architectures") or ():
             if not re.fullmatch(pattern, str(name)):
                 raise ModelConfigError(
                     f"architectures names {name!r}, which is not a class of this family; if its "
-                    "layers are those of the family, pass --ignore_config architectures"
+                    "layers are the same as the family's, pass --ignore_config architectures"
                 )
 
     def one_of(self, name: str, default: Any, *allowed: Any) -> Any:
@@ -165,13 +175,13 @@ class ConfigFields:
             raise ModelConfigError(
                 "not supported: "
                 + "; ".join(_described(name, value) for name, value in refused.items())
-                + ". Such a field may change the activations. If it does not, or to extract "
-                f"without it, pass --ignore_config {','.join(refused)}"
+                + ". Such fields may change the activations. If they do not, or to extract "
+                f"without them, pass --ignore_config {','.join(refused)}"
             )
 
 
 def check_supported(name: str, value: Any, *allowed: Any) -> None:
-    """Check the value of a supported field.
+    """Check that the value of a field is supported.
 
     Raises:
         ModelConfigError: if the value is not allowed.

@@ -11,7 +11,7 @@ def read_config(fields: ConfigFields) -> ModelConfig:
     """Read the fields of a `config.json`.
 
     Raises:
-        ModelConfigError: if a field is missing, wrong or unsupported. The message names it.
+        ModelConfigError: if a field is missing, wrong or unsupported. The message names the field.
     """
     settings = read_decoder(fields, "(Llama|Mistral)")
     fields.one_of("attention_bias", False, False, None)

@@ -1,7 +1,7 @@
 """Sources of parameters: their checkpoint tensors, layout and split over devices.
 
-The functions return the parameters that families share, with the tensor names of transformers
-without the prefix of the layer. Tensors have PyTorch's shapes: [out, in].
+The functions return the parameters that families share. Tensor names are as in transformers,
+without the prefix of the layer. Tensor shapes are as in PyTorch: [out, in].
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ class ParameterSource:
 
     Attributes:
         tensors: names and shapes of the checkpoint tensors.
-        layout: builds the parameter from the tensors.
+        layout: function that builds the parameter from the tensors.
         split_axis: axis that is split over the mesh's model axis; None if the parameter is
             replicated.
-        contracted: for the kernel of a product, number of leading axes that the product contracts.
+        contracted: number of leading axes that a product with the parameter contracts; 0 if the
+            parameter is not the kernel of a product.
     """
 
     tensors: tuple[tuple[str, tuple[int, ...]], ...]
@@ -66,7 +67,7 @@ def layer_parameters(config: ModelConfig, layer: int) -> Parameters:
 
 
 def norm(path: str, tensor: str, size: int, config: ModelConfig) -> Parameters:
-    """Return the scale of an RMSNorm."""
+    """Return the scale of an RMSNorm, by its path."""
     layout = plus_one if config.zero_centered_norms else unchanged
     return {(*path.split("."), "scale"): ParameterSource(((f"{tensor}.weight", (size,)),), layout)}
 
@@ -201,7 +202,7 @@ def unchanged(tensors: list[np.ndarray], config: ModelConfig) -> np.ndarray:
 
 
 def plus_one(tensors: list[np.ndarray], config: ModelConfig) -> np.ndarray:
-    """Return a scale that is stored minus 1, in float32."""
+    """Return the scale in float32; the tensor stores the scale minus 1."""
     return tensors[0].astype(np.float32) + 1
 
 
@@ -213,7 +214,8 @@ def transposed(tensors: list[np.ndarray], config: ModelConfig) -> np.ndarray:
 def joined_qkv(tensors: list[np.ndarray], config: ModelConfig) -> np.ndarray:
     """Join q, k and v, [heads * D, ...], by key-value head: [..., K, G + 2, D].
 
-    Key-value heads are repeated if the config, from `split_over`, has more than the tensors.
+    If the config has more key-value heads than the tensors, because of `split_over`, the function
+    repeats each head of the tensors.
     """
     heads, head_dim = config.num_key_value_heads, config.head_dim
     query, *others = tensors
@@ -228,7 +230,7 @@ def joined_qkv(tensors: list[np.ndarray], config: ModelConfig) -> np.ndarray:
 
 
 def output_gate(tensors: list[np.ndarray], config: ModelConfig) -> np.ndarray:
-    """Take the gate, the second half of each head of q [heads * 2 * D, H], as [H, K, G, D]."""
+    """Return the gate [H, K, G, D], the second half of each head of q [heads * 2 * D, H]."""
     gate = tensors[0].reshape(-1, 2, config.head_dim, config.hidden_size)[:, 1]
     heads, groups = config.num_key_value_heads, config.query_groups
     return np.moveaxis(gate.reshape(heads, groups, config.head_dim, -1), -1, 0)

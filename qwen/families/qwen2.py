@@ -11,7 +11,7 @@ def read_config(fields: ConfigFields) -> ModelConfig:
     """Read the fields of a `config.json`.
 
     Raises:
-        ModelConfigError: if a field is missing, wrong or unsupported. The message names it.
+        ModelConfigError: if a field is missing, wrong or unsupported. The message names the field.
     """
     settings = read_decoder(fields, "Qwen2")
     fields.one_of("qkv_bias", True, True, None)

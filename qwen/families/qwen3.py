@@ -13,7 +13,7 @@ def read_config(fields: ConfigFields) -> ModelConfig:
     """Read the fields of a `config.json`.
 
     Raises:
-        ModelConfigError: if a field is missing, wrong or unsupported. The message names it.
+        ModelConfigError: if a field is missing, wrong or unsupported. The message names the field.
     """
     dense = fields.get("model_type") == "qwen3"
     settings = read_decoder(fields, "Qwen3(Moe)?", head_dim=128 if dense else None)

@@ -24,7 +24,7 @@ def read_config(fields: ConfigFields) -> ModelConfig:
     """Read the fields of a `config.json`, which may have the text model in `text_config`.
 
     Raises:
-        ModelConfigError: if a field is missing, wrong or unsupported. The message names it.
+        ModelConfigError: if a field is missing, wrong or unsupported. The message names the field.
     """
     text = fields.nested("text_config")
     if text is None:

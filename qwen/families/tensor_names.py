@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 TRUNK = "model."
-"""Prefix of every tensor that activations depend on, as families spell it."""
+"""Prefix of every tensor that activations depend on, in the tables of the families."""
 
 PREFIXES = (
     TRUNK,
@@ -25,12 +25,12 @@ PREFIXES = (
 
 @dataclass(frozen=True)
 class TensorKind:
-    """One kind of tensors.
+    """A kind of tensor.
 
     Attributes:
         pattern: regular expression that matches the whole tensor name in the checkpoint.
         what: description for messages.
-        reported: whether the log names the tensors if they are left out.
+        reported: whether the log names the tensors that are left out.
     """
 
     pattern: str
@@ -57,13 +57,13 @@ LEFT_OUT = (
 
 MERGE = (
     "Merge the adapter into its base model with peft, "
-    "PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(FOLDER), and give "
+    "PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(FOLDER), and pass "
     "that folder"
 )
 
 DEQUANTIZE = (
-    "Give the original checkpoint, or load this one with transformers and save the result of "
-    "model.dequantize()"
+    "Pass the original checkpoint, or load this checkpoint with transformers and save the result "
+    "of model.dequantize()"
 )
 
 REFUSED = (
@@ -85,14 +85,14 @@ REFUSED = (
         )
     ),
 )
-"""Tensors that change activations in unsupported ways, and what to do.
+"""Tensors that change activations in unsupported ways, each with a remedy.
 
-If several rows match, the first one names the kind.
+If several rows match, the first row names the kind.
 """
 
 
 def first_refused(names: Iterable[str]) -> tuple[str, str, str] | None:
-    """Return name, kind and remedy of a tensor in `REFUSED`; None if there is none."""
+    """Return the name, kind and remedy of a tensor in `REFUSED`; None if there is none."""
     ordered = sorted(names)
     for kind, remedy in REFUSED:
         for name in ordered:

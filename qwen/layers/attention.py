@@ -1,4 +1,4 @@
-"""Grouped-query attention: parameters, projections and definition."""
+"""Grouped-query attention: parameters, projections, and attention of selected slots."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from qwen.layers.rope import Rotary, rotate
 from qwen.mesh import MODEL_AXIS, sum_over
 
 MASKED = -1e30
-"""Score of a masked pair; finite, so that no row of scores contains only infinities."""
+"""Score of a masked pair. It is finite, so the softmax of a fully masked row is not NaN."""
 
 QueriesKeysValues = tuple[jax.Array, jax.Array, jax.Array]
 """Queries [R, L, K, G, D], keys and values [R, L, K, D], in the model's dtype."""
 
 
 class Attention(nnx.Module):
-    """Parameters and projections; a kernel has [G queries, key, value] per key-value head."""
+    """Parameters and projections; `qkv_kernel` has [G queries, key, value] per key-value head."""
 
     def __init__(self, config: ModelConfig, dtype: jnp.dtype) -> None:
         heads, groups, size = config.num_key_value_heads, config.query_groups, config.head_dim
@@ -72,11 +72,11 @@ class Attention(nnx.Module):
 def attention_of_slots(
     slots: jax.Array, qkv: QueriesKeysValues, segment_ids: jax.Array, window: int | None
 ) -> jax.Array:
-    """Compute causal attention by its definition, for the queries of some slots of each row.
+    """Compute causal attention without blocks, for the queries of selected slots of each row.
 
     Args:
         slots: [R, S] int32, the slot of each query.
-        qkv: queries of the slots, [R, S, K, G, D], and keys and values of the whole rows.
+        qkv: queries of the selected slots, [R, S, K, G, D], and keys and values of whole rows.
         segment_ids: [R, L] int32; a query sees the slots of its segment up to its own slot.
         window: maximum number of slots that a query sees, including its own; None for no limit.
 

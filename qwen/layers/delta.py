@@ -1,9 +1,9 @@
 """Gated delta network (https://arxiv.org/abs/2412.06464), the mixer of Qwen3.5's linear layers.
 
-Each head has a state that maps keys to values; a token decays the state and replaces the value of
-the token's key. Further shape letters: K key heads, V value heads per key head, D dimensions of a
-key, E dimensions of a value, W total width of a key head's query, key and values, N chunks of C
-slots.
+Each head has a state that maps keys to values. A token decays the state and replaces the value that
+the state has for the token's key. Additional shape letters: K key heads, V value heads per key
+head, D dimensions of a key, E dimensions of a value, W total width of a key head's query, key and
+values, N chunks of C slots.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NORM_EPSILON = 1e-6
 
 
 class GatedDeltaNet(nnx.Module):
-    """Parameters and projections; a kernel has [query, key, V values] for each key head."""
+    """Parameters and projections; `qkv_kernel` has [query, key, V values] per key head."""
 
     def __init__(self, config: DeltaConfig, hidden: int, epsilon: float, dtype: jnp.dtype) -> None:
         heads, groups = config.num_key_heads, config.value_groups
@@ -45,10 +45,13 @@ class GatedDeltaNet(nnx.Module):
     def mixed(
         self, x: jax.Array, segment_ids: jax.Array, positions: jax.Array, chunk: int
     ) -> jax.Array:
-        """Read the state at every slot of normalized x [R, L, H]: [R, L, K, V, E].
+        """Apply the convolution and the delta rule to normalized x [R, L, H].
 
-        The convolution and the state restart with each sample of a row. The rule is computed in
-        chunks of `chunk` slots; in float32, of `DELTA_CHUNK` slots as in transformers.
+        The convolution and the state restart at each sample of a row. Chunks have `chunk` slots, or
+        `DELTA_CHUNK` as in transformers if x is float32.
+
+        Returns:
+            [R, L, K, V, E], in the dtype of x.
         """
         if precision_of(x) is not None:
             chunk = DELTA_CHUNK
@@ -66,7 +69,7 @@ class GatedDeltaNet(nnx.Module):
         return round_to(read, x.dtype)
 
     def gated(self, heads: jax.Array, x: jax.Array) -> jax.Array:
-        """Normalize heads [R, L, K, V, E] and gate them by normalized x [R, L, H]."""
+        """Normalize heads [R, L, K, V, E] and apply the output gate of normalized x [R, L, H]."""
         gate = project(x, self.gate_kernel[...]).reshape(heads.shape)
         normalized = self.norm(heads.astype(jnp.float32))
         return round_to(normalized * jax.nn.silu(gate), heads.dtype)
@@ -82,12 +85,13 @@ class _Chunk(NamedTuple):
     """Inputs of one step of the scan over chunks, for all rows and heads.
 
     Attributes:
-        query: [R, K, V, C, D], decayed since the start of the chunk; 0 for samples that begin in
-            it.
-        scores: [R, K, V, C, C], decayed scores of queries and the chunk's own keys.
+        query: [R, K, V, C, D], queries, decayed since the start of the chunk; 0 for samples that
+            begin in the chunk.
+        scores: [R, K, V, C, C], decayed scores between the queries and keys of the chunk.
         value: [R, K, V, C, E], values to write, including the part that the state already has.
         known: [R, K, V, C, D], keys that read the part of the values that the state already has.
-        key: [R, K, V, C, D], decayed until the end of the chunk; 0 for samples that end in it.
+        key: [R, K, V, C, D], keys, decayed until the end of the chunk; 0 for samples that end in
+            the chunk.
         decay: [R, K, V], decay of the state over the chunk; 0 if its sample ends in the chunk.
     """
 
@@ -109,16 +113,16 @@ def gated_delta_rule(
     slots: int,
     precision: jax.lax.Precision | None,
 ) -> jax.Array:
-    """Compute the rule in chunks, as `chunk_gated_delta_rule` of transformers does.
+    """Compute the gated delta rule in chunks, like `chunk_gated_delta_rule` in transformers.
 
     Args:
         query: [R, L, K, D] float32; L is a multiple of `slots`.
-        key: [R, L, K, D] float32 of norm 1.
+        key: [R, L, K, D] float32, with L2 norm 1.
         value: [R, L, K, V, E] float32.
-        decay: [R, L, K, V] float32, logarithm of the factor of the state; at most 0.
-        beta: [R, L, K, V] float32, share of a key's value that is replaced.
+        decay: [R, L, K, V] float32, logarithm of the state's decay factor; at most 0.
+        beta: [R, L, K, V] float32, fraction of a key's value that a token replaces.
         segment_ids: [R, L] int32; the state is empty at the start of each segment.
-        slots: slots of a chunk.
+        slots: number of slots per chunk.
         precision: precision of the matrix products.
 
     Returns:
@@ -179,7 +183,7 @@ def gated_delta_rule(
 
 
 def _convolve(x: jax.Array, kernel: jax.Array, positions: jax.Array) -> jax.Array:
-    """Convolve x [R, L, K, W] with kernel [taps, K, W], per channel and within samples."""
+    """Convolve x [R, L, K, W] with a kernel [taps, K, W], per channel and within samples."""
     taps = len(kernel)
     total = x * kernel[-1]
     for back in range(1, taps):

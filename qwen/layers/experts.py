@@ -1,7 +1,7 @@
 """Mixture of experts: a router sends each token to a few of many MLPs.
 
-Experts are split over the mesh's model axis. No token is dropped. Further shape letters: E experts,
-P experts per token, T tokens.
+Experts are split over the mesh's model axis. No token is dropped. Additional shape letters: E
+experts, P experts per token, T tokens.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from qwen.layers.precision import project
 from qwen.mesh import MODEL_AXIS, sum_over
 
 MlpsOfGroups = Callable[[jax.Array, jax.Array, tuple[jax.Array, jax.Array, jax.Array]], jax.Array]
-"""The operation `Ops.mlps_of_groups`."""
+"""Type of `Ops.mlps_of_groups`."""
 
 ROWS, SPARE = 128, 1.25
 """A device processes `SPARE` times its share of all token-expert pairs per round, rounded up to a
@@ -41,7 +41,7 @@ class Experts(nnx.Module):
         self.shared_gate_kernel = nnx.Param(jnp.zeros((hidden, 1), dtype)) if shared else None
 
     def router_logits(self, x: jax.Array) -> jax.Array:
-        """Score the experts for normalized x [..., H]: [..., E] float32."""
+        """Return the router's scores for normalized x [..., H], [..., E] float32."""
         return project(x, self.router_kernel[...])
 
     def __call__(self, x: jax.Array, logits: jax.Array, mlps_of_groups: MlpsOfGroups) -> jax.Array:
@@ -52,8 +52,8 @@ class Experts(nnx.Module):
         )  # [T, P]
         if self.normalized:
             shares /= shares.sum(-1, keepdims=True)
-        # Experts of this device are numbered from 0; all others share the next number, without a
-        # kernel.
+        # Number the experts of this device from 0. All other experts share the next number, which
+        # has no kernel.
         present = self.gate_kernel.shape[0]
         chosen = chosen - jax.lax.axis_index(MODEL_AXIS) * present
         chosen = jnp.where((chosen >= 0) & (chosen < present), chosen, present).reshape(-1)
@@ -91,13 +91,13 @@ def _block(pairs: int, devices: int) -> int:
 def _add_rows(
     update: jax.Array, rows: jax.Array, tokens: jax.Array, places: jax.Array
 ) -> jax.Array:
-    """Add the rows of pairs to the update of their tokens.
+    """Add the rows of token-expert pairs to the updates of their tokens.
 
     Args:
         update: [T, H] float32.
         rows: [B, H] float32.
         tokens: [B], the token of each row.
-        places: [T * P], the row of each pair; a pair outside of 0..B - 1 has no row.
+        places: [T * P], the row of each pair; values outside 0..B - 1 mark pairs without a row.
     """
 
     def scatter() -> jax.Array:

@@ -11,7 +11,7 @@ from qwen.layers.precision import round_to
 
 
 class RMSNorm(nnx.Module):
-    """RMSNorm with a scale."""
+    """RMSNorm with a learned scale."""
 
     def __init__(self, size: int, epsilon: float, dtype: jnp.dtype) -> None:
         self.scale = nnx.Param(jnp.ones(size, dtype))
@@ -19,7 +19,7 @@ class RMSNorm(nnx.Module):
 
     @classmethod
     def of(cls, config: ModelConfig, size: int, dtype: jnp.dtype) -> RMSNorm:
-        """Make a norm for a model; the scale is float32 if checkpoints store it minus 1."""
+        """Return a norm for a model; the scale is float32 if checkpoints store it minus 1."""
         return cls(
             size,
             config.rms_norm_eps,

@@ -9,14 +9,15 @@ from qwen.layers.precision import product
 
 
 def gather_slots(x: jax.Array, slots: jax.Array) -> jax.Array:
-    """Take the slots [R, S] of x [R, L, ...]: [R, S, ...]."""
+    """Gather the slots [R, S] of x [R, L, ...] into [R, S, ...]."""
     return jax.vmap(lambda row, at: row[at])(x, slots)
 
 
 def mean_of_segments(x: jax.Array, segment_ids: jax.Array, segments: int) -> jax.Array:
-    """Average x [R, L, H] over each segment id from 1 to `segments`: [R, segments, H] float32.
+    """Average x [R, L, H] over each segment id from 1 to `segments`.
 
-    A segment without tokens has the mean 0.
+    Returns:
+        [R, segments, H] float32; 0 for a segment without tokens.
     """
     members = segment_ids[:, None, :] == jnp.arange(1, segments + 1)[None, :, None]
     totals = product("rsl,rlh->rsh", members.astype(x.dtype), x)

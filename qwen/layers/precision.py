@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 
 def precision_of(x: jax.Array) -> jax.lax.Precision | None:
-    """Return the precision at which every platform computes products of float32 in float32."""
+    """Return the precision with which every platform multiplies float32 arrays in float32."""
     return jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
 
 
@@ -19,10 +19,10 @@ def product(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def project(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Multiply the last axis of x with the first axis of a kernel; the result is float32.
+    """Contract the last axis of x with the first axis of a kernel; the result is float32.
 
-    On CPUs, bfloat16 products with a float32 result are fast, and the operations that follow need
-    round only once.
+    On CPUs, bfloat16 products with a float32 result are fast, and the operations that follow round
+    only once.
     """
     return jnp.tensordot(
         x, kernel, 1, precision=precision_of(x), preferred_element_type=jnp.float32

@@ -1,4 +1,4 @@
-"""Rotary position embedding (https://arxiv.org/abs/2104.09864), half-split as in transformers."""
+"""Rotary position embedding (https://arxiv.org/abs/2104.09864), split in halves."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ def rotary_embedding(positions: jax.Array, config: ModelConfig) -> Rotary:
 
 
 def rotary_frequencies(config: ModelConfig) -> tuple[np.ndarray, float]:
-    """Return the angles per position, [rotated dimensions / 2] float32, and the factor of cosines.
+    """Return the frequencies and the factor of the cosines and sines.
 
-    Definitions follow `modeling_rope_utils.py` of transformers.
+    The frequencies are radians per position, [rotated dimensions / 2] float32. The definitions
+    follow `modeling_rope_utils.py` in transformers.
     """
     dims = config.rotary_dim or config.head_dim
     periods = np.float32(config.rope_theta) ** (np.arange(0, dims, 2, dtype=np.float32) / dims)
@@ -41,7 +42,7 @@ def rotary_frequencies(config: ModelConfig) -> tuple[np.ndarray, float]:
 
 
 def _yarn(frequencies: np.ndarray, theta: float, scaling: RopeScaling) -> np.ndarray:
-    """Return the share of each frequency that is kept, by its rotations in the original context."""
+    """Return the kept fraction of each frequency, by rotations in the original context window."""
     dims = 2 * len(frequencies)
 
     def dimension(rotations: float) -> float:
@@ -57,14 +58,14 @@ def _yarn(frequencies: np.ndarray, theta: float, scaling: RopeScaling) -> np.nda
 
 
 def _llama3(frequencies: np.ndarray, theta: float, scaling: RopeScaling) -> np.ndarray:
-    """Return the share of each frequency that is kept, by its rotations in the original context."""
+    """Return the kept fraction of each frequency, by rotations in the original context window."""
     rotations = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     return np.clip((rotations - low) / (high - low), 0, 1)
 
 
 def rotate(x: jax.Array, rotary: Rotary) -> jax.Array:
-    """Rotate the first dimensions of x [R, L, heads..., D] float32 by the angles of its slots."""
+    """Rotate the first dimensions of x [R, L, heads..., D] float32 by the angles of the slots."""
     between = tuple(range(2, x.ndim - 1))
     cosines, sines = (jnp.expand_dims(a, between) for a in rotary)
     half = cosines.shape[-1]

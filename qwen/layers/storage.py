@@ -9,13 +9,14 @@ from activation_dataset.storage_dtype import LARGEST_ELEMENT, SCALE_BYTES, Stora
 
 
 def quantize(x: jax.Array, storage_dtype: StorageDtype) -> jax.Array:
-    """Round vectors [..., H] to rows with 8 bits per element, [..., 4 + H] uint8 or int8.
+    """Quantize vectors [..., H] to rows with 8 bits per element, [..., 4 + H] uint8 or int8.
 
-    A vector that is not finite gets the scale NaN.
+    A vector with an infinity or NaN gets the scale NaN.
     """
     x = x.astype(jnp.float32)
     largest = jnp.abs(x).max(axis=-1, keepdims=True)
-    # Faster than isfinite on CPUs; 0 * inf is NaN, which a maximum could lose.
+    # The sum of x * 0 is NaN if an element is not finite, which a maximum may miss. On CPUs, it is
+    # faster than isfinite.
     scale = largest * (1 / LARGEST_ELEMENT[storage_dtype]) + (x * 0).sum(axis=-1, keepdims=True)
     scaled = x / jnp.where(scale > 0, scale, 1)
     if storage_dtype == "int8":
@@ -27,7 +28,7 @@ def quantize(x: jax.Array, storage_dtype: StorageDtype) -> jax.Array:
 
 
 def dequantize(rows: jax.Array) -> jax.Array:
-    """Return the vectors of stored rows, [..., H] float32, and other arrays unchanged."""
+    """Return the vectors of quantized rows, [..., H] float32; return other arrays unchanged."""
     if rows.dtype not in (jnp.uint8, jnp.int8):
         return rows
     scale = jax.lax.bitcast_convert_type(rows[..., :SCALE_BYTES], jnp.float32)

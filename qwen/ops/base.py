@@ -1,4 +1,4 @@
-"""The operations of a decoder layer; a platform overrides those that it computes faster."""
+"""Operations of a decoder layer; platforms override the ones that they compute faster."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from qwen.layers.rope import Rotary
 from qwen.ops import OpsName
 
 Updated = tuple[jax.Array | None, jax.Array]
-"""An update of the residual stream in float32 and the stream after it, [..., H] each. The update
-may be None if `keep_update` is false."""
+"""Update in float32 and residual stream after the update, [..., H] each. The update may be None if
+`keep_update` is false."""
 
 
 class Ops(ABC):
@@ -27,8 +27,8 @@ class Ops(ABC):
 
     Attributes:
         name: name of the set of operations.
-        tiles_kernels: whether loading must lay out kernels of products with `tile_kernel`.
-        delta_chunk: slots per chunk of a delta network in bfloat16; a divisor of 128.
+        tiles_kernels: whether loading must tile the kernels of products with `tile_kernel`.
+        delta_chunk: number of slots per chunk of a delta network in bfloat16; a divisor of 128.
     """
 
     name: ClassVar[OpsName]
@@ -68,7 +68,7 @@ class Ops(ABC):
     def add_heads(
         self, x: jax.Array, heads: jax.Array, mixer: Attention | GatedDeltaNet, keep_update: bool
     ) -> Updated:
-        """Project the heads of a mixer and add the update to the residual stream x."""
+        """Project the heads of a mixer and add the update to the residual stream x [R, L, H]."""
         update = mixer.output(heads)
         return update, add_update(x, update)
 
@@ -104,5 +104,5 @@ class Ops(ABC):
         return product(gated(product(x, gate), product(x, up), x.dtype), down)
 
     def tile_kernel(self, kernel: jax.Array) -> jax.Array:
-        """Lay out a kernel [depth, columns] as [columns / 32, depth / 32, 1024]."""
+        """Tile a kernel [depth, columns] as [columns / 32, depth / 32, 1024]."""
         raise NotImplementedError(f"{self.name} ops use untiled kernels")

@@ -1,4 +1,4 @@
-"""Choice of the operations for a device, made once when a model is loaded."""
+"""Selection of the operations for a device, once per loaded model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def choose_ops(
     Args:
         device: a device of the mesh.
         dtype: dtype of the parameters.
-        config: the model.
+        config: configuration of the model.
         model_parts: number of devices that a layer is split over.
     """
     if device.platform == "cpu" and amx.fits(config, dtype, model_parts):

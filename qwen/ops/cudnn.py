@@ -1,4 +1,4 @@
-"""Operations for NVIDIA GPUs: attention by cuDNN in half precision."""
+"""Operations for NVIDIA GPUs, with cuDNN's attention in half precision."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from qwen.ops.base import Ops
 
 
 class CudnnOps(Ops):
-    """Operations with attention by cuDNN."""
+    """Operations with cuDNN's attention."""
 
     name = "cudnn"
 

@@ -1,4 +1,4 @@
-"""Operations for TPUs: attention by the Pallas kernel in JAX."""
+"""Operations for TPUs, with JAX's Pallas kernel for attention."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class SplashOps(Ops):
     """Operations with splash attention.
 
     Attributes:
-        interpret: whether to interpret the kernel, which platforms other than TPUs need.
+        interpret: whether to interpret the kernel, as platforms other than TPUs require.
     """
 
     name = "splash"
@@ -41,8 +41,8 @@ class SplashOps(Ops):
     ) -> jax.Array:
         """Compute attention with splash attention; the length must be a multiple of 128.
 
-        Each call tells the kernel which key blocks a query block may see, so that it skips blocks
-        of other samples and later blocks. The kernel processes all rows as one sequence.
+        Each call tells the kernel which key blocks a query block may see, so the kernel skips
+        blocks of other samples and later blocks. The kernel processes all rows as one sequence.
         """
         from jax.experimental.pallas.ops.tpu.splash_attention import (
             splash_attention_kernel as splash,
@@ -62,12 +62,12 @@ class SplashOps(Ops):
         first = own - (reach + block - 1) // block
         wanted = (own // per_row * per_row)[:, None] + jnp.arange(per_row)
         visible = (wanted >= first[:, None]) & (wanted <= own[:, None])
-        # The layout in which the compiler computes the projections; any other layout needs copies.
+        # The compiler computes the projections in this layout; any other layout requires copies.
         layout = splash.QKVLayout.SEQ_MINOR if rows == 1 else splash.QKVLayout.HEAD_DIM_MINOR
         attend = splash.SplashAttentionKernel(
             MaskInfo(
-                # A block that is not visible is not fetched: the index stays at the next or last
-                # visible one.
+                # Invisible blocks have the index of the next or last visible block, so the kernel
+                # does not fetch them.
                 data_next=jnp.clip(wanted, first[:, None], own[:, None])[None],
                 block_mask=visible.astype(jnp.int32)[None],
                 mask_next=None,

@@ -1,4 +1,4 @@
-"""Operations for every platform, tuned for how XLA compiles them on CPUs."""
+"""Operations for every platform, tuned for XLA's compiler for CPUs."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from qwen.layers.precision import product, project, round_to
 from qwen.ops.base import Ops, Updated
 
 ATTENTION_BLOCK = 128
-"""Slots per block of queries or keys."""
+"""Number of slots per block of queries or keys."""
 
 MLP_CHUNK = 512
-"""Token slots that the MLP processes at a time, so that its intermediate stays in cache."""
+"""Number of slots that the MLP processes at a time, so that its intermediate stays in cache."""
 
 GROUP_BLOCK = 128
-"""Rows of a group that its MLP processes at a time."""
+"""Number of rows of a group that the group's MLP processes at a time."""
 
 TOTAL_COLUMNS = 16
-"""Columns of ones next to the values, with which one product sums values and weights."""
+"""Number of columns of ones after the values, so that one product sums both values and weights."""
 
 
 class XlaOps(Ops):
@@ -41,9 +41,9 @@ class XlaOps(Ops):
     ) -> jax.Array:
         """Compute attention in blocks with a running softmax.
 
-        At most [K, G * block, block] scores exist at a time. Key blocks that no query of a block
-        may see are skipped: later blocks, and blocks before the first segment that reaches into the
-        query block (Dao, FlashAttention-2, https://arxiv.org/abs/2307.08691, section 3.1).
+        At most [K, G * block, block] scores exist at a time. The loop skips key blocks that no
+        query of a block may see: later blocks, and blocks before the first segment that reaches
+        into the query block (Dao, FlashAttention-2, https://arxiv.org/abs/2307.08691, section 3.1).
         """
         return jax.lax.map(lambda row: _attend_row(window, *row), (*qkv, segment_ids, positions))
 
@@ -63,9 +63,9 @@ class XlaOps(Ops):
     ) -> jax.Array:
         """Apply the MLP of each group to blocks of its rows.
 
-        On CPUs, XLA's `ragged_dot` would multiply all rows with the kernels of all groups. Blocks
-        are written in ascending order, so later groups overwrite their rows in the last block of a
-        group.
+        On CPUs, XLA's `ragged_dot` would multiply all rows by the kernels of all groups. The last
+        block of a group may contain rows of later groups. The loop writes blocks in ascending
+        order, so later groups overwrite these rows.
         """
         total, hidden = x.shape
         ends = jnp.cumsum(sizes)
@@ -94,7 +94,7 @@ def _attend_row(
     segments: jax.Array,
     positions: jax.Array,
 ) -> jax.Array:
-    """Attend within one row; shapes are as in `Ops.attend`, without the first axis."""
+    """Compute attention of one row; shapes are as in `Ops.attend`, without the first axis."""
     length, heads, groups, head_dim = query.shape
     block = math.gcd(length, ATTENTION_BLOCK)
     blocks, dtype = length // block, query.dtype

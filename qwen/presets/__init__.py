@@ -1,7 +1,7 @@
-"""Presets: model shapes for `random:NAME`, which have seeded random weights.
+"""Presets: model shapes for `random:NAME`, with seeded random weights.
 
-Each preset is a `config.json`; for a published model, it has the values of the text part. To add a
-preset, add its file.
+Each preset is a `config.json`. For a published model, the file has the values of the text model. To
+add a preset, add its file.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Operations on the matrix registers (AMX) of Intel CPUs, in bfloat16.
 
 XLA's products reach a third of the registers' throughput, with passes over memory between the
-products, and XLA has no fused attention on CPUs. With these operations, a layer is four calls of
-C++ kernels through JAX's foreign function interface (https://docs.jax.dev/en/latest/ffi.html).
-Loading a model tiles the kernels of products: [columns / 32, depth / 32, 1024], as `tiles.h`
-describes.
+products, and XLA has no fused attention on CPUs. These operations compute a layer with four calls
+of C++ kernels through JAX's foreign function interface
+(https://docs.jax.dev/en/latest/ffi.html). Loading a model tiles the kernels of products as
+[columns / 32, depth / 32, 1024], which `tiles.h` describes.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ SYMBOLS = {
     "qwen_amx_output": "QwenAmxOutput",
     "qwen_amx_qkv": "QwenAmxQkv",
 }
-"""Symbols of the library, by their names in JAX."""
+"""Symbols in the library, by name in JAX."""
 
 HEAD_DIMS = (64, 128)
 PANEL = 32
-"""Rows and columns that a kernel processes at a time."""
+"""Number of rows and columns that a kernel processes at a time."""
 
 
 @load_once
@@ -84,14 +84,14 @@ class AmxOps(Ops):
 
     def tile_kernel(self, kernel: jax.Array) -> jax.Array:
         depth, columns = (size // PANEL for size in kernel.shape)
-        # 32 rows of a panel of 32 columns are 2 tiles of 16 row pairs x 16 columns x 2.
+        # Each 32 rows x 32 columns become 2 tiles of 16 row pairs x 16 columns x 2.
         tiles = kernel.reshape(depth, 16, 2, columns, 2, 16).transpose(3, 0, 4, 1, 5, 2)
         return tiles.reshape(columns, depth, PANEL * PANEL)
 
     def queries_keys_values(
         self, x: jax.Array, norm: RMSNorm, attention: Attention, rotary: Rotary
     ) -> QueriesKeysValues:
-        assert attention.qkv_bias is not None  # `fits` requires this.
+        assert attention.qkv_bias is not None  # Guaranteed by `fits`.
         bias = attention.qkv_bias[...]
         heads, roles, size = bias.shape
         shapes = ((heads, roles - 2, size), (heads, size), (heads, size))
@@ -117,7 +117,7 @@ class AmxOps(Ops):
         window: int | None,
     ) -> jax.Array:
         """Compute attention with a fused kernel; the length must be a multiple of 64."""
-        assert window is None  # `fits` requires this.
+        assert window is None  # Guaranteed by `fits`.
         out = jax.ShapeDtypeStruct(qkv[0].shape, qkv[0].dtype)
         return jax.ffi.ffi_call("qwen_amx_attention", out)(*qkv, positions)
 
@@ -140,7 +140,7 @@ class AmxOps(Ops):
 
 
 def _updated(x: jax.Array, call: Callable[[jnp.dtype], jax.Array], keep_update: bool) -> Updated:
-    """Call a kernel, which returns the update as float32, or x plus the update in x's dtype."""
+    """Call a kernel for the update in float32, or for x plus the update in the dtype of x."""
     if not keep_update and jax.lax.axis_size(MODEL_AXIS) == 1:
         return None, call(x.dtype)
     update = sum_over(call(jnp.dtype(jnp.float32)), MODEL_AXIS, x.dtype)

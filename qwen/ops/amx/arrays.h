@@ -1,4 +1,4 @@
-// Arguments of kernels, which are checked before any memory access.
+// Kernel arguments and their checks, which kernels run before any memory access.
 
 #pragma once
 
@@ -32,7 +32,7 @@ bool HasShape(const Buffer& array, std::initializer_list<int64_t> shape) {
   return std::equal(found.begin(), found.end(), shape.begin(), shape.end());
 }
 
-// Returns true for a tiled kernel [depth, columns], as tiles.h describes.
+// Returns true if a kernel [depth, columns] is tiled as tiles.h describes.
 inline bool IsTiled(const Array<3>& kernel, int64_t depth, int64_t columns) {
   return depth % 32 == 0 && columns % 32 == 0 &&
          HasShape(kernel, {columns / 32, depth / 32, 1024});

@@ -10,11 +10,11 @@
 namespace qwen {
 namespace {
 
-constexpr int64_t kKeys = 256;     // keys whose scores are in memory at a time
-constexpr int64_t kQueries = 64;   // queries of a head in one unit of work
+constexpr int64_t kKeys = 256;     // number of keys that are scored at a time
+constexpr int64_t kQueries = 64;   // number of queries of a head per unit of work
 constexpr float kMasked = -1e30f;  // finite, so that no maximum is infinite
 
-// Packs 16 keys x 32 dimensions, `stride` from key to key, as a right tile of their transpose.
+// Packs 16 keys x 32 dimensions, `stride` elements apart, as a right tile of their transpose.
 void PackTransposed(const bf16* keys, int64_t stride, bf16* tile) {
   auto* to = reinterpret_cast<uint32_t*>(tile);
   for (int64_t key = 0; key < kTileRows; ++key) {
@@ -28,7 +28,7 @@ void PackTransposed(const bf16* keys, int64_t stride, bf16* tile) {
 template <int64_t kHead>
 class QueryTile {
  public:
-  // positions: of the 16 queries in their samples; slot: of the first query in its row.
+  // positions: positions of the 16 queries in their samples; slot: slot of the first query.
   QueryTile(const bf16* queries, int64_t stride, const int32_t* positions, int64_t slot)
       : queries_(queries), stride_(stride), slot_(slot) {
     for (int64_t i = 0; i < kTileRows; ++i) {
@@ -50,7 +50,7 @@ class QueryTile {
     }
   }
 
-  // Stores the 16 results, `stride` apart.
+  // Stores the 16 results, `stride` elements apart.
   void Store(bf16* to, int64_t stride) const {
     for (int64_t i = 0; i < kTileRows; ++i) {
       const __m512 inverse = _mm512_set1_ps(1.0f / total_[i]);
@@ -85,7 +85,7 @@ class QueryTile {
     }
   }
 
-  // Turns a query's scores into weights and rescales its sums. Keys first ... last are visible.
+  // Converts a query's scores to weights and rescales its sums. Keys first ... last are visible.
   void Weigh(int64_t query, int64_t first, int64_t last, int64_t count) {
     float* scores = scores_[query];
     __m512 most = _mm512_set1_ps(kMasked);
@@ -172,7 +172,7 @@ ffi::Error Attend(ffi::ThreadPool& pool, ffi::Span<const int64_t> sizes, const b
   const int64_t parts = length / kQueries;
   return Parallel(pool, rows * heads * parts, [&](int64_t unit) {
     const int64_t row = unit / parts / heads, head = unit / parts % heads;
-    const int64_t part = parts - 1 - unit % parts;  // the longest work comes first
+    const int64_t part = parts - 1 - unit % parts;  // longest units first
     const int64_t row_tiles = (row * heads + head) * row_head;
     for (int64_t slot = part * kQueries; slot < (part + 1) * kQueries; slot += kTileRows)
       for (int64_t group = 0; group < groups; ++group) {

@@ -1,12 +1,12 @@
-// Check for the CPU and kernel features that the AMX kernels need.
+// Check for the CPU and Linux features that the AMX kernels need.
 
 #include <cpuid.h>
 #include <immintrin.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
-// Returns 1 if the processor has the required features and Linux permits this process to use the
-// tile registers (https://www.kernel.org/doc/html/latest/arch/x86/xstate.html), else 0.
+// Returns 1 if the CPU has the required features and Linux permits this process to use the tile
+// registers (https://www.kernel.org/doc/html/latest/arch/x86/xstate.html), and 0 otherwise.
 extern "C" int QwenAmxAvailable() {
   constexpr unsigned kTile = 1u << 24, kTileBf16 = 1u << 22;  // leaf 7, EDX
   constexpr int kRequestPermission = 0x1023, kTileData = 18;

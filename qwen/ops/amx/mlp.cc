@@ -1,14 +1,15 @@
-// The MLP of a layer with the preceding norm: down(silu(gate(x)) * up(x)) with x normalized. The
+// The MLP of a layer and the preceding norm: down(silu(gate(x)) * up(x)) for normalized x. The
 // intermediate never leaves the cache: the kernel computes a piece of it for a unit of rows and
-// multiplies the piece with `down` at once.
+// immediately multiplies the piece by `down`.
 
 #include "rows.h"
 
 namespace qwen {
-// Packs silu(gate) * up of a panel's 32 columns, one row per call, and prefetches memory.
+// Computes and packs silu(gate) * up for a panel's 32 columns, one row per call, and prefetches
+// memory.
 class Gating {
  public:
-  // gates: [blocks] sums of the gate, followed by [blocks] sums of up.
+  // gates: sums of the gate projection, [blocks], then sums of the up projection, [blocks].
   Gating(const float* gates, int64_t rows, int64_t steps, bf16* to)
       : gates_(gates), rows_(rows), steps_(steps), to_(to) {}
 

@@ -12,7 +12,7 @@
 
 namespace qwen {
 
-// Bytes of rows per unit of work; other data takes a quarter of the second-level cache.
+// Bytes of rows per unit of work, which leave a quarter of the second-level cache for other data.
 constexpr int64_t kUnitBytes = 3 << 19;
 
 // Returns the maximum number of blocks per unit for rows of `row_bytes` bytes.
@@ -52,22 +52,22 @@ inline void PackNormalized(const bf16* from, int64_t rows, int64_t depth, const 
   PadRows(rows, steps, to);
 }
 
-// The result of a kernel, [rows, columns]: a bfloat16 result is the residual stream with the update
-// added, a float32 result is only the update.
+// The result of a kernel, [rows, columns]. A bfloat16 result is the residual stream plus the
+// update; a float32 result is the update alone.
 class Stream {
  public:
   Stream(const bf16* before, ffi::AnyBuffer& out)
       : before_(before), out_(out.untyped_data()),
         added_(out.element_type() == ffi::DataType::BF16) {}
 
-  // Returns true if a result has the shape of the stream and one of the two types.
+  // Returns true if a result has the shape of the residual stream and one of the two types.
   static bool Fits(const Array<3>& before, const ffi::AnyBuffer& out) {
     const auto type = out.element_type();
     return (type == ffi::DataType::BF16 || type == ffi::DataType::F32) &&
            HasShape(out, {before.dimensions()[0], before.dimensions()[1], before.dimensions()[2]});
   }
 
-  // Stores `rows` rows from row `first` on. sums: [columns / 32][blocks] of the update.
+  // Stores `rows` rows, starting at row `first`. sums: sums of the update, [columns / 32][blocks].
   void Store(const float* sums, int64_t first, int64_t rows, int64_t columns) const {
     const int64_t blocks = BlocksOf(rows);
     for (int64_t row = 0; row < rows; ++row)

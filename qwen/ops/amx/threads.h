@@ -19,7 +19,7 @@ namespace qwen {
 
 namespace ffi = xla::ffi;
 
-// The tile registers of a thread, configured while this object lives.
+// Configures the tile registers of a thread for the lifetime of the object.
 class TileRegisters {
  public:
   TileRegisters() {
@@ -33,8 +33,8 @@ class TileRegisters {
   ~TileRegisters() { _tile_release(); }
 };
 
-// Scratch memory of a thread, kept between calls because fresh pages cost more than the work.
-// Returns null if out of memory.
+// Returns scratch memory of the thread, or null if out of memory. The memory is kept between calls
+// because fresh pages cost more than the work.
 template <typename T, int kSlot>
 T* Scratch(int64_t size) {
   static thread_local std::unique_ptr<void, decltype(&std::free)> held(nullptr, std::free);
@@ -51,9 +51,9 @@ inline ffi::Error NoMemory() {
   return ffi::Error(ffi::ErrorCode::kResourceExhausted, "Out of memory for an AMX kernel.");
 }
 
-// Runs work(0) ... work(count - 1) on XLA's threads and on this thread, which never waits for a
-// thread that has not started. `work` returns false if it is out of memory. Results do not depend
-// on the number of threads.
+// Runs work(0) ... work(count - 1) on XLA's threads and on the calling thread, which never waits
+// for a thread that has not started. `work` returns false if it is out of memory. Results do not
+// depend on the number of threads.
 inline ffi::Error Parallel(ffi::ThreadPool& pool, int64_t count,
                            const std::function<bool(int64_t)>& work) {
   struct State {
@@ -63,7 +63,7 @@ inline ffi::Error Parallel(ffi::ThreadPool& pool, int64_t count,
     bool failed = false;
   };
   auto state = std::make_shared<State>();
-  // A helper that starts late finds no work left and does not touch `work`, which may be destroyed.
+  // A thread that starts late finds no unit left and does not call `work`, which may be destroyed.
   const std::function<void()> run = [state, count, work = &work] {
     std::optional<TileRegisters> registers;
     std::unique_lock<std::mutex> lock(state->mutex);

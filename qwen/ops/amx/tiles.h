@@ -1,4 +1,4 @@
-// Matrix products on the tile registers (AMX) of Intel processors.
+// Matrix products on the tile registers (AMX) of Intel CPUs.
 //
 // A tile holds 16 rows of 64 bytes. Products take bfloat16 and accumulate in float32, 32 x 32 at a
 // time. Operands and sums are packed so that every tile is 1 KB of consecutive memory:
@@ -26,11 +26,12 @@ constexpr int64_t kTileDepth = 32;
 constexpr int64_t kTile = kTileRows * kTileDepth;
 constexpr int64_t kPanel = 32;               // columns of a panel, rows of a block
 constexpr int64_t kBlock = kPanel * kPanel;  // sums of a block
-constexpr int64_t kStep = 2 * kTile;         // of a panel or of packed rows, per 32 of depth
+constexpr int64_t kStep = 2 * kTile;         // elements of a panel or a block per 32 of depth
 
 inline int64_t BlocksOf(int64_t rows) { return (rows + kPanel - 1) / kPanel; }
 
-// Distributes rows in units of at most `most` blocks: work(first row, rows of the unit).
+// Distributes rows over threads in units of at most `most` blocks. Calls work(first row, number of
+// rows) for each unit.
 inline ffi::Error ParallelRows(ffi::ThreadPool& pool, int64_t rows, int64_t most,
                                const std::function<bool(int64_t, int64_t)>& work) {
   const int64_t threads = std::max<int64_t>(1, pool.num_threads()), blocks = BlocksOf(rows);
@@ -41,7 +42,7 @@ inline ffi::Error ParallelRows(ffi::ThreadPool& pool, int64_t rows, int64_t most
   });
 }
 
-// Packs 32 x 32 numbers of a row-major matrix, `stride` from row to row, as right tiles.
+// Packs 32 x 32 numbers of a row-major matrix as right tiles. Rows are `stride` elements apart.
 inline void PackRight(const bf16* from, int64_t stride, bf16* to) {
   alignas(64) uint16_t first[32], second[32];
   for (int i = 0; i < 16; ++i) {
@@ -71,10 +72,9 @@ class Ahead {
   int64_t lines_;
 };
 
-// Multiplies blocks of packed rows, `stride` apart, with a part of a panel of depth `steps` * 32. If
-// kAdd, the products are added to the existing sums. A block's sums are stored while the next block
-// begins, and meanwhile() is called at each step, because the tile registers occupy only a part of a
-// core.
+// Multiplies blocks of packed rows, `stride` apart, by a part of a panel with depth `steps` * 32.
+// If kAdd, adds the products to the existing sums. Tile operations occupy only a part of a core, so
+// the loop stores a block's sums while the next block begins, and calls meanwhile() at each step.
 template <bool kAdd, typename Meanwhile>
 inline void Multiply(const bf16* left, int64_t stride, int64_t blocks, const bf16* right,
                      int64_t steps, float* sums, Meanwhile& meanwhile) {
@@ -121,8 +121,8 @@ inline void Multiply(const bf16* left, int64_t stride, int64_t blocks, const bf1
   _tile_stored(3, sums + 768, 64);
 }
 
-// A depth split into pieces, so that a piece of a panel stays in the first-level cache while the
-// same piece of the rows streams through it. Sizes are in steps of 32.
+// A depth split into pieces. A piece of a panel stays in the first-level cache while the same piece
+// of the rows streams through the cache. Sizes are in steps of 32.
 struct Pieces {
   explicit Pieces(int64_t depth) : steps(depth / kTileDepth), count((steps + kMost - 1) / kMost) {}
   int64_t begin(int64_t piece) const { return steps * piece / count; }
@@ -132,7 +132,7 @@ struct Pieces {
   const int64_t steps, count;
 };
 
-// Multiplies blocks of packed rows with a panel. sums: [blocks].
+// Multiplies blocks of packed rows by a panel. sums: [blocks].
 template <typename Meanwhile>
 inline void MultiplyPanel(const bf16* left, int64_t blocks, const Pieces& pieces,
                           const bf16* panel, float* sums, Meanwhile& meanwhile) {
@@ -143,9 +143,9 @@ inline void MultiplyPanel(const bf16* left, int64_t blocks, const Pieces& pieces
   }
 }
 
-// Multiplies blocks of packed rows, `stride` apart, which contain a piece of the depth, with the
-// same piece of all panels of a matrix. sums: [panels][blocks]; all pieces but the first add to
-// them.
+// Multiplies blocks of packed rows, `stride` apart, which contain a piece of the depth, by the same
+// piece of all panels of a matrix. sums: [panels][blocks]; every piece except the first adds to
+// existing sums.
 inline void MultiplyPiece(const bf16* left, int64_t stride, int64_t blocks, const Pieces& pieces,
                           int64_t piece, const bf16* panels, int64_t count, float* sums) {
   const int64_t size = pieces.size(piece);
@@ -163,7 +163,7 @@ inline int64_t SumsAt(int64_t row, int64_t columns) {
          row % kTileRows * 16;
 }
 
-// Returns the offset of 32 columns of a row in packed rows of `steps` steps.
+// Returns the offset of 32 columns of a row in packed rows that have `steps` steps.
 inline int64_t PackedAt(int64_t row, int64_t step, int64_t steps) {
   return (row / kPanel * steps + step) * kStep + row % kPanel * kTileDepth;
 }
