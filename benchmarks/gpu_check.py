@@ -1,11 +1,11 @@
-"""Tokens per second on a GPU, next to Hugging Face with SDPA on the same GPU in the same run.
+"""Tokens per second on a GPU, compared with Hugging Face with SDPA on the same GPU.
 
 Both capture the last-token residual stream of layers 10 to 23 of Qwen2.5-0.5B's shape with random
-weights in bfloat16. All prompts have the same length, so neither side pads. Runs alternate; the
-results are ratios of paired runs. Before the runs, the script compares the GPU's operations with
-XLA's.
+weights in bfloat16. All prompts of a run have the same length, so there is no padding. Runs
+alternate; the results are ratios of paired runs. Before the runs, the script compares the GPU's
+operations with XLA's.
 
-Without a GPU, a tiny model runs on the CPU, only to show that the script works.
+Without a GPU, the script runs a tiny model on the CPU as a test of the script.
 
     make gpu-check
     python -m benchmarks.gpu_check --json gpu.json
@@ -54,7 +54,7 @@ PEAK_FLOPS = {
     "L4": 121e12,
     "A10": 125e12,
 }
-"""Dense bfloat16 FLOP/s from data sheets, by part of the device's name; the first match counts."""
+"""Dense bfloat16 FLOP/s from data sheets, by part of the device name; the first match applies."""
 
 Prompts = Sequence[np.ndarray]
 Runner = Callable[[Prompts], None]
@@ -62,7 +62,14 @@ Runner = Callable[[Prompts], None]
 
 @dataclass(frozen=True)
 class Size:
-    """Size of a measurement: prompt lengths, `slots` tokens per step and `tokens` in total."""
+    """Size of a measurement.
+
+    Attributes:
+        preset: name of a shape in `qwen/presets`.
+        lengths: prompt lengths in tokens; each is measured separately.
+        slots: number of token slots per step.
+        tokens: number of tokens per run.
+    """
 
     preset: str
     lengths: tuple[int, ...]
@@ -76,7 +83,15 @@ ON_CPU = Size("tiny", (64, 256), 512, 2048)
 
 @dataclass(frozen=True)
 class Result:
-    """Medians at one length; shares and ratios are None without a comparison."""
+    """Medians at one prompt length.
+
+    Attributes:
+        length: prompt length in tokens.
+        tokens_per_second: speed of this project.
+        share_of_peak: share of the device's peak FLOP/s; None if the peak is unknown.
+        hugging_face_tokens_per_second: speed of Hugging Face; None if it did not run.
+        ratio: speed relative to Hugging Face; None if Hugging Face did not run.
+    """
 
     length: int
     tokens_per_second: float
@@ -85,6 +100,7 @@ class Result:
     ratio: float | None
 
     def line(self) -> str:
+        """Return the result as a line of text."""
         text = f"  S = {self.length:5}  {self.tokens_per_second:10,.0f} tokens/s"
         if self.share_of_peak is not None:
             text += f"  {self.share_of_peak:5.1%} of peak"
@@ -97,11 +113,13 @@ class Result:
 
 
 def prompts_of(length: int, count: int, vocabulary: int) -> Prompts:
+    """Return `count` prompts of random token ids, [length] int32 each."""
     rng = np.random.default_rng(length)
     return list(rng.integers(0, vocabulary, (count, length), dtype=np.int32))
 
 
 def extractor_of(size: Size) -> ActivationExtractor:
+    """Return this project's extractor on one device."""
     return ActivationExtractor.load(
         f"random:{size.preset}",
         LAYERS,
@@ -113,6 +131,7 @@ def extractor_of(size: Size) -> ActivationExtractor:
 
 
 def ours(size: Size) -> Runner:
+    """Return a runner of this project's extractor."""
     extractor = extractor_of(size)
 
     def run(prompts: Prompts) -> None:
@@ -152,6 +171,7 @@ def hugging_face(size: Size, device: str) -> Runner:
 
 
 def seconds_of(run: Runner, prompts: Prompts) -> float:
+    """Return the seconds that a run over the prompts takes."""
     started = time.perf_counter()
     run(prompts)
     return time.perf_counter() - started
@@ -160,7 +180,7 @@ def seconds_of(run: Runner, prompts: Prompts) -> float:
 def measure(
     size: Size, length: int, runners: dict[str, Runner], rounds: int, peak: float | None
 ) -> Result:
-    """Run all runners alternately; the first round, which compiles and warms up, does not count."""
+    """Run all runners alternately, without counting the first round, which compiles."""
     config, count = PRESETS[size.preset], max(1, size.tokens // length)
     prompts = prompts_of(length, count, config.vocab_size)
     seconds: dict[str, list[float]] = {name: [] for name in runners}
@@ -170,7 +190,7 @@ def measure(
             if number:
                 seconds[name].append(took)
     took, tokens = statistics.median(seconds["ours"]), count * length
-    # With pooling last, the highest layer computes little besides its keys and values.
+    # With `last` pooling, the highest layer computes little besides its keys and values.
     flops = count * flops_of(config, LAYERS[-1], length, [length])
     theirs = seconds.get("hugging face")
     return Result(
@@ -216,7 +236,7 @@ def peak_of(device_kind: str) -> float | None:
 
 
 def torch_device(platform: str) -> str | None:
-    """Return PyTorch's device for a run next to JAX; print the reason if there is none."""
+    """Return the PyTorch device that corresponds to JAX's; print the reason if there is none."""
     if find_spec("torch") is None:
         print("gpu-check: PyTorch is not installed; skipping Hugging Face")
         return None
@@ -240,7 +260,7 @@ def main() -> None:
         print("gpu-check: running a tiny model on the CPU; its figures say nothing about a GPU")
     print(f"{device.device_kind}, {size.preset}, {size.tokens} tokens per run")
     error = worst_error(size)
-    print(f"  own operations compared with XLA: relative error {error:.4f}")
+    print(f"  relative error of the device's operations compared with XLA's: {error:.4f}")
     runners = {"ours": ours(size)}
     if (beside := torch_device(device.platform)) is not None:
         runners["hugging face"] = hugging_face(size, beside)
@@ -261,7 +281,10 @@ def main() -> None:
         }
         arguments.json.write_text(json.dumps(report, indent=1) + "\n")
     if error > MOST_ERROR:
-        raise SystemExit(f"gpu-check: the fused attention has a relative error of {error:.3f}")
+        raise SystemExit(
+            f"gpu-check: the device's operations have a relative error of {error:.3f}, "
+            f"at most {MOST_ERROR} is allowed"
+        )
 
 
 if __name__ == "__main__":

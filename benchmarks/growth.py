@@ -1,10 +1,10 @@
-"""Time per sample and memory from a thousand to fifty thousand samples: both must stay constant.
+"""Time per sample and memory from 1,000 to 50,000 samples; both must stay constant.
 
     python -m benchmarks.growth --samples 1000 5000 50000 --svg growth.svg
 
 Runs the whole job on short documents with `random:tiny` and the default shards and layers, in one
-process of the local runner, and samples its resident memory. Time is measured from the first
-shard's files to the metadata, without startup and compilation.
+process of the local runner, and samples the resident memory of the process. The time is from the
+first shard's files to the metadata, which excludes startup and compilation.
 """
 
 from __future__ import annotations
@@ -35,13 +35,16 @@ class Growth:
     """Time and memory of one run.
 
     Attributes:
+        samples: number of samples.
+        shards: number of shards.
+        files: number of shard files of all layers.
         seconds: wall time from start to end.
         microseconds_per_sample: wall time per sample after the first shard.
         cpu_microseconds_per_sample: CPU time per sample, which depends less on other processes.
         start_mb: resident memory in MB after the first shard was written.
         median_mb: median of the resident memory after the first shard.
         peak_mb: maximum of the resident memory after the first shard.
-        memory_mb: resident memory at about a hundred evenly spaced times after the first shard.
+        memory_mb: resident memory at about 100 evenly spaced times after the first shard.
     """
 
     samples: int
@@ -57,7 +60,7 @@ class Growth:
 
 
 def write_documents(path: Path, count: int) -> None:
-    """Write `count` different documents of 2 to 5 words."""
+    """Write `count` distinct documents of 2 to 5 words."""
     with path.open("w") as stream:
         for number in range(count):
             text = " ".join(str(number * step % 9973) for step in range(1, 3 + number % 4))
@@ -84,7 +87,14 @@ def cpu_seconds(process: int) -> float:
 
 @dataclass
 class Sampled:
-    """Time and memory of a command, in total and after its first output."""
+    """Time and memory of a command.
+
+    Attributes:
+        seconds: wall time in total.
+        begun_seconds: wall time after the first output.
+        begun_cpu_seconds: CPU time after the first output.
+        memory_mb: samples of the resident memory after the first output.
+    """
 
     seconds: float
     begun_seconds: float
@@ -93,7 +103,11 @@ class Sampled:
 
 
 def sampled(command: Sequence[str], is_begun: Callable[[], bool]) -> Sampled:
-    """Run a command and sample it twenty times a second.
+    """Run a command and sample its memory and CPU time 20 times per second.
+
+    Args:
+        command: program and its arguments.
+        is_begun: function that returns True after the command's first output.
 
     Raises:
         RuntimeError: if the command fails.
@@ -116,7 +130,7 @@ def sampled(command: Sequence[str], is_begun: Callable[[], bool]) -> Sampled:
 
 
 def measure(samples: int, folder: Path, cache: Path) -> Growth:
-    """Run the job on `samples` samples."""
+    """Run the job on `samples` documents."""
     documents, out = folder / "documents.jsonl", folder / "out"
     write_documents(documents, samples)
     command = [

@@ -2,7 +2,7 @@
 
     python -m benchmarks.loaders
 
-It needs sae-lens and dictionary-learning, which `make torch-test` installs in a separate
+The benchmark needs sae-lens and dictionary-learning, which `make torch-test` installs in a separate
 environment. Each loader returns shuffled batches [batch, hidden] float32 from its own files, which
 this project's exporters write from the same layer, and shuffles as many vectors at a time as this
 project does by default. All files are in the page cache. Epochs alternate.
@@ -48,7 +48,7 @@ def ours(dataset: ActivationDataset, layer: int, batch: int) -> Iterator[Any]:
 def sae_lens(
     dataset: ActivationDataset, layer: int, batch: int, folder: Path, read: int = READ_BY_SAELENS
 ) -> Iterator[Any]:
-    """Return SAELens' store, which reads `read` contexts at a time."""
+    """Return SAELens' store, which reads `read` contexts of `CONTEXT` tokens at a time."""
     from sae_lens.training.activations_store import ActivationsStore
 
     from activation_dataset.exporters.sae_lens import export
@@ -98,7 +98,7 @@ def dictionary_learning(
 
 
 class _ModelOnDisk:
-    """Substitute for a model, which reads activations from a folder of safetensors files."""
+    """Substitute for a model; it reads activations from a folder of safetensors files."""
 
     def __init__(self, folder: Path) -> None:
         import torch
@@ -136,7 +136,7 @@ PEERS: dict[str, Callable[[ActivationDataset, int, int, Path], Iterator[Any]]] =
 
 
 def side_by_side(name: str, dataset: ActivationDataset, folder: Path, rounds: int) -> Result:
-    """Compare an epoch of shuffled batches with as many batches of a peer."""
+    """Compare an epoch of shuffled batches with the same number of batches of a peer."""
     batches = dataset.num_vectors // BATCH
     mine = ours(dataset, LAYER, BATCH)
     other = PEERS[name](dataset, LAYER, BATCH, folder)

@@ -1,4 +1,4 @@
-"""Alternating runs of two implementations, which other load on a machine affects equally."""
+"""Alternating runs of two implementations, so that other load affects both equally."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Pairs:
     Attributes:
         ours: [rounds] seconds of wall time.
         other: [rounds] seconds of wall time of the baseline.
-        ours_cpu: [rounds] seconds of CPU time, of all threads and of ended child processes.
+        ours_cpu: [rounds] seconds of CPU time of all threads and ended child processes.
         other_cpu: [rounds] seconds of CPU time of the baseline.
     """
 
@@ -32,12 +32,12 @@ class Pairs:
 
     @property
     def cpu_ratio(self) -> float:
-        """Like `ratio` in CPU time, which depends less on other load of the machine."""
+        """Ratio of CPU times, which depends less on other load than `ratio`."""
         return statistics.median(b / a for a, b in zip(self.ours_cpu, self.other_cpu, strict=True))
 
 
 def run_in_turn(ours: Callable[[], object], other: Callable[[], object], rounds: int) -> Pairs:
-    """Run both once to warm the caches, which does not count, then alternately."""
+    """Run both alternately, after one round that warms the caches and does not count."""
     pairs = Pairs([], [], [], [])
     for number in range(rounds + 1):
         for run, wall, cpu in (

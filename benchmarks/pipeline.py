@@ -2,9 +2,9 @@
 
     python -m benchmarks.pipeline --tasks 32
 
-The overhead has Beam, tokenization and writing. The job receives an extractor that is already
-compiled, so the figures exclude loading and compilation. Runs alternate, and the results are their
-ratios.
+The overhead includes Beam, tokenization and writing. The job receives an extractor that is already
+compiled, so the figures exclude loading and compilation. Runs alternate; the results are ratios of
+paired runs.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ HIDDEN = 896
 
 SAMPLES_PER_STEP, TOKENS_PER_SAMPLE = 4, 1024
 WRITER_STEPS = 72
-"""Steps of 4,096 vectors in the measurement of the writer: 0.5 GB in bfloat16."""
+"""Number of steps of 4,096 vectors in the measurement of the writer: 0.5 GB in bfloat16."""
 
 
 def seconds(run: Callable[[], object]) -> float:
@@ -48,14 +48,14 @@ def seconds(run: Callable[[], object]) -> float:
 
 
 def write_tasks(tasks: int, path: Path) -> None:
-    """Write a combined file of the tasks that `arc_prompts` takes."""
+    """Write a combined file of the tasks that `arc_prompts` selects."""
     everything = json.loads(TRAINING.read_text())
     step = max(1, len(everything) // tasks)
     path.write_text(json.dumps(dict(list(everything.items())[::step][:tasks])))
 
 
 def job(extractor: ActivationExtractor, model: str, tasks: Path) -> float:
-    """Return the seconds of the job's command with a model that is already loaded."""
+    """Return the seconds that the job takes with a model that is already loaded."""
     flags = ["--model_path", model, "--tasks_file", str(tasks), "--no_progress"]
     flags += ["--pooling", extractor.settings.pooling]
     flags += ["--storage_dtype", extractor.settings.storage_dtype]
@@ -79,9 +79,9 @@ class NullStream(io.RawIOBase):
 
 
 def writer_speed() -> float:
-    """Return the GB/s of one thread that writes every token in bfloat16, step by step.
+    """Return the speed in GB/s of one thread that writes every token in bfloat16, step by step.
 
-    As with a device, each step comes with its statistics; the writer merges them.
+    Each step includes its statistics, as from a device; the writer merges them.
     """
     kind = RecordKind("none", "bfloat16", HIDDEN)
     rows = residual_stream(SAMPLES_PER_STEP * TOKENS_PER_SAMPLE, HIDDEN, seed=0)

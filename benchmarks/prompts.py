@@ -1,4 +1,4 @@
-"""Prompts of the benchmarks: ARC-AGI-1 training tasks with their real lengths."""
+"""Prompts for the benchmarks: ARC-AGI-1 training tasks with their real lengths."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def arc_prompts(tasks: int | None = None, file: Path = TRAINING) -> list[np.ndar
     """Return token ids, [tokens] int32 each, of evenly spaced tasks of a combined file.
 
     Args:
-        tasks: number of tasks; all by default.
-        file: the combined file.
+        tasks: number of tasks; None for all.
+        file: path of the combined file.
 
     Raises:
         FileNotFoundError: if the file does not exist.

@@ -18,7 +18,11 @@ from benchmarks.prompts import arc_prompts
 
 
 def first_activation(connection: Connection, model: str, cache: str) -> None:
-    """Send the seconds to import, then to load and to activate; runs in a new process."""
+    """Start up in a new process and send the seconds.
+
+    Sends the seconds to import, and the seconds from the import to the loaded model and to the
+    first activation.
+    """
     prompts = arc_prompts(8)
     started = time.perf_counter()
     from qwen.batching import SampleTokens
@@ -37,6 +41,7 @@ def first_activation(connection: Connection, model: str, cache: str) -> None:
 
 
 def measure(model: str, cache: str) -> tuple[float, float, float]:
+    """Return the seconds that `first_activation` sends."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=first_activation, args=(there, model, cache))
@@ -60,8 +65,8 @@ def main() -> None:
     for run in runs:
         for name, (imports, load, first) in zip(("cold", "warm"), run, strict=True):
             print(
-                f"  {name}: import {imports:.1f} s; from there on, loaded after {load:.1f} s, "
-                f"first activation after {first:.1f} s"
+                f"  {name}: import {imports:.1f} s; after the import, model loaded in "
+                f"{load:.1f} s, first activation in {first:.1f} s"
             )
     print(f"  warm / cold: {ratio:.2f} (target below 0.33)")
     if arguments.json:

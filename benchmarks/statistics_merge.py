@@ -1,4 +1,4 @@
-"""Memory of the merge of statistics of many shards, which arrive in random order.
+"""Peak memory of merging the statistics of many shards that arrive in random order.
 
 python -m benchmarks.statistics_merge
 """
@@ -19,7 +19,7 @@ from transforms.combine_metadata import SHARDS_OF_A_GROUP
 
 
 def shard_statistics(rng: np.random.Generator, hidden: int) -> LayerStatistics:
-    """Make up statistics of a shard of 512 vectors."""
+    """Return random statistics of a shard of 512 vectors."""
     mean, variance = rng.standard_normal(hidden), rng.random(hidden)
     norms = NormHistogram.of(np.exp(rng.standard_normal(512)))
     return LayerStatistics(512, 0, mean, variance, 1.0, 2.0, 3.0, norms)

@@ -37,7 +37,7 @@ from qwen.source import open_model
 
 HIDDEN, LAYERS, LAYER = 256, 8, 6
 LARGE_DIMENSIONS, LARGE = (11, 90), 40.0
-"""Dimensions that are large at every token, and their size in standard deviations of the others."""
+"""Dimensions that are large at every token, and their size in the others' standard deviations."""
 
 MASSIVE_DIMENSIONS, SINK_NORM = (5, 133, 200), 100.0
 """Dimensions that are massive in a sink, and the norm of a sink relative to other tokens."""
@@ -68,7 +68,7 @@ def write_model(folder: Path) -> None:
 
 
 def _scaled(name: str, values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return weights that preserve the variance of their input; embeddings have variance 1."""
+    """Scale weights to preserve the variance of their input, and embeddings to variance 1."""
     if name.endswith(("norm.weight", "bias")):
         return values
     deviation = 0.02 if "embed" in name else 0.02 * math.sqrt(values.shape[1])
@@ -76,7 +76,7 @@ def _scaled(name: str, values: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _add_large_dimensions(tensors: dict[str, NDArray[np.float32]]) -> None:
-    """Make the first layer's attention add a constant, as the average of constant values."""
+    """Make the first layer's attention add a constant, which is the average of constant values."""
     layer = "model.layers.0.self_attn."
     tensors[layer + "v_proj.weight"][0] = 0
     tensors[layer + "v_proj.bias"][0] = 1
@@ -91,7 +91,7 @@ def _add_sinks(tensors: dict[str, NDArray[np.float32]], config: ModelConfig, sin
     mlp = "model.layers.1.mlp."
     tensors[mlp + "gate_proj.weight"][0] = direction
     tensors[mlp + "up_proj.weight"][0] = direction
-    # The normalized stream has the norm sqrt(H), most of it in the large dimensions.
+    # The normalized residual stream has the norm sqrt(H), mostly from the large dimensions.
     answer = HIDDEN / (1 + len(LARGE_DIMENSIONS) * LARGE**2 / HIDDEN)
     norm = SINK_NORM * np.sqrt(HIDDEN + len(LARGE_DIMENSIONS) * LARGE**2)
     down = tensors[mlp + "down_proj.weight"]

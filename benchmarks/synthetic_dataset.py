@@ -1,4 +1,4 @@
-"""Datasets of any size, as the job writes them, with values like those of a residual stream."""
+"""Synthetic datasets of any size in the job's format, with values like a residual stream."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from activation_dataset.writer import LayerFileWriter
 
 
 def residual_stream(vectors: int, hidden: int, seed: int) -> NDArray[np.float32]:
-    """[vectors, hidden] float32: normal, except a few massive or biased dimensions."""
+    """Return [vectors, hidden] float32, normal except for a few massive or biased dimensions."""
     rng = np.random.default_rng(seed)
     rows = rng.standard_normal((vectors, hidden), np.float32)
     rows *= rng.uniform(0.2, 2, hidden).astype(np.float32)
@@ -32,7 +32,7 @@ def residual_stream(vectors: int, hidden: int, seed: int) -> NDArray[np.float32]
 
 
 def prompt_lengths(tokens: int, seed: int) -> list[int]:
-    """Lengths that add up to `tokens`, distributed like those of ARC tasks: 72 to 3,420."""
+    """Return lengths of 72 to 3,420 tokens, as in ARC tasks, that add up to `tokens`."""
     rng = np.random.default_rng(seed)
     lengths: list[int] = []
     while (left := tokens - sum(lengths)) > 0:
@@ -41,7 +41,7 @@ def prompt_lengths(tokens: int, seed: int) -> list[int]:
 
 
 def in_storage(rows: NDArray[np.float32], storage_dtype: StorageDtype) -> NDArray[Any]:
-    """Rows in the storage dtype; bfloat16 as its bits in uint16."""
+    """Return rows in the storage dtype; bfloat16 as uint16 bits."""
     return rows if storage_dtype == "float32" else rows.astype(ml_dtypes.bfloat16).view(np.uint16)
 
 
@@ -53,7 +53,16 @@ def write_dataset(
     storage_dtype: StorageDtype,
     hidden: int = 896,
 ) -> None:
-    """Write a dataset with prompts of those lengths in each shard, the same values in each file."""
+    """Write a dataset whose files have the same values.
+
+    Args:
+        folder: new or empty folder.
+        shards: prompt lengths of each shard.
+        layers: layers with files.
+        pooling: pooling of the records.
+        storage_dtype: dtype of the stored vectors.
+        hidden: hidden size.
+    """
     kind = RecordKind(pooling, storage_dtype, hidden)
     counts = [sum(lengths) if pooling == "none" else len(lengths) for lengths in shards]
     most = max(counts)

@@ -1,4 +1,4 @@
-"""The model of the peers: a preset's shape with random weights, in PyTorch."""
+"""PyTorch model for the libraries under comparison: a preset's shape with random weights."""
 
 from __future__ import annotations
 

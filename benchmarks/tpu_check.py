@@ -1,8 +1,8 @@
-"""Memory and predicted speed on TPUs, from the TPU compiler, on a machine without a TPU.
+"""Memory and predicted speed on TPUs, from the TPU compiler on a machine without a TPU.
 
-Plans the steps of a case's prompts as a worker does, compiles every shape of the plan for real
-chips, adds up the memory of a chip, and predicts the speed with `benchmarks.tpu_model`. The top
-layer counts as a whole layer, regardless of the pooling.
+Plans the steps of a case's prompts like a worker, compiles every shape of the plan for real chips,
+adds up the memory of a chip, and predicts the speed with `benchmarks.tpu_model`. The top layer
+counts as a whole layer, regardless of the pooling.
 
     make tpu-check
     python -m benchmarks.tpu_check --models Qwen3.5-2B --chips "v5e 1x1" --json tpu.json
@@ -73,7 +73,7 @@ WITHOUT_TPU = {
 
 @dataclass(frozen=True)
 class Case:
-    """A model on a kind of chip, with its prompts and captured layers."""
+    """A model on a kind of chip, with prompt lengths and captured layers."""
 
     model: str
     chip: str
@@ -83,7 +83,7 @@ class Case:
 
     @property
     def mesh(self) -> tuple[int, int]:
-        """Mesh whose first axis splits rows and whose second axis splits the model."""
+        """Shape of the mesh; the first axis splits rows, the second axis splits the model."""
         if self.chip.endswith("1x1"):
             return 1, 1
         parts = MODEL_PARTS[self.model][self.chip.startswith("v6e")]
@@ -93,8 +93,8 @@ class Case:
 def case_of(model: str, chip: str) -> Case:
     """Return the case of a model on a kind of chip.
 
-    The smallest model runs ARC-AGI-1's training prompts. All others run a shard of documents, and
-    every token of four layers is captured.
+    The smallest model runs ARC-AGI-1's training prompts. All other models run a shard of documents
+    and capture every token of four layers.
     """
     depth = PRESETS[model].num_hidden_layers
     if model == SMALLEST:
@@ -118,6 +118,7 @@ class Program:
 
 
 def program_of(lowered: Any) -> Program:
+    """Compile a lowered program and return the compiler's figures."""
     compiled = lowered.compile()
     memory = compiled.memory_analysis()
     return Program(
@@ -133,7 +134,15 @@ def program_of(lowered: Any) -> Program:
 
 @dataclass(frozen=True)
 class CompiledShape:
-    """Programs of one step shape: embedding, a layer of each kind, and moments."""
+    """Programs of one step shape: embedding, a layer of each kind, and moments.
+
+    Attributes:
+        shape: shape of the steps.
+        seconds: time to lower the programs.
+        embed: program of the embedding.
+        layers: program of a layer, by kind.
+        moments: program of the statistics of a captured layer.
+    """
 
     shape: StepShape
     seconds: float
@@ -147,9 +156,9 @@ class CompiledShape:
         return self.embed.cycles + in_layers + self.moments.cycles * captured
 
     def memory(self, resident: int, embedding: int, captured: int) -> int:
-        """Return the peak bytes of a device's memory, with the maximum number of steps in flight.
+        """Return the peak memory of a device in bytes, with the maximum number of steps in flight.
 
-        The sum has the weights, the temporaries of the largest program and, for each step in
+        The sum includes the weights, the temporaries of the largest program and, for each step in
         flight, its inputs, its residual stream and the captured values of every layer.
         """
         layers = self.layers.values()
@@ -165,10 +174,12 @@ class CompiledShape:
 
     @property
     def code(self) -> int:
+        """Bytes of code of all programs."""
         return sum(p.code for p in (self.embed, self.moments, *self.layers.values()))
 
 
 def compile_shapes(programs: Programs, shapes: Iterable[StepShape]) -> list[CompiledShape]:
+    """Compile the programs of each shape and print the time."""
     found = []
     for shape in shapes:
         started = time.perf_counter()
@@ -189,7 +200,7 @@ def compile_shapes(programs: Programs, shapes: Iterable[StepShape]) -> list[Comp
 
 @dataclass(frozen=True)
 class Report:
-    """Results of one model on one kind of chip; sizes and speeds are per chip."""
+    """Results of one model on one kind of chip; memory in bytes and speeds are per chip."""
 
     model: str
     chip: str
@@ -206,6 +217,7 @@ class Report:
     programs: Sequence[Mapping[str, Any]] = field(repr=False)
 
     def lines(self) -> list[str]:
+        """Return the report as lines of text."""
         shares = ", ".join(f"{name} {share:.0%}" for name, share in self.shares_of_time.items())
         return [
             f"  mesh {self.mesh}, {self.parameters / 1e9:.1f} G parameters, {self.shapes} shapes, "
@@ -302,7 +314,7 @@ def main() -> None:
                 found = [asdict(report) for report in reports]
                 arguments.json.write_text(json.dumps(found, indent=1) + "\n")
     if not all(report.fits for report in reports):
-        raise SystemExit("tpu-check: a plan does not fit into the memory of its chip")
+        raise SystemExit("tpu-check: a plan above does not fit into the memory of its chip")
 
 
 if __name__ == "__main__":

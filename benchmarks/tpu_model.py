@@ -1,9 +1,9 @@
 """Prediction of a TPU's step times from compiler estimates, without a TPU.
 
 The time of a step is the sum of the cycles that the compiler estimates for the operations of its
-programs and the cycles of the attention kernel, which the compiler does not estimate. The latter
-are counted from the instructions that it schedules for the kernel. The model assumes no overlap
-beyond the compiler's, a host that keeps up, and no reading or writing.
+programs and the cycles of the attention kernel, which the compiler does not estimate. The kernel's
+cycles are the number of instructions that the compiler schedules for it. The prediction assumes no
+overlap beyond the compiler's, a host that keeps up, and no reading or writing.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from qwen.ops.splash import SPLASH_BLOCK
 class KernelCycles:
     """Instructions of the attention kernel for blocks of `SPLASH_BLOCK` and 64 head dimensions.
 
-    They are counted in the compiler's final schedule, at one cycle each. Heads with more dimensions
-    than the width of a matrix unit take additional passes, whose count is an estimate.
+    The counts are from the compiler's final schedule; an instruction takes one cycle. Only `passed`
+    is an estimate. It applies to heads with more dimensions than the width of a matrix unit.
 
     Attributes:
         pair: instructions for a query block and a visible key block, for one head.
         query_block: instructions to begin a query block and to write its result.
-        visit: instructions of the loop and the copies for every pair of blocks of a row, visible or
+        visit: instructions of the loop and the copies for each pair of blocks of a row, visible or
             not.
         width: head dimensions that one pass of the matrix units processes.
-        passed: instructions for a pair and each additional pass.
+        passed: instructions per pair for each additional pass.
     """
 
     pair: int
@@ -57,7 +57,8 @@ class Chip:
             cycle.
         memory: bytes of memory.
         memory_speed: bytes/s of the memory.
-        link_speed: bytes/s from a chip to its neighbors on a ring, half of all its links.
+        link_speed: bytes/s from a chip to its neighbors on a ring, over half of all its links.
+        kernel: instructions of the attention kernel.
     """
 
     topology: str
@@ -91,12 +92,12 @@ class Work:
     """Work of a step for the busiest device, over all layers.
 
     Attributes:
-        tokens: tokens of all devices.
-        slots: token slots of all devices.
-        useful_flops: FLOPs of real tokens' products and of attention within their samples, divided
+        tokens: number of tokens of all devices.
+        slots: number of token slots of all devices.
+        useful_flops: FLOPs of the products of real tokens and of attention within samples, divided
             equally among all devices.
-        executed_flops: FLOPs of all slots' products and of the blocks that the attention kernel
-            computes.
+        executed_flops: FLOPs of the products of all slots and of the blocks that the attention
+            kernel computes.
         kernel_flops: FLOPs of the attention kernel.
         kernel_cycles: cycles of the attention kernel.
         experts_cycles: cycles of the kernel that multiplies groups of tokens with their experts, if
@@ -120,10 +121,9 @@ class Work:
 
 
 def seen_blocks(step: Step) -> np.ndarray:
-    """Return the pairs of blocks that the kernel computes for each row, [rows] int64.
+    """Return the number of pairs of blocks that the kernel computes for each row, [rows] int64.
 
-    A query block sees key blocks beginning with the block in which the sample of its first slot
-    starts.
+    A query block sees key blocks from the block in which the sample of its first slot starts.
     """
     rows, length = step.shape.rows, step.shape.length
     block = math.gcd(length, SPLASH_BLOCK)
@@ -135,14 +135,14 @@ def seen_blocks(step: Step) -> np.ndarray:
 
 
 def work_of(step: Step, config: ModelConfig, mesh: tuple[int, int], depth: int, chip: Chip) -> Work:
-    """Return the work of a step in `depth` whole layers without windows.
+    """Return the work of a step in `depth` whole layers without sliding windows.
 
     Args:
-        step: the step.
-        config: the model.
+        step: step of a plan.
+        config: configuration of the model.
         mesh: numbers of devices that rows and heads are split over.
         depth: number of layers.
-        chip: the kind of chip.
+        chip: specifications of the chip.
     """
     (data, parts), kernel = mesh, chip.kernel
     block = math.gcd(step.shape.length, SPLASH_BLOCK)
@@ -182,13 +182,13 @@ def work_of(step: Step, config: ModelConfig, mesh: tuple[int, int], depth: int, 
 def _experts_seconds(config: ModelConfig, slots: float, parts: int, chip: Chip) -> float:
     """Return the seconds of a layer's experts on one of `parts` devices.
 
-    The time is that of the products or of reading the weights, whichever is longer.
+    The result is the time for the products or for reading the weights, whichever is longer.
     """
     experts = config.experts
     if experts is None:
         return 0.0
     own = experts.num_experts / parts
-    # A block with rows of two experts is multiplied with both.
+    # The kernel multiplies a block that has rows of two experts by the weights of both.
     rows = slots * experts.num_experts_per_tok / parts + own * EXPERTS_BLOCK / 2
     values = 3 * config.hidden_size * experts.intermediate_size
     return max(2 * rows * values / chip.peak, 2 * own * values / chip.memory_speed)

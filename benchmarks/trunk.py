@@ -1,10 +1,10 @@
 """Tokens per second of the model without the job, compared with common alternatives.
 
-Each contender has its model in a separate process. Contenders run alternately, so other load on the
-machine affects all of them equally. The results are ratios of paired runs; absolute figures are
-context. All capture the last-token residual stream of layers 10 to 23 of Qwen2.5-0.5B's shape with
-random weights, on the same prompts. Flags select other presets of `qwen/presets` and other layers.
-No contender computes layers above the highest captured one.
+Each contender runs its model in a separate process. Contenders run alternately, so other load on
+the machine affects all of them equally. The results are ratios of paired runs; absolute figures are
+context. All contenders capture the last-token residual stream of layers 10 to 23 of Qwen2.5-0.5B's
+shape with random weights, on the same prompts. Flags select other presets of `qwen/presets` and
+other layers. No contender computes layers above the highest captured layer.
 
     python -m benchmarks.trunk --tasks 16 --rounds 5
     python -m benchmarks.trunk --model Qwen3.5-2B --layers 0-3 --tasks 8 --rounds 2
@@ -36,7 +36,7 @@ Runner = Callable[[Prompts], None]
 
 
 def ours(model: str, layers: Layers, dtype: str) -> Runner:
-    """Return a runner of this project's extractor, with the settings of the job."""
+    """Return a runner of this project's extractor, with the job's settings."""
     from qwen import ActivationExtractor
 
     extractor = ActivationExtractor.load(
@@ -51,7 +51,7 @@ def ours(model: str, layers: Layers, dtype: str) -> Runner:
 
 
 def hugging_face(preset: str, layers: Layers, dtype: str, batch: int, by_length: bool) -> Runner:
-    """Return a runner of the usual loop over padded batches with a forward hook on each layer."""
+    """Return a runner that loops over padded batches, with a forward hook on each layer."""
     import torch
 
     model = torch_model(preset, layers[-1] + 1, dtype)
@@ -88,7 +88,7 @@ def hugging_face(preset: str, layers: Layers, dtype: str, batch: int, by_length:
 
 
 def nnsight(preset: str, layers: Layers, dtype: str) -> Runner:
-    """Return a runner of nnsight's tracing of the same model, one prompt at a time."""
+    """Return a runner that traces the same model with nnsight, one prompt at a time."""
     import torch
     from nnsight import NNsight
 
@@ -105,14 +105,14 @@ def nnsight(preset: str, layers: Layers, dtype: str) -> Runner:
 
 
 def transformer_lens(preset: str, layers: Layers, dtype: str) -> Runner:
-    """Return a runner of TransformerLens' bridge over the same model, one prompt at a time."""
+    """Return a runner of the same model in TransformerLens' bridge, one prompt at a time."""
     import torch
     from transformer_lens.model_bridge import TransformerBridge
 
     from qwen.source import open_model
 
     model = torch_model(preset, layers[-1] + 1, dtype, with_head=True)
-    with tempfile.TemporaryDirectory() as folder:  # It reads the configuration again by name.
+    with tempfile.TemporaryDirectory() as folder:  # The bridge reads the configuration by name.
         model.config.architectures = ["Qwen2ForCausalLM"]
         model.config.save_pretrained(folder)
         tokenizer = open_model(f"random:{preset}").tokenizer()
@@ -152,7 +152,7 @@ TARGETS = (
 
 
 def serve(connection: Connection, name: str, model: str, layers: Layers) -> None:
-    """Run a contender's process: run the prompts that it receives, and answer with the seconds."""
+    """Run prompts from a connection in a contender's process, and send back the seconds."""
     build, arguments = CONTENDERS[name]
     run = build(model, layers, *arguments)
     while (prompts := connection.recv()) is not None:
@@ -203,7 +203,7 @@ def report(seconds: dict[str, list[float]], tokens: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", default="Qwen2.5-0.5B", help="a preset, without random:")
+    parser.add_argument("--model", default="Qwen2.5-0.5B", help="preset, without `random:`")
     parser.add_argument("--layers", default="10-23")
     parser.add_argument("--tasks", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
