@@ -1,4 +1,4 @@
-"""``python -m beam_pipeline``."""
+"""Entry point of `python -m beam_pipeline`."""
 
 import sys
 

@@ -1,7 +1,7 @@
 """Accelerators of Dataflow workers: one name for all Beam options that must agree.
 
-Machine types and topologies are those of "Dataflow support for TPUs" and "Dataflow support for
-GPUs"; peaks and memory are those of the data sheets.
+Machine types and topologies follow "Dataflow support for TPUs" and "Dataflow support for GPUs".
+Peaks and memory follow the data sheets.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ class AcceleratorSettings:
     """One kind of worker: one machine, with its devices.
 
     Attributes:
-        name: the value of `--accelerator`: the family, the kind of device, and the devices.
-        machine_types: the Compute Engine types that Dataflow accepts with it, the default first.
-        worker_accelerator: value of Dataflow's service option of that name; None for a CPU.
-        memory_bytes: memory of one device.
-        peak_flops: dense bfloat16 FLOP/s of one device; None if it depends on the machine.
-        list_price: USD per hour of one device with its share of the machine: on demand, in
-            us-central1, of 2026-11-23, without Dataflow's own charges.
-        environment: variables that must be set in the worker's process before JAX starts.
+        name: Value of `--accelerator`: family, kind of device, and number of devices.
+        machine_types: Compute Engine types that Dataflow accepts with it, the default first.
+        worker_accelerator: Value of Dataflow's service option of that name; None for a CPU.
+        memory_bytes: Memory of one device.
+        peak_flops: Dense bfloat16 FLOP/s of one device; None if it depends on the machine.
+        list_price: On-demand price in us-central1 on 2026-11-23, in USD per hour of one device with
+            its share of the machine, without Dataflow's own charges.
+        environment: Variables that must be set in the worker's process before JAX starts.
     """
 
     name: str
@@ -71,7 +71,7 @@ class AcceleratorSettings:
     def efficiency(self) -> float:
         """Expected fraction of the peak, to be replaced by a measurement.
 
-        For v5e, `benchmarks.tpu_check` predicts it (docs/performance.md); elsewhere it is assumed.
+        For v5e, `benchmarks.tpu_check` predicts it (docs/performance.md); for others it is assumed.
         """
         return 0.5 if self.name.startswith("tpu-v5e") else 0.3
 
@@ -174,13 +174,13 @@ def check_mesh(settings: AcceleratorSettings, mesh_shape: tuple[int, int] | None
         raise ConfigError(
             f"--mesh_shape={data},{model} needs {data * model} devices in one worker, but "
             f"{settings.name} has {settings.devices}. Choose a smaller mesh; for more devices in "
-            "all, add workers with --num_workers."
+            "total, add workers with --num_workers."
         )
 
 
 def _check_options(settings: AcceleratorSettings, options: PipelineOptions) -> None:
     def refuse(given: str, why: str) -> None:
-        raise ConfigError(f"{given} does not go with --accelerator={settings.name}: {why}")
+        raise ConfigError(f"{given} conflicts with --accelerator={settings.name}: {why}")
 
     worker = options.view_as(WorkerOptions)
     services = _services(options)
@@ -189,7 +189,7 @@ def _check_options(settings: AcceleratorSettings, options: PipelineOptions) -> N
     if "use_multiple_sdk_containers" in services:
         refuse(
             "--experiments=use_multiple_sdk_containers",
-            "each process would load a model of its own, and only one process can open a TPU",
+            "each process would load its own model, and only one process can open a TPU",
         )
     own = _own_accelerator(services)
     if settings.worker_accelerator is None:
@@ -209,14 +209,14 @@ def _check_options(settings: AcceleratorSettings, options: PipelineOptions) -> N
         )
     # The user chooses the driver, which follows type and count or topology.
     if own and own.split(";")[:2] != settings.worker_accelerator.split(";")[:2]:
-        refuse(f"worker_accelerator={own}", f"that would be {settings.worker_accelerator}")
+        refuse(f"worker_accelerator={own}", f"this worker needs {settings.worker_accelerator}")
     if options.view_as(GoogleCloudOptions).flexrs_goal:
-        refuse("--flexrs_goal", "flexible resource scheduling has no accelerators")
+        refuse("--flexrs_goal", "flexible resource scheduling does not support accelerators")
     if not worker.sdk_container_image:
         raise ConfigError(
             f"--accelerator={settings.name} needs --sdk_container_image: the worker's image must "
-            f"contain JAX for its {settings.family.upper()} (docs/how_to/dataflow.md says how to "
-            "build it)"
+            f"contain JAX for its {settings.family.upper()} (docs/how_to/dataflow.md describes how "
+            "to build it)"
         )
 
 

@@ -1,4 +1,4 @@
-"""Command line of the job. Errors of the user are one line without a traceback.
+"""Command line of the job. A user error is one line without a traceback.
 
 With `plan` before the flags, the command predicts what the job would do and extracts nothing.
 """
@@ -33,7 +33,7 @@ INTERRUPTED = 130
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run; return the exit status: 0, 2 for an error in one line, or 130 after Ctrl-C."""
+    """Run the command and return its exit status: 0, 2 after a one-line error, 130 after Ctrl-C."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     for handler in logging.getLogger().handlers:
         handler.addFilter(is_news)
@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
             return INTERRUPTED
         if (explained := explained_by(error)) is None:
             raise
-        LOGGER.debug("the error in full", exc_info=error)
+        LOGGER.debug("the full error", exc_info=error)
         print(f"error: {explained}", file=sys.stderr)
         return USER_ERROR
     return 0
@@ -87,7 +87,7 @@ def summary(metadata: Metadata, output_dir: str, seconds: float, resumed: bool =
     layers = layers_named(run.layers_extracted)
     at = f" at {', '.join(run.hook_points)}" if run.hook_points != (DEFAULT_HOOK_POINT,) else ""
     # The number of new tokens of a resumed run is unknown here.
-    rate = f"{metadata.total_tokens / seconds:,.0f} tokens/s in all"
+    rate = f"{metadata.total_tokens / seconds:,.0f} tokens/s overall"
     rate = "after an earlier run" if resumed else rate
     lines = [
         f"{output_dir}: {metadata.total_samples:,} samples, {metadata.total_tokens:,} tokens",

@@ -10,22 +10,24 @@ from qwen.settings import ExtractorSettings
 from transforms.tokenize_tasks import Overlength
 
 DEFAULT_LAYERS = "10-23"
-"""The default of `--layers_to_extract`."""
+"""Default of `--layers_to_extract`."""
 
 
 class ConfigError(ValueError):
-    """A setting that is not possible; the message names the flag and what is allowed."""
+    """An impossible setting; the message names the flag and what is allowed."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """The flags of a run. Attributes are named after the flags; `--help` gives their units.
+    """Flags of a run. Attributes are named after the flags; `--help` gives their units.
 
     Attributes:
-        extractor: the flags of the model and of the activations. Until the model is opened, its
+        extractor: Flags of the model and of the activations. Until the model is opened, its
             `layers` are empty for all layers, and it has no `weights_fingerprint`.
-        workers: the workers of the runner, by Beam's flags.
-        efficiency, device_price, storage_bandwidth: flags of `plan` only.
+        workers: Number of workers of the runner, from Beam's flags.
+        efficiency: Flag of `plan` only.
+        device_price: Flag of `plan` only.
+        storage_bandwidth: Flag of `plan` only.
     """
 
     extractor: ExtractorSettings
@@ -57,7 +59,7 @@ class Config:
 
     @property
     def augmentation(self) -> AugmentationPlan | None:
-        """The variants of the tasks to use; None to use the tasks alone."""
+        """Variants of the tasks to use; None to use the tasks alone."""
         if self.augment == 1:
             return None
         return AugmentationPlan(self.augment, self.augment_seed, self.augment_keep_background)

@@ -1,4 +1,4 @@
-"""One-line explanations of errors of the job, raised anywhere, and of the engine."""
+"""One-line explanations of errors from anywhere in the job and from the engine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import grpc
 PACKAGES = ("activation_dataset", "beam_pipeline", "corpus", "qwen", "transforms")
 
 _TRACE = "Traceback (most recent call last)"
-# Form of an error in a traceback. A traceback from a log may have escaped line breaks.
+# Pattern of an error in a traceback. A traceback from a log may have escaped line breaks.
 _OUR_ERROR = re.compile(rf"(?:^|\\n)(?:{'|'.join(PACKAGES)})\.[\w.]+: (.+)", re.MULTILINE)
 _WHERE_IT_RAN = re.compile(r" \[while running '[^']*'\]")
 

@@ -1,4 +1,4 @@
-"""Values of flags, from the text on the command line. Errors name the value and what is allowed."""
+"""Parsers of flag values. Errors name the value and what is allowed."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def token_choice(text: str) -> str:
 
 
 def parse_names(text: str) -> tuple[str, ...]:
-    """Return names that are separated by commas, in alphabetical order, each once."""
+    """Return comma-separated names in alphabetical order, each once."""
     return tuple(sorted(set(re.findall(r"[^\s,]+", text))))
 
 
@@ -117,7 +117,7 @@ def parse_hook_points(words: Sequence[str]) -> tuple[HookPoint, ...]:
 
 
 def parse_output_dir(output_dir: str | None, gcs_bucket: str | None, upload_to_cloud: bool) -> str:
-    """Return the output folder from its two spellings."""
+    """Return the output folder from either of its two spellings."""
     if upload_to_cloud or gcs_bucket:
         if not (upload_to_cloud and gcs_bucket) or output_dir is not None:
             raise ConfigError(
@@ -134,7 +134,7 @@ def parse_output_dir(output_dir: str | None, gcs_bucket: str | None, upload_to_c
             f"--output_dir {output_dir!r}: must be a local folder or gs://BUCKET/FOLDER"
         )
     if found := re.search(r"[*?\[]", output_dir):
-        # Beam would take it for a wildcard, and find no file of the folder.
+        # Beam would take it for a wildcard, and find no files in the folder.
         raise ConfigError(f"--output_dir {output_dir!r}: must not contain {found[0]!r}")
     return output_dir.rstrip("/") or "/"
 

@@ -31,9 +31,9 @@ class Job:
     """Job whose flags fit its model. The weights of `source` are not loaded.
 
     Attributes:
-        auto_workers: the workers that `--samples_per_shard auto` counts: those of the run that
-            began the output folder, otherwise those of this run. A run that goes on with fewer
-            workers, or more, then completes the same files.
+        auto_workers: Number of workers that `--samples_per_shard auto` counts. A resumed run uses
+            the number of the run that began the output folder, so it completes the same files
+            with fewer or more workers.
     """
 
     config: Config
@@ -45,13 +45,13 @@ class Job:
 
     @property
     def record_kinds(self) -> dict[Site, RecordKind]:
-        """Kind of the records of each site."""
+        """Kind of record by site."""
         settings, width = self.config.extractor, self.source.config.width
         return {site: settings.record_kind(width(*place_of(site))) for site in settings.sites}
 
     @property
     def samples_per_shard(self) -> int | AutoShards:
-        """The number of the samples of a shard, or the rule that chooses it."""
+        """Samples per shard, or the rule that chooses their number."""
         if self.config.samples_per_shard != "auto":
             return self.config.samples_per_shard
         return AutoShards(self.auto_workers, tuple(dict.fromkeys(self.record_kinds.values())))
@@ -67,7 +67,7 @@ class Job:
         """Check the weights, and return all settings that determine the bytes, except the inputs.
 
         Raises:
-            CheckpointError: if the weights are missing, damaged or not those of the model.
+            CheckpointError: if the weights are missing or damaged, or belong to another model.
         """
         config, settings, source = self.config, self.config.extractor, self.source
         source.check_weights()
@@ -162,7 +162,11 @@ def _auto_workers(config: Config) -> int:
 
 
 def _rules(config: Config, source: ModelSource) -> SampleRules:
-    """Return the rules for samples, from the flags and the model. Raises ConfigError."""
+    """Return the rules for samples, from the flags and the model.
+
+    Raises:
+        ConfigError: if flags contradict each other or do not fit the model.
+    """
     longest = source.config.max_position_embeddings
     for flag, value in (
         ("--max_length", config.max_length),
@@ -170,7 +174,7 @@ def _rules(config: Config, source: ModelSource) -> SampleRules:
     ):
         if value is not None and value > longest:
             raise ConfigError(
-                f"{flag}={value} is more than the {longest} positions that this model was made for "
+                f"{flag}={value} exceeds the {longest} positions that this model supports "
                 "(max_position_embeddings)"
             )
     reserved = config.context_overlap + (config.prepend_bos is not None)
@@ -179,8 +183,8 @@ def _rules(config: Config, source: ModelSource) -> SampleRules:
             raise ConfigError("--context_overlap needs --context_size, the tokens of a window")
     elif reserved >= config.context_size:
         raise ConfigError(
-            f"--context_size={config.context_size} leaves no room for new tokens: the repeated and "
-            f"the prepended ones are {reserved}"
+            f"--context_size={config.context_size} leaves no room for new tokens: repeated and "
+            f"prepended tokens take {reserved}"
         )
     elif config.overlength == "truncate":
         raise ConfigError(
@@ -196,7 +200,7 @@ def _rules(config: Config, source: ModelSource) -> SampleRules:
     choice = parse_choice(config.tokens)
     if choice.needs_special_ids and source.tokenizer_if_any() is None:
         raise ConfigError(
-            f"--tokens={config.tokens}: {source.name} has no tokenizer that says which tokens are "
+            f"--tokens={config.tokens}: {source.name} has no tokenizer to tell which tokens are "
             "special; leave out no_special"
         )
     return SampleRules(
@@ -210,7 +214,11 @@ def _rules(config: Config, source: ModelSource) -> SampleRules:
 
 
 def _token_id(named: str, source: ModelSource) -> int:
-    """Return the id of the token that `--prepend_bos` names. Raises ConfigError."""
+    """Return the id of the token that `--prepend_bos` names.
+
+    Raises:
+        ConfigError: if the model has no such token.
+    """
     tokenizer = source.tokenizer_if_any()
     vocabulary = tokenizer.get_vocab() if tokenizer else {}
     token_id = int(named) if named.isdecimal() else vocabulary.get(named)

@@ -1,4 +1,4 @@
-"""The job service of an engine, which `--job_endpoint` names."""
+"""Job service of an engine, which `--job_endpoint` names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ START_SECONDS = 30.0
 def wait_for_job_service(options: PipelineOptions, seconds: float = START_SECONDS) -> None:
     """Wait until the job service accepts connections, if the flags name one.
 
-    Beam itself waits for it without a word, five minutes by default.
+    Beam itself waits silently, for five minutes by default.
 
     Raises:
         ConfigError: if nothing answers at the endpoint.

@@ -1,7 +1,7 @@
 """Failures in the threads of the runner.
 
-Beam's local runner waits forever for a worker that died before it had opened its channel. The
-client of an engine that is gone fails in several threads, which say less than the error of the job.
+Beam's local runner waits forever for a worker that died before it opened its channel. When an
+engine is gone, its client fails in several threads, with errors that say less than the job's error.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _EXITED = re.compile(r"Worker subprocess exited with return code (-?\d+)")
 def ends_with_its_workers() -> Iterator[None]:
     """While a pipeline runs, end this process if a worker dies and the runner does not notice.
 
-    After a failure, threads may go on to fail until the process ends.
+    After a failure, more threads may fail until the process ends.
     """
     over = threading.Event()
     before = threading.excepthook

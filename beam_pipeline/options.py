@@ -1,4 +1,4 @@
-"""The command line: our flags to a `Config`, all other flags to Beam's options."""
+"""Parsing of the command line into a `Config` and, for all other flags, Beam's options."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ DEFAULT_COMPILE_CACHE = "~/.cache/qwen-activations"
 
 BOOLEAN: dict[str, Any] = {"type": values.boolean, "default": False, "metavar": "True|False"}
 SWITCH: dict[str, Any] = BOOLEAN | {"nargs": "?", "const": True}
-"""A flag that is true if it is given. The launcher of a template can only write --flag=true."""
+"""A flag that is true if given. The launcher of a template can only write --flag=true."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -46,7 +46,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """A formatter that adds defaults, except None: then the help text says what happens."""
+    """Formatter that adds defaults, except None, which the help text explains."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return super()._get_help_string(action) if action.default is not None else action.help
@@ -73,7 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--accelerator",
         choices=ACCELERATORS,
         metavar="NAME",
-        help="the accelerator of each worker; sets its machine type, worker_accelerator, "
+        help="accelerator of each worker; sets its machine type, worker_accelerator, "
         "processes, threads, disk and autoscaling, and refuses Beam flags that contradict it; one "
         f"of {', '.join(ACCELERATORS)} (default: Beam's flags)",
     )
@@ -92,8 +92,8 @@ def _add_model_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--ignore_config",
         metavar="NAMES",
-        help="fields of config.json, separated by commas, to leave out although they may change "
-        "the activations; the error for a field that is not understood names it (default: none)",
+        help="comma-separated fields of config.json to ignore although they may change the "
+        "activations; the error for an unsupported field names it (default: none)",
     )
     group.add_argument(
         "--compute_dtype", choices=COMPUTE_DTYPES, default="bfloat16", help="dtype of the model"
@@ -133,8 +133,8 @@ def _add_task_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--text_field",
         metavar="NAME",
-        help="key or column that holds the text, or the messages, of every record; a.b is b in a. "
-        "No other content is read (default: text, messages and other known names)",
+        help="key or column that holds the text, or the messages, of every record; a.b is b inside "
+        "a. No other content is read (default: text, messages and other known names)",
     )
     group.add_argument(
         "--prompt_template",
@@ -159,8 +159,8 @@ def _add_task_flags(group: argparse._ArgumentGroup) -> None:
         "--context_size",
         type=values.positive,
         metavar="TOKENS",
-        help="cut documents into windows of this many tokens, the repeated and the prepended ones "
-        "included; every other token is in one window. Does not apply to tasks (default: a "
+        help="cut documents into windows of this many tokens, including repeated and prepended "
+        "tokens; every other token is in exactly one window. Does not apply to tasks (default: a "
         "document is one sample of at most --max_length tokens)",
     )
     group.add_argument(
@@ -168,14 +168,14 @@ def _add_task_flags(group: argparse._ArgumentGroup) -> None:
         type=values.natural,
         default=0,
         metavar="TOKENS",
-        help="tokens that each window repeats from the one before it, as context whose vectors are "
+        help="tokens that each window repeats from the previous one, as context whose vectors are "
         "neither stored nor averaged",
     )
     group.add_argument(
         "--prepend_bos",
         metavar="TOKEN",
-        help="token to put before every sample, as its text in the vocabulary or its id; Qwen has "
-        "no token of its own for this (default: none)",
+        help="token to put before every sample, as its text in the vocabulary or its id; Qwen "
+        "defines no such token (default: none)",
     )
     group.add_argument(
         "--augment",
@@ -271,8 +271,8 @@ def _add_output_flags(group: argparse._ArgumentGroup) -> None:
         type=values.byte_count,
         default=WAITING_BYTES,
         metavar="BYTES",
-        help="memory of a worker process for blocks that wait to be written, such as 1GB; besides, "
-        "each open file in a bucket takes 16 MiB (default: %(default)s)",
+        help="memory of a worker process for blocks waiting to be written, such as 1GB; each open "
+        "file in a bucket takes another 16 MiB (default: %(default)s)",
     )
     group.add_argument("--overwrite", **SWITCH, help="replace the output of another run")
     group.add_argument("--no_progress", **SWITCH, help="show no progress bar in the terminal")
@@ -285,12 +285,12 @@ def _add_output_flags(group: argparse._ArgumentGroup) -> None:
 
 
 def build_plan_parser() -> argparse.ArgumentParser:
-    """Return the parser of `plan`: the flags of the job and those of the prediction."""
+    """Return the parser of `plan`: the flags of the job and of the prediction."""
     parser = build_parser()
     parser.prog += " plan"
     parser.description = (
-        "Read and tokenize the tasks, and predict what a run with these flags would compute, "
-        "write, take and cost. Writes nothing."
+        "Read and tokenize the tasks, and predict what a run with these flags would compute "
+        "and write, and its time and cost. Writes nothing."
     )
     plan = parser.add_argument_group("plan")
     plan.add_argument(
@@ -304,13 +304,13 @@ def build_plan_parser() -> argparse.ArgumentParser:
         "--device_price",
         type=values.price,
         metavar="PRICE",
-        help="price of one device for an hour, in your currency (default: the list price in USD)",
+        help="price of one device per hour, in your currency (default: the list price in USD)",
     )
     plan.add_argument(
         "--storage_bandwidth",
         type=values.byte_count,
         metavar="BYTES",
-        help="bytes per second that the storage takes from all workers together, such as 5GB "
+        help="bytes per second that the storage accepts from all workers together, such as 5GB "
         "(default: no limit but 50 MB/s for each file that a worker writes, an assumption)",
     )
     return parser
@@ -319,7 +319,7 @@ def build_plan_parser() -> argparse.ArgumentParser:
 def parse_flags(
     argv: Sequence[str], parser: argparse.ArgumentParser | None = None
 ) -> tuple[Config, PipelineOptions]:
-    """Parse our flags, by default with the parser of the job, and Beam's.
+    """Parse the job's flags, by default with the parser of the job, and Beam's flags.
 
     Raises:
         ConfigError: for flags that are missing, malformed or unknown, or that contradict each
@@ -372,10 +372,10 @@ def _beam_options(flags: list[str], accelerator: AcceleratorSettings | None) -> 
 
 
 def _workers(options: PipelineOptions) -> int | None:
-    """Return the most workers that a run may have; None if Dataflow alone decides.
+    """Return the maximum number of workers of a run; None if Dataflow alone decides.
 
-    Those of a local run are not counted: it gives the same bytes whatever its
-    `--direct_num_workers`, and the bytes of a run on Dataflow if it has that run's `--num_workers`.
+    `--direct_num_workers` does not count, so a local run writes the same bytes with any number of
+    workers. With the `--num_workers` of a run on Dataflow, it writes the bytes of that run.
     """
     worker = options.view_as(WorkerOptions)
     counts = [worker.num_workers]
@@ -389,7 +389,7 @@ def _workers(options: PipelineOptions) -> int | None:
 def _refuse_unknown(flags: Sequence[str]) -> None:
     """Refuse a mistyped flag, which Beam would ignore.
 
-    The launcher of a template has compared its parameters with the metadata already, and may add
+    The launcher of a template has already compared its parameters with the metadata, and may add
     flags that this version of Beam does not know.
     """
     if any(flag.startswith("--template_location") for flag in flags):

@@ -25,8 +25,8 @@ WORKING = "{l_bar}{bar}| {n_fmt}/{total_fmt} tokens [{remaining} left, {rate_fmt
 def progress_bar(options: PipelineOptions, wanted: bool) -> Iterator[None]:
     """Show a bar on stderr while a pipeline runs, and log lines above it.
 
-    Nothing is shown if stderr is not a terminal, or if the workers are other processes than this
-    one: they cannot be listened to.
+    There is no bar if stderr is not a terminal, or if the workers run in other processes, whose
+    progress does not reach this one.
     """
     runner = options.view_as(StandardOptions).runner or ""
     processes = options.view_as(DirectOptions).direct_running_mode == "multi_processing"
@@ -50,7 +50,7 @@ def progress_bar(options: PipelineOptions, wanted: bool) -> Iterator[None]:
 
 
 class _Work:
-    """The work of all threads. Its rate leaves out the first step, which loads and compiles."""
+    """Work of all threads. The rate excludes the first step, which loads and compiles."""
 
     def __init__(self, bar: tqdm[Any]) -> None:
         self._bar = bar

@@ -1,4 +1,4 @@
-"""The end of a run: which workers wait while others finish the last shards."""
+"""End of a run, where some workers wait while others finish the last shards."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Schedule:
-    """The times at which workers have no more shard to take.
+    """Times at which workers run out of shards.
 
-    A worker takes one shard after the other, in the order of their numbers, without other costs. A
-    worker of several threads has several shards at once, so its real end differs by about a shard.
+    Workers take one shard after another, by number, without other costs. A worker with several
+    threads has several shards at once, so its real end differs by about a shard.
 
     Attributes:
-        ends: of each worker, ascending, in the unit of the shards' costs.
+        ends: End of each worker, ascending, in the unit of the shards' costs.
     """
 
     ends: tuple[float, ...]
@@ -30,7 +30,7 @@ class Schedule:
 
     @property
     def end(self) -> float:
-        """The time at which the last worker has finished."""
+        """Time at which the last worker finishes."""
         return self.ends[-1]
 
     @property
@@ -40,10 +40,10 @@ class Schedule:
 
     @property
     def longest_wait(self) -> float:
-        """The part of the run that the first free worker waits, 0 to 1."""
+        """Fraction of the run that the first free worker waits, 0 to 1."""
         return 1 - self.ends[0] / self.end if self.end else 0.0
 
     @property
     def idle(self) -> float:
-        """The part of the time of all workers that they wait, 0 to 1."""
+        """Fraction of the total worker time spent waiting, 0 to 1."""
         return 1 - sum(self.ends) / (len(self.ends) * self.end) if self.end else 0.0

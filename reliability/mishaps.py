@@ -1,9 +1,9 @@
-"""Mishaps of an output folder during a run.
+"""Mishaps that hit an output folder during a run.
 
     python -m reliability.mishaps --seed 1
 
-After each, the job must end with one line that says what happened, or finish. Every file that has
-its name must be that of an undisturbed run, and the same command must complete the dataset to the
+After each mishap, the job must finish or end with one line that explains the error. Every file with
+its final name must match an undisturbed run, and the same command must complete the dataset to the
 same bytes. The disks are small tmpfs mounts, which need root.
 """
 
@@ -30,18 +30,18 @@ OTHER = ("--compute_dtype", "float32")
 """Flags of another configuration."""
 
 HEAD_START = 2.0
-"""Largest head start of one of two runs in seconds. Starting takes longer, so that they meet."""
+"""Largest head start of one of two runs in seconds. Starting takes longer, so the runs overlap."""
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """Surroundings of a mishap.
+    """Job and folder of one mishap.
 
     Attributes:
-        job: the job.
-        folder: folder for all that it writes.
-        expected: digests of an undisturbed run.
-        generator: source of random moments.
+        job: Job that the mishap hits.
+        folder: Folder for all output.
+        expected: Digests of an undisturbed run.
+        generator: Source of random moments.
     """
 
     job: Job
@@ -54,21 +54,21 @@ class Attempt:
         return self.folder / "out"
 
     def begun(self) -> subprocess.Popen[str]:
-        """Start the job and wait for a random moment while it writes files."""
+        """Start the job, and wait for a random moment while it writes files."""
         process = self.job.start(self.out)
         wanted = self.generator.randint(5, len(self.expected) - 30)
         wait_for(process, lambda: sum(len(names) for *_, names in os.walk(self.out)) >= wanted)
         return process
 
     def resumes(self) -> None:
-        """Run the same command again. No file may be broken, and it must complete the dataset."""
+        """Run the same command again, which must find no broken file and complete the dataset."""
         assert not (wrong := broken(self.out, self.expected)), wrong
         self.job.complete(self.out)
         assert digests(self.out) == self.expected
 
 
 def refused(status: int, errors: str, *words: str) -> str:
-    """Return the one line that a run ended with, which must contain the words."""
+    """Return the single error line of a failed run, which must contain the words."""
     lines = [line for line in errors.splitlines() if line.startswith("error: ")]
     assert status == 2, (status, errors)
     assert len(lines) == 1, errors
@@ -79,7 +79,7 @@ def refused(status: int, errors: str, *words: str) -> str:
 
 @contextmanager
 def disk(place: Path, megabytes: int) -> Iterator[None]:
-    """A file system of a size, mounted for a while."""
+    """Mount a file system of a limited size for the duration of the block."""
     place.mkdir()
     subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(place)], check=True
@@ -105,7 +105,7 @@ def full_disk(attempt: Attempt) -> str:
 def read_only_on_the_way(attempt: Attempt) -> str:
     with disk(attempt.out, 64):
         process = attempt.begun()
-        # A file that is being written keeps a file system from becoming read-only.
+        # Remounting read-only fails while a file is open for writing.
         while subprocess.run(
             ["mount", "-o", "remount,ro", str(attempt.out)], capture_output=True, check=False
         ).returncode:
@@ -124,7 +124,7 @@ def folder_removed(attempt: Attempt) -> str:
     if status == 0:
         return TOO_LATE
     said = refused(status, errors)
-    # The second if it was removed between the last look at the claim and the renaming.
+    # The second message occurs if the removal falls between the check of the claim and the rename.
     assert "it was removed" in said or "No such file" in said
     attempt.resumes()
     return said
@@ -143,7 +143,7 @@ def layer_file_removed(attempt: Attempt) -> str:
 
 
 def damaged_dataset_and_killed_repair(attempt: Attempt) -> str:
-    """A file of a complete dataset is broken, and its repair is killed: no commit may be left."""
+    """Damage a file of a complete dataset and kill the repair, which must leave no commit."""
     attempt.job.complete(attempt.out)
     damaged = attempt.generator.choice(sorted(attempt.out.glob("layer_*/*.tfrecord")))
     damaged.write_bytes(damaged.read_bytes()[:-7])
@@ -153,7 +153,7 @@ def damaged_dataset_and_killed_repair(attempt: Attempt) -> str:
     assert not (attempt.out / "metadata.json").exists()
     attempt.job.complete(attempt.out)
     assert digests(attempt.out) == attempt.expected
-    return "the commit is gone before the repair begins, and back after it"
+    return "the commit was removed before the repair began, and was back after it"
 
 
 def two_runs_at_once(attempt: Attempt) -> str:
@@ -166,9 +166,9 @@ def overwritten_by_another_configuration(attempt: Attempt) -> str:
 
 
 def _compete(attempt: Attempt, more: Sequence[str], expected: dict[str, str]) -> str:
-    """Start two runs into one folder; one or both must finish, to the bytes of the last one.
+    """Start two runs in one folder; at least one must finish, with the bytes of the last one.
 
-    The second has more flags, and by itself makes files with the expected digests.
+    The second run has more flags. Run alone, it writes files with the digests `expected`.
     """
     first = attempt.job.start(attempt.out)
     time.sleep(attempt.generator.uniform(0, HEAD_START))
@@ -177,7 +177,7 @@ def _compete(attempt: Attempt, more: Sequence[str], expected: dict[str, str]) ->
     assert 0 in (first_status, second_status), (first_errors, second_errors)
     assert digests(attempt.out) == (attempt.expected if second_status else expected)
     if second_status:
-        said = refused(second_status, second_errors, "another run was started into it")
+        said = refused(second_status, second_errors, "another run was started in it")
         return f"the second stops, the first finishes: {said}"
     if first_status:
         return f"the first stops, the second finishes: {refused(first_status, first_errors)}"
@@ -193,13 +193,13 @@ MISHAPS: tuple[tuple[Callable[[Attempt], str], int], ...] = (
     (overwritten_by_another_configuration, 4),
     (two_runs_at_once, 10),
 )
-"""Mishaps, and how often each is tried."""
+"""Mishaps and their numbers of attempts."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--only", help="the name of one of them")
+    parser.add_argument("--only", help="name of a single mishap to run")
     arguments = parser.parse_args()
     generator = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory(prefix="mishaps-") as name:

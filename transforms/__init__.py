@@ -1,7 +1,7 @@
-"""Beam transforms from files of tasks to a dataset of activations, for pipelines of your own.
+"""Beam transforms from task files to a dataset of activations, for use in other pipelines.
 
 `examples/own_pipeline.py` shows them together. Importing them starts neither JAX nor transformers.
-`transforms.model_handler` is for `RunInference`; Beam's module for that imports torch.
+`transforms.model_handler` serves Beam's `RunInference`, whose module imports torch.
 """
 
 from transforms.assign_shards import AssignShards, PlanShards

@@ -14,9 +14,9 @@ from transforms.auto_shards import AutoShards
 from transforms.shuffle_encoding import decode_prompt, encode_prompt
 
 FINGERPRINT = np.dtype([("rank", "<u8"), ("content", "<u8"), ("tokens", "<u4"), ("bytes", "<u4")])
-"""The 24 bytes that planning keeps for each prompt: ten million fit in a worker.
+"""Fingerprint of a prompt for planning: 24 bytes, so that ten million fit in a worker.
 
-`bytes` is the size of its largest record, at most 4 GiB, or 0 if the plan does not need it."""
+`bytes` is the size of the prompt's largest record, at most 4 GiB, or 0 if the plan ignores it."""
 
 _DIGESTED = np.dtype([("rank", "<u8"), ("content", "<u8"), ("tokens", "<u8")])
 """The fields that the digest of a plan covers."""
@@ -73,8 +73,8 @@ def fingerprint(prompt: Prompt, samples_per_shard: int | AutoShards = 1) -> np.n
 def plan_shards(fingerprints: np.ndarray, samples_per_shard: int | AutoShards) -> ShardPlan:
     """Cut samples, [samples] FINGERPRINT in any order, into shards.
 
-    With a number, all shards but the last have that many samples. With `AutoShards`, all have about
-    the same number.
+    With a number, every shard but the last has that many samples. With `AutoShards`, all shards
+    have about the same number.
     """
     ordered = np.sort(fingerprints, order=["rank", "content"])
     tokens = int(ordered["tokens"].sum(dtype=np.int64))
@@ -93,7 +93,7 @@ def plan_shards(fingerprints: np.ndarray, samples_per_shard: int | AutoShards) -
 
 
 class PlanShards(beam.CombineFn):
-    """Combines all prompts to a `ShardPlan`."""
+    """Combine all prompts into a `ShardPlan`."""
 
     def __init__(self, samples_per_shard: int | AutoShards) -> None:
         self._samples_per_shard = samples_per_shard
@@ -114,9 +114,9 @@ class PlanShards(beam.CombineFn):
 
 @dataclass(eq=False)
 class AssignShards(beam.PTransform):
-    """Groups prompts to (shard, prompts) by a singleton PCollection of the `ShardPlan`.
+    """Group prompts into (shard, prompts) by a singleton PCollection of the `ShardPlan`.
 
-    Only encoded token ids are shuffled.
+    The shuffle carries only encoded token ids.
     """
 
     plan: beam.PCollection
@@ -124,7 +124,7 @@ class AssignShards(beam.PTransform):
     def expand(self, prompts: beam.PCollection) -> beam.PCollection:
         return (
             prompts
-            # Encoded first, since all prompts wait for the plan.
+            # Encode first, because all prompts wait for the plan.
             | "Encode" >> beam.Map(lambda prompt: (prompt.sample_id, encode_prompt(prompt)))
             | "Number"
             >> beam.Map(

@@ -1,6 +1,6 @@
 """Equal shards for `--samples_per_shard auto`, enough to keep all workers busy.
 
-A worker takes one shard after the other. With R shards for each worker, the last round takes about
+A worker takes one shard after another. With R shards for each worker, the last round takes about
 1/R of the run, and other workers may be idle in it.
 """
 
@@ -34,13 +34,13 @@ MEAN_FILE = LARGEST_FILE * 3 // 4
 
 @dataclass(frozen=True)
 class AutoShards:
-    """Shards for a number of workers that write records of some kinds, each kind once."""
+    """Choice of shards for a number of workers. `kinds` holds each kind of record once."""
 
     workers: int
     kinds: tuple[RecordKind, ...]
 
     def largest_record(self, prompt: Prompt) -> int:
-        """Return the bytes of the largest record of a sample, including that of its prompt."""
+        """Return the bytes of the largest record of a sample, including its prompt's record."""
         return max(record_bytes(prompt, kind) for kind in (*self.kinds, None))
 
     def starts(self, tokens: int, largest_records: np.ndarray) -> np.ndarray:
@@ -78,8 +78,8 @@ def _halved(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """Halve shards until each has at most `LARGEST_FILE` or one sample.
 
     Args:
-        starts: [shards] the first sample of each.
-        sizes: [samples + 1] bytes of all samples before each.
+        starts: [shards] first sample of each shard.
+        sizes: [samples + 1] total bytes of the samples before each one.
     """
     bounds = [*starts.tolist(), len(sizes) - 1]
     waiting = [*pairwise(bounds)][::-1]

@@ -28,7 +28,7 @@ class Budget:
         self._changed = threading.Condition()
 
     def take(self, size: int) -> None:
-        """Wait for this many free bytes; a larger block than the limit waits until all are free."""
+        """Wait for this many free bytes; a block larger than the limit waits for all bytes."""
         with self._changed:
             self._changed.wait_for(lambda: self.used == 0 or self.used + size <= self.limit)
             self.used += size
@@ -46,8 +46,8 @@ PROCESS_BUDGET = Budget(WAITING_BYTES)
 class BackgroundWriter:
     """The blocks of one file, which a thread writes to a stream.
 
-    An error of the stream is raised by the next call of `write`, or by the future of `finish`.
-    Nothing is written after an error. End the thread with `finish` or `abandon`.
+    The next call of `write`, or the future of `finish`, raises an error of the stream. The thread
+    writes nothing after an error. End the thread with `finish` or `abandon`.
     """
 
     def __init__(

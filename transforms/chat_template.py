@@ -152,7 +152,7 @@ def _unusual_content(messages: Sequence[Message]) -> str:
     for index, message in enumerate(messages):
         if not isinstance(content := message.get("content"), str):
             seen = "missing or null" if content is None else "a list"
-            return f"; messages[{index}].content is {seen}, write it as a text if that is the cause"
+            return f"; messages[{index}].content is {seen}, write it as text if that is the cause"
     return ""
 
 

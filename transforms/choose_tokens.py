@@ -72,7 +72,11 @@ ALL_TOKENS = TokenChoice(())
 
 
 def parse_choice(text: str) -> TokenChoice:
-    """Parse terms joined by `&`. Raises TokenChoiceError."""
+    """Parse terms joined by `&`.
+
+    Raises:
+        TokenChoiceError: if a term is invalid.
+    """
     terms = [_parse_term(word.strip()) for word in text.split("&")]
     return TokenChoice(tuple(term for term in terms if term.name != "all"))
 
@@ -97,10 +101,10 @@ def _parse_term(word: str) -> Term:
 
 
 def choose(prompt: Prompt, choice: TokenChoice, special_ids: frozenset[int]) -> Prompt:
-    """Return a prompt with only those of its chosen tokens that fulfill every term.
+    """Keep only the chosen tokens of a prompt that fulfill every term.
 
     Args:
-        prompt: Prompt with all its tokens, or some of them, chosen.
+        prompt: Prompt with some or all of its tokens chosen.
         choice: Terms to fulfill.
         special_ids: Ids of the tokens that `no_special` leaves out, besides a prepended token.
 

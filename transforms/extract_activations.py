@@ -119,7 +119,7 @@ def extract_shard(
 
 @dataclass(eq=False)
 class ExtractActivations(beam.PTransform):
-    """Converts (shard, prompts) to `LayerBlock`; each site has an output named like its folder.
+    """Convert (shard, prompts) to `LayerBlock`, with one output per site, named like its folder.
 
     The blocks of a shard are large and leave in order, within one bundle: consume them in the same
     stage, never through a shuffle.
@@ -157,7 +157,7 @@ class _Extract(beam.DoFn):
         self, element: tuple[int, Iterable[Prompt]], plan: ShardPlan
     ) -> Iterator[TaggedOutput]:
         shard, sites = element[0], self._settings.sites
-        # An order that does not depend on the order of arrival.
+        # Sort, because the order of arrival varies.
         prompts = sorted(element[1], key=lambda p: (rank(p.sample_id), p.sample_id))
         lengths = [prompt.num_tokens for prompt in prompts]
         self._progress.begin(plan)
@@ -188,7 +188,7 @@ class _Extract(beam.DoFn):
             yield TaggedOutput(FINISHED, manifest)
 
     def _list_files(self, output_dir: str, num_shards: int) -> ListedFiles | None:
-        # A local file is read to be measured, so each shard measures its own files.
+        # Measuring a local file means reading it, so each shard measures its own files.
         if not in_bucket(output_dir):
             return None
         self._listed: ListedFiles = self._shared_listing.acquire(

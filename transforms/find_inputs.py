@@ -85,7 +85,7 @@ def resolve_patterns(
                 # Samples of both would have the same ids.
                 raise TasksNotFoundError(
                     f"--tasks_file hf://datasets/{name}: its revisions {other} and {commit} cannot "
-                    "be in one run; give one, or use a run for each"
+                    "be in one run; give one of them, or use a run for each"
                 )
     return patterns
 
@@ -190,7 +190,7 @@ def match_files(pattern: Pattern) -> Matches:
     shows_hidden = any(map(_is_hidden, pattern.rest.split("/")))
 
     def enters(folder: str) -> bool:
-        """Return True if files below a folder, relative to that of the pattern, can match."""
+        """Return True if files below a folder, given relative to `pattern.folder`, can match."""
         if pattern.folder + folder == pattern.output_dir:
             return False
         if _is_hidden(os.path.basename(folder)) and not shows_hidden:
@@ -271,7 +271,7 @@ def _objects(root: str, _: str, enters: Callable[[str], bool]) -> Iterator[str]:
     for path, _size in list_objects(root):
         relative = path.removeprefix(root)
         if relative.endswith("/") or not relative:
-            continue  # A placeholder of a folder.
+            continue  # A placeholder for a folder.
         closed = (relative[:end] for end in _slashes(relative) if not enters(relative[:end]))
         folder = next(closed, None)
         yield relative if folder is None else folder + "/"

@@ -61,7 +61,7 @@ def check_output_size(size: OutputSize, sites: int, max_bytes: int | None) -> No
 
 
 class SumSizes(beam.CombineFn):
-    """Adds up the `OutputSize` of prompts."""
+    """Add up the `OutputSize` of prompts."""
 
     def __init__(self, kinds: Mapping[RecordKind, int]) -> None:
         self._kinds = kinds

@@ -52,9 +52,9 @@ class OutputFolder:
         """Check the claim. Call this before every change in the folder."""
         if not holds_claim(self.path, self._claim):
             raise ClaimLostError(
-                f"{self.path} is no longer this run's: another run was started into it, or it was "
-                f"removed ({CLAIM_FILE} has changed or is gone). This run stops; the files that it "
-                "has finished are good. Let the other run end, or run the same command again."
+                f"{self.path} no longer belongs to this run: another run was started in it, or it "
+                f"was removed ({CLAIM_FILE} has changed or is gone). This run stops; its finished "
+                "files are valid. Let the other run end, or run the same command again."
             )
 
     def file(self, name: str) -> WholeFile:
@@ -66,7 +66,7 @@ class OutputFolder:
         write_whole(join(self.path, name), content, self.check)
 
     def release(self) -> None:
-        """End the claim if it is still this run's."""
+        """Release the claim if this run still holds it."""
         release_claim(self.path, self._claim)
 
     @property

@@ -37,7 +37,7 @@ def pin(path: str) -> tuple[str, dict[str, str]]:
     Other paths are returned unchanged, with no commit.
 
     Raises:
-        RemoteInputError: if the path of the hub is not that of a dataset.
+        RemoteInputError: if the path on the hub is not the path of a dataset.
         OSError: if the hub does not have the dataset or the revision, or does not answer.
     """
     if not path.startswith(HUB):
@@ -76,7 +76,7 @@ def open_remote(path: str) -> BinaryIO:
 
 
 def exists_remote(path: str) -> bool:
-    """Return True if there is a file."""
+    """Return True if the file exists."""
     files, name = _opened(path)
     return bool(files.isfile(name))
 

@@ -12,7 +12,7 @@ from activation_dataset.metadata import InputFile
 from corpus.task import Notice, RejectedTask
 
 Reported = RejectedTask | Notice | InputFile | Written | str
-"""Part of a report; a string is the name of a file that is not read."""
+"""Part of a report; a string names a file that is not read."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class InputReport:
     """Files, rejections, notices and counts of a run, each in no particular order.
 
     Attributes:
-        written: Sum of what is written.
+        written: Counts of written tasks and samples.
         rejected: Rejected files, tasks, documents and samples.
         notices: Remarks on inputs that are used.
         files: Files that were read.
@@ -41,16 +41,16 @@ class InputReport:
 
 
 class GatherReport(beam.CombineFn):
-    """Combines `Reported` values to an `InputReport`."""
+    """Combine `Reported` values into an `InputReport`."""
 
     def create_accumulator(self) -> tuple[Written, list[Reported]]:
-        """Return nothing written and nothing to report."""
+        """Return an empty report."""
         return Written(), []
 
     def add_input(
         self, accumulator: tuple[Written, list[Reported]], reported: Reported
     ) -> tuple[Written, list[Reported]]:
-        """Add to the sum of what is written, or to the list of the rest."""
+        """Add a value to the counts of written tasks and samples, or to the other values."""
         written, others = accumulator
         if isinstance(reported, Written):
             return written + reported, others
@@ -60,7 +60,7 @@ class GatherReport(beam.CombineFn):
     def merge_accumulators(
         self, accumulators: Iterable[tuple[Written, list[Reported]]]
     ) -> tuple[Written, list[Reported]]:
-        """Merge sums and lists."""
+        """Merge partial reports."""
         total, merged = Written(), list[Reported]()
         for written, others in accumulators:
             total += written

@@ -1,8 +1,8 @@
 """Compact encoding of tasks and prompts for shuffles.
 
 Beam's local runner keeps all elements between two stages in memory. As Python objects, an ARC task
-takes tens of kilobytes and a prompt 12 bytes a token; encoded, some hundreds of bytes and less than
-one byte a token.
+takes tens of kilobytes and a prompt 12 bytes per token. Encoded, they take some hundreds of bytes
+and less than one byte per token.
 """
 
 from __future__ import annotations

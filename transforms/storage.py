@@ -91,7 +91,7 @@ def storage_errors(path: str, kind: type[StorageError] = OutputError) -> Iterato
 
 
 def in_bucket(path: str) -> bool:
-    """Return True if the path is a `gs://` one."""
+    """Return True if this is a `gs://` path."""
     return path.startswith(BUCKET_SCHEME)
 
 
@@ -170,7 +170,7 @@ def read_each(paths: Iterable[str]) -> list[bytes | None]:
 
 
 Measured = tuple[int, str]
-"""The bytes of a file and its CRC32C in base64."""
+"""Size of a file in bytes and its CRC32C in base64."""
 
 
 def sizes_and_crc32c(paths: Iterable[str]) -> dict[str, Measured]:

@@ -58,7 +58,8 @@ class Measured:
     """Chunks of bytes with a running count and checksum.
 
     Attributes:
-        bytes, lines: the bytes, and the line ends in them.
+        bytes: Number of bytes so far.
+        lines: Number of line ends so far.
         crc32c: CRC32C of the bytes.
     """
 
@@ -79,7 +80,11 @@ class Measured:
 
 @contextmanager
 def open_tasks(path: str) -> Iterator[TaskFile]:
-    """Open a file of tasks. Raises TasksUnreadableError."""
+    """Open a task file.
+
+    Raises:
+        TasksUnreadableError: if the file cannot be opened.
+    """
     with storage_errors(path, TasksUnreadableError):
         opened = open_file(path)
     with opened as stream:

@@ -46,7 +46,7 @@ class SampleRules:
 
     Attributes:
         max_length: Largest number of tokens of a sample.
-        overlength: Whether to reject longer documents or to cut off their end.
+        overlength: `reject` rejects longer documents, `truncate` cuts off their end.
         context_size: Tokens of each window of a document, instead of `max_length`; None to keep
             documents whole.
         context_overlap: Tokens that a window repeats from the previous one. They are not chosen.
@@ -168,7 +168,11 @@ def _check(
     rules: SampleRules,
     tokenizer: PreTrainedTokenizerBase | None,
 ) -> None:
-    """Check the whole prompt of a task or document. Raises _RejectedSampleError."""
+    """Check the whole prompt of a task or document.
+
+    Raises:
+        _RejectedSampleError: if the sample must be rejected.
+    """
     is_task, ids = isinstance(item, Task), prompt.token_ids
     if not len(ids):
         raise _RejectedSampleError("no_tokens", "the prompt has no tokens")
@@ -269,7 +273,7 @@ def tokenize(
 
 @dataclass(eq=False)
 class TokenizeTasks(beam.PTransform):
-    """Converts tasks and documents to the outputs `prompts`, `rejected` and `written`.
+    """Convert tasks and documents to the outputs `prompts`, `rejected` and `written`.
 
     The output `written` has a `Written` for each task or document with at least one prompt.
 

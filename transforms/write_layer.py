@@ -28,7 +28,7 @@ from transforms.whole_file import WholeFile
 
 @dataclass(eq=False)
 class WriteLayer(beam.PTransform):
-    """Writes the blocks of one site to files in a claimed folder; gives their `LayerManifest`.
+    """Write the blocks of one site to files in a claimed folder, and output their `LayerManifest`.
 
     Files are written in the background; `upload_memory` bounds the queued bytes of a process.
     """
@@ -64,7 +64,7 @@ class _Committing:
 
 
 class _WriteLayer(beam.DoFn):
-    """Writes blocks to files. A bundle ends with the commit of its files, and gives manifests."""
+    """Write blocks to files. The end of a bundle commits its files and outputs their manifests."""
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class _WriteLayer(beam.DoFn):
 
     def process(self, block: LayerBlock) -> None:
         if self._open is None:
-            self._wait_for(self._committing[:-1])  # Threads and open files of small shards.
+            self._wait_for(self._committing[:-1])  # Bounds threads and open files.
             self._open = self._begin(block)
         shard, file, writer = self._open.shard, self._open.file, self._open.writer
         if block.shard != shard:

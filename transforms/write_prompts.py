@@ -26,7 +26,7 @@ def write_shard_prompts(shard: ShardPrompts, folder: OutputFolder) -> PromptsMan
 
 @dataclass(eq=False)
 class WritePrompts(beam.PTransform):
-    """Writes `ShardPrompts` to files in a claimed folder; gives their `PromptsManifest`."""
+    """Write `ShardPrompts` to files in a claimed folder, and output their `PromptsManifest`."""
 
     folder: OutputFolder
 

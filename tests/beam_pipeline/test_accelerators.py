@@ -82,7 +82,7 @@ def test_the_users_choice_is_kept():
         ("tpu-v5e-1", "--resource_hint=min_ram=64GB", "drop the hint"),
         ("tpu-v5e-1", "--experiments=use_multiple_sdk_containers", "only one process"),
         ("tpu-v5e-1", "--dataflow_service_options=enable_prime", "Prime"),
-        ("gpu-a100-1", "--flexrs_goal=COST_OPTIMIZED", "no accelerators"),
+        ("gpu-a100-1", "--flexrs_goal=COST_OPTIMIZED", "not support accelerators"),
         (
             "tpu-v5e-4",
             "--dataflow_service_options=worker_accelerator=type:tpu-v5-lite-podslice;topology:2x4",

@@ -40,7 +40,7 @@ def names(folder: Path) -> set[str]:
 
 @pytest.fixture
 def occupied(tmp_path: Path) -> Path:
-    """A folder with every kind of output, and files that are someone else's."""
+    """Return a folder with every kind of output, and files that no run wrote."""
     for name in (*OURS, *THEIRS):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
@@ -51,7 +51,7 @@ def test_only_output_is_found_and_removed(occupied: Path):
     partial = {name for name in OURS if "partial" in name}
     found = list_output(str(occupied))
     assert found == {name: len(name) for name in OURS}
-    assert [*found][:2] == [*OURS][:2], "the commit goes first"
+    assert [*found][:2] == [*OURS][:2], "the metadata is deleted first"
     assert [*found][-1] == "run.json"
     assert set(remove_partial_files(str(occupied))) == {*OURS} - partial
     assert names(occupied) == {*OURS, *THEIRS} - partial
@@ -66,9 +66,9 @@ def test_a_claim_holds_until_it_is_released(tmp_path: Path):
     folder.release()
     assert names(tmp_path / "new" / "folder") == {"run.json"}
     shutil.rmtree(tmp_path / "new")
-    with pytest.raises(ClaimLostError, match=r"no longer this run's: .* or it was removed"):
+    with pytest.raises(ClaimLostError, match=r"no longer belongs to this run: .* it was removed"):
         folder.write("metadata.json", b"{}")
-    assert names(tmp_path) == set(), "a folder that was removed is not made again"
+    assert names(tmp_path) == set(), "a removed folder is not recreated"
 
 
 def test_the_last_claim_counts(tmp_path: Path):
@@ -76,7 +76,7 @@ def test_the_last_claim_counts(tmp_path: Path):
     half = first.file(shard_file(10, 0, 1))
     half.stream.write(b"half")
     second = OutputFolder.claim(str(tmp_path))
-    with pytest.raises(ClaimLostError, match="another run was started into it"):
+    with pytest.raises(ClaimLostError, match="another run was started in it"):
         half.commit()
     with pytest.raises(ClaimLostError):
         first.write("metadata.json", b"{}")
