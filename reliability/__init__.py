@@ -1,5 +1,5 @@
-"""Attempts to break the job and its datasets: scripts with a seed, run by hand.
+"""Seeded scripts that try to break the job and its datasets, run by hand.
 
-`make reliability` runs them one after the other; docs/reliability.md says what each found. Small
-versions of them are in tests/reliability/.
+`make reliability` runs all scripts; docs/reliability.md lists what each one found. Small versions
+of the scripts are in tests/reliability/.
 """

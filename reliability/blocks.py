@@ -1,4 +1,4 @@
-"""The target of `reliability.fuzz` that compares files in blocks with the same files at one go."""
+"""Target of `reliability.fuzz` that compares files read in blocks with files read whole."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _folder() -> tempfile.TemporaryDirectory[str]:
 
 
 def check(data: bytes) -> str:
-    """Check that a file gives the same in blocks as at one go. It is accepted if it is split."""
+    """Check that a file has the same items in blocks and whole; "accepted" means it was split."""
     path = Path(_folder().name, "a.parquet" if data.startswith(b"PAR1") else "a.jsonl")
     path.write_bytes(data)
     found = list(split_file(str(path), path.name, None, block_bytes=1 + len(data) % 50))

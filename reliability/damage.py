@@ -1,10 +1,10 @@
-"""Flipped bits and cut files: `verify` must report each by the file's name, without a traceback.
+"""Flipped bits and cut files, which `verify` must report by file name, without a traceback.
 
     python -m reliability.damage --flips 2000 --cuts 500 --seed 1
 
-Flips are drawn by the kind of byte that they hit (length of a record, CRC of the length, data, CRC
-of the data, metadata), so that small places are hit as often as large ones. The reader must refuse
-what `verify` reports.
+Each round flips one bit in every kind of byte (length of a record, CRC of the length, data, CRC of
+the data, metadata), so small regions are hit as often as large ones. The reader must refuse every
+file that `verify` reports.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from reliability.job import Job
 LENGTH_BYTES = 8
 
 Place = tuple[Path, range]
-"""A file, and bytes of it."""
+"""A file and a range of its bytes."""
 
 
 def places_of(dataset: Path) -> dict[str, list[Place]]:
-    """Places in which a bit can be flipped, by their kind."""
+    """Return the places where a bit can be flipped, by kind."""
     metadata = dataset / "metadata.json"
     places: dict[str, list[Place]] = {"metadata": [(metadata, range(metadata.stat().st_size))]}
     for path in sorted(dataset.rglob("*.tfrecord")):
@@ -50,7 +50,7 @@ def places_of(dataset: Path) -> dict[str, list[Place]]:
 
 
 def _record_offsets(content: bytes) -> list[int]:
-    """Offsets of the records of a TFRecord file, and its size."""
+    """Return the offsets of the records of a TFRecord file, and its size."""
     offsets = [0]
     while (start := offsets[-1]) < len(content):
         length = int.from_bytes(content[start : start + LENGTH_BYTES], "little")
@@ -59,7 +59,7 @@ def _record_offsets(content: bytes) -> list[int]:
 
 
 def reported(dataset: Path) -> list[str]:
-    """Lines that `python -m activation_dataset verify` prints about problems."""
+    """Return the lines that `python -m activation_dataset verify` prints about problems."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
         status = command(["verify", str(dataset)])
@@ -83,7 +83,7 @@ def is_refused(dataset: Path, file: str) -> bool:
 
 
 def check(dataset: Path, path: Path, changed: bytes, what: str) -> None:
-    """Give a file other content for a while, which must be reported by its name and not be read."""
+    """Replace a file's content temporarily; `verify` must name it, and the reader refuse it."""
     name = path.relative_to(dataset).as_posix()
     before = path.read_bytes()
     path.write_bytes(changed)

@@ -1,9 +1,9 @@
-"""Fuzzing of all readers of foreign bytes and words: no crash, no hang, no accepted nonsense.
+"""Fuzzing of all readers of untrusted bytes: no crash, no hang, no invalid input accepted.
 
     python -m reliability.fuzz tasks --inputs 200000 --seed 1
 
-Inputs are valid ones that are changed at random; accepted ones are changed further. A reader may
-accept an input, and must then describe it correctly, or refuse it with the error that it documents.
+Inputs are random mutations of valid inputs and of earlier accepted inputs. A reader must either
+accept an input and describe it correctly, or refuse it with the error that it documents.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ from corpus.task import MAX_GRID_SIDE, NOTICE_REASONS, REASONS, Document, Grid, 
 from reliability import blocks
 
 HANGS_AFTER = 20
-"""Seconds that one input may take."""
+"""Maximum seconds for one input."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """A reader to be fuzzed.
+    """Reader to fuzz.
 
     Attributes:
-        seeds: valid inputs.
-        check: gives an input to the reader, and returns "accepted" or how it was refused. An error
-            that it raises is a finding.
-        words: parts of inputs, to be put in now and then.
+        seeds: Valid inputs.
+        check: Function that gives an input to the reader and returns "accepted" or the kind of
+            refusal. An error that it raises is a finding.
+        words: Parts of inputs to insert occasionally.
     """
 
     seeds: Sequence[bytes]
@@ -105,7 +105,7 @@ def check_tasks(data: bytes) -> str:
             assert item.reason in REASONS
             assert item.detail.startswith(name)
             answers["rejected"] += 1
-    assert answers, "nothing was said of a file"
+    assert answers, "the parser reported nothing about a file"
     return "accepted" if answers.keys() - {"rejected"} else "rejected"
 
 
@@ -118,7 +118,7 @@ def check_grid(grid: Grid) -> None:
 
 def check_ids(seen: set[str], ids: Sequence[str]) -> None:
     for each in ids:
-        assert each not in seen, f"{each!r} comes twice"
+        assert each not in seen, f"{each!r} occurs twice"
         assert each.isprintable()
         each.encode()
         seen.add(each)
@@ -152,14 +152,14 @@ message_type {{ name: "Example" {_field("features", 1, ".fuzz.Features")} }}
 
 @cache
 def protobuf_example() -> Any:
-    """Protobuf's own class of a tf.train.Example."""
+    """Return protobuf's own class for a tf.train.Example."""
     pool = descriptor_pool.DescriptorPool()
     pool.Add(text_format.Parse(_PROTO, descriptor_pb2.FileDescriptorProto()))
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("fuzz.Example"))
 
 
 def features_of(data: bytes) -> dict[str, list[Any]] | None:
-    """Values of each feature, as protobuf reads them; None if protobuf writes other bytes."""
+    """Return the values of each feature as protobuf reads them; None if it writes other bytes."""
     message = protobuf_example()()
     try:
         message.ParseFromString(data)
@@ -188,7 +188,7 @@ def framed(*records: bytes) -> bytes:
 
 
 def check_example(data: bytes) -> str:
-    """An accepted record must be the bytes that the encoder and protobuf write for its values."""
+    """Check that the encoder and protobuf write an accepted record's values to the same bytes."""
     answer = "refused"
     with contextlib.suppress(ExampleError):
         found = decode_example(data)
@@ -213,7 +213,7 @@ def check_example(data: bytes) -> str:
 
 
 def check_records(data: bytes) -> str:
-    """The bytes of an accepted file must be those that a writer makes of its records."""
+    """Check that a writer makes the same bytes from the records of an accepted file."""
     try:
         assert framed(*map(bytes, read_records(io.BytesIO(data), "file"))) == data
     except CorruptRecordError:
@@ -225,7 +225,7 @@ def check_records(data: bytes) -> str:
 
 
 def metadata() -> Metadata:
-    """Metadata of a small dataset."""
+    """Return the metadata of a small dataset."""
     from tests.activation_dataset.synthetic import write_dataset
 
     with tempfile.TemporaryDirectory() as folder:
@@ -233,7 +233,7 @@ def metadata() -> Metadata:
 
 
 def manifest() -> bytes:
-    """Manifest of a small layer file."""
+    """Return the manifest of a small layer file."""
     found = metadata()
     (shard,), (statistics,) = found.shards, found.statistics.values()
     file, order = shard.files[10], sample_order(["a", "b"])
@@ -241,7 +241,7 @@ def manifest() -> bytes:
 
 
 def resealed(data: bytes, digest: str) -> bytes:
-    """The same object with a digest that matches, so that its reader looks at the fields."""
+    """Return an object with a matching digest, so that its reader checks the fields."""
     try:
         value = json.loads(data)
         value.pop(digest, None)
@@ -275,7 +275,7 @@ JSON_WORDS = [
 
 
 def targets() -> dict[str, Callable[[], Target]]:
-    """Functions that make the targets, by name."""
+    """Return functions that make the targets, by name."""
     encoded = [text.encode() for text in TASK_FILES]
     return {
         "tasks": lambda: Target(encoded, check_tasks, JSON_WORDS),
@@ -318,7 +318,7 @@ def mutate(generator: random.Random, data: bytes, target: Target) -> bytes:
 
 
 class Hang(Exception):
-    """An input that takes too long."""
+    """Error for an input that takes too long."""
 
 
 @contextlib.contextmanager
@@ -336,7 +336,7 @@ def no_longer_than(seconds: int) -> Iterator[None]:
 
 
 def fuzz(target: Target, inputs: int, seed: int) -> Counter[str]:
-    """Give inputs to a reader and count its answers. An error gets a note that holds the input."""
+    """Give inputs to a reader and count its answers. An error gets a note with the input."""
     generator = random.Random(seed)
     pool = list(target.seeds)
     answers: Counter[str] = Counter(target.check(seed) for seed in target.seeds)
@@ -350,7 +350,7 @@ def fuzz(target: Target, inputs: int, seed: int) -> Counter[str]:
             error.add_note(f"the input: {data!r}")
             raise
         answers[answer] += 1
-        # What was accepted is worth changing further; the pool stays small.
+        # Accepted inputs are mutated further. The pool stays small.
         if answer == "accepted" and len(data) < 4000:
             pool.append(data) if len(pool) < 300 else pool.__setitem__(
                 generator.randrange(len(target.seeds), 300), data

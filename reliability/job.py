@@ -1,4 +1,4 @@
-"""The job as a user starts it, in a process group of its own, so that all of it can be killed."""
+"""The job as a user starts it, in its own process group, so that a test can kill all of it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 TASKS = tuple(
     str(ROOT / "examples" / "tasks" / f"{name}.json") for name in ("fall", "mirror", "tile", "turn")
 )
-"""Four tasks with five test inputs, none of more than 512 tokens."""
+"""Four tasks with five test inputs of at most 512 tokens each."""
 
 TWO_WORKERS = ("--direct_num_workers=2", "--direct_running_mode=multi_processing")
 
@@ -24,18 +24,18 @@ MANY_FILES = (
     *("--layers_to_extract", "all", "--pooling", "none", "--storage_dtype", "bfloat16"),
     *("--samples_per_shard", "1", "--batch_size", "1"),
 )
-"""A shard for each of the five prompts, in 24 layers: 125 data files of 3.6 MB in all."""
+"""One shard for each of the five prompts, in 24 layers: 125 data files of 3.6 MB in total."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A command without its output folder.
+    """Command line of the job without its output folder.
 
     Attributes:
-        cache: folder of compiled programs, warm after the first run.
-        tasks: files of tasks.
-        model: value of --model_path.
-        flags: all other flags.
+        cache: Folder of compiled programs, warm after the first run.
+        tasks: Task files.
+        model: Value of `--model_path`.
+        flags: All other flags.
     """
 
     cache: Path
@@ -44,14 +44,14 @@ class Job:
     flags: Sequence[str] = MANY_FILES
 
     def arguments(self, out: Path) -> list[str]:
-        """Arguments of `python -m beam_pipeline`."""
+        """Return the arguments of `python -m beam_pipeline`."""
         return [
             *("--model_path", self.model, "--tasks_file", *self.tasks),
             *("--output_dir", str(out), "--compile_cache", str(self.cache), *self.flags),
         ]
 
     def start(self, out: Path, *more: str) -> subprocess.Popen[str]:
-        """Start the job in a new session and keep what it prints."""
+        """Start the job in a new session and capture its output."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith("JAX_COM")}
         return subprocess.Popen(
             [sys.executable, "-m", "beam_pipeline", *self.arguments(out), *more],
@@ -64,23 +64,23 @@ class Job:
         )
 
     def run(self, out: Path, *more: str) -> tuple[int, str]:
-        """Run the job to its end and return its exit status and what it wrote to stderr."""
+        """Run the job to its end, and return its exit status and its stderr."""
         return ended(self.start(out, *more))
 
     def complete(self, out: Path, *more: str) -> None:
-        """Run the job to a complete dataset, or fail."""
+        """Run the job, which must complete the dataset."""
         status, errors = self.run(out, *more)
         assert status == 0, f"exit status {status}: {errors}"
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
-    """Wait for a job and return its exit status and what it wrote to stderr."""
+    """Wait for a job, and return its exit status and its stderr."""
     _, errors = process.communicate()
     return process.returncode, errors
 
 
 def digests(out: Path) -> dict[str, str]:
-    """SHA-256 of every file in a folder, by path."""
+    """Return the SHA-256 of every file in a folder, by path."""
     found = {}
     for path in sorted(out.rglob("*")):
         if path.is_file():
@@ -90,10 +90,10 @@ def digests(out: Path) -> dict[str, str]:
 
 
 def broken(out: Path, expected: Mapping[str, str]) -> list[str]:
-    """Names of files that an interrupted run must not leave behind.
+    """Return the names of files that an interrupted run must not leave behind.
 
-    Files may be missing, and partial files may be left, unless metadata.json is there. All others
-    must be those of an undisturbed run, whose digests are `expected`.
+    Without metadata.json, files may be missing and partial files may be left. All other files must
+    match an undisturbed run, whose digests are `expected`.
     """
     found = digests(out)
     if "metadata.json" in found:

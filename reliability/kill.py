@@ -1,11 +1,12 @@
-"""Kill -9 at random moments; each run is resumed, perhaps killed again, to the same bytes.
+"""Kill -9 at random moments; each killed run must resume to the same bytes.
 
     python -m reliability.kill --kills 50 --workers 1 --seed 1
     python -m reliability.kill --kills 50 --workers 2 --seed 2
 
-A moment is a share of the time of a run, so that start and end are hit too, or a number of files in
-the folder. After a kill, every file that has its name must be that of an undisturbed run. After a
-resume, so must the whole folder, and layer files that existed must not have been written again.
+A moment is a fraction of the time of a run, so that kills also hit its start and end, or a number
+of files in the folder. A resumed run may be killed again. After a kill, every file with its final
+name must match an undisturbed run. After a resume, the whole folder must match, and the run must
+not have rewritten existing layer files.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from reliability.job import TWO_WORKERS, Job, broken, digests
 
 
 def wait_for(process: subprocess.Popen[str], moment: Callable[[], bool]) -> bool:
-    """Wait for a moment; return False if the process ends before it."""
+    """Wait for a moment; return False if the process ends first."""
     while not moment():
         if process.poll() is not None:
             return False
@@ -40,7 +41,7 @@ def wait_for(process: subprocess.Popen[str], moment: Callable[[], bool]) -> bool
 def draw_moment(
     generator: random.Random, out: Path, seconds: float, files: int
 ) -> Callable[[], bool]:
-    """A random moment of a run, given its seconds and its number of files."""
+    """Return a random moment of a run, given its seconds and its number of files."""
     if generator.random() < 0.3:
         end = time.monotonic() + generator.uniform(0, seconds)
         return lambda: time.monotonic() >= end
@@ -54,16 +55,16 @@ def _count(out: Path) -> int:
 
 
 def kill_group(process: subprocess.Popen[str]) -> None:
-    """Kill a job with all its processes, and wait."""
+    """Kill a job with all its processes, and wait for the end."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
 
 
 def state_of(out: Path, expected: Mapping[str, str]) -> str:
-    """State of the folder of an interrupted run: nothing, planned, begun or complete.
+    """Return the state of the folder of an interrupted run: nothing, planned, begun or complete.
 
-    No file may be broken, and a dataset without metadata may not be opened.
+    No file may be broken, and the reader must not open a dataset without metadata.
     """
     if not out.exists():
         return "nothing"
@@ -78,7 +79,7 @@ def state_of(out: Path, expected: Mapping[str, str]) -> str:
 
 
 def layer_files(out: Path) -> dict[str, tuple[int, int]]:
-    """Inode and time of writing of each layer file; they change if it is written again."""
+    """Return inode and modification time of each layer file; rewriting the file changes them."""
     return {
         path.relative_to(out).as_posix(): (path.stat().st_ino, path.stat().st_mtime_ns)
         for path in out.glob("layer_*/*.tfrecord")
@@ -86,9 +87,9 @@ def layer_files(out: Path) -> dict[str, tuple[int, int]]:
 
 
 def attempt_kills(job: Job, folder: Path, kills: int, workers: int, seed: int) -> Counter[str]:
-    """Kill a number of times, and return how often each state was left.
+    """Kill runs a number of times, and return how often each state was left.
 
-    No file may be left broken, be lost, or be written again.
+    No kill may leave a broken file, and no resume may lose or rewrite a file.
     """
     generator = random.Random(seed)
     more = TWO_WORKERS if workers == 2 else ()
@@ -110,11 +111,11 @@ def attempt_kills(job: Job, folder: Path, kills: int, workers: int, seed: int) -
             state = state_of(out, expected) + ("" if came else ", ended before")
             states[state] += 1
             print(f"{states.total():3} {state}: {len(layer_files(out))} layer files", flush=True)
-            assert before.items() <= layer_files(out).items(), "a sound file was rewritten"
+            assert before.items() <= layer_files(out).items(), "a valid file was rewritten"
         before = layer_files(out)
         job.complete(out, *more)
         assert digests(out) == expected, "resumed to other bytes"
-        assert before.items() <= layer_files(out).items(), "a sound file was rewritten"
+        assert before.items() <= layer_files(out).items(), "a valid file was rewritten"
         shutil.rmtree(out)
     return states
 

@@ -1,10 +1,10 @@
-"""Peak memory over large inputs: the settings must bound it, not the inputs.
+"""Peak memory over large inputs, which the settings must bound whatever the size of the inputs.
 
     python -m reliability.memory            # 300 MB of tasks, 1.5 GB of texts; minutes
     python -m reliability.memory --scale 0.01
 
-Each case runs at two sizes, each in a process of its own. Reading and tokenizing are measured
-apart from the job, because Beam's local runner keeps in memory what passes between its stages.
+Each case runs at two sizes, each in its own process. Reading and tokenizing are measured without
+the job, because Beam's local runner keeps all elements between its stages in memory.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ LIMIT = SampleRules(32_768, "reject")
 
 @dataclass(frozen=True)
 class Peak:
-    """Peak memory of a case in MB, its time, and the number of items that it saw."""
+    """Peak memory of a case in MB, its time in seconds, and its number of items."""
 
     megabytes: float
     seconds: float
@@ -81,18 +81,18 @@ def write_texts(path: Path, megabytes: int) -> None:
 
 
 def split(path: Path) -> int:
-    """Find the blocks of a file, and return their number."""
+    """Find the blocks of a file and return their number."""
     found = split_file(str(path), path.name, None, BLOCK_BYTES)
     return sum(isinstance(each, Block) for each in found)
 
 
 def read(path: Path) -> int:
-    """Read all items of a file."""
+    """Read all items of a file and return their number."""
     return sum(isinstance(item, Task | Document) for item in read_file(str(path), path.name))
 
 
 def read_and_tokenize(path: Path) -> int:
-    """Read and tokenize all items of a file."""
+    """Read and tokenize all items of a file and return the number of prompts."""
     tokenizer, template = open_model("random:tiny").tokenizer(), load_template("digits")
     return sum(
         1
@@ -103,7 +103,7 @@ def read_and_tokenize(path: Path) -> int:
 
 
 def extract(path: Path) -> int:
-    """Run the job on a file, every token of 14 layers, in one shard, and return the bytes."""
+    """Extract every token of 14 layers from a file, in one shard, and return the bytes."""
     from beam_pipeline.command import main
 
     flags = ("--pooling", "none", "--storage_dtype", "bfloat16", "--samples_per_shard", "100000")
@@ -113,7 +113,7 @@ def extract(path: Path) -> int:
 
 
 def write_long_document(path: Path, tokens: int) -> None:
-    """Write a document of a number of tokens of the preset's tokenizer: each digit is one."""
+    """Write one document; the preset's tokenizer makes each of its digits a token."""
     path.write_text(json.dumps({"id": "long", "text": "7" * tokens}) + "\n")
 
 
@@ -127,7 +127,7 @@ def write_long_documents(path: Path, count: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--scale", type=float, default=1.0, help="of the larger sizes")
+    parser.add_argument("--scale", type=float, default=1.0, help="scale of the larger sizes")
     scale = parser.parse_args().scale
     many = int(1_000_000 * scale)
     cases: tuple[tuple[Callable[[Path, int], None], Callable[[Path], int], int, int], ...] = (

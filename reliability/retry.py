@@ -1,10 +1,10 @@
-"""Every bundle fails once, after all of its work, and is tried again, as on Dataflow.
+"""Failure and retry of every bundle after all its work, as on Dataflow.
 
     python -m reliability.retry
 
-Beam's local runner gives up at the first failure. Here each bundle runs twice. In the first run the
-worker fails after it has called every `finish_bundle`; its output is dropped and its DoFns are torn
-down. New DoFns then run the bundle again.
+Beam's local runner gives up at the first failure. This script runs each bundle twice. In the first
+run, the worker fails after it has called every `finish_bundle`; Beam drops its output and tears
+down its DoFns. New DoFns then run the bundle again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ INJECTED = "injected: the bundle fails after its work"
 
 
 class Retries:
-    """Number of bundles that failed, and whether the current one is to fail."""
+    """Number of failed bundles, and a flag that makes the current bundle fail."""
 
     def __init__(self) -> None:
         self.bundles = 0
@@ -37,7 +37,7 @@ class Retries:
 
 @contextmanager
 def every_bundle_fails_once() -> Iterator[Retries]:
-    """Change Beam's local runner, with one worker in this process."""
+    """Make every bundle of Beam's local runner, with one worker in this process, fail once."""
     retries = Retries()
     run_bundle, work = BundleManager.process_bundle, BundleProcessor.process_bundle
 
@@ -67,7 +67,7 @@ def every_bundle_fails_once() -> Iterator[Retries]:
 
 
 def retry_all(job: Job, folder: Path) -> int:
-    """Run the job with and without failures, to the same files; return how many bundles failed."""
+    """Run the job with and without failures, compare the files, and return the number failed."""
     assert command(job.arguments(folder / "expected")) == 0
     logging.disable()
     try:
@@ -84,7 +84,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="retry-") as name:
         folder = Path(name)
         bundles = retry_all(Job(folder / "compiled"), folder)
-    print(f"{bundles} bundles failed after their work and were tried again: the same bytes")
+    print(f"{bundles} bundles failed after their work and were retried: the same bytes")
 
 
 if __name__ == "__main__":

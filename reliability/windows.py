@@ -1,4 +1,4 @@
-"""Long and short documents in windows: every token has exactly one vector, also after a kill.
+"""Long and short documents in windows, where every token must have one vector, also after a kill.
 
 python -m reliability.windows
 """
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         plan = make_plan(open_job(parse_flags(flags, build_plan_parser())[0]))
         print(
             f"{len(documents):,} documents of {tokens:,} tokens, {plan.shards.samples:,} windows, "
-            f"{plan.slots / plan.shards.tokens:.4f} slots for each token"
+            f"{plan.slots / plan.shards.tokens:.4f} slots per token"
         )
         one, two = folder / "one", folder / "two"
         command = [sys.executable, "-m", "beam_pipeline", *flags, "--output_dir"]
@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         seconds = time.monotonic() - started
         assert not verify(one, records=True).problems
         vectors = check(one, documents, options.context_size)
-        print(f"one run: {vectors:,} vectors in {seconds:.0f} s, each token has exactly one")
+        print(f"one run: {vectors:,} vectors in {seconds:.0f} s, one for each token")
         assert vectors == tokens
         workers = ["--direct_num_workers", "2", "--direct_running_mode", "multi_processing"]
         killed = subprocess.Popen(
