@@ -1,4 +1,4 @@
-"""Fixtures and settings of all tests; pytest imports it before JAX, which sees the settings."""
+"""Fixtures and settings of all tests. pytest imports this file before JAX reads the settings."""
 
 import os
 import re
@@ -16,8 +16,8 @@ from tests.qwen.checkpoints import SMALL, add_tokenizer, write_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Many tests start a job of their own, and one cache serves them all: pytest's process makes it, and
-# its workers inherit the variable. It is new in each session, so that no result depends on another.
+# Many tests start their own job, and all share one cache: pytest's process makes it, and its
+# workers inherit the variable. Each session has a new cache, so no result depends on another one.
 COMPILED: tempfile.TemporaryDirectory[str] | SimpleNamespace
 if "PYTEST_XDIST_WORKER" in os.environ:
     COMPILED = SimpleNamespace(name=os.environ["JAX_COMPILATION_CACHE_DIR"])
@@ -27,12 +27,12 @@ else:
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Without it, looking for cloud credentials takes half a minute.
+# Without this variable, the search for cloud credentials takes half a minute.
 os.environ.setdefault("NO_GCE_CHECK", "true")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 MAY_BE_MISSING = re.compile("AMX|ARC-AGI|AVX|Chromium|GPU|processor|root")
-"""Reasons for a skipped test in CI: hardware, data that nobody may ship, a browser."""
+"""Reasons that may skip a test in CI: hardware, data without a license to ship, a browser."""
 
 
 def free_port() -> int:
@@ -43,13 +43,13 @@ def free_port() -> int:
 
 
 def _refuse_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
-    """Make a skip in CI a failure, unless it is for something that CI need not have."""
+    """Turn a skip in CI into a failure, unless CI need not have the missing thing."""
     if not (os.environ.get("CI") and report.skipped and isinstance(report.longrepr, tuple)):
         return
     reason = str(report.longrepr[2])
     if not hasattr(report, "wasxfail") and not MAY_BE_MISSING.search(reason):
         report.outcome = "failed"
-        report.longrepr = f"skipped in CI, which should have what is missing: {reason}"
+        report.longrepr = f"skipped in CI, which must have the missing thing: {reason}"
 
 
 @pytest.hookimpl(wrapper=True)
@@ -73,20 +73,20 @@ def pytest_unconfigure() -> None:
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of three layers, 32 wide, with the shipped tokenizer. Copy it to change it."""
+    """Return a checkpoint of three layers, 32 wide, with the shipped tokenizer; copy to change."""
     config = replace(SMALL, vocab_size=1024)
     return add_tokenizer(write_checkpoint(tmp_path_factory.mktemp("models") / "small", config))
 
 
 @pytest.fixture(scope="session")
 def example_tasks() -> Path:
-    """Folder of the tasks that the project ships."""
+    """Return the folder of the shipped tasks."""
     return ROOT / "examples" / "tasks"
 
 
 @pytest.fixture(scope="session")
 def short_tasks(example_tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four of them, with five test inputs whose prompts have at most 512 tokens each."""
+    """Return four shipped tasks with five test inputs of at most 512 tokens each."""
     folder = tmp_path_factory.mktemp("short") / "tasks"
     folder.mkdir()
     for name in ("fall", "mirror", "tile", "turn"):
@@ -96,7 +96,7 @@ def short_tasks(example_tasks: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="session")
 def arc_tasks() -> Path:
-    """The public ARC-AGI-1 tasks, in `shared/` next to the repository where a person put them."""
+    """Return the public ARC-AGI-1 tasks, if `shared/` next to the repository has them."""
     folder = ROOT.parent / "shared" / "data" / "arc_agi_1"
     if not folder.is_dir():
         pytest.skip(f"no {folder}: the tasks of ARC-AGI-1, which the project cannot ship")

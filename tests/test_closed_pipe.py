@@ -1,4 +1,4 @@
-"""Every command ends without a trace if nobody reads its output any more."""
+"""Every command ends without a traceback after the reader of its output closes the pipe."""
 
 import os
 import subprocess

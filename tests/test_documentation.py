@@ -1,4 +1,4 @@
-"""The documentation's Python and commands, run unchanged."""
+"""Unchanged runs of the documentation's Python and commands."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def blocks(page: str, language: str) -> list[re.Match[str]]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with the datasets that the pages name."""
+    """Return a folder with the datasets that the pages name."""
     path = tmp_path_factory.mktemp("documentation")
     vectors = np.random.default_rng(0).standard_normal((64, HIDDEN), np.float32)
     prompts = [
@@ -61,7 +61,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_python(page: str, without: re.Pattern[str]) -> None:
-    """Run a page's Python in order, but for the blocks that need other libraries."""
+    """Run a page's Python in order, except blocks that need other libraries."""
     variables: dict[str, Any] = {}
     for block in blocks(page, "python"):
         if not without.search(block[1]):
@@ -88,7 +88,7 @@ def test_python_with_torch_runs(page: str, folder: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "bash")])
 def test_commands_exist(page: str, folder: Path) -> None:
-    """Reading a dataset is run, flags of the job are parsed, and targets of make are looked up."""
+    """The test runs commands of readers, parses flags of the job, and looks up targets of make."""
     makefile = (ROOT / "Makefile").read_text("utf-8")
     for block in blocks(page, "bash"):
         for line in block[1].replace("\\\n", " ").splitlines():
@@ -118,7 +118,7 @@ def test_named_tests_exist() -> None:
 
 
 def test_linked_files_and_named_pages_exist() -> None:
-    """Sphinx checks the links within `docs/`; these are those that lead there."""
+    """Sphinx checks the links within `docs/`; this test checks links to it from outside."""
     named = re.compile(r"\bdocs/[\w/]+\.md\b")
     for page in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"):
         text = (ROOT / page).read_text("utf-8")

@@ -1,6 +1,6 @@
-"""Imports of this project, TensorFlow and torch in every order, each in a process of its own.
+"""Imports of this project, TensorFlow and torch in every order, each in its own process.
 
-Needs both libraries, which no other environment has: `make import-orders`.
+The test needs both libraries. Only the environment of `make import-orders` has them.
 """
 
 import itertools

@@ -1,6 +1,6 @@
-"""Which module may import which, and what no module may import.
+"""Rules for imports between modules, and libraries that no module may import.
 
-`beam_pipeline` uses `transforms`, and `transforms` uses the three packages below it. Of those,
+`beam_pipeline` uses `transforms`, and `transforms` uses the three packages below it. Of these,
 `qwen` takes the vocabulary of a dataset from `activation_dataset`; the others are independent.
 """
 
@@ -42,7 +42,7 @@ MUST_NOT_IMPORT = {
 """Libraries that importing a module of a package must not import; functions may."""
 
 DATASET_IMPORTS = {"activation_dataset", "google_crc32c", "numpy", *sys.stdlib_module_names}
-"""What reading a dataset needs until a front end is asked for."""
+"""Libraries that reading a dataset needs, without a front end."""
 
 UNSAFE_LOADERS = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
 
@@ -52,9 +52,9 @@ class Import:
     """One imported module, by absolute name.
 
     Attributes:
-        path: file that imports it.
-        line: line of the import in that file.
-        module: imported module.
+        path: File with the import.
+        line: Line of the import in that file.
+        module: Imported module.
         eager: True if importing the file runs the import.
     """
 
@@ -84,7 +84,7 @@ def modules_of(package: str) -> dict[str, Path]:
 
 @cache
 def imports_of(path: Path) -> tuple[Import, ...]:
-    """Return what a file imports, in functions and for type checking too."""
+    """Return all imports of a file, including imports in functions and for type checking."""
     product = {name for package in PACKAGES for name in modules_of(package)}
     package = path.relative_to(ROOT).parent.parts
 

@@ -1,6 +1,6 @@
-"""The built site: it has the public names, needs no network, and fits a phone and a desktop.
+"""Checks that the built site has all public names, needs no network, and fits every screen.
 
-Sphinx itself refuses broken links and pages that no table of contents has.
+Sphinx itself refuses broken links and pages without a table of contents.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ frame.src = pages[0];
 
 @pytest.fixture(scope="module", params=[390, 1280])
 def visited(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Width of the window, and what was seen on each page."""
+    """Width of the window, and findings for each page."""
     pages = sorted(SITE.rglob("*.html"))
     assert len(pages) > 20, f"{SITE} is not built: make docs"
     folder = tmp_path_factory.mktemp("browser")

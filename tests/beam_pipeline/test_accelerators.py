@@ -1,4 +1,4 @@
-"""One name for all of Dataflow's options about an accelerator.
+"""One flag that sets all of Dataflow's options about an accelerator.
 
 `tests/templates/test_job_request.py` compares them with the request that Beam's client sends.
 """

@@ -13,7 +13,7 @@ FLAGS = ["--model_path", "random:tiny", "--tasks_file", "tasks"]
 
 
 def fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
-    """Lets every job end in this error."""
+    """Make every job end in this error."""
 
     def run_pipeline(*arguments):
         raise error
@@ -66,7 +66,7 @@ def test_flags_that_beam_refuses_are_one_line(capsys, tmp_path: Path, runner: st
     common = ["--model_path", "random:tiny", "--tasks_file", str(ROOT), "--overwrite"]
     assert main([*common, "--output_dir", str(tmp_path), f"--runner={runner}"]) == 2
     assert capsys.readouterr().err.startswith("error: Beam refuses its flags: ")
-    assert (tmp_path / "metadata.json").read_bytes() == before, "nothing is removed for nothing"
+    assert (tmp_path / "metadata.json").read_bytes() == before, "invalid flags remove no output"
 
 
 def test_the_summary_is_for_a_person(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""An error of the user or of the engine is one line; a bug keeps its trace."""
+"""A user or engine error is one line; a bug keeps its traceback."""
 
 import logging
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A job is checked against its model and inputs before it starts, and described in full."""
+"""Checks of a job against its model and inputs before it starts, and its full description."""
 
 import dataclasses
 import json
@@ -114,7 +114,7 @@ def test_what_the_model_cannot_do_is_refused(example_tasks: Path, flag: str, nam
 def test_workers_get_the_commit_that_the_launcher_has_resolved(
     example_tasks: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """In the hub's own cache, offline, where the main branch moves on while the job runs."""
+    """The hub's own cache is used offline while the main branch moves on."""
     name, commit = f"org/{tmp_path.name}", "c" * 40
     cache = tmp_path / f"models--org--{tmp_path.name}"
     shutil.copytree(checkpoint, cache / "snapshots" / commit)

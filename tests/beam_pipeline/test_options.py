@@ -1,4 +1,4 @@
-"""Flags to a `Config` and to Beam's options; a mistake is named."""
+"""Parsing of flags into a `Config` and Beam's options, with errors that name the mistake."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The graph that DESIGN draws: names to watch, and no shuffle of activations."""
+"""Graph of the job: stable step names, and no shuffle of activations."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from transforms.output_folder import OutputFolder
 
 
 class Steps(PipelineVisitor):
-    """The steps of a graph by label, and which step made each collection."""
+    """Steps of a graph by label, and the step that made each collection."""
 
     def __init__(self) -> None:
         self.by_label: dict[str, AppliedPTransform] = {}

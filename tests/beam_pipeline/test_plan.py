@@ -1,4 +1,4 @@
-"""A plan is what a run makes, to the byte, and plain arithmetic for time and cost."""
+"""A plan that matches a run to the byte, with simple arithmetic for time and cost."""
 
 import json
 import subprocess
@@ -32,7 +32,7 @@ def config_of(*flags: str):
 
 @pytest.fixture(scope="module")
 def tasks(short_tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The short tasks, with one that has a cell of 10 and a text that is too long."""
+    """Return the short tasks, one task with a cell of 10, and a text that is too long."""
     folder = tmp_path_factory.mktemp("planned") / "tasks"
     folder.mkdir()
     for path in short_tasks.iterdir():
@@ -83,7 +83,7 @@ def test_each_kind_of_device_has_its_packing(flags: list[str], packing: Packing)
 
 
 def test_flops_are_those_of_the_trunk_up_to_the_highest_layer():
-    """0.716 G and 43,008 for each token before it, in all 24 layers of the 0.5B model."""
+    """A token takes 0.716 G, and 43,008 per earlier token, in all 24 layers of the 0.5B model."""
     lengths = np.array([1000])
     whole = flops_of(QWEN, 24, 1000, lengths)
     assert whole == 1000 * 715_653_120 + 43_008 * (1000 * 1001 // 2) * 2
@@ -98,7 +98,7 @@ def test_padding_is_that_of_each_shard():
 
 
 def plan_of(shards: int, padded_flops: int, layer_bytes: int = 0) -> Plan:
-    """A plan of shards of one sample and one slot each."""
+    """Return a plan whose shards have one sample and one slot each."""
     fingerprints, ones = np.zeros(shards, FINGERPRINT), np.ones(shards, np.int64)
     return Plan(
         *(plan_shards(fingerprints, 1), 1, ones, ones, 1, OutputSize(layer_bytes)),
@@ -134,7 +134,7 @@ def test_time_and_cost_follow_efficiency_and_price():
 
 
 def test_writing_may_take_longer_than_the_model():
-    """An hour of one worker for the model; 36 TB are 14.4 minutes at 14 files x 50 MB/s x 60."""
+    """The model takes one worker an hour; 36 TB take 14.4 minutes at 14 files x 50 MB/s x 60."""
     plan = plan_of(600, 4 * HOUR_OF_V5E, 36 * 10**12)
     flags = ["--accelerator=tpu-v5e-8", "--device_price=1"]
     text = report(plan, config_of(*flags), 60)

@@ -20,7 +20,7 @@ class Terminal(io.StringIO):
 
 
 def terminal_of(monkeypatch: pytest.MonkeyPatch) -> Terminal:
-    """Replaces stderr. pytest replaces it after the fixtures, so this is not one."""
+    """Replace stderr. This is not a fixture, because pytest replaces stderr after the fixtures."""
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     return terminal
@@ -40,7 +40,7 @@ def test_it_says_what_is_waited_for_then_what_is_done(monkeypatch):
         assert "50%" in shown
         assert "tokens/s" in shown
         assert "17% padding" in shown
-    assert terminal.getvalue().rpartition("\r")[2] == "", "nothing is left of it"
+    assert terminal.getvalue().rpartition("\r")[2] == "", "the bar is gone"
 
 
 def test_what_an_earlier_run_has_done_is_done_but_no_speed(monkeypatch):

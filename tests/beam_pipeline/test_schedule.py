@@ -1,4 +1,4 @@
-"""Workers at the end of a run."""
+"""Waiting workers at the end of a run."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The model or the storage: which is slower, and for how many workers."""
+"""Limit of a run, model or storage, by number of workers."""
 
 import pytest
 
@@ -9,7 +9,7 @@ GB = 10**9
 
 @pytest.mark.parametrize("workers", [1, 10, 1000])
 def test_connections_grow_with_the_workers_so_that_the_limit_does_not_change(workers: int):
-    """10 files are 0.5 GB/s of a worker."""
+    """Ten files give a worker 0.5 GB/s."""
     slow_model = StorageLimit(1000, 250 * GB, 10)
     assert slow_model.writing_seconds(workers) == pytest.approx(500 / workers)
     text = slow_model.describe(workers)

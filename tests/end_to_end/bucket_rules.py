@@ -37,7 +37,7 @@ class Request:
 
     @property
     def object(self) -> str | None:
-        """The place of the object's description, if the request is about an object."""
+        """Path of the object's metadata, if the request is about an object."""
         if self.kind in ("multipart", "resumable"):
             described = json.loads(self.body[self.body.index(b"{") : self.body.index(b"}") + 1])
             return f"{self.place.removeprefix('/upload')}/{quote(described['name'], safe='')}"
@@ -45,7 +45,7 @@ class Request:
 
     @property
     def kind(self) -> str:
-        """What the request asks for, to count it."""
+        """Kind of the request, for the counts."""
         if "upload_id" in self.query:
             return "part"
         if self.place.startswith("/upload/"):
@@ -64,12 +64,12 @@ Send = Callable[[Request], Answer]
 
 @dataclass
 class BucketRules:
-    """Refuses what the real store refuses, and counts what was asked for.
+    """Refuse the requests that the real store refuses, and count all requests.
 
     Attributes:
-        retained: whether the bucket has a retention policy that no object has outlived.
-        unavailable_in_batches: an object with this in its place cannot be deleted in a batch.
-        requests: by `Request.kind`.
+        retained: True if the bucket has a retention policy that still protects every object.
+        unavailable_in_batches: Part of the path of objects that a batch cannot delete.
+        requests: Number of requests by `Request.kind`.
     """
 
     retained: bool = False
@@ -79,13 +79,13 @@ class BucketRules:
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
     def forward(self, request: Request, send: Send) -> Answer:
-        """Answer a request, or send it to the emulator; one at a time, so that rules hold."""
+        """Answer a request, or send it to the emulator, one at a time so that the rules hold."""
         with self._lock:
-            if request.kind != "bucket":  # The client asks once, for its own tracing.
+            if request.kind != "bucket":  # The client sends one for its own tracing.
                 self.requests[request.kind] += 1
             if request.kind == "batch":
                 return self._batch(request, send)
-            # The object and the precondition of an upload in parts are those of its beginning.
+            # The first request of an upload in parts has its object and precondition.
             about = self._begun.get(request.query.get("upload_id", ""), request)
             if (refused := self._refused(about, send)) and not _more_follows(request):
                 return refused
@@ -97,7 +97,7 @@ class BucketRules:
             return answer
 
     def _batch(self, request: Request, send: Send) -> Answer:
-        """Delete one object after the other; the emulator's own batches know no rules."""
+        """Delete one object after another; the emulator's own batches do not apply the rules."""
         parts = []
         for line in request.body.decode().splitlines():
             if line.startswith("DELETE "):

@@ -1,4 +1,4 @@
-"""An emulator of Cloud Storage for tests; import `address` and `bucket` to use them as fixtures."""
+"""Emulator of Cloud Storage for tests; import `address` and `bucket` to use them as fixtures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BUCKET = "research"
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    """An emulator with one bucket, as `STORAGE_EMULATOR_HOST` takes it."""
+    """Return the address of an emulator with one bucket, for `STORAGE_EMULATOR_HOST`."""
     port = free_port()
     server = create_server("localhost", port, in_memory=True, default_bucket=BUCKET)
     server.start()
@@ -27,7 +27,7 @@ def address() -> Iterator[str]:
 
 @pytest.fixture
 def bucket(address: str, monkeypatch: pytest.MonkeyPatch) -> Bucket:
-    """The bucket, empty; the job's own client uses the emulator too."""
+    """Return the empty bucket; the job's own client also uses the emulator."""
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)
     monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "project")
     bucket = Client("project", AnonymousCredentials()).bucket(BUCKET)

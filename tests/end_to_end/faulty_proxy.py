@@ -1,7 +1,7 @@
-"""A bad network in front of an emulator of Cloud Storage: seeded, and counted.
+"""Proxy in front of an emulator of Cloud Storage that injects and counts seeded network faults.
 
-As in the real store, a part of a resumable upload that comes twice, because the answer was lost, is
-taken once. The emulator alone answers such a repetition with an error.
+Like the real store, the proxy accepts a part of a resumable upload only once, even if a client
+sends it twice because the answer was lost. The emulator alone answers the repetition with an error.
 """
 
 from __future__ import annotations
@@ -20,23 +20,24 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from tests.end_to_end.bucket_rules import Answer, BucketRules, Request
 
 FAULTS = ("429", "503", "slow", "cut before", "cut within", "cut after")
-"""Too many requests; out of service; an answer in pieces; no answer, and nothing done; half an
-answer; no answer, though all is done."""
+"""Too many requests; service unavailable; an answer in pieces; no answer and no effect; half an
+answer; no answer, but the full effect."""
 
 HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length"}
 
 
 @dataclass
 class FaultyProxy:
-    """What a test sees of the proxy, and decides about it.
+    """State and settings of the proxy.
 
     Attributes:
-        target: where the emulator listens.
-        share: of the requests that something happens to.
-        address: where it listens, as `STORAGE_EMULATOR_HOST` takes it.
-        faults: of each kind so far.
-        once: what happens to the next request of a kind, not counted in `faults`.
-        rules: what the store refuses, and the requests that reached it.
+        target: Address of the emulator.
+        share: Fraction of requests with a fault.
+        random: Source of the faults.
+        address: Address of the proxy, for `STORAGE_EMULATOR_HOST`.
+        faults: Number of faults of each kind so far.
+        once: Fault for the next request of a kind, not counted in `faults`.
+        rules: Rules of the store, with the requests that reached it.
     """
 
     target: str
@@ -50,19 +51,19 @@ class FaultyProxy:
     _uploaded: dict[tuple[str, str], Answer] = field(default_factory=dict)
 
     def draw(self, kind: str) -> str | None:
-        """What happens to the next request, which is of a kind of `Request.kind`."""
+        """Return the fault for the next request, given its `Request.kind`; None for no fault."""
         with self._lock:
             if kind in self.once:
                 return self.once.pop(kind)
             if self.random.random() >= self.share:
                 return None
-            # In turn, so that a few faults are of several kinds whatever the order of requests.
+            # Cycle through the kinds, so that a few faults cover several in any order of requests.
             fault = FAULTS[self.faults.total() % len(FAULTS)]
             self.faults[fault] += 1
             return fault
 
     def forward(self, request: Request) -> Answer:
-        """Passes a request on, unless it is of an upload that had it before."""
+        """Forward a request, unless its upload has already received it."""
         part = (request.path, request.headers.get("content-range", ""))
         resumable = request.kind == "part" and not part[1].startswith("bytes */")
         if resumable and part in self._uploaded:
@@ -79,7 +80,7 @@ class FaultyProxy:
             found = connection.getresponse()
             content = found.read()
             if found.getheader("Content-Type") == "application/json":
-                # Links to an object's content must lead here too.
+                # Links to an object's content must also lead to the proxy.
                 content = content.replace(self.target.encode(), self.address.encode())
             return Answer(found.status, found.reason, found.getheaders(), content)
         finally:
@@ -135,7 +136,7 @@ def _handler(proxy: FaultyProxy) -> type[BaseHTTPRequestHandler]:
 
 @contextmanager
 def faulty_proxy(target: str, share: float, seed: int) -> Iterator[FaultyProxy]:
-    """Serves in front of `target`, such as http://localhost:9023."""
+    """Serve a proxy in front of `target`, such as http://localhost:9023."""
     proxy = FaultyProxy(target, share, random.Random(seed))
     server = ThreadingHTTPServer(("localhost", 0), _handler(proxy))
     server.daemon_threads = True

@@ -1,4 +1,4 @@
-"""Running the job as a user would, in this process where that is faster."""
+"""Runs of the job as a user would start it, in this process where that is faster."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def flags_of(
 
 
 def run(model: object, tasks: object, out: object, *flags: str) -> None:
-    """Runs the job to a complete dataset."""
+    """Run the job, which must complete the dataset."""
     assert main(flags_of(model, tasks, out, flags)) == 0
 
 
 def error_of(
     capsys: pytest.CaptureFixture[str], model: object, tasks: object, out: object, *flags: str
 ) -> str:
-    """Runs the job, which must fail with one line for the user, and gives that line."""
+    """Run the job, which must fail with one line for the user, and return the line."""
     capsys.readouterr()
     assert main(flags_of(model, tasks, out, flags)) == 2
     captured = capsys.readouterr()
@@ -60,7 +60,7 @@ def run_process(
     *flags: str,
     environment: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Runs ``python -m beam_pipeline``, which compiles for itself."""
+    """Run `python -m beam_pipeline` with its own cache of compiled programs."""
     argv = flags_of(model, tasks, out, flags, compile_cache=f"{out}-compiled")
     return subprocess.run(
         [sys.executable, "-m", "beam_pipeline", *argv],
@@ -77,7 +77,7 @@ def metadata_of(out: Path) -> Metadata:
 
 
 def problems_of(out: Path) -> list[str]:
-    """What `python -m activation_dataset verify --records` finds wrong."""
+    """Return the problems that `python -m activation_dataset verify --records` finds."""
     return [str(problem) for problem in verify(out, records=True).problems]
 
 
@@ -87,7 +87,7 @@ def dead_letters(out: Path) -> list[dict[str, Any]]:
 
 
 def digests(out: Path) -> dict[str, str]:
-    """File to SHA-256 of all that is in a folder."""
+    """Return the SHA-256 of every file in a folder, by path."""
     return {
         path.relative_to(out).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(out.rglob("*"))

@@ -1,4 +1,4 @@
-"""A mistake is one line that says what to do; nothing else is shown, and nothing is lost."""
+"""A mistake is reported in one line that says what to do, and no good input is lost."""
 
 import json
 import shutil
@@ -32,12 +32,12 @@ BAD_TASKS = {
     "ragged.json": (changed(train=grid([1, 2], [3])), "ragged_grid", "train"),
     "twice.jsonl": (changed(id="a") + b"\n" + changed(id="a"), "duplicate_id", "id"),
 }
-"""A file of each kind, its reason, and what the explanation must name."""
+"""Content of one bad file of each kind, the reason, and a word of the explanation."""
 
 
 @pytest.fixture(scope="module")
 def mixed(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The dataset of all of these and one good task."""
+    """Return a dataset of all bad tasks and one good task."""
     folder = tmp_path_factory.mktemp("mixed")
     (folder / "tasks").mkdir()
     for name, (content, *_) in BAD_TASKS.items():
@@ -69,7 +69,7 @@ def task(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def model(checkpoint: Path, tmp_path: Path) -> Path:
-    """A copy to damage."""
+    """Return a copy of the checkpoint to damage."""
     return shutil.copytree(checkpoint, tmp_path / "model")
 
 
@@ -136,10 +136,10 @@ def test_an_output_that_cannot_be_written_is_an_error(
 def test_a_mistake_that_a_worker_process_finds_is_the_last_line(
     checkpoint: Path, task: Path, tmp_path: Path
 ):
-    """Beam's worker process writes the trace to the terminal itself, before."""
+    """Beam's worker process first writes the traceback to the terminal itself."""
     workers = ("--direct_num_workers", "2", "--direct_running_mode", "multi_processing")
     mesh = ("--mesh_shape", "64,1")
     result = run_process(checkpoint, task, tmp_path / "out", *FLAGS, *workers, *mesh)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.splitlines()[-1].startswith("error: mesh_shape 64,1 needs 64 devices")
-    assert "ERROR" not in result.stderr, "Beam's log does not say it once more"
+    assert "ERROR" not in result.stderr, "Beam's log does not repeat the error"

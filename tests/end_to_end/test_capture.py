@@ -1,4 +1,4 @@
-"""Runs over long documents and with a choice of tokens, from the flags to what readers give."""
+"""Runs over long documents and with a choice of tokens, from the flags to the readers."""
 
 import json
 import shutil

@@ -1,6 +1,6 @@
-"""A dataset that the job made is certified, one of another model is not.
+"""Certification accepts a dataset of the job and refuses a dataset of another model.
 
-Needs torch, and so no TensorFlow: the two cannot share a process.
+The tests need torch, which cannot share a process with TensorFlow.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""A dataset in a bucket of an emulated Cloud Storage, read without a copy."""
+"""Reading a dataset in a bucket of an emulated Cloud Storage without a local copy."""
 
 from pathlib import Path
 

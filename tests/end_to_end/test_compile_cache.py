@@ -1,4 +1,4 @@
-"""Compiled programs kept in a bucket: what one worker has compiled, the next one does not."""
+"""Compiled programs in a bucket, which later workers reuse."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ print(json.dumps(events))
 
 
 def work(checkpoint: Path) -> Counter[str]:
-    """What a process of its own did with JAX's cache, counted."""
+    """Return the counts of JAX's cache events in a new process."""
     result = subprocess.run(
         [sys.executable, "-c", WORKER, f"gs://{BUCKET}/compiled", str(checkpoint)],
         cwd=ROOT,

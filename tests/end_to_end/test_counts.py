@@ -1,4 +1,4 @@
-"""Everything that is read is written or rejected, for files, tasks and samples each."""
+"""Everything read is either written or rejected, in the counts of files, tasks and samples."""
 
 import json
 from collections import Counter
@@ -48,7 +48,7 @@ FILES = {
 
 @pytest.fixture(scope="module")
 def found(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The dataset, and what the job printed."""
+    """Return the dataset and the output of the job."""
     folder = tmp_path_factory.mktemp("counts")
     (folder / "tasks").mkdir()
     for name, content in FILES.items():
@@ -67,13 +67,13 @@ def test_read_is_written_and_rejected(found: tuple[Path, str]):
     # before, five tasks, five lines
     assert counts.tasks.read == 11
     assert counts.tasks.rejected == {"too_long": 1, "bad_cell": 1, "duplicate_id": 1, "not_json": 1}
-    # 4 documents; variants times tests of the tasks that could be read
+    # 4 documents; variants times tests of the readable tasks
     assert counts.samples.read == 4 + 3 * (1 + 2 + 2 + 1)
     assert counts.samples.rejected == {"too_long": 3 * (1 + 2), "too_few_variants": 2}
 
 
 def test_the_counts_are_those_of_the_files(checkpoint: Path, found: tuple[Path, str]):
-    """The records say which prompts were truncated, to TensorFlow too."""
+    """The records name the truncated prompts, also for TensorFlow."""
     out = found[0]
     assert problems_of(out) == []
     counts, dataset = metadata_of(out).counts, ActivationDataset(out)

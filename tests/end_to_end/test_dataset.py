@@ -1,4 +1,4 @@
-"""The main job on the shipped tasks, and on published ones: is the dataset what it should be?"""
+"""The dataset that the job makes of the shipped tasks and of published tasks."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ BAD = b'{"train": [], "test": []}\n{"id": "twice", "text": 5}\n'
 
 @pytest.fixture(scope="module")
 def tasks(example_tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shipped tasks, and some bad ones."""
+    """Return the shipped tasks and some bad tasks."""
     folder = shutil.copytree(example_tasks, tmp_path_factory.mktemp("corpus") / "tasks")
     (folder / "two.jsonl").write_bytes(BAD)
     return folder
@@ -30,7 +30,7 @@ def tasks(example_tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture(scope="module")
 def dataset(tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With all defaults, but for more shards than one."""
+    """Return a dataset with default flags, except for several shards."""
     out = tmp_path_factory.mktemp("demo") / "out"
     run("random:tiny", tasks, out, "--samples_per_shard", "5")
     return out
@@ -73,7 +73,7 @@ def test_the_metadata_has_the_fields_that_readers_know(dataset: Path, tasks: Pat
 
 
 def test_every_record_read_is_written_or_rejected(dataset: Path, tasks: Path):
-    """The tokens are compared with those of prompts that are rendered and tokenized by hand."""
+    """The stored tokens equal the tokens of prompts that the test renders and tokenizes itself."""
     items: list[Item] = []
     for path in sorted(tasks.iterdir()):
         with open(path, "rb") as stream:

@@ -1,4 +1,4 @@
-"""The same command gives the same bytes: again, in another process, and shared by workers."""
+"""Equal bytes from the same command: repeated, in another process, and with several workers."""
 
 import shutil
 from pathlib import Path
@@ -29,7 +29,7 @@ def dataset(checkpoint: Path, short_tasks: Path, tmp_path_factory) -> Path:
 def test_two_worker_processes_give_the_same_bytes(
     dataset: Path, checkpoint: Path, short_tasks: Path, tmp_path: Path
 ):
-    """They compile for themselves and hash strings in another way."""
+    """The processes compile their own programs and hash strings with another seed."""
     workers = ("--direct_num_workers", "2", "--direct_running_mode", "multi_processing")
     hashes = {"PYTHONHASHSEED": "12345"}
     result = run_process(
@@ -66,7 +66,7 @@ def test_an_interrupted_run_is_completed_to_the_same_bytes(
     kept.with_name(f"{kept.name}.partial-0123456789abcdef").write_bytes(b"half")
     run(checkpoint, short_tasks, out, *FLAGS)
     assert digests(out) == digests(dataset)
-    assert kept.stat().st_mtime_ns == written, "a good file is not made again"
+    assert kept.stat().st_mtime_ns == written, "a valid file is not rewritten"
     assert f"{second} is written again" in caplog.text
 
 

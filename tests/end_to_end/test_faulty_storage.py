@@ -1,6 +1,6 @@
-"""Tasks, model and output in emulated buckets, behind a bad network: the bytes of a local run.
+"""Tasks, model and output in emulated buckets behind a faulty network, with equal bytes.
 
-Google's library repeats failed requests. These tests are about whether everything is repeated, and
+Google's library retries failed requests. These tests check that every request is retried and that
 nothing is done twice or by half.
 """
 
@@ -43,8 +43,8 @@ Network = Callable[..., FaultyProxy]
 
 @pytest.fixture
 def network(address: str, bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[Network]:
-    """Puts a proxy before the bucket for all clients but `bucket`."""
-    # A pause of a second between repetitions takes a fiftieth of one here.
+    """Start a proxy in front of the bucket for all clients except `bucket`."""
+    # Pauses between retries take a fiftieth of their time.
     quick = SimpleNamespace(sleep=lambda s: time.sleep(s / 50), monotonic=time.monotonic)
     for module in (retry_base, retry_unary):
         monkeypatch.setattr(module, "time", quick)
@@ -74,7 +74,7 @@ def test_one_request_in_ten_fails_and_no_byte_differs(
     assert problems_of(fetched) == []
     run(checkpoint, short_tasks, tmp_path / "local", *FLAGS)
     found, expected = digests(fetched), digests(tmp_path / "local")
-    for files in (found, expected):  # Some name the model as the user did, which differs.
+    for files in (found, expected):  # Some name the model by its path, which differs.
         assert all(files.pop(name) for name in ("metadata.json", "run.json", "README.md"))
     assert found == expected
 
@@ -111,7 +111,7 @@ def test_a_bucket_that_does_not_exist_is_named(
 def test_a_large_upload_is_whole_whatever_happens_to_its_parts(
     network: Network, bucket: Bucket, monkeypatch: pytest.MonkeyPatch, fault: str
 ):
-    """The library sends a file in parts of 16 MiB, this one in two."""
+    """The library sends a file in parts of 16 MiB, so this file has two parts."""
     content = random.Random(0).randbytes(17 << 20)
     proxy = network(share=0.5, seed=2)
     monkeypatch.setattr(proxy, "draw", partial(only, proxy, fault))
@@ -200,7 +200,7 @@ def test_the_checksum_of_a_large_file_is_compared_before_the_object_appears(
 def test_many_objects_are_deleted_in_a_few_requests(network: Network, bucket: Bucket):
     proxy = network()
     paths = [f"gs://{BUCKET}/many/{n}" for n in range(2 * DELETES_OF_A_BATCH + 1)]
-    for path in paths[::2]:  # The others are absent, which is no error.
+    for path in paths[::2]:  # Deleting the absent others is not an error.
         write_whole(path, b"")
     delete_all(paths)
     assert names(bucket) == []
@@ -230,7 +230,7 @@ def test_deletions_that_fail_within_a_batch_are_tried_alone(network: Network, bu
 
 
 class TestRetentionPolicy:
-    """A bucket in which nothing can be replaced or deleted."""
+    """A bucket whose objects cannot be replaced or deleted."""
 
     def test_a_run_resumes_and_is_not_overwritten(
         self,

@@ -1,4 +1,4 @@
-"""A run that captures at several hook points: its records, and its second run."""
+"""Records of a run at several hook points, and its second run."""
 
 from pathlib import Path
 

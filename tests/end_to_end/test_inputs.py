@@ -1,4 +1,4 @@
-"""Inputs of every kind, and templates: the stored tokens are those of the text one would expect."""
+"""Inputs of every kind, and templates, which give the expected tokens."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def write(path: Path, *values: object) -> Path:
 
 @pytest.fixture
 def stored(checkpoint: Path, tmp_path: Path):
-    """Runs the job, and gives the text of the stored tokens of each sample."""
+    """Return a function that runs the job and returns the text of each sample's stored tokens."""
 
     def run_and_read(tasks: Path, *flags: str) -> dict[str, str]:
         out = tmp_path / "out"
@@ -45,7 +45,7 @@ def stored(checkpoint: Path, tmp_path: Path):
 
 
 def test_texts_conversations_and_tasks_in_one_run(stored, tmp_path: Path):
-    """Conversations go through the model's chat template, all test inputs become samples."""
+    """The model's chat template renders conversations, and every test input becomes a sample."""
     folder = tmp_path / "corpus"
     write(
         folder / "texts.jsonl",

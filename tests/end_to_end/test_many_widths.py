@@ -1,4 +1,4 @@
-"""Runs at hook points whose vectors differ in width, from the flags to what readers give."""
+"""Runs at hook points whose vectors differ in width, from the flags to the readers."""
 
 import shutil
 from pathlib import Path
@@ -59,7 +59,7 @@ K, Q = "blocks.1.attn.hook_rot_k", "blocks.1.attn.hook_rot_q"
 
 
 def written(folder: Path, fields: dict[str, Any]) -> Path:
-    """A checkpoint of a published config.json, with the shipped tokenizer."""
+    """Return a checkpoint of a published config.json, with the shipped tokenizer."""
     config = read_config(fields)
     tensors = varied_weights(config)
     assert tensors.keys() == family_of(config).tensor_shapes(config).keys()

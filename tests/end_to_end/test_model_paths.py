@@ -1,4 +1,4 @@
-"""What a user may give as `--model_path`: a model, or one line that says what it is instead."""
+"""Values of `--model_path`: a model opens, and anything else is named in one line."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def test_an_adapter_next_to_the_base_model(refused: Callable[[object], str], mod
 
 
 def test_a_folder_of_the_hub_s_cache(refused: Callable[[object], str], model: Path) -> None:
-    """One snapshot, or the one that `refs/main` names, is what the hub id would load offline."""
+    """A single snapshot, or the one that `refs/main` names, opens as its hub id does offline."""
     cache = model.parent / "models--org--name"
     (cache / "snapshots").mkdir(parents=True)
     assert "0 snapshots" in refused(cache)

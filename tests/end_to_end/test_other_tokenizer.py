@@ -1,4 +1,4 @@
-"""A checkpoint whose tokenizer is not Qwen's: groups of digits, and ids beyond the embedding."""
+"""A checkpoint with another tokenizer than Qwen's: groups of digits, ids beyond the embedding."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ TASKS = {
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Tokenizer]:
-    """The dataset and the tokenizer; the special tokens have the last ids, beyond the embedding."""
+    """Return the dataset and the tokenizer, whose special tokens have ids beyond the embedding."""
     folder, tasks = tmp_path_factory.mktemp("other"), tmp_path_factory.mktemp("tasks")
     tokenizer = byte_level(r"\p{N}{1,3}")
     size = tokenizer.get_vocab_size() - len(SPECIAL)

@@ -1,4 +1,4 @@
-"""The output folder: what a run may replace, and what it must leave alone."""
+"""Files of the output folder that a run may replace, and files that it must keep."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def finished(checkpoint: Path, short_tasks: Path, tmp_path_factory: pytest.TempP
 
 @pytest.fixture
 def out(finished: Path, tmp_path: Path) -> Path:
-    """A folder that holds a finished run, and a file of someone else's."""
+    """Return a folder with a finished run and a file that no run wrote."""
     folder = shutil.copytree(finished, tmp_path / "out")
     (folder / "notes.md").write_text("mine")
     return folder
@@ -56,7 +56,7 @@ def test_a_model_that_was_edited_is_refused_and_the_field_named(
     model, out = shutil.copytree(checkpoint, tmp_path / "model"), tmp_path / "out"
     run(model, short_tasks, out, *FLAGS)
     original = json.loads((model / "config.json").read_text())
-    # Other heads with the same tensors.
+    # Other heads for tensors of the same shapes.
     heads = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 4}
     for change in ({"rope_theta": 5e5}, {"rms_norm_eps": 1e-5}, heads):
         (model / "config.json").write_text(json.dumps(original | change))
@@ -88,7 +88,7 @@ def test_overwriting_leaves_nothing_of_the_other_run(
     run(checkpoint, short_tasks, out, *flags, "--overwrite")
     run(checkpoint, short_tasks, tmp_path / "fresh", *flags)
     found = digests(out)
-    assert found.pop("notes.md"), "a file that no run has written stays"
+    assert found.pop("notes.md"), "a file that no run wrote stays"
     assert found == digests(tmp_path / "fresh")
     assert problems_of(tmp_path / "fresh") == []
 
@@ -113,13 +113,13 @@ def test_too_many_rejected_tasks_stop_the_run_before_the_model_starts(
     tasks = shutil.copytree(short_tasks, tmp_path / "tasks")
     (tasks / "bad.json").write_text("[]")
     (tasks / "worse.json").write_text("?")
-    # A mesh that no worker has: the model could not even start.
+    # No worker has this mesh, so the model could not start.
     flags = [*FLAGS, "--mesh_shape", "64,1", "--max_rejected", "1"]
     error = error_of(capsys, checkpoint, tasks, tmp_path / "out", *flags)
     assert "2 rejected (file not_a_task: 1, file not_json: 1), --max_rejected allows 1; " in error
     assert f"{tmp_path}/out/errors/rejected.jsonl" in error
     assert len(dead_letters(tmp_path / "out")) == 2
-    # The same command goes through once the tasks are mended.
+    # The same command succeeds once the tasks are fixed.
     (tasks / "worse.json").unlink()
     run(checkpoint, tasks, tmp_path / "out", *FLAGS, "--max_rejected", "1")
     assert problems_of(tmp_path / "out") == []
@@ -129,7 +129,7 @@ def test_too_many_rejected_tasks_stop_the_run_before_the_model_starts(
 def test_activations_that_are_not_finite_fail_the_run_unless_allowed(
     capsys, checkpoint: Path, short_tasks: Path, tmp_path: Path
 ):
-    """The weights make infinities in layer 1. What was written is kept and not computed again."""
+    """The weights make infinities in layer 1. The second run keeps the written files."""
     model, out = shutil.copytree(checkpoint, tmp_path / "model"), tmp_path / "out"
     tensors = load_file(model / "model.safetensors")
     tensors["model.layers.1.mlp.down_proj.weight"][0, 0] = np.inf

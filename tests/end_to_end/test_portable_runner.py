@@ -1,4 +1,4 @@
-"""Beam's job service and worker pool, with two worker processes: the bytes of a local run."""
+"""Beam's job service and worker pool with two worker processes, compared with a local run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ exec {python} "$@"
 
 
 class TwoWorkers(fn_runner.FnApiRunner):
-    """A runner of two workers; the service that Beam ships asks for one."""
+    """Runner with two workers; the service that Beam ships asks for one."""
 
     def __init__(self, **arguments) -> None:
         super().__init__(**arguments)
@@ -40,7 +40,7 @@ def job_endpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[st
 
 @pytest.fixture
 def worker_pool(tmp_path: Path) -> Iterator[str]:
-    """Starts workers with the first `python` that it finds, each with a home like on a machine."""
+    """Yield a pool that starts workers with the first `python` it finds, each with its own home."""
     homes = tmp_path / "homes"
     homes.mkdir()
     python = tmp_path / "bin" / "python"

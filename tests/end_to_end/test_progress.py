@@ -1,4 +1,4 @@
-"""What a run says while it lasts: counters on any runner, and calls to listeners."""
+"""Progress of a run: counters on any runner, and calls to listeners."""
 
 from collections import Counter
 from pathlib import Path
@@ -17,7 +17,7 @@ FLAGS = ("--layers_to_extract", "0-1", "--samples_per_shard", "2", "--batch_size
 
 
 def counters_of(model: Path, tasks: Path, out: Path) -> dict[str, int]:
-    """The counters after a run, summed over the steps, by namespace and name."""
+    """Return the counters of a run by namespace and name, summed over the steps."""
     config, options = parse_flags(flags_of(model, tasks, out, FLAGS))
     pipeline, job = beam.Pipeline(options=options), open_job(config)
     build(pipeline, job, job.describe(), OutputFolder.claim(config.output_dir))
@@ -32,7 +32,7 @@ def counters_of(model: Path, tasks: Path, out: Path) -> dict[str, int]:
 
 @pytest.fixture(scope="module")
 def counted(checkpoint: Path, short_tasks: Path, tmp_path_factory: pytest.TempPathFactory):
-    """The counters of a run, what a listener heard of it, and where its dataset is."""
+    """Return the counters of a run, the calls to a listener, and the folder of the dataset."""
     out = tmp_path_factory.mktemp("progress") / "out"
     heard: list[WorkDone] = []
     totals: set[tuple[int, int]] = set()
@@ -55,7 +55,7 @@ def test_the_counters_are_those_of_the_dataset(counted):
     assert counters["extract.slots"] >= metadata.total_tokens
     assert 1 < counters["extract.steps"] <= metadata.total_samples
     assert counters["write.bytes"] == sum(entry.bytes for entry in files)
-    # A listener hears of every shard and step.
+    # A listener is called for every shard and step.
     assert totals == {(counters["extract.samples"], counters["extract.tokens"])}
     assert heard.count(WorkDone()) == len(metadata.shards)
     steps = [done for done in heard if done.slots]

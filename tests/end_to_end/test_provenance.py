@@ -1,4 +1,4 @@
-"""A vector is traced to the token, the cell, and the task that a file of tasks has."""
+"""Tracing of a vector to its token, its cell, and its task in a task file."""
 
 import shutil
 from pathlib import Path
@@ -15,7 +15,7 @@ from tests.end_to_end.job import problems_of, run
 
 @pytest.fixture(scope="module")
 def files(example_tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The smallest of the tasks, and one that has more test inputs than one."""
+    """The smallest task, and a task with several test inputs."""
     folder = tmp_path_factory.mktemp("tasks")
     for name in ("fall.json", "mirror.json", "turn.json"):
         shutil.copy(example_tasks / name, folder)
@@ -36,7 +36,7 @@ def dataset(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Activation
 
 @pytest.fixture(scope="module")
 def tasks(files: Path) -> dict[tuple[str, str], Task]:
-    """The tasks as their files have them, by source and id."""
+    """Return the tasks of the files, by source and id."""
     found = {}
     for path in sorted(files.glob("*.json")):
         with open(path, "rb") as stream:
@@ -47,7 +47,7 @@ def tasks(files: Path) -> dict[tuple[str, str], Task]:
 
 
 def grids_of(task: Task, test: int) -> dict[tuple[int | str, str], Grid]:
-    """What a prompt shows."""
+    """Grids that a prompt shows."""
     grids: dict[tuple[int | str, str], Grid] = {("test", "input"): task.test[test].input}
     for number, pair in enumerate(task.train):
         assert pair.output is not None

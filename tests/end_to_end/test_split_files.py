@@ -1,4 +1,4 @@
-"""Large files that several elements of the graph read: the same dataset as from one element."""
+"""Large files read as several elements of the graph, with the dataset of a single element."""
 
 import json
 from collections import Counter
@@ -18,7 +18,7 @@ FLAGS = ("--layers_to_extract", "0", "--samples_per_shard", "16")
 
 @pytest.fixture
 def texts(tmp_path: Path) -> Path:
-    """A folder with a file of lines and one of rows, in which ids and names repeat."""
+    """Return a folder with a file of lines and a file of rows, in which ids and names repeat."""
     folder = tmp_path / "texts"
     folder.mkdir()
     values = [{"id": f"{number % 25}", "text": f"words {number}"} for number in range(30)]
@@ -61,7 +61,7 @@ def test_a_file_that_changes_meanwhile_leaves_no_dataset(
     digest_rest = TaskFile.digest_rest
 
     def then_change(file: TaskFile, source: str) -> object:
-        """Change a text of the file as soon as it is split."""
+        """Change a text of the file right after the split."""
         found = digest_rest(file, source)
         if source == path.name:
             path.write_bytes(path.read_bytes().replace(b"words 7", b"WORDS 7"))

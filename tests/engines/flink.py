@@ -1,4 +1,4 @@
-"""A Flink cluster on this machine, and the archive of Beam's job server for it."""
+"""A local Flink cluster, and the archive of Beam's job server for it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ JAVA = (
     "--add-exports=java.base/sun.net.util=ALL-UNNAMED",
 )
 
-# All sizes must be given to a cluster that Flink's own scripts do not start.
+# A cluster needs all sizes if Flink's own scripts do not start it.
 CONFIGURATION = """
 jobmanager.rpc.address: localhost
 jobmanager.rpc.port: {rpc_port}
@@ -52,7 +52,7 @@ taskmanager.memory.jvm-overhead.max: 192m
 
 
 class FlinkCluster:
-    """A job manager, and task managers with one slot each."""
+    """Job manager, and task managers with one slot each."""
 
     def __init__(self, folder: Path, engines: Path) -> None:
         self._folder, self._engines = folder, engines
@@ -65,7 +65,7 @@ class FlinkCluster:
         self._start("job-manager", self._flink(), entrypoint, "--configDir", str(folder))
 
     def add_task_manager(self) -> None:
-        """Start a task manager, which will lead the session of its worker processes."""
+        """Start a task manager, which leads the session of its worker processes."""
         name = f"task-manager-{len(self.task_managers)}"
         own_files = self._folder / name
         own_files.mkdir()
@@ -90,7 +90,7 @@ class FlinkCluster:
         )
 
     def get(self, path: str) -> Any:
-        """Return what Flink's REST interface says about a path; None while it does not answer."""
+        """Return the answer of Flink's REST interface for a path; None while it does not answer."""
         url = f"http://localhost:{self._rest_port}{path}"
         try:
             with urllib.request.urlopen(url, timeout=30) as page:
@@ -104,20 +104,20 @@ class FlinkCluster:
         return bool(overview) and overview["taskmanagers"] == 2
 
     def failures(self) -> list[str]:
-        """Return the failures from which Flink has restarted its only job."""
+        """Return the failures after which Flink restarted its only job."""
         (job,) = self.get("/jobs")["jobs"]
         history = self.get(f"/jobs/{job['id']}/exceptions")["exceptionHistory"]
         return [entry["exceptionName"] for entry in history["entries"]]
 
     def logs(self) -> str:
-        """Return the ends of the logs of all processes."""
+        """Return the last lines of the logs of all processes."""
         return "\n".join(
             f"== {path.name}\n{path.read_text('utf-8', 'replace')[-3000:]}"
             for path in sorted(self._folder.glob("*.log"))
         )
 
     def stop(self) -> None:
-        """Kill everything that the cluster has started."""
+        """Kill every process that the cluster started."""
         for process in self._processes:
             kill_session(process.pid)
             process.wait()
@@ -142,7 +142,7 @@ class FlinkCluster:
 
 
 def write_job_server(path: Path, class_path: str) -> None:
-    """Write an archive that runs like the one that Beam publishes, which has all classes inside."""
+    """Write an archive that runs like Beam's published archive, which contains all classes."""
     attributes = {
         "Manifest-Version": "1.0",
         "Main-Class": "org.apache.beam.runners.flink.FlinkJobServerDriver",
@@ -158,7 +158,7 @@ def write_job_server(path: Path, class_path: str) -> None:
 
 @contextmanager
 def flink_cluster(folder: Path, engines: Path) -> Iterator[FlinkCluster]:
-    """A cluster of two task managers that ends with the block."""
+    """Run a cluster of two task managers until the block ends."""
     cluster = FlinkCluster(folder, engines)
     try:
         cluster.add_task_manager()

@@ -1,4 +1,4 @@
-"""Processes of engines, workers and jobs, each the leader of a session that can be killed whole."""
+"""Processes of engines, workers and jobs. Each leads a session that a test can kill as a whole."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def worker_pool(**environment: str) -> Iterator[tuple[str, int]]:
 
 @contextmanager
 def start_job(out: Path, *flags: str) -> Iterator[subprocess.Popen[str]]:
-    """A job that runs in the background, and is killed if the block ends before it."""
+    """Run a job in the background, and kill it if the block ends first."""
     argv = flags_of("random:tiny", TASKS, out, (*FLAGS, *flags), COMPILED.name)
     job = subprocess.Popen(
         [sys.executable, "-m", "beam_pipeline", *argv],
@@ -82,30 +82,30 @@ def start_job(out: Path, *flags: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def complete_job(out: Path, *flags: str) -> None:
-    """Run a job to its end, which must be a success."""
+    """Run a job, which must succeed."""
     with start_job(out, *flags) as job:
         errors = errors_of(job)
     assert job.returncode == 0, errors
 
 
 def errors_of(job: subprocess.Popen[str], seconds: float = 240) -> str:
-    """Wait for the end of a job, and return what it wrote to stderr."""
+    """Wait for the end of a job, and return its stderr."""
     return job.communicate(timeout=seconds)[1]
 
 
 def wait_until(
     condition: Callable[[], bool], job: subprocess.Popen[str] | None = None, seconds: float = 180
 ) -> None:
-    """Wait for a moment of a job, or of a cluster; fail if it does not come."""
+    """Wait for a moment of a job or a cluster; fail if it does not come."""
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "waited in vain"
+        assert time.monotonic() < end, "timed out"
         assert job is None or job.poll() is None, job.communicate()[1]
         time.sleep(0.02)
 
 
 def error_line(errors: str) -> str:
-    """Return the one line by which a job explains its end, which no trace may accompany."""
+    """Return the one line that explains the end of a job; fail if there is a traceback."""
     assert "Traceback" not in errors
     (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
     return line

@@ -1,4 +1,4 @@
-"""A Flink cluster of two task managers, each with worker processes of its own."""
+"""Runs on a Flink cluster of two task managers, each with its own worker processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prism, the engine that Beam ships, by both ways in and with a pool of workers."""
+"""Runs on Prism, the engine that Beam ships, by both of its flags and with a pool of workers."""
 
 from __future__ import annotations
 

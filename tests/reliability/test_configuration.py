@@ -1,4 +1,4 @@
-"""A run that differs in a setting that decides about bytes is refused, and the setting named."""
+"""Refusal of a run that differs in a setting that determines bytes, by the setting's name."""
 
 from dataclasses import fields, replace
 from functools import cache
@@ -39,7 +39,7 @@ DECIDE: dict[str, tuple[Any, ...]] = {
     "prepend_bos": (None, "<|endoftext|>"),
     "tokens": ("all", "every:2"),
 }
-"""Settings that decide about the bytes of files, with some values; `workers` only with "auto"."""
+"""Settings that determine the bytes of files, with some values; `workers` only with "auto"."""
 
 DO_NOT_DECIDE = {
     *("tasks_file", "output_dir", "compile_cache", "overwrite", "accelerator", "environment"),
@@ -54,14 +54,14 @@ DO_NOT_DECIDE = {
         "upload_memory",
     ),
 }
-"""Other settings. The plan has a digest of the samples that `tasks_file` holds."""
+"""Other settings. The plan has a digest of the samples in `tasks_file`."""
 
 FIELD = {
     "model_path": "model_name",
     "layers": "layers_extracted",
     "workers": "samples_per_shard",
 }
-"""Names of a difference that differ from the name of the setting."""
+"""Names that a reported difference uses instead of the setting's name."""
 
 PLAIN = parse_flags(
     ["--model_path=random:tiny", f"--tasks_file={ROOT / 'examples' / 'tasks' / 'fall.json'}"]
@@ -73,7 +73,7 @@ EXTRACTOR = {field.name for field in fields(ExtractorSettings)}
 
 @cache
 def described(**chosen: Any) -> RunDescription:
-    """The description of a run with some settings other than the defaults."""
+    """Return the description of a run in which some settings differ from the defaults."""
     of_extractor = {name: value for name, value in chosen.items() if name in EXTRACTOR}
     rest = {name: value for name, value in chosen.items() if name not in EXTRACTOR}
     extractor = replace(PLAIN.extractor, **of_extractor)
@@ -81,7 +81,7 @@ def described(**chosen: Any) -> RunDescription:
 
 
 def effective(chosen: dict[str, Any]) -> dict[str, Any]:
-    """The settings, with one value for those that mean the same."""
+    """Return the settings, with one value for equivalent values."""
     same = dict(chosen)
     same["max_length"] = chosen["max_length"] or 32_768
     same["layers"] = chosen["layers"] or tuple(range(24))
@@ -93,7 +93,7 @@ def effective(chosen: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_possible(chosen: dict[str, Any]) -> bool:
-    """Whether the job takes these settings together."""
+    """Return True if the job accepts these settings together."""
     windows = chosen["context_size"] is not None
     if (windows and chosen["overlength"] == "truncate") or (
         chosen["context_overlap"] and not windows
@@ -103,7 +103,7 @@ def is_possible(chosen: dict[str, Any]) -> bool:
 
 
 def test_every_setting_is_known_to_decide_or_not():
-    """A new flag belongs in one of the two lists; one that decides belongs in `run.json` too."""
+    """A new flag belongs in one of the two lists; a flag that determines bytes is in `run.json`."""
     known = {field.name for field in fields(Config)} - {"extractor"} | EXTRACTOR
     assert known == DECIDE.keys() | DO_NOT_DECIDE
 

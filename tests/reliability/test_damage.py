@@ -1,4 +1,4 @@
-"""Some of the damage of `reliability.damage`."""
+"""A small run of `reliability.damage`."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Some thousand of the inputs of `reliability.fuzz`."""
+"""Some thousand inputs of `reliability.fuzz`."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""A few of the kills of `reliability.kill`."""
+"""A few kills of `reliability.kill`."""
 
 from pathlib import Path
 

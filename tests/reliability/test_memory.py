@@ -1,4 +1,4 @@
-"""Reading is bounded by the largest record and not by the file."""
+"""Memory for reading, which the largest record bounds."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from reliability.memory import peak_of, read, write_documents, write_tasks
 
 
 def test_a_larger_file_of_tasks_takes_no_more_memory(tmp_path: Path):
-    """Beyond 16 MiB, of which the first may have to be held to tell what a file is."""
+    """The files exceed the 16 MiB that the reader may hold to tell the kind of a file."""
     sizes = {}
     for megabytes in (20, 40):
         path = tmp_path / f"{megabytes}.json"

@@ -1,4 +1,4 @@
-"""One of the mishaps of `reliability.mishaps`; what each is made of is tested with its module."""
+"""One mishap of `reliability.mishaps`; other tests cover the parts of each mishap."""
 
 import random
 from pathlib import Path

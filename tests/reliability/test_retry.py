@@ -1,4 +1,4 @@
-"""A bundle that is run again changes nothing."""
+"""A retried bundle changes nothing."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What comes from outside neither leaves the output folder nor runs, and secrets stay out of it."""
+"""Untrusted input cannot write outside the output folder or run code, and no secret is stored."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""A stand-in of the Hugging Face hub's API for one dataset, on this machine."""
+"""Local stand-in for the Hugging Face hub's API with one dataset."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DATASET = "org/texts"
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Answers for the files of each revision; a commit is 40 hexadecimal digits."""
+    """Serve the files of each revision; a commit is 40 hexadecimal digits."""
 
     protocol_version = "HTTP/1.1"
     revisions: ClassVar[Mapping[str, str]] = {}

@@ -1,4 +1,4 @@
-"""The ways in which a runner may combine elements."""
+"""Ways in which a runner may combine elements."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 
 def combined(combine: beam.CombineFn, elements: Iterable[Any]) -> Any:
-    """Combine elements one after the other."""
+    """Combine elements one after another."""
     accumulator = combine.create_accumulator()
     for each in elements:
         accumulator = combine.add_input(accumulator, each)

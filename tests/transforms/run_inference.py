@@ -1,6 +1,6 @@
 """A pipeline with Beam's `RunInference`, checked against the extractor; exits with 0 if it agrees.
 
-A program of its own, because Beam's module imports torch where it is installed.
+It is a separate program, because Beam's module imports torch where it is installed.
 """
 
 from __future__ import annotations

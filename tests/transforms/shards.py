@@ -1,4 +1,4 @@
-"""Shards as the extraction gives them, for tests of the files that are made of them."""
+"""Shards as the extraction outputs them, for tests of the files written from them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NUM_SHARDS = 2
 def blocks_of(
     site: Site, shard: int, prompts: Sequence[Prompt] = PROMPTS, sizes: Sequence[int] = ()
 ) -> list[LayerBlock]:
-    """The prompts of a shard with random vectors, in blocks of some sizes; in one by default."""
+    """Return a shard's prompts with random vectors, in blocks of given sizes or in one block."""
     frames = tuple(frames_of(prompts, KIND))
     vectors = make_rows(prompts, KIND.pooling, KIND.hidden, row_seed(site, shard))
     blocks, start = [], 0
@@ -38,7 +38,7 @@ def blocks_of(
 def write_blocks(
     folder: OutputFolder, site: Site, blocks: Sequence[LayerBlock]
 ) -> list[LayerManifest]:
-    """Write blocks as a runner does with a bundle."""
+    """Write blocks as a runner does in a bundle."""
     do_fn = _WriteLayer(folder, site, KIND)
     do_fn.start_bundle()
     try:

@@ -26,7 +26,7 @@ def plan_of(prompts: list[Prompt], samples_per_shard: int) -> ShardPlan:
 
 
 def test_the_plan_does_not_change_from_version_to_version():
-    """Resuming a run, and comparing two datasets, both rest on it."""
+    """Resuming a run and comparing two datasets both depend on the rank."""
     assert hex(rank("a.json#0/0")) == "0xfa3c19e779514a3d"  # printf 'a.json#0/0' | b2sum -l 64
     plan = plan_of([prompt(number, number, 7) for number in range(5)], 2)
     assert [plan.shard_of(prompt(number).sample_id) for number in range(5)] == [2, 0, 1, 1, 0]

@@ -1,4 +1,4 @@
-"""Shards that are chosen for a number of workers."""
+"""Choice of shards for a number of workers."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ def prompts_of(lengths: list[int]) -> list[Prompt]:
 
 
 def samples_of(plan: ShardPlan, prompts: list[Prompt]) -> list[list[Prompt]]:
-    """The prompts of each shard."""
+    """Return the prompts of each shard."""
     found: list[list[Prompt]] = [[] for _ in range(plan.num_shards)]
     for prompt in prompts:
         found[plan.shard_of(prompt.sample_id)].append(prompt)
@@ -92,7 +92,7 @@ def test_the_plan_is_that_of_the_samples_whatever_the_order(data: Any, lengths, 
 
 
 def test_the_limit_is_that_of_the_largest_file(monkeypatch: pytest.MonkeyPatch):
-    """With one vector of 8 elements the prompts are the largest file, otherwise a layer."""
+    """The largest file is the prompts for one vector of 8 elements, and a layer otherwise."""
     monkeypatch.setattr(auto_shards, "LARGEST_FILE", 50_000)
     monkeypatch.setattr(auto_shards, "MEAN_FILE", 40_000)
     prompts = make_prompts([100] * 300)

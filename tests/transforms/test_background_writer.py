@@ -10,7 +10,7 @@ BLOCK = bytes(1000)
 
 
 class Slow(BytesIO):
-    """A store that takes nothing until it is let."""
+    """Store that accepts nothing until it is released."""
 
     def __init__(self) -> None:
         super().__init__()

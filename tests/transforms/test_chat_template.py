@@ -1,7 +1,7 @@
-"""Token ids of chats against transformers' `apply_chat_template` on the record as it is.
+"""Token ids of chats, compared with transformers' `apply_chat_template` on the unchanged record.
 
-The templates are small ones with the habits of Qwen's: roles that they do not know vanish, the
-result of a tool is printed whatever it is, and reasoning is shown only after the last question.
+The small templates behave like Qwen's: they drop unknown roles, print any tool result, and show
+reasoning only after the last question.
 """
 
 import copy

@@ -31,7 +31,7 @@ CHAT = (
 
 
 def turns_of(template: str, messages: tuple[Message, ...]) -> tuple[list[str], tuple[str, ...]]:
-    """The text of the tokens of each message, and the roles."""
+    """Return the text of the tokens of each message, and the roles."""
     tokenizer = open_model("random:tiny").tokenizer()
     before, tokenizer.chat_template = tokenizer.chat_template, template
     try:

@@ -49,9 +49,10 @@ def layer(
     stream: BinaryIO | None = None,
     last_bit: bool = False,
 ) -> LayerManifest:
-    """The manifest of a file with two samples of 3 and 4 tokens, as the writer gives it.
+    """Return the writer's manifest of a file with two samples of 3 and 4 tokens.
 
-    The file goes to `stream`; with a `last_bit`, a vector differs as by other operations.
+    The writer writes the file to `stream`. With a `last_bit`, a vector differs as if another
+    implementation had computed it.
     """
     prompts = prompts or make_prompts([3, 4], seed=shard)
     rows = make_rows(prompts, KIND.pooling, KIND.hidden, seed=100 * site + shard)
@@ -64,7 +65,7 @@ def layer(
 
 
 def manifests(num_shards: int) -> dict[str, Manifest]:
-    """The manifests of a complete dataset by path."""
+    """Return the manifests of a complete dataset by path."""
     found: list[Manifest] = []
     for n in range(num_shards):
         found += [layer(site, n, num_shards) for site in SITES]
@@ -73,7 +74,7 @@ def manifests(num_shards: int) -> dict[str, Manifest]:
 
 
 def plan_of(num_shards: int) -> ShardPlan:
-    """The plan that the manifests carry out."""
+    """Return the plan that the manifests fulfill."""
     fingerprints = np.zeros(2 * num_shards, FINGERPRINT)
     fingerprints["rank"] = np.arange(2 * num_shards)
     fingerprints["tokens"] = [3, 4] * num_shards
@@ -86,7 +87,7 @@ def report_of(samples: int) -> InputReport:
 
 
 def build(gathered: Any, allow_nonfinite: bool = False, plan: ShardPlan | None = None) -> Metadata:
-    """Build metadata of manifests by path, or of gathered ones."""
+    """Build metadata from manifests by path, or from gathered manifests."""
     if isinstance(gathered, dict):
         gathered = combined(GatherManifests(), gathered.values())
     plan = plan or plan_of(2)
@@ -144,7 +145,7 @@ def test_values_that_are_not_finite_are_an_error_unless_allowed():
 
 
 def written(folder: Path) -> OutputFolder:
-    """A claimed folder that has the files of the manifests."""
+    """Return a claimed folder with the files of the manifests."""
     for n in range(2):
         for site in SITES:
             path = folder / shard_file(site, n, 2)
@@ -178,7 +179,7 @@ def test_the_metadata_is_written_last_and_partial_files_go_before_it(tmp_path: P
     killed = tmp_path / partial_file(shard_file(10, 1, 2), "0123456789abcdef")
     killed.write_bytes(b"half")
     metadata, card = tmp_path / "metadata.json", tmp_path / "README.md"
-    for _ in range(2):  # A runner repeats an attempt whose success it did not hear of.
+    for _ in range(2):  # A runner repeats an attempt if its report of success was lost.
         run(manifests(2), folder)
         assert metadata.read_text() == build(manifests(2)).to_json()
         assert card.read_text("utf-8") == renewed_card(build(manifests(2)))
@@ -203,7 +204,7 @@ def test_a_file_that_was_removed_after_it_was_written_is_named(tmp_path: Path):
 def test_of_two_attempts_the_one_whose_file_is_there_counts(
     tmp_path: Path, reported: str, last: str
 ):
-    """Both wrote the file, with other bits; the runner took the result of either."""
+    """Two attempts wrote the file with different bits; the runner may take the result of either."""
     folder, path = written(tmp_path), shard_file(11, 1, 2)
     attempts = {}
     for ops in sorted(("xla", "amx"), key=lambda each: each == last):

@@ -86,12 +86,12 @@ def test_the_same_run_may_go_on(tmp_path: Path):
     assert recorded["configuration"]["layers_extracted"] == [10, 11, 12]
     letters = before[LETTERS].decode().splitlines()
     assert [RejectedTask(**json.loads(line)) for line in letters] == DEAD
-    # Neither other files with the same samples nor the order of arrival make another run.
+    # Other files with the same samples, or another order of arrival, do not make another run.
     again = dataclasses.replace(RUN, inputs=(InputFile("b.json", 4, "05"),))
     assert check_output_dir(str(tmp_path), again) == recorded["plan"]
     (tmp_path / "metadata.json").write_text("{}")
     commit(tmp_path, run=again, rejected=DEAD[::-1])
-    assert contents(tmp_path) == before, "the metadata is written last"
+    assert contents(tmp_path) == before, "the job writes the metadata last"
     commit(tmp_path)
     assert [*contents(tmp_path)] == ["run.json"]
 
@@ -103,7 +103,7 @@ def test_too_many_dead_letters_stop_the_run_and_are_kept(tmp_path: Path):
     assert len((tmp_path / LETTERS).read_text().splitlines()) == 2
     with pytest.raises(NoSamplesError, match=r"no sample .*task bad_cell: 1"):
         commit(tmp_path, plan(), rejected=DEAD)
-    # The same command goes through once the tasks are mended.
+    # The same command succeeds once the tasks are fixed.
     (tmp_path / partial_file("run.json", "0123456789abcdef")).write_bytes(b"half")
     assert check_output_dir(str(tmp_path), RUN) is None
     commit(tmp_path, rejected=DEAD[:1], max_rejected=1)

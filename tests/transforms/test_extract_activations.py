@@ -46,7 +46,7 @@ def settings(pooling: Any = "last") -> ExtractorSettings:
 
 @pytest.fixture(scope="module")
 def prompts() -> list[Prompt]:
-    """More than one step of 512 slots holds, of very different lengths."""
+    """Prompts of very different lengths that need more than one step of 512 slots."""
     lengths = [1, 300, 2, 40, 512, 7, 100, 250, 33]
     generator = np.random.default_rng(0)
     return [
@@ -56,7 +56,7 @@ def prompts() -> list[Prompt]:
 
 
 def plan_of(prompts: Sequence[Prompt]) -> ShardPlan:
-    """A plan with one shard."""
+    """Return a plan with one shard."""
     return plan_shards(np.concatenate([fingerprint(prompt) for prompt in prompts]), 100)
 
 
@@ -90,7 +90,7 @@ def test_each_sample_gets_its_own_vectors_in_blocks_of_all_sites(prompts, poolin
 
 
 def write(folder: OutputFolder, outputs: list[TaggedOutput]) -> Counter[str]:
-    """Write what the extraction gave, and count its outputs by tag."""
+    """Write the outputs of the extraction, and count them by tag."""
     writers: dict[str, _WriteLayer] = {}
     for output in outputs:
         if output.tag == PROMPTS:

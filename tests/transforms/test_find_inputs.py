@@ -1,4 +1,4 @@
-"""Which files an input stands for, on a local disk and in an emulated bucket."""
+"""Files that an input selects, on a local disk and in an emulated bucket."""
 
 import io
 import json
@@ -47,7 +47,7 @@ LEFT_OUT = [
 
 
 def found(*inputs: str) -> Found:
-    """The files that are read and those left out, below their common folder."""
+    """Return the files that are read and the files left out, below their common folder."""
     patterns = resolve_patterns(inputs)
     root = common_root(patterns)
     matches = [match_files(each) for each in patterns]
@@ -57,7 +57,7 @@ def found(*inputs: str) -> Found:
 
 @pytest.fixture(params=["local", "bucket"])
 def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A folder of `FILES`."""
+    """Return a folder of `FILES`."""
     if request.param == "local":
         folder = str(tmp_path / "some" / "files")
     else:
@@ -171,7 +171,7 @@ def table(*texts: str) -> bytes:
 
 
 def save(folder: Path | str, *files: str, **state: object) -> None:
-    """Write a dataset as `save_to_disk` does, without the rest of its description."""
+    """Write a dataset as `save_to_disk` does, with a minimal description."""
     listed = [{"filename": name} for name in files]
     write_whole(f"{folder}/state.json", json.dumps({"_data_files": listed, **state}).encode())
     write_whole(f"{folder}/dataset_info.json", b'{"features": {}}')
@@ -200,7 +200,7 @@ def test_a_saved_dataset_is_what_its_state_lists(tmp_path: Path):
     assert files == shards
     assert set(skipped) > {*left_out, "dataset_dict.json", "old/data-00000-of-00001.arrow"}
     assert found(f"{tmp_path}/*/*.arrow")[0] == shards
-    # A file that is named is read, whatever it is.
+    # A file that the flag names is read, whatever it is.
     assert found(f"{folder}/cache-0f0f.arrow") == (["cache-0f0f.arrow"], [])
 
 
@@ -239,7 +239,7 @@ def test_a_cache_of_a_downloaded_dataset_is_left_out(tmp_path: Path):
     for name in ("name-train.arrow", "cache-0f0f.arrow"):
         write_whole(f"{tmp_path}/{name}", table("a"))
     write_whole(f"{tmp_path}/dataset_info.json", b"{}")
-    write_whole(f"{tmp_path}/state.json", b'{"train": [], "test": []}')  # A task of that name.
+    write_whole(f"{tmp_path}/state.json", b'{"train": [], "test": []}')  # A task with that name.
     assert found(str(tmp_path)) == (
         ["name-train.arrow", "state.json"],
         ["cache-0f0f.arrow", "dataset_info.json"],

@@ -32,7 +32,7 @@ TASK = {
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with tasks and other files."""
+    """Return a working directory with tasks and other files."""
     monkeypatch.chdir(tmp_path)
     for name in ("tasks/a.json", "tasks/b.jsonl", "tasks/notes.txt", "tasks/deeper/c.json"):
         write(tmp_path / name, json.dumps(TASK).encode())
@@ -100,7 +100,7 @@ def many_lines(start: int, stop: int) -> bytes:
 def test_a_read_that_fails_is_no_dead_letter(
     here: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ):
-    """Errors of a connection have no number, like those of a damaged archive."""
+    """Errors of a connection have no number, like errors of a damaged archive."""
 
     class Broken(io.BytesIO):
         def read(self, size: int | None = -1) -> bytes:
@@ -147,7 +147,7 @@ def sample_id(item: Task | Document) -> str:
 
 
 def test_equal_content_is_found_across_files():
-    """A task is the same with its pairs in another order, and with or without the answer."""
+    """The order of its pairs, and a missing answer, do not change a task's identity."""
     one, two = Pair(((1,),), ((2,),)), Pair(((3,),), ((4,),))
     query = Pair(((5,),), ((6,),))
     items = [

@@ -1,4 +1,4 @@
-"""Inputs of the Hugging Face hub and of web servers, from stand-ins on this machine."""
+"""Inputs from local stand-ins for the Hugging Face hub and for web servers."""
 
 import contextlib
 import gzip
@@ -61,7 +61,7 @@ def hub() -> Iterator[str]:
 
 
 def read(hub: str, *paths: str) -> "subprocess.CompletedProcess[str]":
-    """In a process of its own, since huggingface_hub reads its endpoint when it is imported."""
+    """Read in a new process, since huggingface_hub reads its endpoint when it is imported."""
     return subprocess.run(
         [sys.executable, "-c", READ, *paths],
         env={"HF_ENDPOINT": hub, "HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONPATH": str(ROOT)},
@@ -135,7 +135,7 @@ def test_a_file_of_a_web_server(hub: str) -> None:
 
 
 class WebServer(BaseHTTPRequestHandler):
-    """Serves `files` by path, whatever the query, compressed for clients that accept it."""
+    """Serve `files` by path, whatever the query, compressed for clients that accept it."""
 
     files: ClassVar[Mapping[str, bytes]] = {}
     has_ranges: ClassVar[bool] = True

@@ -80,7 +80,7 @@ def test_a_file_without_its_manifest_is_written_again_and_named(folder: OutputFo
     delete(join(folder.path, manifest_file(10, 1, 2)))
     assert set(finished(folder)) == {11, None}
     assert f"{shard_file(10, 1, 2)} is written again: it has no manifest" in caplog.text
-    # A run that ended between the two leaves a manifest without its file.
+    # A run that ends between the two writes leaves a manifest without its file.
     delete(join(folder.path, shard_file(11, 1, 2)))
     assert set(finished(folder)) == {None}
     assert shard_file(11, 1, 2) not in caplog.text

@@ -1,4 +1,4 @@
-"""A file that is read in blocks gives what it gives when it is read at one go."""
+"""A file read in blocks gives the same items as the file read whole."""
 
 import gzip
 import io
@@ -35,7 +35,7 @@ def blocks_of(path: object, size: int, text_field: str | None = None) -> list[Bl
 def read_in_blocks(
     path: object, size: int, text_field: str | None = None
 ) -> list[Item | InputFile]:
-    """Read the blocks in reverse, since no block may need another."""
+    """Read the blocks in reverse order, since no block may need another."""
     found = blocks_of(path, size, text_field)
     blocks = [each for each in found if isinstance(each, Block)]
     read = [list(read_block(each, text_field)) for each in reversed(blocks)]
@@ -219,7 +219,7 @@ def groups_file() -> bytes:
 
 
 def replace_text(content: bytes) -> bytes:
-    """Change a later part alone, which stays valid."""
+    """Change only a later part, and keep it valid."""
     before, _, after = content.rpartition(b"words")
     return before + b"WORDS" + after
 

@@ -1,4 +1,4 @@
-"""Local files and objects of an emulated bucket, through the same functions."""
+"""The same functions for local files and for objects in an emulated bucket."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ FILES = ("a.json", "b.jsonl", "c[1].json", ".hidden.json", "deep/a.json", "deep/
 
 @pytest.fixture(params=["local", "bucket"])
 def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A folder of `FILES`, each holding its name."""
+    """Return a folder of `FILES`, each of which holds its name."""
     if request.param == "local":
         folder = str(tmp_path / "files")
     else:

@@ -60,7 +60,7 @@ def accepted(item, template, tokenizer, limit=NO_LIMIT) -> list[Prompt]:
 
 @pytest.mark.parametrize("overlength", ["reject", "truncate"])
 def test_a_task_that_is_too_long_is_never_truncated(tokenizer, overlength: Overlength):
-    """Each test input is judged by itself."""
+    """Each test input is accepted or rejected on its own."""
     first, second = accepted(TASK, DIGITS, tokenizer)
     length = first.num_tokens
     kept, rejected = prompts_of(TASK, DIGITS, tokenizer, SampleRules(length, overlength))
@@ -144,7 +144,7 @@ def test_messages_that_cannot_be_a_chat_are_rejected(tokenizer, chat_template, w
 
 @pytest.mark.parametrize("name", shipped_templates())
 def test_every_cell_of_the_prompt_is_traced_to_its_token(tokenizer, name: str):
-    """The numbers of example, role, row and column, and the color, of each cell of `TASK`."""
+    """Return example, role, row, column and color of each cell of `TASK`."""
     shown = {(0, 0, 0, 0): 1, (0, 0, 0, 1): 2, (0, 0, 1, 0): 3, (0, 0, 1, 1): 4, (0, 1, 0, 0): 5}
     tests = [{(TEST_PAIR, 0, 0, 0): 6}, {(TEST_PAIR, 0, 0, column): 7 for column in range(3)}]
     for test, prompt in zip(tests, accepted(TASK, load_template(name), tokenizer), strict=True):
@@ -188,7 +188,7 @@ def test_variants_of_tasks_are_samples_and_what_is_rejected_is_apart():
 
 
 def test_a_prompt_with_an_id_beyond_the_embedding_is_rejected_by_name(tokenizer):
-    """Other prompts are not, though the tokenizer has that id."""
+    """Other prompts are accepted, although the tokenizer has such an id."""
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     document = Document("x", "b.jsonl", "A <|im_end|>")
     limit = replace(NO_LIMIT, vocab_size=end)
@@ -209,7 +209,7 @@ def test_a_prompt_with_an_id_beyond_the_embedding_is_rejected_by_name(tokenizer)
     ["{{ messages[0].content | replace('\n', ' ') }}", "{{ 2 * messages[0].content }}"],
 )
 def test_samples_whose_cells_are_unknown_are_counted(tokenizer, chat_template: str):
-    """A chat template that changes or repeats the text leaves cells without a place."""
+    """A chat template that changes or repeats the text makes the places of cells unknown."""
     other = copy.deepcopy(tokenizer)
     other.chat_template = chat_template
     found = list(samples_of(TASK, None, replace(CHAT, system=""), other, NO_LIMIT))

@@ -18,7 +18,7 @@ __all__ = ["address", "bucket"]
 
 @pytest.fixture(params=["local", "bucket"])
 def path(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A file that does not exist, in a folder that does not exist either."""
+    """Return the path of a new file in a new folder."""
     if request.param == "local":
         return str(tmp_path / "new" / "folder" / "file.gz")
     request.getfixturevalue("bucket")
@@ -26,7 +26,7 @@ def path(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def files(path: str) -> list[str]:
-    """The files that are next to a path."""
+    """Return the files in the folder of a path."""
     return sorted(list_files(path.rpartition("/")[0]))
 
 
@@ -56,7 +56,7 @@ def test_a_file_that_is_given_up_leaves_no_trace(path: str, size: int):
 
 
 def test_a_file_that_is_forgotten_does_not_get_its_name(path: str):
-    """Python closes a stream that nobody uses, and Google's would complete the upload then."""
+    """Python closes unreferenced streams, and Google's stream would then complete the upload."""
     file = WholeFile(path)
     file.stream.write(bytes(UPLOAD_BYTES + 1))
     del file
@@ -74,9 +74,10 @@ def test_the_checksum_of_the_store_is_compared(bucket: Bucket):
 
 @contextmanager
 def room_for_10_bytes() -> Iterator[None]:
-    """Files of this process cannot grow beyond 10 bytes: a full disk, as far as a writer sees.
+    """Limit files of this process to 10 bytes, which looks like a full disk to a writer.
 
-    Not a fixture: the test runner reports while those are set up, and may do so into a file.
+    This is not a fixture, because pytest may write its own report to a file while fixtures are set
+    up.
     """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))

@@ -71,7 +71,7 @@ def test_an_attempt_that_failed_does_not_leak_into_the_next(folder: OutputFolder
 def test_a_failed_write_is_reported_before_the_bundle_ends(
     folder: OutputFolder, monkeypatch: pytest.MonkeyPatch
 ):
-    """The disk fails in the background, and the file gets no name and no manifest."""
+    """If the disk fails in the background, the file gets no name and no manifest."""
 
     def full(file: WholeFile) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
