@@ -14,13 +14,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv
 
-# Behind a proxy with a certificate authority of its own, the system's certificates are the right
-# ones. uv takes them on request; pip before 24.2 has to be given the file.
+# A proxy with its own certificate authority requires the system's certificates. uv uses them on
+# request; pip before 24.2 needs the path of the file.
 export UV_SYSTEM_CERTS := true
 CERTIFICATES := $(firstword $(SSL_CERT_FILE) $(wildcard \
     /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt /etc/ssl/cert.pem))
 
-# A stamp is newer than the lock that it was installed from, so unchanged locks cost nothing.
+# A stamp is newer than its lock, so an unchanged lock is not installed again.
 RUNTIME := $(VENV)/.installed-base
 DEVELOP := $(VENV)/.installed-dev
 KERNELS := $(wildcard qwen/ops/amx/*.cc qwen/ops/amx/*.h)
@@ -56,22 +56,22 @@ setup: $(DEVELOP) ## create .venv and install everything that tests need, pinned
 test: $(DEVELOP) lint ## lint, check types and run the tests; sets up first if needed
 	$(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
 
-torch-test: $(TORCH) ## tests with torch: parity, readers, SAELens; in an environment of their own
+torch-test: $(TORCH) ## run the tests with torch (parity, readers, SAELens) in their own environment
 	PYTHONPATH=$(CURDIR) $(TORCH_VENV)/bin/python -m pytest $(PARALLEL) -m torch $(PYTEST_ARGS) $(TORCH_TESTS)
 	$(TORCH_VENV)/bin/python -m pytest --override-ini addopts=--import-mode=importlib tests/interop
 
-composer-test: $(COMPOSER) ## run the Composer DAG's tests in a real Airflow, in its own environment
+composer-test: $(COMPOSER) ## run the Composer DAG's tests with Airflow in their own environment
 	AIRFLOW_HOME=$(abspath $(COMPOSER_VENV))/airflow AIRFLOW__CORE__LOAD_EXAMPLES=False \
 	    $(COMPOSER_VENV)/bin/python -m pytest --config-file=/dev/null --rootdir=. \
 	    --confcutdir=tests/composer -p no:cacheprovider --disable-warnings tests/composer
 
-image-check: $(DEVELOP) ## run the container image's build steps here, and the job with the result
+image-check: $(DEVELOP) ## run the container image's build steps locally, and the job with the result
 	$(BIN)/python -m pytest -m image tests/templates
 
 engine-test: $(DEVELOP) $(ENGINES) ## run the job on Prism and on a Flink cluster; needs Go, Java and Maven
 	$(BIN)/python -m pytest -m engines tests/engines $(PYTEST_ARGS)
 
-docs: $(DOCS) $(DEVELOP) ## build docs/ as a site, build/site/index.html; refuses broken links and pages too wide
+docs: $(DOCS) $(DEVELOP) ## build docs/ as a site in build/site; fails on broken links and on pages that are too wide
 	JAX_PLATFORMS=cpu $(DOCS_VENV)/bin/python -m sphinx --fail-on-warning --keep-going --fresh-env --quiet \
 	    --doctree-dir build/doctrees docs build/site
 	$(BIN)/python -m pytest -m site tests/test_site.py
@@ -79,7 +79,7 @@ docs: $(DOCS) $(DEVELOP) ## build docs/ as a site, build/site/index.html; refuse
 import-orders: $(ORDERS) ## import this project, TensorFlow and torch in every order; takes 8 GB
 	$(ORDERS_VENV)/bin/python -m pytest -m import_orders tests/test_imports.py
 
-reliability: $(DEVELOP) ## try to break the job and its datasets; an hour or two, needs root for its disks
+reliability: $(DEVELOP) ## try to break the job and its datasets; takes an hour or two, needs root to mount disks
 	$(BIN)/python -m reliability.kill --kills 50 --workers 1 --seed 1
 	$(BIN)/python -m reliability.kill --kills 50 --workers 2 --seed 2
 	$(BIN)/python -m reliability.damage --flips 2200 --cuts 600 --seed 1
@@ -91,23 +91,23 @@ reliability: $(DEVELOP) ## try to break the job and its datasets; an hour or two
 	$(BIN)/python -m reliability.windows
 	$(BIN)/python -m benchmarks.growth
 
-# The smallest lock is tried first. If that works, a lock that cannot be looked up is an error.
-audit: $(AUDIT) ## look up advisories on everything locked, in an environment of its own
+# The smallest lock comes first. If its look-up works, a failed look-up of another lock is an error.
+audit: $(AUDIT) ## look up advisories on all locked packages, in its own environment
 	@answer=$$($(PIP_AUDIT) --strict --require-hashes --requirement requirements/uv.txt 2>&1); \
 	case "$$answer" in *"known vulnerab"*) ;; \
-	    *) echo "audit: skipped, no advisories can be looked up from here: $$answer"; exit;; esac; \
+	    *) echo "audit: skipped, advisories cannot be looked up from this machine: $$answer"; exit;; esac; \
 	for lock in $(filter-out requirements/torch.txt,$(wildcard requirements/*.txt)); do \
 	    $(PIP_AUDIT) --strict --require-hashes --requirement $$lock || status=1; done; \
 	$(PIP_AUDIT) --strict --no-deps --requirement requirements/torch.txt || status=1; \
 	exit $${status:-0}
 
-lint: $(DEVELOP) ## ruff, codespell and mypy, changing nothing
+lint: $(DEVELOP) ## check with ruff, codespell and mypy; changes no file
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell
 	$(BIN)/mypy
 
-format: $(DEVELOP) ## let ruff rewrite what it can
+format: $(DEVELOP) ## format the code and apply ruff's automatic fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -123,38 +123,38 @@ demo-tokens/metadata.json: | $(RUNTIME)
 	    --tasks_file 'examples/tasks/*.json' --layers_to_extract 12 --pooling none --augment 8 \
 	    --output_dir demo-tokens
 
-train: demo-tokens/metadata.json ## train a sparse autoencoder on them, and draw it: sae/report.html
+train: demo-tokens/metadata.json ## train a sparse autoencoder on the demo tokens; writes sae/report.html
 	$(BIN)/python -m examples.train_sae demo-tokens --output sae
 
-bench: $(DEVELOP) ## time the model, the job, its start and reading, side by side with peers; half an hour
+bench: $(DEVELOP) ## time the model, the job, its start and reading, compared with peers; takes half an hour
 	$(BIN)/python -m benchmarks.pipeline
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.reading
 	@if test -e $(TORCH); then $(TORCH_VENV)/bin/python -m benchmarks.trunk && \
 	    $(TORCH_VENV)/bin/python -m benchmarks.loaders; \
-	    else echo "bench: peers that need torch were not timed: make torch-test installs them"; fi
+	    else echo "bench: skipped peers that need torch; make torch-test installs them"; fi
 
-tpu-check: ## compile for TPUs with their own compiler, and predict from it; needs no TPU
+tpu-check: ## compile for TPUs and predict the speed; needs no TPU
 	@$(MAKE) --no-print-directory $(TPU) || \
-	    echo "tpu-check: skipped, libtpu (the TPU compiler) cannot be installed here: see above"
+	    echo "tpu-check: skipped, libtpu (the TPU compiler) cannot be installed on this machine; see above"
 	@test ! -e $(TPU) || $(TPU_VENV)/bin/python -m benchmarks.tpu_check $(TPU_CHECK_ARGS)
 
-gpu-check: $(TORCH) ## time the model on a GPU beside transformers; a tiny one where there is none
+gpu-check: $(TORCH) ## time the model on a GPU, compared with transformers; without a GPU, a tiny model
 	$(TORCH_VENV)/bin/python -m benchmarks.gpu_check
 
-lock: $(UV) ## resolve pyproject.toml into requirements/; LOCK_ARGS=--upgrade renews all
+lock: $(UV) ## resolve pyproject.toml into requirements/; LOCK_ARGS=--upgrade upgrades all packages
 	requirements/lock.sh $(UV) $(LOCK_ARGS)
 
-clean: ## remove what make and the tools made, .venv included
+clean: ## remove all generated files, including .venv
 	rm -rf $(VENV) $(AUDIT_VENV) $(COMPOSER_VENV) $(DOCS_VENV) $(ENGINES_DIR) $(ORDERS_VENV) $(TORCH_VENV) $(TPU_VENV) build \
 	    demo-output demo-tokens sae text-activations text-sae texts.parquet *.egg-info .mypy_cache \
 	    .pytest_cache .ruff_cache .hypothesis
 
-# Create the environment $(1) with the Python $(2), unless it exists. $(3) names what is needed.
+# Create the environment $(1) with the Python $(2), unless it exists. $(3) describes that Python.
 define environment
 	@test -x $(1)/bin/python || { \
 	    python="$(2)"; \
-	    test -n "$$python" || { echo "setup: found no $(3); PYTHON=... names one" >&2; exit 1; }; \
+	    test -n "$$python" || { echo "setup: found no $(3); set PYTHON=..." >&2; exit 1; }; \
 	    echo "setup: $(1) with $$("$$python" --version) ($$python)"; \
 	    "$$python" -m venv $(1); }
 endef
@@ -170,7 +170,7 @@ $(UV): requirements/uv.txt
 	@touch $@
 
 $(RUNTIME): requirements/base.txt setup.py pyproject.toml $(KERNELS) $(UV)
-	@echo "setup: what the job needs (requirements/base.txt)"
+	@echo "setup: packages of the job (requirements/base.txt)"
 	$(call install,$(VENV)) $(hashed) requirements/base.txt
 	$(call install,$(VENV)) --no-deps --no-build-isolation --editable .
 	@suffix=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))'); \
@@ -179,11 +179,11 @@ $(RUNTIME): requirements/base.txt setup.py pyproject.toml $(KERNELS) $(UV)
 	@touch $@
 
 $(DEVELOP): requirements/dev.txt $(RUNTIME)
-	@echo "setup: what the tests need (requirements/dev.txt)"
+	@echo "setup: packages of the tests (requirements/dev.txt)"
 	$(call install,$(VENV)) $(hashed) requirements/dev.txt
 	@touch $@
 
-# The lock is complete without torch, and has what torch depends on but its CUDA libraries.
+# interop.txt is complete except for torch; it has torch's dependencies except the CUDA libraries.
 $(TORCH): requirements/interop.txt requirements/torch.txt $(RUNTIME)
 	@echo "setup: torch, SAELens and dictionary_learning (requirements/interop.txt, torch.txt)"
 	$(call environment,$(TORCH_VENV),$(BIN)/python,$(SUPPORTED))
@@ -197,14 +197,14 @@ $(ORDERS): requirements/dev.txt requirements/torch.txt $(RUNTIME)
 	$(call install,$(ORDERS_VENV)) --requirement requirements/torch.txt
 	@touch $@
 
-# The reference is made from docstrings, so the packages must be importable.
+# Sphinx makes the reference from docstrings, so it must be able to import the packages.
 $(DOCS): requirements/docs.txt $(RUNTIME)
-	@echo "setup: what builds the documentation (requirements/docs.txt)"
+	@echo "setup: packages of the documentation (requirements/docs.txt)"
 	$(call environment,$(DOCS_VENV),$(BIN)/python,$(SUPPORTED))
 	$(call install,$(DOCS_VENV)) $(hashed) requirements/base.txt --requirement requirements/docs.txt
 	@touch $@
 
-# Composer runs Airflow on Python 3.11, and the lock is for that.
+# Composer runs Airflow on Python 3.11, so the lock is for that version.
 $(COMPOSER): requirements/composer.txt $(UV)
 	@echo "setup: Airflow (requirements/composer.txt)"
 	$(call environment,$(COMPOSER_VENV),$(call newest,11),Python 3.11)
@@ -220,8 +220,8 @@ $(TPU): requirements/tpu.txt $(UV)
 	$(call install,$(TPU_VENV)) $(hashed) $<
 	@touch $@
 
-# Prism and the program that starts workers are built in the version of the Python SDK. Flink's own
-# libraries come from the source archive of its Python package.
+# Prism and the program that starts workers have the version of the Python SDK. Flink's own libraries
+# come from the source archive of its Python package.
 GO_BEAM := github.com/apache/beam/sdks/v2
 $(ENGINES): requirements/base.txt tests/engines/pom.xml tests/engines/flink.txt $(UV)
 	@for tool in go java mvn; do command -v $$tool >/dev/null || { \

@@ -1,8 +1,8 @@
 """Build the AMX kernels of `qwen/ops/amx`; pyproject.toml describes the rest of the project.
 
 The kernels are C++ for Linux on x86-64. A build on such a machine without a C++ compiler prints a
-warning and goes on, because the model also runs on XLA alone. With QWEN_EXTENSIONS=required in the
-environment, as in the container image, a build without the kernels fails.
+warning and continues, because the model also runs on XLA alone. With QWEN_EXTENSIONS=required in
+the environment, as in the container image, a build without the kernels fails.
 """
 
 import os
@@ -46,12 +46,12 @@ def jax_headers() -> str:
     """Return the folder of JAX's FFI headers, which the jaxlib wheel ships."""
     spec = find_spec("jaxlib")
     if spec is None or spec.origin is None:
-        raise CompileError("jaxlib, which has the headers of JAX's FFI, is not installed")
+        raise CompileError("jaxlib is not installed; the build needs its headers of JAX's FFI")
     return str(Path(spec.origin).parent / "include")
 
 
 class BuildKernels(build_ext):
-    """Build step that says what a build without the kernels lacks."""
+    """Build step that warns if the kernels cannot be built."""
 
     def build_extension(self, ext: Extension) -> None:
         """Compile one extension; setuptools ignores the error if the extension is optional."""
