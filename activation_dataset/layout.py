@@ -63,9 +63,9 @@ def runs(layout: Layout, chunk_bytes: int, run_bytes: int, only: Numbers | None)
     are those of the residual stream, so that runs are the same for every site.
 
     Args:
-        layout: Layout of the shard.
-        chunk_bytes: Size of a chunk.
-        run_bytes: Largest size of a run, a multiple of `chunk_bytes`.
+        layout: layout of the shard.
+        chunk_bytes: size of a chunk.
+        run_bytes: largest size of a run, a multiple of `chunk_bytes`.
         only: [n] ascending numbers in the shard of the wanted vectors; None for all chunks.
     """
     offsets = layout.record_starts[0, :-1]

@@ -34,14 +34,14 @@ class AcceleratorSettings:
     """One kind of worker: one machine, with its devices.
 
     Attributes:
-        name: Value of `--accelerator`: family, kind of device, and number of devices.
+        name: value of `--accelerator`: family, kind of device, and number of devices.
         machine_types: Compute Engine types that Dataflow accepts with it, the default first.
-        worker_accelerator: Value of Dataflow's service option of that name; None for a CPU.
-        memory_bytes: Memory of one device.
-        peak_flops: Dense bfloat16 FLOP/s of one device; None if it depends on the machine.
-        list_price: On-demand price in us-central1 on 2026-11-23, in USD per hour of one device with
+        worker_accelerator: value of Dataflow's service option of that name; None for a CPU.
+        memory_bytes: memory of one device.
+        peak_flops: dense bfloat16 FLOP/s of one device; None if it depends on the machine.
+        list_price: on-demand price in us-central1 on 2026-11-23, in USD per hour of one device with
             its share of the machine, without Dataflow's own charges.
-        environment: Variables that must be set in the worker's process before JAX starts.
+        environment: variables that must be set in the worker's process before JAX starts.
     """
 
     name: str

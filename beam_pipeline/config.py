@@ -22,12 +22,12 @@ class Config:
     """Flags of a run. Attributes are named after the flags; `--help` gives their units.
 
     Attributes:
-        extractor: Flags of the model and of the activations. Until the model is opened, its
+        extractor: flags of the model and of the activations. Until the model is opened, its
             `layers` are empty for all layers, and it has no `weights_fingerprint`.
-        workers: Number of workers of the runner, from Beam's flags.
-        efficiency: Flag of `plan` only.
-        device_price: Flag of `plan` only.
-        storage_bandwidth: Flag of `plan` only.
+        workers: number of workers of the runner, from Beam's flags.
+        efficiency: flag of `plan` only.
+        device_price: flag of `plan` only.
+        storage_bandwidth: flag of `plan` only.
     """
 
     extractor: ExtractorSettings

@@ -31,7 +31,7 @@ class Job:
     """Job whose flags fit its model. The weights of `source` are not loaded.
 
     Attributes:
-        auto_workers: Number of workers that `--samples_per_shard auto` counts. A resumed run uses
+        auto_workers: number of workers that `--samples_per_shard auto` counts. A resumed run uses
             the number of the run that began the output folder, so it completes the same files
             with fewer or more workers.
     """

@@ -41,11 +41,11 @@ def build(
     """Add the whole job to a pipeline, and return the PCollection of its one `Metadata`.
 
     Args:
-        pipeline: Empty pipeline.
-        job: Result of `open_job`.
-        run: Result of `job.describe()`.
-        folder: Claimed output folder.
-        finished_ops: Result of `ops_of_files` for existing files.
+        pipeline: empty pipeline.
+        job: result of `open_job`.
+        run: result of `job.describe()`.
+        folder: claimed output folder.
+        finished_ops: result of `ops_of_files` for existing files.
     """
     config, kinds = job.config, job.record_kinds
     extractor = replace(

@@ -15,7 +15,7 @@ class Schedule:
     threads has several shards at once, so its real end differs by about a shard.
 
     Attributes:
-        ends: End of each worker, ascending, in the unit of the shards' costs.
+        ends: end of each worker, ascending, in the unit of the shards' costs.
     """
 
     ends: tuple[float, ...]

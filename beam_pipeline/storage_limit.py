@@ -20,10 +20,10 @@ class StorageLimit:
     """Work of a run for the model and for the storage.
 
     Attributes:
-        model_seconds: Seconds for one worker to compute all shards alone.
-        bytes: Size of all files.
-        files: Number of layer files that a worker writes at once.
-        shared_rate: Bytes per second that the storage accepts from all workers together; None if
+        model_seconds: seconds for one worker to compute all shards alone.
+        bytes: size of all files.
+        files: number of layer files that a worker writes at once.
+        shared_rate: bytes per second that the storage accepts from all workers together; None if
             only the connections limit the rate.
     """
 

@@ -49,10 +49,10 @@ def to_document(
     """Read a document from a record with one of `DOCUMENT_KEYS`, or with `text_field`.
 
     Args:
-        record: Record without keys whose value is null.
-        source: Name of the record's file.
-        record_id: Id of the record.
-        text_field: Key of the only content to read, a text or messages. `a.b` is `b` in `a`.
+        record: record without keys whose value is null.
+        source: name of the record's file.
+        record_id: id of the record.
+        text_field: key of the only content to read, a text or messages. `a.b` is `b` in `a`.
 
     Raises:
         Rejection: the content is not understood, or there are several.

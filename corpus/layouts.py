@@ -185,11 +185,11 @@ def record_items(
 
     Args:
         record: JSON value of the record.
-        source: Name of the file.
-        default_id: Id of a record that has none, or a bad one.
-        names: Values of `name` in earlier records of the file. This record's is added.
-        text_field: Only content to read, as in `corpus.documents`; None to read any known content.
-        key: Id to use instead of the record's own.
+        source: name of the file.
+        default_id: id of a record that has none, or a bad one.
+        names: values of `name` in earlier records of the file. This record's is added.
+        text_field: only content to read, as in `corpus.documents`; None to read any known content.
+        key: id to use instead of the record's own.
     """
     record_id = default_id
     try:

@@ -71,12 +71,12 @@ def parse_some_lines(
     """Yield what `parse_tasks` does for consecutive lines of a file that `record_lines` accepts.
 
     Args:
-        chunks: Bytes of the lines.
-        source: Name of the file, as in `parse_tasks`.
-        text_field: Only content to read, as in `parse_tasks`.
-        first: Number of the first line, from 1.
-        names: Names in earlier lines. Names in these lines are added.
-        ids: Ids in earlier lines. Ids in these lines are added.
+        chunks: bytes of the lines.
+        source: name of the file, as in `parse_tasks`.
+        text_field: only content to read, as in `parse_tasks`.
+        first: number of the first line, from 1.
+        names: names in earlier lines. Names in these lines are added.
+        ids: ids in earlier lines. Ids in these lines are added.
     """
     items = parse_lines(chunks, source, text_field, names, first)
     yield from without_repeated_ids(items, source, ids)

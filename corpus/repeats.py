@@ -55,9 +55,9 @@ def without_repeated_ids(items: Iterable[Item], source: str, ids: Seen) -> Itera
     """Reject each item that has the id of an earlier item's sample; memory grows by the ids.
 
     Args:
-        items: Items of a file, in order.
-        source: Name of the file.
-        ids: Ids of earlier items of the file. Ids of these items are added.
+        items: items of a file, in order.
+        source: name of the file.
+        ids: ids of earlier items of the file. Ids of these items are added.
     """
     for item in items:
         if isinstance(item, Notice):

@@ -58,12 +58,12 @@ def parse_row_groups(
     """Yield what `parse_table` does for some row groups of a Parquet file.
 
     Args:
-        stream: The file, as in `parse_table`.
-        source: Name of the file, as in `parse_table`.
-        text_field: Only content to read, as in `parse_table`.
-        within: Offsets. Row groups that begin at one of them are read.
-        names: Names in earlier rows. Names in these rows are added.
-        ids: Ids in earlier rows. Ids in these rows are added.
+        stream: the file, as in `parse_table`.
+        source: name of the file, as in `parse_table`.
+        text_field: only content to read, as in `parse_table`.
+        within: offsets. Row groups that begin at one of them are read.
+        names: names in earlier rows. Names in these rows are added.
+        ids: ids in earlier rows. Ids in these rows are added.
     """
     items = _items(_rows(stream, text_field, within), source, text_field, names)
     yield from without_repeated_ids(items, source, ids)

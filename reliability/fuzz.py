@@ -49,10 +49,10 @@ class Target:
     """Reader to fuzz.
 
     Attributes:
-        seeds: Valid inputs.
-        check: Function that gives an input to the reader and returns "accepted" or the kind of
+        seeds: valid inputs.
+        check: function that gives an input to the reader and returns "accepted" or the kind of
             refusal. An error that it raises is a finding.
-        words: Parts of inputs to insert occasionally.
+        words: parts of inputs to insert occasionally.
     """
 
     seeds: Sequence[bytes]

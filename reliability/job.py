@@ -32,10 +32,10 @@ class Job:
     """Command line of the job without its output folder.
 
     Attributes:
-        cache: Folder of compiled programs, warm after the first run.
-        tasks: Task files.
-        model: Value of `--model_path`.
-        flags: All other flags.
+        cache: folder of compiled programs, warm after the first run.
+        tasks: task files.
+        model: value of `--model_path`.
+        flags: all other flags.
     """
 
     cache: Path

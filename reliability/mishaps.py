@@ -38,10 +38,10 @@ class Attempt:
     """Job and folder of one mishap.
 
     Attributes:
-        job: Job that the mishap hits.
-        folder: Folder for all output.
-        expected: Digests of an undisturbed run.
-        generator: Source of random moments.
+        job: job that the mishap hits.
+        folder: folder for all output.
+        expected: digests of an undisturbed run.
+        generator: source of random moments.
     """
 
     job: Job

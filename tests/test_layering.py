@@ -52,9 +52,9 @@ class Import:
     """One imported module, by absolute name.
 
     Attributes:
-        path: File with the import.
-        line: Line of the import in that file.
-        module: Imported module.
+        path: file with the import.
+        line: line of the import in that file.
+        module: imported module.
         eager: True if importing the file runs the import.
     """
 

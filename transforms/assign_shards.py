@@ -27,9 +27,9 @@ class ShardPlan:
     """The assignment of samples to shards.
 
     Attributes:
-        num_shards: Number of shards of the dataset.
-        samples: Number of samples.
-        tokens: Number of tokens.
+        num_shards: number of shards of the dataset.
+        samples: number of samples.
+        tokens: number of tokens.
         digest: SHA-256 (hex) over the key, the token ids and the chosen tokens of every sample, in
             rank order. Equal digests mean the same samples in the same shards.
         first_ranks: [num_shards] uint64, rank of each shard's first sample, ascending.

@@ -50,7 +50,7 @@ class AutoShards:
         halved, because the limit matters more than the tail.
 
         Args:
-            tokens: Tokens of all samples.
+            tokens: tokens of all samples.
             largest_records: [samples] bytes of the largest record of each sample, in rank order.
         """
         sizes = np.concatenate([[0], np.cumsum(largest_records, dtype=np.int64)])
@@ -63,10 +63,10 @@ def number_of_shards(samples: int, tokens: int, largest_bytes: int, workers: int
     """Return a number of shards that all workers can share equally, but at most `samples`.
 
     Args:
-        samples: Samples of the dataset.
-        tokens: Tokens of the dataset.
-        largest_bytes: Bytes of the largest files of all shards together.
-        workers: Workers that share the shards.
+        samples: samples of the dataset.
+        tokens: tokens of the dataset.
+        largest_bytes: bytes of the largest files of all shards together.
+        workers: workers that share the shards.
     """
     of_a_worker = tokens // (LEAST_TOKENS * workers)
     of_a_worker = min(max(of_a_worker, FEWEST_OF_A_WORKER), MOST_OF_A_WORKER)

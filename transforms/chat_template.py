@@ -54,8 +54,8 @@ class ChatText:
     """Text of a chat, as the tokenizer's chat template writes it.
 
     Attributes:
-        text: Text of the whole chat.
-        spans: Contents of the messages in the text; None if they cannot be told apart.
+        text: text of the whole chat.
+        spans: contents of the messages in the text; None if they cannot be told apart.
     """
 
     text: str

@@ -36,9 +36,9 @@ def spans_of_messages(
     between them, for example if the template rewrites earlier turns.
 
     Args:
-        messages: Messages of the chat.
-        text: Text of the chat.
-        render: The chat template.
+        messages: messages of the chat.
+        text: text of the chat.
+        render: the chat template.
     """
     marked, contents = copy.deepcopy([*messages]), list[tuple[int, str]]()
     for number, message in enumerate(marked):
@@ -97,8 +97,8 @@ def turns_of(spans: Sequence[Span], offsets: Sequence[tuple[int, int]]) -> np.nd
     """Return the number of the message of each token of a chat, [num_tokens] int16.
 
     Args:
-        spans: Contents of the messages in the chat's text.
-        offsets: First character and end of each token in the chat's text.
+        spans: contents of the messages in the chat's text.
+        offsets: first character and end of each token in the chat's text.
     """
     places = np.array(offsets, np.int64).reshape(-1, 2)
     turns = np.full(len(places), NO_TURN, np.int16)

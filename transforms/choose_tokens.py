@@ -104,9 +104,9 @@ def choose(prompt: Prompt, choice: TokenChoice, special_ids: frozenset[int]) -> 
     """Keep only the chosen tokens of a prompt that fulfill every term.
 
     Args:
-        prompt: Prompt with some or all of its tokens chosen.
-        choice: Terms to fulfill.
-        special_ids: Ids of the tokens that `no_special` leaves out, besides a prepended token.
+        prompt: prompt with some or all of its tokens chosen.
+        choice: terms to fulfill.
+        special_ids: ids of the tokens that `no_special` leaves out, besides a prepended token.
 
     Raises:
         UnknownTokensError: if the cells or turns that a term asks for are unknown.

@@ -201,11 +201,11 @@ def check_samples(
     """Check that there are samples, and not too many rejections.
 
     Args:
-        samples: Samples to extract.
-        rejected: All rejections of the run.
-        max_rejected: Largest number of rejections that the user allows; None for any.
-        details: End of the message about too many rejections.
-        tokens: Choice of tokens. Samples without a chosen token are left out.
+        samples: samples to extract.
+        rejected: all rejections of the run.
+        max_rejected: largest number of rejections that the user allows; None for any.
+        details: end of the message about too many rejections.
+        tokens: choice of tokens. Samples without a chosen token are left out.
 
     Raises:
         TooManyRejectedError: if there are more rejections; the message ends with `details`.

@@ -23,7 +23,7 @@ class Decompressed:
     """Decompressed content that ends where the file is damaged.
 
     Attributes:
-        damage: Error of the decompressor that ended the content, if any.
+        damage: error of the decompressor that ended the content, if any.
     """
 
     def __init__(self, pieces: Iterator[bytes]) -> None:

@@ -37,13 +37,13 @@ class LayerBlock:
     """Consecutive samples of one shard at one site.
 
     Attributes:
-        shard: Number of the shard.
-        num_shards: Number of shards of the dataset.
-        site: Site of the vectors.
-        frames: Frames of the samples' records in file order, shared by sites of one width.
+        shard: number of the shard.
+        num_shards: number of shards of the dataset.
+        site: site of the vectors.
+        frames: frames of the samples' records in file order, shared by sites of one width.
         vectors: [sum of the frames' vectors, row elements] as in `storage_dtype`.
-        statistics: Statistics of exactly these vectors.
-        ops: Implementation and device that computed the vectors, such as "xla on cpu".
+        statistics: statistics of exactly these vectors.
+        ops: implementation and device that computed the vectors, such as "xla on cpu".
         is_last: True if this block ends the shard.
     """
 

@@ -41,12 +41,12 @@ class Pattern:
     """One resolved input.
 
     Attributes:
-        folder: Absolute or `gs://` path that ends with "/"; not a glob.
-        rest: Name of a file in the folder, or a glob of paths below it. In a glob, `*` and `?`
+        folder: absolute or `gs://` path that ends with "/"; not a glob.
+        rest: name of a file in the folder, or a glob of paths below it. In a glob, `*` and `?`
             stand for characters of one name, `**` for any characters, `[...]` for one of a set.
         is_file: True if `rest` is a name, whatever its characters.
-        output_dir: Folder without inputs, which may be below `folder`.
-        commits: Commits of datasets on the Hugging Face hub, by name.
+        output_dir: folder without inputs, which may be below `folder`.
+        commits: commits of datasets on the Hugging Face hub, by name.
     """
 
     folder: str

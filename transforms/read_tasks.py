@@ -36,9 +36,9 @@ class ReadTasks(beam.PTransform):
     depend on the place of that folder.
 
     Attributes:
-        patterns: Result of `resolve_patterns`.
-        text_field: Only content to read of each record; None to read any known content.
-        block_bytes: Least size of the blocks of a larger file. It does not change the outputs.
+        patterns: result of `resolve_patterns`.
+        text_field: only content to read of each record; None to read any known content.
+        block_bytes: least size of the blocks of a larger file. It does not change the outputs.
     """
 
     patterns: tuple[Pattern, ...]

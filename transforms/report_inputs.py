@@ -20,11 +20,11 @@ class InputReport:
     """Files, rejections, notices and counts of a run, each in no particular order.
 
     Attributes:
-        written: Counts of written tasks and samples.
-        rejected: Rejected files, tasks, documents and samples.
-        notices: Remarks on inputs that are used.
-        files: Files that were read.
-        skipped: Names of files that were left out.
+        written: counts of written tasks and samples.
+        rejected: rejected files, tasks, documents and samples.
+        notices: remarks on inputs that are used.
+        files: files that were read.
+        skipped: names of files that were left out.
     """
 
     written: Written = field(default_factory=Written)

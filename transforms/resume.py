@@ -33,7 +33,7 @@ class ListedFiles:
     A file that is committed later is computed again, and kept if it has the same content.
 
     Attributes:
-        measured: Bytes and CRC32C by path.
+        measured: bytes and CRC32C by path.
     """
 
     measured: Mapping[str, Measured]

@@ -36,13 +36,13 @@ class Part:
     """Consecutive lines or row groups of a file.
 
     Attributes:
-        start: Offset of the first byte.
-        end: Offset after the last byte.
-        file_bytes: Size of the file.
+        start: offset of the first byte.
+        end: offset after the last byte.
+        file_bytes: size of the file.
         crc32c: CRC32C of the bytes.
-        first_line: Number of the first line, from 1; 0 in a table.
-        names: Keys of the names in this part that earlier parts also have.
-        ids: Keys of the ids in this part that earlier parts also have.
+        first_line: number of the first line, from 1; 0 in a table.
+        names: keys of the names in this part that earlier parts also have.
+        ids: keys of the ids in this part that earlier parts also have.
     """
 
     start: int
@@ -59,9 +59,9 @@ class Block:
     """A file, or a part of a file, that one worker reads.
 
     Attributes:
-        path: Path of the file; may hold bytes that are not UTF-8.
-        source: Path of the file in sample ids.
-        part: Part of the file; None for the whole file.
+        path: path of the file; may hold bytes that are not UTF-8.
+        source: path of the file in sample ids.
+        part: part of the file; None for the whole file.
     """
 
     path: bytes
@@ -82,10 +82,10 @@ def split_file(
     A small file or one that cannot be split is one block, and only its beginning is read here.
 
     Args:
-        path: Path of the file.
-        source: Name of the file in its items.
-        text_field: Only content to read; None to read any known content.
-        block_bytes: Least size of every part but the last.
+        path: path of the file.
+        source: name of the file in its items.
+        text_field: only content to read; None to read any known content.
+        block_bytes: least size of every part but the last.
 
     Raises:
         TasksUnreadableError: if the file cannot be opened or read.
@@ -157,11 +157,11 @@ def _cut_lines(
     """Yield the parts of a JSON Lines file in one pass; nothing for other files.
 
     Args:
-        file: The open file.
-        source: Name of the file in its items.
-        text_field: Only content to read; None to read any known content.
-        block_bytes: Least size of every part but the last.
-        own: Takes the ids, without checking the rest of the records. The parts end early if the ids
+        file: the open file.
+        source: name of the file in its items.
+        text_field: only content to read; None to read any known content.
+        block_bytes: least size of every part but the last.
+        own: takes the ids, without checking the rest of the records. The parts end early if the ids
             may repeat. None to check all records and find what repeats.
     """
     file_bytes = file.seek(0, os.SEEK_END)

@@ -58,8 +58,8 @@ class Measured:
     """Chunks of bytes with a running count and checksum.
 
     Attributes:
-        bytes: Number of bytes so far.
-        lines: Number of line ends so far.
+        bytes: number of bytes so far.
+        lines: number of line ends so far.
         crc32c: CRC32C of the bytes.
     """
 

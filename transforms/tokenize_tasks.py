@@ -45,15 +45,15 @@ class SampleRules:
     A prompt of a task that is too long is always rejected, because it ends with the test input.
 
     Attributes:
-        max_length: Largest number of tokens of a sample.
+        max_length: largest number of tokens of a sample.
         overlength: `reject` rejects longer documents, `truncate` cuts off their end.
-        context_size: Tokens of each window of a document, instead of `max_length`; None to keep
+        context_size: tokens of each window of a document, instead of `max_length`; None to keep
             documents whole.
-        context_overlap: Tokens that a window repeats from the previous one. They are not chosen.
-        bos: Id of a token to prepend to every sample, included in its length; None for none.
-        choice: Tokens whose vectors are stored or averaged.
-        vocab_size: Rows of the model's embedding. A prompt with a larger token id is rejected.
-        special_ids: Ids that the tokenizer marks as special.
+        context_overlap: tokens that a window repeats from the previous one. They are not chosen.
+        bos: id of a token to prepend to every sample, included in its length; None for none.
+        choice: tokens whose vectors are stored or averaged.
+        vocab_size: rows of the model's embedding. A prompt with a larger token id is rejected.
+        special_ids: ids that the tokenizer marks as special.
     """
 
     max_length: int
@@ -278,12 +278,12 @@ class TokenizeTasks(beam.PTransform):
     The output `written` has a `Written` for each task or document with at least one prompt.
 
     Attributes:
-        model_path: Model with the tokenizer.
-        template: Prompt template.
-        rules: Rules for samples.
-        augmentation: Variants of a task to add; None for none.
-        ignore_config: Fields of the model's `config.json` to leave out.
-        tokenizer_fingerprint: Fingerprint of the launcher's tokenizer. A worker with another one
+        model_path: model with the tokenizer.
+        template: prompt template.
+        rules: rules for samples.
+        augmentation: variants of a task to add; None for none.
+        ignore_config: fields of the model's `config.json` to leave out.
+        tokenizer_fingerprint: fingerprint of the launcher's tokenizer. A worker with another one
             refuses to work. Not checked if empty.
     """
 

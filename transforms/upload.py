@@ -77,7 +77,7 @@ class Upload(io.RawIOBase):
 
         Args:
             crc: CRC32C of the content, in base64; by default that of the bytes written here.
-            may_commit: Function called right before each completing request; may raise.
+            may_commit: function called right before each completing request; may raise.
 
         Raises:
             DataCorruption, BadRequest: if the content has another CRC32C; there is no new object.

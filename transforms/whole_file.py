@@ -33,7 +33,7 @@ class WholeFile:
     discards an uncommitted file. Methods raise `OutputError` if the store fails.
 
     Attributes:
-        stream: Binary stream for the content.
+        stream: binary stream for the content.
     """
 
     def __init__(self, path: str, may_commit: Callable[[], None] = lambda: None) -> None:

@@ -159,18 +159,18 @@ def where(
         dataset.where(task="007bbfb7", role="output", example=0, row=2, col=1)
 
     Args:
-        shards: The dataset.
-        task: Id of the task or document. Ids can repeat in other files.
-        source: File of the task or document.
-        test: Number of the test input.
-        sample: Id of the sample.
-        role: Content of the token: "input", "output" or "text" by the grid cell that it shows, or
+        shards: the dataset.
+        task: id of the task or document. Ids can repeat in other files.
+        source: file of the task or document.
+        test: number of the test input.
+        sample: id of the sample.
+        role: content of the token: "input", "output" or "text" by the grid cell that it shows, or
             the role of the message of a chat that it is part of, such as "assistant".
-        example: Pair of the cell, from 0.
-        row: Row of the cell, from 0.
-        col: Column of the cell, from 0.
-        token: One or several token ids.
-        position: One or several positions in the sample, from 0.
+        example: pair of the cell, from 0.
+        row: row of the cell, from 0.
+        col: column of the cell, from 0.
+        token: one or several token ids.
+        position: one or several positions in the sample, from 0.
 
     Warns:
         UserWarning: tokens are selected, and some of the samples have unknown cells.

@@ -97,8 +97,8 @@ class ActivationDataset(Shards):
         Args:
             sites: a layer's number, the name of another site, or a sequence of sites of one width.
                 With a sequence, values are [n, sites, hidden], the same tokens at every site.
-            dtype: Dtype of the values.
-            normalize: Scaling of the values.
+            dtype: dtype of the values.
+            normalize: scaling of the values.
             shard: number of the shard to read; None for all.
 
         Raises:

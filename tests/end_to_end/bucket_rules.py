@@ -68,8 +68,8 @@ class BucketRules:
 
     Attributes:
         retained: True if the bucket has a retention policy that still protects every object.
-        unavailable_in_batches: Part of the path of objects that a batch cannot delete.
-        requests: Number of requests by `Request.kind`.
+        unavailable_in_batches: part of the path of objects that a batch cannot delete.
+        requests: number of requests by `Request.kind`.
     """
 
     retained: bool = False

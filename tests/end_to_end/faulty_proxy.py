@@ -31,13 +31,13 @@ class FaultyProxy:
     """State and settings of the proxy.
 
     Attributes:
-        target: Address of the emulator.
-        share: Fraction of requests with a fault.
-        random: Source of the faults.
-        address: Address of the proxy, for `STORAGE_EMULATOR_HOST`.
-        faults: Number of faults of each kind so far.
-        once: Fault for the next request of a kind, not counted in `faults`.
-        rules: Rules of the store, with the requests that reached it.
+        target: address of the emulator.
+        share: fraction of requests with a fault.
+        random: source of the faults.
+        address: address of the proxy, for `STORAGE_EMULATOR_HOST`.
+        faults: number of faults of each kind so far.
+        once: fault for the next request of a kind, not counted in `faults`.
+        rules: rules of the store, with the requests that reached it.
     """
 
     target: str
