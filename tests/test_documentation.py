@@ -27,19 +27,28 @@ PAGES = {
     )
 }
 NEEDS_TORCH = re.compile(r"\btorch\b|pytorch")
+NEEDS_TRAINERS = re.compile(r"--to sae_lens\b")
 NEEDS_OTHERS = re.compile(r"\btensorflow\b|\btf\b|tf_data|grain")
 
 
-def blocks(page: str, language: str) -> list[re.Match[str]]:
-    """Return a page's blocks of code in one language; group 1 is the code."""
-    fenced = re.compile(rf"^```{language}\n(.*?)^```", re.MULTILINE | re.DOTALL)
+def blocks(page: str) -> list[re.Match[str]]:
+    """Return a page's blocks of code: group 1 is the language and group 2 the code."""
+    fenced = re.compile(r"^```(python|bash|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
     return list(fenced.finditer(PAGES[page]))
 
 
+def commands(block: re.Match[str]) -> list[str]:
+    """Return the command lines of a block; in a console, a prompt precedes each of them."""
+    lines = block[2].replace("\\\n", " ").splitlines()
+    if block[1] == "console":
+        lines = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
+    return [line for line in lines if line.startswith(("make ", ".venv/bin/python ", "python "))]
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def datasets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with the datasets that the pages name."""
-    path = tmp_path_factory.mktemp("documentation")
+    path = tmp_path_factory.mktemp("datasets")
     vectors = np.random.default_rng(0).standard_normal((64, HIDDEN), np.float32)
     prompts = [
         grid_prompt(f"training.json#{number:x}/0", [(3, 3), (2, 2)], seed=number)
@@ -55,58 +64,80 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             layers=(10, 12),
             hook_points=("mlp_out", "resid_post") if name == "OUT" else ("resid_post",),
         )
-    for name in ("examples", "docs"):
-        (path / name).symlink_to(ROOT / name)
     return path
 
 
-def run_python(page: str, without: re.Pattern[str]) -> None:
-    """Run a page's Python in order, except blocks that need other libraries."""
+def reader_folder(page: str, datasets: Path, folder: Path) -> Path:
+    """Fill a folder with what a page needs and does not make itself."""
+    for path in (*datasets.iterdir(), ROOT / "examples", ROOT / "docs"):
+        if f"--output_dir {path.name}\n" not in PAGES[page]:
+            (folder / path.name).symlink_to(path)
+    return folder
+
+
+def run_python(page: str, block: re.Match[str], variables: dict[str, Any]) -> None:
+    # Empty lines before the code give a traceback the page's line numbers.
+    code = "\n" * PAGES[page].count("\n", 0, block.start(2)) + block[2]
+    exec(compile(code, ROOT / page, "exec"), variables)
+
+
+def run_command(line: str, folder: Path) -> None:
+    """Run a command that needs only this machine; check the names and flags of any other one."""
+    words = shlex.split(line, comments=True)
+    match words[0].removeprefix(".venv/bin/"), *words[1:]:
+        case "make", *targets:
+            makefile = (ROOT / "Makefile").read_text("utf-8")
+            assert [each for each in targets if f"\n{each}:" not in makefile] == []
+            return
+        case "python", "-m", "beam_pipeline", "plan", *flags:
+            parse_flags(flags, build_plan_parser())
+            local = False
+        case "python", "-m", "beam_pipeline", *flags:
+            parse_flags(flags)
+            local = "random:tiny" in flags and not any("--runner" in flag for flag in flags)
+        case "python", "-m", module, *arguments:
+            assert find_spec(module), line
+            local = any((folder / each).exists() for each in arguments)
+    if local:
+        done = subprocess.run([sys.executable, *words[1:]], cwd=folder, capture_output=True)
+        assert done.returncode == 0, f"{line}\n{done.stderr.decode()}"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)])
+def test_code_and_commands_run_in_order(
+    page: str, datasets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(reader_folder(page, datasets, tmp_path))
     variables: dict[str, Any] = {}
-    for block in blocks(page, "python"):
-        if not without.search(block[1]):
-            # Empty lines before the code give a traceback the page's line numbers.
-            code = "\n" * PAGES[page].count("\n", 0, block.start(1)) + block[1]
-            exec(compile(code, ROOT / page, "exec"), variables)
-
-
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")])
-def test_python_runs(page: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(folder)
-    run_python(page, without=NEEDS_TORCH)
+    for block in blocks(page):
+        if block[1] != "python":
+            for line in commands(block):
+                if not NEEDS_TRAINERS.search(line):
+                    run_command(line, tmp_path)
+        elif not NEEDS_TORCH.search(block[2]):
+            run_python(page, block, variables)
 
 
 @pytest.mark.torch
 @pytest.mark.parametrize(
     "page",
-    [page for page in PAGES if any(NEEDS_TORCH.search(each[1]) for each in blocks(page, "python"))],
+    [
+        page
+        for page in PAGES
+        if any(each[1] == "python" and NEEDS_TORCH.search(each[2]) for each in blocks(page))
+    ],
 )
-def test_python_with_torch_runs(page: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(folder)
-    run_python(page, without=NEEDS_OTHERS)
-
-
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "bash")])
-def test_commands_exist(page: str, folder: Path) -> None:
-    """The test runs commands of readers, parses flags of the job, and looks up targets of make."""
-    makefile = (ROOT / "Makefile").read_text("utf-8")
-    for block in blocks(page, "bash"):
-        for line in block[1].replace("\\\n", " ").splitlines():
-            if not line.startswith(("make ", ".venv/bin/python ", "python ")):
-                continue
-            words = shlex.split(line, comments=True)
-            match words[0].removeprefix(".venv/bin/"), *words[1:]:
-                case "make", target, *_:
-                    assert f"\n{target}:" in makefile, line
-                case "python", "-m", "beam_pipeline", "plan", *flags:
-                    parse_flags(flags, build_plan_parser())
-                case "python", "-m", "beam_pipeline", *flags:
-                    parse_flags(flags)
-                case "python", "-m", "activation_dataset", "verify" | "inspect", name, *_:
-                    if (folder / name).exists():
-                        subprocess.run([sys.executable, *words[1:]], cwd=folder, check=True)
-                case "python", "-m", module, *_:
-                    assert find_spec(module), line
+def test_code_with_torch_runs(
+    page: str, datasets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(reader_folder(page, datasets, tmp_path))
+    variables: dict[str, Any] = {}
+    for block in blocks(page):
+        if block[1] != "python":
+            for line in filter(NEEDS_TRAINERS.search, commands(block)):
+                run_command(line, tmp_path)
+        elif not NEEDS_OTHERS.search(block[2]):
+            run_python(page, block, variables)
 
 
 def test_named_tests_exist() -> None:
