@@ -272,7 +272,7 @@ def _add_output_flags(group: argparse._ArgumentGroup) -> None:
         default=WAITING_BYTES,
         metavar="BYTES",
         help="memory of a worker process for blocks waiting to be written, such as 1GB; each open "
-        "file in a bucket takes another 16 MiB (default: %(default)s)",
+        "file in a bucket takes another 16 MiB",
     )
     group.add_argument("--overwrite", **SWITCH, help="replace the output of another run")
     group.add_argument("--no_progress", **SWITCH, help="show no progress bar in the terminal")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -41,12 +42,21 @@ def progress_bar(options: PipelineOptions, wanted: bool) -> Iterator[None]:
             unit=" tokens",
             leave=False,
             smoothing=0,
-            dynamic_ncols=True,
+            **_terminal_size(),
         ) as bar,
         logging_redirect_tqdm(),
         listening(_Work(bar).add),
     ):
         yield
+
+
+def _terminal_size() -> dict[str, Any]:
+    """Return tqdm's arguments for the size of stderr, which some terminals report as 0 x 0."""
+    try:
+        columns = os.get_terminal_size(sys.stderr.fileno()).columns
+    except OSError:
+        columns = 0
+    return {"dynamic_ncols": True} if columns else {"ncols": 80, "nrows": 24}
 
 
 class _Work:

@@ -75,7 +75,7 @@ def _values(action: argparse.Action) -> list[str]:
 
 def _help(action: argparse.Action) -> str:
     text = re.sub(r"\s+", " ", action.help or "").strip()
-    text = text.replace("%(default)s", str(action.default)).replace("%%", "%")
+    text = text.replace("%%", "%")
     if action.required and action.option_strings:
         text = f"{text} (required)"
     elif action.default is not None and action.nargs != 0 and "default: " not in text:

@@ -27,7 +27,7 @@ PAGES = {
     )
 }
 NEEDS_TORCH = re.compile(r"\btorch\b|pytorch")
-NEEDS_TRAINERS = re.compile(r"--to sae_lens\b")
+NEEDS_TRAINERS = re.compile(r"activation_dataset export\b")
 NEEDS_OTHERS = re.compile(r"\btensorflow\b|\btf\b|tf_data|grain")
 
 

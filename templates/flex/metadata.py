@@ -33,7 +33,11 @@ PATTERNS = {
     "tasks_file": r"^gs://[^/]+/.+$",
     "upload_memory": r"^[1-9][0-9]*([kMGTP]B)?$",
 }
-TYPES = {"output_dir": "GCS_WRITE_FOLDER", "samples_per_shard": "TEXT"}
+TYPES = {
+    "output_dir": "GCS_WRITE_FOLDER",
+    "samples_per_shard": "TEXT",
+    "upload_memory": "TEXT",
+}
 
 IMAGE = {
     "name": "sdk_container_image",

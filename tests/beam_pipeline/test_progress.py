@@ -1,5 +1,6 @@
 import io
 import logging
+import os
 import sys
 
 import numpy as np
@@ -74,6 +75,15 @@ def test_where_nothing_is_shown(monkeypatch, flags: list[str], wanted: bool, str
     with progress_bar(options, wanted):
         ProgressCounters().begin(PLAN)
     assert terminal.getvalue() == ""
+
+
+def test_a_terminal_of_unknown_size_has_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.openpty()  # Its size is 0 x 0.
+    with open(reader, "rb", buffering=0) as screen, open(writer, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        with progress_bar(LOCAL, wanted=True):
+            ProgressCounters().step(PLAN, WorkDone(5, 500, 500))
+        assert b"500/1000 tokens" in screen.read(4096)
 
 
 def test_a_log_line_gets_a_line_of_its_own(monkeypatch):

@@ -34,6 +34,18 @@ def test_the_file_agrees_with_the_flags_and_dataflow_reads_it():
     assert [parameter.name for parameter in parsed.parameters] == list(PARAMETERS)
 
 
+def test_fields_for_numbers_accept_only_numbers():
+    numbers = {
+        name: fields.get("regexes", [])
+        for name, fields in PARAMETERS.items()
+        if fields["paramType"] == "NUMBER"
+    }
+    assert "batch_size" in numbers
+    for name, patterns in numbers.items():
+        texts = [text for text in ("auto", "1GB") for each in patterns if re.search(each, text)]
+        assert texts == [], name
+
+
 def test_an_untouched_form_changes_nothing():
     """The console sends every value in the form, and the launcher converts all values to flags."""
     given = [
