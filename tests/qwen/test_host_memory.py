@@ -52,13 +52,22 @@ def test_loading_needs_the_memory_of_the_weights_and_of_one_parameter(tmp_path: 
     shapes = family_of(config).tensor_shapes(config)
     tensors = {name: np.ones(shape, ml_dtypes.bfloat16) for name, shape in shapes.items()}
     nbytes = [2 * math.prod(shape) for shape in shapes.values()]
+    checkpoint = write_checkpoint(tmp_path, config, tensors)
+    assert sum(nbytes) > 180e6
+    # Fragmentation varies between processes, but a loader that keeps copies keeps them in each.
+    assert min(peak_of_loading(checkpoint) for _ in range(2)) <= (
+        sum(nbytes) + 4 * max(nbytes) + 20e6
+    )
+
+
+def peak_of_loading(checkpoint: Path) -> int:
+    """Return the largest growth, in bytes, of the private memory of a process that loads."""
     result = subprocess.run(
-        [sys.executable, "-c", MEASURE_LOADING, write_checkpoint(tmp_path, config, tensors)],
+        [sys.executable, "-c", MEASURE_LOADING, checkpoint],
         cwd=ROOT,
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
         check=True,
         stdout=subprocess.PIPE,
         timeout=120,
     )
-    assert sum(nbytes) > 180e6
-    assert int(result.stdout) <= sum(nbytes) + 4 * max(nbytes) + 20e6
+    return int(result.stdout)
