@@ -3,7 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from qwen.extractor import ActivationExtractor, CapturedSamples, open_extractor
+    from qwen.captured import CapturedSamples
+    from qwen.extractor import ActivationExtractor, open_extractor
 
 __all__ = ["ActivationExtractor", "CapturedSamples", "open_extractor"]
 

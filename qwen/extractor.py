@@ -12,8 +12,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version as installed_version
 from typing import Literal, TypeVar
 
@@ -22,7 +21,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from activation_dataset.sites import Site, place_of, sites_of
-from activation_dataset.statistics import LayerStatistics
 from activation_dataset.storage_dtype import LARGEST_ELEMENT, StorageDtype, to_float32
 from qwen.batching import (
     SampleTokens,
@@ -34,15 +32,15 @@ from qwen.batching import (
     step_inputs,
     with_chosen,
 )
+from qwen.captured import CapturedSamples, on_host
 from qwen.compile_cache import use_compile_cache
 from qwen.malloc import keep_freed_memory
 from qwen.mesh import DATA_AXIS, MODEL_AXIS, check_mesh_fits_model, make_mesh
 from qwen.ops.choose import choose_ops
 from qwen.parameters import abstract_model, load_model
 from qwen.programs import Captured, Programs
-from qwen.settings import ExtractorSettings, check_hook_points
+from qwen.settings import ExtractorSettings, check_hook_points, check_layers
 from qwen.source import ModelSource, OtherWorkerError, open_model
-from qwen.statistics import statistics_of
 
 LOGGER = logging.getLogger(__name__)
 
@@ -50,26 +48,6 @@ Value = TypeVar("Value")
 
 STEPS_IN_FLIGHT = 2
 """Maximum number of steps on the device or in transfer to the host at the same time."""
-
-
-@dataclass(frozen=True)
-class CapturedSamples:
-    """Captured vectors of the samples of one step, at every site.
-
-    Attributes:
-        samples: indices of the samples in the argument of `extract`.
-        vector_counts: number of vectors of each sample: 1 if pooled, else its chosen tokens.
-        vectors: [sum(vector_counts), row elements] for each site, in sample order, in
-            `storage_dtype`, where bfloat16 is the dtype of ml_dtypes. Arrays may be read-only.
-        statistics: statistics of these vectors, for each site.
-        slots: token slots of the step, including padding.
-    """
-
-    samples: tuple[int, ...]
-    vector_counts: tuple[int, ...]
-    vectors: Mapping[Site, np.ndarray]
-    statistics: Mapping[Site, LayerStatistics]
-    slots: int
 
 
 def open_extractor(
@@ -329,7 +307,9 @@ class ActivationExtractor:
         """
         found = None
         if captured is not None:
-            found = _unless_out_of_memory(lambda: self._on_host(step, captured, samples))
+            counts = self._vector_counts(step, samples)
+            storage = self.settings.storage_dtype
+            found = _unless_out_of_memory(lambda: on_host(step, captured, counts, storage))
         if found is None:
             yield from self._run(self._smaller(step), samples)
             return
@@ -386,6 +366,12 @@ class ActivationExtractor:
         self._programs.compile_ahead(step.shape for step in steps)
         return list(steps)
 
+    def _vector_counts(self, step: Step, samples: Sequence[SampleTokens]) -> tuple[int, ...]:
+        """Return the number of vectors of each sample of a step, in the order of its placements."""
+        if self.pooling == "mean":
+            return (1,) * len(step.placements)
+        return tuple(samples[placed.sample].chosen for placed in step.placements)
+
     def _tokens_of(self, sample: np.ndarray | SampleTokens) -> SampleTokens:
         ids, positions = sample if isinstance(sample, SampleTokens) else (sample, None)
         ids = np.asarray(ids)
@@ -394,40 +380,6 @@ class ActivationExtractor:
                 raise ValueError("pooling 'last' stores the last token, so no tokens can be chosen")
             positions = np.array([ids.size - 1])
         return SampleTokens(ids, positions)
-
-    def _on_host(
-        self, step: Step, captured: Mapping[Site, Captured], samples: Sequence[SampleTokens]
-    ) -> CapturedSamples:
-        rows = np.array([placed.row for placed in step.placements])
-        counts = np.ones_like(rows)
-        if self.pooling != "mean":
-            counts[:] = [samples[placed.sample].chosen for placed in step.placements]
-        places = np.empty_like(rows)
-        for row in set(rows.tolist()):
-            within = counts[rows == row]
-            places[rows == row] = np.cumsum(within) - within
-        storage = self.settings.storage_dtype
-        vectors: dict[Site, np.ndarray] = {}
-        statistics: dict[Site, LayerStatistics] = {}
-        for site in captured:
-            array, moments = map(np.asarray, captured[site])
-            starts = rows * array.shape[1] + places
-            found = _spans(array.reshape(-1, array.shape[-1]), starts, counts)
-            vectors[site] = found.astype(np.float32, copy=False) if storage == "float32" else found
-            statistics[site] = statistics_of(moments, vectors[site])
-        indices = tuple(placed.sample for placed in step.placements)
-        return CapturedSamples(
-            indices, tuple(counts.tolist()), vectors, statistics, step.shape.slots
-        )
-
-
-def _spans(vectors: np.ndarray, starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Take `counts` vectors from each start: [sum(counts), hidden], a view if possible."""
-    ends = starts + counts
-    if np.array_equal(starts[1:], ends[:-1]):
-        return vectors[starts[0] : ends[-1]]
-    spans = zip(starts.tolist(), ends.tolist(), strict=True)
-    return np.concatenate([vectors[start:end] for start, end in spans])
 
 
 def _unless_out_of_memory(call: Callable[[], Value]) -> Value | None:
@@ -438,20 +390,3 @@ def _unless_out_of_memory(call: Callable[[], Value]) -> Value | None:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return None
-
-
-def check_layers(layers: Sequence[int], num_layers: int) -> None:
-    """Check the layers to capture.
-
-    Raises:
-        ValueError: if there are no layers, a layer is repeated, or the model lacks a layer.
-    """
-    if not layers:
-        raise ValueError("no layer to capture; pass at least one layer number")
-    if len(set(layers)) != len(layers):
-        raise ValueError(f"a layer is named twice: {', '.join(map(str, layers))}")
-    if outside := [layer for layer in layers if not 0 <= layer < num_layers]:
-        raise ValueError(
-            f"layers {', '.join(map(str, outside))} do not exist: this model has {num_layers} "
-            f"layers, 0 to {num_layers - 1}"
-        )

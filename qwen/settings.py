@@ -110,6 +110,23 @@ class ExtractorSettings:
         return RecordKind(self.pooling, self.storage_dtype, hidden)
 
 
+def check_layers(layers: Sequence[int], num_layers: int) -> None:
+    """Check the layers to capture.
+
+    Raises:
+        ValueError: if there are no layers, a layer is repeated, or the model lacks a layer.
+    """
+    if not layers:
+        raise ValueError("no layer to capture; pass at least one layer number")
+    if len(set(layers)) != len(layers):
+        raise ValueError(f"a layer is named twice: {', '.join(map(str, layers))}")
+    if outside := [layer for layer in layers if not 0 <= layer < num_layers]:
+        raise ValueError(
+            f"layers {', '.join(map(str, outside))} do not exist: this model has {num_layers} "
+            f"layers, 0 to {num_layers - 1}"
+        )
+
+
 class NoSuchSiteError(ValueError):
     """A hook point that a layer does not have."""
 

@@ -26,7 +26,8 @@ from transforms.resume import Finished, ListedFiles, finished_files, in_order
 from transforms.storage import in_bucket
 
 if TYPE_CHECKING:
-    from qwen.extractor import ActivationExtractor, CapturedSamples
+    from qwen.captured import CapturedSamples
+    from qwen.extractor import ActivationExtractor
 
 FINISHED = "finished"
 PROMPTS = "prompts"
