@@ -1,1 +1,1 @@
-"""Readers of a dataset: by index, in order, shuffled, and by origin of the vectors."""
+"""Readers of a dataset: by index, in order, shuffled, and by origin."""

@@ -20,21 +20,26 @@ from activation_dataset.reading.vectors import Dtype, Normalize, VectorFormat, V
 from activation_dataset.sites import Site, parse_site
 
 DEFAULT_WINDOW = 1 << 16
-"""Default number of vectors that are shuffled together."""
+"""Default for the number of vectors that are shuffled together."""
 
 DEFAULT_READ_MEMORY = 1 << 29
-"""Default bytes of memory for data on its way from a bucket."""
+"""Default bytes of memory for data in transit from a bucket."""
 
-# A client has a request's bytes in memory twice while it puts them together.
+# A client holds the bytes of a request in memory twice while it assembles them.
 _READ_BYTES = 2 * REQUEST_BYTES
 
 
 @dataclass(frozen=True)
 class Position:
-    """Epoch, window of this reader, and vectors of the window and of the epoch given out so far.
+    """Position of a reader in a stream of batches.
 
-    `stop` is the number of vectors of the epoch after which a part of it ends, with `norms` the
-    window before which it ends; None for the end of the epoch.
+    Attributes:
+        epoch: number of the epoch.
+        window: number of the window in the epoch.
+        row: number of vectors of the window that were yielded.
+        rows: number of vectors of the epoch that were yielded.
+        stop: end of a part of the epoch, as a number of vectors, or of windows with `norms`; None
+            for the end of the epoch.
     """
 
     epoch: int = 0
@@ -47,10 +52,10 @@ class Position:
 class Batches:
     """Batches of shuffled vectors, epoch by epoch, from any position.
 
-    An iteration continues where the last one stopped, up to the end of the epoch. The next
+    An iteration continues where the last one stopped and ends at the end of the epoch. The next
     iteration is the next epoch, in another order. The order depends only on the dataset, the seed,
-    the window, the filters and the number of readers. Every CRC is checked: no vector of a damaged
-    record is given out::
+    the window, the filters and the number of readers. Every CRC is checked before a vector of the
+    record is yielded::
 
         batches = dataset.batches(10, 4096, seed=1)
         for batch in batches:                          # one epoch
@@ -59,30 +64,38 @@ class Batches:
         state = batches.state_dict()                   # at any time; can be saved as JSON
         batches.load_state_dict(state)                 # also in another process
 
-    `shape` and `dtype` are those of the values of a full batch; `position` is that of the next one.
-
     Args:
+        dataset: dataset to read.
         sites: a layer's number, the name of another site, or a sequence of sites of one width. With
             a sequence, values are [batch_size, sites, hidden], the same tokens at every site. For
-            sites of several widths, make a `Batches` of each: all have the same order.
-        seed: of the order, 0..2^64 - 1.
+            sites of several widths, create one `Batches` per width: all have the same order.
+        batch_size: number of vectors of a batch.
+        seed: seed of the order, 0..2^64 - 1.
         window: smallest number of vectors that are shuffled together. They come from parts of
-            256 KiB to 16 MiB, by the size of the window, from all over the dataset. Two windows are
+            256 KiB to 16 MiB, depending on the window, from all over the dataset. Two windows are
             in memory at a time.
-        rank, world_size: number of this reader, and number of readers that share each epoch.
-        read_memory: bytes of memory for data on its way from a bucket. It bounds the number of
+        rank: number of this reader, from 0.
+        world_size: number of readers that share each epoch.
+        read_memory: bytes of memory for data in transit from a bucket. It bounds the number of
             connections, and has no effect on the order.
-        dtype, normalize: dtype and scaling of the values.
+        dtype: dtype of the values.
+        normalize: scaling of the values.
         only: [n] ascending numbers of the vectors to read; None for all.
-        norms: smallest and largest Euclidean norm, as stored, of the vectors to give out: one pair
-            for every site, or a pair for each site that is named. A vector outside the bounds of
-            one site is left out.
-        drop_last: leave out the incomplete last batch of an epoch, and the batches that other
-            readers do not have. With `norms`, the number of batches of other readers is unknown:
-            count steps instead of epochs.
+        norms: smallest and largest Euclidean norm, as stored, of the vectors to yield: one pair
+            for every site, or a mapping with a pair for some sites. A vector outside the bounds of
+            any site is excluded.
+        drop_last: drop the incomplete last batch of an epoch, and the batches that other readers do
+            not have. With `norms`, the number of batches of other readers is unknown: count steps
+            instead of epochs.
+
+    Attributes:
+        shape: shape of the values of a full batch.
+        dtype: numpy dtype of the values.
+        position: position of the next batch.
 
     Raises:
-        KeyError, ValueError: an argument is not allowed for this dataset.
+        KeyError: if the dataset does not have a site.
+        ValueError: if another argument is not allowed for this dataset.
     """
 
     def __init__(
@@ -102,7 +115,7 @@ class Batches:
         norms: Norms | Mapping[Site, Norms] | None = None,
         drop_last: bool = True,
     ) -> None:
-        # A float would be cut off, and a numpy integer is not JSON.
+        # int() would truncate a float, and JSON cannot represent a numpy integer.
         batch_size, window, seed = index(batch_size), index(window), index(seed)
         rank, world_size, read_memory = index(rank), index(world_size), index(read_memory)
         _check(batch_size > 0, f"batch_size is {batch_size}, expected at least 1")
@@ -150,10 +163,10 @@ class Batches:
         self.position = Position(index(epoch))
 
     def take_part(self, part: int, parts: int) -> None:
-        """Give out one of some parts of the rest of the epoch, and then nothing until `set_epoch`.
+        """Yield one part of the rest of the epoch, and then nothing until `set_epoch`.
 
-        Together, the parts are all batches of the rest. With `norms`, whose number of batches is
-        unknown, a part is some of the windows, and each part has a last batch of its own.
+        Together, the parts have all batches of the rest. With `norms`, the number of batches is
+        unknown: a part has some of the windows, and each part has its own last batch.
         """
         at = self.position
         sizes = self._reader.window_sizes(at.epoch, self._rank)
@@ -172,7 +185,11 @@ class Batches:
         self._stream = self._stream | {"part": f"{part} of {parts}"}
 
     def __len__(self) -> int:
-        """Number of batches of the whole epoch. Raises TypeError with `norms`: it is unknown."""
+        """Return the number of batches of the whole epoch.
+
+        Raises:
+            TypeError: if the number is unknown because of `norms`.
+        """
         if self._norms:
             raise TypeError("the number of vectors with norms within the bounds is unknown")
         return self._left(Position(self.epoch))
@@ -190,30 +207,34 @@ class Batches:
         return {"stream": self._stream, **asdict(self.position)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue at a saved position with the batches that would have followed there.
+        """Continue at a saved position with the batches that would have followed.
 
         Dtype, normalization, batch size and, without `norms`, the sites may differ.
 
         Raises:
-            ValueError: the state belongs to a stream with another order; says what differs.
+            ValueError: if the state belongs to a stream with another order. The message says which
+                options differ.
         """
         missing = {"stream", *asdict(Position())} - state.keys() - {"stop"}
-        _check(not missing, f"the state has no {', '.join(sorted(missing))}: not a state_dict")
+        _check(
+            not missing,
+            f"the state has no {', '.join(sorted(missing))}: expected the result of state_dict",
+        )
         saved, here = state["stream"], self._stream
         differing = [
             f"{name} {saved.get(name)} (here {here.get(name)})"
             for name in {**here, **saved}
             if saved.get(name) != here.get(name)
         ]
-        _check(not differing, f"the state is of another stream: {', '.join(differing)}")
+        _check(not differing, f"the state belongs to another stream: {', '.join(differing)}")
         self.position = Position(**{n: state[n] for n in asdict(Position()) if n in state})
 
     def __iter__(self) -> Iterator[Vectors]:
         """Yield the rest of the epoch.
 
         Raises:
-            CorruptRecordError: a record is damaged.
-            ValueError: no vector of the epoch has norms within the bounds, or too few for a batch.
+            CorruptRecordError: if a record is damaged.
+            ValueError: if too few vectors of the epoch have norms within the bounds for a batch.
         """
         start = self.position
         epoch, row, rows, filled = start.epoch, start.row, start.rows, 0
@@ -260,7 +281,7 @@ class Batches:
             yield Vectors(values[:filled], numbers[:filled], self.dataset)
 
     def _windows(self, epoch: int, first: int, last: int) -> Iterator[Window]:
-        """Yield the windows first..last - 1 of this reader, while threads read the next one."""
+        """Yield the windows first..last - 1 of this reader while threads read the next one."""
         memory = [self._reader.memory() for _ in range(2)]
         coming: deque[Future[Window]] = deque()
         begun = first
@@ -270,8 +291,8 @@ class Batches:
         )
         try:
             for _ in range(first, last):
-                # The memory of the window before is free now. Reads of the next window follow those
-                # of this one without a pause.
+                # The memory of the previous window is free now. The reads of the next window follow
+                # without a pause.
                 while begun < last and len(coming) < len(memory):
                     place = memory[begun % len(memory)]
                     wait = self._reader.begin(reads, place, epoch, self._rank, begun)
@@ -293,22 +314,26 @@ def _norms_by_site(
     else:
         norms = dict.fromkeys(sites, norms)
     for site, (least, largest) in norms.items():
-        _check(site in sites, f"norms has site {site}, which is not among those read: {sites}")
-        _check(least <= largest, f"norms of site {site} are {least} to {largest}: none is within")
+        _check(site in sites, f"norms has site {site}, expected one of the sites read: {sites}")
+        _check(
+            least <= largest,
+            f"norms of site {site} are {least} to {largest}, expected the smaller one first",
+        )
     return {site: (float(least), float(largest)) for site, (least, largest) in norms.items()}
 
 
 def _ascending(only: NDArray[np.int64], num_vectors: int) -> NDArray[np.int64]:
     given = np.asarray(only)
     _check(
-        given.dtype.kind in "iu" or not given.size, f"only has dtype {given.dtype}, not integers"
+        given.dtype.kind in "iu" or not given.size,
+        f"only has dtype {given.dtype}, expected integers",
     )
     numbers = np.ascontiguousarray(given, np.int64)
     _check(numbers.ndim == 1, f"only has shape {numbers.shape}, expected [n]")
     ascending = bool((np.diff(numbers) > 0).all())
     within = not len(numbers) or (numbers[0] >= 0 and numbers[-1] < num_vectors)
-    _check(ascending and bool(within), f"only is not ascending numbers in 0..{num_vectors - 1}")
-    _check(len(numbers) > 0, "only is empty: there are no vectors to read")
+    _check(ascending and bool(within), f"only is not ascending, or not in 0..{num_vectors - 1}")
+    _check(len(numbers) > 0, "only is empty, expected at least one vector")
     return numbers
 
 

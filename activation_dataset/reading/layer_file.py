@@ -1,4 +1,4 @@
-"""Reading the vectors of a layer file in bulk, with every CRC checked."""
+"""Bulk reads of the vectors of a layer file. Every CRC is checked."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from activation_dataset.tfrecord import (
 
 Bytes = NDArray[np.uint8]
 
-# Pieces and blocks fit into a core's cache, so that their CRC is computed, and vectors are copied,
-# without a second read of memory.
+# Pieces and blocks fit into a core's cache: computing their CRC and copying their vectors reads
+# memory only once.
 _PIECE_BYTES = 1 << 19
 _BLOCK_BYTES = 1 << 18
 
 
 @dataclass(frozen=True, eq=False)
 class LayerFile:
-    """One layer file, with the layout of its shard and the format of its records."""
+    """A layer file, with the layout of its shard and the format of its records."""
 
     folder: Folder
     path: str
@@ -46,7 +46,7 @@ class LayerFile:
 
     @cached_property
     def record_starts(self) -> NDArray[np.int64]:
-        """[samples + 1] int64, offset of each record, and the size of the file."""
+        """Offset of each record, then the size of the file, [samples + 1] int64."""
         starts: NDArray[np.int64] = self.layout.record_starts[self._width]
         return starts
 
@@ -60,11 +60,19 @@ class LayerFile:
         return self.layout.widths.index(self.kind.hidden)
 
     def read(self, first: int, last: int, out: NDArray[Any]) -> None:
-        """Read the vectors of the records first..last - 1 to `out`.
+        """Read the vectors of the records first..last - 1 into `out`.
 
-        It is [vectors, row elements] as in `storage_dtype`, C-contiguous, and undefined after an
-        error, a CorruptRecordError. Records are checked and copied while they are in the cache,
-        some small ones or one large one at a time.
+        Each step checks and copies one large record, or several small ones, while they are in the
+        cache.
+
+        Args:
+            first: first record to read.
+            last: record after the last one to read.
+            out: [vectors, row elements] as in `storage_dtype`, C-contiguous; undefined after an
+                error.
+
+        Raises:
+            CorruptRecordError: if a record is damaged or incomplete.
         """
         payload = out.reshape(-1).view(np.uint8)
         start, end = self.record_starts[[first, last]].tolist()
@@ -82,7 +90,11 @@ class LayerFile:
                 first, payload = until, payload[size:]
 
     def record(self, record: int) -> memoryview:
-        """Return the data of one record. Raises as `read`."""
+        """Return the data of one record.
+
+        Raises:
+            CorruptRecordError: if the record is damaged or incomplete.
+        """
         start, end = self.record_starts[record : record + 2].tolist()
         block = np.empty(end - start, np.uint8)
         with self.folder.open_range(self.path, start, end) as stream:
@@ -90,7 +102,7 @@ class LayerFile:
         return record_data(block, self.path, record, start)
 
     def _read_record(self, stream: BinaryIO, record: int, payload: Bytes) -> None:
-        """Read a record directly into its place, piece by piece."""
+        """Read a record directly into `payload`, piece by piece."""
         start, end = self.record_starts[record : record + 2].tolist()
         head = np.empty(int(self._heads[record]), np.uint8)
         tail = np.empty(end - start - len(head) - len(payload), np.uint8)
@@ -107,7 +119,7 @@ class LayerFile:
             raise CorruptRecordError(self.path, record, start, DATA_CRC)
 
     def _read_records(self, stream: BinaryIO, first: int, last: int, payload: Bytes) -> None:
-        """Read many small records with one read, check them, and copy their activations."""
+        """Read several small records at once, check them, and copy their activations."""
         offset = int(self.record_starts[first])
         starts = self.record_starts[first : last + 1] - offset
         activations = starts[:-1] + self._heads[first:last]
@@ -124,7 +136,7 @@ class LayerFile:
             vectors[...] = sliding_window_view(block, vectors.shape[1])[activations]
 
     def _check(self, block: Bytes, starts: NDArray[np.int64], first: int) -> None:
-        """Check the CRCs of all records in a block, [n + 1] `starts`, together."""
+        """Check the CRCs of all records in a block together. `starts` is [n + 1]."""
         bounds = starts.tolist()
         data = [block[start + HEADER_BYTES : end - FOOTER_BYTES] for start, end in pairwise(bounds)]
         headers = b"".join([frame_header(len(each)) for each in data])
@@ -144,6 +156,6 @@ class LayerFile:
             if not count:
                 start = int(self.record_starts[record])
                 raise CorruptRecordError(
-                    self.path, record, start, "the file ends in this record or soon after it"
+                    self.path, record, start, "the file ends in this record or shortly after it"
                 )
             filled += count

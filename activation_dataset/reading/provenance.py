@@ -1,4 +1,4 @@
-"""Tokens of vectors, and vectors of tokens."""
+"""Lookup of the token of a vector, and of the vectors of tokens."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from activation_dataset.prompts import NO_TURN, ROLES, TEST_PAIR, UNKNOWN_CELL
 from activation_dataset.reading.shards import Shards
 
 Role = Literal["input", "output", "text"]
-"""Content of a token: a cell of an input grid, a cell of an output grid, or text."""
+"""Content of a token: a cell of an input grid or an output grid, or text."""
 
 Example = int | Literal["test"]
-"""A training pair by its number from 0, or the test pair."""
+"""Number of a training pair, from 0, or "test" for the test pair."""
 
 _WINDOW = re.compile(r"@([0-9]+)\Z")
 _TEST = re.compile(r"/([0-9]+)(?:\?(d4=[0-7]&colors=[0-9]{10}&order=[0-9-]+))?\Z")
@@ -28,11 +28,14 @@ _TEST = re.compile(r"/([0-9]+)(?:\?(d4=[0-7]&colors=[0-9]{10}&order=[0-9-]+))?\Z
 
 @dataclass(frozen=True)
 class SampleName:
-    """Parts of a sample's id, which docs/reference/format.md describes.
+    """Parts of a sample id, which docs/reference/format.md describes.
 
-    They are the file of the task or document, its id there, the number of the test input (None for
-    a document), the augmentation key of a variant ("" for the task itself), and the offset of a
-    window of a document (None for a whole document or a task).
+    Attributes:
+        source: file of the task or document.
+        task_id: id of the task or document in that file.
+        test: number of the test input; None for a document.
+        variant: augmentation key of a variant; "" for the original task.
+        window: offset of a window in its document; None for a whole document or a task.
     """
 
     source: str
@@ -43,10 +46,10 @@ class SampleName:
 
     @classmethod
     def of(cls, sample_id: str, task_id: str) -> SampleName:
-        """Split an id. The `task_id` of its record makes ids with "/" and "#" unambiguous.
+        """Split a sample id. The `task_id` of its record makes ids with "/" and "#" unambiguous.
 
         Raises:
-            ValueError: the id does not contain the task's id.
+            ValueError: if the sample id does not contain the task id.
         """
         end = f"#{task_id}"
         if sample_id.endswith(end):
@@ -56,7 +59,7 @@ class SampleName:
             return cls(whole.removesuffix(end), task_id, None, "", int(window[1]))
         match = _TEST.search(sample_id)
         if match is None or not (whole := sample_id[: match.start()]).endswith(end):
-            raise ValueError(f"sample {sample_id!r} is not of the task {task_id!r}")
+            raise ValueError(f"sample {sample_id!r} does not belong to the task {task_id!r}")
         return cls(whole.removesuffix(end), task_id, int(match[1]), match[2] or "")
 
 
@@ -65,16 +68,20 @@ class Origin:
     """Origin of a vector, the same at every site.
 
     Attributes:
-        number: of the vector.
-        sample, sample_id, name: number and id of its sample, and the parts of that id.
-        position, token_id, role: position in the prompt, id and content of the token, None for the
-            mean over a prompt. The role alone is None if the cells of the prompt are unknown.
-        document_position: position in the document of which the prompt is a window, or in the
-            prompt; None for a prepended token and for a mean.
-        turn, chat_role: number from 0 and role of the message of a chat that the token is part of;
-            None if of none, or unknown.
-        example, row, col: grid cell that the token shows, None if it shows none. For a variant,
-            `corpus.augment` maps the cell back to the task's.
+        number: number of the vector.
+        sample: number of the sample.
+        sample_id: id of the sample.
+        name: parts of the sample id.
+        position: position of the token in the prompt; None for the mean over a prompt.
+        token_id: id of the token; None for a mean.
+        role: content of the token; None for a mean, or if the cells of the prompt are unknown.
+        example: pair of the grid cell that the token shows; None if the token shows no cell.
+        row: row of the cell, from 0. For a variant, `corpus.augment` maps it to the original task.
+        col: column of the cell, from 0.
+        document_position: position of the token in the document that contains the prompt, or in the
+            prompt if it is no window; None for a prepended token and for a mean.
+        turn: number of the token's chat message, from 0; None if there is none or it is unknown.
+        chat_role: role of that message.
     """
 
     number: int
@@ -106,7 +113,11 @@ class Origin:
 
 
 def trace(shards: Shards, number: int) -> Origin:
-    """Return the task, test input, token and grid cell of a vector. Raises IndexError."""
+    """Return the task, test input, token and grid cell of a vector.
+
+    Raises:
+        IndexError: if the dataset does not have the vector.
+    """
     places = shards.locate([number])
     sample = int(places.samples[0])
     sample_id, task_id = shards.sample_id(sample), shards.task_id(sample)
@@ -152,32 +163,29 @@ def where(
     token: int | Collection[int] | None = None,
     position: int | Collection[int] | None = None,
 ) -> NDArray[np.int64]:
-    """Return the numbers of the vectors of some tokens, [n] int64, ascending.
+    """Return the numbers of the vectors of the selected tokens, [n] int64, ascending.
 
-    Example::
+    A UserWarning reports selected samples with unknown cells; their tokens are excluded::
 
         dataset.where(task="007bbfb7", role="output", example=0, row=2, col=1)
 
     Args:
         shards: the dataset.
-        task: id of the task or document. Ids can repeat in other files.
+        task: id of the task or document. Several files can have the same id.
         source: file of the task or document.
         test: number of the test input.
         sample: id of the sample.
-        role: content of the token: "input", "output" or "text" by the grid cell that it shows, or
-            the role of the message of a chat that it is part of, such as "assistant".
-        example: pair of the cell, from 0.
+        role: content of the token, "input", "output" or "text"; or the role of its chat message,
+            such as "assistant".
+        example: pair of the cell, from 0, or "test".
         row: row of the cell, from 0.
         col: column of the cell, from 0.
         token: one or several token ids.
         position: one or several positions in the sample, from 0.
 
-    Warns:
-        UserWarning: tokens are selected, and some of the samples have unknown cells.
-
     Raises:
-        ValueError: no token can have a value; the dataset does not have the task, source or sample;
-            or tokens are selected, but the vectors are means over prompts.
+        ValueError: if an argument has an impossible value, the dataset does not have the task,
+            source or sample, or tokens are selected but the vectors are means over prompts.
     """
     tokens_wanted, positions_wanted = _whole("token", token), _whole("position", position)
     selects_ids = tokens_wanted is not None or positions_wanted is not None
@@ -190,8 +198,8 @@ def where(
         raise ValueError(f"a token of {role} has no example, row or column")
     if selects_tokens and shards.metadata.run.pooling == "mean":
         raise ValueError(
-            "the vectors of this dataset are means over prompts (pooling mean), which belong to no "
-            "token: query tasks, test inputs or samples only"
+            "the vectors of this dataset are means over prompts (pooling mean) and belong to no "
+            "token: query only by task, source, test or sample"
         )
 
     def matches(sample_id: str, task_id: str) -> bool:
@@ -224,8 +232,8 @@ def where(
     if without_cells:
         warnings.warn(
             f"the grid cells of {len(without_cells)} samples, such as {min(without_cells)!r}, are "
-            "unknown, since the tokenizer does not give each cell a token of its own; their tokens "
-            "are left out. Query them by task, test or sample only.",
+            "unknown, because the tokenizer does not give each cell its own token; their tokens "
+            "are excluded. Query them only by task, source, test or sample.",
             stacklevel=2,
         )
     numbers = np.concatenate(found)
@@ -239,7 +247,7 @@ def where(
 
 
 def _of_chat_role(index: ShardIndex, role: str) -> NDArray[np.bool_]:
-    """Return which vectors are of tokens of a message with that role, [vectors] bool."""
+    """Select vectors whose token is part of a message with this role, [vectors] bool."""
     if not len(index.turns):
         return np.zeros(len(index.vector_tokens), bool)
     turns = index.turns[index.vector_tokens]
@@ -267,7 +275,11 @@ def _is_whole(value: object) -> bool:
 
 
 def _whole(name: str, wanted: int | Collection[int] | None) -> NDArray[np.int64] | None:
-    """Return one or several numbers as an array, [n] int64; None for None. Raises ValueError."""
+    """Return one or several numbers as an array, [n] int64; None for None.
+
+    Raises:
+        ValueError: if a number is not a whole number from 0.
+    """
     if wanted is None:
         return None
     numbers: list[Any]
@@ -279,7 +291,7 @@ def _whole(name: str, wanted: int | Collection[int] | None) -> NDArray[np.int64]
         numbers = [wanted]
     for number in numbers:
         if not _is_whole(number) or not 0 <= number < 2**63:
-            raise ValueError(f"{name} has {number!r}, expected one or several numbers from 0")
+            raise ValueError(f"{name} has {number!r}, expected one or several whole numbers from 0")
     return np.array(numbers, np.int64)
 
 
@@ -290,7 +302,7 @@ def _tokens(
     row: int | None,
     col: int | None,
 ) -> NDArray[np.bool_]:
-    """Return which tokens match, [n] bool, given their cells, [n, 4]."""
+    """Select tokens by their cells, [n, 4]; the result is [n] bool."""
     shows_cell: NDArray[np.bool_] = cells[:, 1] >= 0
     if role == "text":
         return ~shows_cell
@@ -302,7 +314,7 @@ def _tokens(
 
 
 def _indexes(shards: Shards) -> Iterator[ShardIndex]:
-    """Yield the indexes of all shards. They do not all fit into memory."""
+    """Yield the indexes of all shards one by one, because memory may not hold them all."""
     return map(shards.index, range(len(shards.metadata.shards)))
 
 
@@ -311,7 +323,7 @@ def _ids(index: ShardIndex) -> Iterator[tuple[str, str]]:
 
 
 def _check_names(shards: Shards, task: str | None, sample: str | None, source: str | None) -> None:
-    """Raise ValueError if a name is not in the dataset, such as a misspelled one."""
+    """Raise ValueError if the dataset does not have a name, such as a misspelled one."""
     if (task, sample, source) == (None, None, None):
         return
     ids = [each for index in _indexes(shards) for each in _ids(index)]
@@ -324,5 +336,5 @@ def _check_names(shards: Shards, task: str | None, sample: str | None, source: s
             some = get_close_matches(wanted, known, 3) or sorted(known)[:3]
             raise ValueError(
                 f"the dataset has no {what} {wanted!r}, but {len(known)} others such as "
-                f"{', '.join(map(repr, some))}; rejected tasks are listed in its errors/"
+                f"{', '.join(map(repr, some))}; its folder errors/ lists rejected tasks"
             )

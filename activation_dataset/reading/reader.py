@@ -1,4 +1,4 @@
-"""A dataset, opened for reading."""
+"""Dataset opened for reading."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ _BLOCK_BYTES = 1 << 20
 class ActivationRecord(Sample):
     """The record of one sample at one site.
 
+    `Sample` describes the other attributes.
+
     Attributes:
         stored: [row elements], or [vectors, row elements] with pooling "none", as in
             `storage_dtype`; a read-only view that may be unaligned.
-
-    The other attributes are those of `Sample`.
     """
 
     stored: NDArray[Any] = field(kw_only=True)
 
     @property
     def activation(self) -> NDArray[np.float32]:
-        """The vectors as aligned float32, [hidden] or [vectors, hidden]."""
+        """Vectors as aligned float32, [hidden] or [vectors, hidden]."""
         return np.require(to_float32(self.stored), requirements="A")
 
 
 class ActivationDataset(Shards):
-    """A complete dataset, opened for reading.
+    """Complete dataset, opened for reading.
 
-    The path is a local folder, or a URL that fsspec can open; opening reads metadata.json only.
+    The path is a local folder or a URL that fsspec can open. Opening reads only metadata.json.
     Samples are numbered in the order of the shards, the same at every site. A process that receives
     a pickled dataset opens it again::
 
@@ -57,11 +57,11 @@ class ActivationDataset(Shards):
         for record in dataset.records(10): ... # in order
 
     Raises:
-        DatasetError: the folder holds no complete dataset, or one of another schema version.
+        DatasetError: if the folder has no complete dataset of a known schema version.
     """
 
     def __getitem__(self, site: Site) -> LayerRecords:
-        """Return the records of a site: a layer's number, or the name of another site."""
+        """Return the records of a site, given a layer's number or the name of another site."""
         return LayerRecords(self, self.metadata.run.site(site))
 
     def __repr__(self) -> str:
@@ -72,16 +72,16 @@ class ActivationDataset(Shards):
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """Numbers of the layers, ascending."""
+        """Layer numbers, ascending."""
         return self.metadata.run.layers_extracted
 
     @property
     def sites(self) -> tuple[Site, ...]:
-        """Sites with vectors, see `Site`."""
+        """Sites of the dataset, see `Site`."""
         return self.metadata.run.sites
 
     def batches(self, sites: Site | Sequence[Site], batch_size: int, **options: Any) -> Batches:
-        """Return shuffled batches for training; options as for `Batches`."""
+        """Return shuffled batches for training. `Batches` describes the options."""
         return Batches(self, sites, batch_size, **options)
 
     def blocks(
@@ -92,7 +92,9 @@ class ActivationDataset(Shards):
         normalize: Normalize | None = None,
         shard: int | None = None,
     ) -> Iterator[Vectors]:
-        """Yield all vectors in order, in blocks of about 1 MiB: the fastest way to read a site.
+        """Yield all vectors in order, in blocks of about 1 MiB.
+
+        This is the fastest way to read a site.
 
         Args:
             sites: a layer's number, the name of another site, or a sequence of sites of one width.
@@ -102,10 +104,12 @@ class ActivationDataset(Shards):
             shard: number of the shard to read; None for all.
 
         Raises:
-            KeyError, ValueError: an argument is not allowed for this dataset.
-            CorruptRecordError: a CRC does not match, or a file ends too early. All vectors yielded
-                before are sound.
-            DatasetError: another dataset was written to the folder since it was opened.
+            KeyError: if the dataset does not have a site.
+            ValueError: if another argument is not allowed for this dataset.
+            IndexError: if the dataset does not have the shard.
+            CorruptRecordError: if a CRC does not match or a file is truncated. The vectors yielded
+                before are valid.
+            DatasetError: if another dataset was written to the folder since it was opened.
         """
         wanted = VectorFormat.of(self.metadata, sites, dtype, normalize)
         rows = max(1, _BLOCK_BYTES // (len(wanted.sites) * wanted.hidden * wanted.dtype.itemsize))
@@ -130,16 +134,16 @@ class ActivationDataset(Shards):
                         wanted.fill(values, part)
                     yield Vectors(values, numbers[start : start + rows], self)
         except (CorruptRecordError, FileNotFoundError):
-            self.check_unchanged(stamps)  # which says more, if it is the cause
+            self.check_unchanged(stamps)  # A changed file has a clearer error.
             raise
         self.check_unchanged(stamps)
 
     def records(self, site: Site, shard: int | None = None) -> Iterator[ActivationRecord]:
-        """Yield the records of a site, or of one of its shards, in order.
+        """Yield the records of a site in order, of all shards or of one.
 
         Raises:
-            CorruptRecordError: a record is damaged, or a file has another number of records than
-                metadata.json says.
+            CorruptRecordError: if a record is damaged, or the number of records in a file differs
+                from metadata.json.
         """
         site = self.metadata.run.site(site)
         decode = partial(_decode, self.metadata.run.record_kind(site))
@@ -157,7 +161,12 @@ class ActivationDataset(Shards):
             self.check_unchanged(stamps)
 
     def sample(self, site: Site, sample: int) -> ActivationRecord:
-        """Read one record by random access. Raises IndexError, or CorruptRecordError."""
+        """Read one record by random access.
+
+        Raises:
+            IndexError: if the dataset does not have the sample.
+            CorruptRecordError: if the record is damaged.
+        """
         shard, number = self.shard_of(sample)
         file = self.layer_file(self.metadata.run.site(site), shard)
         offset = int(file.record_starts[number])
@@ -165,7 +174,7 @@ class ActivationDataset(Shards):
             record = _decode(file.kind, file.record(number))
         except ExampleError as error:
             raise CorruptRecordError(file.path, number, offset, str(error)) from None
-        if self.folder.local:  # elsewhere it is a request
+        if self.folder.local:  # Elsewhere, each check costs a request.
             self.check_unchanged()
         return record
 
@@ -185,7 +194,7 @@ def _decode(kind: RecordKind, data: memoryview) -> ActivationRecord:
 
 
 class LayerRecords(Sequence[ActivationRecord]):
-    """The records of one site: a map-style dataset for PyTorch, and a data source for Grain."""
+    """Records of one site: a map-style dataset for PyTorch, and a data source for Grain."""
 
     def __init__(self, dataset: ActivationDataset, site: Site) -> None:
         self._dataset, self.site = dataset, site
@@ -194,7 +203,7 @@ class LayerRecords(Sequence[ActivationRecord]):
         return len(self._dataset)
 
     def __getitem__(self, index: Any) -> Any:
-        """Return the record at an index, which may be negative; for a slice, a list of records."""
+        """Return the record at an index, which may be negative, or a list for a slice."""
         if isinstance(index, slice):
             return [self[each] for each in range(*index.indices(len(self)))]
         return self._dataset.sample(self.site, index + len(self) if index < 0 else index)
@@ -203,5 +212,5 @@ class LayerRecords(Sequence[ActivationRecord]):
         return self._dataset.records(self.site)
 
     def __repr__(self) -> str:
-        # Grain compares it with that of a checkpoint.
+        # Grain compares this text with the text in a checkpoint.
         return f"LayerRecords({self._dataset.path!r}, site {self.site})"

@@ -1,4 +1,4 @@
-"""The shards of a dataset: how samples and vectors are numbered, and where each vector is."""
+"""Shards of a dataset, and the numbers and places of their samples and vectors."""
 
 from __future__ import annotations
 
@@ -29,19 +29,26 @@ NO_TOKEN = -1
 """Position and token id of a vector that is the mean over a prompt."""
 
 CHUNK_BYTES = 1 << 18
-"""Size of the smallest parts of files that readers read, unless a record is larger."""
+"""Bytes of the smallest part of a file that a reader requests, unless a record is larger."""
 
 INDEX_BYTES = 1 << 29
-"""Most memory of the indexes that a dataset keeps, or one larger index."""
+"""Limit in bytes on the indexes that a dataset keeps in memory; one index may exceed it."""
 
 
 class DatasetError(ValueError):
-    """A folder that is not a complete dataset of a known schema version; says what to do."""
+    """Error for a folder that has no complete dataset of a known schema version."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Records first..last - 1 of a shard, read together, and the numbers of their vectors."""
+    """Records first..last - 1 of a shard, which are read together.
+
+    Attributes:
+        shard: number of the shard.
+        first: first record.
+        last: record after the last one.
+        numbers: numbers of the vectors of the records.
+    """
 
     shard: int
     first: int
@@ -51,13 +58,14 @@ class Chunk:
 
 @dataclass(frozen=True, eq=False)
 class Places:
-    """Samples and tokens that vectors belong to.
+    """Samples and tokens of vectors.
 
     Attributes:
         samples: [n] int64, numbers of the samples.
-        positions, token_ids: [n] int64 and [n] int32, or NO_TOKEN.
-        cells: [n, 4] int16, grid cells of the tokens, as in Prompt.
-        turns: [n] int16, numbers of the messages that the tokens are part of, as in Prompt.
+        positions: [n] int64, positions of the tokens in their samples, or NO_TOKEN.
+        token_ids: [n] int32, ids of the tokens, or NO_TOKEN.
+        cells: [n, 4] int16, grid cells of the tokens, as in `Prompt`.
+        turns: [n] int16, numbers of the tokens' chat messages, as in `Prompt`.
     """
 
     samples: NDArray[np.int64]
@@ -68,7 +76,7 @@ class Places:
 
 
 class Shards:
-    """The shards of a complete dataset, whose samples and vectors are numbered in their order."""
+    """Shards of a complete dataset. Samples and vectors are numbered in the order of the shards."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
@@ -80,22 +88,25 @@ class Shards:
         self._vector_starts = np.cumsum([0, *vectors])
         self._lock = threading.Lock()
         self._layouts: dict[int, Layout] = {}
-        self._indexes: OrderedDict[int, ShardIndex] = OrderedDict()  # used last, last
+        self._indexes: OrderedDict[int, ShardIndex] = OrderedDict()  # last used at the end
 
     def __len__(self) -> int:
-        """Number of samples; each has one record at every site."""
+        """Return the number of samples. Each sample has one record at every site."""
         return self.metadata.total_samples
 
     @property
     def num_vectors(self) -> int:
-        """Number of vectors of a site: one for each sample, or each chosen token if not pooled."""
+        """Number of vectors of a site: one per sample, or one per chosen token without pooling."""
         return int(self._vector_starts[-1])
 
     def check_unchanged(self, files: Mapping[str, Stamp] | None = None) -> None:
-        """Raise DatasetError if another dataset was written to the folder since it was opened.
+        """Check that the dataset in the folder is the dataset that was opened.
 
         Args:
-            files: paths and stamps of layer files that must not have changed either.
+            files: stamps, by path, of layer files that must not have changed.
+
+        Raises:
+            DatasetError: if another dataset was written to the folder, or a file changed.
         """
         found = self.stamps(files or {})
         changed = next((path for path, stamp in found.items() if stamp != (files or {})[path]), "")
@@ -103,12 +114,12 @@ class Shards:
             changed = self.path
         if changed:
             raise DatasetError(
-                f"{changed} was changed while it was open: vectors read since then can be of "
+                f"{changed} was changed while it was open: vectors read since then can belong to "
                 "another run. Wait for that run to finish, and open the dataset again"
             )
 
     def _replaced(self) -> bool:
-        """Return True if metadata.json is another one now."""
+        """Return True if metadata.json has other content now."""
         (stamp,) = self.folder.stamps([METADATA_FILE])
         if stamp == self._stamp:
             return False
@@ -119,7 +130,11 @@ class Shards:
         return found.to_json() != self.metadata.to_json()
 
     def stamps(self, files: Iterable[str]) -> dict[str, Stamp]:
-        """Return what changes if files are written again, by path. Raises OSError."""
+        """Return the stamps of files by path. Rewriting a file changes its stamp.
+
+        Raises:
+            OSError: if the folder does not answer.
+        """
         paths = list(files)
         return dict(zip(paths, self.folder.stamps(paths), strict=True))
 
@@ -138,7 +153,7 @@ class Shards:
     def index(self, shard: int) -> ShardIndex:
         """Return the index of a shard, the same for every site.
 
-        Those used last stay in memory, INDEX_BYTES of them.
+        The most recently used indexes, up to INDEX_BYTES, stay in memory.
         """
         with self._lock:
             if shard in self._indexes:
@@ -157,7 +172,11 @@ class Shards:
         return index
 
     def shard_of(self, sample: int) -> tuple[int, int]:
-        """Return the shard of a sample, and the sample's number in the shard. Raises IndexError."""
+        """Return the shard of a sample, and the sample's number in the shard.
+
+        Raises:
+            IndexError: if the dataset does not have the sample.
+        """
         if not 0 <= sample < len(self):
             raise IndexError(f"sample {sample} is not in 0..{len(self) - 1}")
         shard = int(np.searchsorted(self._sample_starts, sample, side="right")) - 1
@@ -180,8 +199,8 @@ class Shards:
     def chunks(self, shard: int, read_bytes: int = 1) -> list[Chunk]:
         """Return all records of a shard, in order, in chunks of CHUNK_BYTES or `read_bytes`.
 
-        The larger size counts. It is that of the residual stream, so that chunks are the same for
-        every site.
+        The larger size counts. It refers to the residual stream, which makes the chunks the same
+        for every site.
         """
         cut = runs(self.layout(shard), CHUNK_BYTES, max(CHUNK_BYTES, read_bytes), None)
         start = self.shard_numbers(shard).start
@@ -203,9 +222,10 @@ class Shards:
         return [files[site].path for site in sites for files in entries]
 
     def stored_vectors(self, sites: Sequence[Site], count: int) -> NDArray[Any]:
-        """Return uninitialized memory for vectors of sites of one width.
+        """Return uninitialized memory for `count` vectors of each site; all sites have one width.
 
-        It is [sites, count, row elements], as in `storage_dtype`.
+        Returns:
+            [sites, count, row elements], as in `storage_dtype`.
         """
         kind = self.metadata.run.record_kind(sites[0])
         return np.empty((len(sites), count, kind.row_elements), numpy_dtype(kind.storage_dtype))
@@ -215,7 +235,7 @@ class Shards:
     ) -> Iterator[tuple[Chunk, NDArray[Any]]]:
         """Yield chunks in order, with their stored vectors [sites, n, row elements].
 
-        The sites are of one width. As many chunks as the folder reads concurrently are in memory.
+        All sites have one width. Memory holds one chunk for each concurrent read of the folder.
         """
 
         def read(chunk: Chunk) -> NDArray[Any]:
@@ -243,14 +263,18 @@ class Shards:
             pool.shutdown(cancel_futures=True)
 
     def locate(self, numbers: NDArray[np.int64] | Sequence[int]) -> Places:
-        """Return the samples and tokens of vectors, given their numbers [n]. Raises IndexError."""
+        """Return the samples and tokens of vectors, given their numbers [n].
+
+        Raises:
+            IndexError: if the dataset does not have a vector, or a number is not an integer.
+        """
         given = np.asarray(numbers)
         if given.size and given.dtype.kind not in "iu":
-            raise IndexError(f"numbers of vectors are {given.dtype}, expected integers")
+            raise IndexError(f"numbers of vectors have dtype {given.dtype}, expected integers")
         numbers = given.astype(np.int64)
         if len(numbers) and not 0 <= numbers.min() <= numbers.max() < self.num_vectors:
             raise IndexError(
-                f"vectors {numbers.min()} to {numbers.max()} are not all in "
+                f"vectors have numbers {numbers.min()} to {numbers.max()}, expected "
                 f"0..{self.num_vectors - 1}"
             )
         places = Places(
@@ -277,7 +301,11 @@ class Shards:
 
 
 def check_count(path: str, found: int, expected: int, offset: int) -> None:
-    """Raise CorruptRecordError if a file has another number of records than metadata.json says."""
+    """Check the number of records of a file.
+
+    Raises:
+        CorruptRecordError: if the number differs from metadata.json.
+    """
     if found != expected:
         raise CorruptRecordError(
             path, found, offset, f"metadata.json says {expected} records, the file has {found}"
@@ -286,17 +314,18 @@ def check_count(path: str, found: int, expected: int, offset: int) -> None:
 
 def _read_metadata(folder: Folder, path: str) -> tuple[Metadata, Stamp]:
     try:
-        (stamp,) = folder.stamps([METADATA_FILE])  # first: the content could change meanwhile
+        # Read the stamp first, because the content could change in between.
+        (stamp,) = folder.stamps([METADATA_FILE])
         text = folder.read(METADATA_FILE)
     except FileNotFoundError:
         if folder.local and not os.path.isdir(path):
             raise DatasetError(f"there is no folder {path}") from None
         raise DatasetError(
-            f"{path} has no {METADATA_FILE}: it is not a dataset, or the run that writes it has "
-            "not finished. Run the same command again to finish it"
+            f"{path} has no {METADATA_FILE}: the folder is not a dataset, or its run has not "
+            "finished. Run the same command again to finish it"
         ) from None
     except NotADirectoryError:
-        raise DatasetError(f"{path} is a file: give the folder of the dataset") from None
+        raise DatasetError(f"{path} is a file, expected the folder of a dataset") from None
     except OSError as error:
         raise DatasetError(f"{path}/{METADATA_FILE} cannot be read: {error}") from None
     try:

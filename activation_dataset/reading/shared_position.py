@@ -1,4 +1,4 @@
-"""Position in a stream of batches that a process and the workers of its loaders share."""
+"""Position in a stream of batches, shared by a process and the workers of its loaders."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _PATIENCE_S = 60.0
 
 
 class SharedPosition:
-    """The position at which the next iteration starts.
+    """Position at which the next iteration starts.
 
-    The workers of a loader do not hear from the main process when an iteration begins. Worker 0
-    takes the position and moves it to the next epoch, and the others wait until it has done so.
+    The main process does not tell the workers of a loader when an iteration begins. Worker 0 takes
+    the position and moves it to the next epoch. The other workers wait for worker 0.
 
     Args:
-        memory: [SIZE] int64, shared by all processes; zeros at first.
+        memory: [SIZE] int64, shared by all processes; initially zeros.
     """
 
     def __init__(self, memory: NDArray[np.int64]) -> None:
@@ -34,7 +34,7 @@ class SharedPosition:
         self._turn = 0
 
     def get(self) -> Position:
-        """Return the position."""
+        """Return the current position."""
         return Position(*self._next.tolist())
 
     def set(self, position: Position) -> None:
@@ -50,17 +50,17 @@ class SharedPosition:
         """Begin an iteration in a worker, and return its position, the same in all workers.
 
         Args:
-            worker: the worker's torch.utils.data.WorkerInfo.
-            loaded: position that this worker loaded, which it continues at.
+            worker: the worker's `torch.utils.data.WorkerInfo`.
+            loaded: position that this worker loaded and continues at; None if it loaded none.
 
         Raises:
-            RuntimeError: worker 0 did not begin the same iteration.
+            RuntimeError: if worker 0 did not begin the same iteration.
         """
         self._turn += 1
         seed = worker.seed - worker.id  # the same in all workers of a loader
         if worker.id == 0:
             position = loaded or self.get()
-            self._owner[0] = 0  # others must not read while values change
+            self._owner[0] = 0  # Other workers must not read while values change.
             self._begun[:] = astuple(position)[:4]
             self._next[:] = position.epoch + 1, 0, 0, 0
             self._began[:] = 1
@@ -72,8 +72,8 @@ class SharedPosition:
         patience = time.monotonic() + _PATIENCE_S
         while time.monotonic() < patience:
             process, turn, owner = self._owner.tolist()
-            # The process of worker 0 tells loaders apart that have the same seed. After a loop that
-            # is left, worker 0 can be one turn ahead, and nobody takes this worker's batches.
+            # The process id of worker 0 distinguishes loaders with the same seed. If a loop ended
+            # early, worker 0 can be one turn ahead, and nobody takes this worker's batches.
             if (
                 process
                 and owner == seed

@@ -1,7 +1,7 @@
-"""The order of a shuffled epoch, and its windows in memory.
+"""Order of a shuffled epoch, and its windows in memory.
 
-An epoch visits all parts of the dataset in a random order, dealt out to the readers. Each reader
-gathers its parts into windows, and shuffles the vectors of each window.
+An epoch visits all parts of the dataset in a random order and deals them to the readers. Each
+reader gathers its parts into windows, and shuffles the vectors of each window.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from activation_dataset.storage_dtype import to_float32
 from activation_dataset.tfrecord import CorruptRecordError
 
 PLACES = 128
-"""Parts of a window, at least, if the dataset and its records allow it."""
+"""Smallest number of parts of a window, if the dataset and its records allow it."""
 
 Norms = tuple[float, float]
 """Smallest and largest norm of the vectors to keep."""
@@ -40,15 +40,15 @@ _NORM_ROWS = 128
 def random_order(
     count: int, seed: int, purpose: int, epoch: int, window: int = 0
 ) -> NDArray[np.int64]:
-    """Return a random permutation of 0..count - 1, [count] int64, the same in every numpy version.
+    """Return a random permutation of 0..count - 1, [count] int64, equal in every numpy version.
 
-    Generators may change between numpy versions. The raw bits of Philox do not.
+    numpy's generators may change between versions. The raw bits of Philox do not.
     """
     generator = np.random.Philox(
         key=np.array([seed, purpose], np.uint64),
         counter=np.array([0, window, epoch, 0], np.uint64),
     )
-    # Sorting random bits that end with the position is five times as fast as argsort.
+    # Sorting random bits with the position appended is five times as fast as argsort.
     bits = np.uint64(count.bit_length())
     positions = np.arange(count, dtype=np.uint64)
     keys = generator.random_raw(count) >> bits << bits | positions
@@ -57,7 +57,11 @@ def random_order(
 
 
 def deal(sizes: Sequence[int], readers: int) -> list[list[int]]:
-    """Deal the positions of items in order, each to the reader with the smallest sum of sizes."""
+    """Deal items in order, each to the reader with the smallest sum of sizes so far.
+
+    Returns:
+        Positions of each reader's items.
+    """
     dealt: list[list[int]] = [[] for _ in range(readers)]
     sums = [(0, reader) for reader in range(readers)]
     for item, size in enumerate(sizes):
@@ -68,7 +72,7 @@ def deal(sizes: Sequence[int], readers: int) -> list[list[int]]:
 
 
 def windows(sizes: Numbers, window: int) -> list[slice]:
-    """Cut items in order into windows, each the fewest items with a sum of at least `window`."""
+    """Cut items in order into the shortest windows whose sizes add up to at least `window`."""
     ends = np.cumsum(sizes)
     cuts, first, total = [], 0, 0
     while first < len(ends):
@@ -80,11 +84,12 @@ def windows(sizes: Numbers, window: int) -> list[slice]:
 
 @dataclass(frozen=True, eq=False)
 class Window:
-    """Vectors in memory.
+    """Window of vectors in memory.
 
     Attributes:
-        stored, numbers: [sites, n, hidden] of the storage dtype, and [n] int64.
-        order: [k] int64, the vectors to give out, in this order; k < n if norms leave some out.
+        stored: [sites, n, hidden] of the storage dtype.
+        numbers: [n] int64, numbers of the vectors.
+        order: [k] int64, rows of the vectors to yield, in this order; k < n if norms exclude some.
     """
 
     stored: NDArray[Any]
@@ -94,12 +99,15 @@ class Window:
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """Parts of a dataset with wanted vectors, each read with one request.
+    """Parts of a dataset with wanted vectors. One request reads one part.
 
     Attributes:
-        shards, firsts, lasts: [parts] int64, the records first..last - 1 of a shard.
-        starts, stops: [parts] int64, numbers of the vectors start..stop - 1.
-        sizes: [parts] int64, number of wanted vectors.
+        shards: [parts] int64, shard of each part.
+        firsts: [parts] int64, first record of each part.
+        lasts: [parts] int64, record after the last one of each part.
+        starts: [parts] int64, number of the first vector of each part.
+        stops: [parts] int64, number after the last vector of each part.
+        sizes: [parts] int64, number of wanted vectors of each part.
     """
 
     shards: Numbers
@@ -111,7 +119,7 @@ class Parts:
 
     @classmethod
     def of(cls, shards: Shards, only: Numbers | None, part_bytes: int) -> Parts:
-        """Cut a dataset into parts of `part_bytes` of the residual stream, or less."""
+        """Cut a dataset into parts with at most `part_bytes` of the residual stream."""
         columns: list[list[Numbers]] = []
         for shard, layout in enumerate(shards.layouts()):
             start = shards.shard_numbers(shard).start
@@ -131,14 +139,19 @@ class Parts:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """An epoch: the parts that each reader reads, in order, and where its windows end."""
+    """Plan of an epoch.
+
+    Attributes:
+        parts: parts that each reader reads, in order.
+        windows: for each reader, the slices of its parts that form its windows.
+    """
 
     parts: list[Numbers]
     windows: list[list[slice]]
 
 
 class WindowReader:
-    """Plans the windows of each epoch and reads them. Arguments are those of `Batches`."""
+    """Planner and reader of the windows of each epoch. `Batches` describes the arguments."""
 
     def __init__(
         self,
@@ -161,7 +174,7 @@ class WindowReader:
         self._stamps = shards.stamps(shards.layer_paths(self._sites, read))
 
     def sizes(self, epoch: int) -> list[int]:
-        """Return the number of vectors that each reader reads, before norms leave some out."""
+        """Return the number of vectors that each reader reads, before norms exclude some."""
         return [int(self._parts.sizes[parts].sum()) for parts in self._plan(epoch).parts]
 
     def windows(self, epoch: int, reader: int) -> int:
@@ -169,21 +182,21 @@ class WindowReader:
         return len(self._plan(epoch).windows[reader])
 
     def window_sizes(self, epoch: int, reader: int) -> list[int]:
-        """Return the number of vectors of each window, before norms leave some out."""
+        """Return the number of vectors of each window, before norms exclude some."""
         plan = self._plan(epoch)
         sizes = self._parts.sizes[plan.parts[reader]]
         return [int(sizes[cut].sum()) for cut in plan.windows[reader]]
 
     def memory(self) -> NDArray[Any]:
-        """Return uninitialized memory for any window: [sites, capacity, hidden]."""
+        """Return uninitialized memory for any window, [sites, capacity, hidden]."""
         return self._shards.stored_vectors(self._sites, int(self._capacity))
 
     def begin(
         self, pool: Executor, memory: NDArray[Any], epoch: int, reader: int, window: int
     ) -> Callable[[], Window]:
-        """Begin to read a window into memory, and return the function that waits for it.
+        """Begin to read a window into memory, and return a function that waits for the window.
 
-        The order of vectors does not depend on that of the reads.
+        The order of the vectors does not depend on the order of the reads.
         """
         plan = self._plan(epoch)
         parts = plan.parts[reader][plan.windows[reader][window]]
@@ -210,7 +223,7 @@ class WindowReader:
                 for read in reads:
                     read.result()
             except (CorruptRecordError, FileNotFoundError):
-                self._shards.check_unchanged(stamps)  # which says more, if it is the cause
+                self._shards.check_unchanged(stamps)  # A changed file has a clearer error.
                 raise
             self._shards.check_unchanged(stamps)
             for site, rows in zip(self._sites, stored, strict=True):
@@ -250,10 +263,10 @@ class WindowReader:
 
 
 def part_bytes(shards: Shards, window: int) -> int:
-    """Return the size of the parts that a window is made of, a multiple of CHUNK_BYTES.
+    """Return the size of the parts of a window, a multiple of CHUNK_BYTES.
 
-    It grows with the window up to the size of a request to a bucket, so that a window always has
-    vectors of many places. It depends neither on the folder nor on the sites.
+    The size grows with the window, up to the size of a request to a bucket, because a window must
+    have vectors from many places. It depends neither on the folder nor on the sites.
     """
     run = shards.metadata.run
     stream = RecordKind(run.pooling, run.storage_dtype, run.hidden_dim)
@@ -262,7 +275,7 @@ def part_bytes(shards: Shards, window: int) -> int:
 
 
 def norms_of(stored: NDArray[Any]) -> NDArray[np.float32]:
-    """Return the Euclidean norms, [n] float32, of stored vectors; NaN for a NaN."""
+    """Return the Euclidean norms of stored vectors, [n] float32, NaN for a vector with a NaN."""
     norms = np.empty(len(stored), np.float32)
     for start in range(0, len(stored), _NORM_ROWS):
         rows = to_float32(stored[start : start + _NORM_ROWS])

@@ -1,4 +1,4 @@
-"""Vectors in the dtype and scale that a reader asks for."""
+"""Vectors in the requested dtype and scale."""
 
 from __future__ import annotations
 
@@ -18,25 +18,29 @@ from activation_dataset.statistics import LayerStatistics
 from activation_dataset.storage_dtype import StorageDtype, to_float32
 
 Dtype = Literal["float32", "bfloat16", "bits"]
-"""Dtype of values: "float32", exact for every storage dtype; "bfloat16", that of ml_dtypes, rounded
-from 8 bits an element times a scale, not available from float32; "bits", the bits of bfloat16 as
-uint16, for a dataset that is stored in bfloat16."""
+"""Dtype of values.
+
+"float32" is exact for every storage dtype. "bfloat16", the dtype of ml_dtypes, is not available for
+datasets stored in float32; from 8-bit storage dtypes, values are rounded after scaling. "bits", the
+bits of bfloat16 as uint16, needs a dataset stored in bfloat16."""
 
 Normalize = Literal["sae_lens", "dictionary_learning"]
 """Library whose scaling of vectors is applied; see `normalization_factor`."""
 
-# This many rows fit into a core's cache.
+# Rows that fit into a core's cache.
 _ROWS = 128
 
 
 @dataclass(frozen=True)
 class VectorFormat:
-    """Sites, dtype and scale of the vectors that a reader gives out.
+    """Sites, dtype and scale of the vectors that a reader yields.
 
     Attributes:
+        sites: sites of the vectors.
         single: True if values are [n, hidden], False if they are [n, sites, hidden].
-        hidden: elements of a vector.
-        factors: factor of each site's vectors.
+        hidden: number of elements of a vector.
+        dtype: numpy dtype of the values.
+        factors: for each site, the factor that multiplies its vectors.
     """
 
     sites: tuple[Site, ...]
@@ -53,7 +57,12 @@ class VectorFormat:
         dtype: Dtype,
         normalize: Normalize | None,
     ) -> VectorFormat:
-        """Check a request against a dataset. Raises KeyError for a site, or ValueError."""
+        """Check a request against a dataset.
+
+        Raises:
+            KeyError: if the dataset does not have a site.
+            ValueError: if another argument is not allowed for this dataset.
+        """
         single = isinstance(sites, int | str)
         named = (sites,) if isinstance(sites, int | str) else tuple(sites)
         if not named:
@@ -63,11 +72,11 @@ class VectorFormat:
         widths = {site: run.width(site) for site in chosen}
         if len(set(widths.values())) > 1:
             raise ValueError(
-                f"sites have vectors of several widths, {widths}: read each width by itself; with "
+                f"sites have vectors of several widths, {widths}: read each width separately; with "
                 "the same seed, window and filters, the same tokens come in the same order"
             )
         if normalize is not None and dtype != "float32":
-            raise ValueError(f"normalized values are float32, not {dtype!r}")
+            raise ValueError(f"dtype is {dtype!r}, expected 'float32' with normalize")
         factors = tuple(normalization_factor(metadata.statistics[s], normalize) for s in chosen)
         given = element_dtype(dtype, run.storage_dtype)
         return cls(chosen, single, widths[chosen[0]], given, factors)
@@ -79,21 +88,28 @@ class VectorFormat:
     def fill(
         self, values: NDArray[Any], stored: NDArray[Any], rows: NDArray[np.int64] | None = None
     ) -> None:
-        """Convert stored vectors [sites, n, row elements], all or the [k] `rows`, to `values`."""
+        """Convert stored vectors into `values`.
+
+        Args:
+            values: values to fill; `shape` returns their shape.
+            stored: [sites, n, row elements] stored vectors.
+            rows: [k] rows of the vectors to convert; None for all.
+        """
         for place, factor in enumerate(self.factors):
             _convert(values if self.single else values[:, place], stored[place], rows, factor)
 
 
 @dataclass(frozen=True, eq=False)
 class Vectors:
-    """Some vectors of one or more sites, and the tokens that they belong to.
+    """Vectors of one or more sites, with the tokens that they belong to.
 
     The number of a vector is its position in the order of the files, the same at every site.
 
     Attributes:
-        values: [n, hidden], or [n, sites, hidden] if a sequence of sites was asked for; a numpy
+        values: [n, hidden], or [n, sites, hidden] if a sequence of sites was requested; a numpy
             array, float32 by default, or a jax.Array from `DeviceBatches`.
         numbers: [n] int64, numbers of the vectors.
+        dataset: dataset of the vectors.
     """
 
     values: Any
@@ -110,12 +126,17 @@ class Vectors:
 
     @property
     def sample_ids(self) -> list[str]:
-        """[n] ids of the samples."""
+        """Sample id of each vector, [n]."""
         return [self.dataset.sample_id(sample) for sample in self.places.samples.tolist()]
 
 
 def element_dtype(dtype: Dtype, storage_dtype: StorageDtype) -> np.dtype[Any]:
-    """Return the numpy dtype of values. Raises ValueError, or ImportError without ml_dtypes."""
+    """Return the numpy dtype of values.
+
+    Raises:
+        ValueError: if the dtype is unknown, or not available for the storage dtype.
+        ImportError: if the dtype needs ml_dtypes, which is not installed.
+    """
     if dtype not in get_args(Dtype):
         raise ValueError(f"dtype {dtype!r} is not one of {', '.join(get_args(Dtype))}")
     if dtype == "float32":
@@ -128,29 +149,29 @@ def element_dtype(dtype: Dtype, storage_dtype: StorageDtype) -> np.dtype[Any]:
         bfloat16: np.dtype[Any] = np.dtype(import_module("ml_dtypes").bfloat16)
     except ImportError as error:
         raise ImportError(
-            'dtype "bfloat16" needs ml_dtypes: pip install ml_dtypes, or ask for "bits", which '
-            "gives the same bits as uint16"
+            'dtype "bfloat16" needs ml_dtypes: pip install ml_dtypes, or request "bits", which '
+            "returns the same bits as uint16"
         ) from error
     return bfloat16
 
 
 def normalization_factor(statistics: LayerStatistics, normalize: Normalize | None) -> float:
-    """Return the factor that the vectors of a site are multiplied with.
+    """Return the factor that multiplies the vectors of a site.
 
-    "sae_lens": sqrt(hidden) / mean norm, as with its
-    `normalize_activations="expected_average_only_in"`; the mean norm becomes sqrt(hidden).
-    "dictionary_learning": 1 / sqrt(mean squared norm), as with its `normalize_activations=True`;
-    the mean squared norm becomes 1.
+    For "sae_lens", the factor is sqrt(hidden) / mean norm, as with
+    `normalize_activations="expected_average_only_in"`; the mean norm becomes sqrt(hidden). For
+    "dictionary_learning", it is 1 / sqrt(mean squared norm), as with `normalize_activations=True`;
+    the mean squared norm becomes 1. For None, it is 1.
 
     Raises:
-        ValueError: `normalize` is neither, or the mean norm of the site is 0.
+        ValueError: if `normalize` is unknown, or the mean norm of the site is 0.
     """
     if normalize is None:
         return 1.0
     if normalize not in get_args(Normalize):
         raise ValueError(f"normalize {normalize!r} is not one of {', '.join(get_args(Normalize))}")
     if not statistics.mean_norm > 0:
-        raise ValueError("the site has no vectors other than 0: there is nothing to normalize by")
+        raise ValueError("normalize needs a mean norm above 0, but all vectors of the site are 0")
     if normalize == "sae_lens":
         return float(np.sqrt(statistics.hidden)) / statistics.mean_norm
     return 1.0 / float(np.sqrt(statistics.mean_squared_norm))
@@ -159,7 +180,7 @@ def normalization_factor(statistics: LayerStatistics, normalize: Normalize | Non
 def _convert(
     out: NDArray[Any], stored: NDArray[Any], rows: NDArray[np.int64] | None, factor: float
 ) -> None:
-    """Convert stored rows to [k, hidden], block by block while they are in the cache."""
+    """Convert stored rows to `out`, [k, hidden], in blocks that fit into the cache."""
     scratch = np.empty((_ROWS, stored.shape[1]), stored.dtype)
     for start in range(0, len(out), _ROWS):
         part = out[start : start + _ROWS]
@@ -167,7 +188,7 @@ def _convert(
             taken = stored[start : start + _ROWS]
         else:
             taken = scratch[: len(part)]
-            # With any other mode, numpy makes one more copy.
+            # Any other mode makes numpy copy once more.
             np.take(stored, rows[start : start + _ROWS], axis=0, out=taken, mode="clip")
         if stored.itemsize == 1:
             part[...] = to_float32(taken)

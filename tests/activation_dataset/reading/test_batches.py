@@ -30,7 +30,7 @@ def all_values(dataset, layers=10, **options):
 
 
 def epoch(batches):
-    """All numbers of an epoch, in order, after checking the values that come with them."""
+    """Return all numbers of an epoch, in order."""
     return np.concatenate([batch.numbers for batch in list(batches)])
 
 
@@ -112,7 +112,7 @@ def test_a_saved_state_goes_on_with_the_very_next_batch(dataset, norms):
         while resumed.epoch < 2:
             found += [batch.numbers.tolist() for batch in resumed]
         assert found == wanted[taken:]
-    again = dataset.batches(10, 9, **options)  # an iteration continues where the last one stopped
+    again = dataset.batches(10, 9, **options)  # An iteration continues where the last one stopped.
     assert [next(iter(again)).numbers.tolist() for _ in range(4)] == wanted[:4]
 
 
@@ -233,7 +233,7 @@ def test_a_damaged_record_is_never_given_out(tmp_path):
     write_dataset(tmp_path, SHARDS, "none", "bfloat16", HIDDEN)
     path = tmp_path / shard_file(10, 0, 3)
     content = bytearray(path.read_bytes())
-    content[300] ^= 1  # in the record of 40 tokens
+    content[300] ^= 1  # In the record of 40 tokens.
     path.write_bytes(content)
     dataset = ActivationDataset(tmp_path)
     damaged = set(range(3, 43))

@@ -11,7 +11,7 @@ HIDDEN = 8
 
 @pytest.fixture(params=[1, 100, 1 << 20], ids="chunks of {}".format)
 def chunk_bytes(request, monkeypatch):
-    """With 1, every record is read by itself, and in pieces."""
+    """Set the size of chunks. With 1, readers read every record separately, and in pieces."""
     monkeypatch.setattr("activation_dataset.reading.shards.CHUNK_BYTES", request.param)
     monkeypatch.setattr("activation_dataset.reading.layer_file._PIECE_BYTES", 16 * HIDDEN)
     return request.param

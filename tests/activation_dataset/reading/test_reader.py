@@ -26,7 +26,7 @@ def case(request, tmp_path):
 
 
 def expected(layer, shard, pooling, storage_dtype):
-    """(prompt, [vectors, hidden] float32) of each sample of a shard."""
+    """Return the prompt and the vectors [vectors, hidden] float32 of each sample of a shard."""
     prompts = make_prompts(SHARDS[shard], shard)
     rows = make_rows(prompts, pooling, HIDDEN, seed=row_seed(layer, shard))
     rows = to_float32(stored(rows, storage_dtype))
@@ -162,11 +162,11 @@ def test_a_dataset_that_is_replaced_while_it_is_open_is_an_error(tmp_path, read,
         (tmp_path / name).mkdir()
     write_dataset(tmp_path / "one", [[3, 4], [5]])
     monkeypatch.setattr("tests.activation_dataset.synthetic.row_seed", lambda *_: 7)
-    write_dataset(tmp_path / "two", [[3, 4], [5]])  # other vectors of the same tasks
+    write_dataset(tmp_path / "two", [[3, 4], [5]])  # Other vectors of the same tasks.
     dataset = ActivationDataset(tmp_path / "one")
     read(dataset)
     metadata = tmp_path / "one" / "metadata.json"
-    metadata.write_bytes(metadata.read_bytes())  # the same again
+    metadata.write_bytes(metadata.read_bytes())  # The same content again.
     read(dataset)
     shutil.rmtree(tmp_path / "one")
     (tmp_path / "two").rename(tmp_path / "one")

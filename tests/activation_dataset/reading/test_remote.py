@@ -1,4 +1,4 @@
-"""Batches from a stand-in of Cloud Storage that answers wrongly, or changes while it is read."""
+"""Tests of batches from a fake Cloud Storage that answers wrongly or changes during a read."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LENGTHS = [[40, 17, 60], [70, 12]]
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
-    """A bucket of a small dataset with its indexes, so that all later reads are of layer files."""
+    """Bucket of a small dataset with indexes. All later reads request layer files."""
     write_dataset(tmp_path, LENGTHS, "none", "bfloat16", 32)
     dataset = ActivationDataset(tmp_path)
     keep_indexes(dataset.folder, dataset.metadata)

@@ -4,7 +4,7 @@ from activation_dataset.reading.shuffle import CHUNKS, ROWS, random_order
 
 
 def test_an_order_is_known_forever():
-    """These numbers may never change: saved states of training runs depend on them."""
+    """These numbers must never change, because saved states of training runs depend on them."""
     assert random_order(10, 7, CHUNKS, 3).tolist() == [2, 8, 9, 4, 0, 6, 7, 5, 1, 3]
 
 

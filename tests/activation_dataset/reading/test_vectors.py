@@ -31,12 +31,12 @@ def test_normalized_as_sae_lens_and_dictionary_learning_define_it(tmp_path, stor
 
 def test_normalization_that_is_not_possible(tmp_path):
     empty = LayerStatistics.empty(8)
-    with pytest.raises(ValueError, match="no vectors other than 0"):
+    with pytest.raises(ValueError, match="all vectors of the site are 0"):
         normalization_factor(empty, "sae_lens")
     with pytest.raises(ValueError, match="'anthropic' is not one of sae_lens, dictionary_learning"):
         normalization_factor(empty, "anthropic")  # type: ignore[arg-type]
     write_dataset(tmp_path, [[3]], "none", "bfloat16")
-    with pytest.raises(ValueError, match="float32, not 'bits'"):
+    with pytest.raises(ValueError, match="dtype is 'bits', expected 'float32'"):
         values_of(tmp_path, 10, dtype="bits", normalize="sae_lens")
 
 
@@ -46,5 +46,5 @@ def test_dtypes_that_are_not_possible(monkeypatch):
     with pytest.raises(ValueError, match="'float16' is not one of float32, bfloat16, bits"):
         element_dtype("float16", "bfloat16")  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "ml_dtypes", None)
-    with pytest.raises(ImportError, match='pip install ml_dtypes, or ask for "bits"'):
+    with pytest.raises(ImportError, match='pip install ml_dtypes, or request "bits"'):
         element_dtype("bfloat16", "bfloat16")
