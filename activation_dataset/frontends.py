@@ -1,8 +1,8 @@
 """Shuffled batches as datasets of PyTorch, Grain, tf.data and JAX.
 
-Each function imports its framework when it is called. Batches carry `numbers`, with which
-`dataset.locate` finds samples and tokens. To read whole samples by number, use `dataset[site]`: it
-is a map-style dataset for PyTorch and a random access data source for Grain.
+Each function imports its framework when it is called. Batches have `numbers`, from which
+`dataset.locate` finds samples and tokens. To read whole samples by number, use `dataset[site]`, a
+map-style dataset for PyTorch and a random access data source for Grain.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from activation_dataset.sites import Site
 def torch_dataset(
     dataset: ActivationDataset, sites: Site | Sequence[Site], batch_size: int, **options: Any
 ) -> Any:
-    """Return a torch IterableDataset of shuffled batches, to iterate or to give to a DataLoader.
+    """Return a torch IterableDataset of shuffled batches, to iterate or to pass to a DataLoader.
 
-    For example:
+    For example::
 
         DataLoader(torch_dataset(dataset, 10, 4096), batch_size=None)
 
@@ -35,12 +35,12 @@ def torch_dataset(
     torch.bfloat16 with dtype="bfloat16"; `numbers`, [batch_size] int64. The tensors share memory
     with the numpy arrays of `Batches`.
 
-    `set_epoch`, `state_dict` and `load_state_dict` are those of `Batches`. The workers of a
-    DataLoader share each epoch; an epoch has as many batches with any number of workers. Each
-    iteration of a loader with workers is the next epoch, or the rest of one after
-    `load_state_dict`. Workers read ahead of the loop, whose position only torchdata's
-    StatefulDataLoader knows and saves: `state_dict` of the dataset is an error then. Workers are
-    not needed for speed, because a thread reads ahead. Arguments are those of `Batches`.
+    `Batches` describes the arguments, `set_epoch`, `state_dict` and `load_state_dict`. The workers
+    of a DataLoader share each epoch, and their number does not change the number of batches. Each
+    iteration of a loader with workers is the next epoch, or the rest of an epoch after
+    `load_state_dict`. Workers read ahead of the loop. With workers, only torchdata's
+    StatefulDataLoader can save the position of the loop, and `state_dict` of the dataset raises
+    RuntimeError. Workers are not needed for speed, because a thread reads ahead.
     """
     return _torch_class()(partial(Batches, dataset, sites, batch_size, **options))
 
@@ -61,7 +61,7 @@ def _torch_class() -> Any:
     class TorchBatches(IterableDataset[dict[str, torch.Tensor]]):
         def __init__(self, make: partial[Batches]) -> None:
             self._make, self._batches = make, make()
-            self._opened = self._loaded = False  # in a worker
+            self._opened = self._loaded = False  # Changes only in a worker.
             self.__setstate__(torch.zeros(SIZE, dtype=torch.int64))
 
         def __len__(self) -> int:
@@ -71,7 +71,7 @@ def _torch_class() -> Any:
             batches, worker = self._of_this_process(), get_worker_info()
             if worker is None:
                 return self._in_main(batches)
-            # Not later: each worker does this when an iteration of the loader begins.
+            # Begin now and not lazily: every worker calls `iter` when an iteration begins.
             loaded = batches.position if self._loaded else None
             position = self._shared.begin(worker, loaded)
             if not self._loaded:
@@ -89,8 +89,8 @@ def _torch_class() -> Any:
             batches = self._of_this_process()
             if get_worker_info() is None and self._shared.moved_by_workers():
                 raise RuntimeError(
-                    "workers of a DataLoader read ahead, so that the position of the loop is not "
-                    "known here: save the state of torchdata's StatefulDataLoader, use "
+                    "workers of a DataLoader read ahead, and the dataset does not know the "
+                    "position of the loop: save the state of torchdata's StatefulDataLoader, use "
                     "num_workers=0, or, between two epochs, call set_epoch first"
                 )
             return batches.state_dict()
@@ -102,7 +102,8 @@ def _torch_class() -> Any:
                 self._shared.set(batches.position)
                 return
             batches.take_part(worker.id, worker.num_workers)
-            batches.load_state_dict(state)  # that of the same worker, among as many
+            # The same worker saved the state, with the same number of workers.
+            batches.load_state_dict(state)
             self._loaded = True
 
         def _in_main(self, batches: Batches) -> Iterator[dict[str, torch.Tensor]]:
@@ -112,7 +113,7 @@ def _torch_class() -> Any:
             self._shared.set(batches.position)
 
         def _of_this_process(self) -> Batches:
-            """Return the batches. A worker opens them again: connections must not be shared."""
+            """Return the batches. A worker reopens them, because it must not share connections."""
             if get_worker_info() is None:
                 self._batches.position = self._shared.get()
             elif not self._opened:
@@ -127,7 +128,7 @@ def _torch_class() -> Any:
             return make, (), self._memory
 
         def __setstate__(self, memory: torch.Tensor) -> None:
-            self._memory = memory.share_memory_()  # a copy, unless it is sent to a worker
+            self._memory = memory.share_memory_()  # Copies, unless torch sends it to a worker.
             self._shared = SharedPosition(memory.numpy())
 
     return TorchBatches
@@ -136,11 +137,11 @@ def _torch_class() -> Any:
 def grain_dataset(
     dataset: ActivationDataset, sites: Site | Sequence[Site], batch_size: int, **options: Any
 ) -> Any:
-    """Return a grain.IterDataset of shuffled batches without end, epoch after epoch.
+    """Return an endless grain.IterDataset of shuffled batches, epoch after epoch.
 
     An element is a dict: `values`, [batch_size, hidden] or [batch_size, sites, hidden]; `numbers`,
     [batch_size] int64. Each iterator has its own position, which checkpoints of Grain and Orbax
-    save and restore. Arguments are those of `Batches`.
+    save and restore. `Batches` describes the arguments.
     """
     return _grain_class()(partial(Batches, dataset, sites, batch_size, **options))
 
@@ -160,7 +161,7 @@ def _grain_class() -> Any:
             batch = next(self._epoch, None)
             if batch is None:
                 self._epoch = iter(self._batches)
-                batch = next(self._epoch)  # an epoch without batches ends the iteration
+                batch = next(self._epoch)  # An epoch without batches ends the iteration.
             return {"values": batch.values, "numbers": batch.numbers}
 
         def get_state(self) -> dict[str, Any]:
@@ -174,7 +175,7 @@ def _grain_class() -> Any:
         def __init__(self, make: partial[Batches]) -> None:
             super().__init__()
             self._make = make
-            make()  # checks the arguments
+            make()  # Checks the arguments.
 
         def __iter__(self) -> GrainIterator:
             return GrainIterator(self._make())
@@ -186,10 +187,10 @@ def _grain_class() -> Any:
 
 
 def tf_dataset(batches: Batches) -> Any:
-    """Return a tf.data.Dataset; each iteration is the rest of an epoch.
+    """Return a tf.data.Dataset of batches. Each iteration is the rest of an epoch.
 
     An element is a dict: `values`, [n, hidden] or [n, sites, hidden]; `numbers`, [n] int64. With
-    `prefetch`, the state of `batches` runs ahead of the elements that were given out.
+    `prefetch`, the state of `batches` runs ahead of the elements of the loop.
     """
     import tensorflow as tf
 
@@ -204,7 +205,7 @@ def tf_dataset(batches: Batches) -> Any:
 
 
 class DeviceBatches:
-    """Batches whose values are jax.Arrays. The next ones are transferred while one is in use.
+    """Batches whose values are jax.Arrays. JAX transfers the next ones while one is in use.
 
     Example::
 
@@ -213,7 +214,7 @@ class DeviceBatches:
 
     Args:
         batches: source of the batches.
-        sharding: jax.sharding.Sharding or device of the values; None for JAX's default.
+        sharding: `jax.sharding.Sharding` or device of the values; None for JAX's default.
         ahead: number of batches to transfer ahead.
     """
 
@@ -240,7 +241,7 @@ class DeviceBatches:
         self._state = self._batches.state_dict()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position after the last batch that was given out; see `Batches`."""
+        """Return the position after the last yielded batch; see `Batches`."""
         return dict(self._state)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

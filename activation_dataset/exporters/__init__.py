@@ -33,7 +33,7 @@ class Exported:
     Attributes:
         vectors: number of exported vectors of each site.
         left_out: number of vectors of each site that do not fill a row or batch.
-        how_to_load: lines of Python that load the first site.
+        how_to_load: Python code that loads the first site.
     """
 
     vectors: int
@@ -46,7 +46,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder and rename it to `path` when all files are written.
 
     Raises:
-        ExportError: `path` exists.
+        ExportError: if `path` exists.
     """
     if path.exists():
         raise ExportError(f"{path} already exists: choose another folder, or remove it")
@@ -61,9 +61,9 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def in_parts(dataset: ActivationDataset, site: Site, size: int, dtype: Dtype) -> Iterator[Vectors]:
-    """Yield all vectors of a site in order, `size` at a time; the last part may be smaller.
+    """Yield all vectors of a site in order, `size` at a time. The last part may be smaller.
 
-    The parts share one buffer, so each part is valid only until the next one.
+    The parts share one buffer: each part is valid only until the next one.
     """
     wanted = VectorFormat.of(dataset.metadata, site, dtype, None)
     values = np.empty(wanted.shape(min(size, dataset.num_vectors)), wanted.dtype)
@@ -86,7 +86,7 @@ def required(library: str, reason: str) -> Any:
     """Import a library that an export needs.
 
     Raises:
-        ImportError: the library is not installed. The message says how to install it.
+        ImportError: if the library is not installed. The message says how to install it.
     """
     try:
         return import_module(library)

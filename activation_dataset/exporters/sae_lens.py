@@ -41,8 +41,8 @@ def export(
 ) -> Exported:
     """Write rows of `context_size` vectors in order, with the token ids unless pooling is "mean".
 
-    Each site is a column of the dataset, named after its hook. A row can contain vectors of several
-    prompts. Vectors after the last full row are left out.
+    Each site is a column, named after its hook. A row can contain vectors of several prompts.
+    Vectors after the last full row are left out.
 
     Args:
         dataset: dataset to export.
@@ -51,7 +51,7 @@ def export(
         context_size: number of vectors in a row.
 
     Raises:
-        ExportError: the dataset has fewer vectors than a row, or the folder exists.
+        ExportError: if the dataset has fewer vectors than a row, or the folder exists.
     """
     if not 1 <= context_size <= dataset.num_vectors:
         raise ExportError(

@@ -1,6 +1,6 @@
 """Export to safetensors files: vectors in order, or shuffled batches for dictionary_learning.
 
-The function trainSAE of https://github.com/saprmarks/dictionary_learning takes any iterable of
+The function `trainSAE` of https://github.com/saprmarks/dictionary_learning accepts any iterable of
 [batch, hidden] tensors.
 """
 
@@ -89,10 +89,10 @@ def export_batches(
     batch_size: int = 4096,
     seed: int = 0,
 ) -> Exported:
-    """Write shuffled batches of each site; all sites have the same tokens in the same order.
+    """Write shuffled batches of each site. All sites have the same tokens in the same order.
 
     Each file has one tensor, `activations` [batches, batch_size, hidden] float32. The vectors are
-    not normalized, because trainSAE can normalize them.
+    not normalized, because `trainSAE` can normalize them.
 
     Args:
         dataset: dataset to export.
@@ -102,7 +102,7 @@ def export_batches(
         seed: seed of the shuffle.
 
     Raises:
-        ExportError: the dataset has fewer vectors than a batch, or the folder exists.
+        ExportError: if the dataset has fewer vectors than a batch, or the folder exists.
     """
     if dataset.num_vectors < batch_size:
         raise ExportError(

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-# Size and margins of a chart, and width of a character. One unit is about a pixel on a phone.
+# Size and margins of a chart, and width of a character. One unit is about one pixel on a phone.
 WIDTH, HEIGHT = 400, 250
 LEFT, RIGHT, TOP, BOTTOM = 46, 8, 10, 40
 LETTER = 6.5
@@ -21,7 +21,7 @@ class Axis:
         high: value at `end`.
         start: first unit.
         end: last unit.
-        log: True for a logarithmic scale, which takes positive values only.
+        log: True for a logarithmic scale, which needs positive values.
     """
 
     low: float
@@ -57,7 +57,7 @@ class Axis:
 
 
 def vertical(values: Iterable[float], log: bool = False, zero: bool = False) -> Axis:
-    """Return a vertical axis for values. Non-finite values and invalid logarithms are ignored."""
+    """Return a vertical axis for values, without non-finite values and invalid logarithms."""
     finite = [value for value in values if math.isfinite(value) and (value > 0 or not log)]
     low, high = (min(finite), max(finite)) if finite else (1.0, 2.0)
     if log:

@@ -45,7 +45,7 @@ def renewed_card(
         license: license of the tasks, an identifier of the hub such as "apache-2.0".
 
     Raises:
-        CardError: the license is not an identifier of the hub.
+        CardError: if the license is not an identifier of the hub.
     """
     text = "" if present is None else present.decode("utf-8", "replace")
     if present is not None and _MARK not in text.splitlines()[:3]:
@@ -86,7 +86,7 @@ def _loading(metadata: Metadata) -> Iterator[str]:
     yield "## Usage"
     yield (
         "```python\n"
-        "from activation_dataset import ActivationDataset  # needs numpy and google-crc32c only\n"
+        "from activation_dataset import ActivationDataset  # needs only numpy and google-crc32c\n"
         'dataset = ActivationDataset("this/folder")  # or a URL\n'
         f"for batch in dataset.batches({first!r}, {batch_size}): ...  # shuffled; "
         f"batch.values is [{batch_size}, {metadata.run.width(first)}] float32\n"

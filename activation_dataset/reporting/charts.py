@@ -76,7 +76,7 @@ def curves(
         series: name and values of each line.
         label: label for screen readers.
         unit: unit of the steps.
-        log: True for a logarithmic vertical axis, which takes positive values only.
+        log: True for a logarithmic vertical axis, which needs positive values.
     """
     axis = vertical([value for _, values in series for value in values], log)
     across = horizontal(steps[0], steps[-1])
@@ -157,7 +157,7 @@ def heat_map(
 
 
 def heat(values: NDArray[Any], low: float, high: float) -> NDArray[np.int64]:
-    """Return levels 0..15 of values between two ends. Other values are clipped, NaN gives 0."""
+    """Return the levels 0..15 of values between two ends. Values are clipped; NaN becomes 0."""
     shares = np.nan_to_num((values - low) / (high - low if high > low else 1.0))
     levels = (np.clip(shares, 0, 1) * len(LEVELS)).astype(np.int64)
     return np.minimum(levels, len(LEVELS) - 1)
@@ -214,7 +214,7 @@ def _inside(x: float, name: str) -> float:
 
 
 def _short(value: float) -> str:
-    """Format the value of a tick in few characters."""
+    """Format the value of a tick with few characters."""
     for limit, factor, unit in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
         if abs(value) >= limit:
             return f"{value / factor:g}{unit}"

@@ -16,8 +16,11 @@ from activation_dataset.reading.shards import Places
 from activation_dataset.reporting.charts import LEVELS, heat, ramp
 from activation_dataset.reporting.summary import OUTLIER_FACTORS, number
 
-OUTSIDE = "x"  # level of an outlier
-NOTHING = "-"  # level of a cell without a square
+OUTSIDE = "x"
+"""Level of an outlier."""
+
+NOTHING = "-"
+"""Level of a cell without a square."""
 
 NO_COLOR = 10
 
@@ -27,7 +30,7 @@ _LEAST_CELLS, _MOST_CELLS = 40, 900
 
 
 def colors_of(token_ids: NDArray[np.int32], run: RunDescription) -> NDArray[np.int64]:
-    """Return the colors 0..9 that tokens show, [n] int64, NO_COLOR for a token that is no digit."""
+    """Return the colors 0..9 that tokens show, [n] int64, NO_COLOR for a token without a digit."""
     digits = run.tokenizer.get("digits", [])
     colors = np.full(len(token_ids), NO_COLOR, np.int64)
     for color, ids in enumerate(from_json(tuple[tuple[int, ...], ...], digits, "tokenizer.digits")):
@@ -61,7 +64,7 @@ def grid_figure(
         places: places of the prompt's tokens.
         norms: [sites, tokens], norms in medians of the site, NaN for a non-finite vector.
         names: names of the sites.
-        run: the run, whose tokenizer has the token ids of the digits.
+        run: description of the run; its tokenizer has the token ids of the digits.
     """
     examples = np.where(places.cells[:, 0] == TEST_PAIR, _LAST, places.cells[:, 0])
     order = np.lexsort((places.cells[:, 1], examples))

@@ -14,9 +14,9 @@ class Likeness:
     """Comparison of sites on the same vectors.
 
     Attributes:
-        vectors: number of vectors that were compared.
+        vectors: number of compared vectors.
         alignment: [sites, sites] float64, linear centered kernel alignment: 1 if one site is a
-            rotated, scaled and shifted copy of the other, about 0 if they are independent. The
+            rotated, scaled and shifted copy of the other, about 0 if the sites are independent. The
             estimate is unbiased (Song et al. 2012; Nguyen, Raghu, Kornblith 2021). The biased
             estimate is always high for few vectors in many dimensions.
         dimensions: [sites] float64, participation ratio of the variance: the number of equal,
@@ -29,10 +29,10 @@ class Likeness:
 
 
 def compare_sites(grams: Sequence[NDArray[np.floating]], kept: NDArray[np.bool_]) -> Likeness:
-    """Compare sites.
+    """Compare sites on the same vectors.
 
     Args:
-        grams: [n, n] for each site, dot products of the same n vectors.
+        grams: for each site, the dot products of the same n vectors, [n, n].
         kept: [n] bool, True for vectors to compare; at least 4.
     """
     centered = np.stack([_centered(gram[np.ix_(kept, kept)]) for gram in grams])

@@ -1,4 +1,4 @@
-"""Summary of metadata.json in facts, tables and sentences."""
+"""Summary of metadata.json as facts, tables and sentences."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def widths_named(run: RunDescription) -> str:
 
 
 def _choice(run: RunDescription) -> str:
-    """Return text on the choice of tokens and the context window, if they are not the defaults."""
+    """Describe the choice of tokens and the context window, if they differ from the defaults."""
     text = ""
     if (tokens := run.settings.get("tokens", "all")) != "all":
         text = f"; chosen tokens: {tokens}"
@@ -190,7 +190,7 @@ def _reasons(rejected: Mapping[str, int]) -> str:
 
 
 def inspect(path: str, metadata: Metadata) -> str:
-    """Return text for a terminal: facts and a table of the layers."""
+    """Return text for a terminal with facts and a table of the layers."""
     text = f"{path}\n"
     for name, value, note in facts(metadata):
         text += f"  {name:<9} {value}" + (f"; {note}" if note else "") + "\n"

@@ -18,7 +18,7 @@ from activation_dataset.sites import Site
 from activation_dataset.storage_dtype import to_float32
 
 # Bounds of a survey that does not read everything: number of shards, vectors of each site, and
-# bytes of the vectors of all sites. The last two are rounded up to whole samples.
+# bytes of the vectors of all sites. The last two bounds are rounded up to whole samples.
 MAX_SHARDS = 64
 MAX_VECTORS = 1 << 15
 MAX_BYTES = 1 << 30
@@ -32,11 +32,11 @@ class Survey:
     """Findings of a survey, which reads whole samples of some shards.
 
     Attributes:
-        shards: number of these shards.
+        shards: number of surveyed shards.
         lengths: [prompts] int64, number of tokens of each prompt of these shards.
         repeated: number of prompts with exactly the tokens of an earlier prompt.
         numbers: [n] int64, numbers of the vectors that were read at each site.
-        places: places of these vectors.
+        places: samples and tokens of these vectors.
         factors: [sites, n] float32, norms in medians of the site; NaN for a non-finite vector, 0 if
             the median is 0.
         likeness: comparison of the sites on vectors that are not outliers at any site; None if
@@ -71,7 +71,7 @@ class Survey:
 
 
 def survey(dataset: ActivationDataset, whole: bool = False, seed: int = 0) -> Survey:
-    """Read a dataset site by site, within the bounds above.
+    """Read a dataset site by site, within the bounds of this module.
 
     Args:
         dataset: dataset to read.
@@ -79,7 +79,7 @@ def survey(dataset: ActivationDataset, whole: bool = False, seed: int = 0) -> Su
         seed: seed of the choice of vectors in a bounded survey.
 
     Raises:
-        CorruptRecordError: a record is damaged.
+        CorruptRecordError: if a record is damaged.
     """
     rng = np.random.default_rng(seed)
     shards = list(range(len(dataset.metadata.shards)))
@@ -100,7 +100,7 @@ def survey(dataset: ActivationDataset, whole: bool = False, seed: int = 0) -> Su
         norms, vectors = _read(dataset, site, chunks, compared)
         (median,) = quantiles(statistics, 0.5)
         row[:] = norms / median if median else np.where(np.isnan(norms), np.nan, 0)
-        usual &= row[compared] < OUTLIER_FACTORS[0]  # false for NaN
+        usual &= row[compared] < OUTLIER_FACTORS[0]  # False for NaN.
         grams.append(vectors @ vectors.T)
     comparable = len(grams) > 1 and np.count_nonzero(usual) >= _LEAST_COMPARED
     prompts = [digest for index in indexes for digest in _digests(index)]

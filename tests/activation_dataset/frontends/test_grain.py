@@ -17,7 +17,7 @@ def test_epochs_follow_each_other(dataset, values, wanted):
     batches = grain_dataset(dataset, 10, 20, window=50)
     assert isinstance(batches, grain.IterDataset)
     both = wanted[0] + wanted[1]
-    for _ in range(2):  # each iterator starts anew
+    for _ in range(2):  # Each iterator starts from the beginning.
         found = list(islice(batches, len(both)))
         assert numbers_of(found) == both
         for batch in found:

@@ -20,7 +20,7 @@ def test_the_same_batches_on_a_device(dataset, values, wanted, ahead):
     for epoch in range(2):
         found = list(batches)
         assert numbers_of(found) == wanted[epoch]
-        # All are still what they were when they were sent, though memory is used again.
+        # The reuse of host memory must not change values that were sent.
         for batch in found:
             assert isinstance(batch.values, jax.Array)
             np.testing.assert_array_equal(np.asarray(batch.values), values[batch.numbers])

@@ -1,4 +1,4 @@
-"""PyTorch front end. It runs in an environment with torch and without TensorFlow."""
+"""Tests of the PyTorch front end, in an environment with torch and without TensorFlow."""
 
 import json
 import pickle
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.torch
 
 @pytest.fixture(scope="module")
 def torch() -> Any:
-    """The package, which is imported only if a test of this file runs."""
+    """Import torch only if a test of this file runs."""
     import torch
 
     return torch
@@ -63,7 +63,7 @@ def numbers_of(batches):
 
 
 def found_by(code, dataset, **options):
-    """What code prints in a process of its own: forks of this one could break its threads."""
+    """Run code in a new process, because forks could break threads, and return what it prints."""
     command = [sys.executable, "-W", "ignore", "-c", COMMON + code, dataset.path]
     run = subprocess.run(
         [*command, json.dumps(options)], capture_output=True, check=False, text=True
@@ -73,7 +73,7 @@ def found_by(code, dataset, **options):
 
 
 def batches_of(epoch):
-    """The batches of an epoch, which workers give out in another order."""
+    """Sort the batches of an epoch, because workers yield them in another order."""
     return sorted(map(tuple, epoch))
 
 
@@ -119,7 +119,7 @@ def epochs(again=False, **how):
             batches.set_epoch(0)
         yield numbers_of(loader)
     for batch in loader:
-        break  # a loop that is left
+        break  # Leaves the loop early.
     yield numbers_of(loader)
 
 if __name__ == "__main__":

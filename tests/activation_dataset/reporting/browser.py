@@ -50,12 +50,12 @@ def run_in_page(page: Path, script: str, folder: Path, width: int, dark: bool = 
 
 
 def json_of_page(page: Path, profile: Path, *flags: str) -> Any:
-    """Return the JSON that a page leaves as the text of its body.
+    """Return the JSON that a page writes as the text of its body.
 
     Args:
         page: file that Chromium opens without a window.
         profile: folder for Chromium's own files.
-        flags: more flags of Chromium.
+        flags: additional flags of Chromium.
     """
     executable = next((found for name in _NAMES if (found := shutil.which(name))), None)
     if executable is None:

@@ -1,4 +1,4 @@
-"""Datasets of prompts with grids, and with vectors that the test chooses."""
+"""Datasets of prompts with grids, with vectors that the test chooses."""
 
 from __future__ import annotations
 

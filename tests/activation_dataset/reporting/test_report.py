@@ -41,7 +41,7 @@ def dataset(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def many_sites(tmp_path_factory):
-    """Path of the report on a dataset with all hook points of 24 layers."""
+    """Path of a report on a dataset with all hook points of 24 layers."""
     folder = tmp_path_factory.mktemp("sites") / "dataset"
     layers = tuple(range(24))
     write_prompted(

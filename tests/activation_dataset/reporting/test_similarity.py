@@ -21,7 +21,7 @@ def test_a_rotated_scaled_and_shifted_layer_is_the_same_layer():
 
 
 def test_alignment_is_the_unbiased_estimate():
-    """The definition is the mean of products over quadruples of different vectors."""
+    """The estimate is defined as the mean of products over quadruples of different vectors."""
     a, b = RNG.standard_normal((6, 3)), RNG.standard_normal((6, 2))
     k, m = a @ a.T, b @ b.T
 

@@ -74,7 +74,7 @@ def test_pooled_vectors(tmp_path, prompts, pooling):
     write_prompted(tmp_path, prompts, one, pooling, "bfloat16", HIDDEN)
     found = survey(ActivationDataset(tmp_path))
     assert found.factors.shape == (3, 7)
-    assert found.likeness is None  # too few to compare
+    assert found.likeness is None  # Too few to compare.
     assert (found.places.positions >= 0).all() == (pooling == "last")
 
 
