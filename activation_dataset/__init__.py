@@ -1,4 +1,4 @@
-"""Per-layer activation datasets on disk: write, read and verify them.
+"""Writing, reading and verification of per-layer activation datasets on disk.
 
 The package needs only numpy and google-crc32c. docs/reference/format.md describes the files.
 """

@@ -91,7 +91,7 @@ def _report(options: argparse.Namespace) -> int:
     """
     dataset = ActivationDataset(options.folder)
     output = Path(options.output)
-    if not output.parent.is_dir():  # checked early: reading can take minutes
+    if not output.parent.is_dir():  # Check early, because reading can take minutes.
         raise FileNotFoundError(f"--output {output}: folder {output.parent} does not exist")
     found = survey(dataset, whole=options.full, seed=options.seed)
     output.write_text(report(dataset, found), "utf-8")

@@ -14,17 +14,17 @@ def digest_of(value: Mapping[str, Json]) -> str:
     """Return the SHA-256, in hex, of a value as one line of JSON.
 
     Raises:
-        ValueError: JSON cannot represent the value.
+        ValueError: if JSON cannot represent the value.
     """
     return hashlib.sha256(_line(value).encode("utf-8")).hexdigest()
 
 
 def sealed_text(value: Mapping[str, Json], digest_field: str) -> str:
-    """Return the text of an object, with the schema version and a digest in two more fields.
+    """Return the text of an object with two additional fields, the schema version and a digest.
 
-    The second line holds the digest: the SHA-256, in hex, of the text without this line. The fields
-    follow, sorted by name, one on each line. Each element of `batches` and `statistics` also has
-    its own line.
+    The second line has the digest: the SHA-256, in hex, of the text without this line. The fields
+    follow, sorted by name, one per line. Each element of `batches` and `statistics` also has its
+    own line.
     """
     versioned = {**value, "schema_version": SCHEMA_VERSION}
     lines = [f"  {_line(key)}: {_lines(key, versioned[key])}" for key in sorted(versioned)]
@@ -36,7 +36,7 @@ def read_sealed(text: str | bytes, digest_field: str) -> dict[str, Json]:
     """Return the fields of an object that `sealed_text` wrote, without version and digest.
 
     Raises:
-        FieldError: `sealed_text` did not write this text.
+        FieldError: if `sealed_text` did not write this text.
     """
     content = text.encode() if isinstance(text, str) else text
     try:

@@ -31,8 +31,8 @@ from activation_dataset.storage_dtype import LARGEST_ELEMENT
 
 CERTIFICATE_FILE = "certificate.json"
 
-# Largest relative errors (L2) that rounding alone explains; docs/reliability.md explains them. In
-# bfloat16, 0.045 corresponds to a cosine of 0.999.
+# Largest relative errors (L2) that rounding alone explains, see docs/reliability.md. In bfloat16,
+# 0.045 corresponds to a cosine of 0.999.
 _EXACT, _STORED_NARROW, _COMPUTED_NARROW = 1e-4, 5e-3, 4.5e-2
 
 _OF_ATTENTION: tuple[HookPoint, ...] = ("q", "k", "v")
@@ -89,19 +89,19 @@ def certify(
     Args:
         path: dataset, a local folder or a URL that fsspec can open.
         model_path: checkpoint, a local folder in the Hugging Face layout.
-        samples: number of samples; a smaller dataset is compared whole.
+        samples: number of samples; all samples if the dataset has fewer.
         seed: seed of the choice of samples.
-        tolerance: largest relative error of a vector; None for what rounding explains.
+        tolerance: largest relative error of a vector; None for `default_tolerance`.
 
     Returns:
         The content of certificate.json.
 
     Raises:
-        DatasetError: the path has no complete dataset.
-        CertifyError: the model is not the model of the dataset, or no sample can be compared.
-        CorruptRecordError: a chosen record is damaged.
-        ImportError: torch or transformers is not installed.
-        OSError: a file cannot be read, or the certificate cannot be written.
+        DatasetError: if the path has no complete dataset.
+        CertifyError: if the model is not the model of the dataset, or no sample can be compared.
+        CorruptRecordError: if a chosen record is damaged.
+        ImportError: if torch or transformers is not installed.
+        OSError: if a file cannot be read, or the certificate cannot be written.
     """
     dataset = ActivationDataset(path)
     run = dataset.metadata.run
@@ -189,12 +189,12 @@ def compare(stored: NDArray[np.float32], reference: NDArray[np.float64]) -> Site
     A non-finite vector on either side has an infinite error.
 
     Raises:
-        CertifyError: the two shapes differ.
+        CertifyError: if the two shapes differ.
     """
     if stored.shape != reference.shape:
         raise CertifyError(
-            f"a record has vectors of shape {stored.shape}, the model gives {reference.shape}: "
-            "give the model that the dataset was made with"
+            f"a record has vectors of shape {stored.shape}, the model returns {reference.shape}: "
+            "give the model that computed the dataset"
         )
     ours = stored.astype(np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -211,7 +211,7 @@ def compare(stored: NDArray[np.float32], reference: NDArray[np.float64]) -> Site
 
 
 def _load_reference(model_path: Path, run: RunDescription) -> _Reference:
-    """Load the model of transformers in float32 from a checkpoint folder.
+    """Load a checkpoint folder with transformers, in float32.
 
     Hooks capture the vectors, because `hidden_states` has the last layer only after the final norm.
     """
@@ -235,7 +235,7 @@ def _load_reference(model_path: Path, run: RunDescription) -> _Reference:
     if width != run.hidden_dim or layers <= last:
         raise CertifyError(
             f"{model_path} has {layers} layers of width {width}; the dataset has layer {last} and "
-            f"width {run.hidden_dim}: give the model that the dataset was made with"
+            f"width {run.hidden_dim}: give the model that computed the dataset"
         )
     captured: dict[Site, Any] = {}
     model = transformers.AutoModel.from_pretrained(

@@ -18,7 +18,7 @@ if google_crc32c.implementation != "c":
         "pip install --force-reinstall --only-binary :all: google-crc32c"
     )
 
-# Fits into the L2 cache of a core, so that the checksum reads the piece from the cache.
+# A piece fits into a core's L2 cache, from which the checksum reads it.
 _PIECE_BYTES = 1 << 19
 
 
@@ -42,7 +42,7 @@ def crc32c_of_stream(stream: BinaryIO) -> tuple[int, int]:
     """Return the CRC32C and the number of bytes from the stream's position to its end.
 
     Raises:
-        OSError: the stream cannot be read.
+        OSError: if the stream cannot be read.
     """
     piece = np.empty(_PIECE_BYTES, np.uint8)
     crc = size = 0

@@ -12,7 +12,7 @@ CLOSED = 141
 
 
 def until_closed(command: Callable[[], int | None]) -> int:
-    """Run a command; end without a traceback if the reader of standard output closes the pipe.
+    """Run a command. End without a traceback if the reader of standard output closes the pipe.
 
     Args:
         command: function that prints and returns its exit status, or None for 0.
@@ -24,12 +24,12 @@ def until_closed(command: Callable[[], int | None]) -> int:
         try:
             status = command() or 0
         except SystemExit:
-            sys.stdout.flush()  # the text of --help
+            sys.stdout.flush()  # The text of --help.
             raise
         sys.stdout.flush()
     except BrokenPipeError:
         if not _is_closed(sys.stdout.fileno()):
-            raise  # another pipe or connection
+            raise  # Another pipe or connection failed.
         # The interpreter flushes the remaining buffer at exit, which would raise the error again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return CLOSED

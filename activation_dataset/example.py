@@ -35,9 +35,9 @@ ACTIVATION = b"activation"
 
 # Tags of length-delimited fields.
 _FIELD_1, _FIELD_2, _FIELD_3 = b"\x0a", b"\x12", b"\x1a"
-_BYTES_LIST, _INT64_LIST = _FIELD_1, _FIELD_3  # fields of Feature
+_BYTES_LIST, _INT64_LIST = _FIELD_1, _FIELD_3  # Fields of Feature.
 
-_MAX_SHIFT = 56  # shift of the last group of a varint
+_MAX_SHIFT = 56  # Shift of the last group of a varint.
 # Up to this length, a Python loop is faster than numpy.
 _SHORT_LIST = 16
 
@@ -75,7 +75,7 @@ def encode_prefix(payload_bytes: int, suffix_bytes: int, payload: bytes = ACTIVA
     """
     lengths = []
     length = payload_bytes
-    # Inside out: BytesList.value, Feature.bytes_list, the value of the map entry.
+    # From the inside: BytesList.value, Feature.bytes_list, the value of the map entry.
     for _ in range(3):
         lengths.append(_varint(length))
         length += 1 + len(lengths[-1])
@@ -102,7 +102,7 @@ def encode_suffix(
         roles: roles of the messages, as in `Prompt`.
 
     Raises:
-        ValueError: a token id is negative.
+        ValueError: if a token id is negative.
     """
     if len(sample.token_ids) and sample.token_ids.min() < 0:
         raise ValueError(f"sample {sample.sample_id!r} has a negative value in token_ids")
@@ -134,7 +134,7 @@ def decode_example(data: bytes | memoryview, payload: bytes = ACTIVATION) -> Dec
     """Decode a record's data. Copies everything except the payload.
 
     Raises:
-        ExampleError: the data differs from what the encoder writes.
+        ExampleError: if the data differs from what the encoder writes.
     """
     view = memoryview(data)
     try:
@@ -154,7 +154,7 @@ def decode_example(data: bytes | memoryview, payload: bytes = ACTIVATION) -> Dec
         bytes(view[: len(prefix)]) != prefix
         or view[len(prefix) + len(decoded.activation) :].tobytes() != suffix
     ):
-        raise ExampleError("not encoded as this version encodes a record")
+        raise ExampleError("not a record of this format: its encoding differs")
     return decoded
 
 
@@ -232,7 +232,7 @@ def _varint_array(values: NDArray[np.int32]) -> bytes:
 
 
 def _values(view: memoryview) -> dict[bytes, memoryview]:
-    """Return the encoded values of each feature: byte string fields, or packed integers."""
+    """Return the encoded values of each feature, fields of byte strings or packed integers."""
     values: dict[bytes, memoryview] = {}
     position, last = _content(view, 0)
     while position < last:
@@ -269,7 +269,11 @@ def _content(view: memoryview, position: int) -> tuple[int, int]:
 
 
 def _varint_at(view: memoryview, position: int) -> tuple[int, int]:
-    """Return a varint and the position after it. Raises IndexError at the end of the view."""
+    """Return a varint and the position after it.
+
+    Raises:
+        IndexError: if the view ends before the varint.
+    """
     byte = view[position]
     if byte < 0x80:
         return byte, position + 1

@@ -1,4 +1,4 @@
-"""The command `export`, which writes sites to files for trainers of sparse autoencoders."""
+"""Command `export`, which writes sites to files for trainers of sparse autoencoders."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the export, print how to load the result, and return the exit code.
 
     Raises:
-        ExportError: the arguments do not fit the dataset, or the output folder exists.
+        ExportError: if the arguments do not fit the dataset, or the output folder exists.
     """
     options = {name: value for name in _OPTIONS if (value := getattr(arguments, name)) is not None}
     for name in options:

@@ -1,4 +1,4 @@
-"""Strict conversion between dataclasses and JSON: all fields, of their types, and no others."""
+"""Strict conversion between dataclasses and JSON, with exactly the fields and their types."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def from_json(kind: Any, value: Json, where: str) -> Any:
         where: path of the value in error messages; empty for the whole file.
 
     Raises:
-        FieldError: a field is missing, unknown or wrong. The message gives its path, the value, and
-            what is allowed.
+        FieldError: if a field is missing, unknown or wrong. The message gives the path of the
+            field, its value and the allowed values.
     """
     origin, arguments = get_origin(kind), get_args(kind)
     if hasattr(kind, "from_json"):
@@ -79,7 +79,11 @@ def from_json(kind: Any, value: Json, where: str) -> Any:
 
 
 def check_names(found: Collection[str], expected: Collection[str], where: str) -> None:
-    """Raise FieldError unless an object has exactly the expected fields."""
+    """Check that an object has exactly the expected fields.
+
+    Raises:
+        FieldError: if a field is missing or unknown.
+    """
     for name in expected:
         if name not in found:
             raise FieldError(f"{_path(where, name)} is missing")

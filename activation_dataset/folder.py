@@ -1,4 +1,4 @@
-"""The folder of a dataset: local, or behind a URL that fsspec can open."""
+"""Folder of a dataset: a local folder, or a URL that fsspec can open."""
 
 from __future__ import annotations
 
@@ -18,30 +18,32 @@ from activation_dataset.format import partial_file
 # A read larger than the buffer bypasses it.
 _BUFFER_BYTES = 1 << 16
 
-# A request to a bucket takes 30 ms before its first byte: 16 MiB take ten times that at 50 MB/s.
+# The first byte of a request to a bucket takes 30 ms; 16 MiB take ten times as long at 50 MB/s.
 REQUEST_BYTES = 1 << 24
-"""Most bytes that a remote folder asks for at a time."""
+"""Limit in bytes on one request of a remote folder."""
 
 # Listing a folder takes one request for up to 1,000 files.
 _FEW = 4
 
-# Properties of fsspec's `info`, by file system, that change with the content of a file.
+# Properties in fsspec's `info` that change with the content of a file. File systems have some.
 _CHANGING = (
     *("size", "generation", "crc32c", "md5Hash", "etag", "ETag", "LastModified", "last_modified"),
     *("updated", "mtime", "ino", "created"),
 )
 
 Stamp = tuple[object, ...]
-"""Properties of a file that change if it is written again; empty if there is no such file."""
+"""Properties of a file that change when it is rewritten; empty if the file does not exist."""
 
 
 @dataclass(frozen=True)
 class LocalFolder:
-    """A folder of this machine.
+    """Folder on this machine. Its methods raise OSError if the file system fails.
 
-    Paths of files are relative to `root` and use "/". Readers may add index files if `local`.
-    `parallel_reads` is the number of concurrent reads that reach the folder's full speed, and
-    `read_bytes` the size that each needs for it.
+    Attributes:
+        root: path of the folder. Paths of files are relative to it and use "/".
+        parallel_reads: number of concurrent reads that reach the full speed of the folder.
+        local: True if readers may add index files.
+        read_bytes: size of a read that reaches the full speed of the folder.
     """
 
     root: Path
@@ -50,21 +52,21 @@ class LocalFolder:
     read_bytes = 1
 
     def open(self, path: str) -> BinaryIO:
-        """Open a file for sequential reading; seekable. Raises OSError."""
+        """Open a file for sequential reading. The stream is seekable."""
         return open(self.root / path, "rb", buffering=_BUFFER_BYTES)
 
     def read(self, path: str) -> bytes:
-        """Return the content of a file. Raises OSError."""
+        """Return the content of a file."""
         return (self.root / path).read_bytes()
 
     def open_range(self, path: str, start: int, end: int) -> BinaryIO:
-        """Open a file at the byte `start`, to be read up to `end`. Raises OSError."""
+        """Open a file at the byte `start`, for reading up to `end`."""
         stream: Any = open(self.root / path, "rb", buffering=0)  # noqa: SIM115
         stream.seek(start)
         return stream  # type: ignore[no-any-return]
 
     def save(self, path: str, data: bytes) -> None:
-        """Write a file, whole or not at all. Raises OSError."""
+        """Write a file, either whole or not at all."""
         target = self.root / path
         target.parent.mkdir(exist_ok=True)
         partial = self.root / partial_file(path, secrets.token_hex(8))
@@ -76,7 +78,7 @@ class LocalFolder:
             raise
 
     def stamps(self, paths: Sequence[str]) -> list[Stamp]:
-        """Return the stamp of each file. Raises OSError."""
+        """Return the stamp of each file."""
         return [_stamp(self.root / path) for path in paths]
 
     def files(self) -> Iterator[str]:
@@ -90,9 +92,9 @@ class LocalFolder:
 
 @dataclass(frozen=True)
 class RemoteFolder:
-    """A folder of an fsspec file system; methods as those of LocalFolder.
+    """Folder of an fsspec file system, with the attributes and methods of `LocalFolder`.
 
-    The file system repeats requests that fail for a while. What it gives up on is an OSError.
+    The file system retries failed requests for a while. Methods raise OSError afterwards.
     """
 
     file_system: Any
@@ -102,33 +104,33 @@ class RemoteFolder:
     read_bytes = REQUEST_BYTES
 
     def open(self, path: str) -> BinaryIO:
-        """Open a file for sequential reading; seekable. Raises OSError."""
+        """Open a file for sequential reading. The stream is seekable."""
         with _errors_of(path):
             file: BinaryIO = self.file_system.open(f"{self.root}/{path}", "rb")
             return file
 
     def open_range(self, path: str, start: int, end: int) -> BinaryIO:
-        """Open a file at the byte `start`, to be read up to `end`. Raises OSError."""
+        """Open a file at the byte `start`, for reading up to `end`."""
         return _Range(self, path, start, end)  # type: ignore[return-value]
 
     def read(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
-        """Return the content of a file, or of a range, which is shorter if the file ends in it."""
+        """Return the content of a file or range. A range past the end of the file is cut."""
         with _errors_of(path):
             data: bytes = self.file_system.cat_file(f"{self.root}/{path}", start, end)
         if start is not None and end is not None and len(data) > end - start:
             raise OSError(
-                f"{path}: the server sent {len(data)} bytes for a range of {end - start}, so it "
-                "does not support ranges. Copy the dataset to a local folder first"
+                f"{path}: the server sent {len(data)} bytes for a range of {end - start} and does "
+                "not support ranges. Copy the dataset to a local folder first"
             )
         return data
 
     def save(self, path: str, data: bytes) -> None:
-        """Write a file. Raises OSError."""
+        """Write a file."""
         with _errors_of(path):
             self.file_system.pipe_file(f"{self.root}/{path}", data)
 
     def stamps(self, paths: Sequence[str]) -> list[Stamp]:
-        """Return the stamp of each file. Raises OSError."""
+        """Return the stamp of each file."""
         names = [f"{self.root}/{path}" for path in paths]
         listed: dict[str, dict[str, Any]] = {}
         for parent, count in Counter(name.rpartition("/")[0] for name in names).items():
@@ -164,13 +166,13 @@ class _Range(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Fill the buffer, unless a piece or the file ends before that."""
+        """Fill the buffer, or a part of it at the end of a piece or of the file."""
         if not self._rest and self._next < self._end:
-            # A part is a little larger than a request where its last record is long.
+            # A long last record makes a part slightly larger than a request.
             rest = self._end - self._next
             start = self._next
             end = start + (rest if rest < REQUEST_BYTES * 5 // 4 else REQUEST_BYTES)
-            self._rest = memoryview(b"")  # Not two pieces in memory at a time.
+            self._rest = memoryview(b"")  # Free the old piece before the next one is read.
             self._rest = memoryview(self._folder.read(self._path, start, end))
             self._next = end if len(self._rest) == end - start else self._end
         count = min(len(buffer), len(self._rest))
@@ -181,7 +183,7 @@ class _Range(io.RawIOBase):
 
 @contextmanager
 def _errors_of(path: str) -> Iterator[None]:
-    """Turn errors of file systems, which are of many types, into an OSError with the path."""
+    """Turn the errors of file systems, which have many types, into an OSError with the path."""
     try:
         yield
     except OSError:
@@ -194,19 +196,23 @@ Folder = LocalFolder | RemoteFolder
 
 
 def open_folder(path: str | os.PathLike[str]) -> Folder:
-    """Return the folder at a path or URL. Raises ImportError if the URL needs another package."""
+    """Return the folder at a path or URL.
+
+    Raises:
+        ImportError: if the URL needs another package.
+    """
     location = os.fspath(path)
     if "://" not in location:
         return LocalFolder(Path(location))
     try:
-        # A cached listing would hide that a file has changed.
+        # A cached listing would hide changes of files.
         file_system, root = import_module("fsspec.core").url_to_fs(
             location, use_listings_cache=False
         )
     except (ImportError, ValueError) as error:
         raise ImportError(
-            f"{location}: reading a URL needs fsspec and its driver (for gs://: "
-            f"pip install gcsfs), or copy the dataset to a local folder first: {error}"
+            f"{location}: a URL needs fsspec and its driver ({error}). Install them (for gs://: "
+            "pip install gcsfs), or copy the dataset to a local folder first"
         ) from error
     return RemoteFolder(file_system, root.rstrip("/"))
 

@@ -103,7 +103,7 @@ def index_file(shard: int, num_shards: int) -> str:
 
 
 def parse_data_file(path: str) -> tuple[Site | None, int, int] | None:
-    """Return the site, shard and number of shards of a path from `data_file`; None for others."""
+    """Return the site, shard and number of shards of a `data_file` path; None for another path."""
     match = _DATA_FILE.fullmatch(path)
     if match is None:
         return None
@@ -123,7 +123,7 @@ def _number(shard: int, num_shards: int) -> str:
 
 
 def partial_file(path: str, unique: str) -> str:
-    """Return the name under which `path` is written until it is complete.
+    """Return the name of the file `path` until it is complete.
 
     Args:
         path: final path of the file.

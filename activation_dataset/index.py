@@ -1,7 +1,7 @@
-"""The index of a shard: positions of its records, and its prompts as columns.
+"""Index of a shard: the offsets of its records, and its prompts as columns.
 
-All of it follows from the shard's prompts, so one index serves every site. Sites of the same width
-have the same positions.
+The prompts of the shard determine the whole index, so one index serves every site. Sites of the
+same width have the same offsets.
 """
 
 from __future__ import annotations
@@ -40,17 +40,22 @@ class ShardIndex:
     """Records and prompts of a shard, in the order of its files.
 
     Attributes:
-        pooling: of the dataset.
-        widths: elements of a vector; those of the residual stream first, then of other sites.
+        pooling: pooling of the dataset.
+        widths: widths of vectors, first the width of the residual stream, then other widths.
         record_starts: [widths, samples + 1] int64, offset of each record in a layer file; the last
-            one is the size of the file.
+            value is the size of the file.
         activation_starts: [widths, samples] int64, offset of each record's activation.
         token_ends: [samples] int64, cumulative number of prompt tokens.
-        token_ids, cells: [tokens] int32 and [tokens, 4] int16 of all prompts, as in Prompt.
-        chosen: [tokens] bool, tokens whose vectors are stored, or with pooling "mean" averaged.
-        offsets, prepended_bos: [samples] int64 and bool, as in Sample.
-        turns: [tokens] int16 as in Prompt, -1 for a prompt that is not a chat; [0] if none is.
-        sample_ids, task_ids: ids of each sample and of its task.
+        token_ids: [tokens] int32, token ids of all prompts.
+        cells: [tokens, 4] int16, as in `Prompt`.
+        chosen: [tokens] bool, True for tokens whose vectors are stored, or averaged with pooling
+            "mean".
+        offsets: [samples] int64, as in `Sample`.
+        prepended_bos: [samples] bool, as in `Sample`.
+        turns: [tokens] int16, as in `Prompt`, -1 for a prompt that is not a chat; empty if no
+            prompt is a chat.
+        sample_ids: [samples] id of each sample.
+        task_ids: [samples] id of the task of each sample.
         roles: [samples] roles of the messages of each chat.
     """
 
@@ -70,17 +75,17 @@ class ShardIndex:
     roles: list[list[str]]
 
     def __len__(self) -> int:
-        """Number of samples."""
+        """Return the number of samples."""
         return len(self.token_ends)
 
     @cached_property
     def token_counts(self) -> NDArray[np.int64]:
-        """[samples] int64, tokens of each prompt."""
+        """Number of tokens of each prompt, [samples] int64."""
         return np.diff(self.token_ends, prepend=0)
 
     @cached_property
     def vector_ends(self) -> NDArray[np.int64]:
-        """[samples] int64, cumulative number of vectors."""
+        """Cumulative number of vectors, [samples] int64."""
         if self.pooling != "none":
             return np.arange(1, len(self) + 1, dtype=np.int64)
         ends: NDArray[np.int64] = np.concatenate([[0], np.cumsum(self.chosen)])[self.token_ends]
@@ -88,14 +93,14 @@ class ShardIndex:
 
     @cached_property
     def vector_tokens(self) -> NDArray[np.int64]:
-        """[vectors] int64, the place in `token_ids` of the token of each vector; [0] for means."""
+        """Place of each vector's token in `token_ids`, [vectors] int64; empty for means."""
         if self.pooling == "mean":
             return np.empty(0, np.int64)
         return self.token_ends - 1 if self.pooling == "last" else np.flatnonzero(self.chosen)
 
     @cached_property
     def vector_positions(self) -> NDArray[np.int64]:
-        """[vectors] int64, position in its prompt of the token of each vector; [0] for means."""
+        """Position of each vector's token in its prompt, [vectors] int64; empty for means."""
         if self.pooling == "mean":
             return self.vector_tokens
         starts = np.repeat(self.token_ends - self.token_counts, self.vector_counts)
@@ -104,19 +109,19 @@ class ShardIndex:
 
     @cached_property
     def vector_counts(self) -> NDArray[np.int64]:
-        """[samples] int64, vectors of each sample."""
+        """Number of vectors of each sample, [samples] int64."""
         return np.diff(self.vector_ends, prepend=0)
 
     @cached_property
     def layout(self) -> Layout:
-        """Where the records are; it shares no memory with the index but `record_starts`."""
+        """Layout of the shard, which shares only the memory of `record_starts` with the index."""
         heads = self.activation_starts - self.record_starts[:, :-1]
         ends = np.append(0, self.vector_ends)
         return Layout(tuple(self.widths), self.record_starts, heads.astype(np.int32), ends)
 
     @cached_property
     def nbytes(self) -> int:
-        """Bytes of memory, about, with all properties that are computed on first use."""
+        """Approximate size in memory in bytes, including all cached properties."""
         columns = sum(int(getattr(self, name).nbytes) for name in _COLUMNS)
         chosen = 0 if self.pooling == "mean" else int(self.vector_ends[-1]) if len(self) else 0
         computed = 8 * (3 * len(self) + 2 * chosen) + self.layout.nbytes
@@ -128,7 +133,11 @@ class ShardIndex:
 def open_index(folder: Folder, metadata: Metadata, shard: int) -> ShardIndex:
     """Load the index of a shard from its file, or build it from the prompts and try to save it.
 
-    Remote folders are left unchanged. Raises CorruptRecordError or OSError.
+    Remote folders stay unchanged.
+
+    Raises:
+        CorruptRecordError: if a record of the prompts is damaged.
+        OSError: if the file of the prompts cannot be read.
     """
     index, data = _load_or_build(folder, metadata, shard)
     if data and folder.local:
@@ -140,9 +149,11 @@ def open_index(folder: Folder, metadata: Metadata, shard: int) -> ShardIndex:
 
 
 def keep_indexes(folder: Folder, metadata: Metadata) -> int:
-    """Save the index of each shard that has none, or a stale or damaged one; return their number.
+    """Save each index that is missing, stale or damaged, and return the number of saved indexes.
 
-    Raises CorruptRecordError or OSError.
+    Raises:
+        CorruptRecordError: if a record of the prompts is damaged.
+        OSError: if a file of prompts cannot be read, or an index cannot be written.
     """
     built = 0
     for shard in range(len(metadata.shards)):
@@ -154,10 +165,10 @@ def keep_indexes(folder: Folder, metadata: Metadata) -> int:
 
 
 def _load_or_build(folder: Folder, metadata: Metadata, shard: int) -> tuple[ShardIndex, bytes]:
-    """Return the index of a shard, and the content of its file if that has to be written."""
+    """Return the index of a shard, and the content of its file, or b"" if the file is valid."""
     path = index_file(shard, len(metadata.shards))
     entry, kinds = metadata.shards[shard].prompts, _kinds_of(metadata.run)
-    # Names what the index is built from. A file with another key is stale.
+    # The key identifies the sources of the index. A file with another key is stale.
     key = digest_of({"prompts": asdict(entry), "kinds": [asdict(kind) for kind in kinds]})
     try:
         return decode_index(folder.read(path), key), b""
@@ -170,7 +181,7 @@ def _load_or_build(folder: Folder, metadata: Metadata, shard: int) -> tuple[Shar
 
 
 def _kinds_of(run: RunDescription) -> list[RecordKind]:
-    """Kinds of a dataset's records, that of the residual stream first, captured or not."""
+    """Return the kinds of a dataset's records, first of the residual stream, captured or not."""
     stream = RecordKind(run.pooling, run.storage_dtype, run.hidden_dim)
     return list(dict.fromkeys([stream, *map(run.record_kind, run.sites)]))
 
@@ -214,8 +225,8 @@ def _turns(prompts: list[Prompt]) -> NDArray[np.int16]:
 def encode_index(index: ShardIndex, key: str) -> bytes:
     """Encode an index file: arrays in numpy's .npy format, then their CRC32C (uint32).
 
-    The first array, uint8, holds JSON: the key, the pooling, the widths, and the ids. All is
-    little-endian.
+    The first array, uint8, contains JSON: the key, the pooling, the widths and the ids. All values
+    are little-endian.
     """
     texts = {name: getattr(index, name) for name in ("pooling", "widths", *_TEXTS)}
     texts["key"] = key
@@ -229,11 +240,15 @@ def encode_index(index: ShardIndex, key: str) -> bytes:
 
 
 def decode_index(data: bytes, key: str) -> ShardIndex:
-    """Decode an index file. Raises ValueError if it is damaged or has another key."""
+    """Decode an index file.
+
+    Raises:
+        ValueError: if the file is damaged or has another key.
+    """
     body, crc = data[:-_CRC_BYTES], data[-_CRC_BYTES:]
     if not body or crc32c(body) != int.from_bytes(crc, "little"):
         raise ValueError("damaged, its CRC does not match")
-    # Past this check the bytes are those that were written.
+    # After this check, the bytes equal the written bytes.
     stream = io.BytesIO(body)
     texts = json.loads(np.load(stream).tobytes())
     if texts.pop("key") != key:

@@ -24,7 +24,7 @@ class Written:
         truncated_samples: written samples whose end was cut off.
         truncated_tokens: tokens that were cut off.
         unknown_cell_samples: written samples with grids whose cells could not be mapped to tokens.
-        unchosen_tasks: tasks of which no sample has a chosen token.
+        unchosen_tasks: tasks without a sample that has a chosen token.
         unchosen_samples: samples without a chosen token.
     """
 
@@ -53,13 +53,13 @@ class Count:
     """Counts of tasks or samples.
 
     Attributes:
-        read: number that was read.
-        written: number that was written.
-        unchosen: number that was left out because no token is chosen.
-        rejected: number that was rejected, by reason.
+        read: number of tasks or samples read.
+        written: number written.
+        unchosen: number excluded because no token is chosen.
+        rejected: number rejected, by reason.
 
     Raises:
-        ValueError: the counts do not add up.
+        ValueError: if the counts do not add up.
     """
 
     read: int
@@ -95,7 +95,7 @@ class InputCounts:
             one to one.
 
     Raises:
-        ValueError: the counts contradict each other.
+        ValueError: if the counts contradict each other.
     """
 
     tasks: Count

@@ -1,4 +1,4 @@
-"""The layout of a shard: where its records and vectors are, without ids and tokens."""
+"""Layout of a shard: the places of its records and vectors, without ids and tokens."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ Numbers = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """Records of a shard in its layer files. It takes 8 + 12 x widths bytes for each sample.
+    """Places of records in the layer files of a shard.
+
+    A layout takes 8 + 12 x widths bytes of memory for each sample.
 
     Attributes:
-        widths: elements of a vector; those of the residual stream first, then of other sites.
+        widths: widths of vectors, first the width of the residual stream, then other widths.
         record_starts: [widths, samples + 1] int64, offset of each record in a layer file; the last
-            one is the size of the file.
+            value is the size of the file.
         heads: [widths, samples] int32, bytes of each record before its activation.
-        vector_starts: [samples + 1] int64, number of vectors before each sample; the last one is
-            that of all.
+        vector_starts: [samples + 1] int64, number of vectors before each sample; the last value is
+            the number of all vectors.
     """
 
     widths: tuple[int, ...]
@@ -29,12 +31,12 @@ class Layout:
     vector_starts: Numbers
 
     def __len__(self) -> int:
-        """Number of samples."""
+        """Return the number of samples."""
         return len(self.vector_starts) - 1
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory."""
+        """Size in memory in bytes."""
         return self.record_starts.nbytes + self.heads.nbytes + self.vector_starts.nbytes
 
 
@@ -43,9 +45,11 @@ class Runs:
     """Runs of records of a shard.
 
     Attributes:
-        firsts, lasts: [runs] int64, the records first..last - 1 of each run.
-        starts, stops: [runs] int64, the vectors start..stop - 1 of each run.
-        wanted: [runs] int64, number of wanted vectors.
+        firsts: [runs] int64, first record of each run.
+        lasts: [runs] int64, record after the last one of each run.
+        starts: [runs] int64, first vector of each run.
+        stops: [runs] int64, vector after the last one of each run.
+        wanted: [runs] int64, number of wanted vectors of each run.
     """
 
     firsts: Numbers
@@ -56,17 +60,17 @@ class Runs:
 
 
 def runs(layout: Layout, chunk_bytes: int, run_bytes: int, only: Numbers | None) -> Runs:
-    """Cut a shard into runs of records, in order, that are read together.
+    """Cut a shard into runs of records, in order. A reader reads the records of a run together.
 
     Chunks are records that begin in the same `chunk_bytes` of the file. Neighboring chunks that
-    begin in the same `run_bytes` are one run. Chunks without wanted vectors are left out. Offsets
-    are those of the residual stream, so that runs are the same for every site.
+    begin in the same `run_bytes` are one run. Chunks without wanted vectors are skipped. Offsets
+    refer to the residual stream, which makes the runs the same for every site.
 
     Args:
         layout: layout of the shard.
         chunk_bytes: size of a chunk.
         run_bytes: largest size of a run, a multiple of `chunk_bytes`.
-        only: [n] ascending numbers in the shard of the wanted vectors; None for all chunks.
+        only: [n] ascending numbers of the wanted vectors, relative to the shard; None for all.
     """
     offsets = layout.record_starts[0, :-1]
     firsts = np.flatnonzero(np.diff(offsets // chunk_bytes, prepend=-1))

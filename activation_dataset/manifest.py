@@ -40,7 +40,11 @@ class _Sealed:
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Self:
-        """Restore a manifest from the result of `to_bytes`. Raises FieldError for other content."""
+        """Restore a manifest from the result of `to_bytes`.
+
+        Raises:
+            FieldError: if `to_bytes` did not write this content.
+        """
         result: Self = from_json(cls, read_sealed(content, _DIGEST), "")
         return result
 
@@ -56,8 +60,8 @@ class LayerManifest(_Sealed):
         vectors: number of vectors.
         order: digest of the sample ids in the order of the file, see `sample_order`.
         ops: implementation and device that computed the vectors, such as "xla on cpu".
-        site: the site.
-        file: the file.
+        site: site of the vectors.
+        file: entry of the file.
         statistics: statistics of the vectors.
     """
 
@@ -74,7 +78,7 @@ class LayerManifest(_Sealed):
 
 @dataclass(frozen=True)
 class PromptsManifest(_Sealed):
-    """Content of one file of prompts. The attributes are described in `LayerManifest`."""
+    """Content of one file of prompts. `LayerManifest` describes the attributes."""
 
     shard: int
     samples: int
@@ -95,8 +99,8 @@ class Shard:
         samples: number of samples.
         tokens: number of tokens of all prompts.
         vectors: number of vectors of one site.
-        prompts: the file of prompts.
-        files: layer file of each site.
+        prompts: entry of the file of prompts.
+        files: entry of the layer file of each site.
     """
 
     shard: int
@@ -108,7 +112,7 @@ class Shard:
 
     @property
     def all_files(self) -> tuple[FileEntry, ...]:
-        """The layer files and the file of prompts."""
+        """Entries of the layer files and of the file of prompts."""
         return (*self.files.values(), self.prompts)
 
 
@@ -136,8 +140,8 @@ def shards_of(
         num_shards: number of shards.
 
     Raises:
-        ValueError: a file is missing, unknown or was written twice, or the files of a shard differ
-            in their samples or in the order of the samples.
+        ValueError: if a file is missing, unknown or was written twice, or the files of a shard
+            differ in their samples or in the order of the samples.
     """
     found: dict[str, Manifest] = {}
     for manifest in manifests:
@@ -178,6 +182,5 @@ def _check_same_samples(manifest: Manifest, prompts: Manifest) -> None:
         )
     if manifest.order != prompts.order:
         raise ValueError(
-            f"{manifest.file.path} has other samples than {prompts.file.path}, or the same samples "
-            "in another order"
+            f"the samples of {manifest.file.path}, or their order, differ from {prompts.file.path}"
         )

@@ -1,4 +1,4 @@
-"""Content of metadata.json, which describes a dataset and is written last to commit it."""
+"""Content of metadata.json, which describes a dataset. The job writes it last, as the commit."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ class RunDescription:
         compute_dtype: dtype of the model.
         prompt_template: the whole template.
         model: shape of the model, as the job read it from `config.json`.
-        tokenizer: has at least {"fingerprint": str}, and "digits", the lists of token ids of the
+        tokenizer: at least {"fingerprint": str}, and "digits", the lists of token ids of the
             digits 0 to 9.
-        weights: has at least {"fingerprint": str}, "random" for random weights, and the "commit"
-            of a model of the Hugging Face hub.
+        weights: at least {"fingerprint": str}, "random" for random weights, and "commit" for a
+            model of the Hugging Face hub.
         inputs: input files, sorted by path.
         settings: all other settings that affect the bytes, such as max_length.
         versions: version of each package.
@@ -90,8 +90,8 @@ class RunDescription:
         other = [site for site in self.sites if self.width(site) != self.hidden_dim]
         if list(self.widths) != other or not all(self.widths.values()):
             raise ValueError(
-                f"widths is {dict(self.widths)}, expected widths other than 0 and hidden_dim = "
-                f"{self.hidden_dim}, for some of the sites {list(self.sites)} in order"
+                f"widths is {dict(self.widths)}, expected widths that are neither 0 nor hidden_dim "
+                f"= {self.hidden_dim}, for some of the sites {list(self.sites)} in order"
             )
         for name in ("tokenizer", "weights"):
             if not isinstance(getattr(self, name).get("fingerprint"), str):
@@ -99,7 +99,7 @@ class RunDescription:
 
     @cached_property
     def sites(self) -> tuple[Site, ...]:
-        """All sites, every hook point of every layer."""
+        """All sites: every hook point of every layer."""
         return sites_of(self.layers_extracted, self.hook_points)
 
     def width(self, site: Site) -> int:
@@ -114,7 +114,7 @@ class RunDescription:
         """Return the site with a layer number or TransformerLens name.
 
         Raises:
-            KeyError: the dataset does not have this site.
+            KeyError: if the dataset does not have this site.
         """
         if named not in self._by_name:
             raise KeyError(f"site {named!r} is not in the dataset, which has {self.sites}")
@@ -179,8 +179,8 @@ class Metadata:
         """Read and check the result of `to_json`.
 
         Raises:
-            FieldError: the text is not JSON, was changed or has another schema version, or a field
-                is missing, unknown, wrong or contradicts another field.
+            FieldError: if the text is not JSON, was changed or has another schema version, or a
+                field is missing, unknown, wrong or contradicts another field.
         """
         value = read_sealed(text, _DIGEST)
         run_names = [each.name for each in fields(RunDescription)]

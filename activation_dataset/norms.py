@@ -42,7 +42,7 @@ class NormHistogram:
             return cls()
         bins = norms.view(np.int64) >> _DROPPED_BITS
         first = int(bins.min())
-        counts = np.bincount(bins - first)  # much faster than np.unique, which sorts
+        counts = np.bincount(bins - first)  # Much faster than np.unique, which sorts.
         found = np.flatnonzero(counts)
         return cls(dict(zip((found + first).tolist(), counts[found].tolist(), strict=True)))
 
@@ -96,7 +96,11 @@ class NormHistogram:
 
     @classmethod
     def from_json(cls, value: Json, where: str) -> NormHistogram:
-        """Read the result of `to_json`. Raises FieldError, whose message begins with `where`."""
+        """Read the result of `to_json`.
+
+        Raises:
+            FieldError: if the value is not such a result. The message begins with `where`.
+        """
         counts = from_json(Mapping[int, int], value, where)
         if any(not 0 <= number < _INFINITY or count < 1 for number, count in counts.items()):
             raise FieldError(

@@ -40,7 +40,7 @@ _STORED = np.dtype("<i2")
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """The prompt of one sample.
+    """Prompt of one sample.
 
     Attributes:
         sample_id: unique id.
@@ -60,7 +60,7 @@ class Prompt:
         roles: role of each message of a chat.
 
     Raises:
-        TypeError: an array has another dtype or shape.
+        TypeError: if an array has another dtype or shape.
     """
 
     sample_id: str
@@ -93,12 +93,12 @@ class Prompt:
 
     @property
     def sample(self) -> Sample:
-        """The prompt without cells and turns."""
+        """Sample of the prompt, without cells and turns."""
         return Sample(**{each.name: getattr(self, each.name) for each in fields(Sample)})
 
     @property
     def chosen(self) -> NDArray[np.bool_]:
-        """[num_tokens] bool, True for chosen tokens."""
+        """True for chosen tokens, [num_tokens] bool."""
         chosen = np.full(self.num_tokens, self.positions is None)
         if self.positions is not None:
             chosen[self.positions] = True
@@ -106,17 +106,17 @@ class Prompt:
 
     @property
     def chosen_ids(self) -> NDArray[np.int32]:
-        """[chosen tokens] int32, ids of the chosen tokens."""
+        """Ids of the chosen tokens, [chosen tokens] int32."""
         return self.token_ids if self.positions is None else self.token_ids[self.positions]
 
     @property
     def has_chosen_tokens(self) -> bool:
-        """False if `positions` is empty."""
+        """True unless `positions` is empty."""
         return self.positions is None or len(self.positions) > 0
 
     @property
     def cells_known(self) -> bool:
-        """False if the cells could not be mapped to tokens one to one."""
+        """True unless the cells could not be mapped to tokens one to one."""
         return not (self.cells == UNKNOWN_CELL).any()
 
 
@@ -132,7 +132,7 @@ def write_prompts(
         num_shards: number of shards.
 
     Raises:
-        OSError: the stream did not accept all bytes.
+        OSError: if the stream did not accept all bytes.
     """
     crc = size = tokens = 0
     sample_ids = []
@@ -166,13 +166,17 @@ def read_prompts(stream: BinaryIO, name: str) -> Iterator[Prompt]:
         name: name of the file in error messages.
 
     Raises:
-        CorruptRecordError: a record is damaged or not a prompt.
+        CorruptRecordError: if a record is damaged or not a prompt.
     """
     return read_records(stream, name, decode_prompt)
 
 
 def decode_prompt(data: bytes | memoryview) -> Prompt:
-    """Decode the result of `encode_prompt`. Raises ExampleError for any other data."""
+    """Decode the result of `encode_prompt`.
+
+    Raises:
+        ExampleError: if the data is not such a result.
+    """
     example = decode_example(data, PAYLOAD)
     sample = example.sample
     if len(sample.token_ids) != sample.num_tokens:

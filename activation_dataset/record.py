@@ -1,7 +1,7 @@
 """Records of a layer file: their token ids, and all their bytes except the vectors.
 
-Everything in a record except the vectors follows from the prompt. The job encodes it once for each
-sample and shares it between all sites of the same width.
+The prompt determines everything in a record except the vectors. The job encodes this part once for
+each sample, and shares it between all sites of the same width.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class RecordKind:
 
     @property
     def row_elements(self) -> int:
-        """Number of elements of `numpy_dtype` in one stored vector, including the scale if any."""
+        """Number of elements of `numpy_dtype` in a stored vector, including any scale."""
         return row_elements(self.storage_dtype, self.hidden)
 
     @property
@@ -58,7 +58,11 @@ class RecordKind:
         return (self.vectors(sample), self.hidden) if self.pooling == "none" else (self.hidden,)
 
     def check(self, sample: Sample) -> None:
-        """Raise ValueError unless the sample has as many token ids as the pooling keeps."""
+        """Check that a sample has as many token ids as the pooling keeps.
+
+        Raises:
+            ValueError: if the number of token ids or the positions do not fit.
+        """
         if self.pooling == "last":
             expected, positions = 1, sample.positions is None
         elif sample.positions is None:
@@ -84,7 +88,7 @@ class RecordKind:
             unaligned.
 
         Raises:
-            ExampleError: the shape, size or token ids do not fit this kind of record.
+            ExampleError: if the shape, size or token ids do not fit this kind of record.
         """
         try:
             self.check(example.sample)
@@ -130,7 +134,7 @@ def frame_record(sample: Sample, kind: RecordKind) -> RecordFrame:
     """Encode everything in the record of a sample except the vectors.
 
     Raises:
-        ValueError: the sample does not fit the kind, see `RecordKind.check`.
+        ValueError: if the sample does not fit the kind, see `RecordKind.check`.
     """
     kind.check(sample)
     vectors = kind.vectors(sample)

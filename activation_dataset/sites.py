@@ -1,4 +1,4 @@
-"""Sites: hook points of layers where vectors are captured. Each site has a folder in a dataset."""
+"""Sites, the hook points of layers where vectors are captured. Each site has its own folder."""
 
 from __future__ import annotations
 
@@ -66,12 +66,20 @@ def sites_of(layers: Sequence[int], hook_points: Sequence[HookPoint]) -> tuple[S
 
 
 def parse_site(text: str) -> Site:
-    """Parse a layer number or the TransformerLens name of a site. Raises ValueError."""
+    """Parse a layer number or the TransformerLens name of a site.
+
+    Raises:
+        ValueError: if the text is neither.
+    """
     return site_of(*place_of(text))
 
 
 def place_of(site: Site) -> tuple[int, HookPoint]:
-    """Return the layer and hook point of a site. Raises ValueError for an invalid name."""
+    """Return the layer and hook point of a site.
+
+    Raises:
+        ValueError: if the name is invalid.
+    """
     if isinstance(site, int):
         return site, DEFAULT_HOOK_POINT
     match = _SITE.fullmatch(site)
@@ -141,7 +149,7 @@ def in_forward_order(hook_points: Iterable[str]) -> tuple[HookPoint, ...]:
     """Sort hook points and remove duplicates.
 
     Raises:
-        ValueError: a hook point is unknown, or there is none.
+        ValueError: if a hook point is unknown, or `hook_points` is empty.
     """
     chosen = set(hook_points)
     if not chosen or chosen - set(HOOK_POINTS):

@@ -1,4 +1,4 @@
-"""Statistics of the vectors of a site in float64, and merges of them."""
+"""Statistics of the vectors of a site in float64, and their merges."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class LayerStatistics:
 
     @classmethod
     def empty(cls, hidden: int, nonfinite_count: int = 0) -> LayerStatistics:
-        """Return the statistics of no finite vectors of `hidden` elements."""
+        """Return the statistics of a site of this width without finite vectors."""
         zeros = np.zeros(hidden)
         return cls(0, nonfinite_count, zeros, zeros, 0.0, 0.0, 0.0, NormHistogram())
 
@@ -75,7 +75,7 @@ class LayerStatistics:
                 vector.
 
         Raises:
-            OverflowError: a moment is not finite, because squares overflowed in float32. Use
+            OverflowError: if a moment is not finite, because squares overflowed in float32. Use
                 `of_vectors` for these vectors.
         """
         finite = norms[~np.isnan(norms)].astype(np.float64)
@@ -119,7 +119,7 @@ class LayerStatistics:
         return len(self.mean)
 
     def merge(self, other: LayerStatistics) -> LayerStatistics:
-        """Return the statistics of the vectors of both (Chan, Golub, LeVeque 1979).
+        """Return the statistics of the vectors of both operands (Chan, Golub, LeVeque 1979).
 
         The counts are exact. The last bits of the other values depend on the order of the operands.
         """
@@ -184,7 +184,7 @@ class LayerStatistics:
 
 @dataclass
 class OrderedMerge:
-    """Merge of the statistics of shards 0..n-1, with the same bits for every order of arrival.
+    """Merge of the statistics of shards 0..n-1. The order of arrival does not change any bit.
 
     The merges form a fixed binary tree over the shard numbers. Two siblings are merged as soon as
     both have arrived. At most log2(n) nodes wait if the shards arrive in order, and n/2 in the
@@ -192,7 +192,7 @@ class OrderedMerge:
     """
 
     _nodes: dict[tuple[int, int], LayerStatistics] = field(default_factory=dict)
-    """Statistics of shards index * 2^level .. (index + 1) * 2^level - 1, by (level, index)."""
+    """Statistics of shards index * 2^level..(index + 1) * 2^level - 1, by (level, index)."""
 
     def add(self, shard: int, statistics: LayerStatistics) -> None:
         """Add a shard. Each shard may be added only once."""
@@ -207,7 +207,7 @@ class OrderedMerge:
         """Return the statistics of shards 0..num_shards - 1.
 
         Raises:
-            ValueError: more or fewer shards were added.
+            ValueError: if more or fewer shards were added.
         """
         nodes = sorted(self._nodes, key=lambda node: node[1] << node[0])
         found = sum(1 << level for level, _ in nodes)

@@ -37,14 +37,14 @@ _NUMPY: dict[StorageDtype, np.dtype[Any]] = {
 
 
 def numpy_dtype(storage_dtype: StorageDtype) -> np.dtype[Any]:
-    """Return the numpy dtype of stored rows, which is unique for each storage dtype.
+    """Return the numpy dtype of stored rows. Each storage dtype has a different one.
 
     Returns:
         float32, uint16 for the bits of bfloat16, uint8 for rows of float8_e4m3, or int8 for rows of
         int8.
 
     Raises:
-        ValueError: the storage dtype is unknown.
+        ValueError: if the storage dtype is unknown.
     """
     if storage_dtype not in _NUMPY:
         raise ValueError(

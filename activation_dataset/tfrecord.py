@@ -60,13 +60,13 @@ def mask(crc: Crc) -> Crc:
 
 @lru_cache(maxsize=1024)
 def frame_header(length: int) -> bytes:
-    """Return the 12 bytes before the data of a record, which has `length` bytes."""
+    """Return the 12 bytes before the data of a record with `length` bytes of data."""
     packed = length.to_bytes(8, "little")
     return packed + frame_footer(crc32c(packed))
 
 
 def frame_footer(crc: int) -> bytes:
-    """Return the 4 bytes after the data of a record, whose unmasked CRC32C is `crc`."""
+    """Return the 4 bytes after the data of a record. `crc` is the unmasked CRC32C of the data."""
     return mask(crc).to_bytes(4, "little")
 
 
@@ -81,8 +81,8 @@ def read_records(
         decode: function that decodes the data of a record, or raises ValueError.
 
     Raises:
-        CorruptRecordError: a CRC does not match, the file ends inside a record, or the data cannot
-            be decoded. A length past the end of the file is rejected before any memory is
+        CorruptRecordError: if a CRC does not match, the file ends inside a record, or the data
+            cannot be decoded. A length past the end of the file is rejected before any memory is
             allocated.
     """
     offset = stream.tell()
@@ -125,7 +125,7 @@ def record_data(block: NDArray[np.uint8], name: str, record: int, offset: int) -
         offset: offset of the record's first byte in error messages.
 
     Raises:
-        CorruptRecordError: a CRC or the length does not match.
+        CorruptRecordError: if a CRC or the length does not match.
     """
     check_header(block[:HEADER_BYTES], len(block), name, record, offset)
     data = block.data[HEADER_BYTES:-FOOTER_BYTES]
@@ -135,7 +135,11 @@ def record_data(block: NDArray[np.uint8], name: str, record: int, offset: int) -
 
 
 def check_header(header: NDArray[np.uint8], size: int, name: str, record: int, offset: int) -> None:
-    """Raise CorruptRecordError unless the header fits a record of `size` bytes with framing."""
+    """Check the header of a record that has `size` bytes including its framing.
+
+    Raises:
+        CorruptRecordError: if the header does not fit.
+    """
     found, expected = header.tobytes(), size - HEADER_BYTES - FOOTER_BYTES
     if found == frame_header(expected):
         return

@@ -38,8 +38,8 @@ class Problem:
 
     Attributes:
         file: path in the dataset's folder.
-        what: what is wrong.
-        remedy: what to do.
+        what: description of the problem.
+        remedy: advice to the user.
     """
 
     file: str
@@ -74,8 +74,9 @@ def verify(path: str | os.PathLike[str], records: bool = False) -> VerifyReport:
 
     Args:
         path: local folder, or a URL that fsspec can open.
-        records: also decode every record of the files without a problem, check the samples, their
-            order, shapes and token ids against the prompts, and check the statistics.
+        records: True to also decode every record of the files without a problem, to check the
+            samples, their order, shapes and token ids against the prompts, and to check the
+            statistics.
     """
     folder = open_folder(path)
     present = set(folder.files())
@@ -164,7 +165,7 @@ def _check_rejected(folder: Folder, metadata: Metadata, present: set[str]) -> li
             return [Problem(REJECTED_FILE, f"cannot be read: {error!r}", RERUN)]
     counts = zip(count_rejections(letters), metadata.counts.rejected, strict=True)
     return [
-        Problem(REJECTED_FILE, f"holds {found} rejected {name}, {METADATA_FILE} says {said}", RERUN)
+        Problem(REJECTED_FILE, f"has {found} rejected {name}, {METADATA_FILE} says {said}", RERUN)
         for name, (found, said) in zip(("files", "tasks", "samples"), counts, strict=True)
         if found != said
     ]

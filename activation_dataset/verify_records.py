@@ -27,7 +27,7 @@ from activation_dataset.tfrecord import CorruptRecordError, read_records
 _BLOCK_BYTES = 1 << 22
 
 Finding = tuple[str, str]
-"""File, and what is wrong with it."""
+"""File and its problem."""
 
 
 @dataclass
@@ -65,7 +65,7 @@ def check_records(
     for site, expected in metadata.statistics.items():
         try:
             exact = merges[site].result(len(metadata.shards))
-        except ValueError:  # damaged files were skipped
+        except ValueError:  # Damaged files were skipped.
             continue
         for difference in expected.differences(exact):
             yield METADATA_FILE, f"statistics.{site}: {difference}"
@@ -79,7 +79,7 @@ def _check_counts(metadata: Metadata, shards: Sequence[Written | None]) -> Itera
     for name in ("truncated_samples", "truncated_tokens", "unknown_cell_samples"):
         said, counted = getattr(metadata.counts, name), getattr(found, name)
         if said != counted:
-            yield METADATA_FILE, f"counts.{name} is {said}, but the prompts give {counted}"
+            yield METADATA_FILE, f"counts.{name} is {said}, but the prompts have {counted}"
 
 
 def _check_shard(
@@ -97,8 +97,8 @@ def _check_shard(
         return result
     found = len(prompts), sum(prompt.num_tokens for prompt in prompts)
     if found != (shard.samples, shard.tokens):
-        what = f"holds {found[0]} prompts of {found[1]} tokens, {METADATA_FILE} says"
-        result.findings.append((path, f"{what} {shard.samples} of {shard.tokens}"))
+        what = f"has {found[0]} prompts with {found[1]} tokens, {METADATA_FILE} says"
+        result.findings.append((path, f"{what} {shard.samples} with {shard.tokens}"))
     result.sample_ids = [prompt.sample_id for prompt in prompts]
     result.written = sum(map(Written.of, prompts), Written())
     for site, entry in shard.files.items():
@@ -118,7 +118,7 @@ def _check_file(
     """Check the records of a layer file and return the statistics of its vectors.
 
     Raises:
-        CorruptRecordError: a record is damaged or does not fit its prompt.
+        CorruptRecordError: if a record is damaged or does not fit its prompt.
     """
     remaining = iter(prompts)
 

@@ -17,7 +17,7 @@ from activation_dataset.statistics import LayerStatistics
 from activation_dataset.storage_dtype import numpy_dtype
 from activation_dataset.tfrecord import HEADER_BYTES, frame_footer
 
-# Records with smaller payloads are joined to blocks; larger payloads are written without a copy.
+# The writer joins records with smaller payloads into blocks, and writes larger ones without a copy.
 _JOINED_PAYLOAD = 1 << 16
 _JOINED_BLOCK = 1 << 20
 
@@ -51,9 +51,9 @@ class LayerFileWriter:
             statistics: statistics of exactly these vectors.
 
         Raises:
-            ValueError: the arguments contradict each other. Nothing was written.
-            TypeError: the vectors have the wrong dtype. Nothing was written.
-            OSError: the stream did not accept all bytes.
+            ValueError: if the arguments contradict each other. Nothing was written.
+            TypeError: if the vectors have the wrong dtype. Nothing was written.
+            OSError: if the stream did not accept all bytes.
         """
         payload = self._bytes_of(frames, vectors, statistics)
         start = 0

@@ -1,4 +1,4 @@
-"""Small datasets with the same files as the job writes."""
+"""Small datasets with the files that the job writes."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def write_dataset(
         hidden: number of elements of a vector.
         layers: layer numbers.
         rejected: number of rejected tasks by reason.
-        seeds: seed of each shard's prompts, by default the number of the shard.
+        seeds: seed of each shard's prompts; the number of the shard by default.
         prompts_of: function that returns prompts of the given lengths for a seed.
         hook_points: hook points of each layer.
         widths: width of each site whose width is not `hidden`.

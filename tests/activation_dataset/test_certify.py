@@ -36,7 +36,7 @@ def test_what_is_not_finite_never_passes(wrong: list[float]):
 
 
 def test_another_shape_is_an_error():
-    with pytest.raises(CertifyError, match=r"shape \(1, 2\), the model gives \(2, 2\)"):
+    with pytest.raises(CertifyError, match=r"shape \(1, 2\), the model returns \(2, 2\)"):
         compare(np.zeros((1, 2), np.float32), np.zeros((2, 2)))
 
 

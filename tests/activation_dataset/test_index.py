@@ -70,7 +70,7 @@ def test_nothing_is_added_to_a_remote_folder(tmp_path):
 def test_missing_and_damaged_ones_are_built_on_request(path, url):
     dataset = ActivationDataset(f"{url}{path}")
     shards = len(dataset.metadata.shards)
-    (path / "index").mkdir()  # a bucket has no folders
+    (path / "index").mkdir()  # A bucket has no folders.
     assert keep_indexes(dataset.folder, dataset.metadata) == shards
     assert keep_indexes(dataset.folder, dataset.metadata) == 0
     (path / index_file(0, shards)).write_bytes(b"damaged")

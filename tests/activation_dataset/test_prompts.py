@@ -32,7 +32,7 @@ def record(tokens: int, cells: bytes, shape: tuple[int, ...], num_tokens: int) -
         (record(1, b"\0\0\2\0\0\0\0\0", (1, 4), 1), "neither a cell nor -1 in all four columns"),
         (record(1, b"\0\0\1\0\xff\xff\0\0", (1, 4), 1), "neither a cell nor -1 in all four"),
         (record(2, b"\xfe\xff" * 4 + b"\xff" * 8, (2, 4), 2), "neither a cell nor -1 in all four"),
-        (encode_prompt(make_prompts([3])[0]) + b"\x98\x06\x01", "not encoded as this"),
+        (encode_prompt(make_prompts([3])[0]) + b"\x98\x06\x01", "its encoding differs"),
     ],
 )
 def test_a_record_that_is_not_a_prompt_is_refused(data: bytes, message: str):

@@ -44,7 +44,7 @@ def device_statistics(rows):
     with np.errstate(over="ignore", invalid="ignore"):
         mean = kept.sum(axis=0) / np.float32(max(1, finite.sum()))
         deviations = np.where(finite[:, None], kept - mean, np.float32(0))
-        m2 = np.add.accumulate(np.square(deviations), axis=0)[-1]  # the least accurate order
+        m2 = np.add.accumulate(np.square(deviations), axis=0)[-1]  # The least accurate order.
         norms = np.sqrt(np.square(rows).sum(axis=1))
     return LayerStatistics.of_moments(mean, m2, np.where(finite, norms, np.float32(np.nan)))
 

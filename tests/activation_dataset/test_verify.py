@@ -99,8 +99,8 @@ def test_all_problems_are_reported(dataset):
     letters = "errors/rejected.jsonl"
     (dataset / letters).write_text(LETTER + sample)
     expected = [
-        rf"{letters}: holds {{'ragged_grid': 1}} rejected tasks, .* {{'ragged_grid': 2}}: {AGAIN}",
-        rf"{letters}: holds {{'ragged_grid': 7}} rejected samples, .* says {{}}: {AGAIN}",
+        rf"{letters}: has {{'ragged_grid': 1}} rejected tasks, .* {{'ragged_grid': 2}}: {AGAIN}",
+        rf"{letters}: has {{'ragged_grid': 7}} rejected samples, .* says {{}}: {AGAIN}",
         f"{FIRST}: missing: {AGAIN}",
         "layer_10/activations-00003-of-00004.tfrecord: not listed in metadata.json: delete it",
         f"{MIDDLE}.partial-0123456789abcdef: partial file of an interrupted writer: delete it",
@@ -221,7 +221,7 @@ def test_records_that_are_not_those_of_the_prompts(dataset, change, message):
 def test_values_that_do_not_fit_the_statistics(dataset):
     def scaled(records):
         values = np.frombuffer(records[1], np.uint8).copy()
-        values[40:200] ^= 1 << 6  # in the vectors
+        values[40:200] ^= 1 << 6  # In the vectors.
         return [records[0], values.tobytes(), *records[2:]]
 
     rewrite(dataset, shard_file(11, 0, 3), scaled)
@@ -241,7 +241,9 @@ def test_prompts_that_are_not_those_of_the_records(dataset):
     found = problems(dataset, records=True)
     assert len(found) == 4
     assert all("the prompts have only 2 records" in problem for problem in found[:3])
-    assert found[3].startswith(f"{name}: holds 2 prompts of 43 tokens, metadata.json says 3 of 44")
+    assert found[3].startswith(
+        f"{name}: has 2 prompts with 43 tokens, metadata.json says 3 with 44"
+    )
 
 
 def test_a_repeated_sample(tmp_path):
