@@ -62,8 +62,8 @@ def _explained(error: Exception, folder: str) -> str:
 def _verify(options: argparse.Namespace) -> int:
     """Check a dataset against its metadata.
 
-    Compares the size and CRC32C of every file and the digest of metadata.json. Prints one line for
-    each problem: the file, what is wrong, and what to do. Exits with 1 if there are problems.
+    The command compares the size and CRC32C of every file and the digest of metadata.json, and
+    prints the file, the problem and the remedy for each problem. It exits with 1 if there are any.
     """
     started = time.monotonic()
     found = verify(options.folder, records=options.records)
@@ -102,7 +102,8 @@ def _report(options: argparse.Namespace) -> int:
 def _card(options: argparse.Namespace) -> int:
     """Regenerate the dataset card, README.md.
 
-    Includes the certificate if there is one. Does not overwrite a card that somebody else wrote.
+    The card includes the certificate, if any. The command does not overwrite a card that somebody
+    else wrote.
     """
     dataset = ActivationDataset(options.folder)
     present, certificate = (
@@ -127,8 +128,9 @@ def _content(folder: Folder, name: str) -> bytes | None:
 def _certify(options: argparse.Namespace) -> int:
     """Compare samples with Hugging Face transformers.
 
-    Recomputes some samples in float32 and writes the largest errors of each layer to
-    certificate.json. Exits with 1 if an error exceeds the tolerance. Needs torch and transformers.
+    The command recomputes some samples in float32 and writes the largest errors of each layer to
+    certificate.json. It exits with 1 if an error exceeds the tolerance, and needs torch and
+    transformers.
     """
     found = certify(
         options.folder, options.model_path, options.samples, options.seed, options.tolerance
@@ -157,7 +159,8 @@ def _index(options: argparse.Namespace) -> int:
 def _export(options: argparse.Namespace) -> int:
     """Export layers for a trainer of sparse autoencoders.
 
-    Writes files for SAELens or dictionary_learning, or safetensors, and prints how to load them.
+    The command writes files for SAELens or dictionary_learning, or safetensors files, and prints
+    how to load them.
     """
     return export.run(options)
 

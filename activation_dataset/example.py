@@ -8,7 +8,7 @@ SerializeToString(deterministic=True), which sorts the features by name:
     num_tokens  int64                                  task_id    bytes, UTF-8
     sample_id   bytes, UTF-8                           token_ids  int64 list
 
-Some records have further features:
+Some records have additional features:
 
     offset         int64, for a window that is not the first of its document
     positions      int64 list, positions of the chosen tokens, unless all tokens are chosen
@@ -75,7 +75,7 @@ def encode_prefix(payload_bytes: int, suffix_bytes: int, payload: bytes = ACTIVA
     """
     lengths = []
     length = payload_bytes
-    # From the inside: BytesList.value, Feature.bytes_list, the value of the map entry.
+    # From the innermost length: BytesList.value, Feature.bytes_list, the value of the map entry.
     for _ in range(3):
         lengths.append(_varint(length))
         length += 1 + len(lengths[-1])
@@ -131,7 +131,7 @@ def encode_suffix(
 
 
 def decode_example(data: bytes | memoryview, payload: bytes = ACTIVATION) -> DecodedExample:
-    """Decode a record's data. Copies everything except the payload.
+    """Decode a record's data. The payload is a view; all other values are copies.
 
     Raises:
         ExampleError: if the data differs from what the encoder writes.

@@ -25,7 +25,7 @@ REQUEST_BYTES = 1 << 24
 # Listing a folder takes one request for up to 1,000 files.
 _FEW = 4
 
-# Properties in fsspec's `info` that change with the content of a file. File systems have some.
+# Properties in fsspec's `info` that change with the content of a file. Each file system has some.
 _CHANGING = (
     *("size", "generation", "crc32c", "md5Hash", "etag", "ETag", "LastModified", "last_modified"),
     *("updated", "mtime", "ino", "created"),
@@ -94,7 +94,7 @@ class LocalFolder:
 class RemoteFolder:
     """Folder of an fsspec file system, with the attributes and methods of `LocalFolder`.
 
-    The file system retries failed requests for a while. Methods raise OSError afterwards.
+    The file system retries a failed request for a while before a method raises OSError.
     """
 
     file_system: Any

@@ -123,7 +123,7 @@ def _number(shard: int, num_shards: int) -> str:
 
 
 def partial_file(path: str, unique: str) -> str:
-    """Return the name of the file `path` until it is complete.
+    """Return the temporary name of a file that is not complete.
 
     Args:
         path: final path of the file.

@@ -181,7 +181,7 @@ def _load_or_build(folder: Folder, metadata: Metadata, shard: int) -> tuple[Shar
 
 
 def _kinds_of(run: RunDescription) -> list[RecordKind]:
-    """Return the kinds of a dataset's records, first of the residual stream, captured or not."""
+    """Return the kinds of a dataset's records, first the residual stream's, captured or not."""
     stream = RecordKind(run.pooling, run.storage_dtype, run.hidden_dim)
     return list(dict.fromkeys([stream, *map(run.record_kind, run.sites)]))
 

@@ -43,7 +43,7 @@ def check_records(
 ) -> Iterator[Finding]:
     """Decode all records and compare them with the prompts and the statistics.
 
-    Skips the damaged files and the statistics of their sites.
+    The check skips the damaged files and the statistics of their sites.
     """
     merges = {site: OrderedMerge() for site in metadata.statistics}
     shard_of: dict[str, int] = {}

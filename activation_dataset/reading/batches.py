@@ -82,7 +82,7 @@ class Batches:
         normalize: scaling of the values.
         only: [n] ascending numbers of the vectors to read; None for all.
         norms: smallest and largest Euclidean norm, as stored, of the vectors to yield: one pair
-            for every site, or a mapping with a pair for some sites. A vector outside the bounds of
+            for all sites, or a mapping with the pairs of some sites. A vector outside the bounds of
             any site is excluded.
         drop_last: drop the incomplete last batch of an epoch, and the batches that other readers do
             not have. With `norms`, the number of batches of other readers is unknown: count steps

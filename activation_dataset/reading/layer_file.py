@@ -37,7 +37,7 @@ _BLOCK_BYTES = 1 << 18
 
 @dataclass(frozen=True, eq=False)
 class LayerFile:
-    """A layer file, with the layout of its shard and the format of its records."""
+    """Layer file, with the layout of its shard and the format of its records."""
 
     folder: Folder
     path: str

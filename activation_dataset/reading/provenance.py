@@ -76,10 +76,11 @@ class Origin:
         token_id: id of the token; None for a mean.
         role: content of the token; None for a mean, or if the cells of the prompt are unknown.
         example: pair of the grid cell that the token shows; None if the token shows no cell.
-        row: row of the cell, from 0. For a variant, `corpus.augment` maps it to the original task.
-        col: column of the cell, from 0.
+        row: row of the cell, from 0.
+        col: column of the cell, from 0. For a variant, `corpus.augment` maps the cell back to the
+            original task.
         document_position: position of the token in the document that contains the prompt, or in the
-            prompt if it is no window; None for a prepended token and for a mean.
+            prompt if the prompt is not a window; None for a prepended token and for a mean.
         turn: number of the token's chat message, from 0; None if there is none or it is unknown.
         chat_role: role of that message.
     """
@@ -165,7 +166,7 @@ def where(
 ) -> NDArray[np.int64]:
     """Return the numbers of the vectors of the selected tokens, [n] int64, ascending.
 
-    A UserWarning reports selected samples with unknown cells; their tokens are excluded::
+    If cells are selected, samples with unknown cells are excluded with a UserWarning. For example::
 
         dataset.where(task="007bbfb7", role="output", example=0, row=2, col=1)
 

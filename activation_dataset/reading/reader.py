@@ -26,7 +26,7 @@ _BLOCK_BYTES = 1 << 20
 
 @dataclass(frozen=True, eq=False)
 class ActivationRecord(Sample):
-    """The record of one sample at one site.
+    """Record of one sample at one site.
 
     `Sample` describes the other attributes.
 
@@ -134,7 +134,7 @@ class ActivationDataset(Shards):
                         wanted.fill(values, part)
                     yield Vectors(values, numbers[start : start + rows], self)
         except (CorruptRecordError, FileNotFoundError):
-            self.check_unchanged(stamps)  # A changed file has a clearer error.
+            self.check_unchanged(stamps)  # This error is clearer if a file changed.
             raise
         self.check_unchanged(stamps)
 

@@ -199,8 +199,8 @@ class Shards:
     def chunks(self, shard: int, read_bytes: int = 1) -> list[Chunk]:
         """Return all records of a shard, in order, in chunks of CHUNK_BYTES or `read_bytes`.
 
-        The larger size counts. It refers to the residual stream, which makes the chunks the same
-        for every site.
+        The larger size applies. It is measured on the residual stream, which makes the chunks the
+        same for every site.
         """
         cut = runs(self.layout(shard), CHUNK_BYTES, max(CHUNK_BYTES, read_bytes), None)
         start = self.shard_numbers(shard).start
@@ -314,7 +314,7 @@ def check_count(path: str, found: int, expected: int, offset: int) -> None:
 
 def _read_metadata(folder: Folder, path: str) -> tuple[Metadata, Stamp]:
     try:
-        # Read the stamp first, because the content could change in between.
+        # Take the stamp first, because the content could change in between.
         (stamp,) = folder.stamps([METADATA_FILE])
         text = folder.read(METADATA_FILE)
     except FileNotFoundError:

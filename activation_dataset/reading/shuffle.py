@@ -223,7 +223,7 @@ class WindowReader:
                 for read in reads:
                     read.result()
             except (CorruptRecordError, FileNotFoundError):
-                self._shards.check_unchanged(stamps)  # A changed file has a clearer error.
+                self._shards.check_unchanged(stamps)  # This error is clearer if a file changed.
                 raise
             self._shards.check_unchanged(stamps)
             for site, rows in zip(self._sites, stored, strict=True):
