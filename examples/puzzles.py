@@ -39,7 +39,7 @@ def puzzles(dataset: ActivationDataset) -> list[str]:
     regardless of symmetry, colors and order, or a run of 64 tokens of documents.
 
     Raises:
-        ValueError: the grid cells of a task are unknown.
+        ValueError: if the grid cells of a task are unknown.
     """
     first: dict[Hashable, int] = {}
     parents: list[int] = []

@@ -28,7 +28,7 @@ class Settings:
         seed: seed of the initial weights and of the order of the vectors.
 
     Raises:
-        ValueError: `active` is not in 1..features.
+        ValueError: if `active` is not in 1..features.
     """
 
     features: int

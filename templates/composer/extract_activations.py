@@ -66,7 +66,7 @@ def check_metadata(metadata: dict[str, Any]) -> str:
     """Return a one-line summary of a complete dataset.
 
     Raises:
-        ValueError: the dataset is empty, or the counts of its shards do not add up.
+        ValueError: if the dataset is empty, or the counts of its shards do not add up.
     """
     samples = sum(shard["samples"] for shard in metadata["batches"])
     if samples != metadata["total_samples"]:

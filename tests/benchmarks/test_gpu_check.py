@@ -1,4 +1,4 @@
-"""What a GPU's tokens per second are divided by."""
+"""Tests of the peak FLOP/s by which the speed of a GPU is divided."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The model of a TPU's time counts what the attention kernel does, block by block."""
+"""Tests that the model of a TPU's time counts the blocks of the attention kernel."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LEAST_USEFUL = 0.85
 
 
 def visible_pairs(step: Step, row: int) -> np.ndarray:
-    """Which key slots each query slot of a row sees, [length, length]; padding sees itself."""
+    """Return [length, length] bool: key slots that each query slot sees. Padding sees itself."""
     samples = -1 - np.arange(step.shape.length)
     for index, placed in enumerate(step.placements):
         if placed.row == row:
@@ -74,7 +74,7 @@ def test_most_of_what_a_tpu_executes_is_useful(devices: int) -> None:
 
 
 def test_the_compilers_estimates_are_added_up() -> None:
-    """Those of a loop count as often as it runs, and once if the program decides how often."""
+    """A loop's operations count once per iteration, or once if the program decides their number."""
     program = """
 %inside (arg: f32[8]) -> f32[8] {
   ROOT %add = f32[8]{0} add(%arg, %arg), backend_config={"estimated_cycles":"10"}
