@@ -57,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m beam_pipeline",
         usage="%(prog)s --model_path MODEL --tasks_file PATH [PATH ...] [flags]",
-        description="Extract activations of Qwen models, layer by layer, as a dataset.",
+        description="Extract activations of Qwen, Llama and Mistral models into a dataset.",
         epilog="All other flags are Beam's, such as --runner, --direct_num_workers, "
         "--direct_running_mode, --project and --region. Without --runner the job runs on this "
         "machine.",
@@ -96,21 +96,25 @@ def _add_model_flags(group: argparse._ArgumentGroup) -> None:
         "activations; the error for an unsupported field names it (default: none)",
     )
     group.add_argument(
-        "--compute_dtype", choices=COMPUTE_DTYPES, default="bfloat16", help="dtype of the model"
+        "--compute_dtype",
+        choices=COMPUTE_DTYPES,
+        default="bfloat16",
+        help="dtype in which the model computes",
     )
     group.add_argument(
         "--batch_size",
         type=values.positive,
         default=8,
         metavar="ROWS",
-        help="rows of 512 token slots per device and step; short samples share one, long samples "
-        "take several",
+        help="rows of 512 token slots per device and step; short samples share a row, long "
+        "samples take several",
     )
     group.add_argument(
         "--mesh_shape",
         type=values.mesh_shape,
         metavar="DATA,MODEL",
-        help="devices of one worker along data and along model (default: all local devices, 1)",
+        help="devices of one worker along the data axis and the model axis (default: all local "
+        "devices, 1)",
     )
     group.add_argument(
         "--compile_cache",
@@ -127,14 +131,15 @@ def _add_task_flags(group: argparse._ArgumentGroup) -> None:
         nargs="+",
         action="extend",
         metavar="PATH",
-        help="tasks in JSON, JSON Lines, Parquet or Arrow: files, folders with all subfolders, or "
-        "quoted globs; local, gs://, hf://datasets/ORG/NAME[@REVISION]/PATH, s3:// or https://",
+        help="tasks or texts in JSON, JSON Lines, Parquet or Arrow: files, folders with all "
+        "subfolders, or quoted globs; local, gs://, hf://datasets/ORG/NAME[@REVISION]/PATH, s3:// "
+        "or https://",
     )
     group.add_argument(
         "--text_field",
         metavar="NAME",
-        help="key or column that holds the text, or the messages, of every record; a.b is b inside "
-        "a. No other content is read (default: text, messages and other known names)",
+        help="key or column that holds the text, or the messages, of every record; a.b means b "
+        "inside a. No other content is read (default: text, messages and other known names)",
     )
     group.add_argument(
         "--prompt_template",
@@ -146,7 +151,7 @@ def _add_task_flags(group: argparse._ArgumentGroup) -> None:
         "--max_length",
         type=values.positive,
         metavar="TOKENS",
-        help="longest prompt (default: the model's max_position_embeddings)",
+        help="maximum length of a prompt (default: the model's max_position_embeddings)",
     )
     group.add_argument(
         "--overlength",
@@ -174,16 +179,16 @@ def _add_task_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--prepend_bos",
         metavar="TOKEN",
-        help="token to put before every sample, as its text in the vocabulary or its id; Qwen "
-        "defines no such token (default: none)",
+        help="token to put before every sample: its text in the vocabulary, or its id; Qwen "
+        "models define no such token (default: none)",
     )
     group.add_argument(
         "--augment",
         type=values.positive,
         default=1,
         metavar="VARIANTS",
-        help="samples of each test input: the task itself, and variants by symmetry, colors and "
-        "order of the examples; their keys are in the sample ids",
+        help="samples per test input: the task itself, and variants with other symmetry, colors "
+        "and order of the examples; sample ids contain the keys of variants",
     )
     group.add_argument(
         "--augment_seed",
@@ -199,8 +204,8 @@ def _add_task_flags(group: argparse._ArgumentGroup) -> None:
         "--max_rejected",
         type=values.natural,
         metavar="COUNT",
-        help="fail before the model runs if errors/rejected.jsonl would have more lines than this: "
-        "rejected files, tasks and samples (default: no limit)",
+        help="fail before the model runs if errors/rejected.jsonl, which lists rejected files, "
+        "tasks and samples, would have more lines than this (default: no limit)",
     )
 
 
@@ -225,7 +230,8 @@ def _add_activation_flags(group: argparse._ArgumentGroup) -> None:
         "--pooling",
         choices=POOLINGS,
         default="last",
-        help="one vector per sample, last token or mean of all; none: one vector per token",
+        help="last: the vector of the last token of each sample; mean: the mean over the chosen "
+        "tokens of each sample; none: the vector of every chosen token",
     )
     group.add_argument(
         "--tokens",
@@ -238,7 +244,7 @@ def _add_activation_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--allow_nonfinite",
         **SWITCH,
-        help="keep NaN and infinite activations and count them in the metadata, instead of failing",
+        help="keep vectors with NaN or infinity and count them in the metadata, instead of failing",
     )
 
 
@@ -249,15 +255,18 @@ def _add_output_flags(group: argparse._ArgumentGroup) -> None:
         help="folder of the dataset, local or gs:// (default: activations)",
     )
     group.add_argument(
-        "--storage_dtype", choices=STORAGE_DTYPES, default="float32", help="dtype in the files"
+        "--storage_dtype",
+        choices=STORAGE_DTYPES,
+        default="float32",
+        help="dtype of the stored vectors",
     )
     group.add_argument(
         "--samples_per_shard",
         type=values.positive_or_auto,
         default=512,
         metavar="SAMPLES|auto",
-        help="samples per file. auto: equal files of at most 1 GiB, 8 to 20 for each worker of "
-        "--num_workers and --max_num_workers; --direct_num_workers does not count",
+        help="samples per shard. auto: equal shards with files of at most 1 GiB, 8 to 20 shards "
+        "per worker (--num_workers, --max_num_workers; --direct_num_workers does not count)",
     )
     group.add_argument(
         "--max_output_bytes",
@@ -279,7 +288,8 @@ def _add_output_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--gcs_bucket",
         metavar="GS_PATH",
-        help="with --upload_to_cloud True, the same as a gs:// --output_dir",
+        help="output folder in a bucket, for --upload_to_cloud True; equivalent to a gs:// path in "
+        "--output_dir",
     )
     group.add_argument("--upload_to_cloud", **BOOLEAN, help="see --gcs_bucket")
 

@@ -57,13 +57,13 @@ def _items(actions: list[argparse.Action]) -> Iterator[nodes.definition_list_ite
         names = ", ".join(action.option_strings) or str(action.metavar or action.dest)
         term = nodes.term("", "", nodes.literal(text=" ".join([names, *_values(action)])))
         term["ids"].append(f"flag-{action.dest}")
-        # "--" in a help text begins a flag, and is no dash.
+        # "--" in a help text begins a flag; smart quotes would turn it into a dash.
         body = nodes.definition("", nodes.paragraph(text=_help(action), support_smartquotes=False))
         yield nodes.definition_list_item("", term, body)
 
 
 def _values(action: argparse.Action) -> list[str]:
-    """Return what is shown of the values of a flag; nothing for a switch or an argument."""
+    """Return the placeholder for the values of a flag; none for a switch or an argument."""
     if not action.option_strings or action.nargs == 0:
         return []
     if action.choices and not action.metavar:

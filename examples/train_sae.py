@@ -18,7 +18,7 @@ from examples.sparse_autoencoder import Settings
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line, and exit with status 2 after an error."""
     parser = argparse.ArgumentParser(prog="python -m examples.train_sae", description=__doc__)
-    parser.add_argument("dataset", help="dataset; --pooling none gives the most vectors")
+    parser.add_argument("dataset", help="dataset, best made with --pooling none")
     parser.add_argument(
         "--layer",
         help="number, or a name such as blocks.10.hook_mlp_out (default: the middle layer)",

@@ -171,7 +171,7 @@ def test_help_has_every_flag_with_its_default(capsys: pytest.CaptureFixture[str]
         "(default: 10-23)",
         "(default: 512)",
         "(default: all local devices, 1)",
-        "dtype of the model (default: bfloat16)",
+        "dtype in which the model computes (default: bfloat16)",
         "rows of 512 token slots per device and step",
     ):
         assert expected in text
