@@ -18,8 +18,9 @@ from activation_dataset.metadata import Metadata
 from activation_dataset.reporting.summary import count_of, inputs, widths_named
 from activation_dataset.sites import DEFAULT_HOOK_POINT, layers_named
 from beam_pipeline.failures import explained_by, is_news, was_interrupted
+from beam_pipeline.flags import build_plan_parser
 from beam_pipeline.job import open_job
-from beam_pipeline.options import build_plan_parser, parse_flags
+from beam_pipeline.options import parse_flags
 from beam_pipeline.pipeline import run_pipeline
 from beam_pipeline.plan import make_plan, report
 from transforms.commit_run import check_samples

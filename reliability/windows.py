@@ -20,8 +20,9 @@ from pyarrow import parquet
 
 from activation_dataset import ActivationDataset
 from activation_dataset.verify import verify
+from beam_pipeline.flags import build_plan_parser
 from beam_pipeline.job import open_job
-from beam_pipeline.options import build_plan_parser, parse_flags
+from beam_pipeline.options import parse_flags
 from beam_pipeline.plan import make_plan
 
 SHORTEST, LONGEST = 10, 20_000

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from beam_pipeline.options import build_plan_parser, parse_flags
+from beam_pipeline.flags import build_plan_parser
+from beam_pipeline.options import parse_flags
 from tests.activation_dataset.reporting.grid_prompts import grid_prompt, write_prompted
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -9,7 +9,7 @@ import re
 from typing import Any
 
 from activation_dataset.sites import HOOK_POINTS
-from beam_pipeline.options import build_parser
+from beam_pipeline.flags import build_parser
 
 REQUIRED = {"model_path", "tasks_file", "output_dir", "accelerator", "sdk_container_image"}
 

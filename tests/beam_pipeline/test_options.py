@@ -7,7 +7,8 @@ from apache_beam.options.pipeline_options import DirectOptions, StandardOptions
 
 from beam_pipeline.config import Config, ConfigError
 from beam_pipeline.flag_values import parse_layers
-from beam_pipeline.options import DEFAULT_COMPILE_CACHE, parse_flags
+from beam_pipeline.flags import DEFAULT_COMPILE_CACHE
+from beam_pipeline.options import parse_flags
 from qwen.settings import ExtractorSettings
 
 REQUIRED = ["--model_path", "random:tiny", "--tasks_file", "tasks"]

@@ -10,8 +10,9 @@ import pytest
 
 from activation_dataset.input_counts import InputCounts, Written
 from beam_pipeline.command import main
+from beam_pipeline.flags import build_plan_parser
 from beam_pipeline.job import open_job
-from beam_pipeline.options import build_plan_parser, parse_flags
+from beam_pipeline.options import parse_flags
 from beam_pipeline.plan import Plan, make_plan, packing_of, report, slots_of
 from qwen.batching import Packing
 from qwen.flops import flops_of

@@ -11,7 +11,8 @@ from google.cloud import dataflow_v1beta3
 from google.protobuf import json_format
 
 from beam_pipeline.accelerators import ACCELERATORS
-from beam_pipeline.options import build_parser, parse_flags
+from beam_pipeline.flags import build_parser
+from beam_pipeline.options import parse_flags
 
 ROOT = Path(__file__).parents[2]
 FLEX = ROOT / "templates" / "flex"
