@@ -17,7 +17,8 @@ from corpus.task import Grid, Pair, RejectedTask, Rejection, Task
 
 COLORS = 10
 
-# All looks of a task are equally likely: a look that exists is missed with probability exp(-16).
+# Distinct variants are equally likely, so the draws miss a given one with probability exp(-16) or
+# less if a task has just enough.
 _DRAWS_PER_VARIANT = 16
 _MORE_DRAWS = 1000
 
@@ -26,18 +27,18 @@ _SAMPLE_ID = re.compile(r"(.*/[0-9]+)(?:\?([^/]*))?", re.DOTALL)
 
 
 class AugmentationError(ValueError):
-    """A key or a sample id that names no variant, or no variant of the given task."""
+    """An invalid key or sample id, or the key of another task's variant."""
 
 
 @dataclass(frozen=True, slots=True)
 class Augmentation:
-    """The recipe of a variant.
+    """Recipe of a variant.
 
     Attributes:
-        d4: symmetry of the square, 0..7: from 4 on the grid is transposed first; then it is turned
-            anticlockwise by `d4 % 4` quarter turns.
-        colors: the colors that replace colors 0, 1, ..., 9; a permutation.
-        order: the training pairs of the variant by their numbers in the task; a permutation.
+        d4: symmetry of the square, 0..7: transpose the grid if `d4 >= 4`, then rotate it
+            counterclockwise by `d4 % 4` quarter turns.
+        colors: permutation: the colors that replace colors 0, 1, ..., 9.
+        order: permutation: positions in the task of the variant's training pairs.
     """
 
     d4: int
@@ -46,19 +47,19 @@ class Augmentation:
 
     @property
     def key(self) -> str:
-        """The augmentation as text; `parse_key` is the inverse."""
+        """Text form of the augmentation; `parse_key` is the inverse."""
         colors = "".join(map(str, self.colors))
         return f"d4={self.d4}&colors={colors}&order={'-'.join(map(str, self.order))}"
 
 
 @dataclass(frozen=True, slots=True)
 class AugmentationPlan:
-    """The choice of variants.
+    """Settings for drawing variants.
 
     Attributes:
-        variants: how many each task gets; the task itself is the first.
+        variants: number of variants of each task, including the task itself as the first.
         seed: seed of the draws.
-        keep_background: whether color 0 stays unchanged.
+        keep_background: True to leave color 0 unchanged.
     """
 
     variants: int
@@ -74,8 +75,8 @@ def parse_key(key: str) -> Augmentation:
         if all(sorted(p) == list(range(len(p))) for p in (found.colors, found.order)):
             return found
     raise AugmentationError(
-        f"{key!r} is not the key of a variant, such as d4=3&colors=0482615937&order=2-0-1; colors "
-        "and order are permutations"
+        f"{key!r} is not the key of a variant, such as d4=3&colors=0482615937&order=2-0-1, where "
+        "colors and order are permutations"
     )
 
 
@@ -83,24 +84,28 @@ def split_sample_id(sample_id: str) -> tuple[str, Augmentation | None]:
     """Return the id of the original sample and the augmentation, None for the original itself.
 
     Raises:
-        AugmentationError: not the id of a task's sample.
+        AugmentationError: `sample_id` is not the id of a task's sample.
     """
     match = _SAMPLE_ID.fullmatch(sample_id)
     if match is None:
         raise AugmentationError(
-            f"{sample_id!r} is not the id of a task's sample: source#task_id/test_index, and for a "
-            "variant ?key"
+            f"{sample_id!r} is not the id of a task's sample; expected source#task_id/test_index, "
+            "followed by ?key for a variant"
         )
     original, key = match.groups()
     return original, None if key is None else parse_key(key)
 
 
 def apply(task: Task, augmentation: Augmentation) -> Task:
-    """Return a variant of a task, or raise `AugmentationError` if it is one of another task."""
+    """Return a variant of a task.
+
+    Raises:
+        AugmentationError: the augmentation has another number of training pairs than the task.
+    """
     if len(task.train) != len(augmentation.order):
         raise AugmentationError(
             f"{task.source}, task {task.task_id}: {len(task.train)} training pairs, but "
-            f"{augmentation.key} orders {len(augmentation.order)}; it is of another task"
+            f"{augmentation.key} orders {len(augmentation.order)}; it belongs to another task"
         )
 
     def changed(pair: Pair) -> Pair:
@@ -125,7 +130,16 @@ def _apply_to_grid(grid: Grid, augmentation: Augmentation) -> Grid:
 def original_cell(
     augmentation: Augmentation, shape: tuple[int, int], cell: tuple[int, int]
 ) -> tuple[int, int]:
-    """Return row and column in the task's grid of a `cell` of the variant's grid of a `shape`."""
+    """Map a cell of a variant's grid back to the grid of the original task.
+
+    Args:
+        augmentation: augmentation of the variant.
+        shape: height and width of the variant's grid.
+        cell: row and column in the variant's grid.
+
+    Returns:
+        Row and column in the original grid.
+    """
     (height, width), (row, column) = shape, cell
     for _ in range(augmentation.d4 % 4):
         row, column = column, height - 1 - row
@@ -136,9 +150,9 @@ def original_cell(
 def augment(task: Task, plan: AugmentationPlan) -> Iterator[Task | RejectedTask]:
     """Yield the task itself and then its variants, all with different prompts.
 
-    They depend on plan and task alone, and a plan of fewer variants gives the first of them. A task
-    with too few variants, because its grids are symmetric or have few colors, ends with a
-    `RejectedTask` that says so.
+    The variants depend only on the plan and the task. A plan for fewer variants yields the first
+    ones of a larger plan. If symmetric grids or few colors leave too few variants, the last item is
+    a `RejectedTask` that counts the missing samples.
     """
     yield task
     seen = _digests(task)
@@ -155,7 +169,7 @@ def augment(task: Task, plan: AugmentationPlan) -> Iterator[Task | RejectedTask]
             yield variant
     detail = (
         f"--augment asks for {plan.variants} variants, but only {found} with different prompts "
-        "were found; these are used"
+        "were found, and only these are used"
     )
     rejected = Rejection("too_few_variants", detail).of(task.source, task.task_id)
     samples = (plan.variants - found) * len(task.test)
@@ -163,7 +177,7 @@ def augment(task: Task, plan: AugmentationPlan) -> Iterator[Task | RejectedTask]
 
 
 def _draws(task: Task, plan: AugmentationPlan) -> Iterator[Augmentation]:
-    # Of Python's random numbers, only `random()` is the same in every version.
+    # `random()` is the only method whose values are the same in every version of Python.
     key = f"{plan.seed}/{task.source}#{task.task_id}"
     draw = random.Random(key.encode(errors="surrogatepass")).random
     kept = [0] if plan.keep_background else []

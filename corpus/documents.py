@@ -1,14 +1,17 @@
-"""The text or the chat of a record, from the formats that datasets on the Hugging Face Hub use.
+"""Read the text or the chat of a record in the formats of datasets on the Hugging Face Hub.
+
+The formats::
 
     {"text": "..."}
     {"messages": [{"role", "content", ...}, ...]}   a chat; also `conversations` or `conversation`
     {"conversations": [{"from", "value"}, ...]}     ShareGPT: `human` is user, `gpt` assistant
-    {"prompt": "...", "completion": "..."}          TRL: the text of both, or two lists of messages
-    {"instruction", "input", "output", "history"}   Alpaca: messages of user and assistant in turn
-    {"input_ids": [...]} or {"tokens": [...]}       token ids, taken unchanged
+    {"prompt": "...", "completion": "..."}          TRL: two texts, or two lists of messages
+    {"instruction", "input", "output", "history"}   Alpaca: alternating user and assistant messages
+    {"input_ids": [...]} or {"tokens": [...]}       token ids, used unchanged
 
-A record with `text` or messages may have a prompt or an instruction too: only the former is read.
-A chat also takes the record's `tools`, `documents`, `chat_template_kwargs` and `system`.
+If a record has both `text` or messages and a prompt or an instruction, only the text or the
+messages are read. A chat also uses the record's `tools`, `documents`, `chat_template_kwargs` and
+`system`.
 """
 
 from collections.abc import Mapping
@@ -33,14 +36,14 @@ MAX_TOKEN_ID = 2**31 - 1
 
 _CHANGE_WHAT_IDS_MEAN = ("seq_lengths", "cu_seqlens", "inputs_embeds", "pixel_values")
 _BESIDE_IDS = ("attention_mask", "position_ids", "token_type_ids", *_CHANGE_WHAT_IDS_MEAN)
-"""Keys of a batch for a model; those that would change the activations are refused."""
+"""Keys of a model's batch. Keys that would change the activations are refused."""
 
 OTHER_KEYS = (
     *("completion", "response", "input", "output", "history"),
     *(*_SYSTEM_KEYS, *_OPTIONS, *_REFUSED),
     *_BESIDE_IDS,
 )
-"""Keys that are read together with one of `DOCUMENT_KEYS`."""
+"""Keys that are read only together with one of `DOCUMENT_KEYS`."""
 
 
 def to_document(
@@ -52,16 +55,17 @@ def to_document(
         record: record without keys whose value is null.
         source: name of the record's file.
         record_id: id of the record.
-        text_field: key of the only content to read, a text or messages. `a.b` is `b` in `a`.
+        text_field: key of the only content to read, a text or messages; `a.b` is `b` in `a`. None
+            to read any known content.
 
     Raises:
-        Rejection: the content is not understood, or there are several.
+        Rejection: the content is invalid, or the record has several contents.
     """
     if text_field:
         key, value = text_field, field_of(record, text_field)
         if value is None:
             keys = shown([*filter(None, record)])
-            detail = f"--text_field {key}: the record does not have it, its keys are {keys}"
+            detail = f"--text_field {key}: the record has no such field; its keys are {keys}"
             raise Rejection("no_text_field", detail)
     else:
         key, value = _content(record)
@@ -77,12 +81,12 @@ def to_document(
         raise Rejection("bad_message", f"{key}: {shown(value)} is not a list of messages")
     text = to_text(value, key, "bad_text")
     if not text.strip():
-        raise Rejection("empty_text", f"{key}: {shown(text)} holds no text")
+        raise Rejection("empty_text", f"{key}: {shown(text)} contains no text")
     return Document(record_id, source, text)
 
 
 def field_of(record: Mapping[Any, Any], name: str) -> object:
-    """Return the value of a key, or below keys joined by dots; None if there is none."""
+    """Return the value of a key or of a path of keys joined by dots; None if there is none."""
     if name in record:
         return record[name]
     first, dot, rest = name.partition(".")
@@ -91,9 +95,9 @@ def field_of(record: Mapping[Any, Any], name: str) -> object:
 
 
 def _content(record: Mapping[Any, Any]) -> tuple[str, object]:
-    """Return the key of the record's content, and a text or messages."""
+    """Return the key of the record's content, and its value."""
     whole = [key for key in (*CHAT_KEYS, "text") if key in record]
-    # Next to a text, such a name may stand for a count, or for words.
+    # In a record with a text, these keys may hold a count or words.
     whole += [
         key
         for key in ID_LIST_KEYS
@@ -104,7 +108,7 @@ def _content(record: Mapping[Any, Any]) -> tuple[str, object]:
         raise Rejection(
             "preference",
             f"{' and '.join(answers)}: a record of preferences has several answers; choose one "
-            "with --text_field, or write each as a record",
+            "with --text_field, or write each as its own record",
         )
     found = whole or parts or [key for key in ID_LIST_KEYS if key in record]
     filled = [key for key in found if record[key]]
@@ -124,7 +128,7 @@ def _is_id_list(value: object) -> bool:
 
 
 def _token_ids(record: Mapping[Any, Any], key: str, value: object) -> tuple[int, ...]:
-    """Return a list of token ids, of which none is padding; `record` is what they are in."""
+    """Return the list of token ids under `key` of `record`, or reject it if it has padding."""
     if not isinstance(value, list) or not value:
         raise Rejection("bad_token_ids", f"{key}: {shown(value)} is not a list of token ids")
     for place, each in enumerate(value):
@@ -133,34 +137,36 @@ def _token_ids(record: Mapping[Any, Any], key: str, value: object) -> tuple[int,
     if changing := [each for each in _CHANGE_WHAT_IDS_MEAN if record.get(each) is not None]:
         raise Rejection(
             "bad_token_ids",
-            f"{changing[0]}: not known next to {key}, and it changes what the model computes; "
-            "write each sample as a record of its own, with token ids alone",
+            f"{changing[0]}: not supported together with {key}, because it changes the model's "
+            "results; write each sample as its own record, with token ids only",
         )
     if any(record.get("token_type_ids") or ()):
-        raise Rejection("bad_token_ids", "token_type_ids: not all 0, which no model here knows")
+        raise Rejection(
+            "bad_token_ids", "token_type_ids: not all 0; no supported model uses token types"
+        )
     mask, positions = record.get("attention_mask"), record.get("position_ids")
     if mask is not None and mask != [1] * len(value):
         raise Rejection(
             "bad_token_ids",
-            f"attention_mask: not {len(value)} times 1, one for each of {key}; write the ids "
+            f"attention_mask: must be {len(value)} ones, one for each id of {key}; write the ids "
             "without padding",
         )
     if positions is not None and positions != list(range(len(value))):
         raise Rejection(
             "bad_token_ids",
-            f"position_ids: not 0, 1, ..., {len(value) - 1}; every sample's positions begin with "
-            "0, write each as a record",
+            f"position_ids: must be 0, 1, ..., {len(value) - 1}; the positions of a sample begin "
+            "with 0, so write each sample as its own record",
         )
     return tuple(value)
 
 
 def _alpaca_messages(record: Mapping[Any, Any]) -> list[object]:
-    """Return the turns of `history`, then the instruction with its input, and the output."""
+    """Return the turns of `history`, then the instruction with its input, then the output."""
     if "output" not in record:
         raise Rejection(
             "bad_chat",
-            "output: missing; Alpaca's columns are instruction, input and output. Name the column "
-            "to read with --text_field",
+            "output: missing; Alpaca's columns are instruction, input and output. For other data, "
+            "name the column to read with --text_field",
         )
     history = record.get("history", [])
     if not isinstance(history, list) or not all(
@@ -179,12 +185,12 @@ def _alpaca_messages(record: Mapping[Any, Any]) -> list[object]:
 
 
 def _with_completion(record: Mapping[Any, Any]) -> object:
-    """Return a prompt with its completion, both texts or both lists of messages, as TRL does."""
+    """Return a prompt followed by its completion: two texts, or two lists of messages (TRL)."""
     prompt = record["prompt"]
     if isinstance(prompt, str):
         for key in (*_SYSTEM_KEYS, *_OPTIONS, *_REFUSED):
             if record.get(key):
-                detail = f"{key}: belongs to a chat, but prompt is a text; write messages"
+                detail = f"{key}: belongs to a chat, but prompt is text; write a list of messages"
                 raise Rejection("bad_chat", detail)
     if "completion" in record:
         completion = record["completion"]
@@ -198,8 +204,8 @@ def _with_completion(record: Mapping[Any, Any]) -> object:
     if answers := [key for key in _ANSWERS if key in record]:
         raise Rejection(
             "ambiguous",
-            f"{answers[0]}: not known next to prompt; call it completion to append it, or read "
-            "the prompt alone with --text_field prompt",
+            f"{answers[0]}: not supported together with prompt; rename it to completion to append "
+            "it, or read only the prompt with --text_field prompt",
         )
     return prompt
 
@@ -207,24 +213,24 @@ def _with_completion(record: Mapping[Any, Any]) -> object:
 def _with_system(
     record: Mapping[Any, Any], messages: tuple[Message, ...], key: str
 ) -> tuple[Message, ...]:
-    """Put the record's system prompt first, which ShareGPT and Alpaca keep apart."""
+    """Put the record's system prompt first; ShareGPT and Alpaca store it in a separate key."""
     for name in _SYSTEM_KEYS:
         system = to_text(record.get(name, ""), name, "bad_chat")
         has_one = messages[0]["role"] in ("system", "developer")
         if not system.strip() or (has_one and messages[0].get("content") == system):
             continue
         if has_one or key not in ("conversations", "instruction"):
-            detail = f"{name}: not the first of the {key}; keep it only there, or nowhere"
+            detail = f"{name}: not the first message of {key}; keep the system prompt only there"
             raise Rejection("bad_chat", detail)
         messages = ({"role": "system", "content": system}, *messages)
     return messages
 
 
 def _template_arguments(record: Mapping[Any, Any]) -> dict[str, Any]:
-    """Return the arguments of the chat template besides the messages."""
+    """Return the chat template's arguments other than the messages."""
     for key in _REFUSED:
         if record.get(key):
-            raise Rejection("bad_chat", f"{key}: not read; write them as tools")
+            raise Rejection("bad_chat", f"{key}: not supported; write tools instead")
     arguments: dict[str, Any] = {}
     for key in _OPTIONS:
         value = record.get(key)
@@ -237,7 +243,9 @@ def _template_arguments(record: Mapping[Any, Any]) -> dict[str, Any]:
             if not isinstance(value, dict):
                 raise Rejection("bad_chat", f"{key}: {shown(value)} is not an object")
             if taken := value.keys() & {"messages", *_OPTIONS}:
-                raise Rejection("bad_chat", f"{key}: {min(taken)} is a key of the record")
+                raise Rejection(
+                    "bad_chat", f"{key}: {min(taken)} must be a key of the record, not of {key}"
+                )
             arguments |= value
         elif isinstance(value, list) and all(isinstance(each, dict) for each in value):
             arguments[key] = value

@@ -1,8 +1,8 @@
 """Read JSON one record at a time: the lines of a JSON Lines file, or the members of a document.
 
-Python's own parser reads every record, so that all layouts accept and refuse the same JSON. A
-broken line costs that line. A document ends at its first syntax error, because nothing tells where
-the broken member ends; the members before it are read.
+Python's own parser reads every record, so all layouts accept and reject the same JSON. An invalid
+line loses only that line. Reading of a document stops at its first syntax error, because the end of
+the invalid member is unknown. The members before the error are read.
 """
 
 import codecs
@@ -14,22 +14,22 @@ from collections.abc import Iterable, Iterator
 from corpus.task import Rejection
 
 MAX_RECORD_BYTES = 16 * 2**20
-"""The largest record that is read. Bounds memory."""
+"""Size of the largest record that is read. It bounds memory."""
 
 GIT_LFS = b"version https://git"
-"""The beginning of a pointer that Git LFS leaves where a file was not downloaded."""
+"""First bytes of the pointer that Git LFS leaves in place of a file that was not downloaded."""
 
-# An error within so many characters of the end of a chunk may vanish with the next chunk.
+# An error within this many characters of the end of a chunk may disappear with the next chunk.
 _LONGEST_TOKEN = len(r"\ud83d\ude00")
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 DUPLICATE = None
-"""The key by which an object says which of its keys it has twice; JSON's own keys are strings."""
+"""Key under which a parsed object names a repeated key. All keys of JSON itself are strings."""
 
 
 def split_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield the lines of a file, each cut one byte after `MAX_RECORD_BYTES`."""
+    """Yield the lines of a file, each truncated to `MAX_RECORD_BYTES + 1` bytes."""
     rest = b""
     for chunk in chunks:
         *whole, rest = (rest + chunk).split(b"\n")
@@ -40,9 +40,10 @@ def split_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def line_blocks(chunks: Iterator[bytes], size: int) -> Iterator[Iterator[bytes]]:
-    """Yield blocks of whole lines, each as its chunks; all but the last have `size` bytes or more.
+    """Yield blocks of whole lines, each an iterator of chunks.
 
-    The chunks of a block must be taken before the next block.
+    All blocks but the last have `size` bytes or more. The caller must consume the chunks of a block
+    before it takes the next block.
     """
     rest = next(chunks, b"")
 
@@ -69,7 +70,7 @@ def parse_line(line: bytes, number: int) -> object:
     try:
         return _DECODER.decode(line.decode("utf-8", "surrogateescape"))
     except (ValueError, RecursionError):
-        pass  # The code below finds the error again and says where it is.
+        pass  # The code below finds the error again and reports its position.
     text = _JsonText(iter([line]), number)
     value = text.value()
     text.take("")
@@ -77,10 +78,10 @@ def parse_line(line: bytes, number: int) -> object:
 
 
 def members(chunks: Iterator[bytes]) -> Iterator[tuple[str | None, object]]:
-    """Yield key and value of each member of a JSON document, an array (without keys) or an object.
+    """Yield the key and value of each member of a JSON array or object; an array's keys are None.
 
     Raises:
-        Rejection: after the members that precede a fault.
+        Rejection: the document has a syntax error. The members before it were yielded.
     """
     text = _JsonText(chunks)
     is_object = text.take("[", "{") == "{"
@@ -97,7 +98,7 @@ class _JsonText:
     """A window over JSON text that moves from one value to the next."""
 
     def __init__(self, chunks: Iterator[bytes], line: int = 1) -> None:
-        # Bytes that are not UTF-8 become lone surrogates, which no text and no id may hold.
+        # Bytes that are not UTF-8 become lone surrogates, which texts and ids must not contain.
         self._chunks = codecs.iterdecode(chunks, "utf-8", "surrogateescape")
         self._parse = _DECODER.raw_decode
         self._text = ""
@@ -105,7 +106,7 @@ class _JsonText:
         self._first_line = line
 
     def peek(self) -> str:
-        """Return the next character that is not white space, "" at the end."""
+        """Return the next character that is not white space, or "" at the end."""
         while True:
             space = _SPACE.match(self._text, self._position)
             self._position = space.end() if space else self._position
@@ -113,10 +114,10 @@ class _JsonText:
                 return self._text[self._position : self._position + 1]
 
     def take(self, *allowed: str) -> str:
-        """Move past the next character that is not white space, and return it; "" is the end."""
+        """Consume and return the next character that is not white space; "" is the end."""
         mark = self.peek()
         if mark not in allowed:
-            expected = " or ".join(allowed) or "the end; write several values on a line each"
+            expected = " or ".join(allowed) or "the end; write each value on its own line"
             raise self._fault(f"expected {expected}")
         self._position += len(mark)
         return mark
@@ -143,13 +144,13 @@ class _JsonText:
                 reason = "too_deep" if isinstance(error, RecursionError) else "not_json"
                 raise Rejection(reason, f"line {self._line()}: {error}") from None
             else:
-                # A number may go on in the next chunk: 1 as 12, or 1e+ as 1e+2.
+                # A number may continue in the next chunk: 1 may be 12, and 1e+ may be 1e+2.
                 if end + 2 < len(self._text) or not self._read_more():
                     self._position = end
                     return value
 
     def _read_more(self) -> bool:
-        """Drop what was parsed and append at least as much as is held, so that retries are few."""
+        """Drop the parsed text and at least double the rest, which keeps retries few."""
         held = len(self._text) - self._position
         if held > MAX_RECORD_BYTES:
             raise _too_large(self._line())
@@ -172,7 +173,7 @@ class _JsonText:
         where = f"line {self._line()}: {detail}"
         if seen := self._text[self._position : self._position + 20].rstrip():
             return Rejection("not_json", f"{where}, found {seen!r}")
-        detail = f"{where}; it is cut off, or a bracket or a quote is not closed"
+        detail = f"{where}; the text is cut off, or a bracket or a quote is not closed"
         return Rejection("truncated_json", detail)
 
 

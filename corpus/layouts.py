@@ -1,7 +1,8 @@
-"""The layouts of JSON files: records on lines, in a list, or in one object.
+"""Layouts of JSON files: records on lines, in a list, or in one object.
 
-Each function takes the chunks of a file, without a byte order mark, and its source, and yields what
-`corpus.parse.parse_tasks` documents. It raises `Rejection` where the file cannot be read on.
+Each parser takes the chunks of a file, without a byte order mark, and the source of the file. It
+yields the items that `corpus.parse.parse_tasks` documents, and raises `Rejection` if the rest of
+the file cannot be read.
 """
 
 import itertools
@@ -30,19 +31,19 @@ from corpus.validate import (
 JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
 
 WRAPPERS = ("data", "task")
-"""Keys that may hold the content of a record that has none of `CONTENT_KEYS`."""
+"""Keys that may hold the content of a record without any of `CONTENT_KEYS`."""
 
 _COMPRESSED = (".gz", ".bz2", ".zst", ".xz")
 _PAIRS_PER_TASK = 6
 _REPEATED = ""
-"""Stands in the set of names for "one of them was repeated"; no id is empty."""
+"""Marker in the set of names for an earlier repeated name. No id is empty."""
 _MEMBERS_TO_TELL_A_LAYOUT = 1000
 
 
 def parse_lines(
     chunks: Iterator[bytes], source: str, text_field: str | None, names: Seen, first: int = 1
 ) -> Iterator[Item]:
-    """JSON Lines: a record on each line. The number of the first line is `first`."""
+    """Parse JSON Lines: one record per line. The number of the first line is `first`."""
     for number, line in enumerate(split_lines(chunks), start=first):
         if not line.strip() and len(line) <= MAX_RECORD_BYTES:
             continue
@@ -56,16 +57,16 @@ def parse_lines(
 
 
 def add_line_ids(chunks: Iterator[bytes], own: OwnIds) -> None:
-    """Add the ids of the records on lines of a JSON Lines file, whatever else is in them."""
+    """Add the ids of the records in lines of a JSON Lines file, without checking the records."""
     for line in split_lines(chunks):
-        # Without one of these, and without an escaped letter, a record has none of `ID_KEYS`.
+        # A record with one of `ID_KEYS` has one of these, or an escaped letter.
         if b'id"' in line or b'name"' in line or b"\\u00" in line:
             with suppress(Rejection):
                 own.add(parse_line(line, 0))
 
 
 def parse_list(chunks: Iterator[bytes], source: str, text_field: str | None) -> Iterator[Item]:
-    """A list of records or of re-arc's pairs."""
+    """Parse a list of records or of re-arc's pairs."""
     return _group(_list_items(chunks, source, text_field), source, _stem(source))
 
 
@@ -90,9 +91,9 @@ def _list_items(
 
 
 def parse_object(chunks: Iterator[bytes], source: str, text_field: str | None) -> Iterator[Item]:
-    """One record, Kaggle's `{id: record}`, or collections of tasks by the name of their split.
+    """Parse one record, Kaggle's `{id: record}`, or collections of tasks by name of the split.
 
-    The first telling member decides.
+    The first member that fits only one of these layouts decides.
     """
     records = members(chunks)
     held: list[tuple[str | None, object]] = []
@@ -114,7 +115,8 @@ def parse_object(chunks: Iterator[bytes], source: str, text_field: str | None) -
         if held and all(_is_list_of_grids(value) for _, value in held):
             raise Rejection(
                 "solutions_file",
-                "Kaggle's solutions hold only answers; give the challenges file of the same name",
+                "a Kaggle solutions file has only answers; give the challenges file of the same "
+                "name instead",
             )
         if len(held) < _MEMBERS_TO_TELL_A_LAYOUT:
             raise not_a_task(dict(held))
@@ -127,7 +129,7 @@ def parse_object(chunks: Iterator[bytes], source: str, text_field: str | None) -
 
 
 def _is_collection(value: object) -> bool:
-    """Return True for `{id: task}` or `[task, ...]` as a member of an object."""
+    """Return True if a member of an object is `{id: task}` or `[task, ...]`."""
     if isinstance(value, dict):
         return not _is_task(value) and any(map(_is_task, value.values()))
     return isinstance(value, list) and bool(value) and _is_task(value[0])
@@ -138,7 +140,7 @@ def _is_task(value: object) -> bool:
 
 
 def _parse_collection(split: str, value: object, source: str, names: Seen) -> Iterator[Item]:
-    """Tasks of one split. A task whose id an earlier split has is called `split/id`."""
+    """Yield the tasks of one split. If an earlier split has the same id, it becomes `split/id`."""
     if isinstance(value, list):
         for index, record in enumerate(value):
             yield from record_items(record, source, f"{split}-{index:06d}", names, None)
@@ -160,7 +162,7 @@ def _is_list_of_grids(value: object) -> bool:
 def _parse_record(
     records: Iterable[tuple[str | None, object]], source: str, text_field: str | None
 ) -> Iterator[Item]:
-    """The one record of a file. A document may have an id of its own, else the file names it."""
+    """Yield the single record of a file; its id is the file's stem, or a document's own id."""
     record: dict[str | None, object] = {}
     kept = keys_to_read(text_field)
     for key, value in records:
@@ -186,10 +188,10 @@ def record_items(
     Args:
         record: JSON value of the record.
         source: name of the file.
-        default_id: id of a record that has none, or a bad one.
-        names: values of `name` in earlier records of the file. This record's is added.
+        default_id: id of a record without a valid id.
+        names: values of `name` in earlier records of the file. The name of this record is added.
         text_field: only content to read, as in `corpus.documents`; None to read any known content.
-        key: id to use instead of the record's own.
+        key: id to use instead of the record's own id.
     """
     record_id = default_id
     try:
@@ -216,7 +218,7 @@ def record_items(
 
 
 def _name_or(default_id: str, name: object, names: Seen) -> str:
-    """Return a record's name if it can be its id, the default id if it repeats or is no id."""
+    """Return a record's name, or the default id if the name repeats or is not a valid id."""
     try:
         record_id = to_id(name)
     except Rejection:
@@ -232,13 +234,14 @@ def _repeated_name(source: str, record_id: str, name: object) -> Notice:
         source,
         record_id,
         "repeated_name",
-        f"{source}: name {name!r:.60} is not unique, so the record is called {record_id}, as is "
-        "every later record with such a name; give records an id to choose their names",
+        f"{source}: name {name!r:.60} is not unique, so the id of the record is {record_id}. The "
+        "ids of later records with such a name are also positions. Give each record its own id to "
+        "avoid this",
     )
 
 
 def _unwrapped(record: object) -> object:
-    """Return a record with the content that it holds below one of `WRAPPERS`, or as JSON text."""
+    """Return a record with its content taken out of one of `WRAPPERS` and parsed from JSON text."""
     if not isinstance(record, dict):
         return record
     if not kind_of(record):
@@ -253,7 +256,7 @@ def _unwrapped(record: object) -> object:
 
 
 def _decoded(record: dict[object, object], key: str) -> object:
-    """Return the value of a key, parsed if it is the text of a JSON array or object."""
+    """Return the value of a key. A string that holds a JSON array or object is parsed."""
     value = record.get(key)
     if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
         return value
@@ -272,11 +275,12 @@ def _group(items: Iterable[Pair | Item], source: str, name: str) -> Iterator[Ite
             yield item
             continue
         pairs.append(item)
-        if len(pairs) == _PAIRS_PER_TASK + 2:  # enough for a last task of two
+        if len(pairs) == _PAIRS_PER_TASK + 2:  # leaves at least two pairs for the last task
             yield _task(next(names), source, pairs[:_PAIRS_PER_TASK])
             del pairs[:_PAIRS_PER_TASK]
     if len(pairs) == 1:
-        yield Rejection("no_train_pairs", "there is only one pair").of(source, next(names))
+        detail = "only one pair; a task needs at least two"
+        yield Rejection("no_train_pairs", detail).of(source, next(names))
     elif pairs:
         yield _task(next(names), source, pairs)
 
@@ -286,11 +290,11 @@ def _task(task_id: str, source: str, pairs: list[Pair]) -> Task:
 
 
 def decompressed_name(source: str) -> str:
-    """Return a path without the suffix of a compressed file, in either case."""
+    """Return a path without the suffix of a compressed file, whatever its case."""
     root, suffix = os.path.splitext(source)
     return root if suffix.lower() in _COMPRESSED else source
 
 
 def _stem(source: str) -> str:
-    """Return `007bbfb7` for `training/007bbfb7.json.gz`."""
+    """Return the stem of a path, such as `007bbfb7` for `training/007bbfb7.json.gz`."""
     return PurePosixPath(decompressed_name(source)).stem

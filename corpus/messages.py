@@ -1,7 +1,8 @@
-"""The messages of a chat: JSON objects that keep their keys, checked for what would mislead.
+"""Messages of a chat: JSON objects that keep all their keys, after validation.
 
-A message is `{"role", "content", ...}`, or `{"from", "value"}` as ShareGPT has it. The chat
-template decides what the model sees of it. Content that is not text, such as an image, is rejected.
+A message is `{"role", "content", ...}`, or `{"from", "value"}` in the format of ShareGPT. The chat
+template selects the keys that the model sees. Content other than text, such as an image, is
+rejected.
 """
 
 import reprlib
@@ -30,10 +31,10 @@ shown = _SHORT.repr
 
 
 def to_messages(value: Sequence[object], key: str) -> tuple[Message, ...]:
-    """Read a list of messages, at least one with text or a tool call; `key` names it in errors."""
+    """Read a list of messages, which needs a text or a tool call; `key` names it in errors."""
     messages = tuple(_to_message(each, f"{key}[{index}]") for index, each in enumerate(value))
     if not any(map(_says_something, messages)):
-        raise Rejection("empty_text", f"{key}: {shown(value)} hold no text")
+        raise Rejection("empty_text", f"{key}: {shown(value)} contains no text")
     return messages
 
 
@@ -52,11 +53,11 @@ def _to_message(value: object, where: str) -> Message:
     if "from" in message and not message.keys() & {"role", "content"}:
         message = _of_sharegpt(message, where)
     if "from" in message and "value" in message:
-        raise Rejection("bad_message", f"{where}: has role as well as from; keep one of the forms")
+        raise Rejection("bad_message", f"{where}: has both role and from; keep one of the formats")
     role = message.get("role")
     if not isinstance(role, str) or not role:
         seen = shown(role) if "role" in message else "missing"
-        raise Rejection("bad_message", f"{where}.role: {seen}; a role is a text such as user")
+        raise Rejection("bad_message", f"{where}.role: {seen}; a role is a string such as user")
     if "tool_calls" in message:
         _check_calls(message["tool_calls"], f"{where}.tool_calls")
     content = message.get("content")
@@ -66,12 +67,14 @@ def _to_message(value: object, where: str) -> Message:
     elif content is not None:
         to_text(content, f"{where}.content", "bad_message")
     elif not any(message.get(key) for key in _INSTEAD_OF_CONTENT):
-        raise Rejection("bad_message", f"{where}.content: missing, and there are no tool calls")
+        raise Rejection(
+            "bad_message", f"{where}.content: missing; a message needs content or tool calls"
+        )
     return message
 
 
 def _json_object(value: dict[Any, Any], where: str) -> dict[str, Any]:
-    """Return a message without nulls, as transformers does, and without dates and the like."""
+    """Return a message without nulls, like transformers, and without values that JSON lacks."""
     message = {}
     if DUPLICATE in value:
         check_json(value, where, "bad_message")
@@ -93,7 +96,7 @@ def _of_sharegpt(message: dict[str, Any], where: str) -> dict[str, Any]:
     role = _SHAREGPT_ROLES.get(name) if isinstance(name, str) else None
     if role is None:
         allowed = ", ".join(_SHAREGPT_ROLES)
-        raise Rejection("bad_message", f"{where}.from: {shown(name)}; one of {allowed}")
+        raise Rejection("bad_message", f"{where}.from: {shown(name)}; must be one of {allowed}")
     if name != "function_call":
         return {"role": role, **({} if value is None else {"content": value}), **message}
     calls = from_json_text(value, f"{where}.value", "bad_message")
@@ -120,15 +123,15 @@ def _to_part(part: object, where: str) -> dict[str, Any]:
     if kept.keys() != {"type", "text"} or kept["type"] != "text":
         raise Rejection(
             "bad_message",
-            f'{where}: {shown(part)}; only {{"type": "text", "text": ...}} is read, no images and '
-            "no audio",
+            f'{where}: {shown(part)}; only {{"type": "text", "text": ...}} is allowed, not images '
+            "or audio",
         )
     to_text(kept["text"], f"{where}.text", "bad_message")
     return kept
 
 
 def from_json_text(text: object, where: str, reason: str) -> Any:
-    """Return the value of a JSON text, or raise `Rejection`."""
+    """Return the value of a JSON text, or raise `Rejection`; `where` names it in errors."""
     try:
         value = parse_line(to_text(text, where, reason).encode(), 1)
     except Rejection as rejection:
@@ -138,9 +141,21 @@ def from_json_text(text: object, where: str, reason: str) -> Any:
 
 
 def check_json(value: object, where: str, reason: str, depth: int = 0) -> None:
-    """Reject what is not JSON of Unicode text, with each key once: such as a date of a table."""
+    """Reject a value that JSON cannot hold, such as a table's date, or with a key twice.
+
+    Args:
+        value: value to check.
+        where: name of the value in errors.
+        reason: reason of a rejection for a value or a text that is not allowed.
+        depth: number of arrays and objects around the value.
+
+    Raises:
+        Rejection: the value is not JSON of Unicode text, repeats a key, or is nested too deeply.
+    """
     if depth > _MAX_DEPTH:
-        raise Rejection("too_deep", f"{where[:60]}: more than {_MAX_DEPTH} arrays or objects deep")
+        raise Rejection(
+            "too_deep", f"{where[:60]}: nested in more than {_MAX_DEPTH} arrays or objects"
+        )
     if isinstance(value, dict):
         if DUPLICATE in value:
             detail = f"{where}: an object has the key {shown(value[DUPLICATE])} twice; keep one"
@@ -154,13 +169,13 @@ def check_json(value: object, where: str, reason: str, depth: int = 0) -> None:
     elif isinstance(value, str):
         to_text(value, where, reason)
     elif value is not None and not isinstance(value, int | float):
-        raise Rejection(reason, f"{where}: {shown(value)} is not a value that JSON has")
+        raise Rejection(reason, f"{where}: {shown(value)} is not a JSON value")
 
 
 def to_text(value: object, where: str, reason: str) -> str:
-    """Return a text, or raise `Rejection`; `where` names its field."""
+    """Return a string of valid Unicode, or raise `Rejection`; `where` names its field."""
     if not isinstance(value, str):
-        raise Rejection(reason, f"{where}: {shown(value)} is not a string of text")
+        raise Rejection(reason, f"{where}: {shown(value)} is not a string")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:

@@ -11,15 +11,15 @@ The layouts::
     {"source": ..., "examples": [pair, ...]}        BARC's pairs of one task; see below
 
 A pair is `{"input": grid, "output": grid}`, a document `{"id", "text"}` or `{"id", "messages"}`;
-`corpus.documents` has more forms.
-A document may also be a whole file, or a value in a combined file. On a line or in a list, the id
-is the value of `id`, `task_id` or `name`. A `name` that an earlier record has is no id. A null
-counts as absent. A record may hold its task as `data` or `task`, and a task may be JSON text.
+`corpus.documents` lists more forms. A document may also be a whole file, or a value in a combined
+file. On a line or in a list, the id is the value of `id`, `task_id` or `name`. A `name` that
+repeats an earlier record's is not used as the id. A null counts as absent. A record may hold its
+task under `data` or `task`, and a task may be JSON text.
 
-re-arc has 1000 pairs for each task and BARC 30, more than a prompt holds. Six consecutive pairs
-make a task: five to learn from and the last as the test, the size that solvers trained on re-arc
-use. The last task may have two to seven pairs. The tasks are called `NAME-000000`, `NAME-000001`,
-..., after the file's stem or the id of BARC's record. BARC's pairs are `[input, output]`.
+re-arc has 1000 pairs per task and BARC 30, more than a prompt holds. Six consecutive pairs make a
+task: five training pairs, then one test pair. Solvers trained on re-arc use the same size. The last
+task may have two to seven pairs. The task ids are `NAME-000000`, `NAME-000001`, ..., where `NAME`
+is the file's stem or the id of BARC's record. BARC's pairs are `[input, output]`.
 """
 
 import codecs
@@ -46,16 +46,16 @@ _COMPRESSED = {
 
 
 def parse_tasks(stream: BinaryIO, source: str, text_field: str | None = None) -> Iterator[Item]:
-    """Yield every task and document of a file, and a `RejectedTask` for each that is unusable.
+    """Yield every task and document of a file, and a `RejectedTask` for each unusable one.
 
-    If the file cannot be read on (it is cut off, a bracket is missing), the last `RejectedTask`
-    says so. Whatever the bytes, nothing is raised but what `stream.read` raises. Memory is bounded
-    by the largest record, of 16 MiB, and the ids.
+    If the rest of the file cannot be read, because it is cut off or a bracket is missing, the last
+    `RejectedTask` reports it. Only errors of `stream.read` propagate. Memory is bounded by the
+    largest record, 16 MiB, and by the ids.
 
     Args:
-        stream: the file's bytes, decompressed; only `read(size)` is called.
-        source: the file's path relative to the common root of all inputs; part of every item.
-        text_field: the only content to read, as in `corpus.documents`; None for what is found.
+        stream: decompressed bytes of the file; only `read(size)` is called.
+        source: path of the file relative to the common root of all inputs; part of every item.
+        text_field: only content to read, as in `corpus.documents`; None to read any known content.
     """
     yield from without_repeated_ids(_parse(stream, source, text_field), source, Seen())
 
@@ -68,7 +68,9 @@ def parse_some_lines(
     names: Seen,
     ids: Seen,
 ) -> Iterator[Item]:
-    """Yield what `parse_tasks` does for consecutive lines of a file that `record_lines` accepts.
+    """Yield the items of consecutive lines of a file that `record_lines` accepts.
+
+    The items are the same as from `parse_tasks`.
 
     Args:
         chunks: bytes of the lines.
@@ -83,9 +85,9 @@ def parse_some_lines(
 
 
 def record_lines(stream: BinaryIO, source: str) -> tuple[int, Iterator[bytes]] | None:
-    """Return the offset of the first line of a JSON Lines file and its bytes from there on.
+    """Return the offset of the first line of a JSON Lines file, and the bytes from that offset on.
 
-    Returns None for other files, and for those that `parse_tasks` rejects as a whole.
+    Returns None for other files, and for files that `parse_tasks` rejects as a whole.
     """
     offset, head, chunks = _opened(stream)
     try:
@@ -96,7 +98,7 @@ def record_lines(stream: BinaryIO, source: str) -> tuple[int, Iterator[bytes]] |
 
 
 def _opened(stream: BinaryIO) -> tuple[int, bytes, Iterator[bytes]]:
-    """Return the length of the byte order mark, then the first bytes after it, and all of them."""
+    """Return the length of the byte order mark, then the first bytes and all bytes after it."""
     chunks = iter(partial(stream.read, _READ_BYTES), b"")
     head = b""
     for chunk in chunks:
@@ -124,25 +126,25 @@ def _parse(stream: BinaryIO, source: str, text_field: str | None) -> Iterator[It
 def _check_head(head: bytes) -> None:
     start = head.lstrip()[:20]
     if not start:
-        raise Rejection("empty_file", f"nothing but white space ({len(head)} bytes)")
+        raise Rejection("empty_file", f"only white space ({len(head)} bytes)")
     seen = f"begins with {repr(start)[1:]}"
     for mark, name in _COMPRESSED.items():
         if start.startswith(mark):
-            advice = "decompress it, or give it the suffix of its kind (.gz, .bz2, .xz, .zst)"
+            advice = "decompress it, or add the suffix of its format (.gz, .bz2, .xz, .zst)"
             raise Rejection("compressed_file", f"{seen}, which is {name} data; {advice}")
     if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in start:
-        raise Rejection("bad_encoding", f"{seen}: UTF-16 or binary; only UTF-8 is read")
+        raise Rejection("bad_encoding", f"{seen}: UTF-16 or binary; only UTF-8 is supported")
     if start.startswith(GIT_LFS):
-        raise Rejection("not_json", f"{seen}: a pointer of Git LFS; run git lfs pull")
+        raise Rejection("not_json", f"{seen}: a Git LFS pointer; run git lfs pull")
     if start[:1] not in b"[{" and not _has_record_lines(head, ""):
-        raise Rejection("not_json", f"{seen}; a file of tasks begins with {{ or [")
+        raise Rejection("not_json", f"{seen}; a file of tasks must begin with {{ or [")
 
 
 def _has_record_lines(head: bytes, source: str) -> bool:
     """Return True for JSON Lines, False for one JSON value.
 
-    In one value, `{` only ever follows `[`, `,` or `:`. A file with a single object could be both;
-    its name decides, because it also decides about the id of the object.
+    In a single value, `{` can only follow `[`, `,` or `:`. A file with a single object could be
+    either, so its name decides, which also determines the id of the object.
     """
     stripped = filter(None, map(bytes.strip, io.BytesIO(head)))
     lines = list(itertools.islice(stripped, _HEAD_LINES))

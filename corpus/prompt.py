@@ -1,4 +1,4 @@
-"""Prompt text of a task or a document, with the offset of every grid cell in it."""
+"""Prompt text of a task or a document, with the offset of every grid cell in the text."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,18 +19,18 @@ _DIGITS = {ord(cell): str(code % 10) for code, cell in enumerate(STAND_INS)}
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RenderedPrompt:
-    """A prompt, either plain or a conversation.
+    """A prompt: plain text, a conversation or token ids.
 
     Attributes:
-        text: the prompt, or the content of the user's message rendered from a template; "" for a
+        text: plain prompt, or content of the user's message rendered from a template; "" for a
             document's messages.
-        messages: the conversation for the tokenizer's chat template; empty for a plain prompt,
-            which is tokenized unchanged.
+        messages: conversation for the tokenizer's chat template; empty for a plain prompt, which is
+            tokenized unchanged.
         cells: `[num_cells, 5] int32`, a row for every cell of every grid, in the order of the text:
             the cell's character offset in `text`, its example (0, 1, ... or -1 for the test pair),
             its role (0 input, 1 output), its row and its column. A cell is one character.
-        template_arguments: what the chat template takes besides the messages, such as `tools`.
-        token_ids: ids of a document that has them in place of a text, else empty.
+        template_arguments: arguments of the chat template other than the messages, such as `tools`.
+        token_ids: ids of a document that has token ids instead of a text, otherwise empty.
     """
 
     text: str
@@ -41,14 +41,14 @@ class RenderedPrompt:
 
     @property
     def add_generation_prompt(self) -> bool:
-        """True if the chat template opens the assistant's turn, False if that turn is given."""
+        """True if the chat template opens the assistant's turn, False if the chat contains it."""
         return self.messages != () and self.messages[-1]["role"] != "assistant"
 
     def cells_within(self, chat_text: str) -> npt.NDArray[np.int32] | None:
         """Return `cells` with offsets into the chat template's rendering of `messages`.
 
-        Chat templates may strip white space at the ends of the text. None if they change the rest
-        or write it twice, so that no cell can be placed.
+        Chat templates may strip white space at the ends of the text. If a template changes the rest
+        or writes it twice, the cells have no unique offsets, and None is returned.
         """
         if len(self.cells) == 0:
             return self.cells
@@ -64,9 +64,9 @@ class RenderedPrompt:
 def render(template: PromptTemplate, item: Task | Document, test_index: int = 0) -> RenderedPrompt:
     """Return the prompt for one test input of a task, or for a document.
 
-    A document's text is taken unchanged. A chat template makes it a user's message, without the
-    system message of the template, which is about tasks. A document's messages are always a chat,
-    and its token ids are taken unchanged.
+    A document's text and token ids are used unchanged, and its messages are always a chat. If
+    `template.chat` is set, the text becomes a user's message, without the system message of the
+    template, which describes tasks.
     """
     if isinstance(item, Document):
         text, messages = item.text or "", item.messages
@@ -95,7 +95,7 @@ def render(template: PromptTemplate, item: Task | Document, test_index: int = 0)
 
 
 def _render_grid(template: PromptTemplate, grid: Grid, role: int) -> str:
-    """Return a grid's text, with the stand-ins of its role for the digits."""
+    """Return the text of a grid, with the stand-ins of its role in place of the digits."""
     names = STAND_INS[10 * role : 10 * role + 10]
     rows = [
         template.row.format(
@@ -116,7 +116,7 @@ def _fields(grid: Grid, example: int, role: int) -> npt.NDArray[np.int32]:
 def _find_cells(
     text: str, fields: dict[int, list[npt.NDArray[np.int32]]]
 ) -> tuple[str, npt.NDArray[np.int32]]:
-    """Replace the stand-ins of cells by digits; return the text and the cells in its order."""
+    """Replace the stand-ins with digits; return the text, and its cells in order."""
     codes = np.frombuffer(text.encode("utf-32-le"), "<u4") - np.uint32(ord(STAND_INS[0]))
     offsets = np.flatnonzero(codes < len(STAND_INS))
     cells = np.empty((len(offsets), len(CELL_COLUMNS)), np.int32)

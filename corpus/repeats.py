@@ -1,7 +1,7 @@
-"""Names and ids that repeat in a file: all that a record needs to know of earlier records.
+"""Names and ids that repeat in a file, the only dependency of a record on earlier records.
 
-The blocks of a file are read independently. `OwnIds` tells quickly whether any record may depend on
-another one. If so, `Seen` finds what each block needs to know of the blocks before it.
+The blocks of a file are read independently. `OwnIds` checks quickly if any record may depend on
+another record. If so, `Seen` finds the names and ids of earlier blocks that each block needs.
 """
 
 import re
@@ -12,11 +12,11 @@ from corpus.task import Document, Item, Notice, Rejection, Task
 from corpus.validate import id_key_of, to_id
 
 Key = str | bytes
-"""A text or, if it is long, a digest of it. Bounds memory."""
+"""A text, or the digest of a long text, which bounds memory."""
 
 _LONGEST_KEY = 32
 
-# The ids of a record's tasks and samples are its id and such endings.
+# The ids of a record's tasks and samples are the record's id and such an ending.
 _SUFFIX = re.compile(r"(.+)[/-][0-9]+", re.DOTALL)
 
 
@@ -24,7 +24,7 @@ class Seen:
     """Names or ids of the records of a file that were read so far.
 
     Args:
-        earlier: what `end_block` returned for a block, to read that block by itself.
+        earlier: result of `end_block` for a block, needed to read only that block.
     """
 
     def __init__(self, earlier: Iterable[Key] = ()) -> None:
@@ -44,7 +44,7 @@ class Seen:
         self._here.add(_key(text))
 
     def end_block(self) -> frozenset[Key]:
-        """End a block, and return its look-ups that found something of earlier blocks."""
+        """End a block and return the names or ids of earlier blocks that it looked up."""
         met = frozenset(self._met)
         self._earlier |= self._here
         self._here, self._met = set(), set()
@@ -52,7 +52,7 @@ class Seen:
 
 
 def without_repeated_ids(items: Iterable[Item], source: str, ids: Seen) -> Iterator[Item]:
-    """Reject each item that has the id of an earlier item's sample; memory grows by the ids.
+    """Reject each item with the id of an earlier item's sample. Memory grows with the ids.
 
     Args:
         items: items of a file, in order.
@@ -69,11 +69,11 @@ def without_repeated_ids(items: Iterable[Item], source: str, ids: Seen) -> Itera
         elif isinstance(item, Document):
             item_id = item.document_id
             claimed = [item_id]
-        else:  # could have been of any kind
+        else:  # A rejected record could be a task or a document.
             item_id = ""
             claimed = [item.task_id, f"{item.task_id}/0"] if item.task_id else []
         if item_id and any(each in ids for each in claimed):
-            advice = "an earlier record of the file has this id; give each its own"
+            advice = "an earlier record of the file has this id; give each record its own id"
             yield Rejection("duplicate_id", advice).of(source, item_id)
         else:
             yield item
@@ -82,14 +82,13 @@ def without_repeated_ids(items: Iterable[Item], source: str, ids: Seen) -> Itera
 
 
 class OwnIds:
-    """Ids that the records of a file have, without those that come from their positions.
+    """Explicit ids of the records of a file, as opposed to ids made from positions.
 
     Args:
-        default: the first word of the ids that come from positions, such as `line`.
+        default: first word of the ids made from positions, such as `line`.
 
     Attributes:
-        may_repeat: False if no record depends on another one, whatever else is in the records.
-            True if a record may depend on another one.
+        may_repeat: True if a record may depend on an earlier one, False if none does.
     """
 
     def __init__(self, default: str) -> None:
@@ -113,7 +112,7 @@ class OwnIds:
         self.may_repeat |= f"{record_id}-".startswith(f"{self._default}-")
         self.may_repeat |= key in self._ids or key in self._roots
         self._ids.add(key)
-        # The samples of a task `a` have ids such as `a/0`, which may be the id of another record.
+        # A sample id of task `a`, such as `a/0`, may be the id of another record.
         while match := _SUFFIX.fullmatch(record_id):
             record_id = match[1]
             self.may_repeat |= (root := _key(record_id)) in self._ids

@@ -1,8 +1,8 @@
-"""Read tasks and documents from tables: Parquet files, and Arrow files as Hugging Face saves them.
+"""Read tasks and documents from tables: Parquet files, and Arrow files saved by Hugging Face.
 
 A row is a record, like a line of a JSON Lines file (see `corpus.parse`), and its columns are the
-keys. A row without an id is "row-000012" (from 0). A null counts as absent, at any depth, because
-Arrow gives each object of a column the keys of all. Columns that are no such keys are not read.
+keys. The id of a row without an id is "row-000012" (from 0). A null counts as absent, at any depth,
+because Arrow gives each object of a column the keys of all objects. Other columns are not read.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ _ARROW_END = b"\xff\xff\xff\xff\0\0\0\0"
 _ROWS_AT_ONCE = 64
 _READ_BYTES = 1 << 20
 
-# What pyarrow raises for damaged content.
+# Errors that pyarrow raises for damaged content.
 _CORRUPT = (pa.ArrowException, OSError, UnicodeDecodeError)
 
 
 def parse_table(stream: BinaryIO, source: str, text_field: str | None = None) -> Iterator[Item]:
-    """Yield what `corpus.parse.parse_tasks` does, for a table.
+    """Yield every task and document of a table, and a `RejectedTask` for each unusable row.
 
     Memory is bounded by one batch of the file's rows.
 
     Args:
-        stream: the file's bytes, seekable, read from the beginning; stays open.
-        source: the file's path relative to the common root of all inputs; part of every item.
-        text_field: the only content to read, as in `corpus.documents`; None for what is found.
+        stream: seekable bytes of the file, read from the beginning; stays open.
+        source: path of the file relative to the common root of all inputs; part of every item.
+        text_field: only content to read, as in `corpus.documents`; None to read any known content.
     """
     items = _items(_rows(stream, text_field), source, text_field, Seen())
     yield from without_repeated_ids(items, source, Seen())
@@ -55,13 +55,13 @@ def parse_row_groups(
     names: Seen,
     ids: Seen,
 ) -> Iterator[Item]:
-    """Yield what `parse_table` does for some row groups of a Parquet file.
+    """Yield the items of some row groups of a Parquet file, the same as from `parse_table`.
 
     Args:
         stream: the file, as in `parse_table`.
         source: name of the file, as in `parse_table`.
         text_field: only content to read, as in `parse_table`.
-        within: offsets. Row groups that begin at one of them are read.
+        within: byte offsets. Only row groups that begin in this range are read.
         names: names in earlier rows. Names in these rows are added.
         ids: ids in earlier rows. Ids in these rows are added.
     """
@@ -70,9 +70,9 @@ def parse_row_groups(
 
 
 def row_group_offsets(stream: BinaryIO, text_field: str | None) -> list[int]:
-    """Return where each row group of a Parquet file begins, in bytes and in order.
+    """Return the byte offset of each row group of a Parquet file, in order.
 
-    Returns an empty list for other tables, and for those that `parse_table` rejects as a whole.
+    Returns an empty list for other tables, and for tables that `parse_table` rejects as a whole.
     """
     try:
         if not _start(stream).startswith(_PARQUET):
@@ -86,13 +86,13 @@ def row_group_offsets(stream: BinaryIO, text_field: str | None) -> list[int]:
     except _CORRUPT as error:
         _corrupt(error, "at all")
         return []
-    # Row groups may be in any order, though common writers put one after the other.
+    # The format allows row groups in any order, although common writers keep them in order.
     in_order = all(one < other for one, other in itertools.pairwise(offsets))
     return offsets if in_order and table.metadata.num_rows else []
 
 
 def add_row_ids(stream: BinaryIO, own: OwnIds) -> None:
-    """Add the ids that the rows of a Parquet file have, without reading other columns."""
+    """Add the ids of the rows of a Parquet file, reading only the id columns."""
     table = _parquet(stream)
     columns = [name for name in table.schema_arrow.names if name in ID_KEYS]
     try:
@@ -106,7 +106,7 @@ def add_row_ids(stream: BinaryIO, own: OwnIds) -> None:
 
 
 _Row = tuple[str, dict[str, object] | Rejection]
-"""A row or its rejection, after its default id, which is "" for a rejection of many rows."""
+"""Default id and row, or rejection of a row. The id is "" if several rows are rejected."""
 
 
 def _items(
@@ -120,12 +120,12 @@ def _items(
 
 
 def _rows(stream: BinaryIO, text_field: str | None, within: range | None = None) -> Iterator[_Row]:
-    """Yield the rows of a table, or those of the row groups that begin `within` a range."""
+    """Yield the rows of a table, or of the row groups that begin `within` a range of offsets."""
     is_empty = within is None
     try:
         start = _start(stream)
         if start == GIT_LFS:
-            detail = "a pointer of Git LFS instead of the table; run git lfs pull"
+            detail = "a Git LFS pointer instead of the table; run git lfs pull"
             raise Rejection("bad_table", detail)
         if start.startswith(_PARQUET):
             rows = _parquet_rows(stream, text_field, within)
@@ -146,15 +146,15 @@ def _rows(stream: BinaryIO, text_field: str | None, within: range | None = None)
 def _numbered(
     batches: Iterator[pa.RecordBatch], first: int, end: int | None = None
 ) -> Iterator[_Row]:
-    """Yield the rows from number `first` on; damage ends them. `end` is None if unknown."""
+    """Yield numbered rows up to the first damage; `end` is one past the last, None if unknown."""
     number = first
     try:
         for batch in batches:
-            # Not its `nbytes`, which may crash the process where the bytes are damaged.
+            # `nbytes` may crash the process if the bytes are damaged.
             is_large = batch.get_total_buffer_size() > MAX_RECORD_BYTES
             for index in range(len(batch)):
                 if number == end:
-                    raise pa.ArrowInvalid("there are more rows than the footer says")
+                    raise pa.ArrowInvalid("the table has more rows than its footer states")
                 row: dict[str, object] | Rejection
                 try:
                     row = _row(batch.slice(index, 1), is_large)
@@ -163,7 +163,7 @@ def _numbered(
                 yield f"row-{number:06d}", row
                 number += 1
         if end is not None and number < end:
-            raise pa.ArrowInvalid("there are fewer rows than the footer says")
+            raise pa.ArrowInvalid("the table has fewer rows than its footer states")
     except _CORRUPT as error:
         where = f"from row {number} on" if number else "at all"
         where = where if end is None else f"from row {number} to row {end - 1}"
@@ -171,12 +171,12 @@ def _numbered(
 
 
 def _corrupt(error: Exception, where: str) -> Rejection:
-    """Return the rejection of damaged content; raise an error of reading on."""
+    """Return the rejection of damaged content, or raise the error again if reading failed."""
     if getattr(error, "errno", None) is not None:
-        raise error  # The file could not be read; its content may be sound.
+        raise error  # The content of an unreadable file may be intact.
     cause = " ".join(str(error).split())[:200]
     return Rejection(
-        "bad_table", f"the table cannot be read {where} ({cause}); copy or make it again"
+        "bad_table", f"the table cannot be read {where} ({cause}); copy or create the file again"
     )
 
 
@@ -197,12 +197,12 @@ def _arrow_batches(
         batches = reader = ipc.open_stream(stream)
     columns = _used(reader.schema, text_field)
     for batch in batches:
-        batch.validate(full=True)  # Arrow files are read unchecked; offsets may lead outside
+        batch.validate(full=True)  # pyarrow does not check the offsets of Arrow files.
         yield batch.select(columns)
     stream.seek(-len(_ARROW_END), os.SEEK_END)
     if not is_file and stream.read() != _ARROW_END:
-        # Cut between two batches, or its writer was killed.
-        raise pa.ArrowInvalid("the stream has no end mark")
+        # The file was cut between two batches, or its writer was killed.
+        raise pa.ArrowInvalid("the stream has no end marker")
 
 
 def _parquet(stream: BinaryIO) -> parquet.ParquetFile:
@@ -212,7 +212,7 @@ def _parquet(stream: BinaryIO) -> parquet.ParquetFile:
 
 
 def _parquet_rows(stream: BinaryIO, text_field: str | None, within: range | None) -> Iterator[_Row]:
-    """Yield the rows of each row group; a damaged group does not cost the others."""
+    """Yield the rows of each row group. Damage to one group does not affect the others."""
     table = _parquet(stream)
     columns = _used(table.schema_arrow, text_field)
     first = 0
@@ -243,20 +243,20 @@ def _used(schema: pa.Schema, text_field: str | None) -> list[str]:
     used = [name for name in dict.fromkeys(keys_to_read(text_field)) if name in names]
     if text_field:
         if not {text_field, text_field.partition(".")[0]} & names:
-            detail = f"--text_field {text_field}: the table has the columns {columns}"
+            detail = f"--text_field {text_field}: not a column; the table has the columns {columns}"
             raise Rejection("no_text_field", detail)
     elif not names & set(CONTENT_KEYS):
         wrappers = [name for name in WRAPPERS if name in names]
         if not wrappers:
             raise Rejection(
                 "not_a_task",
-                f"the table has the columns {columns}; one of {', '.join(CONTENT_KEYS)} is needed, "
-                "or --text_field; train and test go together",
+                f"the table has the columns {columns}; it needs one of {', '.join(CONTENT_KEYS)}, "
+                "or --text_field; train and test belong together",
             )
         used += wrappers
     for name in used:
         if schema.names.count(name) > 1:
-            raise Rejection("duplicate_key", f"the table has the column {name} twice")
+            raise Rejection("duplicate_key", f"the table has the column {name} twice; keep one")
     return used
 
 

@@ -1,4 +1,4 @@
-"""The contents of a corpus: ARC tasks, documents, and rejected records with the reason."""
+"""Contents of a corpus: ARC tasks, documents, and rejected records with the reason."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,12 +9,12 @@ Grid = tuple[tuple[int, ...], ...]
 """Cells `grid[row][column]` in 0..9: at least 1 x 1, all rows of the same width."""
 
 MAX_GRID_SIDE = 128
-"""The most rows and the most columns of a grid. ARC stops at 30, synthetic sets go further."""
+"""Maximum number of rows and columns of a grid. ARC has at most 30, synthetic sets have more."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """An input grid and its output grid; `output` is None for a test without an answer."""
+    """An input grid and its output grid, which is None for a test without an answer."""
 
     input: Grid
     output: Grid | None
@@ -25,8 +25,10 @@ class Task:
     """An ARC task: at least one training pair, all with outputs, and at least one test input.
 
     Attributes:
-        task_id: unique in its file only; the public sets share ids.
+        task_id: id, unique only in its file; the public sets share ids.
         source: path of the file relative to the common root of all inputs.
+        train: training pairs.
+        test: test pairs.
         augmentation: key of a variant (see `corpus.augment`), "" for the task itself.
     """
 
@@ -46,16 +48,20 @@ class Task:
 
 
 Message = dict[str, Any]
-"""One turn of a chat: a JSON object with `role`, mostly `content`, and all other keys it has."""
+"""One turn of a chat: a JSON object with `role`, usually `content`, and any other keys."""
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """Any other text: plain `text`, `messages`, or `token_ids`; the others are None or empty.
+    """Any input other than a task: `text`, `messages` or `token_ids`.
 
     Attributes:
-        token_ids: ids that are taken unchanged.
-        template_arguments: what a chat template takes besides the messages, such as `tools`.
+        document_id: id, unique only in its file.
+        source: path of the file relative to the common root of all inputs.
+        text: plain text, None for messages and token ids.
+        messages: turns of a chat, otherwise empty.
+        template_arguments: arguments of the chat template other than the messages, such as `tools`.
+        token_ids: token ids, used unchanged, otherwise empty.
     """
 
     document_id: str
@@ -67,21 +73,21 @@ class Document:
 
     @property
     def sample_id(self) -> str:
-        """The key of the document, unique in a corpus: `source#document_id`."""
+        """Key of the document, unique in a corpus: `source#document_id`."""
         return f"{self.source}#{self.document_id}"
 
 
 @dataclass(frozen=True, slots=True)
 class RejectedTask:
-    """A file, a task or document, or some of its samples, that could not be used.
+    """A file, a task or document, or some samples of a task or document, that cannot be used.
 
     Attributes:
-        task_id: "" if the file as a whole is at fault.
-        reason: one of `REASONS`, or of `transforms.tokenize_tasks`.
-        detail: a sentence for a person: file, task, field, what was seen and what is allowed.
-        kind: "file", "task" (also for a document), or "sample" if only some of its samples are
-            rejected.
-        samples: rejected samples; 0 for a task that could not be read.
+        source: path of the file relative to the common root of all inputs.
+        task_id: id of the task or document; "" if the whole file is rejected.
+        reason: one of `REASONS`, or of the reasons in `transforms.tokenize_tasks`.
+        detail: explanation for the user: file, task, field, what was seen and what is allowed.
+        kind: "file", "task" (also for a document), or "sample" if only some samples are rejected.
+        samples: number of rejected samples; 0 for a task that could not be read.
     """
 
     source: str
@@ -94,11 +100,13 @@ class RejectedTask:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Something to know about a task or document that is used.
+    """A remark on a task or document that is used.
 
     Attributes:
+        source: path of the file relative to the common root of all inputs.
+        task_id: id of the task or document.
         reason: one of `NOTICE_REASONS`.
-        detail: a sentence for a person.
+        detail: explanation for the user.
     """
 
     source: str
@@ -111,7 +119,7 @@ Item = Task | Document | RejectedTask | Notice
 
 
 class Rejection(Exception):
-    """The cause of a rejected record or file: `reason` is a key of `REASONS`."""
+    """Cause of a rejected record or file; `reason` is a key of `REASONS`."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
@@ -119,7 +127,7 @@ class Rejection(Exception):
         self.detail = detail
 
     def of(self, source: str, record_id: str = "") -> RejectedTask:
-        """Return the rejected record, with the file and the record named in `detail`."""
+        """Return the rejected record. Its `detail` begins with the file and the record."""
         where = f"{source}, task {record_id}" if record_id else source
         kind: Literal["file", "task"] = "task" if record_id else "file"
         return RejectedTask(source, record_id, self.reason, f"{where}: {self.detail}", kind)
@@ -128,15 +136,15 @@ class Rejection(Exception):
 REASONS: Mapping[str, str] = MappingProxyType(
     {
         # The file.
-        "empty_file": "the file is empty or holds only white space",
+        "empty_file": "a file that is empty or contains only white space",
         "bad_encoding": "text that is not UTF-8, or half of a surrogate pair",
-        "compressed_file": "compressed, but without the suffix of a compressed file",
-        "not_json": "not valid JSON, at the line given",
-        "truncated_json": "the file ends before its JSON does",
+        "compressed_file": "a compressed file without the suffix of its format",
+        "not_json": "text that is not valid JSON",
+        "truncated_json": "a file that ends in the middle of its JSON",
         "too_deep": "arrays or objects nested too deeply for a record",
         "record_too_large": "a record larger than the limit for a record",
-        "bad_table": "a Parquet or Arrow file that cannot be read, or not to its end",
-        "solutions_file": "Kaggle's file of solutions, which has no inputs",
+        "bad_table": "a Parquet or Arrow file that cannot be read, or only in part",
+        "solutions_file": "a Kaggle solutions file, which has no inputs",
         # The record.
         "not_a_task": "valid JSON that is neither a task nor a document",
         "duplicate_key": "a JSON object with the same key twice",
@@ -153,21 +161,21 @@ REASONS: Mapping[str, str] = MappingProxyType(
         "bad_cell": "a cell that is not a whole number from 0 to 9",
         # A document.
         "bad_text": "a text that is not a string",
-        "bad_token_ids": "token ids that are not whole numbers, or that hold padding",
-        "empty_text": "a text, or messages, of white space only",
+        "bad_token_ids": "token ids that are not whole numbers, or that contain padding",
+        "empty_text": "a text, or messages, with only white space",
         "bad_message": "a message without a role or text, or with an image or audio",
-        "bad_chat": "tools or another field of a chat that is not what chat templates take",
+        "bad_chat": "tools or another field of a chat that chat templates do not accept",
         "ambiguous": "a record with several contents; `--text_field` names the one to read",
         "preference": "a record with a chosen and a rejected answer",
         "no_text_field": "a record without the field that `--text_field` names",
     }
 )
-"""Every reason that `parse_tasks` and `parse_table` give, and its meaning."""
+"""Meaning of each reason that `parse_tasks` and `parse_table` use."""
 
 NOTICE_REASONS: Mapping[str, str] = MappingProxyType(
     {
-        "same_content": "a task or document with the content of another",
-        "repeated_name": "a record called by its place, because its name is not its own",
+        "same_content": "a task or document with the same content as another one",
+        "repeated_name": "a record whose id is its position, because its name repeats",
     }
 )
-"""Every reason of a `Notice`, and its meaning."""
+"""Meaning of each reason of a `Notice`."""

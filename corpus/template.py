@@ -1,7 +1,7 @@
-"""The text of a task: a template of layouts with placeholders, read from a TOML file.
+"""Templates of the text of a task: layouts with placeholders, read from a TOML file.
 
-A template file has the fields of `PromptTemplate`, all of them required. To write one, copy a file
-of `corpus/templates/` and give its path to `load_template`; no code is involved.
+A template file has the fields of `PromptTemplate`, all of which are required. To write a template,
+copy a file from `corpus/templates/` and give its path to `load_template`.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-# The placeholders that each field must have, once, and those that it may have.
+# Placeholders that each field must have exactly once, and optional placeholders.
 _PLACEHOLDERS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "system": ((), ()),
     "preamble": ((), ()),
@@ -30,26 +30,26 @@ STAND_INS = "".join(map(chr, range(0xFDD0, 0xFDD0 + 20)))
 
 
 class TemplateError(ValueError):
-    """A template that cannot be used; the message names its file, the field and what is allowed."""
+    """An invalid template. The message names its file, the field and what is allowed."""
 
 
 @dataclass(frozen=True, slots=True)
 class PromptTemplate:
-    """The text of a task: `preamble`, an `example` for each training pair, then `query`.
+    """Layout of a task's text: `preamble`, an `example` for each training pair, then `query`.
 
     `{name}` is a placeholder; `{{` and `}}` are braces.
 
     Attributes:
-        name: the template's name in the metadata.
-        chat: whether the text is a user's message for the tokenizer's chat template.
-        system: the system message of a chat, "" for none. Must be "" if not `chat`.
-        preamble: the beginning of the text.
-        example: a training pair: `{input}`, `{output}` and optionally `{index}`, from 1.
-        query: a test pair: `{input}`. The model continues, or replies, after it.
-        grid: a grid: `{rows}` and optionally `{height}` and `{width}`.
-        row: a row of a grid: `{cells}` and optionally `{number}`, from 1.
+        name: name of the template in the metadata.
+        chat: True if the text is a user's message for the tokenizer's chat template.
+        system: system message of a chat, "" for none. Must be "" if `chat` is False.
+        preamble: beginning of the text.
+        example: layout of a training pair: `{input}`, `{output}` and optionally `{index}`, from 1.
+        query: layout of a test pair: `{input}`. The model continues or replies after it.
+        grid: layout of a grid: `{rows}` and optionally `{height}` and `{width}`.
+        row: layout of a row: `{cells}` and optionally `{number}`, from 1.
         row_separator: text between rows, such as a newline.
-        cell_separator: text between cells, such as nothing or a space.
+        cell_separator: text between cells, such as a space, or "" for none.
 
     Raises:
         TemplateError: a placeholder is missing, repeated or unknown, or a brace is not closed.
@@ -70,7 +70,7 @@ class PromptTemplate:
         for field in _PLACEHOLDERS:
             _check_layout(field, getattr(self, field))
         if not self.name:
-            raise TemplateError("name: must not be empty; the metadata records it")
+            raise TemplateError("name: must not be empty, because the metadata records it")
         if self.system and not self.chat:
             raise TemplateError("system: must be empty if chat is false; use preamble")
 
@@ -86,7 +86,7 @@ def shipped_templates() -> tuple[str, ...]:
 
 
 def load_template(name_or_path: str | os.PathLike[str]) -> PromptTemplate:
-    """Load a shipped template by its name, or any other by the path of its TOML file."""
+    """Load a shipped template by its name, or another template by the path of its TOML file."""
     name_or_path = os.fspath(name_or_path)
     if name_or_path in shipped_templates():
         file = resources.files("corpus").joinpath("templates", f"{name_or_path}.toml")
@@ -135,6 +135,6 @@ def _check_layout(field: str, layout: str) -> None:
             )
     for name in required:
         if (count := [part[0] for part in parts].count(name)) != 1:
-            raise TemplateError(f"{field}: {{{name}}} is there {count} times; it must be once")
+            raise TemplateError(f"{field}: {{{name}}} occurs {count} times; it must occur once")
     if not set(STAND_INS).isdisjoint(layout):
         raise TemplateError(f"{field}: the characters U+FDD0 to U+FDE3 are not allowed")

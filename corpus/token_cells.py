@@ -1,4 +1,4 @@
-"""Cells of grids by token."""
+"""Map tokens to cells of grids."""
 
 import re
 from collections.abc import Callable
@@ -20,22 +20,22 @@ def token_cells(
     token_ids: npt.NDArray[np.int32],
     text_of: Callable[[int], str],
 ) -> npt.NDArray[np.int16]:
-    """Return the cell that each token shows.
+    """Return the cell of each token.
 
-    A cell is a digit, and the n-th digit of the text is the n-th digit of the tokens. Offsets, as
-    tokenizers give them, are not used: they are wrong after some normalizers.
+    A cell is a digit, and the n-th digit of the text is the n-th digit of the tokens. The offsets
+    that tokenizers return are not used, because some normalizers make them wrong.
 
     Args:
         text: the whole prompt.
         cells: `[num_cells, 5] int32` as in `RenderedPrompt`, in the order of the text; None if
-            their places in the text are unknown.
-        token_ids: `[num_tokens] int32`, the tokens of the text.
-        text_of: the text of a token.
+            their offsets are unknown.
+        token_ids: `[num_tokens] int32`, token ids of the text.
+        text_of: function that returns the text of a token.
 
     Returns:
-        `[num_tokens, 4] int16`, a cell's example, role, row and column; -1 for a token without one.
-        All are -2 if the cells cannot be mapped to tokens one to one: if the tokens have other
-        digits than the text, or the token of a cell has several.
+        `[num_tokens, 4] int16`: example, role, row and column of a token's cell; -1 for a token
+        without a cell. All values are -2 if cells and tokens do not match one to one: the digits of
+        the tokens differ from the digits of the text, or a cell's token has several digits.
     """
     columns = len(CELL_COLUMNS) - 1
     shown = np.full((len(token_ids), columns), NO_CELL, np.int16)

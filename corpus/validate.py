@@ -1,7 +1,8 @@
-"""Conversion of a JSON value to a `Task` or a `Document`, or the reason for its rejection.
+"""Convert a JSON value to a `Task` or a `Document`, or reject it with a reason.
 
-A record with lists of `train` or `test` pairs is a task. Without any of `corpus.documents`'s keys,
-`examples` are pairs. Keys that are not named here or there are metadata, which is not read.
+A record with a list under `train` or `test` is a task. If a record has no document key of
+`corpus.documents`, its `examples` are pairs. Keys that neither module names are metadata and are
+not read.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from corpus.json_records import DUPLICATE
 from corpus.messages import shown
 from corpus.task import MAX_GRID_SIDE, Document, Grid, Pair, Rejection, Task
 
-# A record has at least one of these keys, and the first of its ID_KEYS counts.
+# A record has at least one of CONTENT_KEYS. Its id is the value of the first of ID_KEYS.
 CONTENT_KEYS = ("train", "test", *DOCUMENT_KEYS, "examples")
 ID_KEYS = ("id", "task_id", "name")
 
@@ -22,20 +23,20 @@ _DIGITS = frozenset(range(10))
 
 
 def keys_to_read(text_field: str | None) -> tuple[str, ...]:
-    """Return all keys of a record that may be read; no others need be kept."""
+    """Return all keys of a record that may be read."""
     content = (text_field, text_field.partition(".")[0]) if text_field else CONTENT_KEYS
     return (*ID_KEYS, *content, *OTHER_KEYS)
 
 
 def has_content(record: Mapping[Any, object], text_field: str | None) -> bool:
-    """Return True if the record has one of `CONTENT_KEYS`, or what `text_field` names."""
+    """Return True if the record has `text_field`, or one of `CONTENT_KEYS` if that is None."""
     if text_field:
         return field_of(record, text_field) is not None
     return any(record.get(key) is not None for key in CONTENT_KEYS)
 
 
 def kind_of(value: object, text_field: str | None = None) -> str:
-    """Return what a value is to be read as: `task`, `document`, `examples`, `pair` or ""."""
+    """Return the kind of a value: `task`, `document`, `examples`, `pair`, or "" if unknown."""
     if not isinstance(value, dict):
         return ""
     if text_field:
@@ -51,12 +52,12 @@ def kind_of(value: object, text_field: str | None = None) -> str:
 
 
 def not_a_task(value: object) -> Rejection:
-    """Return the rejection of a value that is no record."""
+    """Return the rejection of a value that is not a record."""
     seen = f"an object with the keys {shown(list(value))}" if isinstance(value, dict) else None
     return Rejection(
         "not_a_task",
         f'{seen or shown(value)}; a task is {{"train": [pair, ...], "test": [pair, ...]}}, a '
-        'document {"id": ..., "text": ...} or {"id": ..., "messages": [...]}, pairs '
+        'document is {"id": ..., "text": ...} or {"id": ..., "messages": [...]}, and pairs are '
         '{"examples": [[input, output], ...]}',
     )
 
@@ -67,7 +68,7 @@ def id_key_of(record: Mapping[Any, object]) -> str | None:
 
 
 def to_id(value: object) -> str:
-    """Return a record's id, a whole number or a short printable text, as text."""
+    """Return a record's id as text, or raise `Rejection` if it is not a valid id."""
     text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
     if isinstance(text, str) and 0 < len(text) <= MAX_ID_CHARS and text.isprintable():
         return text
@@ -97,7 +98,17 @@ def to_item(
 def to_pairs(
     record: Mapping[object, object], key: str, reason: str, *, with_output: bool = True
 ) -> tuple[Pair, ...]:
-    """Read a record's list of pairs; `reason` is that of a list which is missing or empty."""
+    """Read a record's list of pairs, which must not be missing or empty.
+
+    Args:
+        record: record that has the list.
+        key: key of the list.
+        reason: reason of the rejection if the list is missing or empty.
+        with_output: True if every pair must have an output.
+
+    Raises:
+        Rejection: the list is missing or empty, or a pair is invalid.
+    """
     _check_keys(record)
     value = record.get(key)
     if not isinstance(value, list) or not value:
@@ -110,9 +121,9 @@ def to_pairs(
 
 
 def to_pair(pair: object, where: str, *, with_output: bool = True) -> Pair:
-    """Read `{"input": grid, "output": grid}` or `[input, output]`; `where` names it in messages.
+    """Read `{"input": grid, "output": grid}` or `[input, output]`; `where` names it in errors.
 
-    Without `with_output` the output may be absent or null, as in Kaggle's challenges.
+    If `with_output` is False, the output may be absent or null, as in Kaggle's challenges.
     """
     if isinstance(pair, list) and len(pair) == 2:
         pair = dict(zip(("input", "output"), pair, strict=True))
@@ -123,7 +134,7 @@ def to_pair(pair: object, where: str, *, with_output: bool = True) -> Pair:
     _check_keys(pair)
     output = pair.get("output")
     if output is None and with_output:
-        raise Rejection("bad_pair", f"{where}.output: missing; only a test may lack its output")
+        raise Rejection("bad_pair", f"{where}.output: missing; only a test pair may lack it")
     return Pair(
         to_grid(pair["input"], f"{where}.input"),
         None if output is None else to_grid(output, f"{where}.output"),
@@ -131,16 +142,19 @@ def to_pair(pair: object, where: str, *, with_output: bool = True) -> Pair:
 
 
 def to_grid(grid: object, where: str) -> Grid:
-    """Read a list of rows of cells; whole floats such as 3.0 become integers."""
+    """Read a list of rows of cells. Whole floats such as 3.0 become integers."""
     if not isinstance(grid, list) or not all(isinstance(row, list) for row in grid):
         raise Rejection("bad_grid", f"{where}: {shown(grid)} is not a list of rows of cells")
     if not grid or not grid[0]:
-        raise Rejection("empty_grid", f"{where}: {shown(grid)} has no cells; at least 1 x 1")
+        raise Rejection(
+            "empty_grid", f"{where}: {shown(grid)} has no cells; a grid is at least 1 x 1"
+        )
     width = len(grid[0])
     if max(len(grid), width) > MAX_GRID_SIDE:
         raise Rejection(
             "grid_too_large",
-            f"{where}: {len(grid)} rows and {width} columns; at most {MAX_GRID_SIDE} of each",
+            f"{where}: {len(grid)} rows and {width} columns; at most {MAX_GRID_SIDE} of each are "
+            "allowed",
         )
     for index, row in enumerate(grid):
         if len(row) != width:

@@ -154,7 +154,7 @@ def test_the_variants_of_a_seed_stay_the_same_in_every_version():
 
 
 def test_a_task_with_few_variants_gives_all_and_says_so():
-    # Two colors, one of them kept: 9 renamings, 2 orders, 4 looks of the one grid by symmetry.
+    # Two colors, one of which is kept: 9 renamings x 2 orders x 4 distinct symmetries of the grid.
     grid = ((0, 1), (0, 0))
     task = small_task((grid, ((0,),)), (grid, ((1,),)), test=[grid])
     *found, rejected = augment(task, AugmentationPlan(73, 0, keep_background=True))

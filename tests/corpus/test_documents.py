@@ -1,4 +1,4 @@
-"""Forms in which datasets have texts and chats, read from JSON Lines and from Parquet."""
+"""Formats of texts and chats in datasets, read from JSON Lines and from Parquet."""
 
 import io
 import json
@@ -127,10 +127,10 @@ def test_nulls_that_a_table_adds_are_absent_but_those_of_json_in_arguments_are_k
         ({"messages": [HI], "tools": "f"}, "bad_chat", "tools: not JSON"),
         ({"messages": [HI], "tools": ["f"]}, "bad_chat", "tools: ['f']"),
         ({"messages": [HI], "chat_template_kwargs": []}, "bad_chat", "chat_template_kwargs: []"),
-        ({"messages": [HI], "chat_template_kwargs": {"tools": 1}}, "bad_chat", "tools is a key"),
-        ({"conversations": [{"from": "x", "value": "a"}]}, "bad_message", "[0].from: 'x'; one of"),
+        ({"messages": [HI], "chat_template_kwargs": {"tools": 1}}, "bad_chat", "tools must be"),
+        ({"conversations": [{"from": "x", "value": "a"}]}, "bad_message", "[0].from: 'x'; must"),
         ({"conversations": spoken("human: Hi", "function_call: f")}, "bad_message", "not JSON"),
-        ({"conversations": [{**HI, "from": "x", "value": "a"}]}, "bad_message", "[0]: has role"),
+        ({"conversations": [{**HI, "from": "x", "value": "a"}]}, "bad_message", "[0]: has both"),
         ({"messages": [{"content": "a"}]}, "bad_message", "[0].role: missing"),
         ({"messages": [HI, {**HO, "content": 3}]}, "bad_message", "[1].content: 3"),
         ({"messages": [HI, {**HO, "tool_calls": "f"}]}, "bad_message", "[1].tool_calls: 'f'"),
@@ -139,7 +139,7 @@ def test_nulls_that_a_table_adds_are_absent_but_those_of_json_in_arguments_are_k
         (
             {"messages": [{**HI, "content": [{"type": "image", "image": "x"}]}]},
             "bad_message",
-            "no images",
+            "not images",
         ),
         ({"messages": [{**HI, "note": "\ud800"}]}, "bad_encoding", "messages[0].note"),
         ({"messages": [{**HI, "note": json.loads("[" * 99 + "]" * 99)}]}, "too_deep", "[0].note"),

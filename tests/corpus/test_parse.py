@@ -44,12 +44,12 @@ def ids(items: list[Item]) -> list[str]:
 
 
 def reasons(items: list[Item]) -> list[str]:
-    """The reason of each rejected item, "" for the others."""
+    """Return the reason of each rejected item, "" for other items."""
     return [item.reason if isinstance(item, RejectedTask) else "" for item in items]
 
 
 def content_of(task: Task) -> Any:
-    """Return a task as its file has it."""
+    """Return a task in the form of its file."""
     content = {"train": task.train, "test": task.test}
     return json.loads(json.dumps(content, default=asdict))
 
@@ -108,7 +108,7 @@ def test_extra_keys_before_the_telling_one_do_not_mislead():
 
 
 def barc(pairs: list[Any]) -> str:
-    """A record as BARC has it: pairs of grids of floats, next to the program that made them."""
+    """Return a record of BARC: pairs of grids of floats, and the program that made them."""
     floats = [[[[float(c) for c in row] for row in grid] for grid in p.values()] for p in pairs]
     return lines({"source": "def main(grid):\n    return grid", "examples": floats, "id": "abc"})
 
@@ -220,7 +220,7 @@ def test_ids_that_recur_in_a_file_are_rejected_the_second_time():
     assert reasons(parse(lines(bad, {"id": "a", **TASK}))) == ["empty_grid", "duplicate_id"]
 
 
-# What Python's parser accepts or refuses is the same in all layouts.
+# All layouts accept and reject the same JSON as Python's parser.
 
 STRANGE = [
     ("[[NaN]]", "bad_cell", "nan"),
@@ -290,7 +290,7 @@ def test_the_tasks_before_the_end_of_a_cut_file_are_read():
 
 
 class Endless(io.RawIOBase):
-    """A file of `size` bytes that repeats a piece and is never in memory."""
+    """A file of `size` bytes that repeats a piece and is never completely in memory."""
 
     def __init__(self, start: bytes, piece: bytes, size: int) -> None:
         self._start, self._piece, self._left = start, piece, size
@@ -304,7 +304,7 @@ class Endless(io.RawIOBase):
 
 @pytest.fixture
 def limit(monkeypatch: pytest.MonkeyPatch) -> int:
-    """A small `MAX_RECORD_BYTES`, so that files beyond it are quick to make."""
+    """Set a small `MAX_RECORD_BYTES` and return it, which makes files beyond it quick to create."""
     size = 2**14
     for module in ("json_records", "parse"):
         monkeypatch.setattr(f"corpus.{module}.MAX_RECORD_BYTES", size)
@@ -460,7 +460,7 @@ def test_nulls_are_absent():
 
 
 def test_names_that_repeat_do_not_cost_records():
-    """Only the first record of a name has it as its id, and one notice says so."""
+    """Only the first record with a name uses it as its id, and a single notice reports that."""
     names = ["cat", "dog", "cat", None, "", 1.5, "dog", "x"]
     items = parse(lines(*({"name": name, "text": f"{i}"} for i, name in enumerate(names))))
     documents = [item for item in items if isinstance(item, Document)]

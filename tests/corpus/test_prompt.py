@@ -69,7 +69,7 @@ cell_separator = ", "
 
 
 def assert_cells_point_at_digits(prompt: RenderedPrompt, task: Task, test_index: int) -> None:
-    """Every cell of every shown grid is in `cells` once, in the order of the text."""
+    """Check that `cells` has every cell of every shown grid once, in the order of the text."""
     grids: dict[tuple[int, int], Grid] = {(-1, 0): task.test[test_index].input}
     for example, pair in enumerate(task.train):
         grids |= {(example, 0): pair.input, (example, 1): pair.output or ()}
@@ -126,7 +126,7 @@ grids = st.tuples(st.integers(1, 5), st.integers(1, 5)).flatmap(
     ).map(tuple)
 )
 pairs = st.builds(Pair, grids, grids)
-# Braces are doubled and digits are as likely as not, to mislead a search for the cells.
+# Doubled braces and digits would mislead a search for the cells.
 literals = st.text("01 {}\n|x", max_size=4).map(lambda s: s.replace("{", "{{").replace("}", "}}"))
 
 
@@ -166,7 +166,7 @@ def test_cells_are_found_in_any_template(
         ("chat = false", "chat = false\nextra = 1", "extra is unknown; a template has name"),
         ('system = ""', 'system = "You"', "system: must be empty"),
         ("{rows}", "{lines}", "grid: {lines} is not a placeholder here; allowed: {rows}, {height}"),
-        ("{cells}", "{cells}{cells}", "row: {cells} is there 2 times"),
+        ("{cells}", "{cells}{cells}", "row: {cells} occurs 2 times"),
         ("? <- {input}", "{input}{output}", "query: {output} is not a placeholder here"),
         ("? <- {input}", "{input.__class__}", "query: {input.__class__} is not a placeholder"),
         ("? <- {input}", "{input:>99}", "query: {input} is not a placeholder here"),

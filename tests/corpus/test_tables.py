@@ -42,7 +42,7 @@ SOURCE = "sub/name.parquet"
 
 
 def table(*rows: dict[str, Any]) -> pa.Table:
-    """With all columns, null where a row has nothing, as Hugging Face has it."""
+    """Return a table with all columns and nulls for missing values, the format of Hugging Face."""
     return pa.Table.from_pylist(list(rows), schema=pa.schema(list(COLUMNS.items())))
 
 
@@ -53,7 +53,7 @@ def parquet_file(rows: pa.Table) -> bytes:
 
 
 def arrow_stream(rows: pa.Table, new: Any = ipc.new_stream) -> bytes:
-    """As Hugging Face saves a dataset."""
+    """Return a table in the stream format in which Hugging Face saves a dataset."""
     stream = io.BytesIO()
     with new(stream, rows.schema) as writer:
         writer.write_table(rows, max_chunksize=2)
@@ -136,7 +136,7 @@ def test_a_table_without_rows_or_content_is_said_to_be(encode: Encode):
     assert only_rejection(encode(table())).reason == "empty_file"
     without = only_rejection(encode(pa.table({"id": [1], "image": ["x"]})))
     assert without.reason == "not_a_task"
-    assert "the table has the columns id, image; one of train, test" in without.detail
+    assert "the table has the columns id, image; it needs one of train" in without.detail
     twice = pa.Table.from_arrays([pa.array(["a"])] * 2, names=["text", "text"])
     assert only_rejection(encode(twice)).reason == "duplicate_key"
 
@@ -181,7 +181,7 @@ def test_a_stream_that_cannot_be_read_is_an_error():
 
 
 def test_a_stream_cut_between_batches_is_not_whole():
-    """Its writer was killed: the format allows it, but rows may be missing."""
+    """The format allows such a stream, but rows are missing if its writer was killed."""
     whole = arrow_stream(table(*[{"id": str(i), "text": "a"} for i in range(4)]))
     *rows, last = parse(whole[:-8])
     assert len(rows) == 4
@@ -212,7 +212,7 @@ def test_a_damaged_row_group_costs_its_rows():
 
 @FORMATS
 def test_tasks_as_json_text(encode: Encode):
-    """In columns of pairs, or whole in a column `data` or `task`."""
+    """The text may be in the columns `train` and `test`, or in one column `data` or `task`."""
     pairs = pa.table({"id": ["a"], "train": [json.dumps([PAIR])], "test": [json.dumps([PAIR])]})
     task = json.dumps({"train": [PAIR], "test": [PAIR]})
     for rows in (

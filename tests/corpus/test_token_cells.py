@@ -9,14 +9,14 @@ from corpus.token_cells import NO_CELL, UNKNOWN_CELL, token_cells
 
 
 def cells_at(offsets: list[int]) -> np.ndarray:
-    """A cell at each offset: its example is its number, its row twice that, and so on."""
+    """Return a cell at each offset, whose example, role, row and column follow from its number."""
     numbers = np.arange(len(offsets))
     columns = [np.array(offsets, int), numbers, numbers % 2, 2 * numbers, 3 * numbers]
     return np.stack(columns, axis=-1).astype(np.int32).reshape(-1, 5)
 
 
 def shown(parts: list[str], cells: np.ndarray, text: str | None = None) -> np.ndarray:
-    """Cells of tokens with these texts, which have an id for each text."""
+    """Return the cells of tokens with these texts; equal texts have equal ids."""
     known = sorted({*parts})
     token_ids = np.array([known.index(part) for part in parts], np.int32)
     return token_cells(

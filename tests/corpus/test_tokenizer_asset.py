@@ -1,4 +1,4 @@
-"""The tokenizer in qwen/presets, used as the job uses it: on the prompts of tasks."""
+"""Tests of the tokenizer in qwen/presets on the prompts of tasks."""
 
 import subprocess
 import sys
@@ -79,7 +79,7 @@ def test_the_special_tokens_and_the_chat_template_are_those_of_chatml(tokenizer:
 def test_prompts_of_arc_have_as_many_tokens_as_with_the_published_tokenizer(
     tokenizer: Any, arc_tasks: Path
 ):
-    """Minimum, median and maximum were counted with Qwen's own vocabulary, first test inputs."""
+    """The expected minimum, median and maximum are of Qwen's tokenizer on first test inputs."""
     with (arc_tasks / "training.json").open("rb") as file:
         tasks = [item for item in parse_tasks(file, "a") if isinstance(item, Task)]
     prompts = [render(load_template("digits"), task, 0).text for task in tasks]
