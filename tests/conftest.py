@@ -43,13 +43,13 @@ def free_port() -> int:
 
 
 def _refuse_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
-    """Turn a skip in CI into a failure, unless CI need not have the missing thing."""
+    """Turn a skip in CI into a failure, unless CI may lack what the test needs."""
     if not (os.environ.get("CI") and report.skipped and isinstance(report.longrepr, tuple)):
         return
     reason = str(report.longrepr[2])
     if not hasattr(report, "wasxfail") and not MAY_BE_MISSING.search(reason):
         report.outcome = "failed"
-        report.longrepr = f"skipped in CI, which must have the missing thing: {reason}"
+        report.longrepr = f"skipped in CI, which must have what the test needs: {reason}"
 
 
 @pytest.hookimpl(wrapper=True)
@@ -73,7 +73,10 @@ def pytest_unconfigure() -> None:
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a checkpoint of three layers, 32 wide, with the shipped tokenizer; copy to change."""
+    """Return a checkpoint of three layers, 32 wide, with the shipped tokenizer.
+
+    A test that changes the checkpoint must copy it.
+    """
     config = replace(SMALL, vocab_size=1024)
     return add_tokenizer(write_checkpoint(tmp_path_factory.mktemp("models") / "small", config))
 

@@ -1,4 +1,4 @@
-"""Every command ends without a traceback after the reader of its output closes the pipe."""
+"""Test that every command ends without a traceback if the reader of its output closes the pipe."""
 
 import os
 import subprocess

@@ -1,6 +1,6 @@
-"""Imports of this project, TensorFlow and torch in every order, each in its own process.
+"""Import this project, TensorFlow and torch in every order, each order in its own process.
 
-The test needs both libraries. Only the environment of `make import-orders` has them.
+The test needs both libraries. Only the environment of `make import-orders` has both.
 """
 
 import itertools

@@ -1,7 +1,7 @@
 """Rules for imports between modules, and libraries that no module may import.
 
-`beam_pipeline` uses `transforms`, and `transforms` uses the three packages below it. Of these,
-`qwen` takes the vocabulary of a dataset from `activation_dataset`; the others are independent.
+`beam_pipeline` uses `transforms`, and `transforms` uses `qwen`, `corpus` and `activation_dataset`.
+`qwen` takes the vocabulary of a dataset from `activation_dataset`. The other two are independent.
 """
 
 import ast
@@ -39,10 +39,10 @@ MUST_NOT_IMPORT = {
     "transforms": CLASHING,
     "beam_pipeline": CLASHING,
 }
-"""Libraries that importing a module of a package must not import; functions may."""
+"""Libraries that a package's modules must not import on import. Functions may import them."""
 
 DATASET_IMPORTS = {"activation_dataset", "google_crc32c", "numpy", *sys.stdlib_module_names}
-"""Libraries that reading a dataset needs, without a front end."""
+"""Modules that are needed to read a dataset without a front end."""
 
 UNSAFE_LOADERS = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
 
@@ -64,7 +64,7 @@ class Import:
     eager: bool
 
     def is_of(self, names: set[str]) -> bool:
-        """Return True if the module is one of these, or inside one of these packages."""
+        """Return True if the module is one of `names`, or inside one of these packages."""
         return any(f"{self.module}.".startswith(f"{name}.") for name in names)
 
     def __str__(self) -> str:
@@ -168,7 +168,7 @@ def test_no_loader_is_told_to_unpickle(package: str):
 @pytest.mark.parametrize(
     ("packages", "kept_out"),
     [
-        # A process that builds a graph may fork and has no device: only a worker starts JAX.
+        # A process that builds a graph may fork and has no device, so only workers start JAX.
         (["transforms", "beam_pipeline"], {"jax", *CLASHING}),
         (["activation_dataset"], {"apache_beam", "jax", "transformers", *CLASHING}),
         (["corpus"], {"apache_beam", "jax", "transformers", *CLASHING}),

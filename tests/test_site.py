@@ -25,8 +25,8 @@ frame.style = `border: 0; width: ${width}px; height: 900px`;
 const found = {};
 frame.onload = () => {
   const page = frame.contentDocument, article = page.querySelector("article");
-  // The theme cuts off what is wider than the page, so each element is measured. Tables and code
-  // scroll by themselves.
+  // The theme cuts off elements wider than the page, so the script measures each element. Tables
+  // and code have their own scroll bars.
   const scrolls = each => each !== article && (scrolls(each.parentElement)
     || ["auto", "scroll"].includes(frame.contentWindow.getComputedStyle(each).overflowX));
   const wide = article ? [...article.querySelectorAll("*")].filter(each =>
@@ -50,7 +50,7 @@ frame.src = pages[0];
 
 @pytest.fixture(scope="module", params=[390, 1280])
 def visited(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Width of the window, and findings for each page."""
+    """Return the width of the window, and the findings for each page."""
     pages = sorted(SITE.rglob("*.html"))
     assert len(pages) > 20, f"{SITE} is not built: make docs"
     folder = tmp_path_factory.mktemp("browser")
