@@ -17,8 +17,8 @@ from corpus.task import Grid, Pair, RejectedTask, Rejection, Task
 
 COLORS = 10
 
-# Distinct variants are equally likely, so the draws miss a given one with probability exp(-16) or
-# less if a task has just enough.
+# Distinct variants are equally likely. If a task has exactly as many as needed, the draws miss a
+# given one with probability exp(-16).
 _DRAWS_PER_VARIANT = 16
 _MORE_DRAWS = 1000
 
@@ -37,8 +37,8 @@ class Augmentation:
     Attributes:
         d4: symmetry of the square, 0..7: transpose the grid if `d4 >= 4`, then rotate it
             counterclockwise by `d4 % 4` quarter turns.
-        colors: permutation: the colors that replace colors 0, 1, ..., 9.
-        order: permutation: positions in the task of the variant's training pairs.
+        colors: permutation of 0..9; color `c` becomes `colors[c]`.
+        order: permutation; training pair `i` of the variant is pair `order[i]` of the task.
     """
 
     d4: int
@@ -150,9 +150,9 @@ def original_cell(
 def augment(task: Task, plan: AugmentationPlan) -> Iterator[Task | RejectedTask]:
     """Yield the task itself and then its variants, all with different prompts.
 
-    The variants depend only on the plan and the task. A plan for fewer variants yields the first
-    ones of a larger plan. If symmetric grids or few colors leave too few variants, the last item is
-    a `RejectedTask` that counts the missing samples.
+    The variants depend only on the plan and the task. With otherwise equal settings, a plan for
+    fewer variants yields a prefix of a plan for more. If symmetric grids or few colors leave too
+    few variants, the last item is a `RejectedTask` that counts the missing samples.
     """
     yield task
     seen = _digests(task)

@@ -81,7 +81,7 @@ def members(chunks: Iterator[bytes]) -> Iterator[tuple[str | None, object]]:
     """Yield the key and value of each member of a JSON array or object; an array's keys are None.
 
     Raises:
-        Rejection: the document has a syntax error. The members before it were yielded.
+        Rejection: the rest of the document cannot be read. The members before it were yielded.
     """
     text = _JsonText(chunks)
     is_object = text.take("[", "{") == "{"

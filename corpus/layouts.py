@@ -93,7 +93,7 @@ def _list_items(
 def parse_object(chunks: Iterator[bytes], source: str, text_field: str | None) -> Iterator[Item]:
     """Parse one record, Kaggle's `{id: record}`, or collections of tasks by name of the split.
 
-    The first member that fits only one of these layouts decides.
+    The first member that identifies the layout decides.
     """
     records = members(chunks)
     held: list[tuple[str | None, object]] = []

@@ -68,7 +68,11 @@ def id_key_of(record: Mapping[Any, object]) -> str | None:
 
 
 def to_id(value: object) -> str:
-    """Return a record's id as text, or raise `Rejection` if it is not a valid id."""
+    """Return a record's id, a whole number or a short printable string, as a string.
+
+    Raises:
+        Rejection: the value is not a valid id.
+    """
     text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
     if isinstance(text, str) and 0 < len(text) <= MAX_ID_CHARS and text.isprintable():
         return text

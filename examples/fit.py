@@ -60,7 +60,9 @@ class Evaluation:
 
 @dataclass(eq=False)
 class Fit:
-    """Training of an autoencoder on one site. Iterate to train, then call `evaluate`.
+    """Training of an autoencoder on one site.
+
+    Iterate to train, then call `evaluate`::
 
         fit = Fit(ActivationDataset("demo-tokens"), 12, Settings(features=256))
         for progress in fit:
@@ -143,7 +145,12 @@ class Fit:
 
 
 def explained_variance(vectors: NDArray[np.float32], decoded: NDArray[np.float32]) -> float:
-    """Return 1 - sum of |x - x'|^2 / sum of |x - mean|^2, over vectors [n, hidden]."""
+    """Return the explained variance, 1 - sum of |x - x'|^2 / sum of |x - mean|^2.
+
+    Args:
+        vectors: [n, hidden] float32, the vectors x.
+        decoded: [n, hidden] float32, the reconstructions x'.
+    """
     variance = np.sum((vectors - vectors.mean(axis=0)) ** 2, dtype=np.float64)
     return 1 - float(np.sum((vectors - decoded) ** 2, dtype=np.float64) / variance)
 

@@ -28,7 +28,7 @@ class Split:
     """Split of the vectors of a dataset.
 
     Whole puzzles are held out with all their variants, even if the variants come from several
-    files. So no held-out vector resembles a training vector.
+    files, so no held-out vector resembles a training vector.
 
     Attributes:
         train: [n] int64, ascending numbers of the training vectors.
@@ -45,7 +45,7 @@ def split(dataset: ActivationDataset, seed: int = 0) -> Split:
     """Hold out a fifth of the tasks.
 
     Raises:
-        ValueError: if the dataset has fewer than two puzzles or documents.
+        ValueError: the dataset has fewer than two puzzles or documents.
     """
     puzzle_of = puzzles(dataset)
     tasks = sorted(set(puzzle_of))
@@ -64,10 +64,10 @@ def split(dataset: ActivationDataset, seed: int = 0) -> Split:
 def training_batches(
     dataset: ActivationDataset, site: Site, numbers: NDArray[np.int64], batch_size: int, seed: int
 ) -> Iterator[Any]:
-    """Yield an endless stream of shuffled batches, jax.Arrays [batch_size, hidden] float32.
+    """Yield shuffled batches without end, each a jax.Array [batch_size, hidden] float32.
 
     Raises:
-        ValueError: if there are fewer vectors than a batch.
+        ValueError: there are fewer vectors than `batch_size`.
     """
     if len(numbers) < batch_size:
         raise ValueError(
@@ -81,7 +81,7 @@ def training_batches(
 
 
 def read(dataset: ActivationDataset, site: Site, numbers: NDArray[np.int64]) -> Vectors:
-    """Return the vectors with the given numbers in order, at most the first MOST."""
+    """Return the vectors with the given numbers in order, at most the first `MOST`."""
     numbers = numbers[:MOST]
     options = _options(dataset, site)
     (batch,) = dataset.batches(site, len(numbers), only=numbers, drop_last=False, **options)

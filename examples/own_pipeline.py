@@ -1,9 +1,11 @@
-"""Custom Beam pipeline from the project's transforms: the mean norm of the activations of layers.
+"""Custom Beam pipeline of the project's transforms that prints each layer's mean activation norm.
+
+Run it with Beam options as further arguments::
 
     python -m examples.own_pipeline examples/tasks
 
-Further arguments are Beam options. The workers compute the norms in the stage that computes the
-activations, so only numbers leave that stage.
+The workers compute the norms in the stage that computes the activations, so only numbers leave that
+stage.
 """
 
 from __future__ import annotations

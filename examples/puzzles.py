@@ -23,7 +23,8 @@ _CHUNK = re.compile(
     re.DOTALL | re.IGNORECASE,
 )
 
-_RUN = 64  # only documents with common text share a run of this many tokens
+# Only documents with common text share a run of this many tokens.
+_RUN = 64
 _SAMPLED = 16
 
 # Smaller pairs, or pairs of a single color, can be equal in different puzzles by chance.
@@ -33,10 +34,10 @@ _LEAST_CELLS = 16
 def puzzles(dataset: ActivationDataset) -> list[str]:
     """Return the name of each sample's puzzle, the smallest name in its group.
 
-    Samples belong to one group if their ids say so: variants and test inputs of a task, tasks from
-    the pairs of one re-arc file, tasks with the same id in different files, and chunks of a
-    document. Samples also belong to one group if they have common content: a training pair,
-    regardless of symmetry, colors and order, or a run of 64 tokens of documents.
+    Ids group variants and test inputs of a task, tasks from the pairs of one re-arc file, tasks
+    with the same id in different files, and chunks of a document. Common content also groups
+    samples: a training pair, regardless of symmetry, colors and order, or a run of 64 tokens of
+    documents.
 
     Raises:
         ValueError: if the grid cells of a task are unknown.
@@ -67,7 +68,7 @@ def puzzles(dataset: ActivationDataset) -> list[str]:
             if name.test is None:
                 keys: Iterator[Hashable] = _runs(token_ids)
             elif (name.source, name.task_id) in first:
-                continue  # another test input or variant with the same pairs
+                continue  # An earlier test input or variant has the same pairs.
             elif (cells == UNKNOWN_CELL).any():
                 raise ValueError(
                     f"{dataset.path}: the grid cells of sample {ids[0]!r} are unknown, because the "
@@ -89,7 +90,7 @@ def puzzles(dataset: ActivationDataset) -> list[str]:
 
 
 def puzzle_of(name: SampleName) -> str:
-    """Return the name of a puzzle or document based only on the id of a sample."""
+    """Return the name of a puzzle or document, derived only from the id of a sample."""
     if _LINE.fullmatch(name.task_id):
         return f"{name.source}#{name.task_id}"
     match = (_CHUNK if name.test is None else _OF_PAIRS).fullmatch(name.task_id)

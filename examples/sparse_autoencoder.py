@@ -24,7 +24,7 @@ class Settings:
         batch_size: number of vectors in a batch.
         learning_rate: peak learning rate of Adam, after a tenth of the steps; it decays to 0.
         idle_steps: number of steps without activity after which a feature is dead.
-        revival: weight of the loss that trains dead features on the residual of the others.
+        revival: weight of the loss that trains dead features on the error of the active features.
         seed: seed of the initial weights and of the order of the vectors.
 
     Raises:
@@ -46,7 +46,7 @@ class Settings:
 
 
 class TopKAutoencoder(nnx.Module):
-    """Autoencoder that represents each vector as a sum of a few of many directions.
+    """Autoencoder that represents each vector as a sparse sum of learned directions.
 
     Attributes:
         active: number of active features of a vector.

@@ -1,6 +1,8 @@
-"""Generator of the template's metadata.json from the flags of the job.
+"""Generate the template's metadata.json from the flags of the job.
 
-python templates/flex/metadata.py > templates/flex/metadata.json
+Usage::
+
+    python templates/flex/metadata.py > templates/flex/metadata.json
 """
 
 import argparse
@@ -14,7 +16,7 @@ from beam_pipeline.flags import build_parser
 REQUIRED = {"model_path", "tasks_file", "output_dir", "accelerator", "sdk_container_image"}
 
 INTERNAL = {"help", "gcs_bucket", "no_progress", "upload_to_cloud"}
-"""Flags without a parameter: help and progress need a terminal, the others replace --output_dir."""
+"""Flags without a parameter: they need a terminal, or --output_dir replaces them."""
 
 HOOK_POINT = f"({'|'.join(HOOK_POINTS)})"
 

@@ -1,7 +1,7 @@
 """Test that runs the steps of the Dockerfile in an empty environment: `make image-check`.
 
-It shows without a container engine that the image has everything that the job needs. It takes
-minutes and a gigabyte of disk space, so `make test` skips it.
+The test needs no container engine to check that the image has everything that the job needs. It
+takes minutes and a gigabyte of disk space, so `make test` skips it.
 """
 
 import os

@@ -44,7 +44,7 @@ def staged_pipeline(cloud: Cloud) -> Any:
 
 
 def extraction(pipeline: Any) -> Any:
-    """Return the DoFn of the step Extract, as a worker unpickles it."""
+    """Return the unpickled DoFn of the step Extract."""
     (step,) = [
         step
         for step in pipeline.components.transforms.values()

@@ -1,4 +1,4 @@
-"""Tests of the parameters against the flags, Dataflow and docs/how_to/dataflow.md."""
+"""Tests that compare the template's parameters with the job, Dataflow and the documentation."""
 
 import json
 import re
