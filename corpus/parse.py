@@ -12,9 +12,9 @@ The layouts::
 
 A pair is `{"input": grid, "output": grid}`, a document `{"id", "text"}` or `{"id", "messages"}`;
 `corpus.documents` lists more forms. A document may also be a whole file, or a value in a combined
-file. On a line or in a list, the id is the value of `id`, `task_id` or `name`. A `name` that
-repeats an earlier record's is not used as the id. A null counts as absent. A record may hold its
-task under `data` or `task`, and a task may be JSON text.
+file. On a line or in a list, the id is the value of `id`, `task_id` or `name`. A `name` that an
+earlier record has is not used as the id. A null counts as absent. A record may hold its task under
+`data` or `task`, and a task may be JSON text.
 
 re-arc has 1000 pairs per task and BARC 30, more than a prompt holds. Six consecutive pairs make a
 task: five training pairs, then one test pair. Solvers trained on re-arc use the same size. The last

@@ -146,7 +146,7 @@ def _rows(stream: BinaryIO, text_field: str | None, within: range | None = None)
 def _numbered(
     batches: Iterator[pa.RecordBatch], first: int, end: int | None = None
 ) -> Iterator[_Row]:
-    """Yield numbered rows up to the first damage; `end` is one past the last, None if unknown."""
+    """Yield rows, numbered from `first` to before `end` (None if unknown), up to any damage."""
     number = first
     try:
         for batch in batches:
