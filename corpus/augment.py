@@ -84,7 +84,7 @@ def split_sample_id(sample_id: str) -> tuple[str, Augmentation | None]:
     """Return the id of the original sample and the augmentation, None for the original itself.
 
     Raises:
-        AugmentationError: `sample_id` is not the id of a task's sample.
+        AugmentationError: if `sample_id` is not the id of a task's sample.
     """
     match = _SAMPLE_ID.fullmatch(sample_id)
     if match is None:
@@ -100,7 +100,7 @@ def apply(task: Task, augmentation: Augmentation) -> Task:
     """Return a variant of a task.
 
     Raises:
-        AugmentationError: the augmentation has another number of training pairs than the task.
+        AugmentationError: if the augmentation has another number of training pairs than the task.
     """
     if len(task.train) != len(augmentation.order):
         raise AugmentationError(

@@ -52,7 +52,7 @@ class PromptTemplate:
         cell_separator: text between cells, such as a space, or "" for none.
 
     Raises:
-        TemplateError: a placeholder is missing, repeated or unknown, or a brace is not closed.
+        TemplateError: if a placeholder is missing, repeated or unknown, or a brace is not closed.
     """
 
     name: str

@@ -45,7 +45,7 @@ def split(dataset: ActivationDataset, seed: int = 0) -> Split:
     """Hold out a fifth of the tasks.
 
     Raises:
-        ValueError: the dataset has fewer than two puzzles or documents.
+        ValueError: if the dataset has fewer than two puzzles or documents.
     """
     puzzle_of = puzzles(dataset)
     tasks = sorted(set(puzzle_of))
@@ -67,7 +67,7 @@ def training_batches(
     """Yield shuffled batches without end, each a jax.Array [batch_size, hidden] float32.
 
     Raises:
-        ValueError: there are fewer vectors than `batch_size`.
+        ValueError: if there are fewer vectors than `batch_size`.
     """
     if len(numbers) < batch_size:
         raise ValueError(

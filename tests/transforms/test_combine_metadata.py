@@ -126,7 +126,7 @@ def test_what_was_not_written_is_named():
         build(given)
     given = manifests(2)
     given[shard_file(12, 1, 2)] = layer(12, 1, 2, prompts=make_prompts([4, 3]))
-    with pytest.raises(IncompleteError, match=r"layer_12/.* another order"):
+    with pytest.raises(IncompleteError, match=r"layer_12/.* order, differ from prompts/"):
         build(given)
     plan = dataclasses.replace(plan_of(2), samples=5, tokens=16)
     with pytest.raises(IncompleteError, match="5 samples of 16 tokens were planned, 4 of 14 were"):
