@@ -224,8 +224,8 @@ def _load_reference(model_path: Path, run: RunDescription) -> _Reference:
         torch, transformers = import_module("torch"), import_module("transformers")
     except ImportError as error:
         raise ImportError(
-            f"the reference needs PyTorch and transformers ({error}): "
-            "pip install 'qwen-activations[certify]'"
+            f"the reference needs PyTorch and transformers ({error}): run "
+            "pip install '.[certify]' in a checkout of the project"
         ) from error
     transformers.utils.logging.disable_progress_bar()
     config = transformers.AutoConfig.from_pretrained(

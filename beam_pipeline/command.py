@@ -17,6 +17,7 @@ from activation_dataset.format import METADATA_FILE
 from activation_dataset.metadata import Metadata
 from activation_dataset.reporting.summary import count_of, inputs, widths_named
 from activation_dataset.sites import DEFAULT_HOOK_POINT, layers_named
+from beam_pipeline.accelerators import runs_on_dataflow
 from beam_pipeline.failures import explained_by, is_news, was_interrupted
 from beam_pipeline.flags import build_plan_parser
 from beam_pipeline.job import open_job
@@ -61,6 +62,12 @@ def extract(argv: Sequence[str]) -> None:
     # The garbage collector need not rescan imported modules while Beam builds its graph.
     gc.freeze()
     config, options = parse_flags(argv)
+    if config.accelerator and not runs_on_dataflow(options):
+        LOGGER.warning(
+            "--accelerator=%s describes workers of Dataflow; without --runner=DataflowRunner, the "
+            "model runs on the devices that JAX finds",
+            config.accelerator,
+        )
     if options.view_as(WorkerOptions).default_sdk_harness_log_level == "DEBUG":
         # Shows the traceback of errors that are explained in one line.
         LOGGER.setLevel(logging.DEBUG)
@@ -80,8 +87,15 @@ def plan(argv: Sequence[str]) -> None:
     check_output_size(made.size, len(config.extractor.sites), config.max_output_bytes)
 
 
-def summary(metadata: Metadata, output_dir: str, seconds: float, resumed: bool = False) -> str:
-    """Return the summary of a finished run, which may have resumed another."""
+def summary(metadata: Metadata, output_dir: str, seconds: float, resumed: int | None = None) -> str:
+    """Return the summary of a finished run.
+
+    Args:
+        metadata: metadata of the dataset.
+        output_dir: folder of the dataset.
+        seconds: duration of the run.
+        resumed: number of files that an earlier run had finished; None if there was none.
+    """
     run = metadata.run
     files = [entry for shard in metadata.shards for entry in shard.all_files]
     megabytes = sum(entry.bytes for entry in files) / 1e6
@@ -89,10 +103,13 @@ def summary(metadata: Metadata, output_dir: str, seconds: float, resumed: bool =
     at = f" at {', '.join(run.hook_points)}" if run.hook_points != (DEFAULT_HOOK_POINT,) else ""
     # The number of new tokens of a resumed run is unknown here.
     rate = f"{metadata.total_tokens / seconds:,.0f} tokens/s overall"
-    rate = "after an earlier run" if resumed else rate
+    if resumed is not None:
+        rate = f"after an earlier run that had finished {resumed:,} of these files"
     lines = [
         f"{output_dir}: {metadata.total_samples:,} samples, {metadata.total_tokens:,} tokens",
-        f"  model    {run.model_name}" + (" (random weights)" if run.weights.get("random") else ""),
+        f"  model    {run.model_name}"
+        + (" (random weights)" if run.weights.get("random") else "")
+        + f", computed in {run.compute_dtype}",
         f"  layers   {len(run.layers_extracted)} ({layers}){at}, {widths_named(run)}, "
         f"pooling {run.pooling}, {run.storage_dtype}",
         *(

@@ -23,6 +23,8 @@ from beam_pipeline.accelerators import (
 from beam_pipeline.config import DEFAULT_LAYERS, Config, ConfigError
 from beam_pipeline.flags import FlagParser, build_parser
 from qwen.settings import ExtractorSettings
+from transforms.remote_input import is_remote
+from transforms.storage import in_bucket
 
 Settings = TypeVar("Settings")
 
@@ -63,7 +65,25 @@ def parse_flags(
         "environment": accelerator.environment if accelerator else (),
     }
     settings["extractor"] = _from_fields(ExtractorSettings, settings)
-    return _from_fields(Config, settings), options
+    config = _from_fields(Config, settings)
+    if runs_on_dataflow(options):
+        _refuse_local_paths(config)
+    return config, options
+
+
+def _refuse_local_paths(config: Config) -> None:
+    """Refuse paths of this machine, which a worker on another machine does not have."""
+    if not in_bucket(config.output_dir):
+        raise ConfigError(
+            f"--output_dir={config.output_dir}: a folder of this machine, to which Dataflow's "
+            "workers cannot write; give a gs:// folder"
+        )
+    for path in config.tasks_file:
+        if not (in_bucket(path) or is_remote(path)):
+            raise ConfigError(
+                f"--tasks_file={path}: a path of this machine, which Dataflow's workers cannot "
+                "read; copy the tasks to a bucket and give their gs:// path"
+            )
 
 
 def _from_fields(kind: type[Settings], settings: Mapping[str, Any]) -> Settings:
@@ -113,7 +133,9 @@ def _refuse_unknown(flags: Sequence[str]) -> None:
         if hasattr(options, "_add_argparse_args"):
             options._add_argparse_args(parser)
     if unknown := parser.parse_known_args(list(flags))[1]:
-        known = [*build_parser()._option_string_actions, *parser._option_string_actions]
-        close = difflib.get_close_matches(unknown[0].partition("=")[0], known, 1)
+        name, ours = unknown[0].partition("=")[0], list(build_parser()._option_string_actions)
+        close = [each for each in ours if name.startswith("--") and each.startswith(name)]
+        for known in (ours, list(parser._option_string_actions)):
+            close = close or difflib.get_close_matches(name, known, 1)
         hint = f" Did you mean {close[0]}?" if close else ""
         raise ConfigError(f"unknown flag {unknown[0]}.{hint} --help lists the flags of this job.")

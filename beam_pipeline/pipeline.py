@@ -9,7 +9,7 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.transforms.combiners import TupleCombineFn
 
-from activation_dataset.format import layer_folder
+from activation_dataset.format import layer_folder, parse_data_file
 from activation_dataset.metadata import RunDescription
 from beam_pipeline.config import Config, ConfigError
 from beam_pipeline.job import Job, open_job
@@ -104,11 +104,12 @@ def build(
     )
 
 
-def run_pipeline(config: Config, options: PipelineOptions) -> bool:
+def run_pipeline(config: Config, options: PipelineOptions) -> int | None:
     """Run the job to its end, or submit it if the runner does not wait.
 
     Returns:
-        True if this run resumes an earlier one, whose finished files are not computed again.
+        Number of data files that an earlier run had finished, which are not computed again if they
+        are valid; None if this run does not resume another.
 
     Raises:
         ConfigError: if Beam's flags contradict each other, or name an engine that does not answer.
@@ -125,7 +126,8 @@ def run_pipeline(config: Config, options: PipelineOptions) -> bool:
     folder = OutputFolder.claim(config.output_dir)
     if config.overwrite:
         remove_output(folder.path)
-    finished_ops = ops_of_files(folder.path, remove_partial_files(folder.path))
+    existing = remove_partial_files(folder.path)
+    finished_ops = ops_of_files(folder.path, existing)
     with progress_bar(options, not config.no_progress), ends_with_its_workers(), pipeline:
         build(pipeline, job, run, folder, finished_ops)
-    return resumes
+    return sum(parse_data_file(name) is not None for name in existing) if resumes else None

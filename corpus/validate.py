@@ -58,7 +58,7 @@ def not_a_task(value: object) -> Rejection:
         "not_a_task",
         f'{seen or shown(value)}; a task is {{"train": [pair, ...], "test": [pair, ...]}}, a '
         'document is {"id": ..., "text": ...} or {"id": ..., "messages": [...]}, and pairs are '
-        '{"examples": [[input, output], ...]}',
+        '{"examples": [[input, output], ...]}. --text_field names another key with a text',
     )
 
 

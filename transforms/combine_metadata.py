@@ -123,8 +123,8 @@ def build_metadata(
         where = ", ".join(f"{count} in layer {site}" for site, count in broken.items() if count)
         raise NonFiniteError(
             f"activation vectors with NaN or infinite values: {where}. The layer files are "
-            "written; run again with --compute_dtype=float32 and --overwrite to avoid them, or "
-            "with --allow_nonfinite to keep them counted in metadata.json."
+            "written. If the weights are finite, run again with --compute_dtype=float32 and "
+            "--overwrite; to keep these vectors, counted in metadata.json, with --allow_nonfinite."
         )
     return metadata
 

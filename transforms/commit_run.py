@@ -156,8 +156,8 @@ def commit_run(
     recorded = check_output_dir(folder.path, run)
     if recorded is not None and (changed := list(differences(recorded, totals))):
         raise OtherRunError(
-            f"{folder.path} was begun with other samples: " + "; ".join(changed) + ". The tasks "
-            "or the tokenizer have changed since; choose another --output_dir, or --overwrite."
+            f"{folder.path} was begun with other samples: the tasks or the tokenizer have changed "
+            f"since ({'; '.join(changed)}). Choose another --output_dir, or --overwrite."
         )
     check_output_size(size, len(run.sites), limits.max_output_bytes)
     sizes = list_output(folder.path)
@@ -220,7 +220,8 @@ def check_samples(
         unchosen = (
             "" if tokens == "all" else f"; --tokens {tokens}: no token is chosen in the others"
         )
-        raise NoSamplesError(f"no sample is left to extract: {dead}{details}{unchosen}")
+        first = f"; the first: {rejected[0].detail}" if rejected else ""
+        raise NoSamplesError(f"no sample is left to extract: {dead}{first}{details}{unchosen}")
 
 
 @dataclass(eq=False)

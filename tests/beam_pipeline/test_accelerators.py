@@ -13,7 +13,11 @@ from beam_pipeline.config import ConfigError
 from beam_pipeline.options import parse_flags
 
 IMAGE = "--sdk_container_image=region-docker.pkg.dev/project/repository/image:tag"
-FLAGS = ["--model_path=random:tiny", "--tasks_file=tasks", "--output_dir=gs://bucket/out"]
+FLAGS = [
+    "--model_path=random:tiny",
+    "--tasks_file=gs://bucket/tasks",
+    "--output_dir=gs://bucket/out",
+]
 
 
 def dataflow_flags(*flags: str) -> list[str]:

@@ -59,14 +59,28 @@ def test_an_interruption_in_a_worker_is_one_line(monkeypatch, capsys):
     assert line == "interrupted; the same command resumes from the finished files\n"
 
 
-@pytest.mark.parametrize("runner", ["Nowhere", "DataflowRunner"])
-def test_flags_that_beam_refuses_are_one_line(capsys, tmp_path: Path, runner: str):
+def test_flags_that_beam_refuses_are_one_line(capsys, tmp_path: Path):
     write_dataset(tmp_path, [[3]])
     before = (tmp_path / "metadata.json").read_bytes()
     common = ["--model_path", "random:tiny", "--tasks_file", str(ROOT), "--overwrite"]
-    assert main([*common, "--output_dir", str(tmp_path), f"--runner={runner}"]) == 2
+    assert main([*common, "--output_dir", str(tmp_path), "--runner=Nowhere"]) == 2
     assert capsys.readouterr().err.startswith("error: Beam refuses its flags: ")
     assert (tmp_path / "metadata.json").read_bytes() == before, "invalid flags remove no output"
+
+
+def test_flags_that_dataflow_lacks_are_one_line(capsys):
+    paths = ["--tasks_file=gs://bucket/tasks", "--output_dir=gs://bucket/out"]
+    assert main(["--model_path=random:tiny", *paths, "--runner=DataflowRunner"]) == 2
+    assert capsys.readouterr().err.startswith("error: Beam refuses its flags: ")
+
+
+def test_an_accelerator_without_dataflow_is_reported(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("beam_pipeline.command.run_pipeline", lambda *arguments: None)
+    common = ["--model_path", "random:tiny", "--tasks_file", str(ROOT)]
+    assert main([*common, "--output_dir", str(tmp_path), "--accelerator=tpu-v5e-1"]) == 0
+    assert "--accelerator=tpu-v5e-1" in caplog.text
 
 
 def test_the_summary_is_for_a_person(tmp_path: Path):
@@ -75,7 +89,7 @@ def test_the_summary_is_for_a_person(tmp_path: Path):
     text = summary(dataclasses.replace(metadata, run=run), "out", 2.0)
     for part in (
         "out: 3 samples, 12 tokens",
-        "random:tiny (random weights)",
+        "random:tiny (random weights), computed in bfloat16",
         "3 (10-12), 8 wide, pooling last, float32",
         "8 in 2 shards",
         "  read     6 tasks; 3 written, 3 rejected (2 bad_cell, 1 no_test_inputs)",
@@ -83,7 +97,9 @@ def test_the_summary_is_for_a_person(tmp_path: Path):
         "2.0 s, 6 tokens/s",
     ):
         assert part in text
-    assert "tokens/s" not in summary(metadata, "out", 2.0, resumed=True)
+    resumed = summary(metadata, "out", 2.0, resumed=5)
+    assert "tokens/s" not in resumed
+    assert "finished 5" in resumed
     assert "ops" not in text
     text = summary(dataclasses.replace(metadata, ops=("amx", "xla")), "out", 2.0)
     assert "ops      amx, xla" in text

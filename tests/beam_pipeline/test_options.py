@@ -11,7 +11,8 @@ from beam_pipeline.flags import DEFAULT_COMPILE_CACHE
 from beam_pipeline.options import parse_flags
 from qwen.settings import ExtractorSettings
 
-REQUIRED = ["--model_path", "random:tiny", "--tasks_file", "tasks"]
+REQUIRED = ["--model_path", "random:tiny", "--tasks_file", "gs://bucket/tasks"]
+ON_DATAFLOW = ["--runner=DataflowRunner", "--output_dir=gs://bucket/out"]
 
 
 def config_of(*flags: str) -> Config:
@@ -36,7 +37,7 @@ def test_the_defaults():
         (["--max_output_bytes", "2TB"], "max_output_bytes", 2 * 10**12),
         (["--allow_nonfinite", "--overwrite=TRUE"], "overwrite", True),
         (["--overwrite"], "overwrite", True),
-        (["--tasks_file", "more", "most"], "tasks_file", ("tasks", "more", "most")),
+        (["--tasks_file", "more", "most"], "tasks_file", ("gs://bucket/tasks", "more", "most")),
         (["--mesh_shape=4, 2"], "mesh_shape", (4, 2)),
         (["--compile_cache", "gs://b/c"], "compile_cache", "gs://b/c"),
         (["--layers_to_extract", "3", "--layers_to_extract", "1"], "layers", (1, 3)),
@@ -57,8 +58,8 @@ def test_flags_become_settings(flags: list[str], field: str, value: Any):
         (["--num_workers=8"], 8),
         (["--num_workers=2", "--max_num_workers=8"], 8),
         (["--num_workers=2", "--max_num_workers=8", "--autoscaling_algorithm=NONE"], 2),
-        (["--runner=DataflowRunner", "--max_num_workers=5"], 5),
-        (["--runner=DataflowRunner"], 1),
+        ([*ON_DATAFLOW, "--max_num_workers=5"], 5),
+        (ON_DATAFLOW, 1),
     ],
 )
 def test_workers_are_those_that_the_run_may_have(flags: list[str], workers: int):
@@ -126,9 +127,11 @@ def test_an_impossible_output_folder_is_named(folder: str):
         (["--num_workers=0"], "--num_workers=0: must be at least 1"),
         (["--samples_per_shard=automatic"], "--samples_per_shard: expected auto or a whole number"),
         (
-            ["--samples_per_shard=auto", "--runner=DataflowRunner"],
+            ["--samples_per_shard=auto", *ON_DATAFLOW],
             "--samples_per_shard=auto needs a number of workers: give --num_workers",
         ),
+        (["--runner=DataflowRunner", "--output_dir=out"], "--output_dir=out: a folder of this"),
+        ([*ON_DATAFLOW, "--tasks_file=local.json"], "--tasks_file=local.json: a path of this"),
         (["--gcs_bucket=gs://b"], "--gcs_bucket and --upload_to_cloud True go together"),
         (["--upload_to_cloud=True"], "--gcs_bucket and --upload_to_cloud True go together"),
     ],
@@ -144,6 +147,7 @@ def test_an_impossible_value_is_named(flags: list[str], named: str):
     [
         (["--batch-size=4"], "unknown flag --batch-size=4. Did you mean --batch_size?"),
         (["--direct_num_worker=2"], "Did you mean --direct_num_workers?"),
+        (["--layers=10"], "Did you mean --layers_to_extract?"),
         (["--overwrite", "true", "stray"], "unknown flag stray."),
         (["--efficiency=0.3"], "unknown flag --efficiency=0.3."),
     ],
@@ -158,7 +162,7 @@ def test_beam_gets_its_own_flags_and_runs_here_by_default():
     options = parse_flags([*REQUIRED, "--direct_running_mode", "multi_processing"])[1]
     assert options.view_as(DirectOptions).direct_running_mode == "multi_processing"
     assert options.view_as(StandardOptions).runner == "FnApiRunner"
-    options = parse_flags([*REQUIRED, "--runner", "DataflowRunner"])[1]
+    options = parse_flags([*REQUIRED, *ON_DATAFLOW])[1]
     assert options.view_as(StandardOptions).runner == "DataflowRunner"
 
 

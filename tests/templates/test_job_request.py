@@ -1,5 +1,6 @@
 """Tests of the request that DataflowRunner sends to the service, for every accelerator."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,15 +14,17 @@ from beam_pipeline.accelerators import ACCELERATORS
 from beam_pipeline.command import main
 from tests.templates.conftest import Cloud
 
+ROOT = Path(__file__).parents[2]
 IMAGE = "us-west4-docker.pkg.dev/research-project/qwen-activations/job:1"
 
 
 def submit(cloud: Cloud, *flags: str) -> Any:
     """Submit a job and return the `google.dataflow.v1beta3.Job` of the request."""
+    cloud.write("tasks/turn.json", (ROOT / "examples" / "tasks" / "turn.json").read_bytes())
     status = main(
         [
             "--model_path=random:tiny",
-            "--tasks_file=examples/tasks/*.json",
+            "--tasks_file=gs://bucket/tasks",
             "--output_dir=gs://bucket/datasets/first",
             "--layers_to_extract=10-11",
             "--no_auth",
