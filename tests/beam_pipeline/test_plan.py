@@ -193,6 +193,7 @@ def test_the_report(capsys: pytest.CaptureFixture[str], tasks: Path, tmp_path: P
         (["--layers_to_extract=24"], "--layers_to_extract: layer 24 does not exist"),
         (["--max_rejected=0"], "1 rejected (task bad_cell: 1), --max_rejected allows 0"),
         (["--max_length=2"], "no sample is left to extract: "),
+        (["--max_length=2"], "; the first: "),
     ],
 )
 def test_plan_and_run_refuse_alike_before_the_model_is_loaded(
