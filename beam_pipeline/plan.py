@@ -166,7 +166,7 @@ def report(plan: Plan, config: Config, workers: int) -> str:
     lines = [
         f"{config.extractor.model_path}: {shards.samples:,} samples, {shards.tokens:,} tokens, "
         f"{plan.longest:,} in the longest",
-        f"  inputs   {len(plan.inputs):,} files, "
+        f"  inputs   {count_of(len(plan.inputs), 'file')}, "
         f"{sum(file.bytes for file in plan.inputs) / 1e6:,.2f} MB"
         + (f"; {len(plan.skipped):,} skipped: {', '.join(plan.skipped[:3])}" * bool(plan.skipped)),
         *(f"  {name:<8} {value}; {note}" for name, value, note in counted(plan.counts)),

@@ -124,6 +124,8 @@ def _rows(stream: BinaryIO, text_field: str | None, within: range | None = None)
     is_empty = within is None
     try:
         start = _start(stream)
+        if not start:
+            raise Rejection("empty_file", "the file has 0 bytes")
         if start == GIT_LFS:
             detail = "a Git LFS pointer instead of the table; run git lfs pull"
             raise Rejection("bad_table", detail)

@@ -131,6 +131,10 @@ def test_a_bad_row_costs_that_row(
     assert (bad.task_id, bad.reason) == (task_id, reason)
 
 
+def test_a_file_of_zero_bytes_is_empty():
+    assert only_rejection(b"").reason == "empty_file"
+
+
 @FORMATS
 def test_a_table_without_rows_or_content_is_said_to_be(encode: Encode):
     assert only_rejection(encode(table())).reason == "empty_file"
@@ -141,7 +145,7 @@ def test_a_table_without_rows_or_content_is_said_to_be(encode: Encode):
     assert only_rejection(encode(twice)).reason == "duplicate_key"
 
 
-@pytest.mark.parametrize("content", [b"", b"PAR1", b"ARROW1", b"{}\n", bytes(100), b"PAR1" * 9])
+@pytest.mark.parametrize("content", [b"PAR1", b"ARROW1", b"{}\n", bytes(100), b"PAR1" * 9])
 def test_what_is_no_table_is_rejected(content: bytes):
     assert only_rejection(content).reason == "bad_table"
 
