@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -37,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(arguments: Sequence[str] | None) -> int:
     options = _build_parser().parse_args(arguments)
+    # gcsfs logs the traceback of each error that it raises, which becomes one line below.
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
     try:
         status: int = options.run(options)
         return status
