@@ -22,6 +22,7 @@ class Axis:
         start: first unit.
         end: last unit.
         log: True for a logarithmic scale, which needs positive values.
+        whole: True for values such as layers, with no ticks between whole numbers.
     """
 
     low: float
@@ -29,6 +30,7 @@ class Axis:
     start: float
     end: float
     log: bool = False
+    whole: bool = False
 
     def __call__(self, value: float) -> float:
         """Return the unit of a value."""
@@ -49,6 +51,7 @@ class Axis:
         else:
             power = 10.0 ** math.floor(math.log10(span / 4))
             step = next(power * each for each in (1, 2, 5, 10) if span / (power * each) <= 6)
+            step = max(step, 1.0) if self.whole else step
             first = math.floor(self.low / step)
             values = [step * number for number in range(first, first + 9)]
         return [
@@ -67,6 +70,6 @@ def vertical(values: Iterable[float], log: bool = False, zero: bool = False) -> 
     return Axis(low if zero else low - margin, high + margin, HEIGHT - BOTTOM, TOP)
 
 
-def horizontal(low: float, high: float, log: bool = False) -> Axis:
+def horizontal(low: float, high: float, log: bool = False, whole: bool = False) -> Axis:
     """Return a horizontal axis between two values."""
-    return Axis(low, high if high > low else low + 1, LEFT, WIDTH - RIGHT, log)
+    return Axis(low, high if high > low else low + 1, LEFT, WIDTH - RIGHT, log, whole)

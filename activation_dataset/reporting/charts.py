@@ -79,7 +79,7 @@ def curves(
         log: True for a logarithmic vertical axis, which needs positive values.
     """
     axis = vertical([value for _, values in series for value in values], log)
-    across = horizontal(steps[0], steps[-1])
+    across = horizontal(steps[0], steps[-1], whole=all(float(each).is_integer() for each in steps))
     shapes = _left(axis) + _below(across, unit)
     for place, (name, values) in enumerate(series):
         points = zip(steps, values, strict=True)
