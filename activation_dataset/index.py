@@ -52,8 +52,8 @@ class ShardIndex:
             "mean".
         offsets: [samples] int64, as in `Sample`.
         prepended_bos: [samples] bool, as in `Sample`.
-        turns: [tokens] int16, as in `Prompt`, -1 for a prompt that is not a chat; empty if no
-            prompt is a chat.
+        turns: [tokens] int16, as in `Prompt`, -1 for a prompt without turns; empty if no prompt
+            has turns.
         sample_ids: [samples] id of each sample.
         task_ids: [samples] id of the task of each sample.
         roles: [samples] roles of the messages of each chat.
@@ -225,8 +225,8 @@ def _turns(prompts: list[Prompt]) -> NDArray[np.int16]:
 def encode_index(index: ShardIndex, key: str) -> bytes:
     """Encode an index file: arrays in numpy's .npy format, then their CRC32C (uint32).
 
-    The first array, uint8, contains JSON: the key, the pooling, the widths and the ids. All values
-    are little-endian.
+    The first array, uint8, contains JSON: the key, the pooling, the widths, the ids and the roles.
+    All values are little-endian.
     """
     texts = {name: getattr(index, name) for name in ("pooling", "widths", *_TEXTS)}
     texts["key"] = key

@@ -56,7 +56,8 @@ class Prompt:
         offset: as in `Sample`.
         prepended_bos: as in `Sample`.
         turns: [num_tokens] int16, for each token of a chat, the number of its message from 0, or -1
-            for a token between messages; None for a prompt that is not a chat.
+            for a token between messages; None for a prompt that is not a chat, or whose messages
+            cannot be told apart.
         roles: role of each message of a chat.
 
     Raises:

@@ -250,8 +250,9 @@ def _add_output_flags(group: argparse._ArgumentGroup) -> None:
         type=values.positive_or_auto,
         default=512,
         metavar="SAMPLES|auto",
-        help="samples per shard. auto: equal shards with files of at most 1 GiB, 8 to 20 shards "
-        "per worker (--num_workers, --max_num_workers; --direct_num_workers does not count)",
+        help="samples per shard. auto: equal shards, 8 to 20 per worker (--num_workers, "
+        "--max_num_workers; --direct_num_workers does not count), or more if a file would exceed "
+        "1 GiB",
     )
     group.add_argument(
         "--max_output_bytes",

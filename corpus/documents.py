@@ -9,9 +9,9 @@ The formats::
     {"instruction", "input", "output", "history"}   Alpaca: alternating user and assistant messages
     {"input_ids": [...]} or {"tokens": [...]}       token ids, used unchanged
 
-If a record has both `text` or messages and a prompt or an instruction, only the text or the
-messages are read. A chat also uses the record's `tools`, `documents`, `chat_template_kwargs` and
-`system`.
+If a record with a text or messages also has a prompt or an instruction, only the text or the
+messages are read. A chat also uses the record's `tools`, `documents`, `chat_template_kwargs`, and
+`system` or `system_prompt`.
 """
 
 from collections.abc import Mapping

@@ -234,9 +234,9 @@ def _repeated_name(source: str, record_id: str, name: object) -> Notice:
         source,
         record_id,
         "repeated_name",
-        f"{source}: name {name!r:.60} is not unique, so the id of the record is {record_id}. The "
-        "ids of later records with such a name are also positions. Give each record its own id to "
-        "avoid this",
+        f"{source}: name {name!r:.60} repeats or is not an id, so the id of the record is "
+        f"{record_id}. The ids of later records with such a name are also positions. Give "
+        "each record its own id to avoid this",
     )
 
 

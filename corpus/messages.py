@@ -141,7 +141,7 @@ def from_json_text(text: object, where: str, reason: str) -> Any:
 
 
 def check_json(value: object, where: str, reason: str, depth: int = 0) -> None:
-    """Reject a value that JSON cannot hold, such as a table's date, or with a key twice.
+    """Reject a value that JSON cannot hold, such as a table's date, or that repeats a key.
 
     Args:
         value: value to check.

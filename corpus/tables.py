@@ -72,7 +72,8 @@ def parse_row_groups(
 def row_group_offsets(stream: BinaryIO, text_field: str | None) -> list[int]:
     """Return the byte offset of each row group of a Parquet file, in order.
 
-    Returns an empty list for other tables, and for tables that `parse_table` rejects as a whole.
+    Returns an empty list for other tables, and for tables that `parse_table` rejects as a whole or
+    whose row groups are not in order.
     """
     try:
         if not _start(stream).startswith(_PARQUET):

@@ -84,9 +84,10 @@ class RejectedTask:
     Attributes:
         source: path of the file relative to the common root of all inputs.
         task_id: id of the task or document; "" if the whole file is rejected.
-        reason: one of `REASONS`, or of the reasons in `transforms.tokenize_tasks`.
+        reason: one of `REASONS`, a reason in `transforms.tokenize_tasks`, or `damaged_archive`.
         detail: explanation for the user: file, task, field, what was seen and what is allowed.
-        kind: "file", "task" (also for a document), or "sample" if only some samples are rejected.
+        kind: "file", "task" (also for a document), or "sample" for some samples, or for a further
+            reason of a rejected task.
         samples: number of rejected samples; 0 for a task that could not be read.
     """
 
@@ -119,7 +120,7 @@ Item = Task | Document | RejectedTask | Notice
 
 
 class Rejection(Exception):
-    """Cause of a rejected record or file; `reason` is a key of `REASONS`."""
+    """Cause of a rejected record or file; `reason` is usually a key of `REASONS`."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
@@ -175,7 +176,7 @@ REASONS: Mapping[str, str] = MappingProxyType(
 NOTICE_REASONS: Mapping[str, str] = MappingProxyType(
     {
         "same_content": "a task or document with the same content as another one",
-        "repeated_name": "a record whose id is its position, because its name repeats",
+        "repeated_name": "a record with its position as id, because its name repeats or is no id",
     }
 )
 """Meaning of each reason of a `Notice`."""

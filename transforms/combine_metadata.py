@@ -1,4 +1,4 @@
-"""The manifests of all files to `metadata.json`, the commit of the dataset."""
+"""Combination of the manifests of all files into `metadata.json`, the commit of the dataset."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def check_files(metadata: Metadata, path: str) -> None:
 
 @dataclass(eq=False)
 class CombineMetadata(beam.PTransform):
-    """Combines manifests of all files to the `Metadata`, and writes `metadata.json` last.
+    """Combines manifests of all files into the `Metadata`, and writes `metadata.json` last.
 
     Attributes:
         folder, run: the claimed output folder, and the description of the run without its inputs.

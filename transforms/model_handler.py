@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 
 
 class ActivationModelHandler(ModelHandler[str | np.ndarray, PredictionResult, Any]):
-    """Handler whose inference for a text is a dict from site to vector, [width of the site].
+    """Handler whose inference for a text is a dict from site to vector, [row elements].
 
     An element is a text, which is tokenized without special tokens, or token ids, [tokens] of any
-    integer type. The vectors are in the storage dtype of the settings.
+    integer type. The vectors are in the storage dtype of the settings: a row has
+    the width of the site, and 4 bytes of scale with an 8-bit dtype.
     """
 
     def __init__(self, settings: ExtractorSettings, max_batch_size: int = 256) -> None:

@@ -75,7 +75,7 @@ class OutputFolder:
 
 
 def list_output(path: str) -> dict[str, int]:
-    """Return the name and the bytes of every file that a run may have written.
+    """Return the name and the bytes of every file of a run, except its card, claims and indexes.
 
     The metadata comes first and `run.json` last, so that deleting in this order never leaves
     metadata without its dataset or a layer file without the configuration of its run.

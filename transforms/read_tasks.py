@@ -30,10 +30,10 @@ class ReadTasks(beam.PTransform):
     """Reads each file that the patterns match once.
 
     Outputs: `items`, tasks and documents; `rejected`, a `RejectedTask` for each unusable record;
-    `notices`, a `Notice` for each record with another name than its own; `inputs`, the size and
-    digest of each file (`InputFile`); `skipped`, the names of files that are left out. The source
-    of a sample is the path of its file below the common folder of all patterns, so that keys do not
-    depend on the place of that folder.
+    `notices`, a `Notice` for the first record of a block whose name cannot be its id; `inputs`, the
+    size and digest of each file (`InputFile`); `skipped`, the names of files and folders that are
+    left out. The source of a sample is the path of its file below the common folder of all
+    patterns, so that keys do not depend on the place of that folder.
 
     Attributes:
         patterns: result of `resolve_patterns`.

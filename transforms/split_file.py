@@ -79,7 +79,8 @@ def split_file(
 ) -> Iterator[Block | InputFile]:
     """Yield the blocks of a file and, if it has parts, its size and digest.
 
-    A small file or one that cannot be split is one block, and only its beginning is read here.
+    A small file or one that cannot be split is one block, of which at most the beginning and the
+    footer of a table are read here.
 
     Args:
         path: path of the file.

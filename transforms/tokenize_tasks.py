@@ -275,7 +275,7 @@ def tokenize(
 class TokenizeTasks(beam.PTransform):
     """Convert tasks and documents to the outputs `prompts`, `rejected` and `written`.
 
-    The output `written` has a `Written` for each task or document with at least one prompt.
+    The output `written` has a `Written` for each task or document that is not rejected as a whole.
 
     Attributes:
         model_path: model with the tokenizer.
