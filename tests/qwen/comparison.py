@@ -18,7 +18,7 @@ from qwen.source import open_model
 
 RecordProperty = Callable[[str, object], None]
 
-RELATIVE_ERROR_FLOAT32 = 1e-4
+RELATIVE_ERROR_FLOAT32 = 1e-5
 """Maximum relative L2 error of a vector, |ours - theirs| / |theirs|."""
 
 STREAM: tuple[HookPoint, ...] = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
