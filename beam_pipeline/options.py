@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import logging
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -25,6 +27,8 @@ from beam_pipeline.flags import FlagParser, build_parser
 from qwen.settings import ExtractorSettings
 from transforms.remote_input import is_remote
 from transforms.storage import in_bucket
+
+LOGGER = logging.getLogger(__name__)
 
 Settings = TypeVar("Settings")
 
@@ -72,7 +76,10 @@ def parse_flags(
 
 
 def _refuse_local_paths(config: Config) -> None:
-    """Refuse paths of this machine, which a worker on another machine does not have."""
+    """Refuse paths of this machine, which a worker on another machine does not have.
+
+    A model may be part of the worker's image, so its path only leads to a warning.
+    """
     if not in_bucket(config.output_dir):
         raise ConfigError(
             f"--output_dir={config.output_dir}: a folder of this machine, to which Dataflow's "
@@ -84,6 +91,13 @@ def _refuse_local_paths(config: Config) -> None:
                 f"--tasks_file={path}: a path of this machine, which Dataflow's workers cannot "
                 "read; copy the tasks to a bucket and give their gs:// path"
             )
+    model_path = config.extractor.model_path
+    if os.path.exists(os.path.expanduser(model_path)):
+        LOGGER.warning(
+            "--model_path=%s: a path of this machine, which Dataflow's workers find only if their "
+            "image has it; otherwise copy the model to a bucket and give its gs:// path",
+            model_path,
+        )
 
 
 def _from_fields(kind: type[Settings], settings: Mapping[str, Any]) -> Settings:

@@ -1,5 +1,6 @@
 """Parsing of flags into a `Config` and Beam's options, with errors that name the mistake."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -140,6 +141,15 @@ def test_an_impossible_value_is_named(flags: list[str], named: str):
     with pytest.raises(ConfigError) as error:
         config_of(*flags)
     assert named in str(error.value)
+
+
+def test_a_local_model_on_dataflow_is_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config_of(*ON_DATAFLOW)
+    assert not caplog.records
+    config_of(*ON_DATAFLOW, f"--model_path={tmp_path}")
+    assert f"--model_path={tmp_path}" in caplog.text
 
 
 @pytest.mark.parametrize(
