@@ -94,7 +94,7 @@ def summary(metadata: Metadata, output_dir: str, seconds: float, resumed: int | 
         metadata: metadata of the dataset.
         output_dir: folder of the dataset.
         seconds: duration of the run.
-        resumed: number of files that an earlier run had finished; None if there was none.
+        resumed: number of data files that an earlier run left; None if there was none.
     """
     run = metadata.run
     files = [entry for shard in metadata.shards for entry in shard.all_files]
@@ -104,7 +104,7 @@ def summary(metadata: Metadata, output_dir: str, seconds: float, resumed: int | 
     # The number of new tokens of a resumed run is unknown here.
     rate = f"{metadata.total_tokens / seconds:,.0f} tokens/s overall"
     if resumed is not None:
-        rate = f"after an earlier run that had finished {resumed:,} of these files"
+        rate = f"after an earlier run, which left {count_of(resumed, 'file')}"
     lines = [
         f"{output_dir}: {metadata.total_samples:,} samples, {metadata.total_tokens:,} tokens",
         f"  model    {run.model_name}"

@@ -108,8 +108,8 @@ def run_pipeline(config: Config, options: PipelineOptions) -> int | None:
     """Run the job to its end, or submit it if the runner does not wait.
 
     Returns:
-        Number of data files that an earlier run had finished, which are not computed again if they
-        are valid; None if this run does not resume another.
+        Number of data files that an earlier run left, which are not computed again if they are
+        valid; None if this run does not resume another.
 
     Raises:
         ConfigError: if Beam's flags contradict each other, or name an engine that does not answer.

@@ -99,7 +99,7 @@ def test_the_summary_is_for_a_person(tmp_path: Path):
         assert part in text
     resumed = summary(metadata, "out", 2.0, resumed=5)
     assert "tokens/s" not in resumed
-    assert "finished 5" in resumed
+    assert "left 5 files" in resumed
     assert "ops" not in text
     text = summary(dataclasses.replace(metadata, ops=("amx", "xla")), "out", 2.0)
     assert "ops      amx, xla" in text
