@@ -55,4 +55,6 @@ def _comes_from_channel(error: BaseException | None) -> bool:
     """Return True if a channel to a worker or an engine broke, a consequence of its end."""
     if error is None:
         return False
-    return isinstance(error, grpc.RpcError) or "".join(modules_of(error)[-1:]).startswith("grpc.")
+    return isinstance(error, grpc.RpcError) or any(
+        module.startswith("grpc.") for module in modules_of(error)[-1:]
+    )

@@ -25,8 +25,7 @@ from beam_pipeline.accelerators import (
 from beam_pipeline.config import DEFAULT_LAYERS, Config, ConfigError
 from beam_pipeline.flags import FlagParser, build_parser
 from qwen.settings import ExtractorSettings
-from transforms.remote_input import is_remote
-from transforms.storage import in_bucket
+from transforms.storage import in_bucket, is_url
 
 LOGGER = logging.getLogger(__name__)
 
@@ -86,7 +85,7 @@ def _refuse_local_paths(config: Config) -> None:
             "workers cannot write; give a gs:// folder"
         )
     for path in config.tasks_file:
-        if not (in_bucket(path) or is_remote(path)):
+        if not is_url(path):
             raise ConfigError(
                 f"--tasks_file={path}: a path of this machine, which Dataflow's workers cannot "
                 "read; copy the tasks to a bucket and give their gs:// path"

@@ -127,5 +127,5 @@ def _figure(fit: Fit, feature: Feature) -> str:
     )
 
 
-def _steps(fit: Fit) -> list[float]:
-    return [float(each.step) for each in fit.history]
+def _steps(fit: Fit) -> list[int]:
+    return [each.step for each in fit.history]

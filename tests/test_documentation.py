@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -105,19 +106,25 @@ def run_command(line: str, folder: Path) -> None:
         assert done.returncode == 0, f"{line}\n{done.stderr.decode()}"
 
 
+def run_page(
+    page: str, folder: Path, wants: Callable[[str], bool], needs_others: re.Pattern[str]
+) -> None:
+    """Run a page from top to bottom, without unwanted commands and code that needs others."""
+    variables: dict[str, Any] = {}
+    for block in blocks(page):
+        if block[1] != "python":
+            for line in filter(wants, commands(block)):
+                run_command(line, folder)
+        elif not needs_others.search(block[2]):
+            run_python(page, block, variables)
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)])
 def test_code_and_commands_run_in_order(
     page: str, datasets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(reader_folder(page, datasets, tmp_path))
-    variables: dict[str, Any] = {}
-    for block in blocks(page):
-        if block[1] != "python":
-            for line in commands(block):
-                if not NEEDS_TRAINERS.search(line):
-                    run_command(line, tmp_path)
-        elif not NEEDS_TORCH.search(block[2]):
-            run_python(page, block, variables)
+    run_page(page, tmp_path, lambda line: not NEEDS_TRAINERS.search(line), NEEDS_TORCH)
 
 
 @pytest.mark.torch
@@ -133,13 +140,7 @@ def test_code_with_torch_runs(
     page: str, datasets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(reader_folder(page, datasets, tmp_path))
-    variables: dict[str, Any] = {}
-    for block in blocks(page):
-        if block[1] != "python":
-            for line in filter(NEEDS_TRAINERS.search, commands(block)):
-                run_command(line, tmp_path)
-        elif not NEEDS_OTHERS.search(block[2]):
-            run_python(page, block, variables)
+    run_page(page, tmp_path, lambda line: bool(NEEDS_TRAINERS.search(line)), NEEDS_OTHERS)
 
 
 def test_named_tests_exist() -> None:

@@ -11,13 +11,13 @@ from apache_beam.io.filesystem import FileSystem
 
 from corpus.layouts import JSON_SUFFIXES, decompressed_name
 from corpus.tables import TABLE_SUFFIXES
-from transforms.remote_input import is_remote, pin, without_commit, without_query
+from transforms.remote_input import pin, without_commit, without_query
 from transforms.saved_dataset import SavedDatasetError, without_stale_files
 from transforms.storage import (
     StorageError,
     TasksUnreadableError,
     exists,
-    in_bucket,
+    is_url,
     list_objects,
     storage_errors,
 )
@@ -107,16 +107,12 @@ def source_of(path: str, root: str) -> str:
 
 def _absolute(path: str) -> str:
     """Return the canonical spelling of a path."""
-    return path.rstrip("/") if _is_url(path) else os.path.abspath(os.path.expanduser(path))
-
-
-def _is_url(path: str) -> bool:
-    return in_bucket(path) or is_remote(path)
+    return path.rstrip("/") if is_url(path) else os.path.abspath(os.path.expanduser(path))
 
 
 def _resolve(path: str, output_dir: str) -> Pattern:
     flag = f"--tasks_file {_shown(path)}"
-    if "://" in path and not _is_url(path):
+    if "://" in path and not is_url(path):
         raise TasksNotFoundError(
             f"{flag}: must be local, gs://, hf://datasets/ORG/NAME[@REVISION]/PATH, s3:// or https://"
         )
@@ -153,7 +149,7 @@ def _resolve(path: str, output_dir: str) -> Pattern:
 
 
 def _pattern_of(path: str) -> Pattern:
-    if _is_url(path):
+    if is_url(path):
         place = path
         is_folder = next(list_objects(place.rstrip("/") + "/"), None) is not None
         is_file = not place.endswith("/") and exists(place)
@@ -206,7 +202,7 @@ def match_files(pattern: Pattern) -> Matches:
         parts = pattern.rest.split("/")[: folder.count("/") + 1]
         return anywhere or within(folder) or bool(_translated("/".join(parts)).match(folder))
 
-    paths = _objects if _is_url(pattern.folder) else _local_paths
+    paths = _objects if is_url(pattern.folder) else _local_paths
     files, skipped = list[str](), set[str]()
     for path in paths(pattern.folder, "", enters):
         if pattern.folder + path == pattern.output_dir + "/":
@@ -254,7 +250,7 @@ def _holds_data(path: str) -> bool:
 
 def _is_regular(path: str) -> bool:
     """Return False for a pipe or a device, where opening could block forever."""
-    return _is_url(path) or os.path.isfile(path) or not os.path.exists(path)
+    return is_url(path) or os.path.isfile(path) or not os.path.exists(path)
 
 
 def _advice(path: str) -> str:

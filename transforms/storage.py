@@ -95,6 +95,11 @@ def in_bucket(path: str) -> bool:
     return path.startswith(BUCKET_SCHEME)
 
 
+def is_url(path: str) -> bool:
+    """Return True if this is a `gs://` path or a URL that fsspec can open."""
+    return in_bucket(path) or is_remote(path)
+
+
 def join(folder: str, *names: str) -> str:
     """Return the path of a name below a folder; names may contain "/"."""
     return "/".join([folder.rstrip("/"), *names])

@@ -67,7 +67,7 @@ def boxes(names: Sequence[str], values: Sequence[Sequence[float]], label: str, a
 
 
 def curves(
-    steps: Sequence[float], series: Sequence[Series], label: str, unit: str, log: bool = False
+    steps: Sequence[int], series: Sequence[Series], label: str, unit: str, log: bool = False
 ) -> str:
     """Draw a line for each series.
 
@@ -79,7 +79,7 @@ def curves(
         log: True for a logarithmic vertical axis, which needs positive values.
     """
     axis = vertical([value for _, values in series for value in values], log)
-    across = horizontal(steps[0], steps[-1], whole=all(float(each).is_integer() for each in steps))
+    across = horizontal(steps[0], steps[-1], whole=True)
     shapes = _left(axis) + _below(across, unit)
     for place, (name, values) in enumerate(series):
         points = zip(steps, values, strict=True)

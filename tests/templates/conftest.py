@@ -18,7 +18,7 @@ from google.cloud import dataflow_v1beta3
 from google.cloud.storage import Bucket, Client
 from google.protobuf import json_format
 
-from tests.conftest import free_port
+from tests.conftest import ROOT, free_port
 
 PROJECT = "research-project"
 REGION = "us-west4"
@@ -53,6 +53,10 @@ class Cloud:
     def write(self, name: str, content: bytes) -> None:
         """Write an object."""
         self.bucket().blob(name).upload_from_string(content)
+
+    def write_task(self) -> None:
+        """Write a shipped task to the folder `tasks/`."""
+        self.write("tasks/turn.json", (ROOT / "examples" / "tasks" / "turn.json").read_bytes())
 
     def flags(self) -> list[str]:
         """Return the flags that every job for this cloud needs."""

@@ -1,6 +1,5 @@
 """Tests of the request that DataflowRunner sends to the service, for every accelerator."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,13 +13,12 @@ from beam_pipeline.accelerators import ACCELERATORS
 from beam_pipeline.command import main
 from tests.templates.conftest import Cloud
 
-ROOT = Path(__file__).parents[2]
 IMAGE = "us-west4-docker.pkg.dev/research-project/qwen-activations/job:1"
 
 
 def submit(cloud: Cloud, *flags: str) -> Any:
     """Submit a job and return the `google.dataflow.v1beta3.Job` of the request."""
-    cloud.write("tasks/turn.json", (ROOT / "examples" / "tasks" / "turn.json").read_bytes())
+    cloud.write_task()
     status = main(
         [
             "--model_path=random:tiny",

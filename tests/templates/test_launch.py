@@ -24,7 +24,7 @@ PARAMETERS = {
 
 def launch(cloud: Cloud, **changes: str) -> subprocess.CompletedProcess[str]:
     """Run the entry point in a process with the environment of the launcher."""
-    cloud.write("tasks/turn.json", (ROOT / "examples" / "tasks" / "turn.json").read_bytes())
+    cloud.write_task()
     return subprocess.run(
         [
             sys.executable,
