@@ -24,7 +24,7 @@ from beam_pipeline.job import open_job
 from beam_pipeline.options import parse_flags
 from beam_pipeline.pipeline import run_pipeline
 from beam_pipeline.plan import make_plan, report
-from transforms.commit_run import check_samples
+from transforms.commit_run import check_output_dir, check_samples, read_run
 from transforms.measure_output import check_output_size
 from transforms.storage import join, read_if_exists
 
@@ -79,12 +79,18 @@ def extract(argv: Sequence[str]) -> None:
 
 
 def plan(argv: Sequence[str]) -> None:
-    """Print what the job would do, and fail where the job would be refused."""
+    """Print what the job would do, and fail where the job would be refused.
+
+    The contents of weights files are read only if the output folder has a run to compare them with.
+    """
     job = open_job(parse_flags(argv, build_plan_parser())[0])
+    job.source.check_weights()
     made, config = make_plan(job), job.config
     print(report(made, config, config.workers))
-    check_samples(made.shards.samples, made.rejected, config.max_rejected, tokens=config.tokens)
+    if not config.overwrite and read_run(config.output_dir) is not None:
+        check_output_dir(config.output_dir, job.describe(), made.shards)
     check_output_size(made.size, len(config.extractor.sites), config.max_output_bytes)
+    check_samples(made.shards.samples, made.rejected, config.max_rejected, tokens=config.tokens)
 
 
 def summary(metadata: Metadata, output_dir: str, seconds: float, resumed: int | None = None) -> str:
@@ -106,7 +112,8 @@ def summary(metadata: Metadata, output_dir: str, seconds: float, resumed: int | 
     if resumed is not None:
         rate = f"after an earlier run, which left {count_of(resumed, 'file')}"
     lines = [
-        f"{output_dir}: {metadata.total_samples:,} samples, {metadata.total_tokens:,} tokens",
+        f"{output_dir}: {count_of(metadata.total_samples, 'sample')}, "
+        f"{count_of(metadata.total_tokens, 'token')}",
         f"  model    {run.model_name}"
         + (" (random weights)" if run.weights.get("random") else "")
         + f", computed in {run.compute_dtype}",

@@ -14,6 +14,7 @@ PACKAGES = ("activation_dataset", "beam_pipeline", "corpus", "qwen", "transforms
 _TRACE = "Traceback (most recent call last)"
 # Pattern of an error in a traceback. A traceback from a log may have escaped line breaks.
 _OUR_ERROR = re.compile(rf"(?:^|\\n)(?:{'|'.join(PACKAGES)})\.[\w.]+: (.+)", re.MULTILINE)
+_REFUSAL = re.compile(r"\btransforms\.(?:commit_run|measure_output)\.\w+Error\b")
 _WHERE_IT_RAN = re.compile(r" \[while running '[^']*'\]")
 
 # Messages of a job service and of Dataflow at the end of a failed job.
@@ -49,6 +50,14 @@ def explained_by(error: BaseException) -> str | None:
 def was_interrupted(error: BaseException) -> bool:
     """Return True if the error comes from Ctrl-C, which Beam turns into another error."""
     return any(isinstance(each, KeyboardInterrupt) for each in _with_causes(error))
+
+
+def was_refused(error: BaseException) -> bool:
+    """Return True if the job ended before its first activation, since its plan was refused."""
+    return any(
+        _REFUSAL.search(f"{type(each).__module__}.{type(each).__name__} {each}")
+        for each in _with_causes(error)
+    )
 
 
 def is_news(record: logging.LogRecord) -> bool:

@@ -136,6 +136,8 @@ def parse_output_dir(output_dir: str | None, gcs_bucket: str | None, upload_to_c
     if found := re.search(r"[*?\[]", output_dir):
         # Beam would take it for a wildcard, and find no files in the folder.
         raise ConfigError(f"--output_dir {output_dir!r}: must not contain {found[0]!r}")
+    if os.path.isfile(output_dir):
+        raise ConfigError(f"--output_dir {output_dir!r}: a file; give the path of a folder")
     return output_dir.rstrip("/") or "/"
 
 

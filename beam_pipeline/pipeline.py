@@ -12,6 +12,7 @@ from apache_beam.transforms.combiners import TupleCombineFn
 from activation_dataset.format import layer_folder, parse_data_file
 from activation_dataset.metadata import RunDescription
 from beam_pipeline.config import Config, ConfigError
+from beam_pipeline.failures import was_refused
 from beam_pipeline.job import Job, open_job
 from beam_pipeline.job_service import wait_for_job_service
 from beam_pipeline.lost_worker import ends_with_its_workers
@@ -122,12 +123,18 @@ def run_pipeline(config: Config, options: PipelineOptions) -> int | None:
     job = open_job(config)
     run = job.describe()
     wait_for_job_service(options)
-    resumes = not config.overwrite and check_output_dir(config.output_dir, run) is not None
+    resumes = not config.overwrite and check_output_dir(config.output_dir, run)
     folder = OutputFolder.claim(config.output_dir)
     if config.overwrite:
         remove_output(folder.path)
     existing = remove_partial_files(folder.path)
     finished_ops = ops_of_files(folder.path, existing)
-    with progress_bar(options, not config.no_progress), ends_with_its_workers(), pipeline:
-        build(pipeline, job, run, folder, finished_ops)
+    try:
+        with progress_bar(options, not config.no_progress), ends_with_its_workers(), pipeline:
+            build(pipeline, job, run, folder, finished_ops)
+    except Exception as error:
+        # After other failures, workers may still write until another run takes the claim.
+        if was_refused(error):
+            folder.release()
+        raise
     return sum(parse_data_file(name) is not None for name in existing) if resumes else None

@@ -164,8 +164,8 @@ def report(plan: Plan, config: Config, workers: int) -> str:
     padding = 1 - shards.tokens / plan.slots if plan.slots else 0.0
     schedule = Schedule.of(plan.shard_slots.tolist(), workers)
     lines = [
-        f"{config.extractor.model_path}: {shards.samples:,} samples, {shards.tokens:,} tokens, "
-        f"{plan.longest:,} in the longest",
+        f"{config.extractor.model_path}: {count_of(shards.samples, 'sample')}, "
+        f"{count_of(shards.tokens, 'token')}, {plan.longest:,} in the longest",
         f"  inputs   {count_of(len(plan.inputs), 'file')}, "
         f"{sum(file.bytes for file in plan.inputs) / 1e6:,.2f} MB"
         + (f"; {len(plan.skipped):,} skipped: {', '.join(plan.skipped[:3])}" * bool(plan.skipped)),

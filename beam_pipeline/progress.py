@@ -37,7 +37,7 @@ def progress_bar(options: PipelineOptions, wanted: bool) -> Iterator[None]:
         return
     with (
         tqdm(
-            desc="reading tasks",
+            desc="reading inputs",
             bar_format=WAITING,
             unit=" tokens",
             leave=False,

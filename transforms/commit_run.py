@@ -66,13 +66,22 @@ def differences(there: Any, now: Any, name: str = "") -> Iterator[str]:
 
 
 def read_run(output_dir: str) -> tuple[Any, Any] | None:
-    """Return the configuration and the plan of the run that began a folder; None if there is none.
+    """Return the configuration and the plan of the run that began a folder; None for a fresh one.
+
+    Lists of rejections and partial files are ignored: a run that rejected too much, or was killed
+    at its start, leaves only these.
 
     Raises:
-        OtherRunError: if `run.json` is damaged.
+        OtherRunError: if `run.json` is damaged, or if the folder has output without it.
     """
     recorded = read_if_exists(join(output_dir, RUN_FILE))
     if recorded is None:
+        for name in list_output(output_dir):
+            if not (name.startswith(f"{ERRORS_FOLDER}/") or is_partial_file(name)):
+                raise OtherRunError(
+                    f"{output_dir} already holds output without {RUN_FILE}, such as {name}. "
+                    "Choose another --output_dir, or replace it with --overwrite."
+                )
         return None
     try:
         content = json.loads(recorded)
@@ -91,7 +100,7 @@ def auto_workers_of_run(output_dir: str) -> int | None:
         None if the folder is fresh, or its run had a number of samples.
 
     Raises:
-        OtherRunError: if `run.json` is damaged.
+        OtherRunError: if `run.json` is damaged, or if the folder has output without it.
     """
     if (begun := read_run(output_dir)) is None:
         return None
@@ -101,34 +110,40 @@ def auto_workers_of_run(output_dir: str) -> int | None:
         return None
 
 
-def check_output_dir(output_dir: str, run: RunDescription) -> Mapping[str, Any] | None:
+def check_output_dir(output_dir: str, run: RunDescription, plan: ShardPlan | None = None) -> bool:
     """Check that a run may write here: the folder is fresh, or an equal run began it.
 
-    Lists of rejections and partial files are ignored: a run that rejected too much, or was killed
-    at its start, leaves only these.
+    Args:
+        output_dir: folder.
+        run: description of the run.
+        plan: samples of the run, if they are known.
 
     Returns:
-        The plan of the run that began the folder; None for a fresh folder.
+        True if an equal run began the folder; False if it is fresh.
 
     Raises:
-        OtherRunError: if the folder has a file of unknown origin or settings differ; names them.
+        OtherRunError: if the folder has output without `run.json`, or if settings or samples
+            differ; names them.
     """
-    begun = read_run(output_dir)
-    if begun is None:
-        for name in list_output(output_dir):
-            if not (name.startswith(f"{ERRORS_FOLDER}/") or is_partial_file(name)):
-                raise OtherRunError(
-                    f"{output_dir} already holds output without {RUN_FILE}, such as {name}. "
-                    "Choose another --output_dir, or replace it with --overwrite."
-                )
-        return None
-    there, plan = begun
+    if (begun := read_run(output_dir)) is None:
+        return False
+    there, recorded = begun
     if changed := list(differences(there, configuration(run))):
         raise OtherRunError(
             f"{output_dir} holds the output of another run: " + "; ".join(changed) + ". Choose "
             "another --output_dir, use the same settings to resume, or replace it with --overwrite."
         )
-    return dict(plan)
+    if plan is not None and (changed := list(differences(recorded, _totals(plan)))):
+        raise OtherRunError(
+            f"{output_dir} was begun with other samples: the tasks or the tokenizer have changed "
+            f"since ({'; '.join(changed)}). Choose another --output_dir, or --overwrite."
+        )
+    return True
+
+
+def _totals(plan: ShardPlan) -> dict[str, Any]:
+    """Return the plan as in `run.json`."""
+    return {key: getattr(plan, key) for key in ("num_shards", "samples", "tokens", "digest")}
 
 
 def commit_run(
@@ -150,15 +165,9 @@ def commit_run(
         NoSamplesError: if no sample is left.
     """
     plan, size = planned
-    totals = {key: getattr(plan, key) for key in ("num_shards", "samples", "tokens", "digest")}
     folder.check()
     # Checked again, since another run may have written until it lost its claim.
-    recorded = check_output_dir(folder.path, run)
-    if recorded is not None and (changed := list(differences(recorded, totals))):
-        raise OtherRunError(
-            f"{folder.path} was begun with other samples: the tasks or the tokenizer have changed "
-            f"since ({'; '.join(changed)}). Choose another --output_dir, or --overwrite."
-        )
+    resumes = check_output_dir(folder.path, run, plan)
     check_output_size(size, len(run.sites), limits.max_output_bytes)
     sizes = list_output(folder.path)
     if METADATA_FILE in sizes and not _holds_all_files(folder.path, sizes):
@@ -174,8 +183,8 @@ def commit_run(
         details,
         str(run.settings.get("tokens", "all")),
     )
-    if recorded is None:
-        content = {"configuration": configuration(run), "plan": totals}
+    if not resumes:
+        content = {"configuration": configuration(run), "plan": _totals(plan)}
         folder.write(RUN_FILE, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
     return plan
 

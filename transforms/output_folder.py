@@ -16,7 +16,7 @@ from itertools import groupby
 
 from activation_dataset.format import METADATA_FILE, RUN_FILE, is_partial_file, parse_data_file
 from transforms.claim import CLAIM_FILE, holds_claim, release_claim, take_claim
-from transforms.storage import OutputError, delete_all, join, list_files
+from transforms.storage import delete_all, join, list_files
 from transforms.whole_file import WholeFile, write_whole
 
 _SITE_FOLDER = r"layer_\d+(?:_[a-z_]+)?"
@@ -46,10 +46,8 @@ class OutputFolder:
         """Claim the folder, whether or not another run has it.
 
         Raises:
-            OutputError: if the path is a file, or the store fails.
+            OutputError: if the store fails.
         """
-        if os.path.isfile(path):
-            raise OutputError(f"--output_dir={os.fspath(path)}: a file; give the path of a folder")
         folder = cls(os.fspath(path), secrets.token_hex(8))
         take_claim(folder.path, folder._claim)
         return folder

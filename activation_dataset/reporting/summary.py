@@ -157,15 +157,15 @@ def inputs(metadata: Metadata) -> list[tuple[str, str, str]]:
         named = ", ".join(skipped[:3]) + (", ..." if len(skipped) > 3 else "")
         rows.append(("skipped", count_of(len(skipped), "file"), named))
     if repeated := metadata.duplicate_tasks:
-        note = "same content as an earlier task; see errors/notices.jsonl"
-        rows.append(("repeated", count_of(repeated, "task"), note))
+        note = "same content as an earlier one; see errors/notices.jsonl"
+        rows.append(("repeated", count_of(repeated, "item"), note))
     return rows
 
 
 def counted(counts: InputCounts) -> list[tuple[str, str, str]]:
     """Return the counts of a run as facts: name, value and note of each fact."""
     rows = []
-    for noun, each in (("task", counts.tasks), ("sample", counts.samples)):
+    for noun, each in (("item", counts.tasks), ("sample", counts.samples)):
         rejected = f"{sum(each.rejected.values()):,} rejected{_reasons(each.rejected)}"
         rows.append(("read", count_of(each.read, noun), f"{each.written:,} written, {rejected}"))
     if counts.rejected_files:

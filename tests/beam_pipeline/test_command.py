@@ -92,7 +92,7 @@ def test_the_summary_is_for_a_person(tmp_path: Path):
         "random:tiny (random weights), computed in bfloat16",
         "3 (10-12), 8 wide, pooling last, float32",
         "8 in 2 shards",
-        "  read     6 tasks; 3 written, 3 rejected (2 bad_cell, 1 no_test_inputs)",
+        "  read     6 items; 3 written, 3 rejected (2 bad_cell, 1 no_test_inputs)",
         "  read     3 samples; 3 written, 0 rejected",
         "2.0 s, 6 tokens/s",
     ):

@@ -10,7 +10,8 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.prism_runner import PrismRunner
 
 from beam_pipeline.config import ConfigError
-from beam_pipeline.failures import explained_by, is_news
+from beam_pipeline.failures import explained_by, is_news, was_refused
+from transforms.commit_run import NoSamplesError
 from transforms.storage import OutputError
 
 WORKER_TRACE = """Traceback (most recent call last):
@@ -25,6 +26,11 @@ Traceback (most recent call last):
   File "apache_beam/runners/worker/sdk_worker.py", line 310, in _execute
     response = task()
 qwen.mesh.MeshError: mesh_shape 4,1 needs 4 devices. [while running 'Extract/Extract']
+"""
+REFUSED_TRACE = """Traceback (most recent call last):
+  File "transforms/commit_run.py", line 230, in check_samples
+    raise TooManyRejectedError(
+transforms.commit_run.TooManyRejectedError: 2 rejected, --max_rejected allows 1
 """
 THEIR_TRACE = 'Traceback (most recent call last):\n  File "qwen/a.py"\nValueError: a bug in qwen.'
 
@@ -50,6 +56,16 @@ def test_the_outermost_error_of_ours_is_the_explanation():
     beams, ours = RuntimeError("the pipeline failed"), ConfigError("what the user can do")
     beams.__context__, ours.__cause__ = ours, OutputError("cause")
     assert explained_by(beams) == "what the user can do"
+
+
+def test_a_refused_plan_is_told_from_other_failures():
+    here, there = RuntimeError("the pipeline failed"), RuntimeError("bundle failed")
+    here.__context__ = NoSamplesError("no sample is left")
+    there.__cause__ = failed(REFUSED_TRACE)
+    assert was_refused(here)
+    assert was_refused(there)
+    for error in (failed(WORKER_TRACE), OutputError("transforms.commit_run: disk full")):
+        assert not was_refused(error)
 
 
 @pytest.mark.parametrize("error", [RuntimeError(WORKER_TRACE), failed(WORKER_TRACE)])

@@ -115,6 +115,12 @@ def test_an_impossible_output_folder_is_named(folder: str):
     assert str(error.value).startswith(f"--output_dir {folder!r}: must ")
 
 
+def test_an_output_folder_that_is_a_file_is_named(tmp_path: Path):
+    (tmp_path / "out").write_text("kept")
+    with pytest.raises(ConfigError, match=r"--output_dir .*out': a file"):
+        config_of("--output_dir", str(tmp_path / "out"))
+
+
 @pytest.mark.parametrize(
     ("flags", "named"),
     [

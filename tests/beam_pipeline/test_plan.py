@@ -1,6 +1,8 @@
 """A plan that matches a run to the byte, with simple arithmetic for time and cost."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +20,7 @@ from qwen.batching import Packing
 from qwen.flops import flops_of
 from qwen.presets import PRESETS
 from tests.conftest import ROOT
-from tests.end_to_end.job import metadata_of, run
+from tests.end_to_end.job import digests, flags_of, metadata_of, run
 from transforms.assign_shards import FINGERPRINT, plan_shards
 from transforms.measure_output import OutputSize
 
@@ -173,7 +175,7 @@ def test_the_report(capsys: pytest.CaptureFixture[str], tasks: Path, tmp_path: P
     assert err == ""
     for part in (
         "random:tiny: 6 samples, 2,",
-        "  read     6 tasks; 5 written, 1 rejected (1 bad_cell)",
+        "  read     6 items; 5 written, 1 rejected (1 bad_cell)",
         "  read     6 samples; 6 written, 0 rejected",
         "  shards   3 of at most 2 samples",
         "  files    45: ",
@@ -205,7 +207,58 @@ def test_plan_and_run_refuse_alike_before_the_model_is_loaded(
         assert main(argv) == 2
         assert named in capsys.readouterr().err
     assert not (out / "run.json").exists()
+    assert not (out / "claim.json").exists()
     assert not list(out.glob("layer_*"))
+
+
+@pytest.fixture(scope="module")
+def finished(checkpoint: Path, tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("finished") / "out"
+    run(checkpoint, tasks, out, "--layers_to_extract=0")
+    return out
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ([], ""),
+        (["--pooling=mean"], 'pooling is "last" there, "mean" now'),
+        (["--max_length=1000"], "settings.max_length is 32768 there, 1000 now"),
+        (["--max_rejected=5", "--no_progress"], ""),
+        (["--pooling=mean", "--overwrite"], ""),
+    ],
+)
+def test_a_plan_is_compared_with_the_run_in_the_output_folder(
+    capsys, checkpoint: Path, finished: Path, tasks: Path, flags: list[str], named: str
+):
+    before = digests(finished)
+    command = ["plan", *flags_of(checkpoint, tasks, finished, ("--layers_to_extract=0", *flags))]
+    assert main(command) == (2 if named else 0)
+    text, error = capsys.readouterr()
+    assert named in error
+    assert "  shards  " in text, "the plan is printed too"
+    assert digests(finished) == before
+
+
+def test_a_plan_with_other_samples_than_the_run_is_refused(
+    capsys, checkpoint: Path, finished: Path, tasks: Path
+):
+    flags = ("--layers_to_extract=0",)
+    assert main(["plan", *flags_of(checkpoint, tasks / "mirror.json", finished, flags)]) == 2
+    assert "samples is 6 there, 1 now" in capsys.readouterr().err
+
+
+def test_a_plan_for_a_folder_of_unknown_origin_is_refused(capsys, tasks: Path, tmp_path: Path):
+    (tmp_path / "metadata.json").write_text("{}")
+    assert main(plan_command(tasks, "--output_dir", str(tmp_path))) == 2
+    assert "metadata.json" in capsys.readouterr().err
+
+
+def test_a_plan_checks_the_weights(capsys, checkpoint: Path, tasks: Path, tmp_path: Path):
+    model = shutil.copytree(checkpoint, tmp_path / "model")
+    os.truncate(model / "model.safetensors", 5000)
+    assert main(plan_command(tasks, "--model_path", str(model), "--layers_to_extract=0")) == 2
+    assert f"{model}/model.safetensors: " in capsys.readouterr().err
 
 
 def test_a_plan_of_shards_for_workers(capsys: pytest.CaptureFixture[str], tasks: Path):

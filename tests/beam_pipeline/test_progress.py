@@ -32,7 +32,7 @@ def test_it_says_what_is_waited_for_then_what_is_done(monkeypatch):
     terminal = terminal_of(monkeypatch)
     work = ProgressCounters()
     with progress_bar(LOCAL, wanted=True):
-        assert "reading tasks" in terminal.getvalue()
+        assert "reading inputs" in terminal.getvalue()
         work.begin(PLAN)
         assert terminal.getvalue().endswith("loading the model")
         work.step(PLAN, WorkDone(1, 100, 200))

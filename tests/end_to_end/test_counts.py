@@ -128,7 +128,7 @@ def test_all_that_is_said_of_it_agrees(found: tuple[Path, str], capsys):
     for text in (summary, capsys.readouterr().out, (out / "README.md").read_text()):
         words = " ".join(text.replace("|", " ").replace(";", " ").replace("\\", "").split())
         for part in (
-            "read 11 tasks 7 written, 4 rejected (1 bad_cell, 1 duplicate_id, 1 not_json, ",
+            "read 11 items 7 written, 4 rejected (1 bad_cell, 1 duplicate_id, 1 not_json, ",
             "read 22 samples 11 written, 11 rejected (2 too_few_variants, 9 too_long)",
             "rejected 2 files whole or in part (1 empty_file, 1 truncated_json)",
             f"cut off {cut} tokens at the end of 2 samples",

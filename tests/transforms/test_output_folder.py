@@ -12,7 +12,7 @@ from transforms.output_folder import (
     remove_output,
     remove_partial_files,
 )
-from transforms.storage import OutputError, list_files
+from transforms.storage import list_files
 
 OURS = (
     "metadata.json",
@@ -57,13 +57,6 @@ def test_only_output_is_found_and_removed(occupied: Path):
     assert names(occupied) == {*OURS, *THEIRS} - partial
     remove_output(str(occupied))
     assert names(occupied) == {*THEIRS}
-
-
-def test_a_file_is_no_output_folder(tmp_path: Path) -> None:
-    (tmp_path / "out").write_text("kept")
-    with pytest.raises(OutputError, match=r"--output_dir=.*out: a file"):
-        OutputFolder.claim(tmp_path / "out")
-    assert (tmp_path / "out").read_text() == "kept"
 
 
 def test_a_claim_holds_until_it_is_released(tmp_path: Path):
