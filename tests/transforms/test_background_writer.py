@@ -65,10 +65,14 @@ def test_an_error_is_that_of_the_file_and_nothing_follows_it():
 
 
 def test_what_waits_is_not_written_after_giving_up():
-    budget, store = Budget(3000), Slow()
-    writer = BackgroundWriter(store, lambda: None, budget)
+    budget, store = Budget(3000), BytesIO()
+
+    def wait_until_abandoned() -> None:
+        while not writer._abandoned:
+            time.sleep(0.001)
+
+    writer = BackgroundWriter(store, wait_until_abandoned, budget)
     writer.write(BLOCK)
     writer.write(BLOCK)
-    threading.Timer(0.05, store.let.set).start()
     writer.abandon()
     assert (len(store.getvalue()) <= 1000, budget.used) == (True, 0)
