@@ -79,7 +79,7 @@ def extract(argv: Sequence[str]) -> None:
 
 
 def plan(argv: Sequence[str]) -> None:
-    """Print what the job would do, and fail where the job would be refused.
+    """Print what the job would do, and fail if the job would be refused.
 
     The contents of weights files are read only if the output folder has a run to compare them with.
     """

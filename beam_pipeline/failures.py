@@ -22,7 +22,7 @@ _FAILED_JOBS = (
     re.compile(r"Pipeline \S+ failed in state (\w+): (.*)", re.DOTALL),
     re.compile(r"Dataflow pipeline failed\. State: (\w+), Error:\s*(.*)", re.DOTALL),
 )
-# Modules of Beam that start engines or talk to them, without the local runner.
+# Modules of Beam that start engines or talk to them, except the local runner.
 _TALKS_TO_ENGINE = re.compile(
     r"apache_beam\.(?:runners\.(?:portability\.(?!fn_api_runner)|dataflow|job)|utils\.subprocess)"
 )

@@ -172,8 +172,8 @@ def _add_task_flags(group: argparse._ArgumentGroup) -> None:
         type=values.positive,
         default=1,
         metavar="VARIANTS",
-        help="samples per test input: the task itself, and variants with other symmetry, colors "
-        "and order of the examples; sample ids contain the keys of variants",
+        help="samples per test input: the task itself, and variants with different symmetry, "
+        "colors and order of examples; sample ids contain the keys of variants",
     )
     group.add_argument(
         "--augment_seed",

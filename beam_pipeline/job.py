@@ -32,7 +32,7 @@ class Job:
 
     Attributes:
         auto_workers: number of workers that `--samples_per_shard auto` counts. A resumed run uses
-            the number of the run that began the output folder, so it completes the same files
+            the number of the run that started the output folder, so it completes the same files
             with fewer or more workers.
     """
 
@@ -154,7 +154,7 @@ def _auto_workers(config: Config) -> int:
     there = auto_workers_of_run(config.output_dir)
     if there not in (None, config.workers):
         LOGGER.warning(
-            "%s was begun for %s workers; --samples_per_shard=auto keeps the shards of that run",
+            "%s was started for %s workers; --samples_per_shard=auto keeps the shards of that run",
             config.output_dir,
             there,
         )

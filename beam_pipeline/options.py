@@ -75,25 +75,25 @@ def parse_flags(
 
 
 def _refuse_local_paths(config: Config) -> None:
-    """Refuse paths of this machine, which a worker on another machine does not have.
+    """Refuse local paths, which workers on other machines do not have.
 
     A model may be part of the worker's image, so its path only leads to a warning.
     """
     if not in_bucket(config.output_dir):
         raise ConfigError(
-            f"--output_dir={config.output_dir}: a folder of this machine, to which Dataflow's "
+            f"--output_dir={config.output_dir}: a folder on this machine, where Dataflow's "
             "workers cannot write; give a gs:// folder"
         )
     for path in config.tasks_file:
         if not is_url(path):
             raise ConfigError(
-                f"--tasks_file={path}: a path of this machine, which Dataflow's workers cannot "
+                f"--tasks_file={path}: a path on this machine, which Dataflow's workers cannot "
                 "read; copy the tasks to a bucket and give their gs:// path"
             )
     model_path = config.extractor.model_path
     if os.path.exists(os.path.expanduser(model_path)):
         LOGGER.warning(
-            "--model_path=%s: a path of this machine, which Dataflow's workers find only if their "
+            "--model_path=%s: a path on this machine, which Dataflow's workers find only if their "
             "image has it; otherwise copy the model to a bucket and give its gs:// path",
             model_path,
         )

@@ -34,12 +34,12 @@ from transforms.report_inputs import GatherReport
 from transforms.tokenize_tasks import samples_of
 
 LONG_TAIL = 0.05
-"""The part of the workers' time that may be idle at the end without advice."""
+"""Fraction of the workers' time that may be idle at the end before the report gives advice."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A run, predicted.
+    """Prediction of a run.
 
     Attributes:
         samples_per_shard: the number of the samples of a shard, or the rule that chose it.
@@ -47,7 +47,7 @@ class Plan:
             its device steps, padding included.
         longest: tokens of the longest prompt.
         size: bytes of the records.
-        counts, rejected: what is read and rejected.
+        counts, rejected: counts of the inputs, and the rejections.
         flops, padded_flops: FLOPs of the tokens alone, and of all slots.
         skipped: files and folders of the inputs that would not be read.
     """
@@ -72,7 +72,7 @@ class Plan:
 
 
 def make_plan(job: Job) -> Plan:
-    """Read and tokenize all inputs, and predict; keeps 24 bytes of each sample."""
+    """Read and tokenize all inputs, and predict the run. Memory holds 24 bytes per sample."""
     gather = GatherReport()
     reported = gather.create_accumulator()
     fingerprints = [np.empty(0, FINGERPRINT)]
@@ -159,7 +159,7 @@ def model_seconds(
 
 
 def report(plan: Plan, config: Config, workers: int) -> str:
-    """Describe to a person a plan whose shards some workers share."""
+    """Return the report on a plan for a number of workers that share its shards."""
     shards, size, sites = plan.shards, plan.size, len(config.extractor.sites)
     padding = 1 - shards.tokens / plan.slots if plan.slots else 0.0
     schedule = Schedule.of(plan.shard_slots.tolist(), workers)
@@ -175,7 +175,7 @@ def report(plan: Plan, config: Config, workers: int) -> str:
         f"  files    {shards.num_shards * (sites + 1):,}: each shard has one for each of "
         f"{sites} layers and hook points, and one of prompts",
         f"  bytes    {size.layers:,} of the layers, {size.prompts:,} of prompts, "
-        f"{size.total:,} in all",
+        f"{size.total:,} in total",
         f"  FLOPs    {plan.flops:.3g}, {plan.padded_flops:.3g} with padding ({padding:.1%} of the "
         "slots)",
         *_time_and_cost(plan, config, schedule),
@@ -224,7 +224,7 @@ def _time_and_cost(plan: Plan, config: Config, schedule: Schedule) -> list[str]:
         f"  cost     {cost}: {hours:,.3g} device hours at {price:,.2f}{source}",
         f"  limit    {limit.describe(workers)}",
         f"  writing  {plan.size.total / seconds / workers / 1e6:,.3g} MB/s per worker",
-        "Time and cost leave out starting workers and compiling.",
+        "Time and cost exclude starting workers and compiling.",
     ]
 
 

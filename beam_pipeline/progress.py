@@ -1,4 +1,4 @@
-"""A progress bar in the terminal while a local run lasts."""
+"""A progress bar in the terminal during a local run."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Time to write a dataset, and the choice of the limit of a run: writing or the model.
 
 A worker writes all layer files of a shard at once, over one connection each. More workers mean more
-devices and more connections, so their number does not change which of the two is slower. Only if
-the storage accepts a fixed rate from all workers together, because of a quota or a file server,
-does a number of workers balance the two. Additional workers then only wait.
+devices and more connections, so their number does not change which of the two is slower. If the
+storage limits the total rate of all workers, because of a quota or a file server, then some number
+of workers balances the two, and additional workers only wait.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Time of writing to a bucket, against what its connections can carry.
+"""Time of writing to a bucket, relative to the capacity of its connections.
 
     python -m benchmarks.bucket --speed 50 --latency 30 --layers 14 --megabytes 1500
 
-A stand-in of Cloud Storage (`benchmarks/stand_in.py`) gives each connection a speed and each
-request a latency. A fake extractor makes blocks of all layers at a given speed and hands them to
-the writers of the job. The figure is the time over max(time of the extractor, bytes / (connections
+A stand-in for Cloud Storage (`benchmarks/stand_in.py`) gives each connection a speed and each
+request a latency. A fake extractor makes blocks of all layers at a given speed and passes them to
+the writers of the job. The result is the time divided by max(extractor time, bytes / (connections
 x speed)), where each layer has one connection.
 """
 

@@ -2,9 +2,9 @@
 
     python -m benchmarks.bucket_reading --speed 50 --latency 30 --connections 8 --window 1000000
 
-A stand-in of Cloud Storage (`benchmarks/stand_in.py`) gives each connection a speed and each
+A stand-in for Cloud Storage (`benchmarks/stand_in.py`) gives each connection a speed and each
 request a latency. Plain downloads fetch the same layer files whole, over as many connections, and
-drop the bytes. Both run in turn; the result is the median of the ratios.
+discard the bytes. Runs alternate; the result is the median of the ratios.
 """
 
 from __future__ import annotations

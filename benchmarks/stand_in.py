@@ -1,4 +1,4 @@
-"""A stand-in of Cloud Storage with a speed per connection and a latency per request."""
+"""A stand-in for Cloud Storage with a speed per connection and a latency per request."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class Store:
         latency: seconds of each request.
         folder: its files are objects too, whose generation is the time of their last change.
         uploaded: uploaded objects by name.
-        faults: of the next requests for content, one each: "503"; "short", a complete answer with
-            half of the range; "cut", half of an answer; "whole", all bytes in place of the range.
+        faults: one for each of the next content requests: "503"; "short", a complete response with
+            half of the range; "cut", half of a response; "whole", all bytes instead of the range.
         requests: number of requests for content.
     """
 
@@ -64,7 +64,7 @@ class Store:
         return sorted(name for name in names if name.startswith(prefix))
 
     def metadata(self, name: str) -> dict[str, str] | None:
-        """Return what the JSON API says about an object; None if there is none."""
+        """Return an object's metadata in the JSON API; None if there is no such object."""
         found = {"name": name, "bucket": BUCKET, "metageneration": "1"}
         if name in self.uploaded:
             object = self.uploaded[name]
@@ -77,7 +77,7 @@ class Store:
 
 
 class Server(ThreadingHTTPServer):
-    """Server of a store at a free port of localhost, to be started."""
+    """Server of a store on a free port of localhost. The caller starts it."""
 
     daemon_threads = True
     request_queue_size = 128
@@ -87,17 +87,17 @@ class Server(ThreadingHTTPServer):
         self.store = store
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing: clients may leave."""
+        """Log nothing, because clients may disconnect."""
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """The requests of the JSON API that the job's writer and the reader send."""
+    """Handler of the JSON API requests that the job's writer and the reader send."""
 
     protocol_version = "HTTP/1.1"
     server: Server
 
     def log_message(self, format: str, *arguments: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
     def do_GET(self) -> None:
         """Return metadata or, with `alt=media`, content of an object, or list objects."""
@@ -118,7 +118,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(200, json.dumps(found).encode())
 
     def do_POST(self) -> None:
-        """Take an upload of one request, or begin one in parts."""
+        """Accept an upload in one request, or start an upload in parts."""
         taken, query = self._take(), urllib.parse.parse_qs(self.path.partition("?")[2])
         uploaded = self.server.store.uploaded
         if query["uploadType"] == ["multipart"]:
@@ -133,7 +133,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(200, b"{}", Location=f"http://{host}/part?name={urllib.parse.quote(name)}")
 
     def do_PUT(self) -> None:
-        """Take a part of an upload."""
+        """Accept a part of an upload."""
         uploaded = self.server.store.uploaded
         name = urllib.parse.parse_qs(self.path.partition("?")[2])["name"][0]
         before = uploaded.pop(f"upload {name}", Uploaded())
@@ -167,7 +167,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(200, json.dumps(page).encode())
 
     def _send(self, name: str, size: int, start: float) -> None:
-        """Send an object or the range that was asked for, at the speed of a connection."""
+        """Send an object or the requested range at the speed of a connection."""
         store = self.server.store
         store.requests += 1
         fault = store.faults.popleft() if store.faults else ""
@@ -231,7 +231,7 @@ def _serve(store: Store, address: Connection) -> None:
 
 @contextmanager
 def running(store: Store) -> Iterator[str]:
-    """Run the stand-in in a process of its own, and point clients in this process to it.
+    """Run the stand-in in its own process, and point clients in this process to it.
 
     Yields:
         Its address, such as http://localhost:9023.
@@ -243,7 +243,7 @@ def running(store: Store) -> Iterator[str]:
     address = f"http://localhost:{ours.recv()}"
     os.environ["STORAGE_EMULATOR_HOST"] = address
     os.environ.setdefault("GOOGLE_CLOUD_PROJECT", "project")
-    # Otherwise gcsfs looks for credentials with each request, to ask a service that is not here.
+    # Otherwise each request of gcsfs looks for credentials for a service that does not exist here.
     os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
     try:
         yield address

@@ -16,7 +16,7 @@ Key = str | bytes
 
 _LONGEST_KEY = 32
 
-# The ids of a record's tasks and samples are the record's id and such an ending.
+# The ids of a record's tasks and samples are the record's id with such a suffix.
 _SUFFIX = re.compile(r"(.+)[/-][0-9]+", re.DOTALL)
 
 

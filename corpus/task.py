@@ -86,7 +86,7 @@ class RejectedTask:
         task_id: id of the task or document; "" if the whole file is rejected.
         reason: one of `REASONS`, a reason in `transforms.tokenize_tasks`, or `damaged_archive`.
         detail: explanation for the user: file, task, field, what was seen and what is allowed.
-        kind: "file", "task" (also for a document), or "sample" for some samples, or for a further
+        kind: "file", "task" (also for a document), or "sample" for some samples, or for another
             reason of a rejected task.
         samples: number of rejected samples; 0 for a task that could not be read.
     """
@@ -176,7 +176,7 @@ REASONS: Mapping[str, str] = MappingProxyType(
 NOTICE_REASONS: Mapping[str, str] = MappingProxyType(
     {
         "same_content": "a task or document with the same content as another one",
-        "repeated_name": "a record with its position as id, because its name repeats or is no id",
+        "repeated_name": "a record with its position as id: its name repeats or is not an id",
     }
 )
 """Meaning of each reason of a `Notice`."""

@@ -67,19 +67,19 @@ html_show_sphinx = False
 def keep_colon(
     app: Sphinx, what: str, name: str, value: Any, options: Any, lines: list[str]
 ) -> None:
-    """Put an empty comment before the docstring of a value: napoleon takes `A: b` for a type."""
+    """Put an empty comment before the docstring of a value: napoleon reads `A: b` as a type."""
     if what in {"attribute", "data", "property"}:
         lines[:0] = ["..", ""]
 
 
 def unlink_builtins(app: Sphinx, doctree: nodes.document) -> None:
-    """Unlink names of Python, which Sphinx would take for attributes like `InputFile.bytes`."""
+    """Unlink builtins, which Sphinx would mistake for attributes such as `InputFile.bytes`."""
     for reference in list(doctree.findall(addnodes.pending_xref)):
         if hasattr(builtins, reference["reftarget"]):
             reference.replace_self(reference.children)
 
 
 def setup(app: Sphinx) -> None:
-    """Register what runs before napoleon, whose priority is 500, and before links are resolved."""
+    """Register handlers that run before napoleon (priority 500) and before links are resolved."""
     app.connect("doctree-read", unlink_builtins)
     app.connect("autodoc-process-docstring", keep_colon, priority=400)

@@ -1,6 +1,6 @@
 """Custom Beam pipeline of the project's transforms that prints each layer's mean activation norm.
 
-Run it with Beam options as further arguments::
+Run it, with Beam options as additional arguments if needed::
 
     python -m examples.own_pipeline examples/tasks
 

@@ -159,7 +159,7 @@ def protobuf_example() -> Any:
 
 
 def features_of(data: bytes) -> dict[str, list[Any]] | None:
-    """Return the values of each feature as protobuf reads them; None if it writes other bytes."""
+    """Return the values of each feature as protobuf reads them; None if its bytes differ."""
     message = protobuf_example()()
     try:
         message.ParseFromString(data)
@@ -336,7 +336,7 @@ def no_longer_than(seconds: int) -> Iterator[None]:
 
 
 def fuzz(target: Target, inputs: int, seed: int) -> Counter[str]:
-    """Give inputs to a reader and count its answers. An error gets a note with the input."""
+    """Give inputs to a reader and count the results. An error gets a note with the input."""
     generator = random.Random(seed)
     pool = list(target.seeds)
     answers: Counter[str] = Counter(target.check(seed) for seed in target.seeds)

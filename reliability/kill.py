@@ -114,7 +114,7 @@ def attempt_kills(job: Job, folder: Path, kills: int, workers: int, seed: int) -
             assert before.items() <= layer_files(out).items(), "a valid file was rewritten"
         before = layer_files(out)
         job.complete(out, *more)
-        assert digests(out) == expected, "resumed to other bytes"
+        assert digests(out) == expected, "resumed to different bytes"
         assert before.items() <= layer_files(out).items(), "a valid file was rewritten"
         shutil.rmtree(out)
     return states

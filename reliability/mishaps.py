@@ -3,8 +3,8 @@
     python -m reliability.mishaps --seed 1
 
 After each mishap, the job must finish or end with one line that explains the error. Every file with
-its final name must match an undisturbed run, and the same command must complete the dataset to the
-same bytes. The disks are small tmpfs mounts, which need root.
+its final name must match an undisturbed run, and the same command must complete the dataset with
+the same bytes. The disks are small tmpfs mounts, which need root.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ def every_bundle_fails_once() -> Iterator[Retries]:
 
 
 def retry_all(job: Job, folder: Path) -> int:
-    """Run the job with and without failures, compare the files, and return the number failed."""
+    """Run the job with and without failures, compare the files, and count the failed bundles."""
     assert command(job.arguments(folder / "expected")) == 0
     logging.disable()
     try:

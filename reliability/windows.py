@@ -1,4 +1,4 @@
-"""Long and short documents in windows, where every token must have one vector, also after a kill.
+"""Long and short documents in windows, where every token must have one vector, even after a kill.
 
 python -m reliability.windows
 """

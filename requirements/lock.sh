@@ -1,8 +1,8 @@
 #!/bin/sh
 # Resolve pyproject.toml into the pinned, hashed files in this folder:
 #   requirements/lock.sh UV [--upgrade]
-# A pinned version stays while pyproject.toml allows it; --upgrade renews all. A universal lock
-# serves every supported Python: markers choose between versions where Python decides.
+# A pinned version stays while pyproject.toml allows it; --upgrade updates all. A universal lock
+# serves every supported Python: markers select versions that depend on the Python version.
 set -eu
 cd "$(dirname "$0")/.."
 uv=$1
@@ -26,6 +26,6 @@ resolve interop.txt --universal pyproject.toml requirements/build.in requirement
     --constraint requirements/base.txt --overrides requirements/interop-overrides.in
 resolve docs.txt --universal requirements/docs.in --constraint requirements/base.txt
 
-# For Composer's Python alone. Airflow bounds few of its dependencies, so the lock takes those of the
-# time of its release.
+# Only for Composer's Python. Airflow bounds few of its dependencies, so the lock takes the versions
+# that were current when Airflow was released.
 resolve composer.txt --exclude-newer 2026-03-15 requirements/composer.in

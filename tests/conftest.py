@@ -36,7 +36,7 @@ MAY_BE_MISSING = re.compile("AMX|ARC-AGI|AVX|Chromium|GPU|processor|root")
 
 
 def free_port() -> int:
-    """Return a free port of localhost."""
+    """Return a free port on localhost."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         return int(probe.getsockname()[1])

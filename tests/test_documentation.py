@@ -1,4 +1,4 @@
-"""Unchanged runs of the documentation's Python and commands."""
+"""Runs of the documentation's Python code and commands, unchanged."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ MUST_NOT_IMPORT = {
     "transforms": CLASHING,
     "beam_pipeline": CLASHING,
 }
-"""Libraries that a package's modules must not import on import. Functions may import them."""
+"""Libraries that a package's modules must not import at import time. Functions may import them."""
 
 DATASET_IMPORTS = {"activation_dataset", "google_crc32c", "numpy", *sys.stdlib_module_names}
 """Modules that are needed to read a dataset without a front end."""

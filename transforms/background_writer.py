@@ -75,7 +75,7 @@ class BackgroundWriter:
         return len(view)
 
     def finish(self, last: Callable[[], None]) -> Future[None]:
-        """Let the thread call `last` after the last block, and return the future result."""
+        """Make the thread call `last` after the last block, and return the future result."""
         self._queue.put(last)
         return self._done
 

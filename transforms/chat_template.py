@@ -142,8 +142,8 @@ def _clock(tokenizer: PreTrainedTokenizerBase) -> str:
     if "strftime_now" not in str(tokenizer.chat_template):
         return ""
     return (
-        "; strftime_now, the current date, is not given to it, because another day would give "
-        "other tokens: set the variable that it reads instead, such as date_string, in "
+        "; strftime_now, the current date, is not given to it, because the tokens would change "
+        "from day to day: set the variable that it reads instead, such as date_string, in "
         "chat_template_kwargs, or write a date into the chat template"
     )
 

@@ -124,7 +124,8 @@ def build_metadata(
         raise NonFiniteError(
             f"activation vectors with NaN or infinite values: {where}. The layer files are "
             "written. If the weights are finite, run again with --compute_dtype=float32 and "
-            "--overwrite; to keep these vectors, counted in metadata.json, with --allow_nonfinite."
+            "--overwrite. To keep these vectors and count them in metadata.json, run again with "
+            "--allow_nonfinite."
         )
     return metadata
 
@@ -133,7 +134,7 @@ def write_metadata(metadata: Metadata, folder: OutputFolder) -> Metadata:
     """Commit the dataset, if all its files still exist, and release the folder.
 
     Raises:
-        IncompleteError: if a file is missing or has other bytes; names it.
+        IncompleteError: if a file is missing or its bytes differ; names it.
     """
     content = metadata.to_json().encode()
     # The runner repeats an attempt whose success it did not see.
@@ -153,7 +154,7 @@ def check_files(metadata: Metadata, path: str) -> None:
     Two attempts at a shard may have written different bits, in any order of their commits.
 
     Raises:
-        IncompleteError: if a file is missing or has other bytes; names it.
+        IncompleteError: if a file is missing or its bytes differ; names it.
     """
     entries = [entry for shard in metadata.shards for entry in shard.all_files]
     found = sizes_and_crc32c(join(path, entry.path) for entry in entries)

@@ -66,7 +66,7 @@ def differences(there: Any, now: Any, name: str = "") -> Iterator[str]:
 
 
 def read_run(output_dir: str) -> tuple[Any, Any] | None:
-    """Return the configuration and the plan of the run that began a folder; None for a fresh one.
+    """Return the configuration and plan of the run that started a folder; None for a fresh folder.
 
     Lists of rejections and partial files are ignored: a run that rejected too much, or was killed
     at its start, leaves only these.
@@ -94,10 +94,10 @@ def read_run(output_dir: str) -> tuple[Any, Any] | None:
 
 
 def auto_workers_of_run(output_dir: str) -> int | None:
-    """Return the workers for which `--samples_per_shard auto` made the shards of a begun folder.
+    """Return the number of workers for which `--samples_per_shard auto` sized a folder's shards.
 
     Returns:
-        None if the folder is fresh, or its run had a number of samples.
+        None if the folder is fresh, or if its run used a fixed number of samples per shard.
 
     Raises:
         OtherRunError: if `run.json` is damaged, or if the folder has output without it.
@@ -111,7 +111,7 @@ def auto_workers_of_run(output_dir: str) -> int | None:
 
 
 def check_output_dir(output_dir: str, run: RunDescription, plan: ShardPlan | None = None) -> bool:
-    """Check that a run may write here: the folder is fresh, or an equal run began it.
+    """Check that a run may write here: the folder is fresh, or an identical run started it.
 
     Args:
         output_dir: folder.
@@ -119,7 +119,7 @@ def check_output_dir(output_dir: str, run: RunDescription, plan: ShardPlan | Non
         plan: samples of the run, if they are known.
 
     Returns:
-        True if an equal run began the folder; False if it is fresh.
+        True if an identical run started the folder; False if it is fresh.
 
     Raises:
         OtherRunError: if the folder has output without `run.json`, or if settings or samples
@@ -135,7 +135,7 @@ def check_output_dir(output_dir: str, run: RunDescription, plan: ShardPlan | Non
         )
     if plan is not None and (changed := list(differences(recorded, _totals(plan)))):
         raise OtherRunError(
-            f"{output_dir} was begun with other samples: the tasks or the tokenizer have changed "
+            f"{output_dir} was started with other samples: the tasks or tokenizer have changed "
             f"since ({'; '.join(changed)}). Choose another --output_dir, or --overwrite."
         )
     return True
@@ -161,7 +161,7 @@ def commit_run(
     Raises:
         OtherRunError: if the folder's run had other samples or settings; nothing is written then.
         OutputTooLargeError: if the files would be larger than the limit; nothing is written then.
-        TooManyRejectedError: if more was rejected than the limit.
+        TooManyRejectedError: if there are more rejections than the limit.
         NoSamplesError: if no sample is left.
     """
     plan, size = planned
@@ -224,7 +224,7 @@ def check_samples(
     why = ", ".join(f"{kind} {reason}: {count}" for (kind, reason), count in reasons)
     dead = f"{len(rejected)} rejected" + (f" ({why})" if why else "")
     if max_rejected is not None and len(rejected) > max_rejected:
-        raise TooManyRejectedError(f"{dead}, --max_rejected allows {max_rejected}{details}")
+        raise TooManyRejectedError(f"{dead}, but --max_rejected allows {max_rejected}{details}")
     if not samples:
         unchosen = (
             "" if tokens == "all" else f"; --tokens {tokens}: no token is chosen in the others"

@@ -62,7 +62,7 @@ class _Sips:
         return self._file.read(min(size, _STEP_BYTES) if size >= 0 else _STEP_BYTES)
 
     def close(self) -> None:
-        """Leave the file to its owner."""
+        """Do nothing, because the caller closes the file."""
 
 
 def _gzip_pieces(file: BinaryIO) -> Iterator[bytes]:

@@ -46,5 +46,5 @@ def _digest_and_name(item: Task | Document) -> tuple[bytes, tuple[str, str]]:
 def _notices(_: bytes, names: Iterable[tuple[str, str]]) -> Iterator[Notice]:
     (source, item_id), *others = sorted(names)
     for other, other_id in others:
-        detail = f"{other}, task {other_id}: the content is that of {source}, task {item_id}"
+        detail = f"{other}, task {other_id}: same content as {source}, task {item_id}"
         yield Notice(other, other_id, "same_content", detail)

@@ -29,7 +29,7 @@ UNREAD: dict[str, str] = {
     **dict.fromkeys((".csv", ".tsv", ".xlsx", ".feather", ".avro", ".orc"), _CONVERT),
     **dict.fromkeys((".txt", ".md"), 'write it as JSON Lines, {"id": ..., "text": ...}'),
 }
-"""Endings of files that are never read, with advice."""
+"""Extensions of files that are never read, with advice."""
 
 
 class TasksNotFoundError(ValueError):
@@ -128,14 +128,14 @@ def _resolve(path: str, output_dir: str) -> Pattern:
     except SavedDatasetError as error:
         raise TasksNotFoundError(f"{flag}: {error}") from error
     if pattern.is_file and (advice := _advice(path)):
-        raise TasksNotFoundError(f"{flag}: such a file is not read; {advice}")
+        raise TasksNotFoundError(f"{flag}: files of this type are not read; {advice}")
     if found.files:
         return pattern
     if found.skipped:
         names = [_shown(each.removeprefix(pattern.folder)) for each in found.skipped]
         advice = next(filter(None, map(_advice, found.skipped)), "")
         raise TasksNotFoundError(
-            f"{flag}: holds no file of tasks ({', '.join(JSON_SUFFIXES + TABLE_SUFFIXES)}, also "
+            f"{flag}: holds no file of tasks ({', '.join(JSON_SUFFIXES + TABLE_SUFFIXES)}, or "
             f"compressed), only {', '.join(names[:3])}"
             + f" and {len(names) - 3} more" * (len(names) > 3)
             + (f"; {advice}" if advice else "")
@@ -209,7 +209,7 @@ def match_files(pattern: Pattern) -> Matches:
             continue
         if not (names(path[:-1]) if path.endswith("/") else within(path)):
             continue
-        # Files of a glob with another ending, such as *.dump, are read by content.
+        # Files of a glob with another extension, such as *.dump, are read by content.
         is_named = not pattern.rest.endswith("*") and matches(path) and not _advice(path)
         wanted = is_named or _holds_data(path)
         hidden = _is_hidden(os.path.basename(path)) and not shows_hidden
@@ -230,7 +230,7 @@ def match_all(patterns: Sequence[Pattern]) -> Matches:
 
 
 def _translated(glob: str) -> re.Pattern[str]:
-    """Translate as Beam does, but let `**/` also match no folder, as in shells and Python."""
+    """Translate as Beam does, except that `**/` also matches zero folders, as in shells."""
     return re.compile(re.sub(r"(^|\)|/)\.\*/", r"\1(?:.*/)?", FileSystem.translate_pattern(glob)))
 
 

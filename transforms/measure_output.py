@@ -54,7 +54,7 @@ def check_output_size(size: OutputSize, sites: int, max_bytes: int | None) -> No
     if max_bytes is not None and size.total > max_bytes:
         raise OutputTooLargeError(
             f"the output would have {size.total:,} bytes ({size.layers:,} in "
-            f"{sites} layer folders, {size.prompts:,} of prompts), --max_output_bytes allows "
+            f"{sites} layer folders, {size.prompts:,} of prompts); --max_output_bytes allows "
             f"{max_bytes:,}. Choose fewer layers or hook points, another --pooling or "
             "--storage_dtype, fewer tasks, or allow more."
         )

@@ -38,7 +38,7 @@ class ReadTasks(beam.PTransform):
     Attributes:
         patterns: result of `resolve_patterns`.
         text_field: only content to read of each record; None to read any known content.
-        block_bytes: least size of the blocks of a larger file. It does not change the outputs.
+        block_bytes: minimum size of the blocks of a larger file. It does not change the outputs.
     """
 
     patterns: tuple[Pattern, ...]

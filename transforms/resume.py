@@ -28,7 +28,7 @@ Finished = Mapping[Site | None, Manifest]
 
 @dataclass(frozen=True, eq=False)
 class ListedFiles:
-    """Data files in a bucket when a worker began, so that the worker lists them once.
+    """Data files in a bucket when a worker started, so that the worker lists them once.
 
     A file that is committed later is computed again, and kept if it has the same content.
 

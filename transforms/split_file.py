@@ -24,7 +24,7 @@ from transforms.remote_input import without_query
 from transforms.task_file import Measured, TaskFile, open_tasks
 
 BLOCK_BYTES = 64 << 20
-"""Least size of every part but the last. It is constant, so parts do not depend on the engine."""
+"""Minimum size of all parts but the last, constant so that parts do not depend on the engine."""
 
 
 class TasksChangedError(RuntimeError):
@@ -79,14 +79,14 @@ def split_file(
 ) -> Iterator[Block | InputFile]:
     """Yield the blocks of a file and, if it has parts, its size and digest.
 
-    A small file or one that cannot be split is one block, of which at most the beginning and the
-    footer of a table are read here.
+    A small file, or a file that cannot be split, is one block. This function then reads at most the
+    beginning of the file and the footer of a table.
 
     Args:
         path: path of the file.
         source: name of the file in its items.
         text_field: only content to read; None to read any known content.
-        block_bytes: least size of every part but the last.
+        block_bytes: minimum size of all parts but the last.
 
     Raises:
         TasksUnreadableError: if the file cannot be opened or read.
@@ -111,8 +111,8 @@ def read_part(path: str, source: str, text_field: str | None, part: Part) -> Ite
     """Yield the items of a part of a file.
 
     Raises:
-        TasksChangedError: if the content is not that of `split_file`; raised after the items at the
-            latest.
+        TasksChangedError: if the content has changed since `split_file`; raised no later than after
+            the last item.
         TasksUnreadableError: if the file cannot be opened or read.
     """
     names, ids = Seen(part.names), Seen(part.ids)
@@ -161,9 +161,9 @@ def _cut_lines(
         file: the open file.
         source: name of the file in its items.
         text_field: only content to read; None to read any known content.
-        block_bytes: least size of every part but the last.
-        own: takes the ids, without checking the rest of the records. The parts end early if the ids
-            may repeat. None to check all records and find what repeats.
+        block_bytes: minimum size of all parts but the last.
+        own: collects the ids, without checks of the rest of the records. The parts end early if the
+            ids may repeat. None to check all records and find repeated names and ids.
     """
     file_bytes = file.seek(0, os.SEEK_END)
     file.seek(0)

@@ -47,7 +47,7 @@ class StorageError(OSError):
     """A file that could not be read or written."""
 
     advice: ClassVar[str]
-    # Unlike a decompressor's errors about damaged content, this one has a number.
+    # Unlike a decompressor's errors about damaged content, this error has an errno.
     errno = errno.EIO
 
 
@@ -84,7 +84,7 @@ def storage_errors(path: str, kind: type[StorageError] = OutputError) -> Iterato
             bucket = path.removeprefix(BUCKET_SCHEME).partition("/")[0]
             raise RetentionError(
                 f"{path}: the retention policy of bucket {bucket} does not allow replacing or "
-                f"deleting it ({refusal}); choose another --output_dir, or wait until it does"
+                f"deleting it ({refusal}); choose another --output_dir, or wait until it expires"
             ) from error
         cause = " ".join(str(error).split())
         raise kind(f"{path}: cannot be read or written ({cause}); {kind.advice}") from error
@@ -258,7 +258,7 @@ def _ask_to_delete(paths: Sequence[str]) -> list[str]:
     with bucket_client().batch(raise_exception=False) as batch:
         for path in paths:
             blob_of(path).delete()
-    # The client has no public access to the answers; Google's examples read this attribute.
+    # The client has no public access to the responses; Google's examples read this attribute.
     answers = zip(paths, batch._responses, strict=True)
     return [path for path, answer in answers if answer.status_code not in (200, 204, 404)]
 

@@ -36,7 +36,7 @@ class TaskFile:
         return self._stream.seek(offset, whence)
 
     def close(self) -> None:
-        """Leave the stream to its owner."""
+        """Do nothing, because the caller closes the stream."""
 
     def tell(self) -> int:
         return self._stream.tell()

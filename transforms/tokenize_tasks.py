@@ -124,7 +124,7 @@ def _of_whole_task(rejected: Sequence[RejectedTask]) -> Iterator[RejectedTask]:
     for number, reason in enumerate(dict.fromkeys(each.reason for each in rejected)):
         same = [each for each in rejected if each.reason == reason]
         samples = sum(each.samples for each in same)
-        detail = same[0].detail + (f"; {samples} samples alike" if len(same) > 1 else "")
+        detail = same[0].detail + (f"; the same for {samples} samples" if len(same) > 1 else "")
         kind: Literal["sample", "task"] = "sample" if number else "task"
         yield replace(same[0], detail=detail, kind=kind, samples=samples)
 
@@ -187,7 +187,7 @@ def _check(
         if is_task or rules.overlength == "reject":
             raise _RejectedSampleError(
                 "too_long",
-                f"the prompt has {len(ids)} tokens, --max_length allows {room}; raise it"
+                f"the prompt has {len(ids)} tokens, but --max_length allows {room}; raise it"
                 f"{_no_truncation(item, rules)}",
             )
         ids = ids[:room]
@@ -215,7 +215,7 @@ def _samples_of_prompt(
 
 
 _NO_TOKENIZER = (
-    "the model has no tokenizer for a text, only records of token ids can be used; put the "
+    "the model has no tokenizer, so it can read only records of token ids, not texts; put the "
     "tokenizer.json of the model next to its weights"
 )
 _UNKNOWN_TURNS = (
@@ -331,7 +331,7 @@ class _Tokenize(beam.DoFn):
         if expected and (found := source.tokenizer_fingerprint()) != expected:
             raise OtherWorkerError(
                 f"{self.model_path}: this worker sees a tokenizer with the fingerprint {found}, "
-                f"the run was started with {expected}. Give every worker the same model."
+                f"but the run was started with {expected}. Give every worker the same model."
             )
         self._tokenizer = source.tokenizer_if_any()
         self._rules = self.rules.of_model(source)

@@ -2,7 +2,7 @@
 
 Each upload names the generation that it replaces, or none, so that it cannot replace an unknown
 object. If the store refuses because the object has changed, an object with equal content counts as
-success: another attempt wrote it, or the answer to this one was lost.
+success: another attempt wrote it, or the response to this one was lost.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Upload(io.RawIOBase):
         """Complete the object. The store compares the CRC32C of the received bytes.
 
         Args:
-            crc: CRC32C of the content, in base64; by default that of the bytes written here.
+            crc: CRC32C of the content, in base64; by default, of the bytes written here.
             may_commit: function called right before each completing request; may raise.
 
         Raises:

@@ -122,7 +122,7 @@ def facts(metadata: Metadata) -> list[tuple[str, str, str]]:
             f"{run.storage_dtype}, {count_of(len(files), 'file')} in "
             f"{count_of(len(metadata.shards), 'shard')}",
         ),
-        ("outliers", f"{outliers:,}", f"in the worst layer; {nonfinite} in total"),
+        ("outliers", f"{outliers:,}", f"maximum over the layers; {nonfinite} in total"),
         *inputs(metadata),
     ]
 

@@ -31,7 +31,7 @@ PARAMS = {
     "accelerator": Param("tpu-v5e-1", type="string", description="Accelerator of each worker."),
     "num_workers": Param(1, type="integer", minimum=1, description="Fixed number of workers."),
     "parameters": Param(
-        {}, type="object", description="Values of further template parameters by name."
+        {}, type="object", description="Values of additional template parameters by name."
     ),
 }
 

@@ -193,7 +193,7 @@ def test_the_report(capsys: pytest.CaptureFixture[str], tasks: Path, tmp_path: P
         (["--max_output_bytes=10kB"], "--max_output_bytes allows 10,000"),
         (["--max_output_bytes=10kB", "--layers_to_extract=all"], "24 layer folders"),
         (["--layers_to_extract=24"], "--layers_to_extract: layer 24 does not exist"),
-        (["--max_rejected=0"], "1 rejected (task bad_cell: 1), --max_rejected allows 0"),
+        (["--max_rejected=0"], "1 rejected (task bad_cell: 1), but --max_rejected allows 0"),
         (["--max_length=2"], "no sample is left to extract: "),
         (["--max_length=2"], "; the first: "),
     ],

@@ -1,4 +1,4 @@
-"""Tests of the peak FLOP/s by which the speed of a GPU is divided."""
+"""Tests of the peak FLOP/s with which the speed of a GPU is compared."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ class Cloud:
     objects: dict[str, Any] = field(default_factory=dict)
 
     def launch(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Return the answer of the service, or raise ValueError for an invalid request."""
+        """Return the service's response, or raise ValueError for an invalid request."""
         json_format.ParseDict(body, dataflow.LaunchFlexTemplateRequest.pb()())
         if names := refused(body["launchParameter"]["parameters"]):
             raise ValueError(f"The template parameters are invalid: {names}")

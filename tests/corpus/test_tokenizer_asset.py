@@ -79,7 +79,7 @@ def test_the_special_tokens_and_the_chat_template_are_those_of_chatml(tokenizer:
 def test_prompts_of_arc_have_as_many_tokens_as_with_the_published_tokenizer(
     tokenizer: Any, arc_tasks: Path
 ):
-    """The expected minimum, median and maximum are of Qwen's tokenizer on first test inputs."""
+    """The expected values come from Qwen's tokenizer on the first test input of each task."""
     with (arc_tasks / "training.json").open("rb") as file:
         tasks = [item for item in parse_tasks(file, "a") if isinstance(item, Task)]
     prompts = [render(load_template("digits"), task, 0).text for task in tasks]

@@ -1,7 +1,7 @@
 """Proxy in front of an emulator of Cloud Storage that injects and counts seeded network faults.
 
 Like the real store, the proxy accepts a part of a resumable upload only once, even if a client
-sends it twice because the answer was lost. The emulator alone answers the repetition with an error.
+sends it twice because the response was lost. The emulator alone rejects the second request.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from tests.end_to_end.bucket_rules import Answer, BucketRules, Request
 
 FAULTS = ("429", "503", "slow", "cut before", "cut within", "cut after")
-"""Too many requests; service unavailable; an answer in pieces; no answer and no effect; half an
-answer; no answer, but the full effect."""
+"""Too many requests; service unavailable; a response in pieces; no response and no effect; half a
+response; no response, but the full effect."""
 
 HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length"}
 

@@ -1,4 +1,4 @@
-"""The dataset that the job makes of the shipped tasks and of published tasks."""
+"""The dataset that the job makes from the shipped tasks and from published tasks."""
 
 import json
 import shutil

@@ -90,6 +90,6 @@ def test_shards_for_workers_do_not_depend_on_the_runner_and_outlive_a_lost_quota
     next((second / "layer_1").iterdir()).unlink()
     run(checkpoint, short_tasks, second, *auto, "--num_workers", "1")
     assert digests(second) == expected
-    assert f"{second} was begun for 2 workers" in caplog.text
+    assert f"{second} was started for 2 workers" in caplog.text
     run(checkpoint, short_tasks, second, *auto, "--num_workers", "1", "--overwrite")
     assert len(metadata_of(second).shards) == 8

@@ -1,7 +1,7 @@
 """Tasks, model and output in emulated buckets behind a faulty network, with equal bytes.
 
 Google's library retries failed requests. These tests check that every request is retried and that
-nothing is done twice or by half.
+nothing is done twice or only in part.
 """
 
 from __future__ import annotations
@@ -200,7 +200,7 @@ def test_the_checksum_of_a_large_file_is_compared_before_the_object_appears(
 def test_many_objects_are_deleted_in_a_few_requests(network: Network, bucket: Bucket):
     proxy = network()
     paths = [f"gs://{BUCKET}/many/{n}" for n in range(2 * DELETES_OF_A_BATCH + 1)]
-    for path in paths[::2]:  # Deleting the absent others is not an error.
+    for path in paths[::2]:  # Deleting absent objects is not an error.
         write_whole(path, b"")
     delete_all(paths)
     assert names(bucket) == []

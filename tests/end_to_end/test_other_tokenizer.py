@@ -1,4 +1,4 @@
-"""A checkpoint with another tokenizer than Qwen's: groups of digits, ids beyond the embedding."""
+"""A checkpoint with a tokenizer other than Qwen's: groups of digits, ids beyond the embedding."""
 
 import dataclasses
 import json

@@ -90,7 +90,7 @@ class FlinkCluster:
         )
 
     def get(self, path: str) -> Any:
-        """Return the answer of Flink's REST interface for a path; None while it does not answer."""
+        """Return the response of Flink's REST interface for a path; None while there is none."""
         url = f"http://localhost:{self._rest_port}{path}"
         try:
             with urllib.request.urlopen(url, timeout=30) as page:

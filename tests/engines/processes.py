@@ -39,7 +39,7 @@ def kill_session(leader: int) -> None:
 
 @contextmanager
 def started(*command: str, port: int, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A server that listens at a port while the block runs."""
+    """A server that listens on a port while the block runs."""
     process = subprocess.Popen(
         command, cwd=ROOT, env=worker_environment(**environment), start_new_session=True
     )

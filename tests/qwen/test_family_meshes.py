@@ -1,4 +1,4 @@
-"""Comparison of every family on several devices with one device, and of packed samples with one.
+"""Comparison of each family on several devices with one device, and of packed with single samples.
 
 The number of devices is fixed when JAX starts, so this file also runs as a program that captures.
 """

@@ -1,4 +1,4 @@
-"""Some thousand inputs of `reliability.fuzz`."""
+"""A few thousand inputs of `reliability.fuzz`."""
 
 import time
 

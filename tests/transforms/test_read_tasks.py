@@ -100,7 +100,7 @@ def many_lines(start: int, stop: int) -> bytes:
 def test_a_read_that_fails_is_no_dead_letter(
     here: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ):
-    """Errors of a connection have no number, like errors of a damaged archive."""
+    """Connection errors have no errno, like the errors of a damaged archive."""
 
     class Broken(io.BytesIO):
         def read(self, size: int | None = -1) -> bytes:

@@ -1,4 +1,4 @@
-"""Tests of batches from a fake Cloud Storage that answers wrongly or changes during a read."""
+"""Tests of batches from a fake Cloud Storage with wrong responses or changes during a read."""
 
 from __future__ import annotations
 
