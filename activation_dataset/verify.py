@@ -153,17 +153,17 @@ def _unlisted_files(metadata: Metadata, present: set[str]) -> Iterator[Problem]:
 
 
 def _check_rejected(folder: Folder, metadata: Metadata, present: set[str]) -> list[Problem]:
-    letters: list[tuple[RejectedKind, str, int]] = []
+    listed: list[tuple[RejectedKind, str, int]] = []
     if REJECTED_FILE in present:
         try:
             with folder.open(REJECTED_FILE) as stream:
-                letters = [
+                listed = [
                     (each["kind"], str(each["reason"]), int(each["samples"]))
                     for each in map(json.loads, stream)
                 ]
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             return [Problem(REJECTED_FILE, f"cannot be read: {error!r}", RERUN)]
-    counts = zip(count_rejections(letters), metadata.counts.rejected, strict=True)
+    counts = zip(count_rejections(listed), metadata.counts.rejected, strict=True)
     return [
         Problem(REJECTED_FILE, f"has {found} rejected {name}, {METADATA_FILE} says {said}", RERUN)
         for name, (found, said) in zip(("files", "tasks", "samples"), counts, strict=True)

@@ -222,15 +222,15 @@ def check_samples(
     """
     reasons = sorted(Counter((each.kind, each.reason) for each in rejected).items())
     why = ", ".join(f"{kind} {reason}: {count}" for (kind, reason), count in reasons)
-    dead = f"{len(rejected)} rejected" + (f" ({why})" if why else "")
+    counted = f"{len(rejected)} rejected" + (f" ({why})" if why else "")
     if max_rejected is not None and len(rejected) > max_rejected:
-        raise TooManyRejectedError(f"{dead}, but --max_rejected allows {max_rejected}{details}")
+        raise TooManyRejectedError(f"{counted}, but --max_rejected allows {max_rejected}{details}")
     if not samples:
         unchosen = (
             "" if tokens == "all" else f"; --tokens {tokens}: no token is chosen in the others"
         )
         first = f"; the first: {rejected[0].detail}" if rejected else ""
-        raise NoSamplesError(f"no sample is left to extract: {dead}{first}{details}{unchosen}")
+        raise NoSamplesError(f"no sample is left to extract: {counted}{first}{details}{unchosen}")
 
 
 @dataclass(eq=False)

@@ -27,7 +27,7 @@ def test_the_worst_vector_counts():
 
 
 @pytest.mark.parametrize("wrong", [[np.nan, 0], [np.inf, 0]])
-def test_what_is_not_finite_never_passes(wrong: list[float]):
+def test_nonfinite_values_never_pass(wrong: list[float]):
     stored, reference = vectors(wrong).astype(np.float32), vectors([1, 0])
     assert compare(stored, reference).relative_error == np.inf
     assert compare(reference.astype(np.float32), vectors(wrong)).relative_error == np.inf

@@ -16,7 +16,7 @@ def folder(request, tmp_path):
     return open_folder(tmp_path)
 
 
-def test_what_is_below_it_is_listed(folder: Folder):
+def test_files_below_a_folder_are_listed(folder: Folder):
     assert sorted(folder.files()) == ["layer_3/file", "metadata.json"]
 
 

@@ -35,7 +35,7 @@ def test_a_broken_dataset(dataset, capsys):
     assert output.err.startswith("2 problems in 4 files")
 
 
-def test_a_damaged_or_missing_file_is_named_and_what_to_do_is_said(dataset, capsys):
+def test_a_damaged_or_missing_file_is_named_with_advice(dataset, capsys):
     report = ["report", str(dataset), "-o", str(dataset / "page.html")]
     (dataset / BROKEN).write_bytes(b"short")
     assert main(report) == 2
@@ -49,7 +49,7 @@ def test_a_damaged_or_missing_file_is_named_and_what_to_do_is_said(dataset, caps
 
 
 @pytest.mark.parametrize("command", ["report", "verify"])
-def test_no_dataset_is_said_in_one_line(tmp_path, capsys, command):
+def test_a_missing_dataset_is_reported_in_one_line(tmp_path, capsys, command):
     missing = tmp_path / "nowhere"
     assert main([command, str(missing)]) == 2
     error = capsys.readouterr().err
@@ -63,7 +63,7 @@ def test_an_output_that_cannot_be_written(dataset, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("flag", "value"), [("--samples", "0"), ("--seed", "-1")])
-def test_a_wrong_value_is_said(dataset, capsys, flag, value):
+def test_a_wrong_value_is_named(dataset, capsys, flag, value):
     with pytest.raises(SystemExit):
         main(["certify", str(dataset), "--model_path", "m", flag, value])
     assert f"argument {flag}: " in capsys.readouterr().err

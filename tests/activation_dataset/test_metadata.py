@@ -89,7 +89,7 @@ def changed(path, value):
     return sealed(whole)
 
 
-def test_what_was_written_is_read():
+def test_metadata_round_trip():
     text = METADATA.to_json()
     assert Metadata.from_json(text) == METADATA
     assert Metadata.from_json(text.encode()).to_json() == text

@@ -10,7 +10,7 @@ NORMS = st.lists(st.floats(0, 1e40), max_size=50).map(lambda norms: np.array(nor
 
 
 @given(st.floats(0, 1e40))
-def test_a_norm_lies_between_the_edges_of_its_bin(norm):
+def test_a_norm_is_between_the_edges_of_its_bin(norm):
     ((number, count),) = NormHistogram.of(np.array([norm])).counts.items()
     assert count == 1
     assert lower_edge(number) <= norm < lower_edge(number + 1)
@@ -45,6 +45,6 @@ def test_near_histograms_differ_by_at_most_one_bin(norms):
 
 
 @pytest.mark.parametrize("value", [{"-1": 1}, {"01": 1}, {"x": 1}, {"131008": 1}, {"1": 0}])
-def test_what_is_no_histogram_is_refused(value):
+def test_an_invalid_histogram_is_refused(value):
     with pytest.raises(FieldError, match="norms"):
         NormHistogram.from_json(value, "norms")

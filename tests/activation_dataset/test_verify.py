@@ -21,7 +21,7 @@ FIRST, MIDDLE, LAST = (shard_file(layer, 1, 3) for layer in (10, 11, 12))
 AGAIN = "run the same command again to rewrite the file"
 
 
-LETTER = '{"kind": "task", "reason": "ragged_grid", "samples": 0, "task_id": "a"}\n'
+REJECTED_TASK = '{"kind": "task", "reason": "ragged_grid", "samples": 0, "task_id": "a"}\n'
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def dataset(tmp_path):
     write_dataset(tmp_path, SHARDS, "none", "bfloat16", rejected={"ragged_grid": 2})
     errors = tmp_path / "errors"
     errors.mkdir()
-    (errors / "rejected.jsonl").write_text(LETTER * 2)
+    (errors / "rejected.jsonl").write_text(REJECTED_TASK * 2)
     for name in ("run.json", "claim.json", "certificate.json", "README.md", "notes.txt"):
         (tmp_path / name).write_text("{}")
     for name in ("manifests/prompts-00000-of-00003.json", "index/shard-00000-of-00003.index"):
@@ -95,12 +95,12 @@ def test_all_problems_are_reported(dataset):
     (dataset / "layer_9").mkdir()
     (dataset / "layer_9/notes.txt").write_text("")
     (dataset / f"{MIDDLE}.partial-0123456789abcdef").write_bytes(b"half")
-    sample = LETTER.replace("task", "sample").replace("0", "7")
-    letters = "errors/rejected.jsonl"
-    (dataset / letters).write_text(LETTER + sample)
+    sample = REJECTED_TASK.replace("task", "sample").replace("0", "7")
+    rejected = "errors/rejected.jsonl"
+    (dataset / rejected).write_text(REJECTED_TASK + sample)
     expected = [
-        rf"{letters}: has {{'ragged_grid': 1}} rejected tasks, .* {{'ragged_grid': 2}}: {AGAIN}",
-        rf"{letters}: has {{'ragged_grid': 7}} rejected samples, .* says {{}}: {AGAIN}",
+        rf"{rejected}: has {{'ragged_grid': 1}} rejected tasks, .* {{'ragged_grid': 2}}: {AGAIN}",
+        rf"{rejected}: has {{'ragged_grid': 7}} rejected samples, .* says {{}}: {AGAIN}",
         f"{FIRST}: missing: {AGAIN}",
         "layer_10/activations-00003-of-00004.tfrecord: not listed in metadata.json: delete it",
         f"{MIDDLE}.partial-0123456789abcdef: partial file of an interrupted writer: delete it",

@@ -106,7 +106,7 @@ def test_shards_for_workers_are_those_of_the_run_that_began_the_folder(
         ("--max_length=32769", "32768 positions"),
     ],
 )
-def test_what_the_model_cannot_do_is_refused(example_tasks: Path, flag: str, named: str):
+def test_a_flag_that_does_not_fit_the_model_is_refused(example_tasks: Path, flag: str, named: str):
     with pytest.raises(ConfigError, match=f"^{flag.partition('=')[0]}.*{named}"):
         opened(example_tasks, flag)
 

@@ -46,7 +46,7 @@ def tasks(short_tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_what_is_planned_is_what_a_run_makes(checkpoint: Path, tasks: Path, tmp_path: Path):
+def test_the_plan_equals_the_run(checkpoint: Path, tasks: Path, tmp_path: Path):
     flags = [
         *("--layers_to_extract", "0", "2"),
         *("--pooling", "none", "--storage_dtype", "bfloat16"),
@@ -159,7 +159,7 @@ def test_the_tail_of_shards_that_do_not_fill_the_last_round():
 @pytest.mark.parametrize(
     ("flags", "samples"), [([], 1), (["--accelerator=cpu"], 1), (["--accelerator=tpu-v5e-1"], 0)]
 )
-def test_no_time_is_made_up(flags: list[str], samples: int):
+def test_no_time_is_predicted_without_a_basis(flags: list[str], samples: int):
     assert "  time     not predicted: " in report(plan_of(samples, 1), config_of(*flags), 1)
 
 

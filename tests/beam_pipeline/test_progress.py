@@ -45,7 +45,7 @@ def test_it_says_what_is_waited_for_then_what_is_done(monkeypatch):
     assert terminal.getvalue().rpartition("\r")[2] == "", "the bar is gone"
 
 
-def test_what_an_earlier_run_has_done_is_done_but_no_speed(monkeypatch):
+def test_work_of_an_earlier_run_counts_as_done_but_not_for_the_speed(monkeypatch):
     terminal = terminal_of(monkeypatch)
     work = ProgressCounters()
     with progress_bar(LOCAL, wanted=True):
@@ -69,7 +69,7 @@ def test_what_an_earlier_run_has_done_is_done_but_no_speed(monkeypatch):
         ([], True, io.StringIO),
     ],
 )
-def test_where_nothing_is_shown(monkeypatch, flags: list[str], wanted: bool, stream):
+def test_no_bar(monkeypatch, flags: list[str], wanted: bool, stream):
     terminal = stream()
     monkeypatch.setattr(sys, "stderr", terminal)
     options = PipelineOptions(["--runner=FnApiRunner", *flags])

@@ -206,7 +206,7 @@ def test_a_failed_job_is_repeated_into_the_same_folder(cloud: Cloud, dag: Any):
 
 @pytest.mark.parametrize("cloud", [["JOB_STATE_DONE"]], indirect=True)
 @pytest.mark.parametrize("parameters", [{"samples_a_shard": 256}, {"samples_per_shard": "many"}])
-def test_what_the_template_does_not_allow_fails_the_run(
+def test_a_value_that_the_template_refuses_fails_the_run(
     cloud: Cloud, dag: Any, parameters: dict[str, Any]
 ):
     run = dag.test(run_conf={**CONFIGURATION, "parameters": parameters})

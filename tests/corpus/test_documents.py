@@ -145,7 +145,7 @@ def test_nulls_that_a_table_adds_are_absent_but_those_of_json_in_arguments_are_k
         ({"messages": [{**HI, "note": json.loads("[" * 99 + "]" * 99)}]}, "too_deep", "[0].note"),
     ],
 )
-def test_what_is_not_understood_is_rejected_by_name(record: dict[str, Any], reason: str, said: str):
+def test_an_unknown_record_is_rejected_by_name(record: dict[str, Any], reason: str, said: str):
     (rejected,) = lines(record)
     assert isinstance(rejected, RejectedTask)
     assert rejected.reason == reason, rejected.detail

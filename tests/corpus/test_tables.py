@@ -136,7 +136,7 @@ def test_a_file_of_zero_bytes_is_empty():
 
 
 @FORMATS
-def test_a_table_without_rows_or_content_is_said_to_be(encode: Encode):
+def test_an_empty_table_is_named(encode: Encode):
     assert only_rejection(encode(table())).reason == "empty_file"
     without = only_rejection(encode(pa.table({"id": [1], "image": ["x"]})))
     assert without.reason == "not_a_task"
@@ -146,7 +146,7 @@ def test_a_table_without_rows_or_content_is_said_to_be(encode: Encode):
 
 
 @pytest.mark.parametrize("content", [b"PAR1", b"ARROW1", b"{}\n", bytes(100), b"PAR1" * 9])
-def test_what_is_no_table_is_rejected(content: bytes):
+def test_a_file_that_is_not_a_table_is_rejected(content: bytes):
     assert only_rejection(content).reason == "bad_table"
 
 
@@ -229,7 +229,7 @@ def test_tasks_as_json_text(encode: Encode):
         assert item == Task("a", SOURCE, (pair,), (pair,))
 
 
-def test_a_pointer_of_git_lfs_is_said_to_be_one():
+def test_a_git_lfs_pointer_is_named():
     pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
     assert "git lfs pull" in only_rejection(pointer).detail
 

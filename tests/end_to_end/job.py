@@ -81,7 +81,7 @@ def problems_of(out: Path) -> list[str]:
     return [str(problem) for problem in verify(out, records=True).problems]
 
 
-def dead_letters(out: Path) -> list[dict[str, Any]]:
+def rejections(out: Path) -> list[dict[str, Any]]:
     path = out / "errors" / "rejected.jsonl"
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 

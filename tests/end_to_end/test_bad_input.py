@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.end_to_end.job import dead_letters, error_of, metadata_of, problems_of, run, run_process
+from tests.end_to_end.job import error_of, metadata_of, problems_of, rejections, run, run_process
 
 FLAGS = ("--layers_to_extract", "0", "--batch_size", "1")
 
@@ -47,13 +47,13 @@ def mixed(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out"
 
 
-def test_a_bad_task_is_a_dead_letter_that_says_what_is_wrong(mixed: Path):
-    letters = {each["source"]: each for each in dead_letters(mixed)}
-    assert letters.keys() == BAD_TASKS.keys()
+def test_a_bad_task_is_rejected_with_the_reason(mixed: Path):
+    found = {each["source"]: each for each in rejections(mixed)}
+    assert found.keys() == BAD_TASKS.keys()
     for name, (_, reason, named) in BAD_TASKS.items():
-        assert letters[name]["reason"] == reason
-        assert letters[name]["detail"].startswith(name)
-        assert named in letters[name]["detail"]
+        assert found[name]["reason"] == reason
+        assert found[name]["detail"].startswith(name)
+        assert named in found[name]["detail"]
     assert problems_of(mixed) == []
     metadata = metadata_of(mixed)
     assert sum(sum(each.values()) for each in metadata.counts.rejected) == len(BAD_TASKS)

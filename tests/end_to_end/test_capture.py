@@ -13,12 +13,12 @@ from qwen.batching import SampleTokens
 from qwen.extractor import ActivationExtractor
 from qwen.source import open_model
 from tests.end_to_end.job import (
-    dead_letters,
     digests,
     error_of,
     flags_of,
     metadata_of,
     problems_of,
+    rejections,
     run,
 )
 
@@ -183,7 +183,7 @@ def test_token_ids_need_no_tokenizer(checkpoint: Path, tmp_path: Path):
     for record in sorted(ActivationDataset(out).records(0), key=lambda each: each.offset):
         found.setdefault(record.task_id, []).extend(record.token_ids.tolist())
     assert found == ids
-    assert {each["task_id"]: each["reason"] for each in dead_letters(out)} == {
+    assert {each["task_id"]: each["reason"] for each in rejections(out)} == {
         "c": "no_tokenizer",
         "d": "bad_token_ids",
         "e": "unknown_token_id",

@@ -12,7 +12,7 @@ from activation_dataset.__main__ import main as dataset_command
 from activation_dataset.prompts import read_prompts
 from activation_dataset.reading.reader import ActivationDataset
 from beam_pipeline.command import main
-from tests.end_to_end.job import dead_letters, flags_of, metadata_of, problems_of
+from tests.end_to_end.job import flags_of, metadata_of, problems_of, rejections
 
 FLAGS = (
     *("--layers_to_extract", "0", "--batch_size", "1", "--augment", "3"),
@@ -103,9 +103,9 @@ def test_the_counts_are_those_of_the_files(checkpoint: Path, found: tuple[Path, 
         assert in_file == cut
 
 
-def test_every_rejection_is_a_dead_letter(found: tuple[Path, str]):
-    letters = dead_letters(found[0])
-    kinds = Counter((each["kind"], each["reason"]) for each in letters)
+def test_every_rejection_is_listed(found: tuple[Path, str]):
+    listed = rejections(found[0])
+    kinds = Counter((each["kind"], each["reason"]) for each in listed)
     assert kinds == {
         ("file", "truncated_json"): 1,
         ("file", "empty_file"): 1,
@@ -116,12 +116,12 @@ def test_every_rejection_is_a_dead_letter(found: tuple[Path, str]):
         ("sample", "too_long"): 3,
         ("sample", "too_few_variants"): 1,
     }
-    too_long = [each for each in letters if each["reason"] == "too_long"]
+    too_long = [each for each in listed if each["reason"] == "too_long"]
     assert {each["task_id"] for each in too_long} == {"half", "long"}
     assert all("test input" in each["detail"] for each in too_long)
 
 
-def test_all_that_is_said_of_it_agrees(found: tuple[Path, str], capsys):
+def test_summary_inspect_and_card_agree(found: tuple[Path, str], capsys):
     out, summary = found
     assert dataset_command(["inspect", str(out)]) == 0
     cut = metadata_of(out).counts.truncated_tokens

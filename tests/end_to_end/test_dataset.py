@@ -14,7 +14,7 @@ from corpus.prompt import render
 from corpus.task import Item, RejectedTask, Task
 from corpus.template import load_template
 from qwen.source import open_model
-from tests.end_to_end.job import dead_letters, metadata_of, problems_of, run
+from tests.end_to_end.job import metadata_of, problems_of, rejections, run
 
 BAD = b'{"train": [], "test": []}\n{"id": "twice", "text": 5}\n'
 """Two records that are rejected."""
@@ -80,9 +80,9 @@ def test_every_record_read_is_written_or_rejected(dataset: Path, tasks: Path):
             items += list(parse_tasks(stream, path.name))
     rejected = [item for item in items if isinstance(item, RejectedTask)]
     assert len(rejected) == 2
-    assert {
-        (each["source"], each["task_id"], each["reason"]) for each in dead_letters(dataset)
-    } == {(each.source, each.task_id, each.reason) for each in rejected}
+    assert {(each["source"], each["task_id"], each["reason"]) for each in rejections(dataset)} == {
+        (each.source, each.task_id, each.reason) for each in rejected
+    }
     metadata = metadata_of(dataset)
     assert metadata.counts.tasks.rejected == Counter(each.reason for each in rejected)
     assert metadata.counts.tasks.read == len(items)

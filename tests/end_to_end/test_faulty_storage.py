@@ -164,7 +164,7 @@ def test_a_request_that_succeeded_without_an_answer_is_a_success(network: Networ
 
 
 @pytest.mark.parametrize("equal", [True, False])
-def test_of_two_large_uploads_at_once_the_first_counts(
+def test_the_first_of_two_concurrent_large_uploads_counts(
     network: Network, bucket: Bucket, equal: bool
 ):
     network()

@@ -44,7 +44,7 @@ def test_each_site_has_a_folder_of_what_the_extractor_gives(checkpoint: Path, ou
             assert np.linalg.norm(error) <= 1e-4 * np.linalg.norm(expected)
 
 
-def test_what_is_missing_is_written_again(checkpoint: Path, short_tasks: Path, out: Path):
+def test_missing_files_are_written_again(checkpoint: Path, short_tasks: Path, out: Path):
     before = digests(out)
     kept = out / "layer_2_resid_mid" / "activations-00001-of-00002.tfrecord"
     written = kept.stat().st_mtime_ns

@@ -11,7 +11,7 @@ from activation_dataset.reading.reader import ActivationDataset
 from beam_pipeline.command import main
 from qwen.source import open_model
 from tests.conftest import ROOT
-from tests.end_to_end.job import dead_letters, flags_of, metadata_of, problems_of, run
+from tests.end_to_end.job import flags_of, metadata_of, problems_of, rejections, run
 
 FLAGS = ("--layers_to_extract", "0", "--pooling", "none", "--batch_size", "1")
 
@@ -71,7 +71,7 @@ def test_texts_conversations_and_tasks_in_one_run(stored, tmp_path: Path):
         "challenges.json#007/1": f"{begin}78\nOutput:\n",
         "deep/challenges.json#007/0": f"{begin}78\nOutput:\n",
     }
-    reasons = {each["reason"] for each in dead_letters(tmp_path / "out")}
+    reasons = {each["reason"] for each in rejections(tmp_path / "out")}
     assert reasons == {"empty_text", "duplicate_id"}
 
 
@@ -96,7 +96,7 @@ def test_a_template_of_ones_own_needs_no_code_and_long_prompts_are_cut(stored, t
     assert (recorded["name"], recorded["query"]) == ("own", "Von:\n{input}\nNach:\n")
 
 
-def test_what_is_left_out_and_what_is_there_twice_is_said(
+def test_skipped_files_and_duplicates_are_reported(
     stored, tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ):
     folder = tmp_path / "corpus"

@@ -11,7 +11,7 @@ from activation_dataset import ActivationDataset
 from activation_dataset.__main__ import main as dataset_command
 from activation_dataset.prompts import read_prompts
 from activation_dataset.reporting.grid_figure import NO_COLOR, colors_of
-from tests.end_to_end.job import dead_letters, metadata_of, problems_of, run
+from tests.end_to_end.job import metadata_of, problems_of, rejections, run
 from tests.qwen.checkpoints import SMALL, write_checkpoint
 from tests.qwen.test_tokenizer import SPECIAL, TEXTS, byte_level
 
@@ -73,7 +73,7 @@ def test_a_text_with_an_id_beyond_the_embedding_is_rejected_and_the_others_are_r
     found: tuple[Path, Tokenizer],
 ) -> None:
     out, tokenizer = found
-    (rejected,) = dead_letters(out)
+    (rejected,) = rejections(out)
     assert (rejected["task_id"], rejected["reason"]) == ("3", "unknown_token_id")
     with open(next((out / "prompts").iterdir()), "rb") as stream:
         prompts = {prompt.task_id: prompt for prompt in read_prompts(stream, "prompts")}

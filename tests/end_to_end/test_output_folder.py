@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from activation_dataset.format import manifest_file, shard_file
 from activation_dataset.manifest import LayerManifest
-from tests.end_to_end.job import dead_letters, digests, error_of, metadata_of, problems_of, run
+from tests.end_to_end.job import digests, error_of, metadata_of, problems_of, rejections, run
 from transforms import resume
 
 FLAGS = ("--layers_to_extract", "0-1", "--batch_size", "1")
@@ -117,7 +117,7 @@ def test_too_many_rejected_tasks_stop_the_run_before_the_model_starts(
     assert "2 rejected (file not_a_task: 1, file not_json: 1)" in error
     assert "--max_rejected allows 1; " in error
     assert f"{tmp_path}/out/errors/rejected.jsonl" in error
-    assert len(dead_letters(tmp_path / "out")) == 2
+    assert len(rejections(tmp_path / "out")) == 2
     # The same command succeeds once the tasks are fixed.
     (tasks / "worse.json").unlink()
     run(checkpoint, tasks, tmp_path / "out", *FLAGS, "--max_rejected", "1")

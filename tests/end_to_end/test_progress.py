@@ -63,7 +63,7 @@ def test_the_counters_are_those_of_the_dataset(counted):
     assert sum(done.slots for done in steps) == counters["extract.slots"]
 
 
-def test_what_an_earlier_run_has_done_counts_as_done(counted, checkpoint, short_tasks):
+def test_work_of_an_earlier_run_counts_as_done(counted, checkpoint, short_tasks):
     out = counted[3]
     heard: list[WorkDone] = []
     with listening(lambda plan, done: heard.append(done)):

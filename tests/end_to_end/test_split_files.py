@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from tests.end_to_end.job import dead_letters, digests, error_of, problems_of, run
+from tests.end_to_end.job import digests, error_of, problems_of, rejections, run
 from transforms.read_tasks import ReadTasks
 from transforms.task_file import TaskFile
 
@@ -44,7 +44,7 @@ def test_blocks_give_the_dataset_of_the_whole_files(
     workers = ("--direct_num_workers", "2", "--direct_running_mode", "multi_processing")
     run(checkpoint, texts, tmp_path / "blocks", *FLAGS, *workers)
     assert problems_of(tmp_path / "blocks") == []
-    reasons = Counter(each["reason"] for each in dead_letters(tmp_path / "blocks"))
+    reasons = Counter(each["reason"] for each in rejections(tmp_path / "blocks"))
     assert reasons == {"duplicate_id": 10, "truncated_json": 1}
     assert digests(tmp_path / "blocks") == digests(tmp_path / "whole")
 

@@ -86,7 +86,7 @@ def test_a_feature_that_is_a_color_is_found(trained):
         (["--batch_size", "10000000"], "with --pooling none, or use a smaller --batch_size"),
     ],
 )
-def test_a_mistake_is_said_in_one_line(dataset, capsys, arguments, message):
+def test_a_mistake_is_reported_in_one_line(dataset, capsys, arguments, message):
     with pytest.raises(SystemExit):
         main([dataset.path, *arguments])
     error = capsys.readouterr().err

@@ -206,7 +206,7 @@ def test_an_unknown_prefix_is_named(tmp_path: Path) -> None:
         check(write_checkpoint(tmp_path, SMALL, tensors))
 
 
-def test_what_is_left_out_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_ignored_tensors_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     tensors = varied_weights(SMALL) | {"score.weight": np.ones((2, 32), np.float32)}
     check(write_checkpoint(tmp_path, SMALL, varied_weights(SMALL)))
     assert not caplog.messages

@@ -131,7 +131,7 @@ def test_every_spelling_of_rope_means_what_it_means_to_transformers(rope: dict[s
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
-def test_what_cannot_be_run_faithfully_is_refused_with_the_field_and_its_value(
+def test_an_unsupported_config_is_refused_with_the_field_and_its_value(
     changes: dict[str, Any], parts: list[str]
 ) -> None:
     with pytest.raises(ModelConfigError) as raised:
@@ -170,7 +170,7 @@ def test_a_field_that_is_not_understood_is_refused_unless_it_is_named(
     assert read_config(fields, ignored=[name]) == SMALL
 
 
-def test_what_transformers_writes_and_does_not_use_is_harmless() -> None:
+def test_unused_fields_of_transformers_are_accepted() -> None:
     """Cover all fields of its model and generation configurations, with harmless values."""
     unused = {
         **dict.fromkeys(transformers.GenerationConfig()._get_default_generation_params(), 7),

@@ -124,7 +124,7 @@ def test_any_choice_of_hook_points_captures_the_same_vectors(
             assert_close(vectors, tokens)
 
 
-def test_what_attention_and_mlp_add_leads_from_one_residual_stream_to_the_next(
+def test_attention_and_mlp_outputs_sum_to_the_next_residual_stream(
     every_hook_point: list[dict[Site, np.ndarray]],
 ) -> None:
     for found in every_hook_point:

@@ -370,7 +370,7 @@ def test_bfloat16_is_the_nearest_with_ties_to_even() -> None:
     np.testing.assert_array_equal(found.view(np.uint16), expected.view(np.uint16))
 
 
-def test_what_is_not_a_number_stays_so() -> None:
+def test_nan_stays_nan() -> None:
     """Cover NaNs from bfloat16 weights and from arithmetic."""
     every_bfloat16 = (np.arange(2**16, dtype=np.uint32) << 16).view(np.float32)
     weights = jnp.asarray(every_bfloat16[np.isnan(every_bfloat16)])

@@ -190,7 +190,7 @@ def test_a_download_that_fails_leaves_nothing_behind(
     assert names_in(folder) == TEXT_FILES | {SINGLE_FILE}
 
 
-def test_what_a_bucket_holds_in_place_of_a_checkpoint(checkpoint: Path, bucket: Bucket) -> None:
+def test_a_bucket_without_a_checkpoint(checkpoint: Path, bucket: Bucket) -> None:
     """The message also names files that are never downloaded."""
     (checkpoint / SINGLE_FILE).unlink()
     upload(checkpoint, bucket, "pickles")

@@ -14,7 +14,7 @@ from activation_dataset.verify import verify
 from qwen.source import open_model
 from tests.activation_dataset.synthetic import write_dataset
 from tests.conftest import ROOT
-from tests.end_to_end.job import dead_letters, digests, run, run_process
+from tests.end_to_end.job import digests, rejections, run, run_process
 
 OUTPUT = re.compile(
     r"README\.md|metadata\.json|run\.json|errors/(rejected|notices)\.jsonl"
@@ -40,7 +40,7 @@ def test_ids_and_names_that_look_like_paths_stay_names(checkpoint: Path, tmp_pat
     assert verify(out).problems == ()
     ids = {record.sample_id for record in ActivationDataset(out).records(0)}
     assert ids == {f"..hidden/..%2f.jsonl#{each}" for each in ESCAPES}
-    assert [each["reason"] for each in dead_letters(out)] == ["bad_id", "bad_id"]
+    assert [each["reason"] for each in rejections(out)] == ["bad_id", "bad_id"]
 
 
 @pytest.mark.parametrize("path", ["../other.tfrecord", "/etc/passwd"])
@@ -70,7 +70,7 @@ def test_neither_secrets_nor_texts_are_written_or_logged(checkpoint: Path, tmp_p
     said = written + (result.stdout + result.stderr).encode()
     for hidden in (*secrets.values(), "Unmistakable", "private document"):
         assert hidden.encode() not in said
-    assert len(dead_letters(out)) == 1
+    assert len(rejections(out)) == 1
 
 
 def test_no_code_of_a_checkpoint_is_run(checkpoint: Path, tmp_path: Path):
@@ -103,9 +103,9 @@ def test_a_chat_template_runs_in_a_sandbox(checkpoint: Path, tmp_path: Path):
         + json.dumps({"id": "2", "text": "words"})
     )
     run(model, tasks, tmp_path / "out", *FLAGS)
-    (letter,) = dead_letters(tmp_path / "out")
-    assert letter["reason"] == "chat_template"
-    assert "unsafe" in letter["detail"]
+    (rejected,) = rejections(tmp_path / "out")
+    assert rejected["reason"] == "chat_template"
+    assert "unsafe" in rejected["detail"]
 
 
 def test_every_locked_package_but_torch_has_a_version_and_a_hash():

@@ -64,7 +64,7 @@ def test_an_error_is_that_of_the_file_and_nothing_follows_it():
     assert (finished, budget.used) == ([], 0)
 
 
-def test_what_waits_is_not_written_after_giving_up():
+def test_queued_blocks_are_dropped_after_abandoning():
     budget, store = Budget(3000), BytesIO()
 
     def wait_until_abandoned() -> None:

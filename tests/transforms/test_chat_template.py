@@ -163,7 +163,7 @@ def test_token_ids_are_those_of_transformers(tokenizer, template: str, record: d
         (CLOCK, {"messages": [user("Hi")]}, "strftime_now"),
     ],
 )
-def test_what_a_chat_template_does_not_show_is_refused_by_name(
+def test_a_field_that_a_chat_template_does_not_show_is_refused_by_name(
     tokenizer, template: str, record: dict[str, Any], field: str
 ):
     other = copy.deepcopy(tokenizer)

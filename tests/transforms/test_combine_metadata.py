@@ -119,7 +119,7 @@ def test_neither_arrival_nor_merging_changes_a_byte(data):
     assert found.to_json() == expected.to_json()
 
 
-def test_what_was_not_written_is_named():
+def test_a_missing_file_is_named():
     given = manifests(2)
     del given[prompts_file(1, 2)]
     with pytest.raises(IncompleteError, match=f"{prompts_file(1, 2)} was not written"):
@@ -201,9 +201,7 @@ def test_a_file_that_was_removed_after_it_was_written_is_named(tmp_path: Path):
 
 @pytest.mark.parametrize("reported", ["xla", "amx"])
 @pytest.mark.parametrize("last", ["xla", "amx"])
-def test_of_two_attempts_the_one_whose_file_is_there_counts(
-    tmp_path: Path, reported: str, last: str
-):
+def test_the_committed_file_of_two_attempts_counts(tmp_path: Path, reported: str, last: str):
     """Two attempts wrote the file with different bits; the runner may take the result of either."""
     folder, path = written(tmp_path), shard_file(11, 1, 2)
     attempts = {}

@@ -26,11 +26,11 @@ from transforms.report_inputs import InputReport
 
 RUN = describe("last", "float32", 8)
 SIZE = OutputSize(layers=100 * len(RUN.layers_extracted), prompts=10)
-DEAD = [
+REJECTED = [
     RejectedTask("a.json", "1", "bad_cell", "cell 10"),
     RejectedTask("b", "", "not_json", "?", "file"),
 ]
-LETTERS = "errors/rejected.jsonl"
+REJECTED_FILE = "errors/rejected.jsonl"
 
 
 def plan(*tokens: int) -> ShardPlan:
@@ -73,51 +73,51 @@ def test_another_setting_is_refused_and_named(tmp_path: Path, changed: Any, diff
     with pytest.raises(OtherRunError, match=rf"{tmp_path}.*{difference}.*--overwrite"):
         check_output_dir(str(tmp_path), other)
     with pytest.raises(OtherRunError, match=difference):
-        commit(tmp_path, run=other, rejected=DEAD)
+        commit(tmp_path, run=other, rejected=REJECTED)
     assert contents(tmp_path) == before
 
 
 def test_the_same_run_may_go_on(tmp_path: Path):
     assert not check_output_dir(str(tmp_path), RUN)
-    commit(tmp_path, rejected=DEAD)
+    commit(tmp_path, rejected=REJECTED)
     before = contents(tmp_path)
-    assert [*before] == [LETTERS, "run.json"]
+    assert [*before] == [REJECTED_FILE, "run.json"]
     recorded = json.loads(before["run.json"])
     assert recorded["configuration"]["layers_extracted"] == [10, 11, 12]
-    letters = before[LETTERS].decode().splitlines()
-    assert [RejectedTask(**json.loads(line)) for line in letters] == DEAD
+    lines = before[REJECTED_FILE].decode().splitlines()
+    assert [RejectedTask(**json.loads(line)) for line in lines] == REJECTED
     # Other files with the same samples, or another order of arrival, do not make another run.
     again = dataclasses.replace(RUN, inputs=(InputFile("b.json", 4, "05"),))
     assert check_output_dir(str(tmp_path), again)
     (tmp_path / "metadata.json").write_text("{}")
-    commit(tmp_path, run=again, rejected=DEAD[::-1])
+    commit(tmp_path, run=again, rejected=REJECTED[::-1])
     assert contents(tmp_path) == before, "the job writes the metadata last"
     commit(tmp_path)
     assert [*contents(tmp_path)] == ["run.json"]
 
 
-def test_too_many_dead_letters_stop_the_run_and_are_kept(tmp_path: Path):
+def test_too_many_rejections_stop_the_run_and_are_kept(tmp_path: Path):
     message = r"2 rejected \(file not_json: 1, task bad_cell: 1\), .*max_rejected allows 1; .*jsonl"
     with pytest.raises(TooManyRejectedError, match=message):
-        commit(tmp_path, rejected=DEAD, max_rejected=1)
-    assert len((tmp_path / LETTERS).read_text().splitlines()) == 2
+        commit(tmp_path, rejected=REJECTED, max_rejected=1)
+    assert len((tmp_path / REJECTED_FILE).read_text().splitlines()) == 2
     with pytest.raises(NoSamplesError, match=r"no sample .*task bad_cell: 1"):
-        commit(tmp_path, plan(), rejected=DEAD)
+        commit(tmp_path, plan(), rejected=REJECTED)
     # The same command succeeds once the tasks are fixed.
     (tmp_path / partial_file("run.json", "0123456789abcdef")).write_bytes(b"half")
     assert not check_output_dir(str(tmp_path), RUN)
-    commit(tmp_path, rejected=DEAD[:1], max_rejected=1)
-    assert {LETTERS, "run.json"} <= contents(tmp_path).keys()
+    commit(tmp_path, rejected=REJECTED[:1], max_rejected=1)
+    assert {REJECTED_FILE, "run.json"} <= contents(tmp_path).keys()
 
 
 def test_too_large_an_output_stops_the_run_before_anything_changes(tmp_path: Path):
-    commit(tmp_path, rejected=DEAD)
+    commit(tmp_path, rejected=REJECTED)
     before = contents(tmp_path)
     size = 100 * len(RUN.layers_extracted) + 10
     with pytest.raises(OutputTooLargeError, match=f"{size} bytes .*--max_output_bytes"):
         commit(tmp_path, max_output_bytes=size - 1)
     assert contents(tmp_path) == before
-    commit(tmp_path, rejected=DEAD, max_output_bytes=size)
+    commit(tmp_path, rejected=REJECTED, max_output_bytes=size)
 
 
 @pytest.mark.parametrize("content", [b"[]", b"\xff"])

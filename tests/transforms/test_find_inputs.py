@@ -91,7 +91,7 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         ("/dump", ["dump"], []),
     ],
 )
-def test_an_input_stands_for_its_data_and_names_the_rest(
+def test_an_input_matches_its_data_files_and_the_rest_is_named(
     root: str, pattern: str, files: list[str], skipped: list[str]
 ):
     assert found(root + pattern) == (files, skipped)
@@ -121,7 +121,7 @@ def test_other_places_are_named(path: str):
         resolve_patterns([path])
 
 
-def test_the_output_is_no_input(root: str):
+def test_the_output_is_not_an_input(root: str):
     for inputs in (root, f"{root}/**.json*", f"{root}/*"):
         (pattern,) = resolve_patterns([inputs], f"{root}/deep/er/")
         found = match_files(pattern)

@@ -97,9 +97,7 @@ def many_lines(start: int, stop: int) -> bytes:
 
 
 @pytest.mark.parametrize("name", ["a.json.gz", "rows.parquet"])
-def test_a_read_that_fails_is_no_dead_letter(
-    here: Path, monkeypatch: pytest.MonkeyPatch, name: str
-):
+def test_a_failed_read_is_not_a_rejection(here: Path, monkeypatch: pytest.MonkeyPatch, name: str):
     """Connection errors have no errno, like the errors of a damaged archive."""
 
     class Broken(io.BytesIO):

@@ -73,7 +73,7 @@ def test_any_sample(case):
     assert [each.sample_id for each in part] == [each.sample_id for each in in_order[1:6:2]]
 
 
-def test_what_is_not_there(tmp_path):
+def test_an_absent_layer_or_index(tmp_path):
     write_dataset(tmp_path, SHARDS)
     dataset = ActivationDataset(tmp_path)
     with pytest.raises(KeyError, match="9"):

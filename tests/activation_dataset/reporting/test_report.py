@@ -147,7 +147,7 @@ def no_vectors(_, prompt):
     ],
     ids=["pooled", "unknown cells", "no samples", "not finite", "one layer"],
 )
-def test_what_a_dataset_lacks_is_said(tmp_path, write, said):
+def test_missing_parts_of_a_dataset_are_reported(tmp_path, write, said):
     write(tmp_path / "d")
     path = tmp_path / "report.html"
     assert main(["report", str(tmp_path / "d"), "-o", str(path)]) == 0

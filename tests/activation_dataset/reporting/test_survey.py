@@ -78,7 +78,7 @@ def test_pooled_vectors(tmp_path, prompts, pooling):
     assert (found.places.positions >= 0).all() == (pooling == "last")
 
 
-def test_of_a_large_dataset_a_choice_is_read(dataset, monkeypatch):
+def test_a_part_of_a_large_dataset_is_read(dataset, monkeypatch):
     monkeypatch.setattr(survey_module, "MAX_VECTORS", 100)
     monkeypatch.setattr("activation_dataset.reading.shards.CHUNK_BYTES", 1)
     whole, first, again, other = (
