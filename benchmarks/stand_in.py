@@ -17,9 +17,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
-
-from activation_dataset.checksum import to_text
+from activation_dataset.checksum import crc32c, extend, to_text
 
 BUCKET = "bucket"
 PIECE = 1 << 18
@@ -119,13 +117,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """Accept an upload in one request, or start an upload in parts."""
-        taken, query = self._take(), urllib.parse.parse_qs(self.path.partition("?")[2])
+        taken = b"".join(map(bytes, self._pieces()))
+        query = urllib.parse.parse_qs(self.path.partition("?")[2])
         uploaded = self.server.store.uploaded
         if query["uploadType"] == ["multipart"]:
             described, _, content = taken.partition(b"\r\n\r\n")[2].partition(b"\r\n--")
             content = content.partition(b"\r\n\r\n")[2].rpartition(b"\r\n--")[0]
             name, kept = json.loads(described)["name"], content if len(content) < PIECE else b""
-            uploaded[name] = Uploaded(len(content), google_crc32c.value(content), kept)
+            uploaded[name] = Uploaded(len(content), crc32c(content), kept)
             self._answer(200, json.dumps(self.server.store.metadata(name)).encode())
             return
         name, host = json.loads(taken)["name"], self.headers["Host"]
@@ -136,16 +135,16 @@ class _Handler(BaseHTTPRequestHandler):
         """Accept a part of an upload."""
         uploaded = self.server.store.uploaded
         name = urllib.parse.parse_qs(self.path.partition("?")[2])["name"][0]
-        before = uploaded.pop(f"upload {name}", Uploaded())
-        part = self._take()
-        size, crc = before.size + len(part), google_crc32c.extend(before.crc, part)
-        object = Uploaded(size, crc, before.content + part if size < PIECE else b"")
+        object = uploaded.pop(f"upload {name}", Uploaded())
+        for piece in self._pieces():
+            size, crc = object.size + len(piece), extend(object.crc, piece)
+            object = Uploaded(size, crc, object.content + bytes(piece) if size < PIECE else b"")
         if re.fullmatch(r"bytes .*/\d+", self.headers["Content-Range"]):
             uploaded[name] = object
             self._answer(200, json.dumps(self.server.store.metadata(name)).encode())
         else:
             uploaded[f"upload {name}"] = object
-            self._answer(308, b"", Range=f"bytes=0-{size - 1}")
+            self._answer(308, b"", Range=f"bytes=0-{object.size - 1}")
 
     def _list(self, query: dict[str, str]) -> None:
         """Answer with a page of up to 1,000 objects, as the JSON API does."""
@@ -202,17 +201,18 @@ class _Handler(BaseHTTPRequestHandler):
                 due = start + store.latency + (place + count - first) / store.speed
                 time.sleep(max(0, due - time.monotonic()))
 
-    def _take(self) -> bytes:
-        start, rest, pieces = time.monotonic(), int(self.headers.get("Content-Length", 0)), []
-        store = self.server.store
+    def _pieces(self) -> Iterator[memoryview]:
+        """Yield the body of the request at the speed of a connection, in one buffer."""
+        start, size = time.monotonic(), int(self.headers.get("Content-Length", 0))
+        store, buffer = self.server.store, memoryview(bytearray(PIECE))
         time.sleep(store.latency)
-        taken = 0
-        while rest:
-            pieces.append(piece := self.rfile.read(min(rest, PIECE)))
-            rest, taken = rest - len(piece), taken + len(piece)
-            due = start + store.latency + taken / store.speed
+        for place in range(0, size, PIECE):
+            piece = buffer[: min(PIECE, size - place)]
+            if self.rfile.readinto(piece) < len(piece):
+                raise ConnectionError("the client left")
+            yield piece
+            due = start + store.latency + (place + len(piece)) / store.speed
             time.sleep(max(0, due - time.monotonic()))
-        return b"".join(pieces)
 
     def _answer(self, status: int, body: bytes, **headers: str) -> None:
         self.send_response(status)
