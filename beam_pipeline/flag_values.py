@@ -60,7 +60,7 @@ def fraction(text: str) -> float:
 def price(text: str) -> float:
     """Parse a decimal number of at least 0."""
     if not re.fullmatch(r"\d{0,9}\.?\d{1,9}", text):
-        raise ArgumentTypeError(f"expected a number such as 0.3, got {text!r}")
+        raise ArgumentTypeError(f"expected a number of at least 0, such as 0.3, got {text!r}")
     return float(text)
 
 
@@ -91,9 +91,14 @@ def parse_names(text: str) -> tuple[str, ...]:
 def parse_layers(words: Sequence[str]) -> tuple[int, ...]:
     """Return the layers of `10 11`, `10,11`, `10-23` or `all`, ascending; empty for all."""
     layers: set[int] = set()
-    for word in _split(words):
+    given = set(_split(words))
+    if given == {"all"}:
+        return ()
+    for word in sorted(given):
         if word == "all":
-            return ()
+            raise ConfigError(
+                "--layers_to_extract: all does not go together with other layers; give all alone"
+            )
         match = re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", word)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if last < first:

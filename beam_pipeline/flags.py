@@ -200,16 +200,17 @@ def _add_activation_flags(group: argparse._ArgumentGroup) -> None:
         nargs="+",
         action="extend",
         metavar="LAYER",
-        help="layers, counted from 0: numbers, ranges such as 10-23, or all (default: "
-        f"{DEFAULT_LAYERS})",
+        help="layers, counted from 0: numbers and ranges such as 10-23, or all; repeated flags add "
+        f"up (default: {DEFAULT_LAYERS})",
     )
     group.add_argument(
         "--hook_points",
         nargs="+",
         action="extend",
         metavar="NAME",
-        help=f"one or more of {', '.join(HOOK_POINTS)}, which every chosen layer must have "
-        f"(default: {DEFAULT_HOOK_POINT}, the residual stream after the layer)",
+        help=f"one or more of {', '.join(HOOK_POINTS)}, which every chosen layer must have; "
+        f"repeated flags add up (default: {DEFAULT_HOOK_POINT}, the residual stream after the "
+        "layer)",
     )
     group.add_argument(
         "--pooling",

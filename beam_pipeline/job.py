@@ -222,10 +222,11 @@ def _token_id(named: str, source: ModelSource) -> int:
     tokenizer = source.tokenizer_if_any()
     vocabulary = tokenizer.get_vocab() if tokenizer else {}
     token_id = int(named) if named.isdecimal() else vocabulary.get(named)
-    if token_id is None or token_id >= source.config.vocab_size:
+    known = tokenizer is None or token_id in vocabulary.values()
+    if token_id is None or token_id >= source.config.vocab_size or not known:
         special = ", ".join(map(str, tokenizer.all_special_tokens[:4] if tokenizer else ["none"]))
         raise ConfigError(
             f"--prepend_bos {named}: not a token of this model; give the text of one token, such "
-            f"as {special}, or an id below {source.config.vocab_size}"
+            f"as {special}, or its id"
         )
     return token_id

@@ -6,12 +6,19 @@ import argparse
 import difflib
 import logging
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, TypeVar
 
-from apache_beam.options.pipeline_options import PipelineOptions, WorkerOptions
+from apache_beam.options.pipeline_options import (
+    GoogleCloudOptions,
+    PipelineOptions,
+    StandardOptions,
+    WorkerOptions,
+)
+from apache_beam.runners.runner import create_runner
 
 from activation_dataset.sites import DEFAULT_HOOK_POINT
 from beam_pipeline import flag_values as values
@@ -33,6 +40,10 @@ Settings = TypeVar("Settings")
 
 LOCAL_RUNNER = "FnApiRunner"
 """Beam's in-process portable runner. `DirectRunner` would try to download another one first."""
+
+
+# Names of buckets: https://cloud.google.com/storage/docs/buckets#naming
+_BUCKET_FOLDER = re.compile(r"gs://[a-z0-9][a-z0-9._-]{1,220}[a-z0-9](?:/.*)?")
 
 
 def parse_flags(
@@ -71,6 +82,7 @@ def parse_flags(
     config = _from_fields(Config, settings)
     if runs_on_dataflow(options):
         _refuse_local_paths(config)
+        _check_staging(options)
     return config, options
 
 
@@ -99,6 +111,15 @@ def _refuse_local_paths(config: Config) -> None:
         )
 
 
+def _check_staging(options: PipelineOptions) -> None:
+    """Refuse an impossible bucket, which Beam would replace with a bucket of its own."""
+    google = options.view_as(GoogleCloudOptions)
+    for flag in ("temp_location", "staging_location"):
+        path = getattr(google, flag)
+        if path and not _BUCKET_FOLDER.fullmatch(path):
+            raise ConfigError(f"--{flag}={path}: must be gs://BUCKET/FOLDER in a bucket of yours")
+
+
 def _from_fields(kind: type[Settings], settings: Mapping[str, Any]) -> Settings:
     names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
     return kind(**{name: value for name, value in settings.items() if name in names})
@@ -109,6 +130,11 @@ def _beam_options(flags: list[str], accelerator: AcceleratorSettings | None) -> 
         flags = [*flags, f"--runner={LOCAL_RUNNER}"]
     _refuse_unknown(flags)
     options = PipelineOptions(flags)
+    runner = options.view_as(StandardOptions).runner
+    try:
+        create_runner(runner)
+    except ValueError as error:
+        raise ConfigError(f"--runner={runner}: {error}") from error
     workers = options.view_as(WorkerOptions).num_workers
     if workers is not None and workers < 1:
         raise ConfigError(f"--num_workers={workers}: must be at least 1")

@@ -12,6 +12,7 @@ from apache_beam.transforms.combiners import TupleCombineFn
 from activation_dataset.format import layer_folder, parse_data_file
 from activation_dataset.metadata import RunDescription
 from beam_pipeline.config import Config, ConfigError
+from beam_pipeline.credentials import check_credentials
 from beam_pipeline.failures import was_refused
 from beam_pipeline.job import Job, open_job
 from beam_pipeline.job_service import wait_for_job_service
@@ -113,9 +114,11 @@ def run_pipeline(config: Config, options: PipelineOptions) -> int | None:
         valid; None if this run does not resume another.
 
     Raises:
-        ConfigError: if Beam's flags contradict each other, or name an engine that does not answer.
+        ConfigError: if Beam's flags contradict each other, name an engine that does not answer, or
+            need credentials that are missing.
         ValueError: of several kinds, each naming the flag or file and what to do.
     """
+    check_credentials(options)
     try:
         pipeline = beam.Pipeline(options=options)
     except ValueError as error:

@@ -115,7 +115,8 @@ def _content(record: Mapping[Any, Any]) -> tuple[str, object]:
     if len(filled) > 1:
         raise Rejection(
             "ambiguous",
-            f"the record has {' and '.join(filled)}; choose one with --text_field {filled[0]}",
+            f"the record has {' and '.join(filled)}; choose one with "
+            + " or ".join(f"--text_field {key}" for key in filled),
         )
     key = (filled or found)[0]
     if key == "instruction":

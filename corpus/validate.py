@@ -53,11 +53,16 @@ def kind_of(value: object, text_field: str | None = None) -> str:
 
 def not_a_task(value: object) -> Rejection:
     """Return the rejection of a value that is not a record."""
-    seen = f"an object with the keys {shown(list(value))}" if isinstance(value, dict) else None
+    seen = shown(value)
+    if isinstance(value, dict):
+        seen = f"an object with the keys {shown(list(value))}"
+        texts = [key for key, held in value.items() if isinstance(held, str) and key not in ID_KEYS]
+        if texts:
+            seen += f"; if the text is in {texts[0]}, pass --text_field {texts[0]}"
     return Rejection(
         "not_a_task",
-        f'{seen or shown(value)}; a task is {{"train": [pair, ...], "test": [pair, ...]}}, a '
-        'document is {"id": ..., "text": ...} or {"id": ..., "messages": [...]}, and pairs are '
+        f'{seen}; a task is {{"train": [pair, ...], "test": [pair, ...]}}, a document is '
+        '{"id": ..., "text": ...} or {"id": ..., "messages": [...]}, and pairs are '
         '{"examples": [[input, output], ...]}. --text_field names another key with a text',
     )
 

@@ -2,14 +2,16 @@
 
 Run it, with Beam options as additional arguments if needed::
 
-    python -m examples.own_pipeline examples/tasks
+    python -m examples.own_pipeline --tasks_file examples/tasks
 
 The workers compute the norms in the stage that computes the activations, so only numbers leave that
-stage.
+stage. The pipeline prints what the transforms reject.
 """
 
 from __future__ import annotations
 
+import argparse
+import math
 import sys
 from collections.abc import Sequence
 
@@ -19,9 +21,11 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from activation_dataset.closed_pipe import until_closed
 from activation_dataset.format import layer_folder
+from corpus.task import RejectedTask
 from corpus.template import load_template
 from qwen.settings import ExtractorSettings
 from transforms import (
+    REJECTED,
     AssignShards,
     ExtractActivations,
     LayerBlock,
@@ -40,11 +44,17 @@ def mean_norms(settings: ExtractorSettings, tasks: str, beam_flags: Sequence[str
         settings: model and sites to capture.
         tasks: file, folder or glob of tasks.
         beam_flags: Beam options.
+
+    Raises:
+        ValueError: if no sample is left.
     """
     digits, limit = load_template("digits"), SampleRules(4096, "reject")
     with beam.Pipeline(options=PipelineOptions([*beam_flags])) as pipeline:
         read = pipeline | ReadTasks(resolve_patterns([tasks]))
-        prompts = (read.items | TokenizeTasks(settings.model_path, digits, limit)).prompts
+        tokenized = read.items | TokenizeTasks(settings.model_path, digits, limit)
+        rejected = (read[REJECTED], tokenized[REJECTED]) | "All rejected" >> beam.Flatten()
+        _ = rejected | "Print rejected" >> beam.Map(print_rejected)
+        prompts = tokenized.prompts
         plan = prompts | beam.CombineGlobally(PlanShards(samples_per_shard=64))
         blocks = prompts | AssignShards(plan) | ExtractActivations(settings, plan)
         for name in map(layer_folder, settings.sites):
@@ -59,11 +69,21 @@ def norms_of(block: LayerBlock) -> list[float]:
     return norms
 
 
+def print_rejected(rejected: RejectedTask) -> None:
+    """Print why a file, task or sample is not used."""
+    print(f"rejected: {rejected.detail}", file=sys.stderr)
+
+
 def print_mean(mean: float, name: str) -> None:
-    """Print the mean norm of a site."""
+    """Print the mean norm of a site, which is NaN without samples."""
+    if math.isnan(mean):
+        raise ValueError("no sample is left")
     print(f"{name}: {mean:.4f}")
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tasks_file", required=True, help="file, folder or glob of tasks")
+    ours, beam_flags = parser.parse_known_args()
     settings = ExtractorSettings("random:tiny", layers=(10, 20))
-    sys.exit(until_closed(lambda: mean_norms(settings, sys.argv[1], sys.argv[2:])))
+    sys.exit(until_closed(lambda: mean_norms(settings, ours.tasks_file, beam_flags)))

@@ -33,6 +33,12 @@ INDEX_FILE = "model.safetensors.index.json"
 FLOAT_DTYPES = ("BF16", "F16", "F32", "F64")
 """Supported dtypes of weights on disk."""
 
+_SHAPE_FIELDS = (
+    "hidden_size, intermediate_size, num_attention_heads, num_key_value_heads, head_dim and "
+    "vocab_size"
+)
+"""Fields of config.json that determine most shapes."""
+
 LARGE, BLOCK = 1 << 24, 1 << 20
 """Number of values above which a random tensor is drawn from a table, and number of values drawn
 at a time."""
@@ -315,7 +321,7 @@ def tensors_of_model(
 
     Raises:
         CheckpointError: if a tensor is missing, unknown or has the wrong shape. The message names
-            every such tensor.
+            the first such tensors.
     """
     family, found = family_of(config), weights.shapes()
     if refused := first_refused(found):
@@ -356,15 +362,16 @@ def tensors_of_model(
             problems["not part of the model"].append(name)
     if problems:
         listed = "; ".join(f"{what}: {_listed(names)}" for what, names in problems.items())
-        raise CheckpointError(f"{source}: the tensors do not match config.json; {listed}")
+        fields = f". Check {_SHAPE_FIELDS} in config.json" if "wrong shape" in problems else ""
+        raise CheckpointError(f"{source}: the tensors do not match config.json; {listed}{fields}")
     if weights.unread_files:
         left_out["files that are not part of the checkpoint"] = weights.unread_files
     for what, names in left_out.items():
-        _warn(f"{source}: left out {what}: {_listed(names, 3)}")
+        _warn(f"{source}: left out {what}: {_listed(names)}")
     return weights.renamed({name: stored for stored, (name, _) in expected.items()})
 
 
-def _listed(names: list[str], at_most: int = 8) -> str:
+def _listed(names: list[str], at_most: int = 3) -> str:
     rest = f" and {len(names) - at_most} more" if len(names) > at_most else ""
     return ", ".join(names[:at_most]) + rest
 

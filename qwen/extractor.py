@@ -219,7 +219,7 @@ class ActivationExtractor:
 
         Raises:
             TypeError: if `texts` is a string.
-            ValueError: if a text has no tokens.
+            ValueError: if a text has no tokens, or more than the model has positions.
         """
         if isinstance(texts, str):
             raise TypeError("texts is a single string; pass a list of strings")
@@ -259,11 +259,13 @@ class ActivationExtractor:
             The captured samples of one step.
 
         Raises:
-            ValueError: if a sample is empty, is not an array of integers or has an id outside the
-                vocabulary, or if tokens are chosen with pooling "last".
+            ValueError: if a sample is empty, is not an array of integers, has an id outside the
+                vocabulary or more tokens than the model has positions, or if tokens are chosen
+                with pooling "last".
         """
         given = [self._tokens_of(sample) for sample in samples]
         vocabulary = self.source.config.vocab_size
+        positions = self.source.config.max_position_embeddings
         for index, (ids, _) in enumerate(given):
             if ids.ndim != 1 or not ids.size or not np.issubdtype(ids.dtype, np.integer):
                 raise ValueError(
@@ -274,6 +276,11 @@ class ActivationExtractor:
                 raise ValueError(
                     f"sample {index}: token id {outside[0]} is out of range; the model's ids are "
                     f"in 0..{vocabulary - 1} (vocab_size)"
+                )
+            if ids.size > positions:
+                raise ValueError(
+                    f"sample {index}: {ids.size:,} tokens exceed the {positions:,} positions that "
+                    "the model supports (max_position_embeddings); cut it into shorter samples"
                 )
         steps = self._plan(given)
         in_flight: deque[tuple[Step, dict[Site, Captured] | None]] = deque()

@@ -141,11 +141,13 @@ def check_hook_points(settings: ExtractorSettings, config: ModelConfig) -> None:
         having = [each for each in range(config.num_hidden_layers) if config.width(each, point)]
         if lacking := [layer for layer in settings.layers if layer not in having]:
             where = (
-                f"layers {layers_named(having)} have it: extract those" if having else "none has it"
+                f"layers {layers_named(having)} have it: extract those, or"
+                if having
+                else "no layer has it:"
             )
             raise NoSuchSiteError(
-                f"hook_points: {point} does not exist in layers {layers_named(lacking)} of this "
-                f"model; {where}, or leave out {point}"
+                f"hook_points: {point} does not exist in layer {layers_named(lacking)} of this "
+                f"model; {where} leave out {point}"
             )
 
 

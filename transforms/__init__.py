@@ -10,13 +10,14 @@ from transforms.commit_run import CommitRun, Limits
 from transforms.extract_activations import ExtractActivations, LayerBlock, ShardPrompts
 from transforms.find_inputs import resolve_patterns
 from transforms.output_folder import OutputFolder
-from transforms.read_tasks import ReadTasks
+from transforms.read_tasks import REJECTED, ReadTasks
 from transforms.report_inputs import GatherReport, InputReport
 from transforms.tokenize_tasks import SampleRules, TokenizeTasks
 from transforms.write_layer import WriteLayer
 from transforms.write_prompts import WritePrompts
 
 __all__ = [
+    "REJECTED",
     "AssignShards",
     "CombineMetadata",
     "CommitRun",

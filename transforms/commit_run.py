@@ -21,6 +21,7 @@ from activation_dataset.format import (
 from activation_dataset.metadata import Metadata, RunDescription
 from corpus.task import RejectedTask
 from transforms.assign_shards import ShardPlan
+from transforms.choose_tokens import parse_choice
 from transforms.measure_output import OutputSize, check_output_size
 from transforms.output_folder import OutputFolder, list_output
 from transforms.report_inputs import InputReport
@@ -135,8 +136,9 @@ def check_output_dir(output_dir: str, run: RunDescription, plan: ShardPlan | Non
         )
     if plan is not None and (changed := list(differences(recorded, _totals(plan)))):
         raise OtherRunError(
-            f"{output_dir} was started with other samples: the tasks or tokenizer have changed "
-            f"since ({'; '.join(changed)}). Choose another --output_dir, or --overwrite."
+            f"{output_dir} was started with other samples: the inputs, their file names or the "
+            f"tokenizer have changed since ({'; '.join(changed)}). Choose another --output_dir, or "
+            "--overwrite."
         )
     return True
 
@@ -226,9 +228,11 @@ def check_samples(
     if max_rejected is not None and len(rejected) > max_rejected:
         raise TooManyRejectedError(f"{counted}, but --max_rejected allows {max_rejected}{details}")
     if not samples:
-        unchosen = (
-            "" if tokens == "all" else f"; --tokens {tokens}: no token is chosen in the others"
-        )
+        unchosen = ""
+        if tokens != "all":
+            unchosen = f"; --tokens {tokens}: no token is chosen in the others"
+        if parse_choice(tokens).needs_turns:
+            unchosen += "; only the messages of chats have roles"
         first = f"; the first: {rejected[0].detail}" if rejected else ""
         raise NoSamplesError(f"no sample is left to extract: {counted}{first}{details}{unchosen}")
 

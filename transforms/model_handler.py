@@ -51,7 +51,8 @@ class ActivationModelHandler(ModelHandler[str | np.ndarray, PredictionResult, An
         """Yield the activations of each element of a batch.
 
         Raises:
-            ValueError: if an element has no token or an id outside the vocabulary.
+            ValueError: if an element has no token, an id outside the vocabulary, or more tokens
+                than the model has positions.
         """
         tokenizer = model.source.tokenizer()
         token_ids = [

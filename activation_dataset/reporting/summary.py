@@ -10,7 +10,7 @@ from html import escape
 import numpy as np
 from numpy.typing import NDArray
 
-from activation_dataset.format import Pooling
+from activation_dataset.format import REJECTED_FILE, Pooling
 from activation_dataset.input_counts import InputCounts
 from activation_dataset.metadata import Metadata, RunDescription
 from activation_dataset.sites import (
@@ -167,6 +167,7 @@ def counted(counts: InputCounts) -> list[tuple[str, str, str]]:
     rows = []
     for noun, each in (("item", counts.tasks), ("sample", counts.samples)):
         rejected = f"{sum(each.rejected.values()):,} rejected{_reasons(each.rejected)}"
+        rejected += f"; see {REJECTED_FILE}" if each.rejected else ""
         rows.append(("read", count_of(each.read, noun), f"{each.written:,} written, {rejected}"))
     if counts.rejected_files:
         files = count_of(sum(counts.rejected_files.values()), "file")

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from google.auth.credentials import AnonymousCredentials
 
 from beam_pipeline.command import main, summary
 from tests.activation_dataset.synthetic import write_dataset
@@ -64,11 +65,25 @@ def test_flags_that_beam_refuses_are_one_line(capsys, tmp_path: Path):
     before = (tmp_path / "metadata.json").read_bytes()
     common = ["--model_path", "random:tiny", "--tasks_file", str(ROOT), "--overwrite"]
     assert main([*common, "--output_dir", str(tmp_path), "--runner=Nowhere"]) == 2
-    assert capsys.readouterr().err.startswith("error: Beam refuses its flags: ")
+    assert capsys.readouterr().err.startswith("error: --runner=Nowhere: ")
     assert (tmp_path / "metadata.json").read_bytes() == before, "invalid flags remove no output"
 
 
-def test_flags_that_dataflow_lacks_are_one_line(capsys):
+def test_dataflow_without_credentials_is_one_line(capsys, monkeypatch, tmp_path: Path):
+    for name in ("HOME", "CLOUDSDK_CONFIG"):
+        monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
+    monkeypatch.setenv("NO_GCE_CHECK", "true")
+    paths = ["--tasks_file=gs://bucket/tasks", "--output_dir=gs://bucket/out"]
+    flags = ["--project=p", "--region=us-central1", "--temp_location=gs://bucket/temp"]
+    assert main(["--model_path=random:tiny", *paths, "--runner=DataflowRunner", *flags]) == 2
+    error = capsys.readouterr().err
+    assert "no Google credentials" in error
+    assert error.count("\n") == 1
+
+
+def test_flags_that_dataflow_lacks_are_one_line(capsys, monkeypatch):
+    monkeypatch.setattr("google.auth.default", lambda: (AnonymousCredentials(), None))
     paths = ["--tasks_file=gs://bucket/tasks", "--output_dir=gs://bucket/out"]
     assert main(["--model_path=random:tiny", *paths, "--runner=DataflowRunner"]) == 2
     assert capsys.readouterr().err.startswith("error: Beam refuses its flags: ")

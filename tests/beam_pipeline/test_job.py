@@ -104,6 +104,7 @@ def test_shards_for_workers_are_those_of_the_run_that_began_the_folder(
     [
         ("--layers_to_extract=24-30", "layer 24 does not exist; .* 24 layers, .* default is 10-23"),
         ("--max_length=32769", "32768 positions"),
+        ("--prepend_bos=1024", "1024: not a token of this model"),
     ],
 )
 def test_a_flag_that_does_not_fit_the_model_is_refused(example_tasks: Path, flag: str, named: str):

@@ -74,7 +74,7 @@ def test_workers_are_those_that_the_run_may_have(flags: list[str], workers: int)
         (["10, 11 12"], (10, 11, 12)),
         (["10-13", "11"], (10, 11, 12, 13)),
         (["23", "2-3,0"], (0, 2, 3, 23)),
-        (["0", "all"], ()),
+        (["all"], ()),
     ],
 )
 def test_layers_can_be_written_in_several_ways(words: list[str], layers: tuple[int, ...]):
@@ -139,6 +139,12 @@ def test_an_output_folder_that_is_a_file_is_named(tmp_path: Path):
         ),
         (["--runner=DataflowRunner", "--output_dir=out"], "--output_dir=out: a folder on this"),
         ([*ON_DATAFLOW, "--tasks_file=local.json"], "--tasks_file=local.json: a path on this"),
+        ([*ON_DATAFLOW, "--temp_location=gs://bb/temp"], "--temp_location=gs://bb/temp: must be"),
+        ([*ON_DATAFLOW, "--staging_location=b/s"], "--staging_location=b/s: must be gs://"),
+        (["--runner=DataflowRuner"], "--runner=DataflowRuner: "),
+        (["--layers_to_extract=all", "--layers_to_extract=2"], "--layers_to_extract: all does not"),
+        (["--layers_to_extract", "all", "99"], "--layers_to_extract: all does not"),
+        (["--layers_to_extract", "all", "foo"], "--layers_to_extract: all does not"),
         (["--gcs_bucket=gs://b"], "--gcs_bucket and --upload_to_cloud True go together"),
         (["--upload_to_cloud=True"], "--gcs_bucket and --upload_to_cloud True go together"),
     ],

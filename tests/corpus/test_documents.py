@@ -212,7 +212,7 @@ def test_ids_of_which_the_model_would_compute_something_else(
 
 def test_a_text_with_ids_is_ambiguous_whatever_the_ids() -> None:
     for ids in ([1, 2], [1.0, 2.0], [[1, 2]]):
-        with pytest.raises(Rejection, match="--text_field text") as rejected:
+        with pytest.raises(Rejection, match="--text_field text or --text_field inp") as rejected:
             to_document({"text": "a", "input_ids": ids}, "a.jsonl", "a", None)
         assert rejected.value.reason == "ambiguous"
     counted = to_document({"text": "a", "tokens": 512}, "a.jsonl", "a", None)

@@ -98,6 +98,12 @@ def test_documents_are_lines_files_or_members():
     assert ids(parse({"a": TASK, "b": text})) == ["a", "b"]
 
 
+def test_a_record_whose_text_has_another_key_is_rejected_with_the_flag():
+    (item,) = parse([{"id": "a", "length": 3, "body": "words"}])
+    assert isinstance(item, RejectedTask)
+    assert "--text_field body" in item.detail
+
+
 def test_extra_keys_before_the_telling_one_do_not_mislead():
     assert ids(parse({"metadata": {"author": "x"}, "tags": [[[1]]], "n": 1, **TASK})) == ["name"]
     items = parse({"version": 3, "notes": {"a": 1}, "one": TASK})

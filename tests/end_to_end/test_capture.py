@@ -146,6 +146,7 @@ def test_tokens_of_the_assistant_alone(checkpoint: Path, tmp_path: Path):
         (("--tokens", "assistants"), "assistants"),
         (("--prepend_bos", "<bos>"), "--prepend_bos <bos>"),
         (("--tokens", "system"), "no token is chosen"),
+        (("--tokens", "system"), "only the messages of chats"),
     ],
 )
 def test_flags_that_do_not_fit_are_named(

@@ -241,6 +241,13 @@ def test_a_sample_that_cannot_be_embedded_is_named(checkpoint: Path, ids: list[A
         list(load(checkpoint, [0]).extract(token_ids))
 
 
+def test_a_sample_longer_than_the_positions_of_the_model_is_named(checkpoint: Path) -> None:
+    extractor = load(checkpoint, [0])
+    positions = extractor.source.config.max_position_embeddings
+    with pytest.raises(ValueError, match=r"sample 1: .*max_position_embeddings"):
+        list(extractor.extract([np.zeros(length, np.int32) for length in (1, positions + 1)]))
+
+
 @pytest.mark.parametrize("kind", [np.int8, np.uint64, list], ids=lambda kind: kind.__name__)
 def test_token_ids_of_any_integer_type_are_the_same_sample(checkpoint: Path, kind: Any) -> None:
     extractor = load(checkpoint, [0])
