@@ -12,16 +12,16 @@ from pathlib import Path
 from activation_dataset import export
 from activation_dataset.certify import CERTIFICATE_FILE, CertifyError, certify
 from activation_dataset.closed_pipe import until_closed
+from activation_dataset.damage import DatasetError
 from activation_dataset.exporters import ExportError
 from activation_dataset.folder import Folder
 from activation_dataset.index import keep_indexes
 from activation_dataset.reading.reader import ActivationDataset
-from activation_dataset.reading.shards import DatasetError
 from activation_dataset.reporting.card import CARD_FILE, CardError, renewed_card
 from activation_dataset.reporting.report import report
 from activation_dataset.reporting.summary import count_of, inspect
 from activation_dataset.reporting.survey import survey
-from activation_dataset.tfrecord import ADVICE, CorruptRecordError
+from activation_dataset.tfrecord import CorruptRecordError
 from activation_dataset.verify import verify
 
 # Errors whose message is enough for a user, without a traceback.
@@ -46,20 +46,10 @@ def _main(arguments: Sequence[str] | None) -> int:
     except BrokenPipeError:
         raise
     except _EXPLAINED as error:
-        said = _explained(error, options.folder)
-        print(f"{options.folder} cannot be {options.done}: {said}", file=sys.stderr)
+        print(f"{options.folder} cannot be {options.done}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
-
-
-def _explained(error: Exception, folder: str) -> str:
-    """Return the message of an error, with advice if a file of the dataset is bad or missing."""
-    said = "; ".join([str(error), *getattr(error, "__notes__", [])])
-    missing = error.filename if isinstance(error, FileNotFoundError) else None
-    if missing and Path(folder).is_dir() and Path(missing).is_relative_to(folder):
-        said = f"{error}; {ADVICE}"
-    return said.replace("DATASET", folder)
 
 
 def _verify(options: argparse.Namespace) -> int:

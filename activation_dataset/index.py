@@ -17,10 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from activation_dataset.canonical_json import digest_of
-from activation_dataset.checksum import crc32c
+from activation_dataset.checksum import crc32c, to_text
+from activation_dataset.damage import DatasetError, advice, with_advice
 from activation_dataset.folder import Folder
-from activation_dataset.format import Pooling, index_file
+from activation_dataset.format import METADATA_FILE, Pooling, index_file
 from activation_dataset.layout import Layout
+from activation_dataset.manifest import FileEntry
 from activation_dataset.metadata import Metadata, RunDescription
 from activation_dataset.prompts import CELL_FIELDS, NO_TURN, Prompt, read_prompts
 from activation_dataset.record import RecordKind, frame_record
@@ -137,6 +139,7 @@ def open_index(folder: Folder, metadata: Metadata, shard: int) -> ShardIndex:
 
     Raises:
         CorruptRecordError: if a record of the prompts is damaged.
+        DatasetError: if the file of the prompts is missing, or not the one in metadata.json.
         OSError: if the file of the prompts cannot be read.
     """
     index, data = _load_or_build(folder, metadata, shard)
@@ -153,6 +156,7 @@ def keep_indexes(folder: Folder, metadata: Metadata) -> int:
 
     Raises:
         CorruptRecordError: if a record of the prompts is damaged.
+        DatasetError: if a file of prompts is missing, or not the one in metadata.json.
         OSError: if a file of prompts cannot be read, or an index cannot be written.
     """
     built = 0
@@ -174,10 +178,21 @@ def _load_or_build(folder: Folder, metadata: Metadata, shard: int) -> tuple[Shar
         return decode_index(folder.read(path), key), b""
     except (OSError, ValueError) as error:
         LOGGER.info("building %s from %s: %s", path, entry.path, error)
-    with folder.open(entry.path) as stream:
-        prompts = list(read_prompts(stream, entry.path))
-    index = _index_of(prompts, kinds)
+    index = _index_of(_listed_prompts(folder, entry), kinds)
     return index, encode_index(index, key)
+
+
+def _listed_prompts(folder: Folder, entry: FileEntry) -> list[Prompt]:
+    """Read a file of prompts, which must be the listed one: a wrong index would outlive it."""
+    with with_advice(folder, entry.path):
+        data = folder.read(entry.path)
+        prompts = list(read_prompts(io.BytesIO(data), entry.path))
+    if (len(data), found := to_text(crc32c(data))) != (entry.bytes, entry.crc32c):
+        raise DatasetError(
+            f"{entry.path} has {len(data)} bytes and CRC32C {found}, {METADATA_FILE} says "
+            f"{entry.bytes} and {entry.crc32c}. {advice(folder)}"
+        )
+    return prompts
 
 
 def _kinds_of(run: RunDescription) -> list[RecordKind]:

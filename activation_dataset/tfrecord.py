@@ -25,32 +25,29 @@ FOOTER_BYTES = 4
 LENGTH_CRC = "the CRC of the length does not match"
 DATA_CRC = "the CRC of the data does not match"
 
-ADVICE = (
-    "run python -m activation_dataset verify DATASET to list all damaged files, and run the job "
-    "again with the same flags to rewrite them"
-)
-"""Advice for a dataset that cannot be read."""
-
 Crc = TypeVar("Crc", int, NDArray[np.int64])
 
 
 class CorruptRecordError(ValueError):
-    """Error for a damaged TFRecord file. The remedy is a note, which tracebacks show.
+    """Error for a damaged TFRecord file.
 
     Attributes:
         file: name of the file.
         record: number of the record.
         offset: offset of the record's first byte.
         detail: description of the damage.
+        advice: remedy; "" if the file does not belong to a dataset.
     """
 
-    def __init__(self, file: str, record: int, offset: int, detail: str) -> None:
-        super().__init__(f"{file}: record {record} at byte {offset}: {detail}")
+    def __init__(self, file: str, record: int, offset: int, detail: str, advice: str = "") -> None:
+        said = f"{file}: record {record} at byte {offset}: {detail}"
+        super().__init__(f"{said}. {advice}" if advice else said)
         self.file, self.record, self.offset, self.detail = file, record, offset, detail
-        self.add_note(ADVICE)
+        self.advice = advice
 
-    def __reduce__(self) -> tuple[type[CorruptRecordError], tuple[str, int, int, str]]:
-        return CorruptRecordError, (self.file, self.record, self.offset, self.detail)
+    def __reduce__(self) -> tuple[type[CorruptRecordError], tuple[str, int, int, str, str]]:
+        place = (self.file, self.record, self.offset, self.detail)
+        return CorruptRecordError, (*place, self.advice)
 
 
 def mask(crc: Crc) -> Crc:

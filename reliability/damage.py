@@ -20,8 +20,8 @@ from itertools import pairwise
 from pathlib import Path
 
 from activation_dataset.__main__ import main as command
+from activation_dataset.damage import DatasetError
 from activation_dataset.reading.reader import ActivationDataset
-from activation_dataset.reading.shards import DatasetError
 from activation_dataset.tfrecord import FOOTER_BYTES, HEADER_BYTES, CorruptRecordError
 from reliability.job import Job
 

@@ -24,8 +24,8 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from activation_dataset.damage import DatasetError
 from activation_dataset.reading.reader import ActivationDataset
-from activation_dataset.reading.shards import DatasetError
 from reliability.job import TWO_WORKERS, Job, broken, digests
 
 

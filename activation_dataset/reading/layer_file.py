@@ -12,6 +12,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from activation_dataset.checksum import extend
+from activation_dataset.damage import with_advice
 from activation_dataset.folder import Folder
 from activation_dataset.layout import Layout
 from activation_dataset.record import RecordKind
@@ -73,11 +74,15 @@ class LayerFile:
 
         Raises:
             CorruptRecordError: if a record is damaged or incomplete.
+            DatasetError: if the file is missing.
         """
         payload = out.reshape(-1).view(np.uint8)
         start, end = self.record_starts[[first, last]].tolist()
         vectors = self.layout.vector_starts
-        with self.folder.open_range(self.path, start, end) as stream:
+        with (
+            with_advice(self.folder, self.path),
+            self.folder.open_range(self.path, start, end) as stream,
+        ):
             while first < last:
                 limit = self.record_starts[first] + _BLOCK_BYTES
                 fitting = int(np.searchsorted(self.record_starts, limit, side="right")) - 1
@@ -94,12 +99,14 @@ class LayerFile:
 
         Raises:
             CorruptRecordError: if the record is damaged or incomplete.
+            DatasetError: if the file is missing.
         """
         start, end = self.record_starts[record : record + 2].tolist()
         block = np.empty(end - start, np.uint8)
-        with self.folder.open_range(self.path, start, end) as stream:
-            self._fill(stream, record, block)
-        return record_data(block, self.path, record, start)
+        with with_advice(self.folder, self.path):
+            with self.folder.open_range(self.path, start, end) as stream:
+                self._fill(stream, record, block)
+            return record_data(block, self.path, record, start)
 
     def _read_record(self, stream: BinaryIO, record: int, payload: Bytes) -> None:
         """Read a record directly into `payload`, piece by piece."""

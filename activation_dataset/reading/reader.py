@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from activation_dataset.damage import DatasetError, with_advice
 from activation_dataset.example import ExampleError, decode_example
 from activation_dataset.format import Sample
 from activation_dataset.reading import provenance
@@ -109,7 +110,8 @@ class ActivationDataset(Shards):
             IndexError: if the dataset does not have the shard.
             CorruptRecordError: if a CRC does not match or a file is truncated. The vectors yielded
                 before are valid.
-            DatasetError: if another dataset was written to the folder since it was opened.
+            DatasetError: if a file is missing, or another dataset was written to the folder since
+                it was opened.
         """
         wanted = VectorFormat.of(self.metadata, sites, dtype, normalize)
         rows = max(1, _BLOCK_BYTES // (len(wanted.sites) * wanted.hidden * wanted.dtype.itemsize))
@@ -133,7 +135,7 @@ class ActivationDataset(Shards):
                         values = np.empty(wanted.shape(part.shape[1]), wanted.dtype)
                         wanted.fill(values, part)
                     yield Vectors(values, numbers[start : start + rows], self)
-        except (CorruptRecordError, FileNotFoundError):
+        except (CorruptRecordError, DatasetError):
             self.check_unchanged(stamps)  # This error is clearer if a file changed.
             raise
         self.check_unchanged(stamps)
@@ -144,6 +146,8 @@ class ActivationDataset(Shards):
         Raises:
             CorruptRecordError: if a record is damaged, or the number of records in a file differs
                 from metadata.json.
+            DatasetError: if a file is missing, or another dataset was written to the folder since
+                it was opened.
         """
         site = self.metadata.run.site(site)
         decode = partial(_decode, self.metadata.run.record_kind(site))
@@ -152,7 +156,7 @@ class ActivationDataset(Shards):
             path = entry.files[site].path
             stamps = self.stamps([path])
             count = 0
-            with self.folder.open(path) as stream:
+            with with_advice(self.folder, path), self.folder.open(path) as stream:
                 for record in read_records(stream, path, decode):
                     count += 1
                     if count <= entry.samples:
@@ -166,14 +170,18 @@ class ActivationDataset(Shards):
         Raises:
             IndexError: if the dataset does not have the sample.
             CorruptRecordError: if the record is damaged.
+            DatasetError: if a file is missing, or another dataset was written to the folder since
+                it was opened.
         """
         shard, number = self.shard_of(sample)
         file = self.layer_file(self.metadata.run.site(site), shard)
         offset = int(file.record_starts[number])
+        data = file.record(number)
         try:
-            record = _decode(file.kind, file.record(number))
+            record = _decode(file.kind, data)
         except ExampleError as error:
-            raise CorruptRecordError(file.path, number, offset, str(error)) from None
+            with with_advice(self.folder, file.path):
+                raise CorruptRecordError(file.path, number, offset, str(error)) from None
         if self.folder.local:  # Elsewhere, each check costs a request.
             self.check_unchanged()
         return record

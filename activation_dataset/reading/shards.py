@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from activation_dataset.damage import DatasetError, with_advice
 from activation_dataset.fields import FieldError
 from activation_dataset.folder import Folder, Stamp, open_folder
 from activation_dataset.format import METADATA_FILE
@@ -33,10 +34,6 @@ CHUNK_BYTES = 1 << 18
 
 INDEX_BYTES = 1 << 29
 """Limit in bytes on the indexes that a dataset keeps in memory; one index may exceed it."""
-
-
-class DatasetError(ValueError):
-    """Error for a folder that has no complete dataset of a known schema version."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +158,8 @@ class Shards:
                 return self._indexes[shard]
         index = open_index(self.folder, self.metadata, shard)
         entry = self.metadata.shards[shard]
-        check_count(entry.prompts.path, len(index), entry.samples, 0)
+        with with_advice(self.folder, entry.prompts.path):
+            check_count(entry.prompts.path, len(index), entry.samples, 0)
         with self._lock:
             self._layouts[shard] = index.layout
             self._indexes[shard] = index

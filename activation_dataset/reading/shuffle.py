@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from activation_dataset.damage import DatasetError
 from activation_dataset.folder import REQUEST_BYTES
 from activation_dataset.layout import Numbers, runs
 from activation_dataset.reading import shards as shards_module
@@ -222,7 +223,7 @@ class WindowReader:
             try:
                 for read in reads:
                     read.result()
-            except (CorruptRecordError, FileNotFoundError):
+            except (CorruptRecordError, DatasetError):
                 self._shards.check_unchanged(stamps)  # This error is clearer if a file changed.
                 raise
             self._shards.check_unchanged(stamps)

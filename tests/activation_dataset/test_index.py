@@ -3,7 +3,7 @@ import logging
 import numpy as np
 import pytest
 
-from activation_dataset import ActivationDataset
+from activation_dataset import ActivationDataset, DatasetError
 from activation_dataset.format import index_file
 from activation_dataset.index import decode_index, encode_index, keep_indexes
 from tests.activation_dataset.synthetic import write_dataset
@@ -44,6 +44,20 @@ def test_it_is_kept_and_used(path, caplog):
         np.testing.assert_array_equal(getattr(second, name), getattr(first, name))
     assert (second.sample_ids, second.task_ids) == (first.sample_ids, first.task_ids)
     assert caplog.text == ""
+
+
+@pytest.mark.parametrize("other", ["", "prompts of another run"], ids=["empty", "other"])
+def test_wrong_prompts_do_not_leave_an_index_that_outlives_them(tmp_path, other):
+    path = tmp_path / "one"
+    entry = write_dataset(path, [[3, 4]]).shards[0].prompts
+    write_dataset(tmp_path / "two", [[4, 5]], seeds=[1])
+    content = (path / entry.path).read_bytes()
+    wrong = (tmp_path / "two" / entry.path).read_bytes() if other else b""
+    (path / entry.path).write_bytes(wrong)
+    with pytest.raises(DatasetError, match=f"^{entry.path} .*metadata.json.*verify {path}"):
+        ActivationDataset(path).index(0)
+    (path / entry.path).write_bytes(content)
+    assert ActivationDataset(path).index(0).token_ends.tolist() == [3, 7]
 
 
 def test_a_flipped_bit_in_any_byte_is_caught(tmp_path):

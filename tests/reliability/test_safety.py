@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from activation_dataset.canonical_json import sealed_text
+from activation_dataset.damage import DatasetError
 from activation_dataset.reading.reader import ActivationDataset
-from activation_dataset.reading.shards import DatasetError
 from activation_dataset.verify import verify
 from qwen.source import open_model
 from tests.activation_dataset.synthetic import write_dataset

@@ -1,3 +1,4 @@
+import pickle
 import shutil
 
 import numpy as np
@@ -143,11 +144,12 @@ def test_a_dataset_without_its_prompts_says_so(tmp_path):
     (tmp_path / "prompts/prompts-00001-of-00003.tfrecord").unlink()
     dataset = ActivationDataset(tmp_path)
     assert dataset[11][0].num_tokens == 3
-    with pytest.raises(FileNotFoundError, match="prompts-00001-of-00003"):
+    with pytest.raises(DatasetError, match=r"^prompts/prompts-00001-of-00003.*verify") as found:
         dataset[11][3]
+    assert f"verify {tmp_path} " in str(found.value)
 
 
-@pytest.mark.parametrize(
+EACH_READ = pytest.mark.parametrize(
     "read",
     [
         lambda dataset: list(dataset.records(10)),
@@ -157,6 +159,25 @@ def test_a_dataset_without_its_prompts_says_so(tmp_path):
     ],
     ids=["records", "blocks", "batches", "sample"],
 )
+
+
+@EACH_READ
+@pytest.mark.parametrize(
+    ("content", "error"), [(None, DatasetError), (b"short", CorruptRecordError)], ids=str
+)
+def test_a_missing_or_truncated_file_is_named_with_advice(tmp_path, read, content, error):
+    write_dataset(tmp_path, [[3, 4]])
+    name = "layer_10/activations-00000-of-00001.tfrecord"
+    (tmp_path / name).unlink()
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    for path in (str(tmp_path), f"file://{tmp_path}"):
+        with pytest.raises(error, match=f"^{name}.*verify {path} .*run the job again") as found:
+            read(ActivationDataset(path))
+        assert str(pickle.loads(pickle.dumps(found.value))) == str(found.value)  # noqa: S301
+
+
+@EACH_READ
 def test_a_dataset_that_is_replaced_while_it_is_open_is_an_error(tmp_path, read, monkeypatch):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()

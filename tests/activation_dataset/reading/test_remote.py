@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -11,9 +12,9 @@ import numpy as np
 import pytest
 
 from activation_dataset import ActivationDataset, CorruptRecordError
+from activation_dataset.damage import DatasetError
 from activation_dataset.format import shard_file
 from activation_dataset.index import keep_indexes
-from activation_dataset.reading.shards import DatasetError
 from benchmarks.stand_in import BUCKET, Server, Store
 from tests.activation_dataset.synthetic import write_dataset
 
@@ -69,6 +70,29 @@ def test_an_answer_of_other_bytes_gives_no_batch(store: Store, fault: str, error
     store.faults = deque([fault] * 8)
     with pytest.raises(error, match="layer_10/"):
         list(batches)
+
+
+@pytest.mark.parametrize("place", ["layer_10/activations", "prompts/prompts"])
+@pytest.mark.parametrize("kept", [None, 0.5, 0], ids=["missing", "cut", "empty"])
+def test_a_missing_or_truncated_file_is_named_with_advice(
+    store: Store, place: str, kept: float | None
+):
+    assert store.folder
+    path = store.folder / f"{place}-00001-of-00002.tfrecord"
+    content = path.read_bytes()
+    path.unlink()
+    if kept is not None:
+        path.write_bytes(content[: int(kept * len(content))])
+    if place.startswith("prompts"):
+        shutil.rmtree(store.folder / "index")
+    error = DatasetError if kept is None else (CorruptRecordError, DatasetError)
+    for read in (
+        lambda: list(opened().blocks(10)),
+        lambda: order(opened()),
+        lambda: opened()[10][4],
+    ):
+        with pytest.raises(error, match=f"^{place}.*verify gs://{BUCKET} .*run the job again"):
+            read()
 
 
 def test_a_file_that_changes_is_named(store: Store):
