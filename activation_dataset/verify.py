@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from activation_dataset.checksum import crc32c_of_stream, to_text
+from activation_dataset.damage import DatasetError, advice
 from activation_dataset.fields import FieldError
 from activation_dataset.folder import Folder, open_folder
 from activation_dataset.format import (
@@ -104,6 +105,23 @@ def verify(path: str | os.PathLike[str], records: bool = False) -> VerifyReport:
     size = sum(count for _, count in results)
     read = sum(entry.path in present for entry in entries)
     return VerifyReport(tuple(sorted(problems)), read, size)
+
+
+def check_listed(folder: Folder, entries: Sequence[FileEntry]) -> None:
+    """Check that files are the ones that metadata.json lists, before a command reads them whole.
+
+    A reader checks the records of a file, but a valid file of another site has valid records too.
+
+    Raises:
+        DatasetError: if a file is missing or has another size or CRC32C. The message names it.
+    """
+    present = set(folder.files())
+    with ThreadPoolExecutor(_threads(folder)) as pool:
+        checked = pool.map(lambda entry: _check_file(folder, entry, present)[0], entries)
+        wrong = [problem for problem in checked if problem]
+    if wrong:
+        more = f" (and {len(wrong) - 1} more files with problems)" if len(wrong) > 1 else ""
+        raise DatasetError(f"{wrong[0].file}: {wrong[0].what}{more}. {advice(folder)}")
 
 
 def _threads(folder: Folder) -> int:

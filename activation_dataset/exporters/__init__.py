@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -17,6 +17,7 @@ from activation_dataset.format import partial_file
 from activation_dataset.reading.reader import ActivationDataset
 from activation_dataset.reading.vectors import Dtype, VectorFormat, Vectors
 from activation_dataset.sites import Site
+from activation_dataset.verify import check_listed
 
 FILE_BYTES = 1 << 28
 """Approximate size of the files of an export."""
@@ -42,18 +43,30 @@ class Exported:
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
+def new_folder(path: Path, dataset: ActivationDataset, sites: Sequence[Site]) -> Iterator[Path]:
     """Yield a temporary folder and rename it to `path` when all files are written.
+
+    Args:
+        path: folder to create.
+        dataset: dataset to export. Its prompts are checked against metadata.json first.
+        sites: sites to export. Their files are checked too.
 
     Raises:
         ExportError: if `path` exists.
+        DatasetError: if a file is not the one that metadata.json lists, or changes meanwhile.
     """
     if path.exists():
         raise ExportError(f"{path} already exists: choose another folder, or remove it")
+    shards = dataset.metadata.shards
+    entries = [shard.prompts for shard in shards]
+    entries += [shard.files[site] for site in sites for shard in shards]
+    stamps = dataset.stamps(entry.path for entry in entries)
+    check_listed(dataset.folder, entries)
     partial = Path(partial_file(str(path), secrets.token_hex(8)))
     partial.mkdir(parents=True)
     try:
         yield partial
+        dataset.check_unchanged(stamps)
         partial.rename(path)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)

@@ -52,6 +52,7 @@ def export(
 
     Raises:
         ExportError: if the dataset has fewer vectors than a row, or the folder exists.
+        DatasetError: if a file of the dataset is not the one that metadata.json lists.
     """
     if not 1 <= context_size <= dataset.num_vectors:
         raise ExportError(
@@ -73,7 +74,7 @@ def export(
     names = [f"data-{number:05d}-of-{files:05d}.arrow" for number in range(files)]
     size = rows_of_file * context_size
     parts = zip(*(in_parts(dataset, site, size, "float32") for site in sites), strict=True)
-    with new_folder(out) as folder:
+    with new_folder(out, dataset, sites) as folder:
         for name, of_sites in zip(names, parts, strict=False):
             whole = len(of_sites[0]) // context_size * context_size
             values: dict[str, Any] = {

@@ -51,10 +51,14 @@ def export_vectors(dataset: ActivationDataset, sites: Sequence[Site], out: Path)
     `positions` [n] int64 and `token_ids` [n] int32, as in `Places`. `activations` is bfloat16 if
     the dataset stores bfloat16. `samples` are line numbers of samples.jsonl, from 0. The metadata
     of each file has the model, the site and the mean norms of the site.
+
+    Raises:
+        ExportError: if the folder exists.
+        DatasetError: if a file of the dataset is not the one that metadata.json lists.
     """
     run = dataset.metadata.run
     dtype: Dtype = "bfloat16" if run.storage_dtype == "bfloat16" else "float32"
-    with new_folder(out) as folder:
+    with new_folder(out, dataset, sites) as folder:
         for site in sites:
             statistics = dataset.metadata.statistics[site]
             metadata = _metadata(dataset, site) | {
@@ -103,6 +107,7 @@ def export_batches(
 
     Raises:
         ExportError: if the dataset has fewer vectors than a batch, or the folder exists.
+        DatasetError: if a file of the dataset is not the one that metadata.json lists.
     """
     if dataset.num_vectors < batch_size:
         raise ExportError(
@@ -110,7 +115,7 @@ def export_batches(
             "use a smaller --batch_size"
         )
     count = dataset.num_vectors // batch_size
-    with new_folder(out) as folder:
+    with new_folder(out, dataset, sites) as folder:
         for site in sites:
             batches = dataset.batches(site, batch_size, seed=seed)
             values = (batch.values for batch in batches)

@@ -16,6 +16,7 @@ from activation_dataset.reporting.similarity import Likeness, compare_sites
 from activation_dataset.reporting.summary import OUTLIER_FACTORS, quantiles
 from activation_dataset.sites import Site
 from activation_dataset.storage_dtype import to_float32
+from activation_dataset.verify import check_listed
 
 # Bounds of a survey that does not read everything: number of shards, vectors of each site, and
 # bytes of the vectors of all sites. The last two bounds are rounded up to whole samples.
@@ -75,12 +76,17 @@ def survey(dataset: ActivationDataset, whole: bool = False, seed: int = 0) -> Su
 
     Args:
         dataset: dataset to read.
-        whole: True to ignore the bounds and read every vector.
+        whole: True to ignore the bounds, check every file against metadata.json first, and read
+            every vector.
         seed: seed of the choice of vectors in a bounded survey.
 
     Raises:
         CorruptRecordError: if a record is damaged.
+        DatasetError: if a file is missing, or with `whole`, is not the one in metadata.json.
     """
+    if whole:
+        entries = [entry for shard in dataset.metadata.shards for entry in shard.all_files]
+        check_listed(dataset.folder, entries)
     rng = np.random.default_rng(seed)
     shards = list(range(len(dataset.metadata.shards)))
     if not whole and len(shards) > MAX_SHARDS:

@@ -44,8 +44,17 @@ def test_a_damaged_or_missing_file_is_named_with_advice(dataset, capsys):
     assert f"verify {dataset}" in error
     (dataset / BROKEN).unlink()
     assert main(report) == 2
-    assert f"{dataset / BROKEN}" in (error := capsys.readouterr().err)
+    assert f"{BROKEN} is missing" in (error := capsys.readouterr().err)
     assert f"verify {dataset}" in error
+
+
+def test_a_full_report_refuses_a_file_of_another_layer(dataset, capsys):
+    (dataset / BROKEN).write_bytes((dataset / shard_file(10, 0, 1)).read_bytes())
+    page = dataset / "page.html"
+    assert main(["report", str(dataset), "--full", "-o", str(page)]) == 2
+    assert f"{BROKEN}: has CRC32C" in (error := capsys.readouterr().err)
+    assert f"verify {dataset}" in error
+    assert not page.exists()
 
 
 @pytest.mark.parametrize("command", ["report", "verify"])

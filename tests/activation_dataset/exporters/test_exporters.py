@@ -10,9 +10,9 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load
 
-from activation_dataset import ActivationDataset, CorruptRecordError
+from activation_dataset import ActivationDataset, DatasetError
 from activation_dataset.export import add_arguments, run
-from activation_dataset.exporters import ExportError
+from activation_dataset.exporters import ExportError, safetensors
 from activation_dataset.sites import Site
 from tests.activation_dataset.synthetic import write_dataset
 
@@ -134,12 +134,60 @@ def test_nothing_is_overwritten(path):
         export(path, "--to", "safetensors", "--layer", "10")
 
 
-def test_a_damaged_dataset_leaves_no_export(path):
-    file = path / "layer_10/activations-00001-of-00003.tfrecord"
-    content = bytearray(file.read_bytes())
+DAMAGED = "layer_10/activations-00001-of-00003.tfrecord"
+
+
+def flipped(path, folder):
+    content = bytearray((path / DAMAGED).read_bytes())
     content[200] ^= 1
-    file.write_bytes(content)
-    with pytest.raises(CorruptRecordError, match="the CRC of the data does not match"):
+    return DAMAGED, bytes(content)
+
+
+def of_another_layer(path, folder):
+    return DAMAGED, (path / DAMAGED.replace("10", "11")).read_bytes()
+
+
+def of_other_prompts(path, folder):
+    write_dataset(folder / "other", SHARDS, "none", hidden=HIDDEN, seeds=[3, 4, 5])
+    name = "prompts/prompts-00001-of-00003.tfrecord"
+    return name, (folder / "other" / name).read_bytes()
+
+
+def missing(path, folder):
+    return DAMAGED, None
+
+
+@pytest.mark.parametrize("to", ["safetensors", "dictionary_learning"])
+@pytest.mark.parametrize("change", [flipped, of_another_layer, of_other_prompts, missing])
+def test_a_file_that_is_not_the_listed_one_leaves_no_export(tmp_path_factory, tmp_path, to, change):
+    path = tmp_path / "dataset"
+    write_dataset(path, SHARDS, "none", "bfloat16", HIDDEN)
+    name, content = change(path, tmp_path_factory.mktemp("other"))
+    (path / name).unlink()
+    if content is not None:
+        (path / name).write_bytes(content)
+    options = ["--batch_size", "20"] if to == "dictionary_learning" else []
+    with pytest.raises(DatasetError, match=f"^{name}.*verify {path}"):
+        export(path, "--to", to, "--layer", "12", "10", *options)
+    assert [each.name for each in path.parent.iterdir()] == ["dataset"]
+
+
+def test_a_file_of_another_layer_that_is_not_exported_is_no_obstacle(path):
+    name, content = of_another_layer(path, path)
+    (path / name).write_bytes(content)
+    export(path, "--to", "safetensors", "--layer", "11")
+
+
+def test_a_file_that_changes_after_the_check_leaves_no_export(path, monkeypatch):
+    name, content = of_another_layer(path, path)
+    save = safetensors._save
+
+    def change_and_save(*arguments):
+        save(*arguments)
+        (path / name).write_bytes(content)
+
+    monkeypatch.setattr(safetensors, "_save", change_and_save)
+    with pytest.raises(DatasetError, match=f"{name} was changed"):
         export(path, "--to", "safetensors", "--layer", "10")
     assert [each.name for each in path.parent.iterdir()] == ["dataset"]
 
