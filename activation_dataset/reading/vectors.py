@@ -171,7 +171,9 @@ def normalization_factor(statistics: LayerStatistics, normalize: Normalize | Non
     if normalize not in get_args(Normalize):
         raise ValueError(f"normalize {normalize!r} is not one of {', '.join(get_args(Normalize))}")
     if not statistics.mean_norm > 0:
-        raise ValueError("normalize needs a mean norm above 0, but all vectors of the site are 0")
+        raise ValueError(
+            "normalize needs a mean norm above 0, but all vectors of the site are 0 or not finite"
+        )
     if normalize == "sae_lens":
         return float(np.sqrt(statistics.hidden)) / statistics.mean_norm
     return 1.0 / float(np.sqrt(statistics.mean_squared_norm))

@@ -44,7 +44,7 @@ def boxes(names: Sequence[str], values: Sequence[Sequence[float]], label: str, a
     Args:
         names: name of each box.
         values: for each box, the quantiles 0.01, 0.25, 0.5, 0.75 and 0.99, the mean and the
-            maximum.
+            maximum; NaN for a place without a box.
         label: label for screen readers.
         axis: name of the horizontal axis.
     """
@@ -54,6 +54,8 @@ def boxes(names: Sequence[str], values: Sequence[Sequence[float]], label: str, a
     diamond = f"l{reach:.1f} -{reach:.1f} {reach:.1f} {reach:.1f} -{reach:.1f} {reach:.1f}z"
     shapes = _left(scale) + _names_below(names, axis, LEFT, width, _BASE)
     for place, (name, each) in enumerate(zip(names, values, strict=True)):
+        if math.isnan(each[0]):
+            continue
         x = LEFT + (place + 0.5) * width
         low, lower, middle, upper, high, mean, top = (scale(max(v, scale.low)) for v in each)
         tooltip = f"{axis} {name}: median {each[2]:.4g}, mean {each[5]:.4g}, max {each[6]:.4g}"

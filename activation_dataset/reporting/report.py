@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -87,6 +88,8 @@ def _by_hook_point(sites: Sequence[Site], draw: Callable[[list[int], list[str]],
 def _norms(metadata: Metadata) -> Section:
     values = [
         [*quantiles(each, 0.01, 0.25, 0.5, 0.75, 0.99), each.mean_norm, each.max_norm]
+        if each.count
+        else [math.nan] * 7
         for each in metadata.statistics.values()
     ]
     html = _by_hook_point(

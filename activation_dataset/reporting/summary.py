@@ -29,10 +29,14 @@ OUTLIER_FACTORS = (10, 100)
 MASSIVE_FACTOR = 10
 """Multiple of the median root mean square at which a dimension counts as massive."""
 
-POOLINGS_EXPLAINED: dict[Pooling, str] = {
-    "last": "the last token of each prompt",
-    "mean": "the mean over each prompt",
-    "none": "every token",
+UNKNOWN = "-"
+"""Text for a statistic of a site without finite vectors."""
+
+# Vectors of each pooling, if all tokens are chosen and otherwise.
+_POOLINGS_EXPLAINED: dict[Pooling, tuple[str, str]] = {
+    "last": ("the last token of each prompt", "the last of the chosen tokens of each prompt"),
+    "mean": ("the mean over each prompt", "the mean over the chosen tokens of each prompt"),
+    "none": ("every token", "the chosen tokens"),
 }
 
 HOOK_POINTS_EXPLAINED: dict[HookPoint, str] = {
@@ -93,7 +97,7 @@ def facts(metadata: Metadata) -> list[tuple[str, str, str]]:
     """Return facts about the dataset and its origin: name, value and note of each fact."""
     run = metadata.run
     statistics = metadata.statistics.values()
-    outliers = max(outlier_counts(each)[0] for each in statistics)
+    outliers = [outlier_counts(each)[0] for each in statistics if each.count]
     nonfinite = count_of(sum(each.nonfinite_count for each in statistics), "non-finite vector")
     weights = "random weights, " if run.weights.get("random") else ""
     files = [file for shard in metadata.shards for file in (shard.prompts, *shard.files.values())]
@@ -115,14 +119,18 @@ def facts(metadata: Metadata) -> list[tuple[str, str, str]]:
             ", ".join(run.hook_points),
             ", ".join(HOOK_POINTS_EXPLAINED[each] for each in run.hook_points),
         ),
-        ("pooling", run.pooling, POOLINGS_EXPLAINED[run.pooling] + _choice(run)),
+        ("pooling", run.pooling, _tokens_of(run)),
         (
             "size",
             size(sum(file.bytes for file in files)),
             f"{run.storage_dtype}, {count_of(len(files), 'file')} in "
             f"{count_of(len(metadata.shards), 'shard')}",
         ),
-        ("outliers", f"{outliers:,}", f"maximum over the layers; {nonfinite} in total"),
+        (
+            "outliers",
+            f"{max(outliers):,}" if outliers else UNKNOWN,
+            f"maximum over the layers; {nonfinite} in total",
+        ),
         *inputs(metadata),
     ]
 
@@ -136,17 +144,18 @@ def widths_named(run: RunDescription) -> str:
     return ", ".join(f"{point} {width}" for point, width in named.items()) + " wide"
 
 
-def _choice(run: RunDescription) -> str:
-    """Describe the choice of tokens and the context window, if they differ from the defaults."""
-    text = ""
+def _tokens_of(run: RunDescription) -> str:
+    """Describe the tokens of the vectors, the context window and the prepended token."""
+    text, of_chosen = _POOLINGS_EXPLAINED[run.pooling]
     if (tokens := run.settings.get("tokens", "all")) != "all":
-        text = f"; chosen tokens: {tokens}"
+        text = f"{of_chosen}, {tokens}"
     if size := run.settings.get("context_size"):
         text += f"; documents in windows of {size} tokens"
         if overlap := run.settings.get("context_overlap"):
             text += f" with an overlap of {overlap}"
-    if bos := run.settings.get("prepend_bos"):
-        text += f"; token prepended to each sample: {bos}"
+    bos = run.settings.get("prepend_bos")
+    if isinstance(bos, Mapping):
+        text += f"; {bos['token']!r} (id {bos['id']}) prepended to each sample"
     return text
 
 
@@ -202,21 +211,27 @@ def inspect(path: str, metadata: Metadata) -> str:
 def layer_table(metadata: Metadata) -> Table:
     """Return a table of the norms of each site, at most 80 characters wide.
 
-    If the dataset has non-finite vectors, the last column counts them.
+    If the dataset has non-finite vectors, the last column counts them. The other columns of a site
+    without finite vectors are UNKNOWN.
     """
     nonfinite = any(each.nonfinite_count for each in metadata.statistics.values())
     head = ["layer", "mean", "rms", "p1", "median", "p99", "max", "max/median"]
     head += [f">={factor}x" for factor in OUTLIER_FACTORS] + ["non-finite"] * nonfinite
     rows = []
     for site, each in metadata.statistics.items():
-        low, median, high = quantiles(each, 0.01, 0.5, 0.99)
-        rms = math.sqrt(each.mean_squared_norm)
-        norms = (each.mean_norm, rms, low, median, high, each.max_norm)
-        row = [str(place_of(site)[0]), *map(number, norms)]
-        row.append(f"{number(each.max_norm / median if median else 0)}x")
-        row += [f"{count:,}" for count in outlier_counts(each)]
-        rows.append(row + [f"{each.nonfinite_count:,}"] * nonfinite)
+        cells = _norm_cells(each) if each.count else [UNKNOWN] * (len(head) - 1 - nonfinite)
+        rows.append([str(place_of(site)[0]), *cells, *[f"{each.nonfinite_count:,}"] * nonfinite])
     return Table(head, by_hook_point(metadata.run.sites, rows))
+
+
+def _norm_cells(statistics: LayerStatistics) -> list[str]:
+    """Return the cells of a site with finite vectors, from the mean to the outliers."""
+    low, median, high = quantiles(statistics, 0.01, 0.5, 0.99)
+    rms = math.sqrt(statistics.mean_squared_norm)
+    norms = (statistics.mean_norm, rms, low, median, high, statistics.max_norm)
+    ratio = number(statistics.max_norm / median if median else 0)
+    counts = [f"{count:,}" for count in outlier_counts(statistics)]
+    return [*map(number, norms), f"{ratio}x", *counts]
 
 
 def quantiles(statistics: LayerStatistics, *qs: float) -> list[float]:
@@ -235,7 +250,12 @@ def outlier_counts(statistics: LayerStatistics) -> list[int]:
 
 
 def shares(statistics: LayerStatistics) -> NDArray[np.float64]:
-    """Return the share of each dimension in the mean squared norm of a site, [hidden] float64."""
+    """Return the share of each dimension in the mean squared norm of a site, [hidden] float64.
+
+    The shares are NaN if the site has no finite vectors.
+    """
+    if not statistics.count:
+        return np.full(statistics.hidden, np.nan)
     squares = statistics.mean**2 + statistics.variance
     result: NDArray[np.float64] = squares / max(float(squares.sum()), 1e-300)
     return result

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -41,6 +43,47 @@ def test_outliers_are_counted_by_multiples_of_the_median(metadata):
     assert (units["max"], units[">=10x"], units[">=100x"]) == ("300", "2", "1")
     assert (zeros["non-finite"], zeros["max/median"], zeros[">=10x"]) == ("1", "0x", "0")
     assert all(sites == [10] for _, sites, _ in massive_dimensions(metadata))
+
+
+def test_a_layer_without_finite_vectors_has_no_statistics(tmp_path, capsys):
+    def vectors(layer, prompt):
+        rows = np.ones((prompt.num_tokens, HIDDEN), np.float32)
+        rows[:, 0] = np.nan if layer == 11 else 0
+        return rows
+
+    prompts = [grid_prompt("a.json#a/0", [(6, 6), (6, 6)])]
+    metadata = write_prompted(tmp_path / "d", [prompts], vectors, hidden=HIDDEN, layers=(10, 11))
+    known, unknown = layer_table(metadata).groups[""]
+    assert "-" not in known
+    assert unknown == ["11", *["-"] * 9, str(metadata.total_vectors)]
+    page = tmp_path / "report.html"
+    assert main(["report", str(tmp_path / "d"), "-o", str(page)]) == 0
+    text = page.read_text("utf-8")
+    assert "layer 10: median" in text
+    assert "layer 11: median" not in text
+
+
+@pytest.mark.parametrize(
+    ("pooling", "tokens", "said"),
+    [
+        ("none", None, "pooling   none; every token\n"),
+        ("none", "skip_first:3&every:2", "pooling   none; the chosen tokens, skip_first:3&every:2"),
+        ("mean", None, "the mean over each prompt\n"),
+        ("mean", "assistant", "the mean over the chosen tokens of each prompt, assistant"),
+    ],
+)
+def test_inspect_says_which_tokens_the_vectors_belong_to(tmp_path, capsys, pooling, tokens, said):
+    metadata = write_dataset(tmp_path, [[3, 4]], pooling)
+    bos = {"id": 2000, "token": "<|endoftext|>"}
+    settings = {**metadata.run.settings, "prepend_bos": bos} if tokens else {}
+    if tokens:
+        settings["tokens"] = tokens
+    metadata = replace(metadata, run=replace(metadata.run, settings=settings))
+    (tmp_path / "metadata.json").write_text(metadata.to_json())
+    assert main(["inspect", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert said in text
+    assert ("'<|endoftext|>' (id 2000) prepended to each sample" in text) == (tokens is not None)
 
 
 def test_massive_dimensions_come_with_their_layers_and_shares(tmp_path):
