@@ -88,7 +88,10 @@ def _report(options: argparse.Namespace) -> int:
         raise FileNotFoundError(f"--output {output}: folder {output.parent} does not exist")
     found = survey(dataset, whole=options.full, seed=options.seed)
     output.write_text(report(dataset, found), "utf-8")
-    print(f"{output}: read {len(found.numbers):,} of {dataset.num_vectors:,} vectors of each layer")
+    read = f"read {len(found.numbers):,} of {dataset.num_vectors:,} vectors of each layer"
+    if len(found.numbers) < dataset.num_vectors:
+        read += "; the other vectors were not checked, verify checks all"
+    print(f"{output}: {read}")
     return 0
 
 
@@ -200,7 +203,9 @@ def _build_parser() -> argparse.ArgumentParser:
     command.add_argument(
         "-o", "--output", default="report.html", help="file to write (default: report.html)"
     )
-    command.add_argument("--full", action="store_true", help="read every vector")
+    command.add_argument(
+        "--full", action="store_true", help="check every file and read every vector"
+    )
     add_seed(command)
     command = add(_card, "described")
     command.add_argument(

@@ -13,7 +13,7 @@ from activation_dataset.tfrecord import CorruptRecordError
 class DatasetError(ValueError):
     """Error for a folder without a complete dataset of a known schema version.
 
-    A missing file, and a file that is not the one that metadata.json lists, are such errors too.
+    Missing files, and files other than the ones that metadata.json lists, also raise it.
     """
 
 

@@ -35,12 +35,14 @@ def torch_dataset(
     torch.bfloat16 with dtype="bfloat16"; `numbers`, [batch_size] int64. The tensors share memory
     with the numpy arrays of `Batches`.
 
-    `Batches` describes the arguments, `set_epoch`, `state_dict` and `load_state_dict`. The workers
-    of a DataLoader share each epoch, and their number does not change the number of batches. Each
-    iteration of a loader with workers is the next epoch, or the rest of an epoch after
-    `load_state_dict`. Workers read ahead of the loop. With workers, only torchdata's
-    StatefulDataLoader can save the position of the loop, and `state_dict` of the dataset raises
-    RuntimeError. Workers are not needed for speed, because a thread reads ahead.
+    `Batches` describes the arguments, `set_epoch`, `state_dict` and `load_state_dict`. Pass
+    `batch_size=None` to the DataLoader, because the items are batches already. The workers of a
+    DataLoader share each epoch. Two or more of them yield the same batches in another order, which
+    depends on their number; with `norms`, the batches differ too. Each iteration of a loader with
+    workers is the next epoch, or the rest of an epoch after `load_state_dict`. Workers read ahead
+    of the loop. With workers, only torchdata's StatefulDataLoader can save the position of the
+    loop, and `state_dict` of the dataset raises RuntimeError. Workers are not needed for speed,
+    because a thread reads ahead.
     """
     return _torch_class()(partial(Batches, dataset, sites, batch_size, **options))
 

@@ -57,6 +57,17 @@ def test_a_full_report_refuses_a_file_of_another_layer(dataset, capsys):
     assert not page.exists()
 
 
+def test_a_report_on_a_part_says_that_the_rest_was_not_checked(dataset, capsys, monkeypatch):
+    monkeypatch.setattr("activation_dataset.reporting.survey.MAX_VECTORS", 1)
+    monkeypatch.setattr("activation_dataset.reading.shards.CHUNK_BYTES", 1)
+    report = ["report", str(dataset), "-o", str(dataset / "page.html")]
+    assert main(report) == 0
+    assert "read 1 of 2 vectors of each layer; " in (said := capsys.readouterr().out)
+    assert "verify" in said
+    assert main([*report, "--full"]) == 0
+    assert capsys.readouterr().out.endswith("read 2 of 2 vectors of each layer\n")
+
+
 @pytest.mark.parametrize("command", ["report", "verify"])
 def test_a_missing_dataset_is_reported_in_one_line(tmp_path, capsys, command):
     missing = tmp_path / "nowhere"

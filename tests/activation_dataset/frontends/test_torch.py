@@ -128,6 +128,14 @@ if __name__ == "__main__":
 """
 
 
+def test_the_order_depends_on_the_number_of_workers_only_from_two_on(dataset):
+    options = {"batch_size": 5, "window": 50, "workers": [0, 1, 2, 2, 3]}
+    none, one, two, again, three = found_by(LENGTHS, dataset, **options)
+    assert none == one
+    assert two == again
+    assert len({json.dumps(each) for each in (none, two, three)}) == 3
+
+
 def test_each_iteration_of_workers_is_another_epoch(dataset):
     alone = dataset.batches(10, 20, window=50)
     wanted = [batches_of(batch.numbers.tolist() for batch in alone) for _ in range(3)]

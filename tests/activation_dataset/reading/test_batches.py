@@ -116,6 +116,14 @@ def test_a_saved_state_goes_on_with_the_very_next_batch(dataset, norms):
     assert [next(iter(again)).numbers.tolist() for _ in range(4)] == wanted[:4]
 
 
+def test_a_state_of_one_layer_continues_another_one(dataset):
+    batches = dataset.batches(10, 9, window=40)
+    next(iter(batches))
+    other = dataset.batches(11, 9, window=40)
+    other.load_state_dict(batches.state_dict())
+    assert epoch(other).tolist() == epoch(batches).tolist()
+
+
 def test_a_state_of_another_stream_is_refused(dataset):
     state = dataset.batches(10, 9, seed=1, window=40).state_dict()
     for options, message in [
