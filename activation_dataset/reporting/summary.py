@@ -155,7 +155,8 @@ def _tokens_of(run: RunDescription) -> str:
             text += f" with an overlap of {overlap}"
     bos = run.settings.get("prepend_bos")
     if isinstance(bos, Mapping):
-        text += f"; {bos['token']!r} (id {bos['id']}) prepended to each sample"
+        named = f"{bos['token']!r} (id {bos['id']})" if "token" in bos else f"id {bos['id']}"
+        text += f"; {named} prepended to each sample"
     return text
 
 

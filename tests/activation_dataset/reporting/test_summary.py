@@ -137,3 +137,12 @@ def test_words():
     ]
     assert [count_of(n, "shard") for n in (0, 1, 1200)] == ["0 shards", "1 shard", "1,200 shards"]
     assert layers_named([0, 4, 8, 9, 10, "blocks.3.hook_mlp_out"]) == "0, 4, 8-10; 3 mlp_out"
+
+
+def test_a_prepended_token_of_a_model_without_tokenizer_has_only_an_id(tmp_path, capsys):
+    metadata = write_dataset(tmp_path, [[3, 4]])
+    settings = {**metadata.run.settings, "prepend_bos": {"id": 2000}}
+    metadata = replace(metadata, run=replace(metadata.run, settings=settings))
+    (tmp_path / "metadata.json").write_text(metadata.to_json())
+    assert main(["inspect", str(tmp_path)]) == 0
+    assert "; id 2000 prepended to each sample" in capsys.readouterr().out
