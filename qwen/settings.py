@@ -140,14 +140,10 @@ def check_hook_points(settings: ExtractorSettings, config: ModelConfig) -> None:
     for point in settings.hook_points:
         having = [each for each in range(config.num_hidden_layers) if config.width(each, point)]
         if lacking := [layer for layer in settings.layers if layer not in having]:
-            where = (
-                f"layers {layers_named(having)} have it: extract those, or"
-                if having
-                else "no layer has it:"
-            )
+            remedy = f"extract only layers that have it, {layers_named(having)}, or "
             raise NoSuchSiteError(
-                f"hook_points: {point} does not exist in layer {layers_named(lacking)} of this "
-                f"model; {where} leave out {point}"
+                f"hook_points: this model has no {point} in the layers {layers_named(lacking)}; "
+                f"{remedy if having else ''}leave out {point}"
             )
 
 

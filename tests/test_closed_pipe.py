@@ -43,7 +43,7 @@ def run_into_closed_pipe(*arguments):
         ("beam_pipeline", "plan", *JOB, "--output_dir", "OUT"),
         ("beam_pipeline", *JOB, "--output_dir", "OUT", "--layers_to_extract", "3"),
         ("examples.train_sae", "--help"),
-        ("examples.own_pipeline", "examples/tasks/fall.json"),
+        ("examples.own_pipeline", "--tasks_file", "examples/tasks/fall.json"),
     ],
     ids=lambda arguments: " ".join(arguments[:2]),
 )

@@ -160,8 +160,8 @@ def test_a_missing_file_of_another_width_is_written_again(sparse, short_tasks, o
 @pytest.mark.parametrize(
     ("layers", "point", "message"),
     [
-        ("0-2", "q", "q does not exist in layers 0, 2 of this model; layers 1 have it"),
-        ("1", "router_logits", "router_logits does not exist in layers 1 .* none has it"),
+        ("0-2", "q", "no q in the layers 0, 2; extract only layers that have it, 1, or"),
+        ("1", "router_logits", "no router_logits in the layers 1; leave out router_logits"),
     ],
 )
 def test_a_hook_point_that_layers_lack_is_refused(
