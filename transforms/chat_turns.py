@@ -1,8 +1,8 @@
 """Assignment of the tokens of a chat to its messages.
 
-A token belongs to a message if it shows the message's content, without the text that the chat
-template writes around it. If the template marks generated text (`{% generation %}`), the marks
-determine the tokens of the assistant.
+A token belongs to a message if it shows content of the message; tokens that show only text that the
+chat template writes around it do not. If the template marks generated text (`{% generation %}`),
+the marks determine the tokens of the assistant.
 """
 
 from __future__ import annotations
@@ -93,15 +93,23 @@ def shows_places_of(text: str, tokenizer: PreTrainedTokenizerBase) -> bool:
     return normalizer is None or normalizer.normalize_str(text) == text
 
 
-def turns_of(spans: Sequence[Span], offsets: Sequence[tuple[int, int]]) -> np.ndarray:
+def turns_of(spans: Sequence[Span], offsets: Sequence[tuple[int, int]]) -> np.ndarray | None:
     """Return the number of the message of each token of a chat, [num_tokens] int16.
+
+    A token that shows content of a message and text of the template, such as a space before the
+    first word, belongs to the message, as in the masks of transformers. The result is None if a
+    token shows contents of two messages.
 
     Args:
         spans: contents of the messages in the chat's text.
         offsets: first character and end of each token in the chat's text.
     """
-    places = np.array(offsets, np.int64).reshape(-1, 2)
-    turns = np.full(len(places), NO_TURN, np.int16)
+    first, last = np.array(offsets, np.int64).reshape(-1, 2).T
+    turns = np.full(len(first), NO_TURN, np.int16)
     for number, start, end in spans:
-        turns[(places[:, 0] >= start) & (places[:, 1] <= end)] = number
+        within = (first >= start) & (last <= end)  # Also tokens without characters.
+        shown = within | ((first < end) & (last > start))
+        if np.any(shown & (turns != NO_TURN) & (turns != number) & (first < last)):
+            return None
+        turns[shown] = number
     return turns

@@ -266,7 +266,8 @@ def tokenize(
     shown = token_cells(text, cells, token_ids, lambda each: str(tokenizer.decode(each)))
     if spans is None:
         return Prompt(sample_id, task_id, token_ids, shown)
-    turns = turns_of(spans, encoded["offset_mapping"])
+    if (turns := turns_of(spans, encoded["offset_mapping"])) is None:
+        return Prompt(sample_id, task_id, token_ids, shown)
     roles = tuple(str(message["role"]) for message in prompt.messages)
     return Prompt(sample_id, task_id, token_ids, shown, turns=turns, roles=roles)
 

@@ -1,6 +1,9 @@
+from typing import Any
+
 import numpy as np
 import pytest
 
+from activation_dataset.prompts import Prompt
 from corpus.prompt import RenderedPrompt, render
 from corpus.task import Document, Message
 from corpus.template import load_template
@@ -30,16 +33,21 @@ CHAT = (
 )
 
 
-def turns_of(template: str, messages: tuple[Message, ...]) -> tuple[list[str], tuple[str, ...]]:
-    """Return the text of the tokens of each message, and the roles."""
+def prompt_of(template: str, messages: tuple[Message, ...]) -> Prompt:
+    """Return the tokens of a chat with this chat template."""
     tokenizer = open_model("random:tiny").tokenizer()
     before, tokenizer.chat_template = tokenizer.chat_template, template
     try:
-        prompt = tokenize(
+        return tokenize(
             render(load_template("digits"), Document("d", "a.json", None, messages)), tokenizer
         )
     finally:
         tokenizer.chat_template = before
+
+
+def turns_of(template: str, messages: tuple[Message, ...]) -> tuple[list[str], tuple[str, ...]]:
+    """Return the text of the tokens of each message, and the roles."""
+    tokenizer, prompt = open_model("random:tiny").tokenizer(), prompt_of(template, messages)
     if prompt.turns is None:
         return [], prompt.roles
     texts = [
@@ -64,6 +72,39 @@ def test_the_template_s_own_marks_tell_what_the_assistant_generates() -> None:
     assert texts == [
         *("Be brief.", "system\nuser? 42", "  42\n\n<|im_end|>", "42", "Yes.<|im_end|>"),
     ]
+
+
+SPACED = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %} {{ m.content }}"
+    "{% endgeneration %}{% else %}[{{ m.role }}]: {{ m.content }}{% endif %}</s>{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("answer", ["the", "a", "in the", "42", "(a)"])
+def test_the_tokens_of_an_answer_are_those_of_transformers(answer: str) -> None:
+    messages = [{"role": "user", "content": "the"}, {"role": "assistant", "content": answer}]
+    tokenizer: Any = open_model("random:tiny").tokenizer()
+    reference: Any = tokenizer.apply_chat_template(
+        messages, chat_template=SPACED, return_dict=True, return_assistant_tokens_mask=True
+    )
+    expected = np.flatnonzero(reference["assistant_masks"])
+    prompt = prompt_of(SPACED, tuple(messages))
+    np.testing.assert_array_equal(prompt.token_ids, reference["input_ids"])
+    assert prompt.turns is not None
+    np.testing.assert_array_equal(np.flatnonzero(prompt.turns == 1), expected)
+
+
+def test_a_content_shares_its_first_token_with_a_space_of_the_template() -> None:
+    spaced = SPACED.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+    for words in ("the", "a", "in the"):
+        messages = ({"role": "user", "content": words}, {"role": "assistant", "content": words})
+        assert [text.strip() for text in turns_of(spaced, messages)[0]] == [words, words]
+
+
+def test_a_token_with_contents_of_two_messages_leaves_the_turns_unknown() -> None:
+    joined = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    messages = ({"role": "user", "content": "t"}, {"role": "assistant", "content": "he"})
+    assert turns_of(joined, messages) == ([], ())
 
 
 def test_a_template_that_rewrites_turns_leaves_them_unknown() -> None:
