@@ -232,7 +232,7 @@ def check_samples(
         if tokens != "all":
             unchosen = f"; --tokens {tokens}: no token is chosen in the others"
         if parse_choice(tokens).needs_turns:
-            unchosen += "; only the messages of chats have roles"
+            unchosen += "; only the messages of chats have roles, and a token has one role"
         first = f"; the first: {rejected[0].detail}" if rejected else ""
         raise NoSamplesError(f"no sample is left to extract: {counted}{first}{details}{unchosen}")
 

@@ -67,7 +67,10 @@ class RetentionError(OutputError):
 class TasksUnreadableError(StorageError):
     """An input file that exists and cannot be read."""
 
-    advice = "this user must be able to read every file of --tasks_file"
+    advice = (
+        "every file of --tasks_file must exist, also behind links, and this user must be able to "
+        "read it"
+    )
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,11 +20,16 @@ from activation_dataset.reading.shuffle import Norms, Window, WindowReader
 from activation_dataset.reading.vectors import Dtype, Normalize, VectorFormat, Vectors
 from activation_dataset.sites import Site, parse_site
 
+LOGGER = logging.getLogger(__name__)
+
 DEFAULT_WINDOW = 1 << 16
 """Default for the number of vectors that are shuffled together."""
 
 DEFAULT_READ_MEMORY = 1 << 29
 """Default bytes of memory for data in transit from a bucket."""
+
+MANY_VECTORS = 0.95
+"""Fraction of the vectors of an epoch below which several readers warn of leaving out the rest."""
 
 # A client holds the bytes of a request in memory twice while it assembles them.
 _READ_BYTES = 2 * REQUEST_BYTES
@@ -85,8 +91,8 @@ class Batches:
             for all sites, or a mapping with the pairs of some sites. A vector outside the bounds of
             any site is excluded.
         drop_last: drop the incomplete last batch of an epoch, and the batches that other readers do
-            not have. With `norms`, the number of batches of other readers is unknown: count steps
-            instead of epochs.
+            not have. The log warns if several readers leave out many vectors. With `norms`, the
+            number of batches of other readers is unknown: count steps instead of epochs.
 
     Attributes:
         shape: shape of the values of a full batch.
@@ -145,11 +151,29 @@ class Batches:
         }
         self.position = Position()
         if drop_last and not self._norms:
-            most = min(self._reader.sizes(0))
-            _check(
-                most >= batch_size,
-                f"batch_size is {batch_size}, but each reader has {most} vectors: use a smaller "
-                "batch_size, or drop_last=False",
+            self._check_shares(world_size)
+
+    def _check_shares(self, readers: int) -> None:
+        """Check that each reader has a batch, and warn if all together leave out many vectors."""
+        sizes = self._reader.sizes(0)
+        _check(
+            min(sizes) > 0,
+            f"world_size is {readers}, but the dataset has only {sum(map(bool, sizes))} parts of "
+            f"{self._reader.part_bytes:,} bytes, which readers cannot share: use fewer readers",
+        )
+        _check(
+            min(sizes) >= self.batch_size,
+            f"batch_size is {self.batch_size}, but a reader has {min(sizes)} vectors: use a "
+            "smaller batch_size, or drop_last=False",
+        )
+        given = readers * (min(sizes) // self.batch_size) * self.batch_size
+        if readers > 1 and given < MANY_VECTORS * sum(sizes):
+            LOGGER.warning(
+                "%d readers with as many batches of %d leave out %.0f%% of the vectors of each "
+                "epoch; fewer readers, smaller batches or drop_last=False leave out fewer",
+                readers,
+                self.batch_size,
+                100 * (1 - given / sum(sizes)),
             )
 
     @property

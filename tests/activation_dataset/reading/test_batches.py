@@ -171,6 +171,7 @@ def test_arguments_that_cannot_be_met(dataset):
     for options, message in [
         ({"batch_size": 0}, "batch_size is 0"),
         ({"batch_size": 1, "rank": 2, "world_size": 2}, "rank is 2"),
+        ({"batch_size": 1, "world_size": 10_000}, "world_size is 10000, .*: use fewer readers"),
         ({"batch_size": 1, "only": np.array([2, 1])}, "not ascending"),
         ({"batch_size": 1, "only": np.array([], np.int64), "drop_last": False}, "only is empty"),
         ({"batch_size": 1, "only": np.array([1.5])}, "float64"),
@@ -180,6 +181,19 @@ def test_arguments_that_cannot_be_met(dataset):
     ]:
         with pytest.raises(ValueError, match=message):
             dataset.batches(10, **options)  # type: ignore[arg-type]
+
+
+def test_readers_that_leave_out_many_vectors_say_so(dataset, caplog):
+    dataset.batches(10, dataset.num_vectors // 2 + 1)
+    assert not caplog.records
+    size = dataset.num_vectors // 5
+    dataset.batches(10, size, world_size=2, window=30)
+    given = sum(
+        len(batch.numbers)
+        for r in range(2)
+        for batch in dataset.batches(10, size, rank=r, world_size=2, window=30)
+    )
+    assert f"leave out {100 * (1 - given / dataset.num_vectors):.0f}% of the vectors" in caplog.text
 
 
 def test_a_fraction_is_not_cut_off(dataset):
