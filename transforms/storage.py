@@ -68,8 +68,8 @@ class TasksUnreadableError(StorageError):
     """An input file that exists and cannot be read."""
 
     advice = (
-        "every file of --tasks_file must exist, also behind links, and this user must be able to "
-        "read it"
+        "every file of --tasks_file, and the target of every link, must exist and be readable by "
+        "this user"
     )
 
 
