@@ -84,7 +84,8 @@ def plan(argv: Sequence[str]) -> None:
     The contents of weights files are read only if the output folder has a run to compare them with.
     """
     job = open_job(parse_flags(argv, build_plan_parser())[0])
-    job.source.check_weights()
+    if job.source.files.commit() is None:  # The weights of a hub model would be downloaded.
+        job.source.check_weights()
     made, config = make_plan(job), job.config
     print(report(made, config, config.workers))
     if not config.overwrite and read_run(config.output_dir) is not None:

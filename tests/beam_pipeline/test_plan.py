@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
 
@@ -252,6 +253,21 @@ def test_a_plan_for_a_folder_of_unknown_origin_is_refused(capsys, tasks: Path, t
     (tmp_path / "metadata.json").write_text("{}")
     assert main(plan_command(tasks, "--output_dir", str(tmp_path))) == 2
     assert "metadata.json" in capsys.readouterr().err
+
+
+def test_a_plan_downloads_no_weights_of_a_hub_model(
+    capsys, checkpoint: Path, tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    snapshot = tmp_path / "models--org--model" / "snapshots" / ("c" * 40)
+    shutil.copytree(checkpoint, snapshot)
+    (snapshot / "model.safetensors").unlink()
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text(snapshot.name)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    flags = ["--model_path=org/model", "--layers_to_extract=0", f"--output_dir={tmp_path}/out"]
+    assert main(plan_command(tasks, *flags)) == 0
+    assert "6 samples" in capsys.readouterr().out
 
 
 def test_a_plan_checks_the_weights(capsys, checkpoint: Path, tasks: Path, tmp_path: Path):
