@@ -20,6 +20,8 @@ from transforms.split_file import BLOCK_BYTES, Block, is_table, read_part, split
 from transforms.task_file import TaskFile, open_tasks
 
 REJECTED = "rejected"
+"""Name of the output with rejected files, tasks and samples, in `ReadTasks` and `TokenizeTasks`."""
+
 INPUTS = "inputs"
 SKIPPED = "skipped"
 NOTICES = "notices"
