@@ -20,7 +20,7 @@ from activation_dataset.canonical_json import digest_of
 from activation_dataset.checksum import crc32c, to_text
 from activation_dataset.damage import DatasetError, advice, with_advice
 from activation_dataset.folder import Folder
-from activation_dataset.format import METADATA_FILE, Pooling, index_file
+from activation_dataset.format import Pooling, index_file
 from activation_dataset.layout import Layout
 from activation_dataset.manifest import FileEntry
 from activation_dataset.metadata import Metadata, RunDescription
@@ -187,11 +187,8 @@ def _listed_prompts(folder: Folder, entry: FileEntry) -> list[Prompt]:
     with with_advice(folder, entry.path):
         data = folder.read(entry.path)
         prompts = list(read_prompts(io.BytesIO(data), entry.path))
-    if (len(data), found := to_text(crc32c(data))) != (entry.bytes, entry.crc32c):
-        raise DatasetError(
-            f"{entry.path} has {len(data)} bytes and CRC32C {found}, {METADATA_FILE} says "
-            f"{entry.bytes} and {entry.crc32c}. {advice(folder)}"
-        )
+    if what := entry.difference(len(data), to_text(crc32c(data))):
+        raise DatasetError(f"{entry.path} {what}. {advice(folder)}")
     return prompts
 
 

@@ -9,7 +9,7 @@ from typing import Self
 
 from activation_dataset.canonical_json import read_sealed, sealed_text
 from activation_dataset.fields import from_json, to_json
-from activation_dataset.format import data_file
+from activation_dataset.format import METADATA_FILE, data_file
 from activation_dataset.sites import Site
 from activation_dataset.statistics import LayerStatistics
 
@@ -29,6 +29,14 @@ class FileEntry:
     path: str
     bytes: int
     crc32c: str
+
+    def difference(self, size: int, crc32c: str) -> str:
+        """Describe how a file of this size and CRC32C differs from the entry; "" if it does not."""
+        if size != self.bytes:
+            return f"has {size} bytes, {METADATA_FILE} says {self.bytes}"
+        if crc32c != self.crc32c:
+            return f"has CRC32C {crc32c}, {METADATA_FILE} says {self.crc32c}"
+        return ""
 
 
 class _Sealed:

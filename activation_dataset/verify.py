@@ -138,14 +138,8 @@ def _check_file(folder: Folder, entry: FileEntry, present: set[str]) -> tuple[Pr
             crc, size = crc32c_of_stream(stream)
     except OSError as error:
         return Problem(entry.path, f"cannot be read: {error}", RERUN), 0
-    found = to_text(crc)
-    if size != entry.bytes:
-        what = f"has {size} bytes, {METADATA_FILE} says {entry.bytes}"
-    elif found != entry.crc32c:
-        what = f"has CRC32C {found}, {METADATA_FILE} says {entry.crc32c}"
-    else:
-        return None, size
-    return Problem(entry.path, what, RERUN), size
+    what = entry.difference(size, to_text(crc))
+    return Problem(entry.path, what, RERUN) if what else None, size
 
 
 def _read_metadata(folder: Folder, present: set[str]) -> tuple[Metadata | None, list[Problem]]:

@@ -84,12 +84,15 @@ def plan(argv: Sequence[str]) -> None:
     The contents of weights files are read only if the output folder has a run to compare them with.
     """
     job = open_job(parse_flags(argv, build_plan_parser())[0])
-    if job.source.files.commit() is None:  # The weights of a hub model would be downloaded.
-        job.source.check_weights()
-    made, config = make_plan(job), job.config
-    print(report(made, config, config.workers))
+    config, run = job.config, None
     if not config.overwrite and read_run(config.output_dir) is not None:
-        check_output_dir(config.output_dir, job.describe(), made.shards)
+        run = job.describe()
+    elif job.source.files.commit() is None:  # The weights of a hub model would be downloaded.
+        job.source.check_weights()
+    made = make_plan(job)
+    print(report(made, config, config.workers))
+    if run is not None:
+        check_output_dir(config.output_dir, run, made.shards)
     check_output_size(made.size, len(config.extractor.sites), config.max_output_bytes)
     check_samples(made.shards.samples, made.rejected, config.max_rejected, tokens=config.tokens)
 

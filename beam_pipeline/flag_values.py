@@ -92,13 +92,13 @@ def parse_layers(words: Sequence[str]) -> tuple[int, ...]:
     """Return the layers of `10 11`, `10,11`, `10-23` or `all`, ascending; empty for all."""
     layers: set[int] = set()
     given = set(_split(words))
-    if given == {"all"}:
-        return ()
-    for word in sorted(given):
-        if word == "all":
+    if "all" in given:
+        if len(given) > 1:
             raise ConfigError(
                 "--layers_to_extract: all does not go together with other layers; give all alone"
             )
+        return ()
+    for word in sorted(given):
         match = re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", word)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if last < first:

@@ -264,9 +264,8 @@ def tokenize(
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=with_places)
     token_ids = np.asarray(encoded["input_ids"], np.int32)
     shown = token_cells(text, cells, token_ids, lambda each: str(tokenizer.decode(each)))
-    if spans is None:
-        return Prompt(sample_id, task_id, token_ids, shown)
-    if (turns := turns_of(spans, encoded["offset_mapping"])) is None:
+    turns = None if spans is None else turns_of(spans, encoded["offset_mapping"])
+    if turns is None:
         return Prompt(sample_id, task_id, token_ids, shown)
     roles = tuple(str(message["role"]) for message in prompt.messages)
     return Prompt(sample_id, task_id, token_ids, shown, turns=turns, roles=roles)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from activation_dataset.damage import DatasetError, with_advice
+from activation_dataset.damage import DatasetError, advice, with_advice
 from activation_dataset.example import ExampleError, decode_example
 from activation_dataset.format import Sample
 from activation_dataset.reading import provenance
@@ -180,8 +180,8 @@ class ActivationDataset(Shards):
         try:
             record = _decode(file.kind, data)
         except ExampleError as error:
-            with with_advice(self.folder, file.path):
-                raise CorruptRecordError(file.path, number, offset, str(error)) from None
+            place = (file.path, number, offset, str(error))
+            raise CorruptRecordError(*place, advice(self.folder)) from None
         if self.folder.local:  # Elsewhere, each check costs a request.
             self.check_unchanged()
         return record

@@ -5,7 +5,6 @@ import json
 import shutil
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 
 from beam_pipeline.config import ConfigError
@@ -13,6 +12,7 @@ from beam_pipeline.job import Job, open_job
 from beam_pipeline.options import parse_flags
 from corpus.template import load_template
 from qwen.source import open_model
+from tests.qwen.checkpoints import offline_hub_cache
 from transforms.auto_shards import AutoShards
 from transforms.commit_run import OtherRunError, configuration
 from transforms.find_inputs import resolve_patterns
@@ -117,12 +117,7 @@ def test_workers_get_the_commit_that_the_launcher_has_resolved(
 ):
     """The hub's own cache is used offline while the main branch moves on."""
     name, commit = f"org/{tmp_path.name}", "c" * 40
-    cache = tmp_path / f"models--org--{tmp_path.name}"
-    shutil.copytree(checkpoint, cache / "snapshots" / commit)
-    (cache / "refs").mkdir()
-    (cache / "refs" / "main").write_text(commit)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    cache = offline_hub_cache(checkpoint, tmp_path, monkeypatch, commit)
     job = opened(example_tasks, "--model_path", f"{name}@main", "--layers_to_extract", "all")
     run = job.describe()
     assert (run.model_name, run.weights["commit"]) == (f"{name}@main", commit)

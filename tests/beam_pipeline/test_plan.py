@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import huggingface_hub
 import numpy as np
 import pytest
 
@@ -22,6 +21,7 @@ from qwen.flops import flops_of
 from qwen.presets import PRESETS
 from tests.conftest import ROOT
 from tests.end_to_end.job import digests, flags_of, metadata_of, run
+from tests.qwen.checkpoints import offline_hub_cache
 from transforms.assign_shards import FINGERPRINT, plan_shards
 from transforms.measure_output import OutputSize
 
@@ -258,15 +258,10 @@ def test_a_plan_for_a_folder_of_unknown_origin_is_refused(capsys, tasks: Path, t
 def test_a_plan_downloads_no_weights_of_a_hub_model(
     capsys, checkpoint: Path, tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    snapshot = tmp_path / "models--org--model" / "snapshots" / ("c" * 40)
-    shutil.copytree(checkpoint, snapshot)
-    (snapshot / "model.safetensors").unlink()
-    (snapshot.parents[1] / "refs").mkdir()
-    (snapshot.parents[1] / "refs" / "main").write_text(snapshot.name)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    flags = ["--model_path=org/model", "--layers_to_extract=0", f"--output_dir={tmp_path}/out"]
-    assert main(plan_command(tasks, *flags)) == 0
+    cache = offline_hub_cache(checkpoint, tmp_path, monkeypatch, commit := "c" * 40)
+    (cache / "snapshots" / commit / "model.safetensors").unlink()
+    flags = ["--layers_to_extract=0", f"--output_dir={tmp_path}/out"]
+    assert main(plan_command(tasks, f"--model_path=org/{tmp_path.name}", *flags)) == 0
     assert "6 samples" in capsys.readouterr().out
 
 

@@ -10,7 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
+import pytest
 from safetensors.numpy import save_file
 
 from qwen.checkpoint import SINGLE_FILE
@@ -91,6 +93,24 @@ def write_files(folder: Path, fields: Mapping[str, Any], tensors: Mapping[str, n
     (folder / "config.json").write_text(json.dumps(fields))
     save_file(dict(tensors), folder / SINGLE_FILE, metadata={"format": "pt"})
     return folder
+
+
+def offline_hub_cache(
+    checkpoint: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, *commits: str
+) -> Path:
+    """Make an offline cache of the hub with `org/NAME`, where NAME is the name of the folder.
+
+    Each test needs its own name, because a process resolves a commit once. All commits have the
+    files of the checkpoint, and the main branch is the first one. Returns the repository's folder.
+    """
+    cache = folder / f"models--org--{folder.name}"
+    for commit in commits:
+        shutil.copytree(checkpoint, cache / "snapshots" / commit)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text(commits[0])
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(folder))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    return cache
 
 
 def add_tokenizer(folder: Path) -> Path:

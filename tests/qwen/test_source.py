@@ -23,7 +23,13 @@ from qwen.presets import PRESETS
 from qwen.source import open_model
 from qwen.tokenizer import NAMED_CHAT_TEMPLATES, TokenizerError
 from tests.end_to_end.emulator import BUCKET, address, bucket, upload
-from tests.qwen.checkpoints import SMALL, add_tokenizer, varied_weights, write_checkpoint
+from tests.qwen.checkpoints import (
+    SMALL,
+    add_tokenizer,
+    offline_hub_cache,
+    varied_weights,
+    write_checkpoint,
+)
 
 __all__ = ["address", "bucket"]
 
@@ -210,16 +216,9 @@ COMMITS = ("a" * 40, "b" * 40)
 @pytest.fixture
 def hub_cache(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The hub's cache, offline: a repository whose main branch is the first of two commits."""
-    # Each test needs its own repository name, because a process resolves a commit once.
-    cache = tmp_path / f"models--org--{tmp_path.name}"
-    for commit in COMMITS:
-        shutil.copytree(checkpoint, cache / "snapshots" / commit)
+    cache = offline_hub_cache(checkpoint, tmp_path, monkeypatch, *COMMITS)
     write_checkpoint(cache / "snapshots" / COMMITS[1], SMALL)
-    (cache / "refs").mkdir()
-    (cache / "refs" / "main").write_text(COMMITS[0])
     (cache / "refs" / "tagged").write_text(COMMITS[1])
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     return cache
 
 
